@@ -1,0 +1,1 @@
+"""What SLURM and the local workers run."""

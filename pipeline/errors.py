@@ -1,0 +1,9 @@
+"""The two errors that carry a meaning of their own through the layers."""
+
+
+class UserError(ValueError):
+    """Bad input: one clear sentence for the person at the keyboard; the command line exits with 2."""
+
+
+class Corrupt(Exception):
+    """A published file is not what its manifest says, or cannot be read; it is set aside and redone."""
