@@ -1,0 +1,68 @@
+"""What machine this is, as far as it decides speed. Imports no torch: `doctor` and reports use it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+# The flags that decide which kernels run; the rest of /proc/cpuinfo is noise in a report.
+TELLING_FLAGS = (
+    "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16",
+    "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+
+
+@cache
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entry; empty where there is no /proc (macOS)."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return {}
+    first = path.read_text().split("\n\n")[0]
+    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def cpu_flags() -> tuple[str, ...]:
+    info = _cpuinfo()
+    present = set((info.get("flags") or info.get("Features") or "").split())
+    return tuple(f for f in TELLING_FLAGS if f in present)
+
+
+def cores() -> int:
+    """Those this process may use, not those of the machine: a SLURM job has a part of it."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def has_bf16() -> bool:
+    """Whether bf16 products have an instruction of their own; emulated ones are slower than fp32."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpu_flags()))
+
+
+def saturates() -> bool:
+    """Whether 8 x 8-bit products overflow their 16-bit sums: x86 without VNNI. 7-bit weights fit."""
+    x86 = platform.machine() in ("x86_64", "AMD64", "i686")
+    return x86 and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(cpu_flags())
+
+
+def describe() -> dict:
+    """cpu (name), flags, cores, machine, gpu (name, or None) and driver."""
+    info = _cpuinfo()
+    return {
+        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "flags": list(cpu_flags()),
+        "cores": cores(),
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "gpu": _gpu(),
+    }
+
+
+def _gpu() -> str | None:
+    import torch  # here: only a worker asks, and it has torch loaded anyway
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None

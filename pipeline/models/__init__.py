@@ -1,0 +1,35 @@
+"""Networks, each built from a list of channel counts, so that a pruned one is the same code with a
+shorter list.
+
+A model is one file and one line in MODELS. Its module gives three functions:
+
+- ``spec(name, width, shape, classes, zero_point, scale) -> NetworkSpec``
+- ``build(spec) -> torch.nn.Module``: uint8 or float images [N, C, H, W] in, logits [N, classes] out;
+  ``forward(images, maps=True)`` gives (logits, [the feature map at the end of each block])
+- ``groups(spec) -> tuple[Group, ...]``: what has to be cut together when a filter goes
+
+Nothing here imports torch before a network is built: ``netpress plan`` reads this table.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+_VGG = "pipeline.models.vgg"
+
+MODELS: dict[str, tuple[str, str]] = {
+    # name: (module, what it is)
+    "vgg11_bn": (_VGG, "VGG-11 in the CIFAR form, with batch normalization"),
+    "vgg13_bn": (_VGG, "VGG-13 in the CIFAR form, with batch normalization"),
+    "vgg16_bn": (_VGG, "VGG-16 in the CIFAR form (13 convolutions, 14.7 M parameters)"),
+    "vgg19_bn": (_VGG, "VGG-19 in the CIFAR form, with batch normalization"),
+    "vgg11": (_VGG, "VGG-11 without batch normalization"),
+    "vgg13": (_VGG, "VGG-13 without batch normalization"),
+    "vgg16": (_VGG, "VGG-16 without batch normalization (wants a learning rate near 0.02)"),
+    "vgg19": (_VGG, "VGG-19 without batch normalization"),
+}
+
+
+def module_of(model: str):
+    """The module that knows ``model``; KeyError for a name that is not in MODELS."""
+    return import_module(MODELS[model][0])

@@ -1,0 +1,192 @@
+"""Simulated quantization: float arithmetic on values that integers can express.
+
+Every convolution and linear layer rounds its input (per tensor, uint8) and its weight (per filter,
+symmetric int8); biases stay float, as their integers (int32) are finer than any of it. What is
+deployed is another thing, ``pipeline/artifact.py``; it takes these scales as they are.
+
+x [N, C, H, W], weight [K, C, h, w] or [K, C], weight scale [K], input scale and zero point [].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline.models.network import Quantization
+
+ACTIVATION_MAX = 255  # uint8
+
+
+class _FakeQuantized:
+    """What the convolution and the linear layer share; weight names stay those of the float layer,
+    so that a state dict moves between the two."""
+
+    def prepare(self, quantization: Quantization) -> None:
+        self.weight_max = 2 ** (quantization.weight_bits - 1) - 1
+        self.learned = quantization.learned
+        scale, rows = torch.ones(()), torch.ones(len(self.weight))
+        if self.learned:
+            self.input_scale, self.weight_scale = nn.Parameter(scale), nn.Parameter(rows)
+        else:
+            self.register_buffer("input_scale", scale)
+            self.register_buffer("weight_scale", rows)
+        self.register_buffer("input_zero_point", torch.zeros((), dtype=torch.int32))
+        self.exact_input = False  # the image itself: an integer already
+
+    def quantized_input(self, x: torch.Tensor) -> torch.Tensor:
+        if self.exact_input:
+            return x
+        if self.learned and self.training:
+            shift = self.input_zero_point
+            return _lsq(x.float(), self.input_scale, -shift, ACTIVATION_MAX - shift)
+        return torch.fake_quantize_per_tensor_affine(
+            x.float(), self.input_scale.detach(), self.input_zero_point, 0, ACTIVATION_MAX
+        )
+
+    def quantized_weight(self) -> torch.Tensor:
+        if self.learned and self.training:
+            scale = self.weight_scale.reshape(-1, *[1] * (self.weight.dim() - 1))
+            return _lsq(self.weight, scale, -self.weight_max, self.weight_max)
+        if self.training:
+            self.weight_scale.copy_(widest(self.weight, self.weight_max))
+        scale = self.weight_scale.detach()
+        zero = torch.zeros(len(scale), dtype=torch.int32, device=scale.device)
+        return torch.fake_quantize_per_channel_affine(
+            self.weight, scale, zero, 0, -self.weight_max, self.weight_max
+        )
+
+
+class FakeQuantConv2d(_FakeQuantized, nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(self.quantized_input(x), self.quantized_weight(), self.bias)
+
+
+class FakeQuantLinear(_FakeQuantized, nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
+
+
+def _lsq(x, scale, low, high):
+    """Rounds to multiples of ``scale`` with the gradients of Esser et al. (2020), eq. 1 to 3: straight
+    through inside the range, and for the scale ``round(v) - v`` inside, the bound outside."""
+    scale = _damped(scale, x.numel() / max(1, scale.numel()), high)
+    v = torch.clamp(x / scale, low, high)
+    return (v + (torch.round(v) - v).detach()) * scale
+
+
+def _damped(scale: torch.Tensor, values: float, high) -> torch.Tensor:
+    """The scale with its gradient divided by sqrt(values * bound), so that it moves as fast as the
+    weights do (Esser et al. 2020, section 2.2)."""
+    factor = (values * float(high)) ** -0.5
+    return (scale - scale * factor).detach() + scale * factor
+
+
+def widest(weight: torch.Tensor, weight_max: int) -> torch.Tensor:
+    """The scale [K] with which each filter's largest weight just fits; a filter of zeros gets 1."""
+    largest = weight.detach().abs().flatten(1).amax(1)
+    return torch.where(largest > 0, largest / weight_max, torch.ones_like(largest))
+
+
+def insert(network: nn.Module, quantization: Quantization) -> None:
+    """Turns every convolution and linear layer of ``network`` into its fake-quantized self."""
+    kinds = {nn.Conv2d: FakeQuantConv2d, nn.Linear: FakeQuantLinear}
+    for module in network.modules():
+        if type(module) in kinds:
+            module.__class__ = kinds[type(module)]
+            module.prepare(quantization)
+    first = next(iter(layers(network).values()))
+    first.exact_input = True
+
+
+def layers(network: nn.Module) -> dict[str, _FakeQuantized]:
+    """Name -> layer, in the order in which they were registered (that of the data, in a chain)."""
+    return {n: m for n, m in network.named_modules() if isinstance(m, _FakeQuantized)}
+
+
+@torch.no_grad()
+def calibrate(
+    network: nn.Module, batches: Iterator[torch.Tensor], method: str, first: tuple[int, float]
+) -> None:
+    """Sets every scale and zero point from what the float network sees on training images.
+
+    ``first`` is (zero_point, scale) of the images themselves. ``method``: ``minmax`` takes the whole
+    range seen, ``mse`` the part of it that loses least in squared error (of 32 candidates).
+    """
+    seen = _observe(network, batches)
+    for name, layer in layers(network).items():
+        layer.weight_scale.copy_(_weight_scale(layer, method))
+        scale, zero_point = first[1], first[0]
+        if not layer.exact_input:
+            scale, zero_point = _range(seen[name], method)
+        layer.input_scale.fill_(scale)
+        layer.input_zero_point.fill_(zero_point)
+
+
+SAMPLE = 16384  # values kept of each input and batch: enough for a histogram, small in memory
+
+
+def _observe(network: nn.Module, batches) -> dict[str, torch.Tensor]:
+    """Runs the float network; name of layer -> a sample of its input values, extremes included."""
+    seen: dict[str, list[torch.Tensor]] = {}
+
+    def keep(name):
+        def hook(_, inputs):
+            flat = inputs[0].float().flatten()
+            step = max(1, flat.numel() // SAMPLE)
+            seen.setdefault(name, []).extend((flat[::step], flat.amin()[None], flat.amax()[None]))
+
+        return hook
+
+    floats = {m: m.__class__ for m in layers(network).values()}
+    handles = [m.register_forward_pre_hook(keep(n)) for n, m in layers(network).items()]
+    try:
+        for module in floats:
+            module.__class__ = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
+        network.eval()
+        for images in batches:
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, kind in floats.items():
+            module.__class__ = kind
+    return {name: torch.cat(values) for name, values in seen.items()}
+
+
+CANDIDATES = torch.linspace(0.25, 1.0, 32).tolist()  # parts of the range that are tried
+
+
+def _range(values: torch.Tensor, method: str) -> tuple[float, int]:
+    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    if low == high:
+        return 1.0, 0
+    parts = CANDIDATES if method == "mse" else [1.0]
+    return min((_affine(low * p, high * p) for p in parts), key=lambda a: _loss(values, *a))
+
+
+def _affine(low: float, high: float) -> tuple[float, int]:
+    scale = (high - low) / ACTIVATION_MAX
+    return scale, round(-low / scale)
+
+
+def _loss(values: torch.Tensor, scale: float, zero_point: int) -> float:
+    rounded = torch.fake_quantize_per_tensor_affine(values, scale, zero_point, 0, ACTIVATION_MAX)
+    return float(torch.mean((rounded - values) ** 2))
+
+
+def _weight_scale(layer, method: str) -> torch.Tensor:
+    full = widest(layer.weight, layer.weight_max)
+    if method != "mse":
+        return full
+    zero = torch.zeros(len(full), dtype=torch.int32, device=full.device)
+    best, scale = torch.full_like(full, float("inf")), full
+    for part in CANDIDATES:
+        rounded = torch.fake_quantize_per_channel_affine(
+            layer.weight, full * part, zero, 0, -layer.weight_max, layer.weight_max
+        )
+        loss = (rounded - layer.weight).square().flatten(1).mean(1)
+        best, scale = torch.minimum(loss, best), torch.where(loss < best, full * part, scale)
+    return scale

@@ -1,0 +1,1 @@
+"""Training: one loop for every stage, its recipe, its losses, its checkpoint."""
