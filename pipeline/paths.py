@@ -1,0 +1,205 @@
+"""The one place that knows where a file lies: nobody else joins names.
+
+    WORK/cells/ID/{cell.json, checkpoint/, metrics.h5, attempts/N/, result.h5, artifact/,
+                   manifest.json, lock}
+    WORK/sweeps/NAME/{ledger.jsonl, sweep.yaml, jobs/}
+    WORK/cache/
+    REPORTS/SWEEP/{report.md, results.csv, figures/}
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+CELL_ID = re.compile(r"[0-9a-f]{16}")
+CODE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class AttemptPaths:
+    """One run of a job for a cell: attempts/N/."""
+
+    folder: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.folder.name)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    @property
+    def failure(self) -> Path:
+        return self.folder / "failure.json"
+
+    @property
+    def usage(self) -> Path:
+        return self.folder / "usage.json"
+
+
+@dataclass(frozen=True)
+class CellPaths:
+    """A cell's folder: cells/ID/."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def cell_json(self) -> Path:
+        return self.folder / "cell.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint"
+
+    @property
+    def model(self) -> Path:
+        """The final weights, inside the checkpoint."""
+        return self.checkpoint / "model.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.h5"
+
+    @property
+    def attempts(self) -> Path:
+        return self.folder / "attempts"
+
+    def attempt(self, number: int) -> AttemptPaths:
+        return AttemptPaths(self.attempts / str(number))
+
+    @property
+    def result(self) -> Path:
+        return self.folder / "result.h5"
+
+    @property
+    def artifact(self) -> Path:
+        return self.folder / "artifact"
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / "manifest.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """What is known of one sweep on this work root: sweeps/NAME/."""
+
+    folder: Path
+
+    @property
+    def ledger(self) -> Path:
+        return self.folder / "ledger.jsonl"
+
+    @property
+    def yaml(self) -> Path:
+        return self.folder / "sweep.yaml"
+
+    @property
+    def jobs(self) -> Path:
+        return self.folder / "jobs"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """What a sweep produced, for people: reports/SWEEP/."""
+
+    folder: Path
+
+    @property
+    def markdown(self) -> Path:
+        return self.folder / "report.md"
+
+    @property
+    def csv(self) -> Path:
+        return self.folder / "results.csv"
+
+    def figure(self, name: str) -> Path:
+        return self.folder / "figures" / name
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work root: heavy files (checkpoints, artifacts, results), shared by all sweeps."""
+
+    root: Path
+
+    def cell(self, cell_id: str) -> CellPaths:
+        """Raises ValueError for what is no cell id, so that none leads out of the root."""
+        if not CELL_ID.fullmatch(cell_id):
+            raise ValueError(f"expected a cell id of 16 hexadecimal digits, got {cell_id!r}")
+        return CellPaths(Path(self.root) / "cells" / cell_id)
+
+    def sweep(self, name: str) -> SweepPaths:
+        return SweepPaths(Path(self.root) / "sweeps" / checked_name(name))
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.root) / "cache"
+
+
+def checked_name(name: str) -> str:
+    """`name` itself; raises ValueError where it could not be a file name of ours."""
+    if not NAME.fullmatch(name) or set(name) == {"."}:
+        raise ValueError(f"expected a name of 1 to 64 letters, digits, '.', '_', '-', got {name!r}")
+    return name
+
+
+def work_root(configured: str | Path | None = None) -> Path:
+    """$NETPRESS_WORK, else what the profile configured, else ./runs."""
+    return _root("NETPRESS_WORK", configured, Path("runs"))
+
+
+def data_root(configured: str | Path | None = None) -> Path:
+    """$NETPRESS_DATA, else what the profile configured, else ~/.cache/netpress/data."""
+    return _root("NETPRESS_DATA", configured, Path("~/.cache/netpress/data"))
+
+
+def reports_root() -> Path:
+    return Path("reports").absolute()
+
+
+def report(name: str, root: Path | None = None) -> ReportPaths:
+    return ReportPaths((root or reports_root()) / checked_name(name))
+
+
+def shipped_sweeps() -> Path:
+    return CODE / "jobs" / "sweeps"
+
+
+def sweep_file(name_or_path: str | Path) -> Path:
+    """The YAML file meant by a path, or by the name of a sweep that ships; UserError if neither."""
+    text = str(name_or_path)
+    shipped = shipped_sweeps() / f"{text}.yaml"
+    if NAME.fullmatch(text) and shipped.is_file():
+        return shipped
+    path = Path(text).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise UserError(f"{text}: is a folder, expected a sweep file (YAML)")
+    names = ", ".join(sorted(p.stem for p in shipped_sweeps().glob("*.yaml")))
+    raise UserError(f"{text}: no such sweep file, and no shipped sweep of this name ({names})")
+
+
+def _root(variable: str, configured: str | Path | None, default: Path) -> Path:
+    chosen = os.environ.get(variable) or configured or default
+    return Path(os.path.expandvars(chosen)).expanduser().absolute()

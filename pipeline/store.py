@@ -1,0 +1,584 @@
+"""Atomic publication, manifests, locks and the HDF5 results.
+
+A result is either absent or complete. Bytes go to a temporary name in the same folder, are
+flushed and fsynced, renamed, and the folder is fsynced. The manifest, with size and SHA-256 of
+every file, comes last; a file that no manifest names does not exist for readers.
+
+HDF5 files are built and read in memory, as bytes: none is ever open on disk, so no kill leaves
+half of one and no HDF5 file lock is asked of a network file system. Their first 512 bytes (the
+HDF5 user block, which every HDF5 reader skips) hold the SHA-256 of the rest, because HDF5 itself
+reads most flipped bits as silently different numbers.
+
+Layout of result.h5 (metrics.h5 has /history alone):
+    /                       attributes cell (JSON), id, facts (JSON)
+    /history/I-STAGE/METRIC [epochs] float64
+    /measure/NAME           scalar, string or [n]; a name may have slashes
+
+h5py and numpy are imported where they are used: planning and status need neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import Corrupt, UserError
+from pipeline.paths import AttemptPaths, CellPaths
+
+FORMAT = 1
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-\d+-[0-9a-f]{8}")
+SEAL_BYTES = 512
+SEAL = b"netpress sha256 "
+# NFS may show a rename seconds late: a file that is known to exist is asked for again.
+RETRIES_S = (0.05, 0.2, 0.5, 1.0)
+
+
+class Busy(Exception):
+    """Another process works on this cell."""
+
+
+# --- publication -----------------------------------------------------------------------------
+
+
+def private() -> None:
+    """Everything that this process creates from now on is for its user alone."""
+    os.umask(0o077)
+
+
+def make_folder(folder: Path) -> Path:
+    """Make `folder` and its parents, readable by the user alone."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+    return folder
+
+
+def publish_bytes(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, whole or not at all; raises OSError (ENOSPC, ...), leaves no trace."""
+    make_folder(path.parent)
+    temporary = _beside(path, "tmp")
+    try:
+        _write_synced(temporary, data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def publish_json(path: Path, value: Any) -> None:
+    """Put `value` at `path` as JSON with sorted keys; raises ValueError for NaN and infinities."""
+    publish_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Put what `write` leaves in the folder it is given at `folder`, whole or not at all.
+
+    An old folder is moved aside first, since no portable call swaps two. Killed between the two
+    renames, the old one is brought back by the next `lock_cell`.
+    """
+    make_folder(folder.parent)
+    temporary = _beside(folder, "tmp")
+    temporary.mkdir(mode=0o700)
+    try:
+        write(temporary)
+        _sync_tree(temporary)
+        _replace_folder(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to NAME.corrupt-N, so that it can be looked at and redone."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
+        number += 1
+    os.rename(path, aside)
+    _sync_folder(path.parent)
+    return aside
+
+
+def new_attempt(cell: CellPaths) -> AttemptPaths:
+    """The next free attempts/N/; made with mkdir, so that two processes never get the same one."""
+    make_folder(cell.attempts)
+    numbers = [int(p.name) for p in cell.attempts.iterdir() if p.name.isdecimal()]
+    number = max(numbers, default=0) + 1
+    while True:
+        try:
+            cell.attempt(number).folder.mkdir(mode=0o700)
+            return cell.attempt(number)
+        except FileExistsError:
+            number += 1
+
+
+def last_attempt(cell: CellPaths) -> AttemptPaths | None:
+    """The attempt with the highest number, or None before the first."""
+    try:
+        numbers = [int(name) for name in os.listdir(cell.attempts) if name.isdecimal()]
+    except FileNotFoundError:
+        return None
+    return cell.attempt(max(numbers)) if numbers else None
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)  # a network file system may report a full disk only here
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems cannot: their rename has to do
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _sync_file(Path(root) / name)
+        os.chmod(root, 0o700)
+        _sync_folder(Path(root))
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fchmod(descriptor, 0o600)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    old = _beside(folder, "old")
+    try:
+        os.rename(folder, old)
+    except FileNotFoundError:
+        old = None
+    try:
+        os.rename(new, folder)
+    except BaseException:
+        if old:
+            os.rename(old, folder)
+        raise
+    _sync_folder(folder.parent)
+    if old:  # published already: what cannot be removed now goes at the next lock
+        shutil.rmtree(old, ignore_errors=True)
+
+
+# --- one process at a time -------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def lock_cell(cell: CellPaths) -> Iterator[None]:
+    """Hold the cell alone; raises Busy when another process does, and clears what a dead one left.
+
+    The lock goes with its process, however that ends. The lock file itself stays: removing it
+    would let two processes hold two different files of one name.
+    """
+    descriptor = _open_lock(cell)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+            holder = holder or "another process"
+            raise Busy(f"cell {cell.id} is being worked on by {holder}") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        _clear_leftovers(cell.folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(cell: CellPaths) -> int:
+    try:
+        make_folder(cell.folder)
+        return os.open(cell.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except PermissionError:
+        raise UserError(
+            f"{cell.folder}: not writable, it may belong to another user; "
+            "set NETPRESS_WORK to a folder of your own"
+        ) from None
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Remove temporaries of a process that died; bring back what it had only moved aside."""
+    for root, folders, names in os.walk(folder):
+        for name in sorted([*folders, *names]):
+            if match := TEMPORARY.fullmatch(name):
+                _clear(Path(root) / name, Path(root) / match["name"], match["kind"])
+        folders[:] = [name for name in folders if not TEMPORARY.fullmatch(name)]
+
+
+def _clear(leftover: Path, live: Path, kind: str) -> None:
+    if kind == "old" and not live.exists():
+        os.rename(leftover, live)
+    elif leftover.is_dir():
+        shutil.rmtree(leftover)
+    else:
+        leftover.unlink()
+
+
+# --- manifests -------------------------------------------------------------------------------
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_manifest(cell: CellPaths, extra: dict[str, Any] | None = None) -> None:
+    """Name every file of a finished cell with its size and SHA-256: from now on it is done."""
+    files = {str(p.relative_to(cell.folder)): _fingerprint(p) for p in _product(cell)}
+    publish_json(
+        cell.manifest, {"format": FORMAT, "id": cell.id, "files": files, "extra": extra or {}}
+    )
+
+
+def read_manifest(cell: CellPaths) -> dict[str, Any] | None:
+    """The manifest, None where there is none; raises Corrupt."""
+    try:
+        data = _read(cell.manifest)
+    except FileNotFoundError:
+        return None
+    try:
+        manifest = json.loads(data)
+        # What is not written exactly as we write it was changed by somebody.
+        intact = data == json_bytes(manifest)
+    except (ValueError, RecursionError):
+        intact = False
+    if not intact or not _well_formed(manifest, cell):
+        raise Corrupt(f"{cell.manifest}: damaged")
+    return manifest
+
+
+def is_done(cell: CellPaths, deep: bool = False) -> bool:
+    """Whether the cell has its whole product: by size (shallow), or by checksum (deep)."""
+    try:
+        verify(cell, deep)
+    except Corrupt:
+        return False
+    return True
+
+
+def verify(cell: CellPaths, deep: bool = True) -> dict[str, Any]:
+    """The manifest of a complete cell; raises Corrupt with the first file that differs from it."""
+    manifest = read_manifest(cell)
+    if manifest is None:
+        raise Corrupt(f"{cell.folder}: has no manifest, so it was not finished")
+    for name, fingerprint in manifest["files"].items():
+        _verify_file(cell.folder / name, fingerprint, deep)
+    return manifest
+
+
+def withdraw(cell: CellPaths) -> list[Path]:
+    """Set aside the manifest, then every product that does not match it; returns their new names.
+
+    For a cell that `verify` calls Corrupt, with its lock held. What is left is sound and is used
+    again: a damaged artifact does not cost the training.
+    """
+    damaged = damaged_parts(cell)
+    aside = [set_aside(cell.manifest)] if cell.manifest.exists() else []
+    return aside + [set_aside(path) for path in damaged if path.exists()]
+
+
+def damaged_parts(cell: CellPaths) -> list[Path]:
+    """Top-level files and folders of the cell that do not match its manifest."""
+    try:
+        manifest = read_manifest(cell)
+    except Corrupt:  # nothing vouches for anything
+        return [path for path in (cell.result, cell.artifact, cell.metrics) if path.exists()]
+    damaged = []
+    for name, fingerprint in (manifest or {"files": {}})["files"].items():
+        part = cell.folder / Path(name).parts[0]
+        try:
+            _verify_file(cell.folder / name, fingerprint, deep=True)
+        except Corrupt:
+            damaged += [part] if part not in damaged else []
+    return damaged
+
+
+def _product(cell: CellPaths) -> list[Path]:
+    artifact = sorted(p for p in cell.artifact.rglob("*") if not p.is_dir())
+    if not artifact:
+        raise FileNotFoundError(errno.ENOENT, "no artifact in the cell", str(cell.artifact))
+    optional = [p for p in (cell.metrics, cell.model) if p.exists()]
+    return [cell.cell_json, cell.result, *optional, *artifact]
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _well_formed(manifest: Any, cell: CellPaths) -> bool:
+    """A manifest of this cell, with names that stay in its folder, whoever wrote it."""
+    try:
+        names = list(manifest["files"])
+        return (
+            manifest["format"] == FORMAT
+            and manifest["id"] == cell.id
+            and {"result.h5", "cell.json"} <= set(names)
+            and all(_stays_inside(name) for name in names)
+            and all(isinstance(f["bytes"], int) and f["sha256"] for f in manifest["files"].values())
+        )
+    except (TypeError, KeyError, AttributeError):
+        return False
+
+
+def _stays_inside(name: str) -> bool:
+    return "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
+
+
+def _verify_file(path: Path, fingerprint: dict[str, Any], deep: bool) -> None:
+    try:
+        found = _patiently(lambda: os.lstat(path))
+        if not stat.S_ISREG(found.st_mode):
+            raise Corrupt(f"{path}: is not a plain file")
+        if found.st_size != fingerprint["bytes"]:
+            expected = fingerprint["bytes"]
+            raise Corrupt(f"{path}: has {found.st_size} bytes, its manifest says {expected}")
+        if deep and sha256(path) != fingerprint["sha256"]:
+            raise Corrupt(f"{path}: its SHA-256 is not the one in its manifest")
+    except (FileNotFoundError, NotADirectoryError):
+        raise Corrupt(f"{path}: is missing, its manifest names it") from None
+
+
+def _patiently(ask: Callable[[], Any]) -> Any:
+    """Ask again after ENOENT and ESTALE: for what is known to exist, on a file system that lags."""
+    for delay_s in RETRIES_S:
+        try:
+            return ask()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):
+                raise
+        time.sleep(delay_s)
+    return ask()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno != errno.ESTALE:  # replaced on the server between our open and our read
+            raise
+        return _patiently(path.read_bytes)
+
+
+# --- HDF5 ------------------------------------------------------------------------------------
+
+
+@dataclass
+class StageHistory:
+    """What one stage recorded: columns {metric: [epochs] floats}."""
+
+    index: int
+    stage: str
+    columns: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A published result: the resolved cell, facts, histories, and what was measured."""
+
+    id: str
+    cell: dict[str, Any]
+    facts: dict[str, Any]
+    history: list[StageHistory]
+    measured: dict[str, Any]
+
+
+def history_bytes(history: Sequence[StageHistory]) -> bytes:
+    """metrics.h5: the histories alone."""
+    return _hdf5_bytes(lambda file: _put_history(file, history))
+
+
+def result_bytes(
+    cell: dict[str, Any],
+    facts: dict[str, Any],
+    history: Sequence[StageHistory],
+    measured: dict[str, Any],
+    *,
+    cell_id: str | None = None,
+) -> bytes:
+    """result.h5. `cell` is Cell.to_json(); `measured` has scalars, strings and arrays by name.
+
+    Raises ValueError or TypeError for what would not be read back as it is.
+    """
+
+    def fill(file):
+        file.attrs["id"] = cell.get("id", "") if cell_id is None else cell_id
+        file.attrs["cell"] = json.dumps(cell, sort_keys=True, allow_nan=False)
+        file.attrs["facts"] = json.dumps(facts, sort_keys=True, allow_nan=False)
+        _put_history(file, history)
+        group = file.create_group("measure")
+        for name in sorted(measured):
+            _put(group, name, measured[name])
+
+    return _hdf5_bytes(fill)
+
+
+def read_result(path: Path, expected_sha256: str | None = None) -> Result:
+    """Raises FileNotFoundError, or Corrupt where the file is damaged or is not one of ours."""
+    data = _read(path)
+    if expected_sha256 and hashlib.sha256(data).hexdigest() != expected_sha256:
+        raise Corrupt(f"{path}: its SHA-256 is not the one in its manifest")
+    return _from_hdf5(path, data, _get_result)
+
+
+def read_history(path: Path) -> list[StageHistory]:
+    """The histories of a metrics.h5 or result.h5; raises as read_result."""
+    return _from_hdf5(path, _read(path), _get_history)
+
+
+def _hdf5_bytes(fill: Callable[[Any], None]) -> bytes:
+    import h5py
+
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", userblock_size=SEAL_BYTES) as file:
+        fill(file)
+    body = buffer.getvalue()[SEAL_BYTES:]
+    return _seal(body) + body
+
+
+def _seal(body: bytes) -> bytes:
+    return (SEAL + hashlib.sha256(body).hexdigest().encode() + b"\n").ljust(SEAL_BYTES, b"\0")
+
+
+def _from_hdf5(path: Path, data: bytes, get: Callable[[Any], Any]) -> Any:
+    import h5py
+
+    if data[:SEAL_BYTES] != _seal(data[SEAL_BYTES:]):
+        raise Corrupt(f"{path}: is damaged, its checksum does not match")
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            return get(file)
+    # A checksum is no signature: h5py has no error of its own for a file built to mislead it.
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise Corrupt(f"{path}: cannot be read as a netpress result: {error}") from error
+
+
+def _put_history(file, history: Sequence[StageHistory]) -> None:
+    import numpy
+
+    root = file.create_group("history")
+    for stage in history:
+        if len({len(column) for column in stage.columns.values()}) > 1:
+            raise ValueError(f"the columns of stage {stage.index}-{stage.stage} differ in length")
+        group = root.create_group(f"{stage.index}-{stage.stage}")
+        for name, column in sorted(stage.columns.items()):
+            group.create_dataset(name, data=numpy.asarray(column, dtype=numpy.float64))
+
+
+def _put(group, name: str, value: Any) -> None:
+    import h5py
+    import numpy
+
+    if isinstance(value, str):
+        encoded = value.encode()
+        if b"\0" in encoded:
+            raise ValueError(f"{name}: a string with a NUL cannot be stored")
+        kind = h5py.string_dtype("utf-8", max(1, len(encoded)))
+        group.create_dataset(name, data=numpy.array(encoded, dtype=kind))
+        return
+    array = numpy.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name}: expected numbers or a string, got {type(value).__name__}")
+    group.create_dataset(name, data=array)
+
+
+def _get_result(file) -> Result:
+    texts = {name: file.attrs[name] for name in ("id", "cell", "facts")}
+    cell, facts = json.loads(texts["cell"]), json.loads(texts["facts"])
+    measured = dict(_datasets(_child(file, "measure"), ""))
+    return Result(str(texts["id"]), cell, facts, _get_history(file), measured)
+
+
+def _get_history(file) -> list[StageHistory]:
+    stages = []
+    root = _child(file, "history")
+    for name in root:
+        index, _, stage = name.partition("-")
+        columns = {k: v.tolist() for k, v in _datasets(_child(root, name), "")}
+        stages.append(StageHistory(int(index), stage, columns))
+    return sorted(stages, key=lambda s: s.index)
+
+
+def _datasets(group, prefix: str, depth: int = 8) -> Iterator[tuple[str, Any]]:
+    """Every dataset under `group`, by its name from there."""
+    import h5py
+
+    if depth == 0:
+        raise ValueError("groups are nested too deeply")
+    for name in group:
+        child = _child(group, name)
+        if isinstance(child, h5py.Group):
+            yield from _datasets(child, f"{prefix}{name}/", depth - 1)
+        else:
+            yield prefix + name, _value(child)
+
+
+def _child(group, name: str):
+    """A member that lies in this very file: no soft, external or user-defined link is followed."""
+    import h5py
+
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name} is a link, or is missing")
+    return group[name]
+
+
+def _value(dataset) -> Any:
+    """A dataset's content: numbers as they are, strings as str; its bytes must be in this file."""
+    import h5py
+
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "biufS":
+        raise ValueError(f"{dataset.name} is not an array of numbers or a string")
+    if dataset.is_virtual or dataset.external or dataset.chunks:
+        raise ValueError(f"{dataset.name} is not stored as one piece in this file")
+    # Also stops a small file that declares a huge, never written array.
+    if dataset.id.get_storage_size() != dataset.nbytes:
+        raise ValueError(f"{dataset.name} is not stored in full")
+    value = dataset[()]
+    if isinstance(value, bytes):
+        return value.decode()
+    return value if dataset.shape else value.item()
