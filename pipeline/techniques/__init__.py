@@ -1,0 +1,66 @@
+"""Stages, and the techniques that are chains of them.
+
+A stage is one file and one line in STAGES. Its module gives
+
+- ``Settings``: a frozen model of what a sweep file may say about it, with every default;
+- ``apply(state, settings, context) -> ModelState``: what it does; see ``context.py``;
+- ``expand(settings) -> [(stage, settings), ...]``, if it stands for several stages in a row.
+
+Nothing here imports torch: ``netpress plan`` reads these tables, and every Settings.
+"""
+
+from __future__ import annotations
+
+STAGES: dict[str, str] = {
+    # name: module
+    "train": "pipeline.techniques.train",
+    "finetune": "pipeline.techniques.finetune",
+    "prune": "pipeline.techniques.prune",
+    "distill": "pipeline.techniques.distill",
+    "quantize": "pipeline.techniques.quantize",
+}
+
+TECHNIQUES: dict[str, tuple[str, list[dict[str, dict]]]] = {
+    # name: (what it is, its stages after the base's training)
+    "base": ("the trained model that all others start from", []),
+    "ptq-int8": ("int8 after training, calibrated on training images", [{"quantize": {}}]),
+    "qat-int8": ("int8, trained with quantization simulated", [{"quantize": {"aware": True}}]),
+    "prune-filters": (
+        "filters removed to a quarter of the parameters, fine-tuned",
+        [{"prune": {"parameters_kept": 0.25}}, {"finetune": {}}],
+    ),
+    "kd": (
+        "a student of half the width, taught by the base's soft logits (Hinton et al. 2015)",
+        [{"distill": {}}],
+    ),
+    "attention-transfer": (
+        "the same student, taught by attention maps (Zagoruyko and Komodakis 2017)",
+        [{"distill": {"soft": 0.0, "attention": 1000.0}}],
+    ),
+    "attention-transfer-kd": (
+        "the same student, taught by attention maps and soft logits",
+        [{"distill": {"attention": 1000.0}}],
+    ),
+    "small-and-int8": (
+        "a sixteenth of the parameters, taught by the base, then int8 with training",
+        [
+            {"prune": {"parameters_kept": 0.0625}},
+            {"finetune": {"teacher": "base"}},
+            {"quantize": {"aware": True, "teacher": "base"}},
+        ],
+    ),
+    # Controls: what a technique has to be better than.
+    "prune-random": (
+        "control: as many filters removed as by prune-filters, chosen by chance",
+        [{"prune": {"parameters_kept": 0.25, "criterion": "random"}}, {"finetune": {}}],
+    ),
+    "pruned-from-scratch": (
+        "control: the shape that prune-filters leaves, trained anew for both budgets",
+        [{"prune": {"parameters_kept": 0.25}}, {"train": {"share": 2.0}}],
+    ),
+    "student-alone": (
+        "control: the student of kd, trained without a teacher",
+        [{"train": {"width": 0.5}}],
+    ),
+    "base-longer": ("control: the base, trained for the extra epochs", [{"finetune": {}}]),
+}

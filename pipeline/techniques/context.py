@@ -1,0 +1,44 @@
+"""What a stage is given beside the model: its data, its base, and how to train.
+
+A stage never reads the command line, the ledger or SLURM. What must survive a kill is in the state
+that it returns, or in the one that it trains through ``Context.train``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:  # a stage's Settings are read where there is no torch
+    from pipeline.data import Split
+    from pipeline.models.network import ModelState
+    from pipeline.sweep import Cell, Recipe
+    from pipeline.training.losses import Objective
+    from pipeline.training.recipe import Machine
+
+
+class Train(Protocol):
+    """``start`` makes the state before the first epoch; it is not called when a checkpoint of this
+    stage is there, so that nothing is pruned, or initialized, twice."""
+
+    def __call__(
+        self,
+        start: Callable[[], ModelState],
+        objective: Callable[[ModelState], Objective],
+        epochs: int,
+        recipe: Recipe,
+    ) -> ModelState: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """One stage of one cell."""
+
+    cell: Cell
+    split: Split
+    machine: Machine
+    seed: int  # of this stage, derived from the cell's
+    base: Callable[[], ModelState]  # the trained base, on the machine's device, in eval mode
+    train: Train
+    tick: Callable[[dict[str, Any]], None]

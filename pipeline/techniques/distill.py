@@ -1,0 +1,47 @@
+"""Knowledge distillation: a smaller network learns from the base (Hinton et al. 2015), and from
+where the base looks (attention transfer, Zagoruyko and Komodakis 2017)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, field_validator
+
+from pipeline.techniques.settings import Trained
+from pipeline.techniques.train import known_model, student_spec
+
+if TYPE_CHECKING:
+    from pipeline.models.network import ModelState
+    from pipeline.techniques.context import Context
+
+
+class Settings(Trained):
+    """A student of half the width has a quarter of the parameters."""
+
+    teacher: str = Field("base", pattern="^base$")
+    student: str | None = Field(None, description="a model; default: the cell's own")
+    width: float = Field(0.5, gt=0, le=4, description="of the cell's own width")
+    attention: float = Field(0.0, ge=0, le=1e6, description="weight (beta) of the attention maps")
+
+    _known = field_validator("student")(lambda name: known_model(name))
+
+
+def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
+    from pipeline.models import network
+    from pipeline.training import losses
+
+    recipe = context.cell.recipe
+
+    def with_attention(_):
+        return losses.attention(
+            context.base().network, settings.attention, settings.temperature, settings.soft,
+            recipe.label_smoothing,
+        )  # fmt: skip
+
+    spec = student_spec(context, settings.student, settings.width)
+    return context.train(
+        lambda: network.new(spec, context.seed),
+        with_attention if settings.attention else settings.objective_of(recipe, context),
+        settings.epochs_of(recipe),
+        settings.recipe_of(recipe),
+    )

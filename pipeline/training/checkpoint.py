@@ -1,0 +1,193 @@
+"""The state of a cell between two epochs, on disk: written aside, checked, never half there.
+
+``checkpoint/`` holds the last two states as ``state-N.safetensors`` and ``index.json``, which names
+them with their SHA-256; replacing the index is the moment at which a new state begins to exist. A
+state that does not match its checksum is set aside and the one before it is used.
+
+There is no pickle: tensors are safetensors, the rest is JSON in their header. The random state is
+not among them, since it follows from (seed, stage, epoch).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_of
+from safetensors.torch import save as bytes_of
+
+from pipeline import store
+from pipeline.errors import Corrupt
+from pipeline.models.network import ModelState, NetworkSpec, restore
+from pipeline.store import StageHistory
+from pipeline.training.loop import Training
+
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a cell stands: ``training.epoch`` epochs of the stage are done (0: it has not begun)."""
+
+    index: int
+    stage: str
+    training: Training
+    history: tuple[StageHistory, ...]  # of the stages before this one
+
+
+def model_bytes(state: ModelState) -> bytes:
+    """Weights and specification of a network, as one safetensors file."""
+    tensors = {n: _plain(t) for n, t in state.network.state_dict().items()}
+    return bytes_of(tensors, {"spec": json.dumps(state.spec.to_json())})
+
+
+def read_model(path: Path) -> ModelState:
+    """The network in a file that ``model_bytes`` made; Corrupt when it is not one."""
+    try:
+        data = path.read_bytes()
+        spec = NetworkSpec.from_json(json.loads(_metadata(data)["spec"]))
+        return restore(spec, tensors_of(data))
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise Corrupt(f"{path}: not a readable model ({type(error).__name__}: {error})") from error
+
+
+class Checkpointer:
+    """Keeps snapshots of one cell. Writing happens in a thread of its own, one at a time, while the
+    next epoch runs: the loop waits only for a copy of the tensors in memory."""
+
+    def __init__(self, folder: Path, metrics: Path):
+        self.folder, self.metrics = folder, metrics
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._index = self._read_index()
+
+    def save(self, snapshot: Snapshot, wait: bool = False) -> None:
+        """Raises OSError (a full disk) from this writing if ``wait``, else from the one before."""
+        self.wait()
+        # All three are copies: the loop goes on changing what they were made from.
+        work = _tensors(snapshot), _header(snapshot), full_history(snapshot)
+        self._thread = threading.Thread(target=self._write, args=work)
+        self._thread.start()
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what was saved is on disk."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def load(self) -> Snapshot | None:
+        """The newest state that is whole; None when there is none. Damaged ones are set aside."""
+        for entry in reversed(self._index):
+            path = self.folder / entry["file"]
+            try:
+                return _snapshot(_checked(path, entry["sha256"]), path)
+            except Corrupt:
+                if path.exists():
+                    store.set_aside(path)
+        return None
+
+    def _write(self, tensors, header, history) -> None:
+        try:
+            data = bytes_of(tensors, {"netpress": json.dumps(header)})
+            number = self._index[-1]["number"] + 1 if self._index else 1
+            name = f"state-{number}.safetensors"
+            store.publish_bytes(self.folder / name, data)
+            entry = {"number": number, "file": name, "sha256": hashlib.sha256(data).hexdigest()}
+            index = [*self._index, entry][-KEPT:]
+            store.publish_json(self.folder / "index.json", index)
+            self._index = index
+            self._remove_unnamed()
+            store.publish_bytes(self.metrics, store.history_bytes(history))
+        except BaseException as error:  # handed to the loop, which raises it
+            self._error = error
+
+    def _remove_unnamed(self) -> None:
+        named = {entry["file"] for entry in self._index}
+        for path in self.folder.glob("state-*.safetensors"):
+            if path.name not in named:
+                path.unlink(missing_ok=True)
+
+    def _read_index(self) -> list[dict]:
+        path = self.folder / "index.json"
+        try:
+            index = json.loads(path.read_bytes())
+            return [{k: e[k] for k in ("number", "file", "sha256")} for e in index]
+        except FileNotFoundError:
+            return []
+        except (ValueError, TypeError, KeyError):
+            store.set_aside(path)
+            return []
+
+
+def full_history(snapshot: Snapshot) -> list[StageHistory]:
+    """The stages that are done, and the one that runs."""
+    if not snapshot.training.epoch:
+        return list(snapshot.history)
+    columns = {k: list(v) for k, v in snapshot.training.columns.items()}
+    return [*snapshot.history, StageHistory(snapshot.index, snapshot.stage, columns)]
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that training does not touch, on the CPU, in the layout that files have."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
+    training = snapshot.training
+    tensors = {f"model.{n}": _plain(t) for n, t in training.state.network.state_dict().items()}
+    for name, kept in training.buffers.items():
+        tensors |= {f"optimizer.{key}.{name}": _plain(t) for key, t in kept.items()}
+    return tensors
+
+
+def _header(snapshot: Snapshot) -> dict:
+    return {
+        "index": snapshot.index,
+        "stage": snapshot.stage,
+        "epoch": snapshot.training.epoch,
+        "spec": snapshot.training.state.spec.to_json(),
+        "columns": {k: list(v) for k, v in snapshot.training.columns.items()},
+        "history": [[h.index, h.stage, h.columns] for h in snapshot.history],
+    }
+
+
+def _checked(path: Path, expected: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Corrupt(f"{path}: cannot be read ({error})") from error
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise Corrupt(f"{path}: its SHA-256 is not the one in index.json")
+    return data
+
+
+def _snapshot(data: bytes, path: Path) -> Snapshot:
+    try:
+        header = json.loads(_metadata(data)["netpress"])
+        tensors, buffers = tensors_of(data), {}
+        for name in [n for n in tensors if n.startswith("optimizer.")]:
+            key, _, parameter = name.removeprefix("optimizer.").partition(".")
+            buffers.setdefault(parameter, {})[key] = tensors.pop(name)
+        weights = {n.removeprefix("model."): t for n, t in tensors.items()}
+        state = restore(NetworkSpec.from_json(header["spec"]), weights)
+        training = Training(state, header["epoch"], buffers, header["columns"])
+        history = tuple(StageHistory(*entry) for entry in header["history"])
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise Corrupt(f"{path}: not a readable checkpoint ({error})") from error
+    return Snapshot(header["index"], header["stage"], training, history)
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The header's text part: 8 bytes of length, then JSON (the safetensors format)."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length])["__metadata__"]
