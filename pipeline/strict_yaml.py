@@ -49,17 +49,18 @@ class Document:
         where = f"{self.path}:{self.line(at)}: "
         return UserError(where + (f"{dotted(at)}: " if at else "") + problem)
 
-    def check(self, at: Key, model: type[Checked], value: Any) -> Checked:
+    def check(self, at: Key, model: type[Checked], value: Any, name_keys: bool = True) -> Checked:
         """`value`, which stands at `at`, as a `model`; raises the first error as a UserError.
 
         Validated as JSON and strictly: a list may become a tuple, but "0" never becomes 0.
+        `name_keys=False`: the keys of `value` do not stand in the file; an error names `at` only.
         """
         try:
             return model.model_validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
             found = [_sentence(item, model) for item in error.errors(include_url=False)]
             loc, problem = min(found, key=lambda item: self.line(at + item[0]))
-            raise self.error(at + loc, problem) from None
+            raise self.error(at + loc if name_keys else at, problem) from None
 
 
 def read(path: Path) -> Document:
@@ -89,7 +90,8 @@ def read(path: Path) -> Document:
 
 def dotted(at: Key) -> str:
     """('seeds', 2) -> 'seeds[2]', as an error names it; counted from 0 like YAML tools do."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in at)
+    keys = (part if isinstance(part, int) or part.isprintable() else shown(part) for part in at)
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
     return text.removeprefix(".")
 
 
@@ -248,7 +250,8 @@ def _kind(node: yaml.Node) -> str:
 # --- what pydantic found, in a sentence ------------------------------------------------------
 
 _EXPECTED = {
-    "int_type": "a whole number", "int_parsing": "a whole number", "int_from_float": "a whole number",
+    "int_type": "a whole number", "int_parsing": "a whole number",
+    "int_from_float": "a whole number", "int_parsing_size": "a whole number",
     "float_type": "a number", "float_parsing": "a number",
     "bool_type": "true or false", "bool_parsing": "true or false",
     "string_type": "text", "list_type": "a list", "tuple_type": "a list",

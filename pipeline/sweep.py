@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -266,12 +267,19 @@ def canonical_json(data: Any) -> str:
 def load(path: Path, catalog: Catalog) -> Sweep:
     """The sweep in the YAML file `path`; raises UserError, one sentence, for whatever is wrong."""
     document = strict_yaml.read(Path(path))
-    asked = _File.read(document)
-    datasets = _datasets(document, asked, catalog)
-    models = _models(document, asked, catalog)
-    techniques, notes = _techniques(document, asked, catalog)
-    cells = _matrix(document, asked, datasets, models, techniques)
-    return Sweep(asked.name, cells, document.path, document.text, asked.profile, asked.pack, notes)
+    source = _Source(document, _read_file(document), catalog)
+    techniques = _techniques(source)
+    cells = _matrix(source, _datasets(source), _models(source), techniques)
+    asked = source.asked
+    return Sweep(
+        name=asked.name,
+        cells=cells,
+        path=document.path,
+        text=document.text,
+        profile=asked.profile,
+        pack=asked.pack,
+        notes=_notes(source),
+    )
 
 
 # --- the file --------------------------------------------------------------------------------
@@ -300,23 +308,54 @@ class _File(Frozen):
     profile: Name | None = None
     pack: Pack | None = None
 
-    @classmethod
-    def read(cls, document: Document) -> _File:
-        # The parts first: each names its own keys when one is wrong.
-        data = document.data
-        for key, part in (("training", Recipe), ("measure", Measure), ("pack", Pack)):
-            if key in data:
-                document.check((key,), part, data[key])
-        if isinstance(data.get("exclude"), list):
-            for i, entry in enumerate(data["exclude"]):
-                document.check(("exclude", i), _Exclude, entry)
-        for key in ("models", "datasets", "seeds", "techniques"):
-            if data.get(key, ...) in ([], None):
-                raise document.error((key,), "the list is empty; name at least one")
-        asked = document.check((), cls, data)
-        for key in ("models", "datasets", "seeds", "techniques", "exclude"):
-            _refuse_twins(document, (key,), data.get(key, []))
-        return asked
+
+class _Label(Frozen):
+    label: Name
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What the reading functions below share: where it stands, what it says, what may be named."""
+
+    document: Document
+    asked: _File
+    catalog: Catalog
+
+    def error(self, at: Key, problem: str) -> UserError:
+        return self.document.error(at, problem)
+
+    def known(self, at: Key, what: str, name: str, valid: Iterable[str], command: str) -> None:
+        if name not in valid:
+            raise self.error(
+                at,
+                f"unknown {what} {shown(name)}; {nearest(name, valid)} "
+                f"(`netpress {command}` lists them)",
+            )
+
+    def check_label(self, at: Key, label: str) -> None:
+        self.document.check(at, _Label, {"label": label})
+
+
+def _read_file(document: Document) -> _File:
+    data = document.data
+    for key in ("models", "datasets", "seeds", "techniques"):
+        if data.get(key, ...) in ([], None):
+            raise document.error((key,), "names nothing, so the matrix is empty; name at least one")
+    for at, part, value in _parts(data):  # on their own, so that each can name its nearest key
+        document.check(at, part, value)
+    asked = document.check((), _File, data)
+    for key in ("models", "datasets", "seeds", "techniques", "exclude"):
+        _refuse_twins(document, (key,), data.get(key, []))
+    return asked
+
+
+def _parts(data: dict[str, Any]) -> Iterator[tuple[Key, type[Frozen], Any]]:
+    for key, part in (("training", Recipe), ("measure", Measure), ("pack", Pack)):
+        if key in data:
+            yield (key,), part, data[key]
+    if isinstance(data.get("exclude"), list):
+        for i, entry in enumerate(data["exclude"]):
+            yield ("exclude", i), _Exclude, entry
 
 
 def _refuse_twins(document: Document, at: Key, values: Sequence[Any]) -> None:
@@ -328,62 +367,70 @@ def _refuse_twins(document: Document, at: Key, values: Sequence[Any]) -> None:
         seen.add(text)
 
 
-def _known(document: Document, at: Key, what: str, name: str, valid: Mapping[str, Any],
-           listed_by: str) -> None:  # fmt: skip
-    if name not in valid:
-        raise document.error(at, f"unknown {what} {shown(name)}; {nearest(name, valid)} "
-                                 f"(`netpress {listed_by}` lists them)")  # fmt: skip
-
-
-def _entry(document: Document, at: Key, part: type[Frozen], value: Any) -> Any:
-    """An entry of `models` or `datasets`: a name, or a mapping with `name` and more."""
-    if not isinstance(value, (str, dict)):
-        raise document.error(
-            at, f"expected a name or a mapping with `name:`, got {described(value)}"
-        )
-    return document.check(at, part, {"name": value} if isinstance(value, str) else value)
-
-
-def _models(document: Document, asked: _File, catalog: Catalog) -> list[Model]:
+def _models(source: _Source) -> list[Model]:
     found: dict[str, Model] = {}
-    for i, value in enumerate(asked.models):
-        model = _entry(document, ("models", i), Model, value)
-        _known(document, ("models", i), "model", model.name, catalog.models, "models")
+    for i, value in enumerate(source.asked.models):
+        at = ("models", i)
+        model = _entry(source.document, at, Model, value)
+        source.known(at, "model", model.name, source.catalog.models, "models")
         if model.label in found:
-            raise document.error(("models", i), f"{model.label} stands here twice; name it once")
+            raise source.error(at, f"{model.label} stands here twice; name it once")
         found[model.label] = model
     return list(found.values())
 
 
-def _datasets(document: Document, asked: _File, catalog: Catalog) -> list[Dataset]:
+def _datasets(source: _Source) -> list[Dataset]:
     found: dict[str, Dataset] = {}
-    for i, value in enumerate(asked.datasets):
+    for i, value in enumerate(source.asked.datasets):
         at = ("datasets", i)
-        dataset = _entry(document, at, Dataset, value)
-        if dataset.folder is None:
-            _known(document, at, "data set", dataset.name, catalog.datasets, "datasets")
+        dataset = _entry(source.document, at, Dataset, value)
+        if dataset.folder is not None:
+            dataset = _with_folder(source, at, dataset)
         else:
-            dataset = _with_folder(document, at, dataset, catalog)
+            source.known(at, "data set", dataset.name, source.catalog.datasets, "datasets")
         if dataset.name in found:
-            raise document.error(at, f"a data set named {shown(dataset.name)} stands here already; "
-                                     "names must differ")  # fmt: skip
+            raise source.error(at, f"{shown(dataset.name)} stands here already; names must differ")
         found[dataset.name] = dataset
     return list(found.values())
 
 
-def _with_folder(document: Document, at: Key, dataset: Dataset, catalog: Catalog) -> Dataset:
-    """The data set with its folder made absolute; relative ones are relative to the sweep file."""
-    if dataset.name in catalog.datasets:
-        raise document.error((*at, "name"), f"{shown(dataset.name)} is a data set that netpress has; "
-                                            "give the folder's another name")  # fmt: skip
-    folder = (document.path.parent / Path(dataset.folder or "").expanduser()).resolve()
+def _entry(document: Document, at: Key, part: type[Frozen], value: Any) -> Any:
+    """An entry of `models` or `datasets`: a name, or a mapping with `name` and more."""
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict):
+        raise document.error(at, f"expected a name, or a mapping with it, got {described(value)}")
+    return document.check(at, part, value)
+
+
+def _with_folder(source: _Source, at: Key, dataset: Dataset) -> Dataset:
+    """The data set with its folder made absolute; a relative one starts at the sweep file."""
+    if dataset.name in source.catalog.datasets:
+        raise source.error(
+            (*at, "name"),
+            f"{shown(dataset.name)} is a data set that netpress has; give the folder another name",
+        )
+    here = source.document.path.parent
+    folder = (here / Path(dataset.folder or "").expanduser()).resolve()
     if not folder.is_dir():
-        raise document.error((*at, "folder"), f"{shown(str(folder))} is not there; expected a folder "
-                                              "with train/CLASS/ and test/CLASS/")  # fmt: skip
+        raise source.error(
+            (*at, "folder"),
+            f"{shown(str(folder))} is not there; expected a folder with train/CLASS/ and "
+            "test/CLASS/ in it",
+        )
     return dataset.model_copy(update={"folder": str(folder)})
 
 
 # --- techniques ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A stage as it is written, before its settings are checked and expanded."""
+
+    stage: str
+    written: dict[str, Any]
+    at: Key
 
 
 @dataclass(frozen=True)
@@ -394,135 +441,119 @@ class _Technique:
     at: Key  # where the sweep file asks for it
 
 
-def _techniques(
-    document: Document, asked: _File, catalog: Catalog
-) -> tuple[list[_Technique], tuple[str, ...]]:
-    """Every technique and operating point of the sweep, resolved once, and notes about them."""
-    chains = {name: _parse(document, name, catalog) for name in asked.define}
-    for name, chain in chains.items():  # all are checked, also those that no cell uses
-        _resolve(document, chain, catalog)
+def _techniques(source: _Source) -> list[_Technique]:
+    """Every technique and operating point of the sweep, resolved once."""
+    asked, built_in = source.asked, source.catalog.techniques
+    chains = {name: _defined(source, name) for name in asked.define}
+    for family in asked.grid:
+        if family not in asked.techniques:
+            raise source.error(
+                ("grid", family),
+                f"{shown(family)} is not in `techniques`; {nearest(family, asked.techniques)}",
+            )
     found: list[_Technique] = []
     for i, name in enumerate(asked.techniques):
         at = ("techniques", i)
-        _known(document, at, "technique", name, {**catalog.techniques, **chains}, "techniques")
-        chain = chains.get(name) or _built_in(catalog.techniques[name], at)
-        found += _points(document, asked, catalog, name, chain, at)
-    _check_grid_names(document, asked)
-    _refuse_same(document, found)
-    unused = [name for name in chains if name not in asked.techniques]
-    notes = tuple(f"{document.path}:{document.line(('define', name))}: define.{name}: defined, but "
-                  f"not in `techniques`, so no cell uses it" for name in unused)  # fmt: skip
-    return found, notes
-
-
-_Step = tuple[str, dict[str, Any], Key]  # stage, settings as written, where they stand
+        source.known(at, "technique", name, {*built_in, *chains}, "techniques")
+        chain = chains[name] if name in chains else _built_in(built_in[name], at)
+        found += _points(source, name, chain, at)
+    _refuse_same(source, found)
+    return found
 
 
 def _built_in(chain: Chain, at: Key) -> list[_Step]:
-    return [(name, dict(settings or {}), at) for step in chain for name, settings in step.items()]
+    return [_Step(name, dict(written), at) for step in chain for name, written in step.items()]
 
 
-def _parse(document: Document, name: str, catalog: Catalog) -> list[_Step]:
-    """The chain under `define: NAME`: a list of `- stage: {settings}`."""
-    at, chain = ("define", name), document.data["define"][name]
-    _check_label(document, at, name)
-    if name in catalog.techniques:
-        raise document.error(
-            at, f"{shown(name)} is a technique that netpress has; choose another name"
-        )
+def _defined(source: _Source, name: str) -> list[_Step]:
+    """The chain under `define: NAME`, a list of `- stage: {settings}`, checked to its end."""
+    at, chain = ("define", name), source.asked.define[name]
+    source.check_label(at, name)
+    if name in source.catalog.techniques:
+        raise source.error(at, "is a technique that netpress has; define it under another name")
     if not isinstance(chain, list) or not chain:
-        raise document.error(at, "expected a list of stages, such as `- finetune: {epochs: 5}`")
-    return [_parse_step(document, (*at, i), step, catalog) for i, step in enumerate(chain)]
+        raise source.error(at, "expected a list of stages, such as `- finetune: {epochs: 5}`")
+    steps = [_step(source, (*at, i), step) for i, step in enumerate(chain)]
+    _resolve(source, steps)  # also where no cell uses it
+    return steps
 
 
-def _parse_step(document: Document, at: Key, step: Any, catalog: Catalog) -> _Step:
-    step = {step: {}} if isinstance(step, str) else step
+def _step(source: _Source, at: Key, step: Any) -> _Step:
+    if isinstance(step, str):
+        step = {step: {}}
     if not isinstance(step, dict) or len(step) != 1:
-        raise document.error(at, "expected one stage with its settings, such as `- finetune: "
-                                 f"{{epochs: 5}}`, got {described(step)}")  # fmt: skip
-    [(stage, settings)] = step.items()
-    if stage not in catalog.stages:
-        raise document.error((*at, stage), f"unknown stage {shown(stage)}; "
-                             f"{nearest(stage, catalog.stages)}")  # fmt: skip
-    return stage, {} if settings is None else settings, (*at, stage)
+        raise source.error(
+            at, "expected one stage and its settings, such as `- finetune: {epochs: 5}`"
+        )
+    [(stage, written)] = step.items()
+    if stage not in source.catalog.stages:
+        raise source.error(
+            (*at, stage), f"unknown stage {shown(stage)}; {nearest(stage, source.catalog.stages)}"
+        )
+    return _Step(stage, {} if written is None else written, (*at, stage))
 
 
-def _check_label(document: Document, at: Key, label: str) -> None:
-    document.check(at, _Label, {"label": label})
-
-
-class _Label(Frozen):
-    label: Name
-
-
-def _resolve(document: Document, chain: list[_Step], catalog: Catalog) -> tuple[Stage, ...]:
+def _resolve(source: _Source, steps: Sequence[_Step]) -> tuple[Stage, ...]:
     """Settings checked and filled in; a stage that stands for several becomes them."""
     stages: list[Stage] = []
-    for name, written, at in chain:
-        settings = document.check(at, catalog.stages[name], written)
-        expand = catalog.expanders.get(name)
-        stages += [Stage(*pair) for pair in (expand(settings) if expand else [(name, settings)])]
+    for step in steps:
+        settings = source.document.check(step.at, source.catalog.stages[step.stage], step.written)
+        expand = source.catalog.expanders.get(step.stage)
+        pairs = expand(settings) if expand else [(step.stage, settings)]
+        stages += [Stage(*pair) for pair in pairs]
     return tuple(stages)
 
 
-def _points(document: Document, asked: _File, catalog: Catalog, family: str,
-            chain: list[_Step], at: Key) -> Iterator[_Technique]:  # fmt: skip
+def _points(source: _Source, family: str, chain: list[_Step], at: Key) -> Iterator[_Technique]:
     """The technique, or one for each operating point that `grid` asks for."""
-    if family not in asked.grid:
-        yield _Technique(family, family, _resolve(document, chain, catalog), at)
+    if family not in source.asked.grid:
+        yield _Technique(family, family, _resolve(source, chain), at)
         return
-    axes = _axes(document, asked, family, chain, catalog)
-    if _product(len(values) for values in axes.values()) > MAX_CELLS:
-        raise document.error(("grid", family), f"more than {MAX_CELLS:,} points; leave some out")
-    for point in itertools.product(*(range(len(values)) for values in axes.values())):
-        chosen = {key: axes[key][i] for key, i in zip(axes, point, strict=True)}
-        label = "-".join([family, *(_spelled(value) for value in chosen.values())])
-        _check_label(document, ("grid", family), label)
-        yield _Technique(label, family, _at_point(document, family, chain, catalog, chosen), at)
+    axes = _axes(source, family, chain)
+    if math.prod(map(len, axes.values())) > MAX_CELLS:
+        raise source.error(("grid", family), f"has more than {MAX_CELLS:,} points; leave some out")
+    for values in itertools.product(*axes.values()):
+        label = "-".join([family, *map(_spelled, values)])
+        source.check_label(("grid", family), label)
+        point = _at_point(family, chain, dict(zip(axes, values, strict=True)))
+        yield _Technique(label, family, _resolve(source, point), at)
 
 
-def _axes(document: Document, asked: _File, family: str, chain: list[_Step],
-          catalog: Catalog) -> dict[str, list[Any]]:  # fmt: skip
+def _axes(source: _Source, family: str, chain: list[_Step]) -> dict[str, list[Any]]:
     """`grid: FAMILY:` checked: {"prune.parameters_kept": [0.5, 0.25]}."""
-    axes, at = asked.grid[family], ("grid", family)
+    axes, at = source.asked.grid[family], ("grid", family)
     if not isinstance(axes, dict) or not axes:
-        raise document.error(at, "expected `stage.setting: [values]`")
-    valid = [f"{name}.{key}" for name, _, _ in chain for key in catalog.stages[name].model_fields]
+        raise source.error(at, "expected `stage.setting: [values]`")
+    settings = source.catalog.stages
+    valid = {f"{step.stage}.{key}" for step in chain for key in settings[step.stage].model_fields}
     for key, values in axes.items():
         if key not in valid:
-            raise document.error(
-                (*at, key), f"no stage of {family!r} has it; {nearest(key, valid)}"
-            )
+            raise source.error((*at, key), f"no stage of {family!r} has it; {nearest(key, valid)}")
         if not isinstance(values, list) or not values:
-            raise document.error((*at, key), "expected a list of values, at least one")
-        _refuse_twins(document, (*at, key), values)
+            raise source.error((*at, key), "expected a list of values, at least one")
+        _refuse_twins(source.document, (*at, key), values)
+        _check_axis(source, (*at, key), chain, values)
     return axes
 
 
-def _at_point(document: Document, family: str, chain: list[_Step], catalog: Catalog,
-              chosen: dict[str, Any]) -> tuple[Stage, ...]:  # fmt: skip
-    """The chain with `chosen` settings; a bad value is reported where the grid has it."""
-    for key, value in chosen.items():
-        stage, setting = key.split(".", 1)
-        for name, written, _ in chain:
-            if name == stage:
-                at = ("grid", family, key)
-                _check_one(document, at, catalog.stages[name], {**written, setting: value}, setting)
-    changed = []
-    for name, written, at in chain:
-        mine = {key.split(".", 1)[1]: value for key, value in chosen.items()
-                if key.split(".", 1)[0] == name}  # fmt: skip
-        changed.append((name, {**written, **mine}, at))
-    return _resolve(document, changed, catalog)
+def _check_axis(source: _Source, at: Key, chain: list[_Step], values: list[Any]) -> None:
+    """Each value tried alone, so that the sentence about a bad one names its place in the grid."""
+    stage, setting = at[-1].split(".", 1)
+    for step in chain:
+        for i, value in enumerate(values):
+            if step.stage == stage:
+                changed = {**step.written, setting: value}
+                source.document.check((*at, i), source.catalog.stages[stage], changed, False)
 
 
-def _check_one(document: Document, at: Key, model: type[BaseModel], written: dict[str, Any],
-               setting: str) -> None:  # fmt: skip
-    try:
-        document.check((), model, written)
-    except UserError as error:
-        problem = str(error).split(": ", 1)[1].removeprefix(f"{setting}: ")
-        raise document.error(at, problem) from None
+def _at_point(family: str, chain: list[_Step], point: dict[str, Any]) -> list[_Step]:
+    """The chain with the settings of one point of the grid; every stage of a name takes them."""
+    steps = []
+    for step in chain:
+        mine = {key: value for key, value in point.items() if key.split(".", 1)[0] == step.stage}
+        written = {**step.written, **{key.split(".", 1)[1]: mine[key] for key in mine}}
+        steps.append(_Step(step.stage, written, ("grid", family) if mine else step.at))
+    return steps
 
 
 def _spelled(value: Any) -> str:
@@ -530,93 +561,122 @@ def _spelled(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _check_grid_names(document: Document, asked: _File) -> None:
-    for family in asked.grid:
-        if family not in asked.techniques:
-            raise document.error(("grid", family), f"{shown(family)} is not among this sweep's "
-                                 f"techniques; {nearest(family, asked.techniques)}")  # fmt: skip
-
-
-def _refuse_same(document: Document, techniques: list[_Technique]) -> None:
-    """No two labels for one cell, and no two cells for one label."""
-    labels: dict[str, _Technique] = {}
-    chains: dict[str, _Technique] = {}
+def _refuse_same(source: _Source, techniques: list[_Technique]) -> None:
+    """No two techniques of one name, and no two names for one cell."""
+    labels: set[str] = set()
+    chains: dict[tuple[str, ...], _Technique] = {}
     for technique in techniques:
-        if technique.label in labels:
-            raise document.error(technique.at, f"two techniques would be called {technique.label!r}; "
-                                               "rename one")  # fmt: skip
-        labels[technique.label] = technique
-        twin = chains.setdefault(",".join(s.canonical for s in technique.stages), technique)
+        label = technique.label
+        if label in labels:
+            raise source.error(
+                technique.at, f"two techniques would be called {label!r}; rename one"
+            )
+        labels.add(label)
+        twin = chains.setdefault(tuple(stage.canonical for stage in technique.stages), technique)
         if twin is not technique:
-            raise document.error(technique.at, f"{technique.label!r} is the same as {twin.label!r}, "
-                                 "stage by stage; keep one")  # fmt: skip
+            raise source.error(
+                technique.at, f"{label!r} does the same as {twin.label!r}, stage by stage; keep one"
+            )
+
+
+def _notes(source: _Source) -> tuple[str, ...]:
+    asked, document = source.asked, source.document
+    return tuple(
+        f"{document.path}:{document.line(('define', name))}: define.{name}: defined, but no cell "
+        "uses it; name it in `techniques` as well"
+        for name in asked.define
+        if name not in asked.techniques
+    )
 
 
 # --- the matrix ------------------------------------------------------------------------------
 
+Point = tuple[str, str, str, int]  # data set, model's label, technique's label, seed
 
-def _matrix(document: Document, asked: _File, datasets: list[Dataset], models: list[Model],
-            techniques: list[_Technique]) -> tuple[Cell, ...]:  # fmt: skip
+
+def _matrix(
+    source: _Source, datasets: list[Dataset], models: list[Model], techniques: list[_Technique]
+) -> tuple[Cell, ...]:
     """All cells but the excluded ones, and the bases that they stand on; bases first."""
-    count = _product(map(len, (datasets, models, techniques, asked.seeds)))
-    if count > MAX_CELLS:
-        raise document.error((), f"{count:,} cells; a sweep has at most {MAX_CELLS:,}: "
-                                 "fewer seeds, techniques or grid values")  # fmt: skip
-    excluded = _excluded(document, asked, datasets, models, techniques)
-    plain = [technique for technique in techniques if technique.stages]
-    wants_base = len(plain) < len(techniques)
+    asked = source.asked
+    _check_size(source, datasets, models, techniques)
+    excluded = _excluded(source, datasets, models, techniques)
+    asks_base = any(not technique.stages for technique in techniques)
     bases: list[Cell] = []
     cells: list[Cell] = []
     for dataset, model, seed in itertools.product(datasets, models, asked.seeds):
-
-        def cell(label: str, family: str, stages: tuple[Stage, ...],
-                 d: Dataset = dataset, m: Model = model, s: int = seed) -> Cell:  # fmt: skip
-            return Cell(d, m, label, family, s, stages, asked.training, asked.measure)
-
-        here = [cell(t.label, t.family, t.stages) for t in plain
-                if (dataset.name, model.label, t.label, seed) not in excluded]  # fmt: skip
-        base_excluded = (dataset.name, model.label, BASE, seed) in excluded
-        if here and base_excluded:
-            at = ("exclude", excluded[dataset.name, model.label, BASE, seed])
-            raise document.error(at, f"excludes the base of {here[0].name}, which needs it; "
-                                     "exclude that too")  # fmt: skip
-        if here or (wants_base and not base_excluded):
-            bases.append(cell(BASE, BASE, ()))
+        base = Cell(dataset, model, BASE, BASE, seed, (), asked.training, asked.measure)
+        here = [
+            replace(
+                base, technique=technique.label, family=technique.family, stages=technique.stages
+            )
+            for technique in techniques
+            if technique.stages
+            and (dataset.name, model.label, technique.label, seed) not in excluded
+        ]
+        without_base = excluded.get((dataset.name, model.label, BASE, seed))
+        if here and without_base is not None:
+            raise source.error(
+                ("exclude", without_base),
+                f"excludes the base that {here[0].name} starts from; exclude that too",
+            )
+        if here or (asks_base and without_base is None):
+            bases.append(base)
         cells += here
     if not bases:
-        raise document.error(("exclude",), "everything is excluded: no cell is left")
+        raise source.error(("exclude",), "excludes every cell; leave at least one")
     return (*bases, *cells)
 
 
-Point = tuple[str, str, str, int]  # data set, model label, technique label, seed
+def _check_size(source: _Source, *axes: list[Any]) -> None:
+    count = math.prod(map(len, axes)) * len(source.asked.seeds)
+    if count > MAX_CELLS:
+        raise source.error(
+            (), f"asks for {count:,} cells, at most {MAX_CELLS:,} can be; leave some seeds out"
+        )
 
 
-def _excluded(document: Document, asked: _File, datasets: list[Dataset], models: list[Model],
-              techniques: list[_Technique]) -> dict[Point, int]:  # fmt: skip
+def _excluded(
+    source: _Source, datasets: list[Dataset], models: list[Model], techniques: list[_Technique]
+) -> dict[Point, int]:
     """Every excluded point of the matrix, with the number of the entry that excludes it."""
     excluded: dict[Point, int] = {}
-    for i, entry in enumerate(asked.exclude):
-        axes = (
-            [d.name for d in datasets if entry.dataset in (None, d.name)],
-            [m.label for m in models if entry.model in (None, m.name, m.label)],
-            [t.label for t in techniques if entry.technique in (None, t.label, t.family)],
-            [seed for seed in asked.seeds if entry.seed in (None, seed)],
-        )
+    for i, entry in enumerate(source.asked.exclude):
         if entry == _Exclude():
-            raise document.error(("exclude", i), "names nothing; expected dataset, model, technique "
-                                                 "or seed")  # fmt: skip
-        if not all(axes):
-            raise document.error(("exclude", i), "matches no cell of this sweep")
-        for point in itertools.product(*axes):
+            raise source.error(
+                ("exclude", i), "names nothing; expected dataset, model, technique or seed"
+            )
+        axes = {  # key -> {value that the entry may name: labels that it stands for}
+            "dataset": {d.name: [d.name] for d in datasets},
+            "model": _grouped((m.name, m.label) for m in models),
+            "technique": _grouped((t.family, t.label) for t in techniques),
+            "seed": {seed: [seed] for seed in source.asked.seeds},
+        }
+        chosen = [_chosen(source, i, key, getattr(entry, key), axes[key]) for key in axes]
+        for point in itertools.product(*chosen):
             excluded.setdefault(point, i)
     return excluded
 
 
-def _product(counts: Any) -> int:
-    total = 1
-    for count in counts:
-        total *= count
-    return total
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """{family or label: its labels} of (family, label) pairs."""
+    groups: dict[str, list[str]] = {}
+    for family, label in pairs:
+        for name in {family, label}:
+            groups.setdefault(name, []).append(label)
+    return groups
+
+
+def _chosen(source: _Source, entry: int, key: str, value: Any, axis: dict[Any, list]) -> list:
+    """The labels on one axis of the matrix that `exclude[entry]` covers; all, if it names none."""
+    if value is None:
+        return list(dict.fromkeys(itertools.chain(*axis.values())))
+    if value not in axis:
+        raise source.error(
+            ("exclude", entry, key),
+            f"{shown(value)} is not in this sweep; {nearest(value, map(str, axis))}",
+        )
+    return axis[value]
 
 
 def _strictly(model: type[BaseModel], data: Any) -> Any:
