@@ -1,0 +1,143 @@
+"""Decoded data sets on disk, checked by SHA-256 at every load.
+
+    CACHE/data/NAME-KEY/arrays/{train,test}_{pixels,labels}.npy, manifest.json
+    CACHE/data/NAME-KEY/lock
+
+Pixels are uint8 [N, C, H, W], labels int64 [N]. Whoever comes first decodes, with the lock held;
+the others wait for it. The folder may be removed at any time: it is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import store
+from pipeline.errors import Corrupt, UserError
+
+FORMAT = 1
+ARRAYS = ("train_pixels", "train_labels", "test_pixels", "test_labels")
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """A whole data set: pixels uint8 [N, C, H, W], labels int64 [N]; `classes` names the labels."""
+
+    classes: tuple[str, ...]
+    train_pixels: np.ndarray
+    train_labels: np.ndarray
+    test_pixels: np.ndarray
+    test_labels: np.ndarray
+
+    def digests(self) -> dict[str, str]:
+        return {name: digest(getattr(self, name)) for name in ARRAYS}
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """Decoded, and its fingerprint: SHA-256 over class names, shapes, pixels and labels."""
+
+    data: Decoded
+    fingerprint: str
+
+
+def load(home: Path, name: str, key: str, decode: Callable[[], Decoded]) -> Checked:
+    """The data set of this name and key: from the cache where it is sound, else by `decode()`."""
+    with contextlib.suppress(Corrupt):
+        if found := _read(_arrays(home, name, key), key):
+            return found
+    return _load_alone(home, name, key, decode)
+
+
+def source_key(*parts: object) -> str:
+    """A key from all that decides the decoded pixels."""
+    return hashlib.sha256(json.dumps([FORMAT, *parts]).encode()).hexdigest()
+
+
+def digest(array: np.ndarray) -> str:
+    """SHA-256 of type, shape and content, whatever a version of numpy writes around them."""
+    found = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
+
+
+def _load_alone(home: Path, name: str, key: str, decode: Callable[[], Decoded]) -> Checked:
+    arrays = _arrays(home, name, key)
+    with _lock(arrays.parent):
+        try:
+            found = _read(arrays, key)  # another process may have made it while this one waited
+        except Corrupt:
+            store.set_aside(arrays)
+            found = None
+        if found is None:
+            data = decode()
+            digests = data.digests()
+            store.publish_folder(arrays, lambda folder: _write(folder, key, data, digests))
+            found = Checked(data, _fingerprint(data.classes, digests))
+        return found
+
+
+def _arrays(home: Path, name: str, key: str) -> Path:
+    return Path(home) / "data" / f"{name}-{key[:16]}" / "arrays"
+
+
+def _write(folder: Path, key: str, data: Decoded, digests: dict[str, str]) -> None:
+    for name in ARRAYS:
+        np.save(folder / f"{name}.npy", getattr(data, name), allow_pickle=False)
+    manifest = {"format": FORMAT, "key": key, "classes": list(data.classes), "sha256": digests}
+    (folder / "manifest.json").write_bytes(store.json_bytes(manifest))
+
+
+def _read(folder: Path, key: str) -> Checked | None:
+    """None where there is none; raises Corrupt."""
+    try:
+        text = (folder / "manifest.json").read_bytes()
+    except FileNotFoundError:
+        if folder.exists():
+            raise Corrupt(f"{folder}: has no manifest") from None
+        return None
+    # A damaged manifest or array header fails in as many ways as there are lines in its parser.
+    try:
+        manifest = json.loads(text)
+        intact = text == store.json_bytes(manifest) and manifest["key"] == key
+        arrays = {n: np.load(folder / f"{n}.npy", allow_pickle=False) for n in ARRAYS}
+        data = Decoded(tuple(manifest["classes"]), **arrays)
+        digests = data.digests()
+        intact = intact and manifest["sha256"] == digests
+    except Exception as error:
+        raise Corrupt(f"{folder}: {error}") from error
+    if not intact:
+        raise Corrupt(f"{folder}: does not match its checksums")
+    return Checked(data, _fingerprint(data.classes, digests))
+
+
+def _fingerprint(classes: tuple[str, ...], digests: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps([classes, digests], sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold `folder` alone, waiting for it; what a killed builder left in it is removed."""
+    try:
+        store.make_folder(folder)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except PermissionError:
+        raise UserError(
+            f"{folder}: not writable; set NETPRESS_WORK to a folder of your own"
+        ) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for left in [p for p in folder.iterdir() if store.TEMPORARY.fullmatch(p.name)]:
+            shutil.rmtree(left)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,12 @@
+"""CIFAR-10 as JPEG files: DATA_ROOT/cifar10-jpeg/{train,test}/CLASS/*.jpg, 32x32, colour.
+
+Compression changed its pixels a little, so what is measured on it is never called `cifar10`.
+"""
+
+from __future__ import annotations
+
+from pipeline.data.folder import decode, facts, fetch, key
+
+__all__ = ["FLIP", "decode", "facts", "fetch", "key"]
+
+FLIP = True

@@ -1,0 +1,183 @@
+"""Any folder of images: FOLDER/train/CLASS/*.jpg and FOLDER/test/CLASS/*.jpg.
+
+The layout of torchvision's ImageFolder: classes are the sub-folders in alphabetical order, images
+may lie in sub-folders of theirs, hidden files and other kinds of files are passed over. Images are
+grey [1, H, W] where the first one of every class is, else colour [3, H, W].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.errors import UserError
+
+FLIP = False  # digits and letters must not be mirrored; a sweep file may say `flip: true`
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff", ".gif")
+PARTS = ("train", "test")
+
+
+class Found(NamedTuple):
+    """The image files of a data set, {part: {class: files}}, all in alphabetical order."""
+
+    classes: tuple[str, ...]
+    files: dict[str, dict[str, list[os.DirEntry]]]
+
+    def paths(self, part: str) -> list[str]:
+        return [file.path for name in self.classes for file in self.files[part][name]]
+
+
+def facts(dataset, root):
+    found = search(dataset.name, place(dataset, root))
+    return found.classes, _shape(found, dataset.size)
+
+
+def key(dataset, root) -> str:
+    from pipeline.data.cache import source_key
+
+    top = place(dataset, root)
+    listing = hashlib.sha256()
+    for of_class in search(dataset.name, top).files.values():
+        for file in (file for files in of_class.values() for file in files):
+            stat = file.stat()
+            line = f"{os.path.relpath(file.path, top)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+            listing.update(line.encode(errors="surrogateescape"))
+    return source_key("folder", dataset.size, listing.hexdigest())
+
+
+def decode(dataset, root):
+    import numpy as np
+
+    from pipeline.data.cache import Decoded
+
+    found = search(dataset.name, place(dataset, root))
+    shape = _shape(found, dataset.size)
+    _check_memory(dataset.name, found, shape)
+    arrays = []
+    for part in PARTS:
+        arrays.append(_decoded(found, part, shape, dataset.size))
+        counts = [len(found.files[part][name]) for name in found.classes]
+        arrays.append(np.repeat(np.arange(len(counts), dtype=np.int64), counts))
+    return Decoded(found.classes, *arrays)
+
+
+def fetch(dataset, root, say) -> None:
+    top = place(dataset, root)
+    found = search(dataset.name, top)
+    counts = " and ".join(f"{len(found.paths(part)):,} for {part}" for part in PARTS)
+    say(f"{dataset.name}: {top} has {len(found.classes)} classes, images: {counts}")
+
+
+def place(dataset, root) -> Path:
+    """Where the images lie; a relative `folder:` is below the data root, else DATA_ROOT/NAME."""
+    return Path(root) / Path(dataset.folder or dataset.name).expanduser()
+
+
+def search(name: str, top: Path) -> Found:
+    """The images of a data set; UserError where the layout is not the expected one."""
+    for part in PARTS:
+        if not (top / part).is_dir():
+            raise UserError(
+                f"{name}: no images in {top / part}, expected {top}/train/CLASS/*.jpg and "
+                f"{top}/test/CLASS/*.jpg; put them there, or set NETPRESS_DATA or `folder:`"
+            )
+    files = {part: _by_class(top / part) for part in PARTS}
+    classes = tuple(files["train"])
+    _check_classes(name, top, files)
+    return Found(classes, files)
+
+
+def _by_class(folder: Path) -> dict[str, list[os.DirEntry]]:
+    return {
+        entry.name: list(_images(entry.path))
+        for entry in _entries(folder)
+        if entry.is_dir()
+    }
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry]:
+    with os.scandir(folder) as entries:
+        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+
+
+def _images(folder: str) -> Iterator[os.DirEntry]:
+    for entry in _entries(folder):
+        if entry.is_dir(follow_symlinks=False):  # a link upwards would never end
+            yield from _images(entry.path)
+        elif entry.name.lower().endswith(EXTENSIONS):
+            yield entry
+
+
+def _check_classes(name: str, top: Path, files: dict[str, dict[str, list]]) -> None:
+    train, test = set(files["train"]), set(files["test"])
+    if len(train) < 2:
+        raise UserError(f"{name}: {len(train)} class in {top / 'train'}, expected at least 2")
+    for only, here, there in ((train - test, *PARTS), (test - train, *reversed(PARTS))):
+        if only:
+            raise UserError(
+                f"{name}: class {min(only)!r} is in {top / here}, but not in {top / there}"
+            )
+    for part in PARTS:
+        for label, images in files[part].items():
+            if not images:
+                raise UserError(f"{name}: class folder {top / part / label} has no images")
+            if not label.isprintable():
+                raise UserError(f"{name}: class name {label!r} cannot be printed, rename its folder")
+
+
+def _shape(found: Found, size: int | None) -> tuple[int, int, int]:
+    from pipeline.data import pictures
+
+    with pictures.quietly():
+        firsts = [pictures.open_image(found.files["train"][name][0].path) for name in found.classes]
+    grey = all(image.mode in pictures.GREY for image in firsts)
+    height, width = (size, size) if size else (firsts[0].height, firsts[0].width)
+    return (1 if grey else 3), height, width
+
+
+def _check_memory(name: str, found: Found, shape: tuple[int, int, int]) -> None:
+    count = sum(len(found.paths(part)) for part in PARTS)
+    needed = count * shape[0] * shape[1] * shape[2]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory / 2:
+        raise UserError(
+            f"{name}: {count:,} images of {shape[2]}x{shape[1]} take {needed / 2**30:.0f} GiB of "
+            f"this machine's {memory / 2**30:.0f}: give a smaller `size:` in the sweep file"
+        )
+
+
+def _decoded(found: Found, part: str, shape: tuple[int, int, int], size: int | None):
+    """uint8 [N, C, H, W] of one part; Pillow leaves the interpreter to others while it decodes."""
+    import numpy as np
+
+    from pipeline.data.pictures import quietly
+
+    paths = found.paths(part)
+    first = found.paths("train")[0]
+    array = np.empty((len(paths), *shape), np.uint8)
+
+    def read(at: int) -> None:
+        array[at] = _read(paths[at], first, shape, size)
+
+    with quietly(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(read, range(len(paths))):  # in order: the first bad file is the one named
+            pass
+    return array
+
+
+def _read(path: str, first: str, shape: tuple[int, int, int], size: int | None):
+    from pipeline.data import pictures
+
+    image = pictures.open_image(path)
+    if shape[0] == 1 and image.mode not in pictures.GREY:
+        raise UserError(f"{path}: is in colour, but the first image of every class is grey")
+    if not size and (image.height, image.width) != shape[1:]:
+        raise UserError(
+            f"{path}: has {image.width}x{image.height} pixels, but the first image, {first}, has "
+            f"{shape[2]}x{shape[1]}: give `size:` with the data set in the sweep file to resize all"
+        )
+    return pictures.pixels(image, path, shape[0], shape[1:])

@@ -1,0 +1,175 @@
+"""Training, held-out and test images of one cell.
+
+N images of C channels, H x W pixels: uint8 [N, C, H, W]; labels int64 [N], K classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.cache import Checked, Decoded
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """pixels uint8 [N, C, H, W] and labels int64 [N], on one device."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Images:
+        return Images(self.pixels.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The data of one cell. A pixel p is normalized as (p - zero_point) * scale, where both come
+    from the training part alone: one integer and one factor for all channels, so that uint8 images
+    are a quantized tensor already. `fingerprint` is of the whole data set, before the split."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    held_out: Images
+    test: Images
+    shape: tuple[int, int, int]
+    zero_point: int
+    scale: float
+    flip: bool
+    fingerprint: str
+
+
+def split(found: Checked, name: str, recipe, seed: int, flip: bool) -> Split:
+    """Stratified and decided by `seed` alone. The test images are the same for all seeds."""
+    data = found.data
+    train, held_out = train_and_held_out(data, recipe.train_images, recipe.holdout, seed)
+    test = sliver(data.test_labels, recipe.test_images, ranking(len(data.test_labels), "test"))
+    parts = {
+        "train": _images(data.train_pixels, data.train_labels, train),
+        "held_out": _images(data.train_pixels, data.train_labels, held_out),
+        "test": _images(data.test_pixels, data.test_labels, test),
+    }
+    zero_point, scale = normalization(parts["train"].pixels, name)
+    shape = tuple(data.train_pixels.shape[1:])
+    return Split(
+        name, data.classes, **parts, shape=shape, zero_point=zero_point, scale=scale, flip=flip,
+        fingerprint=found.fingerprint,
+    )  # fmt: skip
+
+
+def train_and_held_out(
+    data: Decoded, images: int | None, holdout: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices into the training set, ascending: `holdout` of each class is held out, at least one
+    image; with `images`, both parts come from a sliver of about that many."""
+    order = ranking(len(data.train_labels), "train", seed)
+    if not holdout:
+        return sliver(data.train_labels, images, order), np.empty(0, np.int64)
+    sizes = np.bincount(data.train_labels, minlength=len(data.classes))
+    if sizes.min() < 2:
+        raise UserError(
+            f"class {data.classes[sizes.argmin()]!r} has {sizes.min()} training image, "
+            "too few to hold one out: expected at least 2"
+        )
+    kept = sliver(data.train_labels, images, order, least=2)
+    order = order[np.isin(order, kept)]
+    sizes = np.bincount(data.train_labels[kept])
+    counts = shares(round(holdout * len(kept)), sizes, 1, sizes - 1)
+    held_out = first_of_each(data.train_labels, counts, order)
+    return np.setdiff1d(kept, held_out, assume_unique=True), held_out
+
+
+def sliver(
+    labels: np.ndarray, images: int | None, order: np.ndarray, least: int = 1
+) -> np.ndarray:
+    """Indices, ascending, of about `images` images in proportion to the classes, but at least
+    `least` of each; of all images where `images` is None."""
+    if images is None or images >= len(labels):
+        return np.arange(len(labels))
+    sizes = np.bincount(labels)
+    return first_of_each(labels, shares(images, sizes, least, sizes), order)
+
+
+def shares(total: int, sizes: np.ndarray, least: int, most: np.ndarray) -> np.ndarray:
+    """`total` divided in proportion to `sizes` by largest remainder, each within least..most.
+
+    The sum is `total` unless the bounds forbid it.
+    """
+    exact = sizes * (total / sizes.sum())
+    counts = np.clip(np.floor(exact).astype(np.int64), least, most)
+    while (missing := total - counts.sum()) > 0 and (room := counts < most).any():
+        lack = np.where(room, exact - counts, -np.inf)
+        counts[np.argsort(-lack, kind="stable")[: min(missing, room.sum())]] += 1
+    return counts
+
+
+def first_of_each(labels: np.ndarray, counts: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Indices, ascending, of the first counts[k] images of each class k in this order."""
+    ordered = labels[order]
+    return np.sort(np.concatenate([order[ordered == k][:n] for k, n in enumerate(counts)]))
+
+
+def ranking(count: int, *seed: object) -> np.ndarray:
+    """A permutation of range(count), decided by `seed` alone: splitmix64 (Steele et al. 2014).
+
+    No library's generator is used, so no upgrade moves an image across a split.
+    """
+    salt = int.from_bytes(hashlib.sha256(repr(seed).encode()).digest()[:8], "big")
+    x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.argsort(x ^ (x >> np.uint64(31)), kind="stable")
+
+
+def normalization(pixels: Tensor, name: str) -> tuple[int, float]:
+    """(zero_point, scale): the rounded mean of all pixels, and 1 / their standard deviation.
+
+    Sums are of integers, so every machine finds the same.
+    """
+    counts = torch.bincount(pixels.flatten(), minlength=256).tolist()
+    number = sum(counts)
+    total = sum(value * n for value, n in enumerate(counts))
+    squares = sum(value * value * n for value, n in enumerate(counts))
+    spread = number * squares - total * total
+    if not spread:
+        raise UserError(f"{name}: every pixel of every training image is the same")
+    return round(total / number), number / math.sqrt(spread)
+
+
+def resized(data: Decoded, size: int | None) -> Decoded:
+    """All images brought to size x size (bilinear); unchanged where size is None."""
+    if size is None or tuple(data.train_pixels.shape[2:]) == (size, size):
+        return data
+    return replace(
+        data,
+        train_pixels=_resized(data.train_pixels, size),
+        test_pixels=_resized(data.test_pixels, size),
+    )
+
+
+def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
+    parts = [
+        torch.nn.functional.interpolate(
+            part.float(), (size, size), mode="bilinear", antialias=True
+        ).round().clamp(0, 255).to(torch.uint8)
+        for part in torch.from_numpy(pixels).split(1000)
+    ]  # fmt: skip
+    return torch.cat(parts).numpy()
+
+
+def _images(pixels: np.ndarray, labels: np.ndarray, index: np.ndarray) -> Images:
+    whole = len(index) == len(labels)
+    return Images(
+        torch.from_numpy(pixels if whole else pixels[index]),
+        torch.from_numpy(labels if whole else labels[index]),
+    )
