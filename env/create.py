@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ONLY_LOCK_IS_MISSING = "this file system has no locks: start no second env/run before this one ends"
+INSTALL = ["-I", "-m", "pip", "install", "--no-input", "--disable-pip-version-check",
+           "--only-binary=:all:"]  # fmt: skip
 
 
 class Failed(Exception):
@@ -60,30 +61,18 @@ def make(link: Path, requirements: Path, lock: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix=f"{link.name}.", dir=link.parent))
     with beside(link, ".log").open("w+b") as log:
         run([sys.executable, "-I", "-m", "venv", str(folder)], log, lock)
-        run([*pip(folder), "install", *quietly(), "-r", str(requirements)], log, lock)
-    point(link, folder)
+        # Isolated (-I), or packages on the user's PYTHONPATH would count as installed.
+        run([str(folder / "bin" / "python"), *INSTALL, "-r", str(requirements)], log, lock)
+    link.symlink_to(folder.name)
     say(f"the environment is ready after {time.monotonic() - started:.0f} s")
 
 
 def remove_attempts(link: Path) -> None:
-    """Remove all that earlier attempts left; a link that is here points to a Python that is not."""
+    """Remove what earlier attempts left, and a link to an environment whose Python is gone."""
     link.unlink(missing_ok=True)
     for folder in link.parent.glob(f"{link.name}.*"):
         if folder.is_dir():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def point(link: Path, folder: Path) -> None:
-    link.symlink_to(folder.name)
-
-
-def pip(folder: Path) -> list[str]:
-    # Isolated: packages on the user's PYTHONPATH would count as installed.
-    return [str(folder / "bin" / "python"), "-I", "-m", "pip"]
-
-
-def quietly() -> list[str]:
-    return ["--no-input", "--disable-pip-version-check", "--only-binary=:all:"]
 
 
 def run(command: list[str], log, lock: int) -> None:
@@ -129,7 +118,7 @@ def dies_with_parent() -> Callable[[], object] | None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[int]:
-    """Hold the lock on `path`: the system frees it however its holder ends. Gives its descriptor."""
+    """Hold the lock on `path` and give its descriptor; however the holder ends, it is freed."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,7 +126,7 @@ def locked(path: Path) -> Iterator[int]:
             say("another env/run is making the environment; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
-            say(ONLY_LOCK_IS_MISSING)
+            say("this file system has no locks: start no second env/run before this one ends")
         yield file.fileno()
 
 

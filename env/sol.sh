@@ -1,0 +1,22 @@
+# shellcheck shell=bash
+# netpress on ASU's Sol, in a shell of its login nodes or in a job: source it, from any folder.
+#
+#     source env/sol.sh
+#
+# Makes the mamba environment `netpress` at first use, then activates it, with the code of the
+# checkout that this file lies in. Compute nodes have no internet: source it on a login node first.
+
+module load mamba/latest
+
+netpress_checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+if ! source activate netpress 2>/dev/null; then
+    mamba env create --yes --file "$netpress_checkout/env/environment.yml" &&
+        source activate netpress
+fi
+
+export PYTHONPATH="$netpress_checkout${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+export PATH="$netpress_checkout/env/bin:$PATH"
+
+# Scratch has the room for runs and data, and is purged after 90 days; reports stay in ./reports.
+export NETPRESS_WORK="${NETPRESS_WORK:-/scratch/$USER/netpress/runs}"
+export NETPRESS_DATA="${NETPRESS_DATA:-/scratch/$USER/netpress/data}"
