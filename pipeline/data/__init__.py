@@ -25,12 +25,12 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from pipeline.data.augment import batch_count, batches, ordered
     from pipeline.data.pictures import images_from, read_image
-    from pipeline.data.split import Images, Split
+    from pipeline.data.split import Images, Split, sample
     from pipeline.sweep import Dataset, Recipe
 
 __all__ = [
     "DATASETS", "Images", "Split", "batch_count", "batches", "facts", "fetch", "images_from",
-    "load", "ordered", "read_image",
+    "load", "ordered", "read_image", "sample",
 ]  # fmt: skip
 
 
@@ -56,7 +56,7 @@ DATASETS = {
     ),
     "cifar10-jpeg": Entry(
         "pipeline.data.cifar10_jpeg",
-        "CIFAR-10 as JPEG files in DATA_ROOT/cifar10-jpeg/{train,test}/CLASS, pixels differ a little",
+        "CIFAR-10 as JPEG files, pixels differ a little; DATA_ROOT/cifar10-jpeg/{train,test}/CLASS",
     ),
 }
 OWN_FOLDER = "pipeline.data.folder"  # any other name, given with `folder:` in the sweep file
@@ -69,6 +69,7 @@ _ELSEWHERE = {
     "ordered": "augment",
     "images_from": "pictures",
     "read_image": "pictures",
+    "sample": "split",
 }
 
 

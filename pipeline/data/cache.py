@@ -72,7 +72,8 @@ def digest(array: np.ndarray) -> str:
 
 def _load_alone(home: Path, name: str, key: str, decode: Callable[[], Decoded]) -> Checked:
     arrays = _arrays(home, name, key)
-    with _lock(arrays.parent):
+    with lock(arrays.with_name("lock")):
+        _clear_leftovers(arrays.parent)
         try:
             found = _read(arrays, key)  # another process may have made it while this one waited
         except Corrupt:
@@ -105,39 +106,52 @@ def _read(folder: Path, key: str) -> Checked | None:
         if folder.exists():
             raise Corrupt(f"{folder}: has no manifest") from None
         return None
-    # A damaged manifest or array header fails in as many ways as there are lines in its parser.
     try:
         manifest = json.loads(text)
         intact = text == store.json_bytes(manifest) and manifest["key"] == key
-        arrays = {n: np.load(folder / f"{n}.npy", allow_pickle=False) for n in ARRAYS}
+        arrays = {name: _array(folder / f"{name}.npy") for name in ARRAYS}
         data = Decoded(tuple(manifest["classes"]), **arrays)
         digests = data.digests()
-        intact = intact and manifest["sha256"] == digests
+    # A damaged manifest or array header fails in as many ways as there are lines in its parser;
+    # a disk or a memory that fails says nothing about the file.
     except Exception as error:
+        if isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError):
+            raise
         raise Corrupt(f"{folder}: {error}") from error
-    if not intact:
+    if not intact or manifest["sha256"] != digests:
         raise Corrupt(f"{folder}: does not match its checksums")
     return Checked(data, _fingerprint(data.classes, digests))
+
+
+def _array(path: Path) -> np.ndarray:
+    # Mapped first, which fails where the header promises more than the file has: reading would ask
+    # for as much memory as a damaged header says.
+    np.load(path, mmap_mode="r", allow_pickle=False)
+    return np.load(path, allow_pickle=False)
 
 
 def _fingerprint(classes: tuple[str, ...], digests: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps([classes, digests], sort_keys=True).encode()).hexdigest()
 
 
+def _clear_leftovers(folder: Path) -> None:
+    """With the lock held: what a killed builder left there is of no use."""
+    for left in [path for path in folder.iterdir() if store.TEMPORARY.fullmatch(path.name)]:
+        shutil.rmtree(left)
+
+
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` alone, waiting for it; what a killed builder left in it is removed."""
+def lock(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path` alone, waiting for it; it goes with its process."""
     try:
-        store.make_folder(folder)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        store.make_folder(path.parent)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except PermissionError:
         raise UserError(
-            f"{folder}: not writable; set NETPRESS_WORK to a folder of your own"
+            f"{path.parent}: not writable; set NETPRESS_WORK and NETPRESS_DATA to folders of yours"
         ) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        for left in [p for p in folder.iterdir() if store.TEMPORARY.fullmatch(p.name)]:
-            shutil.rmtree(left)
         yield
     finally:
         os.close(descriptor)

@@ -1,13 +1,15 @@
-"""What the data sets that come from the internet have in common: their checksums, their fetching."""
+"""What the data sets that come from the internet have in common: checksums and fetching."""
 
 from __future__ import annotations
 
 import hashlib
 import socket
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 
 from pipeline import store
+from pipeline.data.cache import lock, source_key
 from pipeline.errors import UserError
 
 SILENCE_S = 60.0  # a server that says nothing for so long is given up
@@ -15,8 +17,6 @@ SILENCE_S = 60.0  # a server that says nothing for so long is given up
 
 def key(dataset, folder: Path, checksums: dict[str, str]) -> str:
     """Changes with the files (by size and time, content is checked when they are decoded)."""
-    from pipeline.data.cache import source_key
-
     _require(dataset.name, folder, checksums)
     stats = [(folder / name).stat() for name in checksums]
     files = [[name, s.st_size, s.st_mtime_ns] for name, s in zip(checksums, stats, strict=True)]
@@ -45,13 +45,15 @@ def fetch(
     damaged = _damaged(folder, checksums, kind)
     for path in damaged:
         say(f"{name}: {path} is damaged, renamed to {store.set_aside(path).name}")
-    if not damaged and not _missing(folder, checksums):
+    if not _missing(folder, checksums):
         say(f"{name}: {folder} is complete, checksums verified")
         return
-    say(f"{name}: downloading to {folder}")
-    _patiently(name, download)
+    with lock(folder / ".fetch.lock"):  # two downloads at once would write one file
+        if _missing(folder, checksums):
+            say(f"{name}: downloading to {folder}")
+            _patiently(name, download)
     verify(name, folder, checksums, kind)
-    say(f"{name}: downloaded, checksums verified")
+    say(f"{name}: {folder} is complete, checksums verified")
 
 
 def _patiently(name: str, download: Callable[[], None]) -> None:
@@ -60,9 +62,12 @@ def _patiently(name: str, download: Callable[[], None]) -> None:
     try:
         download()
     # torchvision raises RuntimeError for checksums, OSError for the network and the disk
-    except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{name}: the download failed ({reason}); try again later") from error
+    except (RuntimeError, OSError, HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{name}: the download failed ({reason}); "
+            "call `netpress fetch SWEEP` again, on a machine with internet"
+        ) from error
     finally:
         socket.setdefaulttimeout(before)
 
@@ -86,7 +91,10 @@ def _damaged(folder: Path, checksums: dict[str, str], kind: str) -> list[Path]:
 
 def _checksum(path: Path, kind: str) -> str:
     found = hashlib.new(kind, usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     return found.hexdigest()

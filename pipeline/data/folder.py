@@ -19,16 +19,18 @@ from pipeline.errors import UserError
 FLIP = False  # digits and letters must not be mirrored; a sweep file may say `flip: true`
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff", ".gif")
 PARTS = ("train", "test")
+AT_ONCE = 64  # files a task: for tiny images one task each would cost more than decoding
 
 
 class Found(NamedTuple):
     """The image files of a data set, {part: {class: files}}, all in alphabetical order."""
 
+    top: str
     classes: tuple[str, ...]
     files: dict[str, dict[str, list[os.DirEntry]]]
 
-    def paths(self, part: str) -> list[str]:
-        return [file.path for name in self.classes for file in self.files[part][name]]
+    def images(self, part: str) -> list[os.DirEntry]:
+        return [file for name in self.classes for file in self.files[part][name]]
 
 
 def facts(dataset, root):
@@ -39,12 +41,13 @@ def facts(dataset, root):
 def key(dataset, root) -> str:
     from pipeline.data.cache import source_key
 
-    top = place(dataset, root)
+    found = search(dataset.name, place(dataset, root))
     listing = hashlib.sha256()
-    for of_class in search(dataset.name, top).files.values():
-        for file in (file for files in of_class.values() for file in files):
-            stat = file.stat()
-            line = f"{os.path.relpath(file.path, top)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+    for part in PARTS:
+        for file in found.images(part):
+            stat = _stat(file)
+            path = file.path[len(found.top) :]  # so that a folder may move
+            line = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
             listing.update(line.encode(errors="surrogateescape"))
     return source_key("folder", dataset.size, listing.hexdigest())
 
@@ -68,7 +71,7 @@ def decode(dataset, root):
 def fetch(dataset, root, say) -> None:
     top = place(dataset, root)
     found = search(dataset.name, top)
-    counts = " and ".join(f"{len(found.paths(part)):,} for {part}" for part in PARTS)
+    counts = " and ".join(f"{len(found.images(part)):,} for {part}" for part in PARTS)
     say(f"{dataset.name}: {top} has {len(found.classes)} classes, images: {counts}")
 
 
@@ -86,22 +89,27 @@ def search(name: str, top: Path) -> Found:
                 f"{top}/test/CLASS/*.jpg; put them there, or set NETPRESS_DATA or `folder:`"
             )
     files = {part: _by_class(top / part) for part in PARTS}
-    classes = tuple(files["train"])
     _check_classes(name, top, files)
-    return Found(classes, files)
+    return Found(str(top), tuple(files["train"]), files)
 
 
 def _by_class(folder: Path) -> dict[str, list[os.DirEntry]]:
-    return {
-        entry.name: list(_images(entry.path))
-        for entry in _entries(folder)
-        if entry.is_dir()
-    }
+    return {e.name: list(_images(e.path)) for e in _entries(folder) if e.is_dir()}
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry]:
-    with os.scandir(folder) as entries:
-        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
+
+
+def _stat(file: os.DirEntry) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        raise UserError(f"{file.path}: cannot be read ({error.strerror})") from error
 
 
 def _images(folder: str) -> Iterator[os.DirEntry]:
@@ -126,7 +134,7 @@ def _check_classes(name: str, top: Path, files: dict[str, dict[str, list]]) -> N
             if not images:
                 raise UserError(f"{name}: class folder {top / part / label} has no images")
             if not label.isprintable():
-                raise UserError(f"{name}: class name {label!r} cannot be printed, rename its folder")
+                raise UserError(f"{name}: class name {label!r} is not printable, rename its folder")
 
 
 def _shape(found: Found, size: int | None) -> tuple[int, int, int]:
@@ -140,7 +148,7 @@ def _shape(found: Found, size: int | None) -> tuple[int, int, int]:
 
 
 def _check_memory(name: str, found: Found, shape: tuple[int, int, int]) -> None:
-    count = sum(len(found.paths(part)) for part in PARTS)
+    count = sum(len(found.images(part)) for part in PARTS)
     needed = count * shape[0] * shape[1] * shape[2]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory / 2:
@@ -156,16 +164,17 @@ def _decoded(found: Found, part: str, shape: tuple[int, int, int], size: int | N
 
     from pipeline.data.pictures import quietly
 
-    paths = found.paths(part)
-    first = found.paths("train")[0]
-    array = np.empty((len(paths), *shape), np.uint8)
+    files = found.images(part)
+    first = found.images("train")[0].path
+    array = np.empty((len(files), *shape), np.uint8)
 
-    def read(at: int) -> None:
-        array[at] = _read(paths[at], first, shape, size)
+    def read(start: int) -> None:
+        for at, file in enumerate(files[start : start + AT_ONCE], start):
+            array[at] = _read(file.path, first, shape, size)
 
     with quietly(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(read, range(len(paths))):  # in order: the first bad file is the one named
-            pass
+        for _ in pool.map(read, range(0, len(files), AT_ONCE)):
+            pass  # in order: of several bad files the first is named
     return array
 
 

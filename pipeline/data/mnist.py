@@ -41,9 +41,7 @@ def decode(dataset, root):
         (read_image_file if "images" in name else read_label_file)(_folder(root) / name).numpy()
         for name in SHA256
     )
-    whole = Decoded(
-        CLASSES, train_pixels[:, None], train_labels, test_pixels[:, None], test_labels
-    )
+    whole = Decoded(CLASSES, train_pixels[:, None], train_labels, test_pixels[:, None], test_labels)
     return resized(whole, dataset.size)
 
 

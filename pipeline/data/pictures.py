@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,12 +38,8 @@ def images_from(paths: Sequence[str | Path], shape: tuple[int, int, int]) -> np.
 
 def open_image(path: str | Path) -> Image.Image:
     """The upright image, opened; raises UserError."""
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder, expected an image file")
-    if not path.is_file():
-        raise UserError(f"{path}: no such image file")
     with _readable(path):
+        _check_kind(path)
         image = Image.open(path, formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise UserError(
@@ -49,7 +47,8 @@ def open_image(path: str | Path) -> Image.Image:
             )
         if image.mode.startswith(DEEP):
             raise UserError(f"{path}: has more than 8 bits a channel, expected 8")
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
 
 
 def pixels(
@@ -57,11 +56,24 @@ def pixels(
 ) -> np.ndarray:
     """uint8 [C, H, W] of an opened image, resized to `size` (H, W) where it has another."""
     with _readable(path):
-        image = image.convert(MODES[channels])
+        if image.mode != MODES[channels]:
+            image = image.convert(MODES[channels])
         if size and (image.height, image.width) != tuple(size):
             image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
         array = np.asarray(image)
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _check_kind(path: str | Path) -> None:
+    """Opening a pipe would wait for ever."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image file") from None
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{path}: is a folder, expected an image file")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path}: is no regular file, expected an image file")
 
 
 @contextlib.contextmanager

@@ -89,15 +89,20 @@ def train_and_held_out(
     return np.setdiff1d(kept, held_out, assume_unique=True), held_out
 
 
-def sliver(
-    labels: np.ndarray, images: int | None, order: np.ndarray, least: int = 1
-) -> np.ndarray:
+def sliver(labels: np.ndarray, images: int | None, order: np.ndarray, least: int = 1) -> np.ndarray:
     """Indices, ascending, of about `images` images in proportion to the classes, but at least
     `least` of each; of all images where `images` is None."""
     if images is None or images >= len(labels):
         return np.arange(len(labels))
     sizes = np.bincount(labels)
     return first_of_each(labels, shares(images, sizes, least, sizes), order)
+
+
+def sample(images: Images, count: int, seed: int) -> Images:
+    """About `count` of `images`, stratified, the same for the same seed."""
+    labels = images.labels.cpu().numpy()
+    index = torch.from_numpy(sliver(labels, count, ranking(len(labels), "sample", seed)))
+    return Images(images.pixels[index], images.labels[index])
 
 
 def shares(total: int, sizes: np.ndarray, least: int, most: np.ndarray) -> np.ndarray:
