@@ -230,13 +230,15 @@ Expander = Callable[[Any], Sequence[tuple[str, Any]]]
 class Catalog:
     """What a sweep file may name. `models` and `datasets`: name -> a line about it; `stages`:
     name -> its settings; `techniques`: name -> its chain; `expanders`: stage -> a function of
-    its settings to the (stage, settings) pairs that it stands for (such as pruning in steps)."""
+    its settings to the (stage, settings) pairs that it stands for (such as pruning in steps);
+    `folders`: those of `datasets` that may lie elsewhere, given with `folder:`."""
 
     models: Mapping[str, str]
     datasets: Mapping[str, str]
     stages: Mapping[str, type[BaseModel]]
     techniques: Mapping[str, Chain]
     expanders: Mapping[str, Expander] = field(default_factory=dict)
+    folders: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -405,7 +407,7 @@ def _entry(document: Document, at: Key, part: type[Frozen], value: Any) -> Any:
 
 def _with_folder(source: _Source, at: Key, dataset: Dataset) -> Dataset:
     """The data set with its folder made absolute; a relative one starts at the sweep file."""
-    if dataset.name in source.catalog.datasets:
+    if dataset.name in set(source.catalog.datasets) - source.catalog.folders:
         raise source.error(
             (*at, "name"),
             f"{shown(dataset.name)} is a data set that netpress has; give the folder another name",
@@ -499,8 +501,10 @@ def _resolve(source: _Source, steps: Sequence[_Step]) -> tuple[Stage, ...]:
     for step in steps:
         settings = source.document.check(step.at, source.catalog.stages[step.stage], step.written)
         expand = source.catalog.expanders.get(step.stage)
-        pairs = expand(settings) if expand else [(step.stage, settings)]
-        stages += [Stage(*pair) for pair in pairs]
+        for name, expanded in expand(settings) if expand else [(step.stage, settings)]:
+            if not isinstance(expanded, BaseModel):
+                expanded = _strictly(source.catalog.stages[name], expanded)
+            stages.append(Stage(name, expanded))
     return tuple(stages)
 
 

@@ -1,0 +1,208 @@
+"""What a sweep comes to, before anything runs: cells, jobs, commands, cost. Touches nothing.
+
+Neither this module nor what it imports needs torch: `netpress plan` answers in half a second.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pipeline import paths, store, sweep
+from pipeline.errors import UserError
+from pipeline.orchestrate import estimate
+from pipeline.strict_yaml import nearest, shown
+from pipeline.sweep import Catalog, Cell, Sweep
+
+REPORT = "report"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to run: `cells` one after the other, once the jobs in `depends_on` have ended."""
+
+    name: str
+    cells: tuple[str, ...]  # ids
+    depends_on: tuple[str, ...]  # names of jobs
+    script: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a sweep, and the jobs that would make those that are not there yet."""
+
+    sweep: Sweep
+    jobs: tuple[Job, ...]
+    gpu_hours: float
+    gpu_hours_source: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "cells": [{**identity(cell), "stages": stages(cell)} for cell in self.sweep.cells],
+            "jobs": [
+                {
+                    "name": job.name,
+                    "cells": list(job.cells),
+                    "depends_on": list(job.depends_on),
+                    "script": job.script,
+                }
+                for job in self.jobs
+            ],
+            "gpu_hours": self.gpu_hours,
+            "gpu_hours_source": self.gpu_hours_source,
+        }
+
+    def lines(self) -> Iterable[str]:
+        """The plan for people: the matrix and what each cell needs, the jobs, the cost."""
+        missing = {cell_id for job in self.jobs for cell_id in job.cells}
+        head = ("CELL", "DATASET/MODEL/TECHNIQUE/SEED", "STAGES", "EPOCHS", "STARTS FROM", "")
+        rows = [
+            (
+                cell.id,
+                cell.name,
+                " > ".join(stages(cell)),
+                str(estimate.epochs(cell)),
+                "" if cell.is_base else cell.base_id,
+                "" if cell.id in missing else "done",
+            )
+            for cell in self.sweep.cells
+        ]
+        yield from aligned(head, rows)
+        yield ""
+        yield f"{len(rows)} cells, {len(rows) - len(missing)} done; {len(self.jobs)} jobs, such as"
+        yield f"  {self.jobs[0].script}"
+        yield f"{self.gpu_hours:.2f} GPU-hours ({self.gpu_hours_source})"
+
+
+@cache
+def catalog() -> Catalog:
+    """What a sweep file may name, from the three registries."""
+    from pipeline.data import DATASETS
+    from pipeline.models import MODELS
+    from pipeline.techniques import STAGES, TECHNIQUES
+
+    modules = {name: import_module(path) for name, path in STAGES.items()}
+    return Catalog(
+        models={name: description for name, (_, description) in MODELS.items()},
+        datasets={name: entry.description for name, entry in DATASETS.items()},
+        stages={name: module.Settings for name, module in modules.items()},
+        techniques={name: chain for name, (_, chain) in TECHNIQUES.items()},
+        expanders={n: module.expand for n, module in modules.items() if hasattr(module, "expand")},
+        folders=frozenset({"cifar10-jpeg"}),
+    )
+
+
+def load_sweep(name_or_path: str | Path) -> Sweep:
+    """The sweep in a file, or the one that ships under this name; UserError if it is not valid."""
+    return sweep.load(paths.sweep_file(name_or_path), catalog())
+
+
+def called(asked: Sweep) -> str:
+    """What the user types for this sweep: the name of one that ships, else the path."""
+    ships = asked.path.parent == paths.shipped_sweeps()
+    return asked.path.stem if ships else str(asked.path)
+
+
+def plan(asked: Sweep, work: paths.Work, data_root: Path) -> Plan:
+    """What is missing of the sweep, as one local job a cell and one for the report."""
+    missing = [cell for cell in asked.cells if not store.is_done(work.cell(cell.id))]
+    names = {cell.id for cell in missing}
+    jobs = [
+        Job(
+            name=cell.id,
+            cells=(cell.id,),
+            depends_on=() if cell.is_base or cell.base_id not in names else (cell.base_id,),
+            script=shlex.join(["env", f"PYTHONPATH={paths.CODE}",
+                               *cell_command(work, data_root, [cell.id])]),
+        )
+        for cell in missing
+    ]  # fmt: skip
+    report = Job(REPORT, (), tuple(job.name for job in jobs), shlex.join(["netpress", "report", called(asked)]))
+    gpu_s = sum(map(estimate.gpu_seconds, missing))
+    return Plan(asked, (*jobs, report), gpu_s / 3600, estimate.SOURCE)
+
+
+def cell_command(work: paths.Work, data_root: Path, ids: Sequence[str], *more: str) -> list[str]:
+    """The command that runs cells; the same for local workers and for a cluster's jobs."""
+    roots = ["--work", str(work.root), "--data", str(data_root)]
+    return [sys.executable, "-m", "jobs.compress", *roots, *more, *ids]
+
+
+def identity(cell: Cell) -> dict[str, Any]:
+    """How every --json names a cell."""
+    return {
+        "id": cell.id,
+        "model": cell.model.label,
+        "dataset": cell.dataset.name,
+        "technique": cell.technique,
+        "seed": cell.seed,
+    }
+
+
+def stages(cell: Cell) -> list[str]:
+    """Names of what the cell does: a base is trained."""
+    return [stage.name for stage in cell.stages] or ["train"]
+
+
+def find_cell(asked: Sweep, text: str) -> Cell:
+    """The cell of the sweep with this id, beginning of an id, or dataset/model/technique/seed.
+
+    Data set and model may come in either order. Raises UserError where none or several fit.
+    """
+    found = [cell for cell in asked.cells if text in _names(cell)]
+    found = found or [cell for cell in asked.cells if text and cell.id.startswith(text)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(f"{cell.id} ({cell.name})" for cell in found[:6])
+        more = f" and {len(found) - 6} more" if len(found) > 6 else ""
+        raise UserError(f"{shown(text)} could be {several}{more}; name one of them")
+    raise UserError(
+        f"no cell {shown(text)} in sweep {asked.name}; {_near(asked, text)} "
+        f"(`netpress plan {called(asked)}` lists them)"
+    )
+
+
+def _names(cell: Cell) -> set[str]:
+    """All full names of a cell, its model with or without its width."""
+    data, end = cell.dataset.name, f"{cell.technique}/{cell.seed}"
+    models = (cell.model.label, cell.model.name)
+    return {cell.id, *(f"{data}/{m}/{end}" for m in models), *(f"{m}/{data}/{end}" for m in models)}
+
+
+def _near(asked: Sweep, text: str) -> str:
+    names = [cell.name for cell in asked.cells[:1000]]
+    hint = nearest(text, names)
+    return hint if hint.startswith("did") else "expected an id, or dataset/model/technique/seed"
+
+
+def fetch(asked: Sweep, data_root: Path, cache_root: Path) -> None:
+    """Bring and verify the data sets of the sweep; each says on standard error what it does."""
+    from pipeline import data
+
+    for dataset in dict.fromkeys(cell.dataset for cell in asked.cells):
+        data.fetch(dataset, data_root, cache_root)
+
+
+def shipped() -> dict[str, str]:
+    """{name: what its header says first} of the sweep files that ship."""
+    return {path.stem: _headline(path) for path in sorted(paths.shipped_sweeps().glob("*.yaml"))}
+
+
+def _headline(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip()
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    """A head and rows as lines of text, in columns."""
+    table = [head, *rows] if any(head) else list(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)] if table else []
+    for row in table:
+        yield "  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
