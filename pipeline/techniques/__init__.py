@@ -64,3 +64,10 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict]]]] = {
     ),
     "base-longer": ("control: the base, trained for the extra epochs", [{"finetune": {}}]),
 }
+
+
+def stage_module(stage: str):
+    """The module of a stage; KeyError for a name that is not in STAGES."""
+    from importlib import import_module
+
+    return import_module(STAGES[stage])

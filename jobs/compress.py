@@ -1,0 +1,158 @@
+"""Runs cells, one after the other, each as far as it can: the same under SLURM and local workers.
+
+    python -m jobs.compress --work ROOT --data ROOT ID [ID ...]
+
+All that it needs to know of a cell is in cells/ID/cell.json under the work root. Progress goes to
+standard output as JSON, an event a line; everything else that a cell prints goes to the log of its
+attempt. A cell that fails costs itself alone. Exit code 0: all are done; 1: one is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+
+def main(arguments: list[str] | None = None) -> int:
+    asked = _parser().parse_args(arguments)
+    if asked.die_with_parent:
+        _die_with(asked.die_with_parent)
+    from pipeline import store
+    from pipeline.paths import Work
+
+    store.private()
+    with _events() as events:
+        outcomes = [
+            compress(i, Work(asked.work), asked.data, events, asked.device, asked.threads)
+            for i in asked.ids
+        ]
+    return 0 if all(outcomes) else 1
+
+
+def compress(cell_id, work, data_root, events, device="auto", threads=None) -> bool:
+    """One cell, in an attempt of its own; whether it is done."""
+    from pipeline import store
+
+    paths = work.cell(cell_id)
+
+    def tell(event: dict) -> None:
+        events.write(json.dumps({"cell": cell_id, **event}) + "\n")
+        events.flush()
+
+    try:
+        with store.lock_cell(paths):
+            attempt = store.new_attempt(paths)
+            with _logged(attempt.log):
+                return _attempted(paths, attempt, work, data_root, tell, device, threads)
+    except store.Busy as busy:
+        tell({"stage": "busy", "reason": str(busy)})
+        return False
+
+
+def _attempted(paths, attempt, work, data_root, tell, device, threads) -> bool:
+    """Whatever ends the attempt is written down: a failure without a reason helps nobody."""
+    from pipeline import store
+
+    began = time.time()
+    try:
+        from pipeline import execute
+        from pipeline.orchestrate.plan import catalog
+
+        cell = execute.read_cell(paths, catalog())
+        execute.run_cell(
+            cell, work, data_root, device=device, threads=threads, progress=tell
+        )
+        tell({"stage": "done", "seconds": time.time() - began})
+        return True
+    except Exception as error:
+        traceback.print_exc()
+        kind, reason = _failure_of(error)
+        tell({"stage": "failed", "kind": kind, "reason": reason})
+        failure = {"kind": kind, "reason": reason, "traceback": traceback.format_exc()}
+        try:
+            store.publish_json(attempt.failure, failure)
+        except OSError:  # a full disk; the log, the event and the exit code have said it
+            traceback.print_exc()
+        return False
+
+
+def _failure_of(error: Exception) -> tuple[str, str]:
+    try:
+        from pipeline.execute import failure_of
+    except Exception as missing:  # torch itself cannot be loaded
+        return "exception", f"{type(missing).__name__}: {missing}"
+    return failure_of(error)
+
+
+@contextmanager
+def _events():
+    """Standard output for events alone: what libraries print there goes to standard error."""
+    kept = os.fdopen(os.dup(1), "w")
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    try:
+        yield kept
+    finally:
+        kept.close()
+
+
+@contextmanager
+def _logged(log: Path):
+    """Descriptors 1 and 2 go to the log, so that what native code prints is in it too."""
+    kept = [os.dup(1), os.dup(2)]
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        _point_both(descriptor, descriptor)
+        yield
+    finally:
+        _point_both(*kept)
+        for each in (*kept, descriptor):
+            os.close(each)
+
+
+def _point_both(out: int, err: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        _flush(stream)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+
+
+def _flush(stream: TextIO) -> None:
+    try:
+        stream.flush()
+    except OSError:  # the disk that the log is on is full: its last lines are lost, nothing else
+        return
+
+
+def _die_with(parent: int) -> None:
+    """On Linux: killed when the process that started this one ends, however it ends."""
+    if sys.platform != "linux":
+        return
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the line above
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.compress", description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="the work root")
+    parser.add_argument("--data", type=Path, required=True, help="the data root")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: one a core")
+    parser.add_argument("--die-with-parent", type=int, metavar="PID", help=argparse.SUPPRESS)
+    parser.add_argument("ids", nargs="+", metavar="ID", help="cells, by id")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Everything that is measured of one finished cell, on the artifact that would be deployed.
+
+Names and units are those under ``/measure`` in result.h5; ``report/metrics.py`` says what they mean
+to a reader. Images are uint8 [N, C, H, W].
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.artifact import INPUT, OUTPUT, Artifact, logits
+from pipeline.data import Split
+from pipeline.measure import complexity, hardware, kernels, latency
+from pipeline.models.network import ModelState
+from pipeline.sweep import Measure
+from pipeline.training.loop import predict
+from pipeline.training.recipe import Machine
+
+BATCHES = (1, 64)
+
+
+class NotInteger(RuntimeError):
+    """A quantized model whose products were computed in floats: no result, but a failure."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained network and the artifact that was made from it."""
+
+    state: ModelState
+    artifact: Artifact
+
+
+def measure(
+    mine: Candidate,
+    base: Candidate,
+    split: Split,
+    settings: Measure,
+    machine: Machine,
+    tick: Callable[[str], None],
+) -> dict[str, object]:
+    """Of the candidate, and of its base beside it in the same process; raises NotInteger."""
+    tick("kernels")
+    measured = _size(mine) | {f"base_{k}": v for k, v in _size(base).items()}
+    measured |= _kernels(mine)
+    tick("accuracy")
+    measured |= _accuracy(mine, base, split, machine)
+    for threads in ("one", "all"):
+        tick(f"latency, {threads} thread{'s' if threads == 'all' else ''}")
+        measured |= _latency(mine, base, settings, threads)
+    return measured
+
+
+def _size(candidate: Candidate) -> dict[str, object]:
+    parameters, macs = complexity.count(candidate.state.spec)
+    return {
+        "stored_bytes": candidate.artifact.stored_bytes,
+        "runnable_bytes": candidate.artifact.runnable_bytes,
+        "parameters": parameters,
+        "macs": macs,
+    }
+
+
+def _kernels(mine: Candidate) -> dict[str, object]:
+    ran = kernels.executed(mine.artifact)
+    if mine.artifact.quantized and not ran.integer:
+        raise NotInteger(
+            "the artifact is quantized, but ONNX Runtime computed all its products in floats here"
+        )
+    return {
+        "integer_kernels": ran.integer,
+        "integer_share": ran.integer_share,
+        "subnormals": complexity.subnormals(mine.state.network),
+        "channels": np.array(mine.state.spec.channels),
+    }
+
+
+def _accuracy(mine: Candidate, base: Candidate, split: Split, machine: Machine) -> dict:
+    """On the whole test set: the artifacts', and the PyTorch networks' that they were made from."""
+    images, labels = split.test.pixels.numpy(), split.test.labels.numpy()
+    own, own_seconds = _classified(mine.artifact, images)
+    others, base_seconds = _classified(base.artifact, images)
+    simulated = predict(mine.state.network.to(machine.device), split.test, machine).numpy()
+    accuracy, base_accuracy = float(np.mean(own == labels)), float(np.mean(others == labels))
+    return {
+        "accuracy": accuracy,
+        "base_accuracy": base_accuracy,
+        "accuracy_drop": base_accuracy - accuracy,
+        "agreement": float(np.mean(own == others)),
+        "simulated_accuracy": float(np.mean(simulated == labels)),
+        "simulated_agreement": float(np.mean(simulated == own)),
+        "test_set_seconds": own_seconds,
+        "base_test_set_seconds": base_seconds,
+        "predictions": own.astype(np.uint16),
+        "base_predictions": others.astype(np.uint16),
+        "labels": labels.astype(np.uint16),
+    }
+
+
+def _classified(artifact: Artifact, images: np.ndarray) -> tuple[np.ndarray, float]:
+    """(classes [N], seconds for all of it): 64 at a time, all threads, after one warm batch."""
+    session = artifact.session()
+    next(logits(session, images))
+    start = time.perf_counter()
+    found = np.concatenate([scores.argmax(1) for scores in logits(session, images)])
+    return found, time.perf_counter() - start
+
+
+def _latency(mine: Candidate, base: Candidate, settings: Measure, threads: str) -> dict:
+    """Samples in ms. The deployed artifacts race each other and, in the same rounds, what the study
+    timed: the base and the simulated network in PyTorch (float32, eager)."""
+    number = 1 if threads == "one" else hardware.cores()
+    sessions = {"artifact": mine.artifact.session(number), "base": base.artifact.session(number)}
+    networks = {"simulated": _eager(mine.state), "base": _eager(base.state)}
+    found = {}
+    with _torch_threads(number), torch.inference_mode():
+        for batch in BATCHES:
+            images = _images(mine.artifact.shape, batch)
+            contenders = {
+                f"onnxruntime/{who}": _session_run(session, images)
+                for who, session in sessions.items()
+            } | {
+                f"pytorch/{who}": _network_run(network, torch.from_numpy(images))
+                for who, network in networks.items()
+            }  # fmt: skip
+            timed = latency.interleaved(contenders, settings.repeats, settings.seconds)
+            found |= {f"latency/{who}/{threads}/batch{batch}": ms for who, ms in timed.items()}
+    return found
+
+
+def _eager(state: ModelState) -> torch.nn.Module:
+    import copy
+
+    network = copy.deepcopy(state.network).cpu().float().eval()
+    return network.to(memory_format=torch.contiguous_format)
+
+
+def _session_run(session, images: np.ndarray):
+    feed = {INPUT: images}
+    return lambda: session.run([OUTPUT], feed)
+
+
+def _network_run(network: torch.nn.Module, images: torch.Tensor):
+    return lambda: network(images)
+
+
+def _images(shape: tuple[int, int, int], batch: int) -> np.ndarray:
+    """Any pixels do: the time that dense products take does not depend on them."""
+    return np.random.default_rng(0).integers(0, 256, (batch, *shape), np.uint8)
+
+
+@contextmanager
+def _torch_threads(number: int):
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,38 @@
+"""Parameters and multiply-accumulates (MACs) of an image, counted on the float network's shape."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from pipeline.models.network import NetworkSpec, build
+
+
+def count(spec: NetworkSpec) -> tuple[int, int]:
+    """(parameters, MACs an image): convolutions and linear layers, as the field counts them."""
+    macs = 0
+
+    def add(module, _, output):
+        nonlocal macs
+        outputs = output.shape[2:].numel() if output.dim() == 4 else 1
+        macs += outputs * module.weight.numel()
+
+    with torch.device("meta"):
+        network = build(replace(spec, quantization=None)).eval()
+        for module in network.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.register_forward_hook(add)
+        network(torch.zeros(1, *spec.shape))
+    return sum(p.numel() for p in network.parameters()), macs
+
+
+def subnormals(network: nn.Module) -> int:
+    """Weights that are not zero but too small for fast arithmetic; see ``network.fold``."""
+    tiny = torch.finfo(torch.float32).tiny
+    return sum(
+        int(((t != 0) & (t.abs() < tiny)).sum())
+        for t in network.state_dict().values()
+        if t.dtype == torch.float32
+    )

@@ -1,0 +1,39 @@
+"""How long an answer takes: contenders interleaved in one process, after warming up.
+
+All contenders take turns, round after round, so that whatever slows the machine down for a while
+slows all of them. Each turn begins with a run that is not timed: it brings the model's weights into
+the caches and lets the threads of the one before come to rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+Run = Callable[[], object]
+WARM_UP = 3
+LEAST_ROUNDS = 10
+
+
+def interleaved(
+    contenders: Mapping[str, Run], repeats: int, seconds: float
+) -> dict[str, np.ndarray]:
+    """Name -> milliseconds of each timed run, one a round: ``repeats`` rounds, or as many as fit
+    into ``seconds`` (at least 10, or ``repeats`` where that is less)."""
+    for run in contenders.values():
+        for _ in range(WARM_UP):
+            run()
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    began, rounds = time.perf_counter(), 0
+    while rounds < repeats:
+        if rounds >= LEAST_ROUNDS and time.perf_counter() - began > seconds:
+            break
+        for name, run in contenders.items():
+            run()
+            start = time.perf_counter_ns()
+            run()
+            samples[name].append((time.perf_counter_ns() - start) / 1e6)
+        rounds += 1
+    return {name: np.array(values) for name, values in samples.items()}
