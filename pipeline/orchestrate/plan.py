@@ -103,6 +103,11 @@ def load_sweep(name_or_path: str | Path) -> Sweep:
     return sweep.load(paths.sweep_file(name_or_path), catalog())
 
 
+def roots(asked: Sweep) -> tuple[paths.Work, Path]:
+    """(work root, data root) of the sweep on this machine."""
+    return paths.Work(paths.work_root()), paths.data_root()
+
+
 def called(asked: Sweep) -> str:
     """What the user types for this sweep: the name of one that ships, else the path."""
     ships = asked.path.parent == paths.shipped_sweeps()
@@ -123,7 +128,8 @@ def plan(asked: Sweep, work: paths.Work, data_root: Path) -> Plan:
         )
         for cell in missing
     ]  # fmt: skip
-    report = Job(REPORT, (), tuple(job.name for job in jobs), shlex.join(["netpress", "report", called(asked)]))
+    command = shlex.join(["netpress", "report", called(asked)])
+    report = Job(REPORT, (), tuple(job.name for job in jobs), command)
     gpu_s = sum(map(estimate.gpu_seconds, missing))
     return Plan(asked, (*jobs, report), gpu_s / 3600, estimate.SOURCE)
 
@@ -186,18 +192,34 @@ def fetch(asked: Sweep, data_root: Path, cache_root: Path) -> None:
     """Bring and verify the data sets of the sweep; each says on standard error what it does."""
     from pipeline import data
 
-    for dataset in dict.fromkeys(cell.dataset for cell in asked.cells):
+    for dataset in datasets(asked):
         data.fetch(dataset, data_root, cache_root)
 
 
-def shipped() -> dict[str, str]:
-    """{name: what its header says first} of the sweep files that ship."""
-    return {path.stem: _headline(path) for path in sorted(paths.shipped_sweeps().glob("*.yaml"))}
+def datasets(asked: Sweep) -> tuple[sweep.Dataset, ...]:
+    """The data sets of the sweep, each once."""
+    return tuple(dict.fromkeys(cell.dataset for cell in asked.cells))
+
+
+def listing(what: str) -> dict[str, str]:
+    """{name: a line about it} of all `techniques`, `models`, `datasets` or `sweeps` there are."""
+    if what == "sweeps":
+        files = sorted(paths.shipped_sweeps().glob("*.yaml"))
+        return {path.stem: _headline(path) for path in files}
+    if what == "techniques":
+        from pipeline.techniques import TECHNIQUES
+
+        return {name: f"{said}: {_chain(chain)}" for name, (said, chain) in TECHNIQUES.items()}
+    return dict(getattr(catalog(), what))
 
 
 def _headline(path: Path) -> str:
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     return first.removeprefix("#").strip()
+
+
+def _chain(chain: sweep.Chain) -> str:
+    return " > ".join(name for step in chain for name in step) or "train"
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:

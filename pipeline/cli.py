@@ -1,0 +1,241 @@
+"""The command line: arguments in, tables out. Each command calls one function of a lower module.
+
+Exit codes: 0 done, 1 something failed, 2 usage or input error, 130 interrupted. Results go to
+standard output, progress and errors to standard error. What a command needs is imported in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import __version__, store
+from pipeline.errors import Corrupt, UserError
+from pipeline.strict_yaml import nearest, shown
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    store.private()
+    try:
+        code = netpress.main(arguments, prog_name="netpress", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        return _complain(_usage(error))
+    except UserError as error:
+        return _complain(str(error))
+    except Corrupt as error:
+        return _complain(str(error), code=1)
+    except (click.Abort, KeyboardInterrupt):
+        return _complain("stopped", code=130)
+    except BrokenPipeError:
+        return _without_reader()
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        return _complain(f"{error.filename or 'a file'}: {error.strerror}", code=1)
+
+
+def _complain(sentence: str, code: int = 2) -> int:
+    print(f"netpress: {sentence}", file=sys.stderr)
+    return code
+
+
+def _usage(error: click.ClickException) -> str:
+    """click's message as one sentence that says where to read on."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "netpress"
+    return f"{message} (`{command} --help` says what there is)"
+
+
+def _without_reader() -> int:
+    """Whoever read our output has left (`| head`): nothing more to say, not even at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+class _Commands(click.Group):
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)  # as they stand in this file, the order in which they are used
+
+    def resolve_command(self, context: click.Context, arguments: list[str]):
+        if arguments and self.get_command(context, arguments[0]) is None:
+            name = arguments[0]
+            if not name.startswith("-"):
+                raise click.UsageError(
+                    f"unknown command {shown(name)}, {nearest(name, self.commands)}", context
+                )
+        return super().resolve_command(context, arguments)
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="netpress")
+@click.pass_context
+def netpress(context: click.Context) -> None:
+    """How small and how fast can a neural network become before it gets worse?
+
+    SWEEP is a YAML file, or the name of one that ships (`netpress sweeps`). CELL is an id, any
+    unique beginning of it, or dataset/model/technique/seed.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+        context.exit(2)
+
+
+_sweep = click.argument("sweep")
+_cell = click.argument("cell")
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+
+
+@netpress.command()
+@_sweep
+@click.option("--workers", type=click.IntRange(1, 1024), help="Cells at once [one a GPU, or one].")
+@click.option("--threads", type=click.IntRange(1, 4096), help="CPU threads each [cores/workers].")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+def run(sweep: str, workers: int | None, threads: int | None, device: str) -> int:
+    """Train, compress and measure on this machine; then the report."""
+    from pipeline.orchestrate import local
+
+    asked = _load(sweep)
+    return local.run(asked, *_roots(asked), device=device, workers=workers, threads=threads)
+
+
+@netpress.command()
+@_sweep
+@_json
+def plan(sweep: str, as_json: bool) -> None:
+    """The matrix, the jobs, the cost; touches nothing."""
+    from pipeline.orchestrate import plan
+
+    asked = _load(sweep)
+    planned = plan.plan(asked, *_roots(asked))
+    _show(planned.to_json() if as_json else planned.lines())
+
+
+@netpress.command()
+@_sweep
+@_json
+@click.option("--watch", is_flag=True, help="Again every few seconds, until nothing is left to do.")
+def status(sweep: str, as_json: bool, watch: bool) -> None:
+    """What is done, running, failed and missing."""
+    from pipeline.orchestrate import state
+
+    asked = _load(sweep)
+    work, _ = _roots(asked)
+    if watch:
+        state.watch(asked, work)
+    else:
+        found = state.states(asked, work)
+        _show(state.to_json(found) if as_json else state.lines(found))
+
+
+@netpress.command()
+@_sweep
+@_json
+@click.option("--to", type=click.Path(path_type=Path), help="Folder of reports [./reports].")
+def report(sweep: str, as_json: bool, to: Path | None) -> None:
+    """Tables and figures from what is there, gaps named."""
+    from pipeline import report
+
+    asked = _load(sweep)
+    work, _ = _roots(asked)
+    listed = report.rows(asked, work)
+    if as_json:
+        return _show(listed)
+    report.print_summary(listed)
+    click.echo(f"Report: {report.build(asked, work, to).markdown}")
+
+
+@netpress.command()
+@_sweep
+@_cell
+@click.option("--to", type=click.Path(path_type=Path), help="The new folder [DATASET-MODEL-...].")
+def export(sweep: str, cell: str, to: Path | None) -> None:
+    """The deployable model of a cell, as a folder of its own."""
+    from pipeline.orchestrate import export, plan
+
+    asked = _load(sweep)
+    work, _ = _roots(asked)
+    chosen = plan.find_cell(asked, cell)
+    click.echo(export.export(asked, chosen, work, to or Path(chosen.name.replace("/", "-"))))
+
+
+@netpress.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_json
+def predict(artifact: Path, images: tuple[Path, ...], as_json: bool) -> None:
+    """Classify image files with an exported model."""
+    from pipeline.artifact import predict
+
+    found = predict(artifact, list(images))
+    if as_json:
+        return _show({"predictions": found})
+    for row in found:
+        click.echo(f"{row['image']}  {row['class']}  {row['confidence']:.1%}")
+
+
+@netpress.command()
+@_sweep
+def fetch(sweep: str) -> None:
+    """The data sets of a sweep, downloaded where missing, checksums verified."""
+    from pipeline.orchestrate import plan
+
+    asked = _load(sweep)
+    work, data_root = _roots(asked)
+    plan.fetch(asked, data_root, work.cache)
+
+
+def _listing(what: str, about: str) -> None:
+    @netpress.command(what, help=about)
+    @_json
+    def command(as_json: bool) -> None:
+        from pipeline.orchestrate import plan
+
+        found = plan.listing(what)
+        _show({what: found} if as_json else plan.aligned(("", ""), list(found.items())))
+
+
+_listing("techniques", "What a sweep may ask for, and the stages that each stands for.")
+_listing("models", "The networks there are.")
+_listing("datasets", "The data sets there are; a folder of images can be one, too.")
+_listing("sweeps", "The sweep files that ship.")
+
+
+def _load(name: str):
+    """The sweep; what is odd in it is said on standard error."""
+    from pipeline.orchestrate import plan
+
+    asked = plan.load_sweep(name)
+    for note in asked.notes:
+        click.echo(f"netpress: note: {note}", err=True)
+    return asked
+
+
+def _roots(asked) -> tuple[Any, Path]:
+    from pipeline.orchestrate import plan
+
+    return plan.roots(asked)
+
+
+def _show(what: dict[str, Any] | Iterable[str]) -> None:
+    """One JSON object, or lines of text, on standard output."""
+    if isinstance(what, dict):
+        what = [json.dumps(what, indent=2)]
+    for line in what:
+        click.echo(line)
