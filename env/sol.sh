@@ -16,7 +16,3 @@ fi
 
 export PYTHONPATH="$netpress_checkout${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 export PATH="$netpress_checkout/env/bin:$PATH"
-
-# Scratch has the room for runs and data, and is purged after 90 days; reports stay in ./reports.
-export NETPRESS_WORK="${NETPRESS_WORK:-/scratch/$USER/netpress/runs}"
-export NETPRESS_DATA="${NETPRESS_DATA:-/scratch/$USER/netpress/data}"
