@@ -132,8 +132,13 @@ class ReportPaths:
     def csv(self) -> Path:
         return self.folder / "results.csv"
 
-    def figure(self, name: str) -> Path:
-        return self.folder / "figures" / name
+    @property
+    def figures(self) -> Path:
+        return self.folder / "figures"
+
+    @property
+    def accuracy_bytes(self) -> Path:
+        return self.figures / "accuracy-bytes.svg"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,94 @@
+"""What a reader asks first: which compressed model to take. Plain Python over the report's rows.
+
+Seeds of one technique are judged together, by their means: taking the luckiest seed on the test
+set would be choosing by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+ONE_POINT = 0.01
+SLACK = 1e-9  # 0.99 - 0.98 is a little more than 0.01
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one technique on one data set and model, one a seed."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def drop(self) -> float:
+        return mean(row["accuracy_drop"] for row in self.rows)
+
+    @property
+    def stored_bytes(self) -> float:
+        return mean(row["stored_bytes"] for row in self.rows)
+
+    @property
+    def speedup(self) -> float:
+        """At batch 1, all threads; NaN where it was not measured."""
+        return mean(row["speedup"]["batch1"] for row in self.rows)
+
+    def cell(self, limit: float) -> Row:
+        """The one to take away: the smallest seed that is itself within `limit`."""
+        good = [row for row in self.rows if _within(row["accuracy_drop"], limit)]
+        return min(good or self.rows, key=lambda row: (row["stored_bytes"], row["seed"]))
+
+
+def groups(rows: Iterable[Row]) -> list[Group]:
+    """In the order of the rows."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["dataset"], row["model"], row["technique"]), []).append(row)
+    return [Group(tuple(members)) for members in found.values()]
+
+
+def settings(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """The rows of each (data set, model): what is compared with each other."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["dataset"], row["model"]), []).append(row)
+    return found
+
+
+def smallest(rows: Iterable[Row], limit: float = ONE_POINT) -> Group | None:
+    """The technique with the fewest stored bytes among those that lose at most `limit`."""
+    return min(_good(rows, limit), key=lambda g: (g.stored_bytes, g.drop), default=None)
+
+
+def fastest(rows: Iterable[Row], limit: float = ONE_POINT) -> Group | None:
+    """The technique with the highest speed-up at batch 1 among those that lose at most `limit`."""
+    timed = [group for group in _good(rows, limit) if group.speedup > 0]
+    return max(timed, key=lambda g: (g.speedup, -g.drop), default=None)
+
+
+def best(rows: Iterable[Row]) -> Row | None:
+    """The row of the smallest good model: fewest stored bytes, at most one point below its base."""
+    group = smallest(rows)
+    return group.cell(ONE_POINT) if group else None
+
+
+def mean(values: Iterable[float | None]) -> float:
+    """NaN where a value is missing, since a mean over fewer seeds would not be that of n."""
+    return fmean(float("nan") if value is None else value for value in values)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The sample's standard deviation; NaN for one value, or where one is missing."""
+    if len(values) < 2 or any(value != value for value in values):
+        return float("nan")
+    return stdev(values)
+
+
+def _good(rows: Iterable[Row], limit: float) -> list[Group]:
+    return [group for group in groups(rows) if _within(group.drop, limit)]
+
+
+def _within(drop: float | None, limit: float) -> bool:
+    return drop is not None and drop <= limit + SLACK

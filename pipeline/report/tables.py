@@ -1,0 +1,127 @@
+"""Tables: Markdown and CSV for files, plain columns for the terminal. Everything is escaped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import IO, Any
+
+from pipeline.report.answer import Row, groups, mean, settings
+from pipeline.report.metrics import COUNTS, METRIC, METRICS, latency_key, speedup_key
+
+ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+# --- Markdown --------------------------------------------------------------------------------
+
+
+def escape(text: Any) -> str:
+    """`text` as itself in a Markdown line or table cell: no markup, no HTML, no new line."""
+    line = "".join(c if c.isprintable() else " " for c in str(text))
+    line = re.sub(r"[&<>]", lambda m: ENTITIES[m[0]], " ".join(line.split()))
+    line = re.sub(r"([\\`*|\[\]~$])", r"\\\1", line)
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
+
+
+def markdown(headings: Sequence[str], lines: Iterable[Sequence[str]], text_columns: int = 1) -> str:
+    """A pipe table; the first `text_columns` to the left, numbers to the right. Ends with \\n."""
+    rule = [":--" if i < text_columns else "--:" for i in range(len(headings))]
+    rows = [[escape(h) for h in headings], rule, *([escape(v) for v in line] for line in lines)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def code(text: str) -> str:
+    """`text` as inline code; newlines and backticks cannot end it."""
+    line = " ".join(text.split())
+    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    pad = " " if "`" in line else ""
+    return f"{ticks}{pad}{line}{pad}{ticks}"
+
+
+def fenced(text: str, language: str = "") -> str:
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}\n"
+
+
+# --- CSV -------------------------------------------------------------------------------------
+
+
+def csv_text(frame) -> str:
+    """One line a cell, raw values in full precision, empty where nothing was measured."""
+    from pipeline.report.frames import IDENTITY
+
+    columns = [*IDENTITY, *(metric.key for metric in METRICS)]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for values in frame[columns].itertuples(index=False):
+        writer.writerow(
+            _csv_value(name, value) for name, value in zip(columns, values, strict=True)
+        )
+    return out.getvalue()
+
+
+def _csv_value(name: str, value: Any) -> str:
+    if isinstance(value, str):  # a spreadsheet would run what starts like a formula
+        return f"'{value}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    if isinstance(value, float) and math.isnan(value):
+        return ""
+    return str(int(value)) if name in COUNTS else str(value)
+
+
+# --- the terminal ----------------------------------------------------------------------------
+
+SUMMARY = (  # heading, metric, where a row of --json has it
+    ("accuracy\n%", "accuracy", ("accuracy",)),
+    ("drop\npoints", "accuracy_drop", ("accuracy_drop",)),
+    ("stored\nMB", "stored_bytes", ("stored_bytes",)),
+    ("smaller\n×", "stored_ratio", ("stored_ratio",)),
+    ("batch 1\nms", latency_key("onnxruntime", "artifact", "all", "batch1", 50),
+     ("latency_ms", "batch1", "p50")),
+    ("faster\n×", speedup_key("speedup", "all", "batch1"), ("speedup", "batch1")),
+    ("batch 64\n×", speedup_key("speedup", "all", "batch64"), ("speedup", "batch64")),
+)  # fmt: skip
+
+
+def print_summary(report: dict[str, Any], file: IO[str] | None = None) -> None:
+    """What `report --json` has: a table a (data set, model), a line a technique (the mean over
+    its n seeds), then the gaps. Fits 80 columns; a name is never cut."""
+    from rich.console import Console
+    from rich.text import Text
+
+    # As wide as it must be: a terminal that is narrower wraps, which loses nothing.
+    console = Console(file=file, highlight=False, soft_wrap=True, width=1000)
+    for (dataset, model), rows in settings(report["rows"]).items():
+        console.print(Text(f"{dataset}, {model}", style="bold"))
+        console.print(_summary_table(rows))
+        console.print()
+    for gap in report["gaps"]:
+        console.print(Text(f"{gap['name']} ({gap['id']}): {gap['reason']}"))
+
+
+def _summary_table(rows: list[Row]):
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("technique", no_wrap=True)
+    for heading in ("n", *(heading for heading, _, _ in SUMMARY)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for group in groups(rows):
+        table.add_row(*(Text(value) for value in _summary_line(group.rows)))
+    return table
+
+
+def _summary_line(rows: Sequence[Row]) -> list[str]:
+    numbers = [METRIC[key].show(mean(_at(row, where) for row in rows)) for _, key, where in SUMMARY]
+    return [rows[0]["technique"], str(len(rows)), *numbers]
+
+
+def _at(row: Row, where: Sequence[str]) -> float | None:
+    value: Any = row
+    for key in where:
+        value = value[key]
+    return value

@@ -1,0 +1,108 @@
+"""Results for tests, made by the real store: random numbers, shaped as execute.py's."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy
+from pydantic import BaseModel
+
+from pipeline import store
+from pipeline.paths import Work
+from pipeline.store import StageHistory
+from pipeline.sweep import Cell, Dataset, Measure, Model, Recipe, Stage, Sweep
+
+BASE = {"stored_bytes": 58_900_000, "runnable_bytes": 58_950_000, "parameters": 14_728_266,
+        "macs": 313_700_000, "test_set_seconds": 12.5}  # fmt: skip
+FACTS = {
+    "versions": {"python": "3.11.7", "torch": "2.14.1", "onnxruntime": "1.32.0"},
+    "commit": "0123456789abcdef",
+    "hardware": {"cpu": "A CPU", "flags": ["avx2", "avx512_vnni"], "cores": 2, "gpu": None},
+    "device": "cpu",
+    "precision": "bf16",
+    "seconds": 61.5,
+    "peak_memory_bytes": 1_200_000_000,
+}
+
+
+class Strength(BaseModel):
+    """Settings of a stage that exists in tests only."""
+
+    factor: float
+
+
+def sweep(name="test", techniques=("half",), seeds=(0,), datasets=("digits",),
+          models=(("vgg16_bn", 1.0),), text="name: test\n") -> Sweep:  # fmt: skip
+    """Cells as sweep.load would give them, bases first; a name ending in -0.5 is a grid point."""
+    cells = [
+        Cell(Dataset(name=d), Model(name=m, width=w), technique, _family(technique), seed,
+             _stages(technique), Recipe(epochs=2), Measure())
+        for technique in ("base", *techniques) for d in datasets for m, w in models
+        for seed in seeds
+    ]  # fmt: skip
+    return Sweep(name, tuple(cells), Path(f"{name}.yaml"), text)
+
+
+def _family(technique: str) -> str:
+    return re.sub(r"-[0-9.]+$", "", technique)
+
+
+def _stages(technique: str) -> tuple[Stage, ...]:
+    if technique == "base":
+        return ()
+    return (Stage("shrink", Strength(factor=zlib.crc32(technique.encode()) / 2**32)),)
+
+
+def measured(cell: Cell, ratio: float = 4.0, drop: float = 0.002, **changed: Any) -> dict[str, Any]:
+    """What execute.py measures: `ratio` times smaller and faster, `drop` less accurate."""
+    random = numpy.random.default_rng(int(cell.id, 16) % 2**32)
+    ratio, drop = (1.0, 0.0) if cell.is_base else (ratio, drop)
+    base_accuracy = 0.99 + 1e-4 * (cell.seed % 5)
+    found: dict[str, Any] = {f"base_{key}": value for key, value in BASE.items()}
+    found |= {key: type(value)(value / ratio) for key, value in BASE.items()}
+    found |= {
+        "base_accuracy": base_accuracy, "accuracy": base_accuracy - drop, "accuracy_drop": drop,
+        "agreement": 1 - drop, "simulated_accuracy": base_accuracy - drop,
+        "simulated_agreement": 0.9998, "integer_share": 0.0, "integer_kernels": 0, "subnormals": 0,
+        "predictions": random.integers(0, 10, 50).astype(numpy.uint16),
+        "channels": random.integers(8, 512, 13),
+    }  # fmt: skip
+    timed = (("onnxruntime", "artifact", 1 / ratio), ("onnxruntime", "base", 1),
+             ("pytorch", "simulated", 2.5), ("pytorch", "base", 2))  # fmt: skip
+    for runtime, model, factor in timed:
+        for threads in ("one", "all"):
+            for batch, ms in (("batch1", 5.0), ("batch64", 200.0)):
+                samples = factor * ms * random.uniform(0.98, 1.1, 20)
+                found[f"latency/{runtime}/{model}/{threads}/{batch}"] = samples
+    return found | changed
+
+
+def history() -> list[StageHistory]:
+    columns = {"epoch": [1.0, 2.0], "loss": [1.5, 0.25], "accuracy": [0.5, 0.75]}
+    return [StageHistory(0, "train", columns), StageHistory(1, "finetune", columns)]
+
+
+def publish(cell: Cell, work: Work, values: dict[str, Any] | None = None, facts=FACTS) -> None:
+    """A finished cell, as execute.py leaves it."""
+    paths = work.cell(cell.id)
+    store.publish_json(paths.cell_json, cell.to_json())
+    data = store.result_bytes(cell.to_json(), facts, history(), values or measured(cell))
+    store.publish_bytes(paths.result, data)
+    store.publish_bytes(paths.metrics, store.history_bytes(history()))
+    store.publish_folder(paths.artifact, _artifact)
+    store.write_manifest(paths)
+
+
+def _artifact(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(b"a model")
+    (folder / "manifest.json").write_text("{}\n")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "classes.txt").write_text("0\n1\n")
+
+
+def fail(cell: Cell, work: Work, kind: str, reason: str) -> None:
+    attempt = store.new_attempt(work.cell(cell.id))
+    store.publish_json(attempt.failure, {"kind": kind, "reason": reason, "traceback": ""})
