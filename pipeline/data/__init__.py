@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from pipeline.sweep import Dataset, Recipe
 
 __all__ = [
-    "DATASETS", "Images", "Split", "batch_count", "batches", "facts", "fetch", "images_from",
-    "load", "ordered", "read_image", "sample",
+    "DATASETS", "FOLDERS", "Images", "Split", "batch_count", "batches", "facts", "fetch",
+    "images_from", "load", "ordered", "read_image", "sample",
 ]  # fmt: skip
 
 
@@ -59,6 +59,7 @@ DATASETS = {
         "CIFAR-10 as JPEG files, pixels differ a little; DATA_ROOT/cifar10-jpeg/{train,test}/CLASS",
     ),
 }
+FOLDERS = frozenset({"cifar10-jpeg"})  # those that may lie elsewhere, by `folder:`
 OWN_FOLDER = "pipeline.data.folder"  # any other name, given with `folder:` in the sweep file
 
 _ELSEWHERE = {

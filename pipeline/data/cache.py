@@ -112,13 +112,14 @@ def _read(folder: Path, key: str) -> Checked | None:
         arrays = {name: _array(folder / f"{name}.npy") for name in ARRAYS}
         data = Decoded(tuple(manifest["classes"]), **arrays)
         digests = data.digests()
+        intact = intact and manifest["sha256"] == digests
     # A damaged manifest or array header fails in as many ways as there are lines in its parser;
     # a disk or a memory that fails says nothing about the file.
     except Exception as error:
         if isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError):
             raise
         raise Corrupt(f"{folder}: {error}") from error
-    if not intact or manifest["sha256"] != digests:
+    if not intact:
         raise Corrupt(f"{folder}: does not match its checksums")
     return Checked(data, _fingerprint(data.classes, digests))
 

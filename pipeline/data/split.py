@@ -108,7 +108,7 @@ def sample(images: Images, count: int, seed: int) -> Images:
 def shares(total: int, sizes: np.ndarray, least: int, most: np.ndarray) -> np.ndarray:
     """`total` divided in proportion to `sizes` by largest remainder, each within least..most.
 
-    The sum is `total` unless the bounds forbid it.
+    The sum is `total`, but more where `least` adds to it, and less where `most` leaves no room.
     """
     exact = sizes * (total / sizes.sum())
     counts = np.clip(np.floor(exact).astype(np.int64), least, most)
