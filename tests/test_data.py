@@ -239,7 +239,7 @@ def server(tmp_path_factory):
     top = tmp_path_factory.mktemp("server")
     handler = functools.partial(Quiet, directory=str(top))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
-        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        threading.Thread(target=serving.serve_forever, args=(0.02,), daemon=True).start()
         yield top, f"http://127.0.0.1:{serving.server_port}/"
         serving.shutdown()
 
