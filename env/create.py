@@ -59,11 +59,15 @@ def make(link: Path, requirements: Path, lock: int) -> None:
     python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
     say(f"making the environment with {python} in {link.parent}: once, 1 to 10 minutes, about 6 GB")
     folder = Path(tempfile.mkdtemp(prefix=f"{link.name}.", dir=link.parent))
-    with beside(link, ".log").open("w+b") as log:
-        run([sys.executable, "-I", "-m", "venv", str(folder)], log, lock)
-        # Isolated (-I), or packages on the user's PYTHONPATH would count as installed.
-        run([str(folder / "bin" / "python"), *INSTALL, "-r", str(requirements)], log, lock)
-    link.symlink_to(folder.name)
+    try:
+        with beside(link, ".log").open("w+b") as log:
+            run([sys.executable, "-I", "-m", "venv", str(folder)], log, lock)
+            # Isolated (-I), or packages on the user's PYTHONPATH would count as installed.
+            run([str(folder / "bin" / "python"), *INSTALL, "-r", str(requirements)], log, lock)
+        link.symlink_to(folder.name)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # gigabytes, maybe on a full disk
+        raise
     say(f"the environment is ready after {time.monotonic() - started:.0f} s")
 
 
@@ -92,7 +96,7 @@ def run(command: list[str], log, lock: int) -> None:
     if status:
         for line in errors(log.name):
             print(line, file=sys.stderr)
-        raise Failed(f"the environment could not be made; all that was said is in {log.name}")
+        raise Failed(f"the environment could not be made{cause(log.name)}; its log is {log.name}")
 
 
 def wait(process: subprocess.Popen) -> int | None:
@@ -133,7 +137,14 @@ def locked(path: Path) -> Iterator[int]:
 def errors(log: str) -> list[str]:
     """The lines that say what went wrong, or else the last ones."""
     lines = Path(log).read_text(errors="replace").splitlines()
-    return [line for line in lines if "error" in line.lower()][-5:] or lines[-5:]
+    return [line for line in lines if line.startswith("ERROR")][-5:] or lines[-5:]
+
+
+def cause(log: str) -> str:
+    """A full disk, which need not have left room for an error in the log."""
+    free_mb = shutil.disk_usage(Path(log).parent).free / 1e6
+    empty = Path(log).stat().st_size == 0
+    return ": the disk, or a quota on it, is full" if empty or free_mb < 100 else ""
 
 
 def last_line(log: str) -> str:
