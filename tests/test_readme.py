@@ -1,0 +1,54 @@
+"""What the README tells a newcomer to type and to write is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from pipeline.cli import netpress
+from pipeline.orchestrate import plan
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks() -> list[str]:
+    return re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_example_is_a_valid_sweep(tmp_path):
+    (tmp_path / "mine.yaml").write_text(blocks()[0])
+    cells = plan.load_sweep(str(tmp_path / "mine.yaml")).cells
+    labels = {cell.technique for cell in cells}
+    assert {"base", "ptq-int8", "kd", "tiny", "prune-filters-0.125"} <= labels
+    excluded = [c for c in cells if (c.model.label, c.technique) == ("vgg11_bn-w0.5", "kd")]
+    assert excluded == []
+
+
+def test_a_folder_of_images_is_given_as_the_readme_says(tmp_path):
+    folder = tmp_path / "images" / "leaves"
+    for part in ["train/oak", "train/elm", "test/oak", "test/elm"]:
+        (folder / part).mkdir(parents=True)
+    example = {"name": "x", "models": ["vgg11_bn"], "techniques": ["base"], "seeds": [0]}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(example) + blocks()[1])
+    (cell,) = plan.load_sweep(str(tmp_path / "x.yaml")).cells
+    assert (cell.dataset.name, cell.dataset.size) == ("leaves", 32)
+    assert cell.dataset.folder == str(folder)
+
+
+def test_the_commands_are_those_that_there_are():
+    named = set(re.findall(r"netpress ([a-z]+) (?:SWEEP|ARTIFACT)", README))
+    named |= {"techniques", "models", "datasets", "sweeps"}
+    assert named == set(netpress.commands)
+
+
+def test_the_files_and_sweeps_that_it_names_are_there():
+    files = re.findall(r"`((?:env|jobs|pipeline)/[\w./-]*|[A-Z]+|setup\.cfg)`", README)
+    files = [f for f in files if "/" in f or f in ("LICENSE", "setup.cfg")]
+    assert len(files) > 8
+    assert [f for f in files if not (ROOT / f).exists()] == []
+    for sweep in ["quickstart", "paper", "smoke"]:
+        assert f"`{sweep}`" in README
+        assert (ROOT / "jobs" / "sweeps" / f"{sweep}.yaml").is_file()
