@@ -502,11 +502,21 @@ def _from_hdf5(path: Path, data: bytes, get: Callable[[Any], Any]) -> Any:
     if data[:SEAL_BYTES] != _seal(data[SEAL_BYTES:]):
         raise Corrupt(f"{path}: is damaged, its checksum does not match")
     try:
-        with h5py.File(io.BytesIO(data), "r") as file:
+        with h5py.File(_in_memory(data)) as file:
             return get(file)
     # A checksum is no signature: h5py has no error of its own for a file built to mislead it.
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise Corrupt(f"{path}: cannot be read as a netpress result: {error}") from error
+
+
+def _in_memory(data: bytes):
+    """An open HDF5 file that is `data` alone; faster than one that calls back into Python."""
+    from h5py import h5f, h5p
+
+    access = h5p.create(h5p.FILE_ACCESS)
+    access.set_fapl_core(backing_store=False)
+    access.set_file_image(data)
+    return h5f.open(b"in memory", h5f.ACC_RDONLY, access)
 
 
 def _put_history(file, history: Sequence[StageHistory]) -> None:
@@ -564,15 +574,15 @@ def _members(group) -> list[str]:
     """Names in `group`, all of which lie in this very file: any other link is refused."""
     from h5py import h5l
 
-    found: list[str] = []
+    kinds: dict[bytes, int] = {}
 
-    def note(name: bytes, info) -> None:
-        if info.type != h5l.TYPE_HARD:
-            raise ValueError(f"{name!r} is a link")
-        found.append(name.decode())
+    def note(name: bytes, info) -> None:  # must not raise: HDF5 calls it
+        kinds[name] = info.type
 
     group.links.iterate(note, info=True)
-    return found
+    if set(kinds.values()) - {h5l.TYPE_HARD}:
+        raise ValueError("a link leads out of it")
+    return [name.decode() for name in kinds]
 
 
 def _group(parent, name: str):
