@@ -201,6 +201,86 @@ def test_killed_at_any_moment_every_file_is_absent_or_complete(cell):
             assert whole(a) and a == b
 
 
+CALLS = ("mkdir", "open", "write", "fsync", "fchmod", "chmod", "close", "replace", "rename")
+
+
+def at_call(number: int, what) -> None:
+    """From now on, in this process: run `what` instead of the number-th system call of CALLS."""
+    made = iter(range(1, 10_000))
+
+    def wrap(real):
+        return lambda *a, **k: what() if next(made) == number else real(*a, **k)
+
+    for name in CALLS:
+        setattr(os, name, wrap(getattr(os, name)))
+
+
+def in_child(action) -> int:
+    """Run `action` in a forked process; its exit code, 0 when it came to its end."""
+    child = os.fork()
+    if not child:
+        try:
+            action()
+        except OSError as error:
+            os._exit(error.errno)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def publish_both(cell, text: str) -> None:
+    store.publish_bytes(cell.result, text.encode())
+    store.publish_folder(cell.artifact, lambda f: [(f / n).write_text(text) for n in "ab"] and None)
+
+
+def published(cell) -> tuple[str, str]:
+    a, b = ((cell.artifact / name).read_text() for name in "ab")
+    assert a == b and len(os.listdir(cell.artifact)) == 2
+    return cell.result.read_text(), a
+
+
+def test_killed_at_each_system_call_old_or_new_is_there(cell):
+    publish_both(cell, "old")
+    for number in range(1, 200):
+
+        def die_there(number=number):
+            at_call(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            publish_both(cell, "new")
+
+        code = in_child(die_there)
+        with store.lock_cell(cell):
+            assert published(cell) in [("old", "old"), ("new", "old"), ("new", "new")]
+            assert leftovers(cell.folder) == []
+        if code == 0:
+            break
+        publish_both(cell, "old")
+    assert 20 < number < 199
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_an_error_at_each_system_call_surfaces_and_leaves_old_or_new(cell, error):
+    publish_both(cell, "old")
+    for number in range(1, 200):
+
+        def fail():
+            raise OSError(error, os.strerror(error))
+
+        def fail_there(number=number, fail=fail):
+            at_call(number, fail)
+            publish_both(cell, "new")
+
+        code = in_child(fail_there)
+        assert code in (0, error)
+        assert published(cell) in [("old", "old"), ("new", "old"), ("new", "new")]
+        # An error after the new folder is there leaves the old one to the next lock.
+        assert all(".old-" in name for name in leftovers(cell.folder))
+        with store.lock_cell(cell):
+            assert leftovers(cell.folder) == []
+        if code == 0:
+            break
+        publish_both(cell, "old")
+    assert 20 < number < 199
+
+
 def test_a_folder_that_was_only_moved_aside_comes_back(cell):
     store.publish_folder(cell.checkpoint, lambda f: (f / "state").write_text("epoch 7"))
     os.rename(cell.checkpoint, cell.folder / ".checkpoint.old-123-0a1b2c3d")
