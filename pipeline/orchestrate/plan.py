@@ -83,7 +83,7 @@ class Plan:
 @cache
 def catalog() -> Catalog:
     """What a sweep file may name, from the three registries."""
-    from pipeline.data import DATASETS
+    from pipeline.data import DATASETS, FOLDERS
     from pipeline.models import MODELS
     from pipeline.techniques import STAGES, TECHNIQUES
 
@@ -94,7 +94,7 @@ def catalog() -> Catalog:
         stages={name: module.Settings for name, module in modules.items()},
         techniques={name: chain for name, (_, chain) in TECHNIQUES.items()},
         expanders={n: module.expand for n, module in modules.items() if hasattr(module, "expand")},
-        folders=frozenset({"cifar10-jpeg"}),
+        folders=FOLDERS,
     )
 
 
@@ -118,16 +118,17 @@ def plan(asked: Sweep, work: paths.Work, data_root: Path) -> Plan:
     """What is missing of the sweep, as one local job a cell and one for the report."""
     missing = [cell for cell in asked.cells if not store.is_done(work.cell(cell.id))]
     names = {cell.id for cell in missing}
+    code = shlex.quote(str(paths.CODE))
+    here = f"cd {code} && PYTHONPATH={code}"  # whatever else is called `jobs` elsewhere
     jobs = [
         Job(
             name=cell.id,
             cells=(cell.id,),
             depends_on=() if cell.is_base or cell.base_id not in names else (cell.base_id,),
-            script=shlex.join(["env", f"PYTHONPATH={paths.CODE}",
-                               *cell_command(work, data_root, [cell.id])]),
+            script=f"{here} {shlex.join(cell_command(work, data_root, [cell.id]))}",
         )
         for cell in missing
-    ]  # fmt: skip
+    ]
     command = shlex.join(["netpress", "report", called(asked)])
     report = Job(REPORT, (), tuple(job.name for job in jobs), command)
     gpu_s = sum(map(estimate.gpu_seconds, missing))

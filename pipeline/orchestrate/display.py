@@ -1,0 +1,173 @@
+"""Progress of local workers on standard error: live bars on a terminal, else plain lines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from pipeline.orchestrate import estimate
+from pipeline.sweep import Cell
+
+QUIET_S = 2.0  # at least between two lines about one cell, unless its stage changed
+WITHIN_S = 30.0  # the same, for lines within an epoch
+MEASURING = 5.0  # what start and measurement of a cell weigh, in epochs
+
+
+class Lines:
+    """One line when a cell starts and ends, about one an epoch in between."""
+
+    def __init__(self, cells: Sequence[Cell], done: Sequence[Cell], file: IO[str] | None = None):
+        self.file = file or sys.stderr
+        self.total = len(cells)
+        self.clock = _Clock([cell for cell in cells if cell not in done])
+        self.numbers: dict[str, int] = {}
+        self.ended = len(done)
+        self.last: dict[str, tuple[str, float]] = {}
+        if done:
+            self.say(f"{len(done)} of {len(cells)} cells are done already")
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        with suppress(BrokenPipeError):  # whoever read it has left; the work goes on
+            print(line, file=self.file, flush=True)
+
+    def start(self, cell: Cell) -> None:
+        number = self.total - self.clock.count + len(self.numbers) + 1
+        self.numbers.setdefault(cell.id, min(number, self.total))
+        self.say(f"{self._head(cell)}: started")
+
+    def event(self, cell: Cell, event: dict[str, Any]) -> None:
+        stage, then = self.last.get(cell.id, ("", 0.0))
+        now = time.monotonic()
+        whole = float(event.get("epoch", 0.5)).is_integer()
+        if event["stage"] != stage or now - then >= (QUIET_S if whole else WITHIN_S):
+            self.last[cell.id] = (event["stage"], now)
+            self.say(f"{self._head(cell)}: {described(event)}")
+
+    def end(self, cell: Cell, state: str, reason: str | None, seconds: float) -> None:
+        self.clock.end(cell)
+        self.ended += 1
+        said = f" ({reason})" if reason else ""
+        left = self.clock.left_s()
+        more = f"; about {duration(left)} left for the rest" if left else ""
+        took = f" after {duration(seconds)}" if seconds else ""
+        self.say(f"{self._head(cell)}: {state}{took}{said}{more}")
+
+    def _head(self, cell: Cell) -> str:
+        return f"[{self.numbers.get(cell.id, self.ended)}/{self.total}] {cell.name}"
+
+
+class Bars(Lines):
+    """The same lines for starts and ends, above a bar for every running cell and one for all."""
+
+    def __init__(self, cells: Sequence[Cell], done: Sequence[Cell]):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self.console = Console(stderr=True, highlight=False)
+        text = TextColumn("{task.description}", markup=False)
+        facts = TextColumn("{task.fields[facts]}", markup=False)
+        self.bars = Progress(
+            text, BarColumn(bar_width=20), facts, console=self.console, transient=True
+        )
+        self.tasks: dict[str, Any] = {}
+        self.seen: dict[str, dict[str, Any]] = {}
+        super().__init__(cells, done)
+        self.all = self.bars.add_task("all cells", total=len(cells), completed=len(done), facts="")
+
+    def __enter__(self) -> Bars:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)
+
+    def start(self, cell: Cell) -> None:
+        super().start(cell)
+        self.tasks[cell.id] = self.bars.add_task(cell.name, total=None, facts="starts")
+
+    def event(self, cell: Cell, event: dict[str, Any]) -> None:
+        before = self.seen.get(cell.id, {})
+        if before.get("stage") == event["stage"]:  # keep the loss until there is a newer one
+            event = {**before, **event}
+        self.seen[cell.id] = event
+        self.bars.update(
+            self.tasks[cell.id], total=event.get("epochs"), completed=event.get("epoch", 0),
+            facts=described(event),
+        )  # fmt: skip
+
+    def end(self, cell: Cell, state: str, reason: str | None, seconds: float) -> None:
+        if cell.id in self.tasks:
+            self.bars.remove_task(self.tasks.pop(cell.id))
+        super().end(cell, state, reason, seconds)
+        left = self.clock.left_s()
+        facts = f"{self.ended}/{self.total}" + (f", {duration(left)} left" if left else "")
+        self.bars.update(self.all, completed=self.ended, facts=facts)
+
+
+@dataclass
+class _Clock:
+    """Time left, from what the cells that ended took; a cell weighs its epochs."""
+
+    cells: Sequence[Cell]
+    began: float = field(default_factory=time.monotonic)
+    ended: float = 0.0
+
+    @property
+    def count(self) -> int:
+        return len(self.cells)
+
+    def end(self, cell: Cell) -> None:
+        self.ended += _weight(cell)
+
+    def left_s(self) -> float:
+        """0 before the first cell ended, and after the last."""
+        left = sum(map(_weight, self.cells)) - self.ended
+        passed = time.monotonic() - self.began
+        return passed / self.ended * left if self.ended > 0 and left > 0 else 0.0
+
+
+def _weight(cell: Cell) -> float:
+    return estimate.epochs(cell) + MEASURING
+
+
+def display(cells: Sequence[Cell], done: Sequence[Cell]) -> Lines:
+    """Bars where standard error is a terminal, else plain lines."""
+    return Bars(cells, done) if sys.stderr.isatty() else Lines(cells, done)
+
+
+def described(event: dict[str, Any]) -> str:
+    """A worker's event: `1-finetune, epoch 3/10, loss 0.512, accuracy 97.1 %, 12 s left`."""
+    parts = [event["stage"], *([event["what"]] if "what" in event else [])]
+    if event.get("epoch") is not None:
+        parts.append(f"epoch {round(event['epoch'], 1):g}/{event.get('epochs', '?')}")
+    if event.get("loss") is not None:
+        parts.append(f"loss {event['loss']:.3f}")
+    if event.get("accuracy") is not None:
+        parts.append(f"accuracy {100 * event['accuracy']:.1f} %")
+    if event.get("seconds_left") is not None:
+        parts.append(f"{duration(event['seconds_left'])} left")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`, `2 h 5 min`."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds} s"
+    return f"{minutes // 60} h {minutes % 60} min"

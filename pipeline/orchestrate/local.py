@@ -1,0 +1,398 @@
+"""A sweep on this machine: every missing cell in a process of its own, a bounded number at once.
+
+The parent imports no torch. It knows of a worker what the worker says (progress, one JSON object a
+line on standard output), what it left on disk, and how it ended. Workers die with the parent:
+they are given its process id and ask the kernel for that; each leads a process group, so that what
+it starts goes with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline import paths, store
+from pipeline.errors import UserError
+from pipeline.orchestrate import plan, state
+from pipeline.orchestrate.display import Lines, display
+from pipeline.report import gaps
+from pipeline.sweep import Cell, Sweep
+
+POLL_S = 0.2
+ENDS = ("done", "failed", "busy")  # last events of a worker; its end on disk says more
+GRACE_S = 10.0  # from asking a worker to end to ending it
+
+Command = Callable[[Cell, Sequence[str]], list[str]]  # (cell, more options) -> what to execute
+
+
+def run(
+    asked: Sweep,
+    work: paths.Work,
+    data_root: Path,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    threads: int | None = None,
+    command: Command | None = None,
+) -> int:
+    """Make what is missing of the sweep, then the report; returns the exit code.
+
+    0: every cell has its result. 1: some failed. 130: it was interrupted, and can be called again.
+    Raises UserError, before anything runs, where data or a device is missing.
+    """
+    done = [cell for cell in asked.cells if store.is_done(work.cell(cell.id), deep=True)]
+    missing = [cell for cell in asked.cells if cell not in done]
+    if missing:
+        slots = _slots(device, workers, threads)
+        _require_data(missing, data_root)
+        command = command or _worker_command(work, data_root)
+        with display(asked.cells, done) as shown, _signals() as stopping:
+            pool = Pool(missing, done, work, command, slots, shown, stopping)
+            pool.run()
+        if stopping:
+            again = f"`netpress run {plan.called(asked)}` goes on from the last finished epoch"
+            print(f"netpress: stopped; {again}", file=sys.stderr)
+            return 130
+    return _report(asked, work)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one worker: what it is told, and what is added to its environment."""
+
+    options: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def _slots(device: str, workers: int | None, threads: int | None) -> list[Slot]:
+    """One a GPU, else one; the cores are shared out among them."""
+    gpus = [] if device == "cpu" else visible_gpus()
+    if device == "cuda" and not gpus:
+        raise UserError("--device cuda: no NVIDIA GPU is visible here; expected cpu or auto")
+    count = workers or max(1, len(gpus))
+    cores = len(os.sched_getaffinity(0))
+    options = ("--device", device, "--threads", str(threads or max(1, cores // count)))
+    return [
+        Slot(options, {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})
+        for i in range(count)
+    ]
+
+
+def visible_gpus() -> list[str]:
+    """NVIDIA GPUs that a process started here would see, as CUDA_VISIBLE_DEVICES names them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(i) for i in range(len(lines))] if listed.returncode == 0 else []
+
+
+def _require_data(cells: Sequence[Cell], data_root: Path) -> None:
+    from pipeline import data
+
+    for dataset in dict.fromkeys(cell.dataset for cell in cells):
+        data.facts(dataset, data_root)
+
+
+def _worker_command(work: paths.Work, data_root: Path) -> Command:
+    def command(cell: Cell, options: Sequence[str]) -> list[str]:
+        mortal = ("--die-with-parent", str(os.getpid()))
+        return plan.cell_command(work, data_root, [cell.id], *options, *mortal)
+
+    return command
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that asked us to stop, while this lasts. A flag instead of an exception: none
+    can strike between the start of a process and the moment at which we know of it."""
+    received: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, lambda number, _: received.append(number)) for kind in kinds]
+    try:
+        yield received
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
+
+
+# --- workers ---------------------------------------------------------------------------------
+
+
+@dataclass
+class _Worker:
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    slot: Slot
+    errors: IO[bytes]  # its standard error until it has a log of its own
+    attempts_before: int
+    kills_before: int
+    began: float
+    unread: bytes = b""
+    last: dict[str, Any] = field(default_factory=dict)  # the event that it sent last
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """What it has said since; never waits."""
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self.process.stdout.fileno(), 1 << 16):
+                self.unread += chunk
+        *lines, self.unread = self.unread.split(b"\n")
+        for line in lines:
+            self.last = json.loads(line)
+            yield self.last
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+class Pool:
+    """Runs cells in workers: bases before what stands on them, one failure costs one cell (and,
+    if it is a base, those on it)."""
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        done: Sequence[Cell],
+        work: paths.Work,
+        command: Command,
+        slots: Sequence[Slot],
+        shown: Lines,
+        stopping: Sequence[int] = (),
+    ):
+        self.pending = {cell.id: cell for cell in cells}
+        self.done = {cell.id for cell in done}
+        self.failed: dict[str, str] = {}
+        self.workers: list[_Worker] = []
+        self.elsewhere: set[str] = set()
+        self.work, self.command, self.shown = work, command, shown
+        self.free, self.stopping = list(slots), stopping
+        self.selector = selectors.DefaultSelector()
+
+    def run(self) -> None:
+        """Until every cell has ended, or a signal came; no worker is left behind."""
+        try:
+            while (self.pending or self.workers) and not self.stopping:
+                self._start()
+                self._listen()
+                self._reap()
+        finally:
+            self._stop()
+            self.selector.close()
+
+    def _start(self) -> None:
+        for cell in list(self.pending.values()):
+            if cell.base_id in self.failed and not cell.is_base:
+                del self.pending[cell.id]
+                self._end(cell, f"its base failed: {self.failed[cell.base_id]}", 0)
+            elif self.free and (cell.is_base or cell.base_id in self.done):
+                self._start_or_leave(cell)
+
+    def _start_or_leave(self, cell: Cell) -> None:
+        """Launch the cell, unless another process is at it: then that one's end is awaited."""
+        folder = self.work.cell(cell.id)
+        if state.is_held(folder):
+            if cell.id not in self.elsewhere:
+                self.shown.say(f"{cell.name}: another process is at it; waiting for its end")
+            self.elsewhere.add(cell.id)
+            return
+        del self.pending[cell.id]
+        if cell.id in self.elsewhere and store.is_done(folder):
+            self._end(cell, None, 0)
+            return
+        try:
+            self._launch(cell, folder)
+        except OSError as error:  # a full disk, no more processes: it costs this cell only
+            self._end(cell, f"cannot be started: {error}", 0)
+
+    def _launch(self, cell: Cell, folder: paths.CellPaths) -> None:
+        publish_cell(cell, folder)
+        attempt = store.last_attempt(folder)
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
+        process = subprocess.Popen(
+            self.command(cell, self.free[0].options),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            cwd=paths.CODE,  # not ours: `python -m` would take a `jobs` that lies there
+            env=_environment(self.free[0]),
+            start_new_session=True,
+        )
+        os.set_blocking(process.stdout.fileno(), False)
+        worker = _Worker(
+            cell, process, self.free.pop(0), errors, attempt.number if attempt else 0, _kills(),
+            time.monotonic(),
+        )  # fmt: skip
+        self.workers.append(worker)
+        self.selector.register(process.stdout, selectors.EVENT_READ, worker)
+        self.shown.start(cell)
+
+    def _listen(self) -> None:
+        """Pass on what workers say, for a moment."""
+        for key, _ in self.selector.select(POLL_S):
+            self._hear(key.data)
+            if key.data.process.poll() is not None:  # its end would keep us awake
+                return
+
+    def _hear(self, worker: _Worker) -> None:
+        for event in worker.events():
+            if event["stage"] not in ENDS:
+                self.shown.event(worker.cell, event)
+
+    def _reap(self) -> None:
+        for worker in [w for w in self.workers if w.process.poll() is not None]:
+            self._hear(worker)
+            self._forget(worker)
+            self._judge(worker)
+            worker.errors.close()
+
+    def _forget(self, worker: _Worker) -> None:
+        worker.signal(signal.SIGKILL)  # what it started and left behind
+        self.workers.remove(worker)
+        self.free.append(worker.slot)
+        self.selector.unregister(worker.process.stdout)
+        worker.process.stdout.close()
+
+    def _judge(self, worker: _Worker) -> None:
+        """What became of a cell whose worker ended: the disk decides, not the exit code."""
+        cell, folder = worker.cell, self.work.cell(worker.cell.id)
+        if store.is_done(folder):
+            self._end(cell, None, time.monotonic() - worker.began)
+        elif worker.last.get("stage") == "busy":  # another process was faster
+            self.elsewhere.add(cell.id)
+            self.pending[cell.id] = cell
+        else:
+            self._end(cell, self._reason(worker, folder), time.monotonic() - worker.began)
+
+    def _reason(self, worker: _Worker, folder: paths.CellPaths) -> str:
+        """Why the worker failed: what it wrote down, else what we can tell, written down for it."""
+        attempt = store.last_attempt(folder)
+        mine = attempt is not None and attempt.number > worker.attempts_before
+        if mine and attempt.failure.exists():
+            return gaps.reason(worker.cell, self.work)
+        failure = _failure(worker)
+        try:
+            attempt = attempt if mine else store.new_attempt(folder)
+            store.publish_json(attempt.failure, failure)
+        except OSError as error:
+            self.shown.say(f"netpress: {attempt.failure if mine else folder.folder}: {error}")
+        return f"{failure['kind'].replace('_', ' ')}: {failure['reason']}"
+
+    def _end(self, cell: Cell, failure: str | None, seconds: float) -> None:
+        if failure is None:
+            self.done.add(cell.id)
+        else:
+            self.failed[cell.id] = failure
+        self.shown.end(cell, "failed" if failure else "done", failure, seconds)
+
+    def _stop(self) -> None:
+        """Ask all workers to end, wait, end those that did not; a second signal cuts it short."""
+        for worker in self.workers:
+            worker.signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S
+        signals = len(self.stopping)
+        while any(worker.process.poll() is None for worker in self.workers):
+            if time.monotonic() > deadline or len(self.stopping) > signals:
+                break
+            time.sleep(0.05)
+        for worker in list(self.workers):
+            self._forget(worker)
+            worker.process.wait()
+            worker.errors.close()
+
+
+def publish_cell(cell: Cell, folder: paths.CellPaths) -> None:
+    """cell.json, from which a worker knows what to do. Written anew where it differs: where a data
+    set's folder lies is not part of the id, and may have changed."""
+    data = store.json_bytes(cell.to_json())
+    try:
+        if folder.cell_json.read_bytes() == data:
+            return
+    except FileNotFoundError:
+        pass
+    store.publish_bytes(folder.cell_json, data)
+
+
+def _environment(slot: Slot) -> dict[str, str]:
+    mine = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([str(paths.CODE), *([mine] if mine else [])])
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **slot.environment}
+
+
+# --- how a worker ended, where it could not say so itself ---------------------------------------
+
+
+def _failure(worker: _Worker) -> dict[str, str]:
+    """What belongs into failure.json: from its last event, else from how its process ended."""
+    worker.errors.seek(0)
+    said = worker.errors.read()[-20_000:].decode(errors="replace").strip()
+    kind, reason = _cause(worker, said)
+    if worker.last.get("stage") == "failed":
+        kind, reason = worker.last["kind"], worker.last["reason"]
+    return {"kind": kind, "reason": reason, "traceback": said}
+
+
+def _cause(worker: _Worker, said: str) -> tuple[str, str]:
+    """(kind, one line) of an end that left no word."""
+    code = worker.process.returncode
+    if code >= 0:
+        last = said.splitlines()[-1] if said else "it said nothing"
+        kind = "exception" if code else "invalid"
+        return kind, f"its process ended with exit code {code} and without a result: {last}"
+    name = signal.Signals(-code).name
+    if _kills() > worker.kills_before:
+        return "out_of_memory", (
+            f"its process was ended by the kernel ({name}), because memory ran out: use fewer "
+            "--workers, a smaller training.batch_size, or a machine with more memory"
+        )
+    if -code == signal.SIGKILL:
+        return "killed", (
+            f"its process was ended from outside ({name}), by somebody or because memory ran out; "
+            "run again to go on from its last epoch"
+        )
+    return "killed", f"its process was ended by {name}; run again to go on from its last epoch"
+
+
+def _kills() -> int:
+    """How many processes of this control group the kernel has ended for want of memory so far."""
+    for name in ("memory.events", "memory/memory.oom_control"):
+        with contextlib.suppress(OSError, ValueError):
+            lines = Path("/sys/fs/cgroup", name).read_text().splitlines()
+            counts = dict(line.split(maxsplit=1) for line in lines)
+            return int(counts.get("oom_kill", 0))
+    return 0
+
+
+# --- the end ---------------------------------------------------------------------------------
+
+
+def _report(asked: Sweep, work: paths.Work) -> int:
+    """The table, the report, and what to take away; 1 where a cell has no result."""
+    from pipeline import report
+
+    listed = report.rows(asked, work)
+    report.print_summary(listed)
+    print(f"Report: {report.build(asked, work).markdown}")
+    best = report.best(listed["rows"])
+    if best:
+        cell = asked.by_id[best["id"]]
+        folder = work.cell(cell.id).artifact
+        print(f"Smallest good model: {cell.name} in {folder}")
+        print(f"  netpress export {plan.called(asked)} {cell.id}")
+        print(f"  netpress predict {folder} IMAGE ...")
+    return 1 if listed["gaps"] else 0
