@@ -34,6 +34,8 @@ def build(sweep: Sweep, work: Work, out: Path | None = None) -> ReportPaths:
     store.publish_bytes(paths.csv, tables.csv_text(found.cells).encode())
     if listed:
         store.publish_bytes(paths.accuracy_bytes, figures.accuracy_bytes(listed))
+    else:  # one of an earlier report would be of results that are gone
+        paths.accuracy_bytes.unlink(missing_ok=True)
     figure = paths.accuracy_bytes.relative_to(paths.folder).as_posix() if listed else None
     markdown = text.report(sweep, found, listed, figure)
     store.publish_bytes(paths.markdown, markdown.encode())

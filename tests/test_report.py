@@ -1,0 +1,467 @@
+"""The report: from what is there, gaps named, the same to the byte, nothing unescaped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import report, store
+from pipeline.errors import UserError
+from pipeline.orchestrate.export import export
+from pipeline.paths import CODE, Work
+from pipeline.report import answer, frames, gaps, tables
+from pipeline.report.metrics import METRIC, METRICS, Metric
+from tests import results
+
+
+@pytest.fixture
+def work(tmp_path):
+    return Work(tmp_path / "work")
+
+
+def publish_all(sweep, work, ratio=4.0, drop=0.002):
+    for cell in sweep.cells:
+        results.publish(cell, work, results.measured(cell, ratio, drop))
+
+
+def built(sweep, work, tmp_path):
+    paths = report.build(sweep, work, tmp_path / "reports")
+    return paths, paths.markdown.read_text()
+
+
+def promised(row):
+    """Exactly the keys of DESIGN.md, with the nested ones."""
+    assert {"id", "model", "dataset", "technique", "seed", "accuracy", "accuracy_drop",
+            "stored_bytes", "runnable_bytes", "parameters", "macs", "latency_ms", "speedup",
+            "test_set_seconds"} <= set(row)  # fmt: skip
+    assert set(row["latency_ms"]) == set(row["speedup"]) == {"batch1", "batch64"}
+    assert all(set(times) == {"p50", "p90", "p99"} for times in row["latency_ms"].values())
+    return True
+
+
+# --- rows ------------------------------------------------------------------------------------
+
+
+def test_rows_say_what_was_measured(work):
+    sweep = results.sweep(techniques=("half",))
+    base, cell = sweep.cells
+    values = results.measured(cell, ratio=4.0, drop=0.002)
+    results.publish(base, work)
+    results.publish(cell, work, values)
+    found = report.rows(sweep, work)
+    assert found["gaps"] == [] and all(promised(row) for row in found["rows"])
+    own, row = found["rows"]
+    assert (row["id"], row["technique"], row["seed"]) == (cell.id, "half", 0)
+    assert row["accuracy"] == values["accuracy"] and math.isclose(row["accuracy_drop"], 0.002)
+    assert row["stored_bytes"] == 14_725_000 and isinstance(row["stored_bytes"], int)
+    samples, base_samples = (
+        values[f"latency/onnxruntime/{which}/all/batch1"] for which in ("artifact", "base")
+    )
+    assert row["latency_ms"]["batch1"]["p50"] == numpy.median(samples)
+    assert row["latency_ms"]["batch1"]["p99"] == numpy.percentile(samples, 99)
+    assert row["speedup"]["batch1"] == numpy.median(base_samples) / numpy.median(samples)
+    eager = numpy.median(values["latency/pytorch/base/all/batch1"])
+    assert row["speedup_over_pytorch"]["batch1"] == eager / numpy.median(samples)
+    assert own["accuracy_drop"] == 0 and own["speedup"] == {"batch1": 1.0, "batch64": 1.0}
+
+
+def test_what_was_not_measured_is_null_and_never_nan(work):
+    sweep = results.sweep()
+    for cell in sweep.cells:
+        bare = {"accuracy": 0.9, "stored_bytes": 1000, "macs": math.inf, "agreement": math.nan,
+                "latency/onnxruntime/artifact/all/batch1": [1.0, math.nan]}  # fmt: skip
+        results.publish(cell, work, bare, facts={})
+    found = report.rows(sweep, work)
+    json.dumps(found, allow_nan=False)
+    assert all(promised(row) for row in found["rows"])
+    row = found["rows"][1]
+    assert row["macs"] is None and row["agreement"] is None and row["accuracy_drop"] is None
+    assert row["latency_ms"]["batch1"] == {"p50": None, "p90": None, "p99": None}
+
+
+def test_one_frame_a_row_a_cell_with_every_metric(work):
+    sweep = results.sweep(techniques=("half", "tiny"), seeds=(0, 1), datasets=("a", "b"))
+    publish_all(sweep, work)
+    cells = frames.read(sweep, work).cells
+    assert len(cells) == len(sweep.cells) == cells.id.nunique() == 12
+    assert {metric.key for metric in METRICS} <= set(cells.columns)
+    assert cells.accuracy.notna().all() and cells.speedup_all_batch64.gt(0).all()
+    order = list(zip(cells.dataset, cells.technique, cells.seed, strict=True))
+    assert order == [(d, t, s) for d in "ab" for t in ("base", "half", "tiny") for s in (0, 1)]
+
+
+def test_histories_are_one_frame_unfinished_cells_included(work):
+    sweep = results.sweep()
+    base, cell = sweep.cells
+    results.publish(base, work)
+    store.publish_bytes(work.cell(cell.id).metrics, store.history_bytes(results.history()[:1]))
+    frame = frames.history(sweep, work)
+    assert frame.groupby("id", sort=False).size().to_dict() == {base.id: 4, cell.id: 2}
+    assert frame.stage.tolist() == ["train", "train", "finetune", "finetune", "train", "train"]
+    assert frame.loss.tolist()[:2] == [1.5, 0.25] and frame.epoch_index.tolist()[:3] == [0, 1, 0]
+    assert frames.history(results.sweep(techniques=("other",), seeds=(9,)), work).empty
+
+
+# --- gaps ------------------------------------------------------------------------------------
+
+
+def test_each_gap_has_its_reason(work):
+    sweep = results.sweep(techniques=("a", "b", "c", "d"), seeds=(0, 1))
+    by_name = {(cell.technique, cell.seed): cell for cell in sweep.cells}
+    results.publish(by_name["base", 0], work)
+    results.fail(by_name["base", 1], work, "disk_full", "no space left")
+    results.fail(by_name["a", 0], work, "exception", "first")
+    results.fail(by_name["a", 0], work, "out_of_memory", "asked for\n3 GB")
+    store.new_attempt(work.cell(by_name["b", 0].id))
+    store.publish_bytes(work.cell(by_name["c", 0].id).metrics, store.history_bytes([]))
+    broken = store.new_attempt(work.cell(by_name["d", 1].id))
+    broken.failure.write_text("{")
+    reasons = {gap["id"]: gap["reason"] for gap in report.rows(sweep, work)["gaps"]}
+    assert {name: reasons.get(cell.id) for name, cell in by_name.items()} == {
+        ("base", 0): None,
+        ("base", 1): "disk full: no space left",
+        ("a", 0): "out of memory: asked for 3 GB",
+        ("a", 1): "its base is missing: disk full: no space left",
+        ("b", 0): "started, not finished",
+        ("b", 1): "its base is missing: disk full: no space left",
+        ("c", 0): "started, not finished",
+        ("c", 1): "its base is missing: disk full: no space left",
+        ("d", 0): gaps.NOT_RUN,
+        ("d", 1): "failed in attempt 1, and its failure.json cannot be read",
+    }
+
+
+def test_a_damaged_result_is_a_gap_and_costs_only_itself(work, tmp_path):
+    sweep = results.sweep(techniques=("half", "tiny"))
+    publish_all(sweep, work)
+    result = work.cell(sweep.cells[1].id).result
+    changed = bytearray(result.read_bytes())
+    changed[-100] ^= 1
+    result.write_bytes(changed)
+    _, text = built(sweep, work, tmp_path)
+    found = report.rows(sweep, work)
+    assert [row["technique"] for row in found["rows"]] == ["base", "tiny"]
+    assert [gap["id"] for gap in found["gaps"]] == [sweep.cells[1].id]
+    assert found["gaps"][0]["reason"].startswith("damaged: result.h5: its SHA-256")
+    assert "## Gaps" in text and str(tmp_path) not in text
+
+
+def test_another_cells_result_is_no_result(work):
+    sweep = results.sweep(techniques=("half", "tiny"))
+    publish_all(sweep, work)
+    one, other = (work.cell(cell.id) for cell in sweep.cells[1:])
+    shutil.copy(other.result, one.result)
+    store.write_manifest(one)
+    assert [gap["id"] for gap in report.rows(sweep, work)["gaps"]] == [one.id]
+
+
+# --- the files -------------------------------------------------------------------------------
+
+
+def test_nothing_there_is_a_report_of_gaps(work, tmp_path):
+    paths, text = built(results.sweep(), work, tmp_path)
+    assert "0 of 2 cells" in text and text.count(gaps.NOT_RUN) == 2
+    assert "There is no result yet" in text and not paths.accuracy_bytes.exists()
+    assert len(paths.csv.read_text().splitlines()) == 1
+    assert not work.root.exists()  # looking changes nothing
+
+
+def test_the_same_results_give_the_same_bytes_in_any_order(tmp_path):
+    sweep = results.sweep(techniques=("half", "tiny-0.5", "tiny-0.25"), seeds=(0, 1))
+    contents = []
+    for name, cells in (("one", sweep.cells), ("two", sweep.cells[::-1])):
+        work = Work(tmp_path / name / "work")
+        for cell in cells:
+            results.publish(cell, work)
+        paths = report.build(sweep, work, tmp_path / name)
+        again = report.build(sweep, work, tmp_path / name)
+        assert paths == again
+        contents.append([p.read_bytes() for p in (paths.markdown, paths.csv, paths.accuracy_bytes)])
+    assert contents[0] == contents[1]
+
+
+def test_the_answer_is_computed(work, tmp_path):
+    sweep = results.sweep(techniques=("exact", "small", "fast", "bad"))
+    shapes = {"base": (1, 0), "exact": (2, 0), "small": (16, 0.009), "fast": (8, 0.01),
+              "bad": (64, 0.02)}  # fmt: skip
+    for cell in sweep.cells:
+        ratio, drop = shapes[cell.technique]
+        values = results.measured(cell, ratio, drop)
+        if cell.technique == "fast":
+            values["latency/onnxruntime/artifact/all/batch1"] = numpy.full(20, 0.1)
+        results.publish(cell, work, values)
+    _, text = built(sweep, work, tmp_path)
+    ids = {cell.technique: cell.id for cell in sweep.cells}
+    for question, technique in (("Smallest at no loss", "exact"), ("Smallest within one point",
+                                "small"), ("Fastest within one point", "fast")):  # fmt: skip
+        line = next(line for line in text.splitlines() if question in line)
+        assert f"`{technique}`" in line and f"export test.yaml {ids[technique]}`" in line
+    assert "16.0 times smaller" in text and "0.90 points below its base" in text
+    assert report.best(report.rows(sweep, work)["rows"])["technique"] == "small"
+
+
+def test_where_all_lose_too_much_the_base_is_the_answer(work, tmp_path):
+    sweep = results.sweep(techniques=("bad",))
+    publish_all(sweep, work, drop=0.05)
+    _, text = built(sweep, work, tmp_path)
+    assert text.count("the base itself, 99.00 % in 58.9 MB; no compressed model qualifies") == 3
+    assert report.best(report.rows(sweep, work)["rows"])["is_base"]
+    assert report.best([]) is None
+
+
+def test_seeds_are_judged_by_their_mean():
+    def row(technique, seed, drop, size):
+        return {"dataset": "d", "model": "m", "technique": technique, "seed": seed,
+                "accuracy_drop": drop, "stored_bytes": size, "is_base": False,
+                "speedup": {"batch1": 2.0}}  # fmt: skip
+
+    lucky = [row("lucky", 0, 0.0, 10), row("lucky", 1, 0.03, 10)]
+    steady = [row("steady", 0, 0.015, 20), row("steady", 1, 0.002, 21)]
+    assert report.best(lucky + steady) == steady[1]  # the seed that is itself good enough
+    assert answer.smallest(lucky + steady, limit=0.05).rows == tuple(lucky)
+    missing = row("missing", 0, None, 1)
+    assert report.best([missing, *steady]) == steady[1]
+    assert answer.fastest([{**steady[0], "speedup": {"batch1": None}}]) is None
+
+
+def test_the_markdown_has_spread_hardware_simulation_and_how_to_repeat(work, tmp_path):
+    sweep = results.sweep(techniques=("half",), seeds=(0, 1, 2), text="name: test\n# ```\n")
+    for cell in sweep.cells:
+        drop = 0.002 + 0.001 * cell.seed
+        results.publish(cell, work, results.measured(cell, 4.0, drop))
+    _, text = built(sweep, work, tmp_path)
+    assert re.search(r"\| half \| 3 \| 98\.71 ± 0\.09 \| 0\.30 ± 0\.10 \|", text)
+    assert "- CPU: A CPU, 2 cores\n- CPU flags: avx2 avx512_vnni\n" in text
+    assert "onnxruntime 1.32.0" in text and "Commit: 0123456789abcdef" in text
+    assert "## Simulated beside deployed" in text and "seeds: 0, 1, 2" in text
+    assert "`netpress run test.yaml`" in text
+    assert text.endswith("````yaml\nname: test\n# ```\n````\n")  # a longer fence than the file's
+
+
+def test_cells_of_two_machines_are_counted_apart(work, tmp_path):
+    sweep = results.sweep()
+    for cell, cpu in zip(sweep.cells, ("First", "Second"), strict=True):
+        facts = {**results.FACTS, "hardware": {"cpu": cpu, "flags": ["avx2"], "cores": 2}}
+        results.publish(cell, work, facts=facts)
+    _, text = built(sweep, work, tmp_path)
+    assert "- CPU: First, 2 cores (1 cells); Second, 2 cores (1 cells)\n" in text
+
+
+EVIL = "</td><script>alert(1)</script> | `x` **b** [l](http://x) $a$ \x1b[31m\n# title\n| a | b |"
+
+
+def test_a_reason_cannot_break_out_of_the_page(work, tmp_path):
+    sweep = results.sweep()
+    results.publish(sweep.cells[0], work)
+    results.fail(sweep.cells[1], work, "exception", EVIL)
+    _, text = built(sweep, work, tmp_path)
+    assert "<script" not in text and "\x1b" not in text and "\n# title" not in text
+    gap = next(line for line in text.splitlines() if sweep.cells[1].id in line)
+    assert len(re.findall(r"(?<!\\)\|", gap)) == 4
+    assert report.rows(sweep, work)["gaps"][0]["reason"].count("<script>") == 1  # JSON needs none
+
+
+@given(st.text(max_size=60))
+def test_markdown_text_is_one_cell_without_markup(text):
+    line = tables.markdown(["a"], [[text]]).splitlines()
+    assert len(line) == 3 and len(re.findall(r"(?<!\\)(?:\\\\)*\|", line[2])) == 2
+    assert "<" not in line[2] and not re.search(r"(?<!\\)(?:\\\\)*[`*\[]", line[2])
+
+
+@given(st.text("a`\n ", max_size=20))
+def test_inline_code_is_not_ended_by_its_text(text):
+    shown = tables.code(text)
+    ticks = re.match("`+", shown)[0]
+    assert "\n" not in shown and shown.endswith(ticks)
+    inside = shown[len(ticks) : -len(ticks)]
+    assert ticks not in re.findall("`+", inside)
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+x", "-x", "@x", "\tx"])
+def test_a_spreadsheet_runs_nothing(text):
+    assert tables._csv_value("dataset", text) == f"'{text}"
+
+
+def test_csv_has_raw_values_in_full(work, tmp_path):
+    sweep = results.sweep()
+    publish_all(sweep, work, ratio=3.0)
+    paths, _ = built(sweep, work, tmp_path)
+    lines = list(csv.DictReader(io.StringIO(paths.csv.read_text())))
+    values = results.measured(sweep.cells[1], 3.0)
+    assert [line["id"] for line in lines] == [cell.id for cell in sweep.cells]
+    assert float(lines[1]["accuracy"]) == values["accuracy"]
+    assert lines[1]["stored_bytes"] == str(values["stored_bytes"])
+    assert "nan" not in paths.csv.read_text().lower()
+
+
+# --- the figure ------------------------------------------------------------------------------
+
+
+def drawn(work, tmp_path, **shape) -> str:
+    sweep = results.sweep(**shape)
+    publish_all(sweep, work)
+    return built(sweep, work, tmp_path)[0].accuracy_bytes.read_text()
+
+
+def test_the_figure_stands_alone_and_has_no_date(work, tmp_path):
+    text = drawn(work, tmp_path, techniques=("half", "tiny-0.5", "tiny-0.25"), seeds=(0, 1))
+    ElementTree.fromstring(text)
+    assert "dc:date" not in text and "<script" not in text
+    links = re.findall(r'(?:xlink:)?href="([^"]+)"', text)
+    assert links and all(link.startswith("#") for link in links)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"techniques": ()}, {"techniques": ("_x",), "models": (("m", 1.0), ("m", 0.5), ("n", 1.0))},
+     {"techniques": tuple(f"t{'x' * i}" for i in range(30)), "seeds": (0,)}],
+    ids=["base only", "three panels", "thirty techniques"],
+)  # fmt: skip
+def test_any_shape_of_sweep_can_be_drawn(work, tmp_path, shape):
+    ElementTree.fromstring(drawn(work, tmp_path, **shape))
+
+
+def test_thirteen_techniques_differ_in_marker_alone_and_thirty_in_all():
+    from pipeline.report.figures import MARKERS, _look
+
+    looks = [_look(i) for i in range(30)]
+    assert len({look["marker"] for look in looks[: len(MARKERS)]}) == len(MARKERS) == 13
+    told_apart = {(k["marker"], k["color"], k["markerfacecolor"]) for k in looks}
+    assert len(told_apart) == 30
+
+
+# --- the terminal ----------------------------------------------------------------------------
+
+
+def test_the_summary_fits_eighty_columns_and_names_gaps(work):
+    sweep = results.sweep(techniques=("attention-transfer", "gone"), seeds=(0, 1))
+    for cell in sweep.cells:
+        if cell.technique == "gone":
+            results.fail(cell, work, "exception", "[red]boom[/red]")
+        else:
+            results.publish(cell, work)
+    out = io.StringIO()
+    report.print_summary(report.rows(sweep, work), out)
+    lines = out.getvalue().splitlines()
+    assert max(len(line) for line in lines[:5]) <= 80
+    assert re.search(r"attention-transfer\s+2\s+98\.8[01]\s+0\.20\s+14\.7\s+4\.00", out.getvalue())
+    assert "[red]boom[/red]" in lines[-1] and "…" not in out.getvalue()
+
+
+# --- numbers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [("accuracy", 0.98765, "98.77"), ("accuracy_drop", -1e-7, "0.00"), ("stored_bytes", 0, "0"),
+     ("stored_bytes", 58_900_000, "58.9"), ("stored_bytes", 921_400, "0.921"),
+     ("stored_bytes", 3_100, "0.00310"), ("macs", 313_700_000, "314"), ("macs", 4e12, "4,000,000"),
+     ("accuracy", None, ""), ("accuracy", math.nan, ""), ("integer_kernels", 14.0, "14")],
+)  # fmt: skip
+def test_numbers_are_shown_in_their_unit(key, value, shown):
+    assert METRIC[key].show(value) == shown
+
+
+def test_a_deviation_has_the_decimals_of_its_mean():
+    assert METRIC["stored_bytes"].show(14_800_000, 31_000) == "14.8 ± 0.0"
+    assert METRIC["accuracy"].show(0.98765, 0.0123) == "98.77 ± 1.23"
+    assert METRIC["accuracy"].show(0.98765, 0.0) == "98.77"
+    assert METRIC["stored_ratio"].say(4.0) == "4.00×"
+
+
+def test_the_table_of_metrics_is_whole():
+    assert len(METRIC) == len(METRICS)
+    for metric in METRICS:
+        assert isinstance(metric, Metric) and metric.better in ("higher", "lower", "")
+        assert metric.label and metric.show(0.5)
+
+
+# --- export ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(work):
+    sweep = results.sweep()
+    publish_all(sweep, work)
+    return sweep, sweep.cells[1]
+
+
+def test_export_copies_the_artifact(finished, work, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "deep/er", "empty"):
+        target = export(*finished, work, tmp_path / name)
+        assert target == tmp_path / name
+        assert (target / "model.onnx").read_bytes() == b"a model"
+        assert (target / "notes" / "classes.txt").read_text() == "0\n1\n"
+        assert sorted(os.listdir(target)) == ["manifest.json", "model.onnx", "notes"]
+
+
+def test_export_leaves_out_what_the_manifest_does_not_name(finished, work, tmp_path):
+    (work.cell(finished[1].id).artifact / "stray").write_text("x")
+    assert "stray" not in os.listdir(export(*finished, work, tmp_path / "new"))
+
+
+def test_export_overwrites_nothing(finished, work, tmp_path, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for name in ("full", "file"):
+        with pytest.raises(UserError, match=f"{name}: is .*expected"):
+            export(*finished, work, tmp_path / name)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match="current folder"):
+        export(*finished, work, ".")
+    assert (tmp_path / "full" / "mine").read_text() == (tmp_path / "file").read_text() == "x"
+
+
+def test_export_refuses_what_is_changed_or_missing(finished, work, tmp_path):
+    sweep, cell = finished
+    (work.cell(cell.id).artifact / "model.onnx").write_bytes(b"b model")
+    with pytest.raises(UserError, match="is damaged: .*model.onnx.*SHA-256.*netpress run test"):
+        export(sweep, cell, work, tmp_path / "new")
+    work.cell(cell.id).manifest.unlink()
+    with pytest.raises(UserError, match="has no model to export yet: started, not finished"):
+        export(sweep, cell, work, tmp_path / "new")
+    assert sorted(os.listdir(tmp_path)) == ["work"]
+
+
+# --- what it loads ---------------------------------------------------------------------------
+
+
+def test_a_report_needs_no_torch_and_loads_its_tools_late(finished, work, tmp_path):
+    script = f"""
+import sys
+from pathlib import Path
+from pipeline import report
+from pipeline.paths import Work
+import pipeline.orchestrate.export
+assert not {{"pandas", "h5py", "numpy", "matplotlib"}} & set(sys.modules), "loaded too early"
+
+from tests import results
+report.build(results.sweep(), Work({str(work.root)!r}), Path({str(tmp_path)!r}))
+assert not {{"torch", "matplotlib.pyplot"}} & set(sys.modules), "loaded without need"
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=CODE, check=True)
+    assert (tmp_path / "test" / "report.md").exists()
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_deviation_is_the_samples(values):
+    found = answer.deviation(values)
+    expected = numpy.std(values, ddof=1) if len(values) > 1 else math.nan
+    assert found == pytest.approx(expected, abs=1e-12, nan_ok=True)
