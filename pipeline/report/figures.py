@@ -37,7 +37,7 @@ BASE = {"color": "black", "marker": "*", "markersize": 13}
 BELOW = "one point below the base"
 PANEL_INCHES = (5.6, 3.8)
 LEGEND_ROW_INCHES = 0.21
-CHARACTER_INCHES = 0.078
+CHARACTER_INCHES = 0.065
 
 
 def accuracy_bytes(rows: Sequence[Row]) -> bytes:
@@ -60,26 +60,28 @@ def _accuracy_bytes(rows: Sequence[Row]) -> Figure:
 
 
 def _looks(rows: Iterable[Row]) -> dict[str, dict]:
-    """How each family of operating points is drawn, in all panels; past the 13th, hollow."""
+    """How each family of operating points is drawn, in all panels: filled, then hollow, then half."""
     families = dict.fromkeys(row["family"] for row in rows if not row["is_base"])
     return {name: _look(i) for i, name in enumerate(families)}
 
 
 def _legend_columns(looks: dict[str, dict], width: float) -> int:
     longest = max(map(len, [*looks, BELOW]))
-    return max(1, int(width / (0.5 + CHARACTER_INCHES * longest)))
+    return max(1, int(width / (0.45 + CHARACTER_INCHES * longest)))
 
 
 def _look(i: int) -> dict:
     colour = COLOURS[i % len(COLOURS)]
-    hollow = (i // len(MARKERS)) % 2
+    full = i < len(MARKERS)
     return {
         "color": colour,
         "marker": MARKERS[i % len(MARKERS)],
-        "markersize": 7,
-        "markerfacecolor": "white" if hollow else colour,
-        "markeredgewidth": 1.4 if hollow else 0.6,
-        "markeredgecolor": colour if hollow else "black",
+        "markersize": 8 if MARKERS[i % len(MARKERS)] in "PX" else 7,
+        "fillstyle": "full" if i < 2 * len(MARKERS) else "bottom",
+        "markerfacecolor": "white" if i // len(MARKERS) == 1 else colour,
+        "markerfacecoloralt": "white",
+        "markeredgewidth": 0.6 if full else 1.4,
+        "markeredgecolor": "black" if full else colour,
     }
 
 
