@@ -104,8 +104,9 @@ def shown(value: Any) -> str:
 def nearest(word: Any, valid: Iterable[str]) -> str:
     """'did you mean X?', or the list of what is valid where nothing is near."""
     options = sorted(valid)
-    folded = {option.lower(): option for option in options}
-    close = difflib.get_close_matches(str(word).lower(), folded, n=1, cutoff=0.55)
+    folded, asked = {option.lower(): option for option in options}, str(word).lower()
+    begun = [option for option in folded if len(asked) > 1 and option.startswith(asked)]
+    close = begun if len(begun) == 1 else difflib.get_close_matches(asked, folded, 1, 0.55)
     if close:
         return f"did you mean {folded[close[0]]!r}?"
     more = f", ... ({len(options)} in all)" if len(options) > 16 else ""

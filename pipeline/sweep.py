@@ -335,7 +335,7 @@ class _Source:
             )
 
     def check_label(self, at: Key, label: str) -> None:
-        self.document.check(at, _Label, {"label": label})
+        self.document.check(at, _Label, {"label": label}, name_keys=False)
 
 
 def _read_file(document: Document) -> _File:
@@ -546,8 +546,8 @@ def _check_axis(source: _Source, at: Key, chain: list[_Step], values: list[Any])
     for step in chain:
         for i, value in enumerate(values):
             if step.stage == stage:
-                changed = {**step.written, setting: value}
-                source.document.check((*at, i), source.catalog.stages[stage], changed, False)
+                changed, settings = {**step.written, setting: value}, source.catalog.stages[stage]
+                source.document.check((*at, i), settings, changed, name_keys=False)
 
 
 def _at_point(family: str, chain: list[_Step], point: dict[str, Any]) -> list[_Step]:
