@@ -60,7 +60,7 @@ def _accuracy_bytes(rows: Sequence[Row]) -> Figure:
 
 
 def _looks(rows: Iterable[Row]) -> dict[str, dict]:
-    """How each family of operating points is drawn, in all panels: filled, then hollow, then half."""
+    """How each family of operating points is drawn, everywhere: filled, then hollow, then half."""
     families = dict.fromkeys(row["family"] for row in rows if not row["is_base"])
     return {name: _look(i) for i, name in enumerate(families)}
 
