@@ -257,7 +257,7 @@ def test_cells_of_two_machines_are_counted_apart(work, tmp_path):
         facts = {**results.FACTS, "hardware": {"cpu": cpu, "flags": ["avx2"], "cores": 2}}
         results.publish(cell, work, facts=facts)
     _, text = built(sweep, work, tmp_path)
-    assert "- CPU: First, 2 cores (1 cells); Second, 2 cores (1 cells)\n" in text
+    assert "- CPU: First, 2 cores (1 cell); Second, 2 cores (1 cell)\n" in text
 
 
 EVIL = "</td><script>alert(1)</script> | `x` **b** [l](http://x) $a$ \x1b[31m\n# title\n| a | b |"

@@ -217,8 +217,9 @@ def _fact(label: str, values: Iterable[Any]) -> str:
     counts = Counter(str(value) for value in values if value)
     if not counts:
         return ""
-    several = len(counts) > 1
-    said = [f"{escape(v)} ({n} cells)" if several else escape(v) for v, n in sorted(counts.items())]
+    if len(counts) == 1:
+        return f"- {label}: {escape(next(iter(counts)))}\n"
+    said = (f"{escape(v)} ({n} {'cell' if n == 1 else 'cells'})" for v, n in sorted(counts.items()))
     return f"- {label}: {'; '.join(said)}\n"
 
 
