@@ -190,6 +190,10 @@ def shipped_sweeps() -> Path:
     return CODE / "jobs" / "sweeps"
 
 
+def shipped_profiles() -> Path:
+    return CODE / "sbatch" / "profiles"
+
+
 def sweep_file(name_or_path: str | Path) -> Path:
     """The YAML file meant by a path, or by the name of a sweep that ships; UserError if neither."""
     text = str(name_or_path)

@@ -1,0 +1,213 @@
+"""How one cluster is asked: sbatch/profiles/NAME.yaml, or a file of the user's own, validated.
+
+Everything in it that reaches sbatch is one line of plain characters: submitit quotes values for the
+shell, but a newline in one would leave its #SBATCH line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline import paths, strict_yaml
+from pipeline.errors import UserError
+from pipeline.strict_yaml import Document, nearest, shown
+from pipeline.sweep import Frozen
+
+DEFAULT = "generic"
+
+Plain = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+PlainList = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,-]{1,256}$")]
+Feature = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,&|*()\[\]-]{1,256}$")]
+Gpu = Annotated[str, Field(pattern=r"^([A-Za-z][A-Za-z0-9._-]{0,62}:)?[1-9][0-9]{0,2}$")]
+Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1,128}$")]
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1000}$")]
+Option = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/=@%+,-]{1,128}$")]
+Cores = Annotated[int, Field(ge=1, le=4096)]
+Gib = Annotated[int, Field(ge=1, le=65_536)]
+Minutes = Annotated[int, Field(ge=1, le=60 * 24 * 90)]
+
+
+class Node(Frozen):
+    """What a node of the cluster has, so that plan can say what a request leaves idle."""
+
+    cores: Cores
+    memory_gib: Gib
+    gpus: int = Field(ge=0, le=64)
+
+
+class Charge(Frozen):
+    """Units of fair share that an hour costs: for a core, for a GiB of memory, for a GPU."""
+
+    core: float = Field(0.0, ge=0)
+    gib: float = Field(0.0, ge=0)
+    gpu: float = Field(0.0, ge=0)
+
+
+class ReportJob(Frozen):
+    """What the job that builds the report asks for; it needs no GPU."""
+
+    cores: Cores = 1
+    memory_gib: Gib = 4
+    minutes: Minutes = 30
+    partition: Plain | None = None
+    qos: Plain | None = None
+
+
+class Profile(Frozen):
+    """One cluster. `gpu` is what stands after `--gres=gpu:`; None asks for none.
+
+    `signal_s`: how long before the time limit a job is told to checkpoint. `setup`: lines of bash
+    that run in the job before Python starts. `mail`: who is told when the report is there.
+    `options`: further options of sbatch, without dashes: {reservation: course}.
+    """
+
+    partition: PlainList | None = None
+    qos: Plain | None = None
+    account: Plain | None = None
+    constraint: Feature | None = None
+    gpu: Gpu | None = "a100:1"
+    cores: Cores = 24
+    memory_gib: Gib = 40
+    memory_cap_gib: Gib | None = None
+    minutes: Minutes = 240
+    signal_s: int = Field(120, ge=10, le=3600)
+    at_once: int = Field(64, ge=1, le=100_000)
+    max_array_size: int | None = Field(None, ge=2, le=4_000_001)
+    export: Literal["ALL", "NONE"] = "ALL"
+    setup: tuple[Line, ...] = ()
+    python: Line | None = None
+    work: Line | None = None
+    data: Line | None = None
+    mail: Address | None = None
+    options: dict[Plain, Option] = {}
+    node: Node | None = None
+    charge: Charge | None = None
+    report: ReportJob = ReportJob()
+
+    @property
+    def gpus(self) -> int:
+        """GPUs a job asks for."""
+        return int(self.gpu.rpartition(":")[2]) if self.gpu else 0
+
+    @property
+    def gres(self) -> str | None:
+        return f"gpu:{self.gpu}" if self.gpu else None
+
+    @property
+    def cap_gib(self) -> int:
+        """The most memory that a job is given after others ran out of it."""
+        node = self.node.memory_gib if self.node else 4 * self.memory_gib
+        return max(self.memory_gib, self.memory_cap_gib or node)
+
+    def charge_an_hour(self) -> float | None:
+        """Fair-share units that an hour of one job costs, where the profile has the formula."""
+        if self.charge is None:
+            return None
+        cost = self.charge
+        return cost.core * self.cores + cost.gib * self.memory_gib + cost.gpu * self.gpus
+
+    def notes(self) -> Iterator[str]:
+        """A line for each way in which the request wastes hardware."""
+        node = self.node
+        if node is None or not node.gpus or not self.gpus:
+            return
+        for what, asked, has in (
+            ("cores", self.cores, node.cores),
+            ("GiB of memory", self.memory_gib, node.memory_gib),
+        ):
+            fit = has // asked * self.gpus
+            if 0 < fit < node.gpus:
+                fair = has * self.gpus // node.gpus
+                yield (
+                    f"{asked} {what} a job strand {_words(node.gpus - fit)} of the "
+                    f"{_words(node.gpus)} GPUs of a node with {has}: ask for at most {fair}"
+                )
+            elif not fit:
+                yield f"{asked} {what} a job are more than a node has ({has})"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A profile by its name: what the commands that deal with SLURM are given."""
+
+    name: str
+    profile: Profile
+
+
+def load(name: str, settings: Sequence[str] = ()) -> Cluster:
+    """The profile that ships under this name, or in this file; `settings`: KEY=VALUE overrides.
+
+    Raises UserError, one sentence with file and line, or with the setting, for what is not valid.
+    """
+    path = _file(name)
+    document = strict_yaml.read(path)
+    profile = document.check((), Profile, document.data)
+    for setting in settings:
+        profile = _changed(profile, setting)
+    return Cluster(path.stem, profile)
+
+
+def chosen(asked, name: str | None = None, settings: Sequence[str] = ()) -> Cluster | None:
+    """The cluster for a sweep: as asked on the command line, by the sweep, by $NETPRESS_PROFILE."""
+    name = name or asked.profile or os.environ.get("NETPRESS_PROFILE")
+    return load(name, settings) if name else None
+
+
+def shipped() -> list[str]:
+    return sorted(path.stem for path in paths.shipped_profiles().glob("*.yaml"))
+
+
+def _file(name: str) -> Path:
+    ships = paths.shipped_profiles() / f"{name}.yaml"
+    if paths.NAME.fullmatch(name) and ships.is_file():
+        return ships
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    raise UserError(f"unknown profile {shown(name)}, and no such file; {nearest(name, shipped())}")
+
+
+def _changed(profile: Profile, setting: str) -> Profile:
+    """The profile with one `--set KEY=VALUE`; a dot in KEY leads into a part: report.cores=2."""
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {setting}: expected KEY=VALUE, such as --set minutes=120")
+    outer, _, inner = key.partition(".")
+    data: dict[str, Any] = profile.model_dump(mode="json")
+    if inner:
+        part = data.get(outer) or {}
+        if not isinstance(part, dict):
+            raise UserError(f"--set {setting}: {outer} has no parts; expected {outer}=VALUE")
+        data[outer] = {**part, inner: _value(text)}
+    else:
+        data[outer] = _value(text)
+    document = Document(Path("--set"), "", data, {(): 1})
+    try:
+        return document.check((), Profile, data)
+    except UserError as error:
+        raise UserError(f"--set {setting}: {str(error).removeprefix('--set:1: ')}") from None
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _words(number: int) -> str:
+    names = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+    return names[number] if number < len(names) else str(number)
+
+
+def plain(text: str) -> str:
+    """`text` with whatever is no plain character replaced: for names that Slurm is given."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:64]
