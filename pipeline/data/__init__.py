@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATASETS", "FOLDERS", "Images", "Split", "batch_count", "batches", "facts", "fetch",
-    "images_from", "load", "ordered", "read_image", "sample",
+    "images_from", "load", "ordered", "read_image", "require", "sample",
 ]  # fmt: skip
 
 
@@ -103,6 +103,11 @@ def facts(
 ) -> tuple[tuple[str, ...], tuple[int, int, int]]:
     """(class names, shape (C, H, W)), without decoding the data set; UserError as in `load`."""
     return _module(dataset).facts(dataset, root)
+
+
+def require(dataset: Dataset, root: Path) -> None:
+    """Raises UserError where files of the data set are missing, and names what brings them."""
+    _module(dataset).key(dataset, root)
 
 
 def fetch(

@@ -23,7 +23,8 @@ class Lines:
     def __init__(self, cells: Sequence[Cell], done: Sequence[Cell], file: IO[str] | None = None):
         self.file = file or sys.stderr
         self.total = len(cells)
-        self.clock = _Clock([cell for cell in cells if cell not in done])
+        ids = {cell.id for cell in done}
+        self.clock = _Clock([cell for cell in cells if cell.id not in ids])
         self.numbers: dict[str, int] = {}
         self.ended = len(done)
         self.last: dict[str, tuple[str, float]] = {}

@@ -9,6 +9,7 @@ it starts goes with it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import selectors
@@ -52,7 +53,8 @@ def run(
     Raises UserError, before anything runs, where data or a device is missing.
     """
     done = [cell for cell in asked.cells if store.is_done(work.cell(cell.id), deep=True)]
-    missing = [cell for cell in asked.cells if cell not in done]
+    ids = {cell.id for cell in done}
+    missing = [cell for cell in asked.cells if cell.id not in ids]
     if missing:
         slots = _slots(device, workers, threads)
         _require_data(missing, data_root)
@@ -106,7 +108,7 @@ def _require_data(cells: Sequence[Cell], data_root: Path) -> None:
     from pipeline import data
 
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
-        data.facts(dataset, data_root)
+        data.require(dataset, data_root)
 
 
 def _worker_command(work: paths.Work, data_root: Path) -> Command:
@@ -218,7 +220,10 @@ class Pool:
         try:
             self._launch(cell, folder)
         except OSError as error:  # a full disk, no more processes: it costs this cell only
-            self._end(cell, f"cannot be started: {error}", 0)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            failure = {"kind": "disk_full" if full else "exception", "traceback": ""}
+            failure["reason"] = f"its process cannot be started: {error}"
+            self._end(cell, self._write_down(folder, None, failure), 0)
 
     def _launch(self, cell: Cell, folder: paths.CellPaths) -> None:
         publish_cell(cell, folder)
@@ -285,12 +290,17 @@ class Pool:
         mine = attempt is not None and attempt.number > worker.attempts_before
         if mine and attempt.failure.exists():
             return gaps.reason(worker.cell, self.work)
-        failure = _failure(worker)
+        return self._write_down(folder, attempt if mine else None, _failure(worker))
+
+    def _write_down(
+        self, folder: paths.CellPaths, attempt: paths.AttemptPaths | None, failure: dict[str, str]
+    ) -> str:
+        """failure.json of the attempt (None: of a new one); returns the reason in a line."""
         try:
-            attempt = attempt if mine else store.new_attempt(folder)
+            attempt = attempt or store.new_attempt(folder)
             store.publish_json(attempt.failure, failure)
-        except OSError as error:
-            self.shown.say(f"netpress: {attempt.failure if mine else folder.folder}: {error}")
+        except OSError as error:  # such as a full disk: it is said here, and lost
+            self.shown.say(f"netpress: the reason cannot be kept: {error}")
         return f"{failure['kind'].replace('_', ' ')}: {failure['reason']}"
 
     def _end(self, cell: Cell, failure: str | None, seconds: float) -> None:

@@ -160,10 +160,14 @@ def stages(cell: Cell) -> list[str]:
 def find_cell(asked: Sweep, text: str) -> Cell:
     """The cell of the sweep with this id, beginning of an id, or dataset/model/technique/seed.
 
-    Data set and model may come in either order. Raises UserError where none or several fit.
+    Data set and model may come in either order, the model without its width where that is clear.
+    Raises UserError where none or several fit.
     """
-    found = [cell for cell in asked.cells if text in _names(cell)]
-    found = found or [cell for cell in asked.cells if text and cell.id.startswith(text)]
+    found = (
+        [cell for cell in asked.cells if text in (cell.id, *_names(cell, cell.model.label))]
+        or [cell for cell in asked.cells if text in _names(cell, cell.model.name)]
+        or [cell for cell in asked.cells if text and cell.id.startswith(text)]
+    )
     if len(found) == 1:
         return found[0]
     if found:
@@ -176,11 +180,9 @@ def find_cell(asked: Sweep, text: str) -> Cell:
     )
 
 
-def _names(cell: Cell) -> set[str]:
-    """All full names of a cell, its model with or without its width."""
+def _names(cell: Cell, model: str) -> tuple[str, str]:
     data, end = cell.dataset.name, f"{cell.technique}/{cell.seed}"
-    models = (cell.model.label, cell.model.name)
-    return {cell.id, *(f"{data}/{m}/{end}" for m in models), *(f"{m}/{data}/{end}" for m in models)}
+    return f"{data}/{model}/{end}", f"{model}/{data}/{end}"
 
 
 def _near(asked: Sweep, text: str) -> str:

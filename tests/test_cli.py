@@ -1,0 +1,258 @@
+"""The command line: exit codes, sentences, what goes where; what it calls is tested elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli, paths, store
+from pipeline.errors import Corrupt
+from pipeline.orchestrate import plan
+from pipeline.paths import Work
+from tests import results
+
+NETPRESS = [sys.executable, str(paths.CODE / "env" / "bin" / "netpress")]
+SWEEP = "name: mine\nmodels: [vgg16_bn]\ndatasets: [digits]\ntechniques: [base, kd]\n"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder, with ./runs as the work root."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def ask(here, capsys):
+    def ask(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(arguments)
+        return code, *capsys.readouterr()
+
+    return ask
+
+
+@pytest.fixture
+def mine(here):
+    """A sweep file, its two cells, and its work root."""
+    (here / "mine.yaml").write_text(SWEEP)
+    asked = plan.load_sweep("mine.yaml")
+    return asked.cells, Work(here / "runs")
+
+
+def sentence(err: str) -> str:
+    [line] = err.splitlines()
+    assert line.startswith("netpress: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ("plna quickstart", "unknown command 'plna', did you mean 'plan'? (`netpress --help` says"),
+        ("frobnicate", "unknown command 'frobnicate', valid: "),
+        ("plan", "Missing argument 'SWEEP' (`netpress plan --help` says what there is)"),
+        ("plan quickstart more", "Got unexpected extra argument (more) (`netpress plan --help`"),
+        ("plan quickstart --jsn", "No such option"),
+        ("--jsn", "No such option"),
+        ("run quickstart --workers 0", "0 is not in the range"),
+        ("run quickstart --workers two", "'two' is not a valid integer range"),
+        ("run quickstart --device tpu", "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        ("plan nothing", "nothing: no such sweep file, and no shipped sweep of this name ("),
+        ("plan ../nothing.yaml", "no such sweep file"),
+        ("status .", ".: is a folder, expected a sweep file"),
+        ("export quickstart digits/vgg16_bn/kdd/0", "did you mean 'digits/vgg16_bn-w0.25/kd/0'?"),
+        ("export quickstart digits/vgg16_bn/kd/0", "has no model to export yet: not run yet"),
+        ("predict nowhere image.png", "nowhere"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_code_2(ask, here, arguments, said):
+    code, out, err = ask(*arguments.split())
+    assert (code, out) == (2, "") and said in sentence(err)
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "status", "report", "fetch", "export"])
+def test_a_bad_sweep_file_is_one_sentence_wherever_it_is_named(ask, here, command):
+    (here / "bad.yaml").write_text(SWEEP + "training: {epochs: 0}\n")
+    cell = ["x"] if command == "export" else []
+    code, out, err = ask(command, "bad.yaml", *cell)
+    assert (code, out) == (2, "")
+    assert sentence(err) == (
+        "netpress: bad.yaml:5: training.epochs: 0 is out of range; expected at least 1 and at most "
+        "100000"
+    )
+    assert sorted(path.name for path in here.iterdir()) == ["bad.yaml"]
+
+
+def test_no_command_shows_the_commands_in_their_order(ask):
+    code, out, _ = ask()
+    assert code == 2
+    names = [line.split()[0] for line in out.split("Commands:\n")[1].splitlines()]
+    assert names[:4] == ["run", "plan", "status", "report"]
+
+
+def test_help_and_version(ask):
+    assert ask("--help")[0] == 0 and ask("run", "--help")[0] == 0
+    assert ask("--version") == (0, "netpress, version 0.1.0\n", "")
+
+
+@pytest.mark.parametrize("what", ["techniques", "models", "datasets", "sweeps"])
+def test_listings(ask, what):
+    code, out, err = ask(what)
+    listed = json.loads(ask(what, "--json")[1])[what]
+    assert (code, err) == (0, "") and len(out.splitlines()) == len(listed) > 2
+    for name, line in zip(listed, out.splitlines(), strict=True):
+        assert line.split()[0] == name and listed[name] in line
+
+
+def test_plan_and_status_as_one_json_object(ask, mine):
+    cells, work = mine
+    planned = json.loads(ask("plan", "mine.yaml", "--json")[1])
+    assert [cell["id"] for cell in planned["cells"]] == [cell.id for cell in cells]
+    results.publish(cells[0], work)
+    results.fail(cells[1], work, "exception", "ValueError: no")
+    code, out, err = ask("status", "mine.yaml", "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "") and found["counts"] == {"done": 1, "failed": 1}
+    assert list(found["cells"][1]) == [
+        "id", "model", "dataset", "technique", "seed", "state", "attempts", "reason"
+    ]  # fmt: skip
+    assert found["cells"][1]["reason"] == "exception: ValueError: no"
+
+
+def test_status_for_people(ask, mine):
+    cells, work = mine
+    results.publish(cells[0], work)
+    code, out, _ = ask("status", "mine.yaml")
+    assert code == 0 and "digits/vgg16_bn/base/0        done\n" in out
+    assert "digits/vgg16_bn/kd/0          missing  not run yet\n\n1 done, 1 missing\n" in out
+
+
+def test_watch_ends_when_nothing_is_left_to_do(ask, mine):
+    cells, work = mine
+    for cell in cells:
+        results.publish(cell, work)
+    assert "2 done" in ask("status", "mine.yaml", "--watch")[1]
+
+
+def test_report(ask, here, mine):
+    cells, work = mine
+    results.publish(cells[0], work)
+    code, out, _ = ask("report", "mine.yaml")
+    assert code == 0 and f"Report: {here}/reports/mine/report.md" in out
+    assert "digits/vgg16_bn/kd/0" in out and "not run yet" in out
+    listed = json.loads(ask("report", "mine.yaml", "--json")[1])
+    assert [row["id"] for row in listed["rows"]] == [cells[0].id]
+    assert [gap["id"] for gap in listed["gaps"]] == [cells[1].id]
+    assert ask("report", "mine.yaml", "--to", "elsewhere")[0] == 0
+    assert (here / "elsewhere" / "mine" / "report.md").is_file()
+
+
+def test_export(ask, here, mine):
+    cells, work = mine
+    results.publish(cells[0], work)
+    code, out, _ = ask("export", "mine.yaml", cells[0].id[:12])
+    folder = here / "digits-vgg16_bn-base-0"
+    assert (code, out) == (0, f"{folder}\n") and (folder / "model.onnx").is_file()
+    assert ask("export", "mine.yaml", cells[0].name, "--to", "model")[0] == 0
+    assert ask("export", "mine.yaml", cells[0].name, "--to", "model")[0] == 2
+
+
+def test_fetch_of_what_ships(ask, mine):
+    code, out, err = ask("fetch", "mine.yaml")
+    assert (code, out) == (0, "") and "digits: nothing to download" in err
+
+
+def test_run_gives_its_exit_code_and_finds_what_is_done(ask, mine):
+    cells, work = mine
+    for cell in cells:
+        results.publish(cell, work)
+    code, out, err = ask("run", "mine.yaml")
+    assert code == 0 and "Smallest good model: digits/vgg16_bn/kd/0" in out and err == ""
+
+
+def test_notes_go_to_standard_error(ask, here):
+    (here / "noted.yaml").write_text(SWEEP + "define: {tiny: [finetune]}\n")
+    code, out, err = ask("plan", "noted.yaml", "--json")
+    assert code == 0 and json.loads(out)["cells"]
+    assert sentence(err).startswith("netpress: note: noted.yaml:5: define.tiny: defined, but no")
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (Corrupt("result.h5: damaged"), 1, "netpress: result.h5: damaged"),
+        (KeyboardInterrupt(), 130, "netpress: stopped"),
+        (OSError(28, "No space left on device", "/full"), 1, "netpress: /full: No space left on"),
+        (PermissionError(13, "Permission denied", "/mine"), 1, "netpress: /mine: Permission"),
+    ],
+)
+def test_what_the_world_does_is_one_sentence(ask, monkeypatch, error, code, said):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(plan, "load_sweep", fails)
+    found, out, err = ask("plan", "quickstart")
+    assert (found, out) == (code, "") and said in err and "Traceback" not in err
+
+
+def test_a_defect_shows_its_traceback(ask, monkeypatch):
+    monkeypatch.setattr(plan, "load_sweep", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ask("plan", "quickstart")
+
+
+def test_what_is_written_is_private_to_the_user(ask, here):
+    before = os.umask(0)
+    try:
+        ask("models")
+        (here / "file").touch()
+        assert (here / "file").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+
+
+# --- in processes of their own ---------------------------------------------------------------
+
+
+def test_the_command_works_from_anywhere(here):
+    asked = subprocess.run([*NETPRESS, "plan", "quickstart"], capture_output=True, text=True)
+    assert asked.returncode == 0 and "digits/vgg16_bn-w0.25/kd/0" in asked.stdout
+    assert "7 cells, 0 done; 8 jobs" in asked.stdout and asked.stderr == ""
+    asked = subprocess.run([*NETPRESS, "plan", "nothing"], capture_output=True, text=True)
+    assert asked.returncode == 2 and asked.stdout == "" and "Traceback" not in asked.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", ["plan large.yaml", "plan large.yaml --json", "report mine.yaml"]
+)
+def test_a_reader_that_leaves_is_no_error(mine, here, arguments):
+    seeds = ", ".join(map(str, range(3000)))
+    (here / "large.yaml").write_text(SWEEP + f"seeds: [{seeds}]\n")
+    process = subprocess.Popen([*NETPRESS, *arguments.split()], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)  # fmt: skip
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() in (0, 1)
+    process.stderr.close()
+
+
+def test_an_interrupted_run_says_how_to_go_on(mine, here):
+    """The real worker, interrupted while it imports what it needs."""
+    process = subprocess.Popen([*NETPRESS, "run", "mine.yaml"], stderr=subprocess.PIPE, text=True)
+    cells, work = mine
+    while not work.cell(cells[0].id).cell_json.exists() and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert "netpress: stopped; `netpress run mine.yaml` goes on from the last finished epoch" in err
+    assert not store.is_done(work.cell(cells[0].id))
+    assert Path("reports").exists() is False

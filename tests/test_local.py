@@ -1,0 +1,429 @@
+"""Local workers: order, bounds, failures, signals; with real processes that train nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import paths, store
+from pipeline.errors import UserError
+from pipeline.orchestrate import display, local, state
+from pipeline.paths import Work
+from tests import results, tiny_worker
+
+PATIENCE_S = 30.0
+
+
+class Bench:
+    """A work root, what the workers of each technique do, and what was seen of them."""
+
+    def __init__(self, folder: Path):
+        self.work = Work(folder / "work")
+        self.actions = folder / "actions.json"
+        self.trace_file = folder / "trace"
+        self.trace_file.touch()
+        self.let()
+
+    def let(self, **actions: str) -> None:
+        self.actions.write_text(json.dumps(actions))
+
+    def run(self, asked, workers: int | None = 1, **options) -> int:
+        return local.run(
+            asked, self.work, self.work.root, device="cpu", workers=workers,
+            command=tiny_worker.command(self.work, self.actions, self.trace_file), **options,
+        )  # fmt: skip
+
+    def start(self, workers: int = 1, **options) -> subprocess.Popen:
+        """The same in a process of its own, with the sweep of `tiny_worker.run`."""
+        command = [sys.executable, tiny_worker.__file__, "run", self.work.root, self.actions,
+                   self.trace_file, str(workers)]  # fmt: skip
+        return subprocess.Popen(command, **options)
+
+    def trace(self, what: str = "start") -> list[dict]:
+        lines = map(json.loads, self.trace_file.read_text().splitlines())
+        return [line for line in lines if line["what"] == what]
+
+    def await_trace(self, count: int, what: str = "start") -> list[dict]:
+        return until(lambda: len(self.trace(what)) >= count and self.trace(what))
+
+    def states(self, asked) -> dict[str, str]:
+        return {f"{s.cell.technique}/{s.cell.seed}": s.state
+                for s in state.states(asked, self.work)}  # fmt: skip
+
+
+def until(ask):
+    deadline = time.monotonic() + PATIENCE_S
+    while not (answer := ask()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return answer
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Bench(tmp_path)
+
+
+ASKED = results.sweep(techniques=("half", "third"))
+SIX = results.sweep(techniques=("half", "third"), seeds=(0, 1))  # what `bench.start` runs
+
+
+# --- what runs -------------------------------------------------------------------------------
+
+
+def test_everything_is_made_and_reported(bench, capsys):
+    assert bench.run(ASKED) == 0
+    assert [line["cell"] for line in bench.trace()] == [cell.name for cell in ASKED.cells]
+    assert set(bench.states(ASKED).values()) == {"done"}
+    out, err = capsys.readouterr()
+    report = Path("reports/test/report.md").absolute()
+    assert f"Report: {report}\n" in out and report.is_file()
+    assert "Smallest good model: digits/vgg16_bn/half/0 in " in out or "third/0 in " in out
+    assert "half" in out and "netpress predict" in out and "Traceback" not in err
+    assert "[1/3] digits/vgg16_bn/base/0: started" in err
+    assert "[3/3] digits/vgg16_bn/third/0: done after" in err
+    assert "0-shrink, epoch 0/2, loss 1.000, 2 s left" in err
+
+
+def test_what_is_done_is_not_run_again(bench, capsys):
+    for cell in ASKED.cells[:2]:
+        results.publish(cell, bench.work)
+    assert bench.run(ASKED) == 0
+    assert [line["cell"] for line in bench.trace()] == ["digits/vgg16_bn/third/0"]
+    assert "2 of 3 cells are done already" in capsys.readouterr().err
+    assert bench.run(ASKED) == 0 and len(bench.trace()) == 1
+
+
+def test_a_damaged_result_is_made_again(bench):
+    for cell in ASKED.cells:
+        results.publish(cell, bench.work)
+    damaged = bench.work.cell(ASKED.cells[1].id).result
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    assert bench.run(ASKED) == 0
+    assert [line["cell"] for line in bench.trace()] == [ASKED.cells[1].name]
+    store.verify(bench.work.cell(ASKED.cells[1].id))
+    assert damaged.with_name("result.h5.corrupt-1").exists()
+
+
+def test_workers_are_bounded_and_share_the_cores(bench, monkeypatch):
+    bench.let(half="nap", third="nap")
+    assert bench.run(SIX, workers=3) == 0
+    starts = [(line["time"], 1) for line in bench.trace("start")]
+    ends = [(line["time"], -1) for line in bench.trace("end")]
+    running, most = 0, 0
+    for _, change in sorted(starts + ends):
+        running += change
+        most = max(most, running)
+    assert most == 3
+    ended = {line["cell"]: line["time"] for line in bench.trace("end")}
+    for line in bench.trace("start"):
+        base = "/".join([*line["cell"].split("/")[:2], "base", line["cell"].split("/")[3]])
+        assert base == line["cell"] or ended[base] <= line["time"]
+    cores = len(os.sched_getaffinity(0))
+    assert {line["options"][3] for line in bench.trace()} == {str(max(1, cores // 3))}
+
+
+def test_a_worker_runs_this_checkout_wherever_the_user_stands(bench):
+    assert bench.run(ASKED, threads=7) == 0
+    [line, *_] = bench.trace()
+    assert line["cwd"] == str(paths.CODE) and line["path"].split(":")[0] == str(paths.CODE)
+    assert line["options"] == ["--device", "cpu", "--threads", "7"]
+
+
+def test_the_command_of_a_worker_is_the_one_of_the_plan(bench):
+    cell = ASKED.cells[0]
+    command = local._worker_command(bench.work, Path("/data"))(cell, ["--threads", "2"])
+    assert command == [
+        sys.executable, "-m", "jobs.compress", "--work", str(bench.work.root), "--data", "/data",
+        "--threads", "2", "--die-with-parent", str(os.getpid()), cell.id,
+    ]  # fmt: skip
+
+
+def test_every_gpu_gets_a_worker_of_its_own(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    slots = local._slots("auto", None, None)
+    assert [slot.environment for slot in slots] == [
+        {"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}
+    ]  # fmt: skip
+    assert [s.environment["CUDA_VISIBLE_DEVICES"] for s in local._slots("auto", 3, None)] == [
+        "2", "5", "2"
+    ]  # fmt: skip
+    assert local._slots("cpu", None, None)[0].environment == {}
+
+
+def test_a_gpu_that_is_not_there_is_one_sentence(bench, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError, match="no NVIDIA GPU is visible here; expected cpu or auto"):
+        local.run(ASKED, bench.work, bench.work.root, device="cuda")
+
+
+def test_missing_data_is_one_sentence_before_anything_runs(bench):
+    with pytest.raises(UserError, match="netpress fetch"):
+        bench.run(results.sweep(datasets=("digits", "mnist")))
+    assert bench.trace() == [] and not bench.work.root.exists()
+
+
+# --- failures --------------------------------------------------------------------------------
+
+
+def test_a_failure_costs_one_cell(bench, capsys):
+    bench.let(half="fail")
+    assert bench.run(ASKED) == 1
+    assert bench.states(ASKED) == {"base/0": "done", "half/0": "failed", "third/0": "done"}
+    out, err = capsys.readouterr()
+    assert "half/0: failed after" in err and "(exception: ValueError: no)" in err
+    assert "exception: ValueError: no" in out
+    assert "exception: ValueError: no" in Path("reports/test/report.md").read_text()
+
+
+def test_what_failed_is_tried_again_by_the_next_run(bench):
+    bench.let(half="fail")
+    assert bench.run(ASKED) == 1
+    bench.let()
+    assert bench.run(ASKED) == 0
+    assert [s.attempts for s in state.states(ASKED, bench.work)] == [1, 2, 1]
+
+
+def test_nothing_runs_on_a_base_that_failed(bench, capsys):
+    bench.let(base="fail")
+    assert bench.run(ASKED) == 1
+    assert [line["cell"].split("/")[2] for line in bench.trace()] == ["base"]
+    assert set(bench.states(ASKED).values()) == {"failed"}
+    assert "half/0: failed (its base failed: exception: ValueError" in capsys.readouterr().err
+    reasons = {s.reason for s in state.states(ASKED, bench.work) if not s.cell.is_base}
+    assert reasons == {"its base failed: exception: ValueError: no"}
+
+
+@pytest.mark.parametrize(
+    "action, kind, said",
+    [
+        ("SIGKILL", "killed", "its process was ended from outside (SIGKILL), by somebody or"),
+        ("SIGSEGV", "killed", "its process was ended by SIGSEGV; run again to go on"),
+        ("vanish", "exception", "ended with exit code 3 and without a result: no module named"),
+        ("nothing", "invalid", "ended with exit code 0 and without a result: it said nothing"),
+        ("fail on a full disk", "disk_full", "disk full: no space left on device"),
+    ],
+)
+def test_an_end_without_a_word_is_written_down_for_the_worker(bench, action, kind, said):
+    bench.let(half=action)
+    cell = results.sweep(techniques=("half",)).cells[1]
+    results.publish(results.sweep().cells[0], bench.work)
+    assert bench.run(results.sweep(techniques=("half",))) == 1
+    attempt = store.last_attempt(bench.work.cell(cell.id))
+    failure = json.loads(attempt.failure.read_bytes())
+    assert attempt.number == 1 and failure["kind"] == kind and said in failure["reason"]
+
+
+def test_memory_that_ran_out_is_told_from_a_kill(bench, monkeypatch):
+    counts = iter(range(100))
+    monkeypatch.setattr(local, "_kills", lambda: next(counts))  # the kernel's counter goes up
+    bench.let(half="SIGKILL")
+    results.publish(results.sweep().cells[0], bench.work)
+    assert bench.run(results.sweep(techniques=("half",))) == 1
+    cell = results.sweep(techniques=("half",)).cells[1]
+    failure = json.loads(store.last_attempt(bench.work.cell(cell.id)).failure.read_bytes())
+    assert failure["kind"] == "out_of_memory" and "fewer --workers" in failure["reason"]
+
+
+def test_a_cell_that_cannot_be_started_costs_itself(bench, capsys):
+    works = tiny_worker.command(bench.work, bench.actions, bench.trace_file)
+    broken = ASKED.cells[1]
+    code = local.run(
+        ASKED, bench.work, bench.work.root, device="cpu",
+        command=lambda cell, options: ["/no/such"] if cell is broken else works(cell, options),
+    )  # fmt: skip
+    assert code == 1 and len(bench.trace()) == 2 and bench.states(ASKED)["half/0"] == "failed"
+    assert "half/0: failed (exception: its process cannot be started: " in capsys.readouterr().err
+
+
+def test_a_cell_that_another_process_works_on_is_awaited(bench, capsys):
+    cell = ASKED.cells[1]
+    paths_ = bench.work.cell(cell.id)
+    taken = threading.Event()
+
+    def other_process():
+        with store.lock_cell(paths_):
+            taken.set()
+            bench.await_trace(2)  # the one after it was started, so it was found taken
+            results.publish(cell, bench.work)
+
+    other = threading.Thread(target=other_process)
+    other.start()
+    taken.wait()
+    assert bench.states(ASKED)["half/0"] == "running"
+    assert bench.run(ASKED) == 0
+    other.join()
+    assert cell.name not in [line["cell"] for line in bench.trace()] and len(bench.trace()) == 2
+    assert "half/0: another process is at it; waiting for its end" in capsys.readouterr().err
+
+
+def test_a_worker_that_comes_second_is_no_failure(bench):
+    bench.let(half="busy once")
+    assert bench.run(results.sweep(techniques=("half",))) == 0
+    assert [line["cell"].split("/")[2] for line in bench.trace()] == ["base", "half", "half"]
+
+
+# --- signals ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_workers_and_says_how_to_go_on(bench, number):
+    bench.let(half="sleep", third="sleep")
+    process = bench.start(workers=2, stderr=subprocess.PIPE, text=True)
+    pids = [line["pid"] for line in bench.await_trace(4)]
+    process.send_signal(number)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    assert "netpress: stopped; `netpress run test.yaml` goes on from the last finished epoch" in err
+    assert "Traceback" not in err
+    assert not any(map(lives, pids))
+    assert set(bench.states(SIX).values()) == {"done", "missing"}
+
+
+def test_a_second_signal_does_not_wait_for_a_deaf_worker(bench):
+    bench.let(half="sleep through SIGTERM")
+    process = bench.start(stderr=subprocess.DEVNULL)
+    [line] = bench.await_trace(1, "deaf")
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None and lives(line["pid"])
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=local.GRACE_S / 2) == 130
+    until(lambda: not lives(line["pid"]))
+
+
+def test_workers_die_with_their_parent(bench):
+    bench.let(base="sleep")
+    process = bench.start(workers=2, stderr=subprocess.DEVNULL)
+    pids = [line["pid"] for line in bench.await_trace(2)]
+    until(lambda: all(state.is_held(bench.work.cell(cell.id)) for cell in SIX.cells[:2]))
+    process.kill()
+    process.wait()
+    until(lambda: not any(map(lives, pids)))
+    assert bench.states(SIX)["base/0"] == "missing"
+    bench.let()
+    assert bench.run(ASKED) == 0
+
+
+# --- what is seen ----------------------------------------------------------------------------
+
+
+def test_bars_on_a_terminal(bench):
+    bench.let(half="nap")
+    mine, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = bench.start(stderr=theirs, stdout=subprocess.DEVNULL, env=env)
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            seen += os.read(mine, 1 << 16)
+        except OSError:  # how Linux ends a terminal whose other side is closed
+            break
+    os.close(mine)
+    assert process.wait(timeout=PATIENCE_S) == 0
+    text = seen.decode()
+    assert "all cells" in text and "0-shrink, epoch 2/2, loss 0.333, 2 s left" in text
+    assert "[6/6] digits/vgg16_bn/third/1: done after" in text
+
+
+def test_plain_lines_are_few(capsys):
+    lines = display.Lines(ASKED.cells, [])
+    cell = ASKED.cells[0]
+    lines.start(cell)
+    for epoch in range(1000):
+        lines.event(cell, {"stage": "0-train", "epoch": epoch, "epochs": 1000})
+        lines.event(cell, {"stage": "0-train", "epoch": epoch + 0.5, "epochs": 1000})
+    lines.event(cell, {"stage": "measure", "what": "latency"})
+    lines.end(cell, "done", None, 65)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].endswith("base/0: started") and said[1].endswith("0-train, epoch 0/1000")
+    assert said[-2].endswith("measure, latency") and "done after 1 min 5 s; about" in said[-1]
+    assert len(said) < 10
+
+
+@pytest.mark.parametrize(
+    "seconds, said",
+    [(-1, "0 s"), (0.4, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")],
+)
+def test_durations(seconds, said):
+    assert display.duration(seconds) == said
+
+
+# --- cell.json and states ---------------------------------------------------------------------
+
+
+def test_cell_json_is_written_only_where_it_differs(bench):
+    cell, folder = ASKED.cells[0], bench.work.cell(ASKED.cells[0].id)
+    local.publish_cell(cell, folder)
+    before = os.stat(folder.cell_json)
+    local.publish_cell(cell, folder)
+    assert os.stat(folder.cell_json).st_ino == before.st_ino
+    folder.cell_json.write_text("{}")
+    local.publish_cell(cell, folder)
+    assert json.loads(folder.cell_json.read_bytes()) == cell.to_json()
+
+
+def test_states_come_from_the_disk(bench):
+    base, other_base, half, other_half, third, other_third = SIX.cells
+    assert bench.states(SIX) == {
+        "base/0": "missing", "base/1": "missing", "half/0": "waiting", "half/1": "waiting",
+        "third/0": "waiting", "third/1": "waiting",
+    }  # fmt: skip
+    results.publish(base, bench.work)
+    results.fail(half, bench.work, "out_of_memory", "12 of 8 GiB")
+    store.new_attempt(bench.work.cell(third.id))  # killed: it began, and nothing says how it ended
+    with store.lock_cell(bench.work.cell(other_base.id)):
+        found = {f"{s.cell.technique}/{s.cell.seed}": s for s in state.states(SIX, bench.work)}
+    assert [(s.state, s.attempts, s.reason) for s in found.values()] == [
+        ("done", 0, None),
+        ("running", 0, None),
+        ("failed", 1, "out of memory: 12 of 8 GiB"),
+        ("waiting", 0, f"its base {other_base.id} is running"),
+        ("missing", 1, "started, not finished"),
+        ("waiting", 0, f"its base {other_base.id} is running"),
+    ]
+    assert state.to_json(tuple(found.values()))["counts"] == {
+        "done": 1, "running": 1, "failed": 1, "waiting": 2, "missing": 1
+    }  # fmt: skip
+
+
+def test_looking_at_a_sweep_writes_nothing(bench):
+    results.publish(SIX.cells[0], bench.work)
+    results.fail(SIX.cells[2], bench.work, "exception", "no")
+
+    def everything():
+        return [(path, os.stat(path).st_mtime_ns) for path in sorted(bench.work.root.rglob("*"))]
+
+    before = everything()
+    state.states(SIX, bench.work)
+    assert everything() == before
+
+
+def test_a_lock_is_held_only_by_those_who_live(bench):
+    folder = bench.work.cell(SIX.cells[0].id)
+    assert not state.is_held(folder)
+    with store.lock_cell(folder):
+        assert state.is_held(folder)
+    assert not state.is_held(folder)
+    with store.lock_cell(folder):  # asking has left nothing behind
+        pass

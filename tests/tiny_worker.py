@@ -1,0 +1,108 @@
+"""Processes for tests of local workers: a worker that trains nothing, and a run that uses it.
+
+    python tiny_worker.py cell WORK ACTIONS TRACE [--device D] [--threads N] PARENT ID
+    python tiny_worker.py run WORK ACTIONS TRACE WORKERS
+
+ACTIONS is a JSON file, {technique: what its worker does}; TRACE gets a JSON line when a worker
+starts and when it ends by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jobs.compress import _die_with  # noqa: E402
+from pipeline import store  # noqa: E402
+from pipeline.paths import Work  # noqa: E402
+from pipeline.sweep import Catalog, Cell  # noqa: E402
+from tests import results  # noqa: E402
+
+CATALOG = Catalog({}, {}, {"shrink": results.Strength}, {})
+
+
+def command(work: Work, actions: Path, trace: Path):
+    """What `local.run` takes as its `command`."""
+    me = [sys.executable, __file__, "cell", str(work.root), str(actions), str(trace)]
+    return lambda cell, options: [*me, *options, str(os.getpid()), cell.id]
+
+
+def work_on(root: str, actions: str, trace: str, *rest: str) -> int:
+    *options, parent, cell_id = rest
+    _die_with(int(parent))
+    paths = Work(Path(root)).cell(cell_id)
+    cell = Cell.from_json(json.loads(paths.cell_json.read_bytes()), CATALOG)
+    action = json.loads(Path(actions).read_text()).get(cell.technique, "finish")
+
+    def note(what: str) -> None:
+        facts = {"cell": cell.name, "what": what, "time": time.time(), "pid": os.getpid()}
+        facts |= {"cwd": os.getcwd(), "options": options, "path": os.environ["PYTHONPATH"]}
+        facts |= {"gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
+        with open(trace, "a") as file:
+            file.write(json.dumps(facts) + "\n")
+
+    note("start")
+    if action == "vanish":
+        print("no module named torch", file=sys.stderr)
+        return 3
+    if action == "busy once" and not (flag := Path(actions + ".busy")).exists():
+        flag.touch()
+        tell(cell, stage="busy", reason="another process")
+        return 1
+    with store.lock_cell(paths):
+        return act(action, cell, Work(Path(root)), note)
+
+
+def act(action: str, cell: Cell, work: Work, note) -> int:
+    paths = work.cell(cell.id)
+    attempt = store.new_attempt(paths)
+    for epoch in range(3):
+        tell(cell, stage="0-shrink", epoch=epoch, epochs=2, loss=1 / (1 + epoch), seconds_left=1.5)
+    if action == "fail":
+        results.store.publish_json(
+            attempt.failure, {"kind": "exception", "reason": "ValueError: no", "traceback": "..."}
+        )
+        return 1
+    if action == "fail on a full disk":
+        tell(cell, stage="failed", kind="disk_full", reason="disk full: no space left on device")
+        return 1
+    if action in ("SIGKILL", "SIGSEGV"):
+        os.kill(os.getpid(), signal.Signals[action])
+    if action == "sleep":
+        time.sleep(600)
+    if action == "sleep through SIGTERM":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        note("deaf")
+        time.sleep(600)
+    if action == "nap":
+        time.sleep(0.4)
+    if action != "nothing":
+        if paths.manifest.exists():
+            store.withdraw(paths)
+        results.publish(cell, work)
+    note("end")
+    return 0
+
+
+def tell(cell: Cell, **event) -> None:
+    print(json.dumps({"cell": cell.id, **event}), flush=True)
+
+
+def run(root: str, actions: str, trace: str, workers: str) -> int:
+    from pipeline.orchestrate import local
+
+    work = Work(Path(root))
+    return local.run(
+        results.sweep(techniques=("half", "third"), seeds=(0, 1)), work, Path(root),
+        device="cpu", workers=int(workers), command=command(work, Path(actions), Path(trace)),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit({"cell": work_on, "run": run}[sys.argv[1]](*sys.argv[2:]))
