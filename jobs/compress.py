@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def compress(cell_id, work, data_root, events, device="auto", threads=None) -> bool:
     """One cell, in an attempt of its own; whether it is done."""
+    from jobs.usage import Usage
     from pipeline import store
 
     paths = work.cell(cell_id)
@@ -51,8 +52,13 @@ def compress(cell_id, work, data_root, events, device="auto", threads=None) -> b
     try:
         with store.lock_cell(paths):
             attempt = store.new_attempt(paths)
-            with _logged(attempt.log):
-                return _attempted(paths, attempt, work, data_root, tell, device, threads)
+            with _logged(attempt.log), Usage(attempt.usage) as usage:
+
+                def heard(event: dict) -> None:
+                    usage.event(event)
+                    tell(event)
+
+                return _attempted(paths, attempt, work, data_root, heard, device, threads)
     except store.Busy as busy:
         tell({"stage": "busy", "reason": str(busy)})
         return False

@@ -117,6 +117,35 @@ class SweepPaths:
     def lock(self) -> Path:
         return self.folder / "lock"
 
+    def job(self, intent: str) -> JobPaths:
+        return JobPaths(self.jobs / checked_name(intent))
+
+
+@dataclass(frozen=True)
+class JobPaths:
+    """What one array was sent with, and what its tasks said: jobs/INTENT/."""
+
+    folder: Path
+
+    @property
+    def script(self) -> Path:
+        return self.folder / "submission.sh"
+
+    @property
+    def pickle(self) -> Path:
+        return self.folder / "submitted.pkl"
+
+    def out(self, task: str) -> Path:
+        """Standard output of task `JOB_INDEX`, under the name that submitit gives it."""
+        return self.folder / f"{task}_0_log.out"
+
+    def err(self, task: str) -> Path:
+        return self.folder / f"{task}_0_log.err"
+
+    def setup(self, task: str) -> Path:
+        """What went wrong in the job's set-up; absent where nothing did."""
+        return self.folder / f"{task}.setup"
+
 
 @dataclass(frozen=True)
 class ReportPaths:

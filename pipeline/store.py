@@ -78,7 +78,7 @@ def publish_bytes(path: Path, data: bytes) -> None:
     except FileNotFoundError:
         # A process that locked the cell just now took our temporary for a dead one's.
         _publish_once(path, data)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _publish_once(path: Path, data: bytes) -> None:
@@ -125,7 +125,7 @@ def set_aside(path: Path) -> Path:
     while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
         number += 1
     os.rename(path, aside)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return aside
 
 
@@ -166,7 +166,7 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.close(descriptor)  # a network file system may report a full disk only here
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -182,7 +182,7 @@ def _sync_tree(folder: Path) -> None:
         for name in names:
             _sync_file(Path(root) / name)
         os.chmod(root, 0o700)
-        _sync_folder(Path(root))
+        sync_folder(Path(root))
 
 
 def _sync_file(path: Path) -> None:
@@ -206,7 +206,7 @@ def _replace_folder(new: Path, folder: Path) -> None:
         if old:
             os.rename(old, folder)
         raise
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     if old:  # published already: what cannot be removed now goes at the next lock
         shutil.rmtree(old, ignore_errors=True)
 

@@ -99,7 +99,7 @@ def test_everything_is_made_and_reported(bench, capsys):
     assert "half" in out and "netpress predict" in out and "Traceback" not in err
     assert "[1/3] digits/vgg16_bn/base/0: started" in err
     assert "[3/3] digits/vgg16_bn/third/0: done after" in err
-    assert "0-shrink, epoch 0/2, loss 1.000, 2 s left" in err
+    assert "0-shrink, epoch 0/2, 2 s left, loss 1.000" in err
 
 
 def test_what_is_done_is_not_run_again(bench, capsys):
@@ -235,7 +235,7 @@ def test_an_end_without_a_word_is_written_down_for_the_worker(bench, action, kin
 
 def test_memory_that_ran_out_is_told_from_a_kill(bench, monkeypatch):
     counts = iter(range(100))
-    monkeypatch.setattr(local, "_kills", lambda: next(counts))  # the kernel's counter goes up
+    monkeypatch.setattr(local.ended, "kills", lambda: next(counts))  # the kernel's counter goes up
     bench.let(half="SIGKILL")
     results.publish(results.sweep().cells[0], bench.work)
     assert bench.run(results.sweep(techniques=("half",))) == 1
@@ -342,7 +342,7 @@ def test_bars_on_a_terminal(bench):
     os.close(mine)
     assert process.wait(timeout=PATIENCE_S) == 0
     text = seen.decode()
-    assert "all cells" in text and "0-shrink, epoch 2/2, loss 0.333, 2 s left" in text
+    assert "all cells" in text and "0-shrink, epoch 2/2, 2 s left, loss 0.333" in text
     assert "[6/6] digits/vgg16_bn/third/1: done after" in text
 
 

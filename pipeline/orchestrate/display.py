@@ -75,15 +75,20 @@ class Bars(Lines):
         from rich.progress import BarColumn, Progress, TextColumn
 
         self.console = Console(stderr=True, highlight=False)
-        text = TextColumn("{task.description}", markup=False)
-        facts = TextColumn("{task.fields[facts]}", markup=False)
         self.bars = Progress(
-            text, BarColumn(bar_width=20), facts, console=self.console, transient=True
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[facts]}", markup=False),
+            console=self.console,
+            transient=True,
         )
+        self.several = len({(cell.dataset, cell.model) for cell in cells}) > 1
         self.tasks: dict[str, Any] = {}
         self.seen: dict[str, dict[str, Any]] = {}
         super().__init__(cells, done)
-        self.all = self.bars.add_task("all cells", total=len(cells), completed=len(done), facts="")
+        self.all = self.bars.add_task(
+            "all cells", total=len(cells), completed=len(done), facts=f"{len(done)}/{len(cells)}"
+        )
 
     def __enter__(self) -> Bars:
         self.bars.start()
@@ -97,7 +102,8 @@ class Bars(Lines):
 
     def start(self, cell: Cell) -> None:
         super().start(cell)
-        self.tasks[cell.id] = self.bars.add_task(cell.name, total=None, facts="starts")
+        name = cell.name if self.several else f"{cell.technique}/{cell.seed}"
+        self.tasks[cell.id] = self.bars.add_task(name, total=None, facts="starts")
 
     def event(self, cell: Cell, event: dict[str, Any]) -> None:
         before = self.seen.get(cell.id, {})
@@ -150,16 +156,16 @@ def display(cells: Sequence[Cell], done: Sequence[Cell]) -> Lines:
 
 
 def described(event: dict[str, Any]) -> str:
-    """A worker's event: `1-finetune, epoch 3/10, loss 0.512, accuracy 97.1 %, 12 s left`."""
+    """A worker's event: `1-finetune, epoch 3/10, 12 s left, loss 0.512, accuracy 97.1 %`."""
     parts = [event["stage"], *([event["what"]] if "what" in event else [])]
     if event.get("epoch") is not None:
         parts.append(f"epoch {round(event['epoch'], 1):g}/{event.get('epochs', '?')}")
+    if event.get("seconds_left") is not None:
+        parts.append(f"{duration(event['seconds_left'])} left")
     if event.get("loss") is not None:
         parts.append(f"loss {event['loss']:.3f}")
     if event.get("accuracy") is not None:
         parts.append(f"accuracy {100 * event['accuracy']:.1f} %")
-    if event.get("seconds_left") is not None:
-        parts.append(f"{duration(event['seconds_left'])} left")
     return ", ".join(parts)
 
 

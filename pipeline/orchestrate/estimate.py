@@ -1,8 +1,21 @@
-"""What a cell costs on a GPU, before it has run: arithmetic, and labelled as that."""
+"""What a cell costs, before it has run: from cells of the sweep that have, else from its rehearsal
+on a GPU, else arithmetic for the kind of GPU that is asked for; and which of them it was.
+
+A measured cell gives two numbers: the seconds around its training (start, measurement), and the
+seconds of an epoch as a multiple of what the arithmetic says for that cell. So a small data set or
+a narrow network tells about the others.
+"""
 
 from __future__ import annotations
 
-from pipeline.sweep import Cell, Dataset, Recipe
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from statistics import fmean
+
+from pipeline import store
+from pipeline.paths import Work
+from pipeline.sweep import Cell, Dataset, Recipe, Sweep
 
 SOURCE = (
     "arithmetic for one A100: 94 TFLOP an epoch of 50,000 images of 32x32 through a full-width "
@@ -48,3 +61,79 @@ def _pixels(dataset: Dataset, recipe: Recipe) -> float:
     images, pixels = TRAINING_SET.get(dataset.name, TRAINING_SET["cifar10"])
     images = min(images, recipe.train_images or images)
     return images * (1 - recipe.holdout) * (dataset.size**2 if dataset.size else pixels)
+
+
+# --- measured --------------------------------------------------------------------------------
+
+# Peak TFLOP/s in the 16-bit format that training uses, from the data sheets (dense).
+PEAK = {
+    "v100": 125, "t4": 65, "a10": 125, "a30": 165, "a40": 150, "a100": 312, "l4": 121, "l40": 181,
+    "l40s": 362, "h100": 989, "h200": 989, "gh200": 989, "b200": 2250, "mi200": 383, "mi250": 383,
+}  # fmt: skip
+LEAST_EPOCHS = 1
+MOST_CELLS = 200  # that are read; more would make plan slow and the mean no better
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of a job for a cell: `overhead_s` + its epochs, each `scale` times the arithmetic."""
+
+    overhead_s: float
+    scale: float
+    source: str
+
+    def seconds(self, cell: Cell) -> float:
+        return self.overhead_s + epochs(cell) * _epoch_s(cell) * self.scale
+
+
+def best(asked: Sweep, work: Work, gpu: str | None = "a100:1", rehearsed: Sweep | None = None,
+         rehearsal: Work | None = None) -> Estimate:  # fmt: skip
+    """The best estimate there is for the cells of a sweep on `gpu` (as a profile names it)."""
+    own = _from_cells(_finished(asked.cells, work))
+    if own:
+        return Estimate(*own[:2], f"from {own[2]} finished cells of this sweep")
+    if rehearsed is not None and rehearsal is not None:
+        found = _from_cells(_finished(rehearsed.cells, rehearsal, on_gpu=True))
+        if found:
+            return Estimate(*found[:2], f"from {found[2]} cells rehearsed on a GPU")
+    return by_hardware(gpu)
+
+
+def by_hardware(gpu: str | None) -> Estimate:
+    """Arithmetic for a kind of GPU; one that is not in the table counts as an A100."""
+    kind, _, part = (gpu or "").partition(":")[0].lower().partition(".")
+    if kind not in PEAK or part:
+        known = f"{gpu!r} is not in the table" if gpu else "no GPU is asked for"
+        return Estimate(OVERHEAD_S, 1.0, f"{known}, so as for an A100: {SOURCE}")
+    if kind == "a100":
+        return Estimate(OVERHEAD_S, 1.0, SOURCE)
+    factor = PEAK["a100"] / PEAK[kind]
+    said = f"one {kind.upper()} of {PEAK[kind]} TFLOP/s peak"
+    return Estimate(OVERHEAD_S, factor, SOURCE.replace("one A100", said))
+
+
+def _finished(cells: Iterable[Cell], work: Work, on_gpu: bool = False) -> Iterator[tuple]:
+    """(cell, seconds around training, seconds an epoch) of cells that are done, in one attempt."""
+    found = 0
+    for cell in cells:
+        folder = work.cell(cell.id)
+        attempt = store.last_attempt(folder)
+        if found >= MOST_CELLS or attempt is None or not store.is_done(folder):
+            continue
+        try:
+            usage = json.loads(attempt.usage.read_bytes())
+            wall_s, training_s = float(usage["wall_s"]), float(usage["training_s"])
+            done, gpu = int(usage["epochs"]), usage["used"]["gpu_memory_bytes"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if usage["ended"] and (gpu or not on_gpu):
+            found += 1
+            yield cell, wall_s - training_s, training_s / done if done >= LEAST_EPOCHS else None
+
+
+def _from_cells(measured: Iterable[tuple]) -> tuple[float, float, int] | None:
+    rows = list(measured)
+    scales = [epoch_s / _epoch_s(cell) for cell, _, epoch_s in rows if epoch_s is not None]
+    if not scales:
+        return None
+    return fmean(around_s for _, around_s, _ in rows), fmean(scales), len(rows)

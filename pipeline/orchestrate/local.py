@@ -25,13 +25,14 @@ from typing import IO, Any
 
 from pipeline import paths, store
 from pipeline.errors import UserError
-from pipeline.orchestrate import plan, state
+from pipeline.orchestrate import ended, plan, state
 from pipeline.orchestrate.display import Lines, display
 from pipeline.report import gaps
 from pipeline.sweep import Cell, Sweep
 
 POLL_S = 0.2
 ENDS = ("done", "failed", "busy")  # last events of a worker; its end on disk says more
+ADVICE = "use fewer --workers, a smaller training.batch_size, or a machine with more memory"
 GRACE_S = 10.0  # from asking a worker to end to ending it
 
 Command = Callable[[Cell, Sequence[str]], list[str]]  # (cell, more options) -> what to execute
@@ -240,8 +241,8 @@ class Pool:
         )
         os.set_blocking(process.stdout.fileno(), False)
         worker = _Worker(
-            cell, process, self.free.pop(0), errors, attempt.number if attempt else 0, _kills(),
-            time.monotonic(),
+            cell, process, self.free.pop(0), errors, attempt.number if attempt else 0,
+            ended.kills(), time.monotonic(),
         )  # fmt: skip
         self.workers.append(worker)
         self.selector.register(process.stdout, selectors.EVENT_READ, worker)
@@ -358,34 +359,8 @@ def _failure(worker: _Worker) -> dict[str, str]:
 
 
 def _cause(worker: _Worker, said: str) -> tuple[str, str]:
-    """(kind, one line) of an end that left no word."""
-    code = worker.process.returncode
-    if code >= 0:
-        last = said.splitlines()[-1] if said else "it said nothing"
-        kind = "exception" if code else "invalid"
-        return kind, f"its process ended with exit code {code} and without a result: {last}"
-    name = signal.Signals(-code).name
-    if _kills() > worker.kills_before:
-        return "out_of_memory", (
-            f"its process was ended by the kernel ({name}), because memory ran out: use fewer "
-            "--workers, a smaller training.batch_size, or a machine with more memory"
-        )
-    if -code == signal.SIGKILL:
-        return "killed", (
-            f"its process was ended from outside ({name}), by somebody or because memory ran out; "
-            "run again to go on from its last epoch"
-        )
-    return "killed", f"its process was ended by {name}; run again to go on from its last epoch"
-
-
-def _kills() -> int:
-    """How many processes of this control group the kernel has ended for want of memory so far."""
-    for name in ("memory.events", "memory/memory.oom_control"):
-        with contextlib.suppress(OSError, ValueError):
-            lines = Path("/sys/fs/cgroup", name).read_text().splitlines()
-            counts = dict(line.split(maxsplit=1) for line in lines)
-            return int(counts.get("oom_kill", 0))
-    return 0
+    ran_out = ended.kills() > worker.kills_before
+    return ended.cause(worker.process.returncode, said, ran_out, ADVICE)
 
 
 # --- the end ---------------------------------------------------------------------------------

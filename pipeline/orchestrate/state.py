@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline import store
+from pipeline.orchestrate import cluster, slurm
 from pipeline.orchestrate.plan import aligned, identity
+from pipeline.orchestrate.retry import said
 from pipeline.paths import CellPaths, Work
 from pipeline.report import gaps
 from pipeline.sweep import Cell, Sweep
 
 State = Literal["done", "running", "queued", "waiting", "failed", "cancelled", "missing"]
 WATCH_S = 3.0
-HOLDER = re.compile(r"process (\d+) on (.+)\n")  # what store.lock_cell writes into the lock file
+HOLDER = re.compile(r"process (\d+) on (\S+)(?: in job (\S+))?\n")  # what store.lock_cell writes into the lock file
 
 
 @dataclass(frozen=True)
@@ -34,34 +36,123 @@ class CellState:
     reason: str | None
 
 
-def states(sweep: Sweep, work: Work) -> tuple[CellState, ...]:
-    """The state of every cell, in the sweep's order.
+@dataclass(frozen=True)
+class Found:
+    """The states of all cells, in the sweep's order; `view`: what the cluster said, None where
+    nothing was ever submitted."""
 
-    done: its manifest matches its files (by size). running: a process holds it. failed: its last
-    attempt, or its base's, says why. waiting: for its base. missing: nothing stands against it.
+    cells: tuple[CellState, ...]
+    view: cluster.View | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        return self.view.notes if self.view else []
+
+
+def states(sweep: Sweep, work: Work) -> tuple[CellState, ...]:
+    """The state of every cell, in the sweep's order."""
+    return find(sweep, work).cells
+
+
+def find(sweep: Sweep, work: Work, patient: bool = False) -> Found:
+    """The state of every cell: from its folder, and from SLURM where it was submitted.
+
+    done: its manifest matches its files (by size); nothing else makes a cell done. running: a
+    process holds it, or a job is at it. queued, waiting: its job is in the queue, waiting for its
+    base. failed, cancelled: how its job or its last attempt ended. missing: nothing stands against
+    it. With `patient`, a controller that does not answer raises Unreachable; else it is noted.
     """
+    done = {cell.id for cell in sweep.cells if store.is_done(work.cell(cell.id))}
+    view = cluster.look(sweep, work, done, patient)
     found: dict[str, CellState] = {}
     for cell in sweep.cells:  # bases come first
-        found[cell.id] = _state(cell, work, found.get(cell.base_id))
-    return tuple(found.values())
+        found[cell.id] = _state(cell, work, cell.id in done, found.get(cell.base_id), view)
+    return Found(tuple(found.values()), view)
 
 
-def _state(cell: Cell, work: Work, base: CellState | None) -> CellState:
+def _state(
+    cell: Cell, work: Work, done: bool, base: CellState | None, view: cluster.View | None
+) -> CellState:
     folder = work.cell(cell.id)
     attempt = store.last_attempt(folder)
     attempts = attempt.number if attempt else 0
-    if store.is_done(folder):
+    if done:
         return CellState(cell, "done", attempts, None)
+    if view is not None and view.in_queue(cell.id):
+        return CellState(cell, *_queued(cell, work, view.row(cell.id), view), attempts=attempts)
     if is_held(folder):
         return CellState(cell, "running", attempts, None)
+    if view is not None and view.task(cell.id) and view.reachable:
+        return CellState(cell, *_after_job(cell, work, base, view, attempt), attempts=attempts)
+    if view is not None and cell.id in view.last and not view.reachable:
+        return CellState(cell, *_unreachable(cell, work, view, attempt), attempts=attempts)
+    return CellState(cell, *_without_job(cell, work, base, attempt), attempts=attempts)
+
+
+def _queued(cell: Cell, work: Work, row: slurm.Row, view: cluster.View) -> tuple[State, str]:
+    """State and reason of a cell whose job is in the queue."""
+    state = cluster.IN_QUEUE.get(row.state)
+    if state is None:
+        return "running", f"Slurm says {row.state} of job {row.task}, which netpress does not know"
+    why = cluster.pending(row)
+    if state == "queued":
+        if row.reason == "Dependency" and not cell.is_base:
+            return "waiting", f"its base {cell.base_id} is not done (job {row.task})"
+        if row.reason == "DependencyNeverSatisfied":
+            return "waiting", f"job {row.task} can never run, its base failed; cancel it"
+        return "queued", f"job {row.task}" + (f", {why}" if why else "")
+    where = f"job {row.task}" + (f" on {row.nodes}" if row.nodes else "")
+    if row.state not in ("RUNNING", "CONFIGURING", "COMPLETING"):
+        where = f"{where}: {row.state.lower()}"
+    pack = view.last[cell.id].entry.tasks[view.last[cell.id].index]
+    if len(pack) > 1 and row.state == "RUNNING" and not is_held(work.cell(cell.id)):
+        failure = cluster.failed_in(work, cell, row.task)
+        if failure is not None:
+            return "failed", said(failure)
+        if not cluster.started(work, cell, row.task):
+            return "queued", f"in {where}, which has {len(pack)} cells one after the other"
+    return "running", where
+
+
+def _after_job(cell, work, base, view, attempt) -> tuple[State, str]:
+    """State and reason of a cell whose job left the queue, and that is not done."""
+    cause = view.cause(cell)
+    if _newer(attempt, view, cell):  # run by hand since
+        return _without_job(cell, work, base, attempt)
+    if cause.kind == "base_failed" and base is not None and base.state != "done":
+        if base.state in ("cancelled", "failed"):
+            return base.state, f"its base is {base.state}: {base.reason}"
+        return "missing", f"its base {base.cell.id} is {base.state}"
+    if cause.kind in ("base_failed", "lost"):
+        return "missing", cause.reason
+    advice = f"; {cause.rule.advice}" if cause.rule.advice else ""
+    state = "cancelled" if cause.kind == "cancelled" else "failed"
+    return state, cause.reason + advice
+
+
+def _newer(attempt, view: cluster.View, cell: Cell) -> bool:
+    """Whether the last attempt was none of a SLURM job, such as one of `netpress run`."""
+    return attempt is not None and cluster.job_of(attempt) is None and attempt.failure.exists()
+
+
+def _unreachable(cell, work, view: cluster.View, attempt) -> tuple[State, str]:
+    """What the disk knows of a cell that was submitted."""
+    task = view.task(cell.id)
+    if attempt and attempt.failure.exists() and cluster.job_of(attempt) in (task, None):
+        return "failed", gaps.reason(cell, work)
+    where = f"job {task}" if task else "a job whose submission is not settled"
+    return "queued", f"{where}, when it was submitted; Slurm does not answer"
+
+
+def _without_job(cell, work, base, attempt) -> tuple[State, str]:
     reason = gaps.reason(cell, work)
     if attempt and attempt.failure.exists():
-        return CellState(cell, "failed", attempts, reason)
+        return "failed", reason
     if base and base.state == "failed":
-        return CellState(cell, "failed", attempts, f"its base failed: {base.reason}")
+        return "failed", f"its base failed: {base.reason}"
     if base and base.state != "done":
-        return CellState(cell, "waiting", attempts, f"its base {base.cell.id} is {base.state}")
-    return CellState(cell, "missing", attempts, reason)
+        return "waiting", f"its base {base.cell.id} is {base.state}"
+    return "missing", reason
 
 
 def is_held(folder: CellPaths) -> bool:

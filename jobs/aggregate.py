@@ -1,0 +1,54 @@
+"""The report of a sweep, built on the cluster when all its jobs have ended, however they did.
+
+    python -m jobs.aggregate SWEEP --work ROOT --to FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipeline import store
+from pipeline.errors import UserError
+from pipeline.orchestrate.plan import load_sweep
+from pipeline.paths import Work
+
+
+class Report:
+    """For submitit: the sweep's file, the work root, the folder of reports."""
+
+    def __init__(self, sweep: str, work: str, to: str):
+        self.sweep, self.work, self.to = sweep, work, to
+
+    def __call__(self) -> None:
+        aggregate(self.sweep, Path(self.work), Path(self.to))
+
+
+def aggregate(sweep: str, work: Path, to: Path) -> None:
+    """Write TO/SWEEP/ from what is there, gaps named; that there are gaps is no failure."""
+    from pipeline import report
+
+    store.private()
+    asked = load_sweep(sweep)
+    listed = report.rows(asked, Work(work))
+    report.print_summary(listed, sys.stdout)
+    print(f"Report: {report.build(asked, Work(work), to).markdown}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.aggregate", description=__doc__)
+    parser.add_argument("sweep", help="a sweep file, or the name of one that ships")
+    parser.add_argument("--work", type=Path, required=True, help="the work root")
+    parser.add_argument("--to", type=Path, required=True, help="the folder of reports")
+    asked = parser.parse_args(arguments)
+    try:
+        aggregate(asked.sweep, asked.work, asked.to)
+    except UserError as error:
+        print(f"netpress: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""What a SLURM job runs: the cells of its task, one after the other, each in a process of its own.
+
+submitit calls a Task and, on USR2, its `checkpoint`. All state is on disk, published every epoch, so
+there is nothing to save at that moment: the cell's process is ended, and the job goes back into the
+queue if anything was made since it started. Otherwise it would go round for ever.
+
+A process of its own for each cell means that one that runs out of memory, or whose native code
+crashes, costs itself alone; that this process answers signals at once, whatever the cell is doing;
+and that cells see no signals: USR2, and the TERM that comes before a preemption or the time limit,
+are ignored in them, so that they work until the last moment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from submitit.core.utils import DelayedSubmission
+from submitit.helpers import Checkpointable
+
+from pipeline import store
+from pipeline.orchestrate import slurm
+from pipeline.orchestrate.ended import cause, kills
+from pipeline.orchestrate.plan import cell_command
+from pipeline.paths import CODE, CellPaths, Work
+
+CONTROLLER_S = 60.0
+POLL_S = 0.1
+ADVICE = "`netpress resume` asks for more"
+
+
+class Task(Checkpointable):
+    """Cells by id, for each task of an array, and where they lie: nothing else is pickled.
+
+    lenient: others stand on these cells one by one, so that the task fails only where all did.
+    """
+
+    def __init__(
+        self, work: str, data: str, cells: Mapping[int, tuple[str, ...]], lenient: bool = False
+    ):
+        self.work, self.data, self.cells, self.lenient = work, data, dict(cells), lenient
+        self.running: subprocess.Popen | None = None
+        self.before: dict[Path, int] = {}
+
+    def __call__(self) -> None:
+        store.private()
+        self.before = _made(self._mine())
+        done = [self._done(cell) for cell in self._mine()]
+        if not any(done) or not (all(done) or self.lenient):
+            sys.exit(1)  # each cell said why in its attempt; all that Slurm needs is the code
+
+    def checkpoint(self) -> DelayedSubmission | None:
+        """What the job goes on with; None, which ends it, where it made nothing at all."""
+        if self.running is not None and self.running.returncode is None:
+            os.kill(self.running.pid, signal.SIGKILL)  # `_done` waits for its end on the way out
+        if _made(self._mine()) == self.before:
+            for cell in self._mine():
+                if not store.is_done(cell):
+                    _no_progress(cell)
+            return None
+        slurm.wait_until_up(CONTROLLER_S)  # submitit asks for the requeue once, and fails without
+        return DelayedSubmission(Task(self.work, self.data, self.cells, self.lenient))
+
+    def _mine(self) -> list[CellPaths]:
+        work = Work(Path(self.work))
+        return [work.cell(i) for i in self.cells[int(os.environ["SLURM_ARRAY_TASK_ID"])]]
+
+    def _done(self, cell: CellPaths) -> bool:
+        """Run the cell, where it is not done yet; whether it is done now."""
+        if store.is_done(cell):
+            return True
+        earlier, kills_before = store.last_attempt(cell), kills()
+        mortal = ("--die-with-parent", str(os.getpid()))
+        command = cell_command(Work(Path(self.work)), Path(self.data), [cell.id], *mortal)
+        try:
+            self.running = subprocess.Popen(
+                command, cwd=CODE, stdin=subprocess.DEVNULL, start_new_session=True,
+                preexec_fn=_ignore_signals,
+            )  # fmt: skip
+            # Not wait(): a signal handler that runs in it would find its lock taken.
+            while (code := self.running.poll()) is None:
+                time.sleep(POLL_S)
+        finally:
+            self._end_cell()
+        if code < 0:
+            _record(cell, earlier, code, kills() > kills_before)
+        return code == 0 and store.is_done(cell)
+
+    def _end_cell(self) -> None:
+        """Killed, not asked: its state is on disk, and the next run must not find it at work."""
+        process, self.running = self.running, None
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _ignore_signals() -> None:
+    """Between fork and exec: what is ignored stays ignored in the new program."""
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _made(cells: Iterable[CellPaths]) -> dict[Path, int]:
+    """When each product of these cells was published: changed by every epoch and every result."""
+    found = {}
+    for path in (p for cell in cells for p in (cell.metrics, cell.manifest)):
+        try:
+            found[path] = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _record(cell: CellPaths, earlier, code: int, memory_ran_out: bool) -> None:
+    """The end of a process that a signal ended, in its attempt, or in one where it made none."""
+    attempt = store.last_attempt(cell)
+    if attempt is None or (earlier is not None and attempt.number == earlier.number):
+        attempt = store.new_attempt(cell)
+    kind, reason = cause(code, "", memory_ran_out, ADVICE)
+    store.publish_json(attempt.failure, {"kind": kind, "reason": reason, "traceback": ""})
+
+
+def _no_progress(cell: CellPaths) -> None:
+    attempt = store.last_attempt(cell) or store.new_attempt(cell)
+    reason = (
+        "nothing was finished between the start of the job and its end, not one epoch, "
+        "so another round would not get further; `netpress resume` asks for more time"
+    )
+    store.publish_json(attempt.failure, {"kind": "stuck", "reason": reason, "traceback": ""})

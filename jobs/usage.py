@@ -1,0 +1,171 @@
+"""What an attempt used of what its job asked for: attempts/N/usage.json.
+
+A thread looks at this process and its children every few seconds, and publishes now and then, so
+that something is there whatever ends the process.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline import store
+
+LOOK_S = 3.0
+PUBLISH_S = 30.0
+GPU_QUERY = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used",
+             "--format=csv,noheader,nounits")  # fmt: skip
+
+
+class Usage:
+    """Measures from `with` to its end. `event` is told what the cell says of its progress."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.began, self.clock = time.time(), time.monotonic()
+        self.peak_bytes = 0
+        self.gpu_peak_bytes = 0
+        self.gpu_busy: list[float] = []
+        self.training_s, self.epochs = 0.0, 0
+        self._last: tuple[str, float, float] | None = None  # stage, epoch, when
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._gpus = _gpus()
+
+    def __enter__(self) -> Usage:
+        self._look()
+        self._publish(None)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+        self._publish(time.time())
+
+    def _publish(self, ended: float | None) -> None:
+        try:
+            store.publish_json(self.path, self.to_json(ended))
+        except OSError as error:  # a full disk ends the cell, not its observer
+            print(f"usage.json could not be written: {error}")
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Counts epochs, and the seconds between two events about the same training."""
+        if event.get("epoch") is None:
+            self._last = None
+            return
+        stage, epoch, now = event["stage"], float(event["epoch"]), time.monotonic()
+        if self._last and self._last[0] == stage:
+            self.training_s += now - self._last[2]
+            self.epochs += int(epoch) - int(self._last[1])
+        self._last = (stage, epoch, now)
+
+    def to_json(self, ended: float | None) -> dict[str, Any]:
+        wall_s = time.monotonic() - self.clock
+        cpu = psutil.Process().cpu_times()
+        cpu_s = cpu.user + cpu.system + cpu.children_user + cpu.children_system
+        return {
+            "job": job(),
+            "host": socket.gethostname(),
+            "started": _stamp(self.began),
+            "ended": _stamp(ended) if ended else None,
+            "wall_s": round(wall_s, 2),
+            "training_s": round(self.training_s, 2),
+            "epochs": self.epochs,
+            "asked": asked(),
+            "used": {
+                "memory_bytes": self.peak_bytes,
+                "cores": round(cpu_s / wall_s, 2) if wall_s > 0.1 else 0.0,
+                "gpu_memory_bytes": self.gpu_peak_bytes,
+                "gpu_busy": round(sum(self.gpu_busy) / len(self.gpu_busy), 3)
+                if self.gpu_busy
+                else None,
+            },
+        }
+
+    def _watch(self) -> None:
+        published = time.monotonic()
+        while not self._stop.wait(LOOK_S):
+            self._look()
+            if time.monotonic() - published > PUBLISH_S:
+                published = time.monotonic()
+                self._publish(None)
+
+    def _look(self) -> None:
+        self.peak_bytes = max(self.peak_bytes, _memory_bytes())
+        if self._gpus:
+            busy, memory = _gpu_now(self._gpus)
+            self.gpu_peak_bytes = max(self.gpu_peak_bytes, memory)
+            if busy is not None:
+                self.gpu_busy.append(busy)
+
+
+def job() -> str | None:
+    """The SLURM job that this process runs in, as `12_3` or `12`; None outside of one."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def asked() -> dict[str, int]:
+    """What the job asked for, 0 where nobody said: cores, bytes of memory, GPUs."""
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    return {
+        "cores": int(os.environ.get("SLURM_CPUS_PER_TASK") or 0),
+        "memory_bytes": int(os.environ.get("SLURM_MEM_PER_NODE") or 0) * 1024**2,
+        "gpus": int(gpus) if gpus.isdecimal() else 0,
+    }
+
+
+def _memory_bytes() -> int:
+    """What this process and all below it hold now; shared pages count once for each."""
+    me = psutil.Process()
+    total = 0
+    for process in (me, *me.children(recursive=True)):
+        try:
+            total += process.memory_info().rss
+        except psutil.Error:  # it has just ended
+            continue
+    return total
+
+
+def _gpus() -> tuple[str, ...]:
+    """GPUs of this job as nvidia-smi takes them; none where there is no driver."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = tuple(name for name in visible.split(",") if name.strip())
+    return names if names and _smi(names) is not None else ()
+
+
+def _gpu_now(gpus: tuple[str, ...]) -> tuple[float | None, int]:
+    """(mean share of time busy, bytes in use) over the job's GPUs."""
+    lines = _smi(gpus)
+    if not lines:
+        return None, 0
+    pairs = [[float(value) for value in line.split(",")] for line in lines]
+    busy = sum(pair[0] for pair in pairs) / len(pairs) / 100
+    return busy, round(sum(pair[1] for pair in pairs) * 1024**2)
+
+
+def _smi(gpus: tuple[str, ...]) -> list[str] | None:
+    try:
+        ended = subprocess.run(
+            [*GPU_QUERY, "--id=" + ",".join(gpus)], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = [line for line in ended.stdout.splitlines() if line.strip()]
+    numeric = all(part.strip().replace(".", "").isdecimal() for s in lines for part in s.split(","))
+    return lines if ended.returncode == 0 and lines and numeric else None
+
+
+def _stamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

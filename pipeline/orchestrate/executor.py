@@ -1,0 +1,146 @@
+"""An array as submitit sends it: the script, and the folder that its tasks read.
+
+submitit writes the script and runs the worker (`submitit.core._submit`: USR2 -> checkpoint ->
+requeue). Its own submission is replaced in one point: it gives the pickles of an array their final
+names, which hold the job's id, only after sbatch has returned, so that tasks of a submitter that
+died in between would wait 60 s and fail. Here one pickle for the whole array is complete before
+sbatch runs, and each task links it, in its set-up, to the name that the worker looks for.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from submitit.core.utils import DelayedSubmission
+from submitit.slurm.slurm import SlurmExecutor
+
+from pipeline import paths, store
+from pipeline.errors import UserError
+from pipeline.orchestrate.graph import ranges
+from pipeline.orchestrate.profile import Profile
+
+SETUP_FAILED = 66  # the exit code of a job whose set-up failed
+# Requeues are decided by Task.checkpoint, from what was made since the job started. submitit's own
+# count would give up after three, and counts every job of less than ten minutes as timed out.
+NEVER_TOO_OFTEN = 1_000_000
+
+
+@dataclass(frozen=True)
+class Ask:
+    """All that an array asks of Slurm: the profile, and what differs for this array."""
+
+    profile: Profile
+    name: str
+    job: paths.JobPaths
+    indices: tuple[int, ...]
+    cores: int
+    memory_gib: int
+    minutes: int
+    gres: str | None = None
+    exclude: tuple[str, ...] = ()
+    dependency: str | None = None
+    mail: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+
+
+class _Executor(SlurmExecutor):
+    """submitit's Slurm executor, also where there is no Slurm: plan shows its scripts anywhere."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def text(self) -> str:
+        return self._make_submission_file_text(self._submitit_command_str, uid="")
+
+
+def script(ask: Ask) -> str:
+    """The sbatch script, exactly as it is sent."""
+    folder = ask.job.folder
+    if bad := next((c for c in str(folder) if c in "%\\" or not c.isprintable()), None):
+        raise UserError(f"{folder}: Slurm cannot write logs to a folder with {bad!r} in its name")
+    executor = _Executor(folder, NEVER_TOO_OFTEN, python=_python(ask.profile))
+    executor.update_parameters(**_parameters(ask))
+    executor.parameters["map_count"] = len(ask.indices)
+    return executor.text()
+
+
+def write(job: paths.JobPaths, text: str, function: Any, minutes: int) -> None:
+    """Make the folder of an array: script and pickle, complete and on disk."""
+    delayed = DelayedSubmission(function)
+    delayed.set_timeout(minutes, NEVER_TOO_OFTEN)
+
+    def fill(new: Path) -> None:
+        delayed.dump(new / job.pickle.name)
+        (new / job.script.name).write_text(text, encoding="utf-8")
+
+    store.publish_folder(job.folder, fill)
+
+
+def _python(profile: Profile) -> str:
+    return shlex.quote(profile.python or sys.executable)
+
+
+def _parameters(ask: Ask) -> dict[str, Any]:
+    profile = ask.profile
+    more: dict[str, Any] = {
+        "array": f"{ranges(ask.indices)}%{min(len(ask.indices), profile.at_once)}",
+        "chdir": str(paths.CODE),
+        "export": profile.export,
+        # A dependent that can never run would stay pending for ever.
+        "kill-on-invalid-dep": "yes",
+        "requeue": True,
+        **profile.options,
+    }
+    given = {
+        "job_name": ask.name,
+        "comment": ask.name,
+        "partition": ask.partition or profile.partition,
+        "qos": ask.qos or profile.qos,
+        "account": profile.account,
+        "constraint": profile.constraint if ask.gres else None,
+        "gres": ask.gres,
+        "cpus_per_task": ask.cores,
+        "mem": f"{ask.memory_gib}G",
+        "time": ask.minutes,
+        "exclude": ",".join(ask.exclude) or None,
+        "dependency": ask.dependency,
+        "mail_user": ask.mail,
+        "mail_type": "END,FAIL" if ask.mail else None,
+        "signal_delay_s": profile.signal_s,
+        "array_parallelism": profile.at_once,
+        "wckey": None,  # submitit's own would be refused where keys are enforced
+        "setup": _setup(ask),
+        # From 22.05 on, srun takes neither its cores from the job, nor, with --export=NONE, the
+        # environment that the set-up made.
+        "srun_args": ["--export=ALL", f"--cpus-per-task={ask.cores}"],
+        "additional_parameters": more,
+    }
+    return given
+
+
+def _setup(ask: Ask) -> list[str]:
+    """Lines before srun. One that fails ends the job with a code that status knows."""
+    folder, code = shlex.quote(str(ask.job.folder)), shlex.quote(str(paths.CODE))
+    return [
+        "umask 077",
+        f"cd {code} && export PYTHONPATH={code} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1",
+        'task="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"',
+        "trap '"
+        'said=$?; line="set-up failed with exit code $said: $BASH_COMMAND"; '
+        f'echo "netpress: $line" >&2; echo "$line" > {_inner(folder)}/"$task.setup"; '
+        f"exit {SETUP_FAILED}' ERR",
+        *ask.profile.setup,
+        f'rm -f {folder}/"$task"_*.save_tmp {folder}/"$task.setup"',
+        f'ln -sfn {ask.job.pickle.name} {folder}/"${{task}}_submitted.pkl"',
+        "trap - ERR",
+    ]
+
+
+def _inner(quoted: str) -> str:
+    """A quoted word for use between the single quotes of a trap."""
+    return quoted.replace("'", "'\\''")

@@ -1,0 +1,182 @@
+"""From missing cells to arrays of tasks: the job graph, in as few sbatch calls as it can have.
+
+One sbatch call makes one array, and all tasks of an array share its dependency. Two kinds of
+dependency let a technique wait for its own base's task and for nothing else:
+
+    afterok:A_3     the array waits for task 3 of A: one array a base, any number of tasks in it
+    aftercorr:A     task i waits for task i of A: one array for many bases, one task a base in it
+
+For the bases of one array, with k(b) tasks standing on base b, the m bases with most tasks get
+arrays of their own, sum ceil(k(b) / limit) calls, and all others share max k(b) arrays of the second
+kind; the best m is found by trying each. So 500 bases with 19 techniques each (10,000 cells) are 1 +
+19 + 1 calls with the report, and one base with 9,999 techniques 1 + 10 + 1.
+
+Tasks whose base is done wait for nothing and fill arrays up to the limit. A task's index in an array
+of the second kind is that of its base, and so is always below the limit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.sweep import Cell
+
+Ids = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What of a job's request depends on how its cells failed before; the rest is the profile's."""
+
+    memory_gib: int
+    minutes: int
+    exclude: tuple[str, ...] = ()  # nodes
+
+
+@dataclass(frozen=True)
+class Array:
+    """One sbatch call: `tasks` {index: cells, one after the other}.
+
+    `after` names what it waits for: `kind:ON` where ON is another array's name, or the id of a job
+    that is in the queue already. `shares`: other tasks stand on its cells one by one, so that a
+    task with several cells succeeds where one of them did.
+    """
+
+    name: str
+    tasks: Mapping[int, Ids]
+    request: Request
+    kind: str | None = None  # afterok | aftercorr | afterany
+    after: tuple[str, ...] = ()
+    shares: bool = False
+
+    @property
+    def cells(self) -> Ids:
+        return tuple(cell for ids in self.tasks.values() for cell in ids)
+
+
+@dataclass(frozen=True)
+class Queued:
+    """Where a base is in the queue already: task `index` of the job with this id."""
+
+    job: int
+    index: int
+
+
+def arrays(
+    missing: Sequence[Cell],
+    request: Callable[[Cell], Request],
+    limit: int,
+    *,
+    queued: Mapping[str, Queued] | None = None,
+    pack: Callable[[Sequence[Cell]], list[Ids]] | None = None,
+) -> list[Array]:
+    """The arrays that make `missing`, those that others wait for first.
+
+    limit: tasks in one array (MaxArraySize, which caps the index, so 0 to limit - 1). queued: bases
+    that a job in the queue is making. pack: cells -> tasks; one cell a task where it is None.
+    """
+    pack = pack or (lambda cells: [(cell.id,) for cell in cells])
+    bases = [cell for cell in missing if cell.is_base]
+    found = _plain("base", bases, request, limit, pack, shares=True)
+    places = {
+        base: (array.name, index)
+        for array in found
+        for index, ids in array.tasks.items()
+        for base in ids
+    } | {base: (str(at.job), at.index) for base, at in (queued or {}).items()}
+    waiting: dict[str, dict[int, list[Cell]]] = defaultdict(lambda: defaultdict(list))
+    free: list[Cell] = []
+    for cell in missing:
+        if cell.is_base:
+            continue
+        if cell.base_id in places:
+            source, index = places[cell.base_id]
+            waiting[source][index].append(cell)
+        else:
+            free.append(cell)
+    found += _plain("cells", free, request, limit, pack)
+    for source, groups in waiting.items():
+        for asked, members in _by_request(groups, request).items():
+            tasks = {index: pack(cells) for index, cells in members.items()}
+            found += _waiting(source, tasks, asked, limit, start=len(found))
+    return found
+
+
+def _plain(name, cells, request, limit, pack, shares=False) -> list[Array]:
+    """Arrays that wait for nothing, filled up to the limit."""
+    classes: dict[Request, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        classes[request(cell)].append(cell)
+    made: list[Array] = []
+    for asked, members in classes.items():
+        tasks = pack(members)
+        for first in range(0, len(tasks), limit):
+            part = tasks[first : first + limit]
+            made.append(Array(f"{name}-{len(made)}", dict(enumerate(part)), asked, shares=shares))
+    return made
+
+
+def _by_request(groups, request) -> dict[Request, dict[int, list[Cell]]]:
+    classes: dict[Request, dict[int, list[Cell]]] = defaultdict(lambda: defaultdict(list))
+    for index, cells in groups.items():
+        for cell in cells:
+            classes[request(cell)][index].append(cell)
+    return classes
+
+
+def _waiting(
+    source: str, tasks: dict[int, list[Ids]], asked: Request, limit: int, start: int
+) -> list[Array]:
+    """The arrays that wait for tasks of `source`, as few as there can be."""
+    by_count = sorted(tasks, key=lambda index: len(tasks[index]), reverse=True)
+    alone = _alone([len(tasks[index]) for index in by_count], limit)
+    made: list[Array] = []
+    for index in by_count[:alone]:
+        for first in range(0, len(tasks[index]), limit):
+            part = dict(enumerate(tasks[index][first : first + limit]))
+            made.append(Array("", part, asked, "afterok", (f"{source}_{index}",)))
+    shared = sorted(by_count[alone:])
+    for layer in range(max((len(tasks[index]) for index in shared), default=0)):
+        part = {index: tasks[index][layer] for index in shared if layer < len(tasks[index])}
+        made.append(Array("", part, asked, "aftercorr", (source,)))
+    return [replace(array, name=f"cells-{start + i}") for i, array in enumerate(made)]
+
+
+def _alone(counts: Sequence[int], limit: int) -> int:
+    """How many of the bases, most tasks first, get arrays of their own for the fewest calls."""
+    own = itertools.accumulate((math.ceil(count / limit) for count in counts), initial=0)
+    calls = [mine + shared for mine, shared in zip(own, [*counts, 0], strict=True)]
+    return calls.index(min(calls))
+
+
+def packer(minutes: float, seconds: Callable[[Cell], float]) -> Callable[[Sequence[Cell]], list[Ids]]:
+    """Cells into tasks of at most `minutes` by their estimate, in order; a longer cell is alone."""
+
+    def pack(cells: Iterable[Cell]) -> list[Ids]:
+        tasks: list[list[str]] = []
+        left_s = 0.0
+        for cell in cells:
+            needed_s = seconds(cell)
+            if not tasks or needed_s > left_s:
+                tasks.append([])
+                left_s = minutes * 60
+            tasks[-1].append(cell.id)
+            left_s -= needed_s
+        return [tuple(task) for task in tasks]
+
+    return pack
+
+
+def ranges(indices: Iterable[int]) -> str:
+    """0 1 2 5 7 8 -> `0-2,5,7-8`, as --array and scancel take them."""
+    spans: list[list[int]] = []
+    for index in sorted(indices):
+        if spans and spans[-1][1] == index - 1:
+            spans[-1][1] = index
+        else:
+            spans.append([index, index])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)

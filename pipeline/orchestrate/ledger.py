@@ -1,0 +1,196 @@
+"""The sweep's append-only record of what was submitted: JSON lines, each on disk before it counts.
+
+    {"event": "intent", "intent": ID, "name": ..., "kind": ..., "tasks": {"0": [cell, ...]}, ...}
+    {"event": "submitted", "intent": ID, "job": 4711}       sbatch gave this job id
+    {"event": "refused", "intent": ID, "reason": ...}       Slurm's final no
+    {"event": "void", "intent": ID, "reason": ...}          looked for, and not there
+    {"event": "cancelled", "cells": [...]}                  the user asked for it
+
+The intent comes before sbatch runs, and its id is in the job's name; so after a kill at any moment
+an intent without an end can be settled by looking for that name. Whoever writes holds the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from pipeline import store
+from pipeline.errors import UserError
+from pipeline.paths import SweepPaths
+
+WAIT_S = 600.0
+
+
+@dataclass
+class Entry:
+    """One array that was, or was to be, submitted. `job` is None as long as that is open."""
+
+    intent: str
+    name: str
+    kind: str  # cells | report
+    tasks: Mapping[int, tuple[str, ...]]
+    at: str  # local time, as squeue gives submit times: 2026-11-25T10:00:00
+    user: str
+    request: Mapping[str, Any]
+    after: tuple[str, ...] = ()
+    job: int | None = None
+    ended: str | None = None  # why there is no job: Slurm's words, or `void`
+
+    @property
+    def open(self) -> bool:
+        return self.job is None and self.ended is None
+
+
+@dataclass(frozen=True)
+class At:
+    """Where a cell was submitted last."""
+
+    entry: Entry
+    index: int
+
+    @property
+    def task(self) -> str:
+        return f"{self.entry.job}_{self.index}"
+
+
+@dataclass
+class Ledger:
+    """What the file says; `append` adds a line to it and to this."""
+
+    paths: SweepPaths
+    entries: dict[str, Entry] = field(default_factory=dict)
+    cancelled: dict[str, str] = field(default_factory=dict)  # cell -> when, since its last intent
+
+    @property
+    def last(self) -> dict[str, At]:
+        """Where each cell was submitted last, refused and void intents left out."""
+        found: dict[str, At] = {}
+        for entry in self.entries.values():
+            if entry.kind == "cells" and entry.ended is None:
+                for index, ids in entry.tasks.items():
+                    found.update(dict.fromkeys(ids, At(entry, index)))
+        return found
+
+    @property
+    def jobs(self) -> list[int]:
+        return [entry.job for entry in self.entries.values() if entry.job is not None]
+
+    def append(self, event: str, **facts: Any) -> None:
+        """One more line, on disk when this returns; only with the lock."""
+        line = {"event": event, "at": now(), **facts}
+        _write_line(self.paths, json.dumps(line, sort_keys=True))
+        self._take(line)
+
+    def _take(self, line: dict[str, Any]) -> None:
+        event, entry = line["event"], self.entries.get(line.get("intent", ""))
+        if event == "intent":
+            tasks = {int(index): tuple(ids) for index, ids in line["tasks"].items()}
+            entry = Entry(
+                line["intent"], line["name"], line["kind"], tasks, line["at"], line["user"],
+                line["request"], tuple(line["after"]),
+            )  # fmt: skip
+            self.entries[entry.intent] = entry
+            for ids in tasks.values():
+                for cell in ids:
+                    self.cancelled.pop(cell, None)
+        elif event == "cancelled":
+            self.cancelled.update(dict.fromkeys(line["cells"], line["at"]))
+        elif entry is not None and event == "submitted":
+            entry.job, entry.ended = line["job"], None
+        elif entry is not None and event in ("refused", "void"):
+            entry.ended = line["reason"]
+
+
+def now() -> str:
+    return datetime.now().isoformat(timespec="seconds")
+
+
+def read(paths: SweepPaths) -> Ledger:
+    """The ledger of a sweep, empty where nothing was submitted.
+
+    A last line without an end is what a kill left of a write; any other damage is an error, since
+    a lost line could mean a job submitted twice.
+    """
+    ledger = Ledger(paths)
+    try:
+        data = paths.ledger.read_bytes()
+    except FileNotFoundError:
+        return ledger
+    *lines, _torn = data.split(b"\n")
+    for number, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        try:
+            ledger._take(json.loads(text))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{paths.ledger}:{number}: damaged, so what was submitted is not known; "
+                "correct or remove that line when `squeue` shows no job of this sweep"
+            ) from None
+    return ledger
+
+
+@contextlib.contextmanager
+def locked(paths: SweepPaths) -> Iterator[Ledger]:
+    """The ledger, for writing, by one process at a time: a second one says whom it waits for."""
+    store.make_folder(paths.folder)
+    descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        _take_lock(descriptor, paths)
+        yield read(paths)
+    finally:
+        os.close(descriptor)
+
+
+def _take_lock(descriptor: int, paths: SweepPaths) -> None:
+    deadline, told = time.monotonic() + WAIT_S, False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another one"
+            if not told:
+                said = f"{holder} is submitting {paths.folder.name}; waiting for its end"
+                print(f"netpress: {said}", file=sys.stderr)
+                told = True
+            if time.monotonic() > deadline:
+                raise UserError(f"{holder} has held {paths.lock} for {WAIT_S:.0f} s") from None
+            time.sleep(0.2)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+def _write_line(paths: SweepPaths, text: str) -> None:
+    """Append and fsync. A torn line that a kill left before it is ended first."""
+    store.make_folder(paths.folder)
+    new = not paths.ledger.exists()
+    descriptor = os.open(paths.ledger, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            _drop_torn(descriptor, size)
+        left = memoryview(text.encode() + b"\n")
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if new:
+        store.sync_folder(paths.folder)
+
+
+def _drop_torn(descriptor: int, size: int) -> None:
+    """Cut off what has no newline: it never counted, since fsync of it had not returned."""
+    whole = os.pread(descriptor, size, 0).rfind(b"\n") + 1
+    os.ftruncate(descriptor, whole)

@@ -1,0 +1,166 @@
+"""What follows from how a job ended, as data: RULES[kind] is all that `resume` knows.
+
+`cause` finds the kind from what there is, best evidence first: what the attempt wrote down, what the
+job's set-up wrote down, what Slurm says of the job, what its log says.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from pipeline.orchestrate.graph import Request
+from pipeline.orchestrate.slurm import Row
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Rule:
+    """again: whether resume submits it without being asked twice. memory, minutes: what its request
+    is multiplied with. elsewhere: without the node that it ran on. advice: for whoever reads why."""
+
+    again: bool
+    memory: float = 1.0
+    minutes: float = 1.0
+    elsewhere: bool = False
+    advice: str = ""
+
+
+RULES = {
+    "out_of_memory": Rule(True, memory=1.5),
+    "time_limit": Rule(True),  # it goes on from its checkpoint
+    "stuck": Rule(True, minutes=2.0),  # a whole job made nothing that could be kept
+    "node_failure": Rule(True, elsewhere=True),
+    "preempted": Rule(True),
+    "cancelled": Rule(True),
+    "lost": Rule(True),
+    "killed": Rule(True),
+    "no_base": Rule(True),
+    "base_failed": Rule(True),
+    "disk_full": Rule(True, advice="make room first"),
+    "set_up": Rule(True, advice="correct the profile's `setup` first"),
+    "gpu_out_of_memory": Rule(
+        False, advice="take a GPU with more memory (--set gpu=...) or a smaller training.batch_size"
+    ),
+    "exception": Rule(False),
+    "invalid": Rule(False),
+}
+
+# Slurm's final states; one that is not here is shown as it is, and counts as `lost`.
+ENDED = {
+    "COMPLETED": "lost",  # without a result: the cell is not done, or nobody would ask
+    "FAILED": "exception",
+    "TIMEOUT": "time_limit",
+    "DEADLINE": "time_limit",
+    "OUT_OF_MEMORY": "out_of_memory",
+    "NODE_FAIL": "node_failure",
+    "BOOT_FAIL": "node_failure",
+    "LAUNCH_FAILED": "node_failure",
+    "RECONFIG_FAIL": "node_failure",
+    "PREEMPTED": "preempted",
+    "CANCELLED": "cancelled",
+    "REVOKED": "cancelled",
+}
+
+OVER_LIMIT = re.compile(r"exceeded memory limit \((\d+) > (\d+)\)")
+OOM_KILL = re.compile(r"oom[-_ ]kill", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a cell is not done: the kind decides what resume does, the reason is for people."""
+
+    kind: str
+    reason: str
+    node: str = ""
+
+    @property
+    def rule(self) -> Rule:
+        return RULES.get(self.kind, RULES["exception"])
+
+
+def cause(
+    row: Row | None,
+    *,
+    failure: dict | None = None,
+    setup: str = "",
+    log: str = "",
+    rounds: int = 0,
+    task: str = "",
+) -> Cause:
+    """The cause of a cell's end.
+
+    row: what Slurm knows of its job, None for nothing. failure: what its attempt in this job wrote
+    down. setup: what the set-up wrote down. log: the end of the job's stderr. rounds: how often the
+    job started.
+    """
+    killed = failure is None or failure["kind"] == "killed"
+    if killed and (memory := _out_of_memory(row, log)):
+        return Cause("out_of_memory", memory)
+    if failure is not None and not (killed and row and row.state in ("NODE_FAIL", "PREEMPTED")):
+        return Cause(failure["kind"], said(failure))
+    if setup:
+        return Cause("set_up", setup)
+    if row is None:
+        return Cause("lost", f"job {task} is gone without a trace: cancelled while it was pending, "
+                             "or its records are")  # fmt: skip
+    return _from_state(row, log, rounds)
+
+
+def said(failure: dict) -> str:
+    """`kind: reason`, as every report has it."""
+    return " ".join(f"{failure['kind'].replace('_', ' ')}: {failure['reason']}".split())
+
+
+def _from_state(row: Row, log: str, rounds: int) -> Cause:
+    kind = ENDED.get(row.state)
+    if kind is None:
+        return Cause("lost", f"Slurm says {row.state} of job {row.task}, which netpress does not know")
+    if row.state == "CANCELLED" and "Depend" in row.reason:
+        return Cause("base_failed", "its base failed or was cancelled")
+    requeues = f" after {rounds - 1} requeue{'s' if rounds > 2 else ''}" if rounds > 1 else ""
+    last = log.strip().splitlines()[-1][:300] if log.strip() else "and no word in its log"
+    by = f" by {row.by}" if row.by else ""
+    reasons = {
+        "time_limit": f"time limit{requeues}: job {row.task} was ended by it",
+        "node_failure": f"node {row.nodes or 'unknown'} failed under job {row.task}{requeues}",
+        "preempted": f"preempted{requeues}, and not put into the queue again",
+        "cancelled": f"cancelled{by}",
+        "exception": f"job {row.task} failed with exit code {row.exit_code or 'unknown'}: {last}",
+        "lost": f"job {row.task} completed, and left no result: {last}",
+        "out_of_memory": "out of memory",
+    }
+    return Cause(kind, reasons[kind], row.nodes)
+
+
+def _out_of_memory(row: Row | None, log: str) -> str | None:
+    """`out of memory: 41.2 of 40 GiB` where that is how it ended."""
+    if match := OVER_LIMIT.search(log):
+        used, limit = int(match[1]), int(match[2])
+        return f"out of memory: {_gib(used)} of {_gib(limit)} GiB"
+    if row is None or not (row.state == "OUT_OF_MEMORY" or OOM_KILL.search(log)):
+        return None
+    if not row.asked_bytes:
+        return "out of memory"
+    if row.peak_bytes < row.asked_bytes:  # what is sampled now and then misses the last moment
+        seen = f"; {_gib(row.peak_bytes)} GiB were seen" if row.peak_bytes else ""
+        return f"out of memory: more than {_gib(row.asked_bytes)} GiB{seen}"
+    return f"out of memory: {_gib(row.peak_bytes)} of {_gib(row.asked_bytes)} GiB"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.3g}"
+
+
+def escalated(cause: Cause, asked: Request, cap_gib: int) -> Request | str:
+    """What to ask for next time, or why there is no next time."""
+    rule = cause.rule
+    memory = min(cap_gib, math.ceil(asked.memory_gib * rule.memory))
+    if rule.memory > 1 and memory <= asked.memory_gib:
+        return f"it had {asked.memory_gib} GiB already, the profile's memory_cap_gib"
+    exclude = asked.exclude
+    if rule.elsewhere and cause.node and cause.node not in exclude:
+        exclude = (*exclude, cause.node)
+    return Request(memory, math.ceil(asked.minutes * rule.minutes), exclude)

@@ -1,0 +1,309 @@
+"""The only place that calls squeue, sacct, sbatch, scancel and scontrol.
+
+Every call is one process, counted in CALLS, with a time limit of its own. Whatever Slurm prints is
+parsed here, so that the rest of netpress sees rows and two kinds of errors: Refused (final, with
+Slurm's own words) and Unreachable (the controller or the database did not answer).
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+CALLS: Counter[str] = Counter()
+TIMEOUT_S = 30.0  # a dead controller is reported by the client itself after 9 s, a hung one after 10
+PAUSES_S = (1.0, 3.0, 9.0, 20.0)
+
+# What Slurm's clients say when the controller is away, busy or restarting. All else is final.
+TRANSIENT = re.compile(
+    r"Unable to contact slurm controller|Socket timed out|Connection (refused|timed out|reset)"
+    r"|Communication connection failure|Transport endpoint is not connected|Zero Bytes were"
+    r"|temporarily unable to accept job|Resource temporarily unavailable|standby mode"
+    r"|Problem talking to the database|slurmdbd.*(not|un)available|Unexpected message received"
+    r"|Slurm controller is (busy|not responding)|Rate limit|Interrupted system call",
+    re.IGNORECASE,
+)
+GONE = "Invalid job id specified"
+MARK = "\x1f"  # between the fields of squeue and sacct; a `|` may stand in a job's name
+
+
+class Refused(UserError):
+    """Slurm said no, and will say so again: its own words."""
+
+
+class Unreachable(UserError):
+    """Slurm did not answer; what was asked may still have been done."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task of an array as squeue or sacct has it. `job` is the array's id, `index` the task's
+    (None: a job that is no array). Memory in bytes, 0 where Slurm did not say."""
+
+    job: int
+    index: int | None
+    state: str
+    reason: str = ""
+    nodes: str = ""
+    name: str = ""
+    submitted: str = ""
+    exit_code: str = ""
+    peak_bytes: int = 0
+    asked_bytes: int = 0
+    elapsed_s: int = 0
+    by: str = ""  # who cancelled it
+
+    @property
+    def task(self) -> str:
+        return str(self.job) if self.index is None else f"{self.job}_{self.index}"
+
+
+def available() -> bool:
+    """Whether this machine has Slurm's commands."""
+    return shutil.which("sbatch") is not None
+
+
+def user() -> str:
+    return getpass.getuser()
+
+
+# --- asking ----------------------------------------------------------------------------------
+
+
+def squeue(owner: str | None = None, patient: bool = False) -> list[Row]:
+    """Every job of `owner` that the controller knows, ended ones (for MinJobAge) included: one call.
+
+    Raises Unreachable. `patient`: asks again, with growing pauses, before that.
+    """
+    fields = ("%F", "%K", "%T", "%r", "%N", "%V", "%j")
+    command = ["squeue", "--noheader", "--states=all", f"--user={owner or user()}"]
+    text = _ask([*command, "--format=" + MARK.join(fields)], patient)
+    return [row for line in text.splitlines() for row in _queue_rows(line)]
+
+
+def sacct(jobs: Iterable[int]) -> list[Row]:
+    """What accounting knows of these jobs, the last run of each task: one call for all of them.
+
+    Raises Unreachable where the database does not answer, Refused where there is no accounting.
+    """
+    fields = "JobID,State,Reason,NodeList,ExitCode,MaxRSS,ReqMem,ElapsedRaw,JobName"
+    ids = ",".join(map(str, sorted(set(jobs))))
+    command = ["sacct", "--noheader", "--parsable2", f"--delimiter={MARK}", "--allusers"]
+    return _accounted(_ask([*command, f"--format={fields}", f"--jobs={ids}"], patient=False))
+
+
+def config() -> dict[str, str]:
+    """The controller's settings (`scontrol show config`), such as MaxArraySize."""
+    found = {}
+    for line in _ask(["scontrol", "show", "config"], patient=False).splitlines():
+        key, equals, value = line.partition("=")
+        if equals:
+            found[key.strip()] = value.strip()
+    return found
+
+
+def ping() -> bool:
+    """Whether the controller answers; at once, where the other commands would hang for 9 s."""
+    try:
+        return "is UP" in _run(["scontrol", "ping"]).stdout
+    except Unreachable:
+        return False
+
+
+def wait_until_up(seconds: float) -> bool:
+    """Asks until the controller answers, for at most `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (up := ping()) and time.monotonic() < deadline:
+        time.sleep(2)
+    return up
+
+
+def is_alive(task: str) -> bool:
+    """Whether the job or task `12_3` may hold what it worked on: raises Unreachable if unknown."""
+    try:
+        text = _ask(["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={task}"], False)
+    except Refused as refused:
+        if GONE in str(refused):
+            return False
+        raise
+    return any(state.strip() in WORKING for state in text.splitlines())
+
+
+def find(rows: Iterable[Row], name: str, since: str) -> int | None:
+    """The job with this name that is not older than its intent; an older one belongs to a work root
+    that was removed since. Seconds apart: the controller's clock may differ a little."""
+    earliest = (datetime.fromisoformat(since) - timedelta(minutes=2)).isoformat(timespec="seconds")
+    for row in rows:
+        if row.name == name and (not row.submitted or row.submitted >= earliest):
+            return row.job
+    return None
+
+
+# --- telling ---------------------------------------------------------------------------------
+
+
+def sbatch(script: Path) -> int:
+    """Submit the script; the job's id.
+
+    Raises Refused (nothing was submitted), or Unreachable: then the job may exist all the same, and
+    has to be looked for by its name before anything is submitted again.
+    """
+    said = _ask(["sbatch", "--parsable", str(script)], patient=False)
+    match = re.match(r"(\d+)", said.strip().splitlines()[-1] if said.strip() else "")
+    if match is None:
+        raise Unreachable(f"sbatch gave no job id, but said {said.strip()!r}")
+    return int(match[1])
+
+
+def check(script: Path) -> str:
+    """What `sbatch --test-only` says of the script: when it would start; raises Refused."""
+    ended = _run(["sbatch", "--test-only", str(script)])
+    if ended.returncode:
+        raise _error("sbatch", ended)
+    return _words(ended.stderr or ended.stdout)
+
+
+def scancel(tasks: Sequence[str]) -> None:
+    """Cancel jobs and tasks (`12`, `12_3`, `12_[3-5]`); ended and unknown ones are no error."""
+    if tasks:
+        _ask(["scancel", *tasks], patient=True)
+
+
+def _ask(command: Sequence[str], patient: bool) -> str:
+    """Standard output of the command; a transient failure is tried again, where that is harmless."""
+    for pause_s in (*PAUSES_S, None) if patient else (None,):
+        try:
+            ended = _run(command)
+            if ended.returncode == 0:
+                return ended.stdout
+            error = _error(command[0], ended)
+        except Unreachable as unreachable:
+            error = unreachable
+        if pause_s is None or not isinstance(error, Unreachable):
+            raise error
+        print(f"netpress: {error}; trying again in {pause_s:.0f} s", file=sys.stderr)
+        time.sleep(pause_s)
+    raise AssertionError("the last pass either returned or raised")
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    CALLS[command[0]] += 1
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            timeout=TIMEOUT_S, env=environment(),
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise UserError(
+            f"{command[0]} is not on PATH: this machine has no Slurm; `netpress run` needs none"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise Unreachable(f"{command[0]} gave no answer within {TIMEOUT_S:.0f} s") from None
+
+
+def environment() -> dict[str, str]:
+    """Ours, without what would override a script's own lines (SBATCH_PARTITION) or describe the job
+    that we are called in (SLURM_MEM_PER_NODE); with whole task lists instead of `1-3,5,...`."""
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("SBATCH_", "SLURM_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_"))
+    }
+    if "SLURM_CONF" in os.environ:
+        kept["SLURM_CONF"] = os.environ["SLURM_CONF"]
+    return {**kept, "SLURM_BITSTR_LEN": "0", "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
+
+
+def _error(name: str, ended: subprocess.CompletedProcess[str]) -> UserError:
+    said = f"{ended.stderr}\n{ended.stdout}"
+    words = _words(said) or f"exit code {ended.returncode} and no word"
+    if TRANSIENT.search(said):
+        return Unreachable(f"{name} could not reach Slurm: {words}")
+    return Refused(f"{name}: {words}")
+
+
+def _words(said: str) -> str:
+    """What Slurm said as one line: without its prefixes, what it repeats once."""
+    lines = [re.sub(r"^(\w+: )?(error|fatal|allocation failure): ", "", line.strip())
+             for line in said.splitlines()]  # fmt: skip
+    return "; ".join(dict.fromkeys(line for line in lines if line))
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+WORKING = frozenset(
+    ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+)
+
+
+def _queue_rows(line: str) -> Iterator[Row]:
+    job, indices, state, reason, nodes, submitted, name = line.split(MARK, 6)
+    for index in expanded(indices):
+        yield Row(int(job), index, state, _none(reason), nodes, name, submitted)
+
+
+def expanded(indices: str) -> Iterable[int | None]:
+    """`5-8,10%4` -> 5 6 7 8 10; `N/A`, of a job that is no array, -> None."""
+    text = indices.strip().strip("[]").partition("%")[0]
+    if not text or not text[0].isdigit():
+        return (None,)
+    found: list[int | None] = []
+    for part in text.split(","):
+        span, _, step = part.partition(":")
+        first, _, last = span.partition("-")
+        found += range(int(first), int(last or first) + 1, int(step or 1))
+    return found
+
+
+def _accounted(text: str) -> list[Row]:
+    """Rows of sacct: a job's own line comes before those of its steps, which have the memory."""
+    rows: dict[str, list[Row]] = {}
+    for line in text.splitlines():
+        spelled, state, reason, nodes, exit_code, peak, asked, elapsed, name = line.split(MARK, 8)
+        if "." in spelled:
+            task = spelled.partition(".")[0]
+            rows[task] = [_with_step(row, _bytes(peak), exit_code) for row in rows.get(task, [])]
+            continue
+        state, _, by = state.partition(" by ")
+        job, _, indices = spelled.partition("_")
+        rows[spelled] = [
+            Row(
+                int(job), index, state.strip(), _none(reason), _none(nodes), name, "", exit_code,
+                0, _bytes(asked), int(elapsed or 0), by,
+            )
+            for index in expanded(indices)
+        ]  # fmt: skip
+    return [row for found in rows.values() for row in found]
+
+
+def _with_step(row: Row, peak: int, exit_code: str) -> Row:
+    ran_out = exit_code.endswith(":125") and row.state == "FAILED"  # of a step that srun started
+    return replace(
+        row,
+        peak_bytes=max(row.peak_bytes, peak),
+        state="OUT_OF_MEMORY" if ran_out else row.state,
+    )
+
+
+def _bytes(text: str) -> int:
+    """`40G`, `39.5M`, `1024K`, older Slurm's `40Gn` -> bytes; 0 for nothing."""
+    match = re.match(r"([\d.]+)([KMGTP]?)", text)
+    if match is None:
+        return 0
+    return round(float(match[1]) * 1024 ** " KMGTP".index(match[2] or " "))
+
+
+def _none(text: str) -> str:
+    return "" if text in ("None", "None assigned", "(null)", "N/A") else text

@@ -1,0 +1,276 @@
+"""A sweep to SLURM: what is missing of it, as arrays, each in the ledger before it is sent.
+
+Killed at any point and called again, `submit` sends exactly what is missing. What is certain after a
+kill, by the last line of the ledger about an array:
+
+    no line       nothing of it was sent
+    intent        open: its name is looked for in the queue, and in accounting where it is not there
+    submitted     sent
+    refused       Slurm said no; nothing of it was sent
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pipeline import paths, store
+from pipeline.errors import UserError
+from pipeline.orchestrate import estimate, graph, ledger, local, plan, slurm
+from pipeline.orchestrate.graph import Array, Queued, Request
+from pipeline.orchestrate.profile import Cluster
+from pipeline.sweep import Cell, Sweep
+
+REPORT = "report"
+DEFAULT_MAX_ARRAY_SIZE = 1001
+GHOST_S = 3.0  # how long a controller that hung may take to execute what it had received
+SEND_PAUSES_S = (2.0, 5.0, 15.0)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An array as it will be sent. `script` has `@NAME` where a job id is not known before."""
+
+    array: Array
+    intent: str
+    name: str
+    job: paths.JobPaths
+    script: str
+    minutes: int
+
+
+@dataclass
+class Batch:
+    """What one call of submit sends, in this order, and what of it is known in the queue."""
+
+    sweep: Sweep
+    work: paths.Work
+    data_root: Path
+    cluster: Cluster
+    prepared: list[Prepared] = field(default_factory=list)
+
+    @property
+    def cells(self) -> int:
+        return sum(len(item.array.cells) for item in self.prepared)
+
+
+def limit(cluster: Cluster) -> int:
+    """Tasks that one array may have: the profile's word, else the cluster's, else Slurm's default."""
+    if cluster.profile.max_array_size:
+        return cluster.profile.max_array_size
+    if slurm.available():
+        try:
+            return int(slurm.config().get("MaxArraySize", DEFAULT_MAX_ARRAY_SIZE))
+        except (UserError, ValueError):  # no controller: what is said then is for reading only
+            return DEFAULT_MAX_ARRAY_SIZE
+    return DEFAULT_MAX_ARRAY_SIZE
+
+
+def standard(cluster: Cluster) -> Callable[[Cell], Request]:
+    """The request of a cell that has not failed."""
+    asked = Request(cluster.profile.memory_gib, cluster.profile.minutes)
+    return lambda cell: asked
+
+
+def prepare(
+    asked: Sweep,
+    work: paths.Work,
+    data_root: Path,
+    cluster: Cluster,
+    cells: Sequence[Cell],
+    *,
+    known: ledger.Ledger,
+    request: Callable[[Cell], Request] | None = None,
+    queued: Mapping[str, Queued] | None = None,
+    waits_for: Iterable[int] = (),
+) -> Batch:
+    """The arrays for `cells` and the report after them, complete scripts; nothing is touched.
+
+    waits_for: jobs of this sweep that are in the queue already; the report waits for them as well.
+    """
+    from pipeline.orchestrate import executor  # submitit costs 0.15 s
+
+    request = request or standard(cluster)
+    pack = None
+    if asked.pack:
+        guess = estimate.best(asked, work, cluster.profile.gpu)
+        pack = graph.packer(asked.pack.minutes, guess.seconds)
+    arrays = graph.arrays(cells, request, limit(cluster), queued=queued, pack=pack)
+    batch = Batch(asked, work, data_root, cluster)
+    if not arrays:
+        return batch
+    names: dict[str, str] = {}
+    for number, array in enumerate([*arrays, _report(arrays, cluster, waits_for)]):
+        intent = _intent(asked, work, len(known.entries) + number, array)
+        names[array.name] = name = f"netpress-{intent}-{asked.name}-{array.name}"
+        job = work.sweep(asked.name).job(intent)
+        ask = _ask(array, cluster, name, job, _dependency(array, names))
+        text = executor.script(ask)
+        batch.prepared.append(Prepared(array, intent, name, job, text, ask.minutes))
+    return batch
+
+
+def report_only(batch: Batch, known: ledger.Ledger, waits_for: Sequence[int]) -> Batch:
+    """A batch of the report alone, for jobs that are in the queue without one after them."""
+    from pipeline.orchestrate import executor
+
+    array = _report([], batch.cluster, waits_for)
+    intent = _intent(batch.sweep, batch.work, len(known.entries), array)
+    name = f"netpress-{intent}-{batch.sweep.name}-{array.name}"
+    job = batch.work.sweep(batch.sweep.name).job(intent)
+    ask = _ask(array, batch.cluster, name, job, _dependency(array, {}))
+    batch.prepared.append(Prepared(array, intent, name, job, executor.script(ask), ask.minutes))
+    return batch
+
+
+def _report(arrays: Sequence[Array], cluster: Cluster, waits_for: Iterable[int]) -> Array:
+    asked = Request(cluster.profile.report.memory_gib, cluster.profile.report.minutes)
+    after = (*map(str, sorted(waits_for)), *(array.name for array in arrays))
+    return Array(REPORT, {0: ()}, asked, "afterany", after)
+
+
+def _intent(asked: Sweep, work: paths.Work, number: int, array: Array) -> str:
+    """The id of an array in the ledger: known before it is sent, so that plan can show the name."""
+    said = [str(work.root), slurm.user(), asked.name, number, array.name, *map(str, array.tasks),
+            *array.cells]  # fmt: skip
+    return hashlib.sha256("\n".join(map(str, said)).encode()).hexdigest()[:10]
+
+
+def _dependency(array: Array, names: Mapping[str, str]) -> str | None:
+    """`aftercorr:@NAME`, with the names of this batch's jobs where their ids will stand."""
+    if not array.after:
+        return None
+    return f"{array.kind}:" + ":".join(_placed(on, names) for on in array.after)
+
+
+def _placed(on: str, names: Mapping[str, str]) -> str:
+    name, _, index = on.rpartition("_")
+    if name in names:
+        return f"@{names[name]}@_{index}"
+    return f"@{names[on]}@" if on in names else on
+
+
+def _ask(array: Array, cluster: Cluster, name: str, job: paths.JobPaths, dependency: str | None):
+    from pipeline.orchestrate.executor import Ask
+
+    profile, asked = cluster.profile, array.request
+    common = dict(
+        profile=profile, name=name, job=job, indices=tuple(array.tasks),
+        memory_gib=asked.memory_gib, minutes=asked.minutes, dependency=dependency,
+    )  # fmt: skip
+    if array.name == REPORT:
+        report = profile.report
+        return Ask(**common, cores=report.cores, mail=profile.mail, partition=report.partition,
+                   qos=report.qos)  # fmt: skip
+    return Ask(**common, cores=profile.cores, gres=profile.gres, exclude=asked.exclude)
+
+
+# --- sending ---------------------------------------------------------------------------------
+
+
+def send(batch: Batch, known: ledger.Ledger, reports: Path) -> dict[str, int]:
+    """Submit every array of the batch, with the ledger's lock held; {array's name: job id}.
+
+    Raises Refused or Unreachable at the first that could not be sent, with what was sent before.
+    """
+    for cell in _cells(batch):
+        local.publish_cell(cell, batch.work.cell(cell.id))
+    jobs: dict[str, int] = {}
+    for item in batch.prepared:
+        try:
+            jobs[item.name] = _send(batch, item, jobs, known, reports)
+        except UserError as error:
+            sent = ", ".join(map(str, jobs.values())) or "nothing"
+            again = f"`netpress submit {plan.called(batch.sweep)}` sends the rest"
+            raise type(error)(f"{error} (submitted before: {sent}; {again})") from None
+    return jobs
+
+
+def _cells(batch: Batch) -> Iterator[Cell]:
+    for item in batch.prepared:
+        for cell_id in item.array.cells:
+            yield batch.sweep.by_id[cell_id]
+
+
+def _send(batch: Batch, item: Prepared, jobs: Mapping[str, int], known, reports: Path) -> int:
+    from pipeline.orchestrate import executor
+
+    script = item.script
+    for name, job in jobs.items():
+        script = script.replace(f"@{name}@", str(job))
+    known.append(
+        "intent", intent=item.intent, name=item.name,
+        kind=REPORT if item.array.name == REPORT else "cells",
+        tasks={str(index): list(ids) for index, ids in item.array.tasks.items()},
+        request=asdict(item.array.request), after=list(item.array.after), user=slurm.user(),
+    )  # fmt: skip
+    executor.write(item.job, script, _function(batch, item, reports), item.minutes)
+    try:
+        job = _submitted(item, known)
+    except slurm.Refused as refused:
+        known.append("refused", intent=item.intent, reason=str(refused))
+        raise
+    known.append("submitted", intent=item.intent, job=job)
+    return job
+
+
+def _function(batch: Batch, item: Prepared, reports: Path):
+    """What the job calls. Importable by name, so that the pickle holds nothing else."""
+    from jobs.aggregate import Report
+    from jobs.task import Task
+
+    if item.array.name == REPORT:
+        return Report(str(Path(batch.sweep.path).absolute()), str(batch.work.root), str(reports))
+    root, data_root = str(batch.work.root), str(batch.data_root)
+    return Task(root, data_root, dict(item.array.tasks), item.array.shares)
+
+
+def _submitted(item: Prepared, known: ledger.Ledger) -> int:
+    """sbatch, until it is known what became of it: one that timed out may have made its job."""
+    since = known.entries[item.intent].at
+    for pause_s in (*SEND_PAUSES_S, None):
+        try:
+            return slurm.sbatch(item.job.script)
+        except slurm.Unreachable as error:
+            print(f"netpress: {error}; looking whether the job is there", file=sys.stderr)
+            job = _look(item.name, since)
+            if job is not None:
+                return job
+            if pause_s is None:
+                raise
+        time.sleep(pause_s)
+    raise AssertionError("the last pass either returned or raised")
+
+
+def _look(name: str, since: str) -> int | None:
+    """The job of this name, submitted since then. Asked twice: a controller that hung executes
+    what it had received when it wakes, maybe after it answers us."""
+    for pause_s in (GHOST_S, 0):
+        found = slurm.find(slurm.squeue(patient=True), name, since)
+        if found is not None:
+            return found
+        time.sleep(pause_s)
+    return None
+
+
+def settle(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
+    """Close every open intent: submitted, where a job has its name; void, where none has.
+
+    Only with the lock held, so that the submitter of an open intent is dead, and only with rows from
+    a controller that answered. A job that ended and left the queue is no reason to keep an intent
+    open: nothing of it runs any more, and its cells tell by themselves whether they are done.
+    """
+    for entry in [entry for entry in known.entries.values() if entry.open]:
+        job = slurm.find(rows, entry.name, entry.at)
+        if job is None:
+            time.sleep(GHOST_S)
+            job = slurm.find(slurm.squeue(entry.user, patient=True), entry.name, entry.at)
+        if job is None:
+            known.append("void", intent=entry.intent, reason="no job of this name in the queue")
+        else:
+            known.append("submitted", intent=entry.intent, job=job)
+
