@@ -1,0 +1,88 @@
+"""How much faster the finished cells of a sweep answer than their base, in one process.
+
+    env/run python tests/benchmarks/bench_latency.py SWEEP [--repeats 100] [--seconds 20]
+
+For each data set and model: the base's artifact, the base in PyTorch eager (float32), and every
+technique's artifact take turns, round after round; batch 1 and 64, one thread and all. Prints
+medians in ms and the ratios. The results themselves hold such figures too, one base at a time; this
+measures them again, all beside each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from pipeline import artifact, paths
+from pipeline.measure import hardware, latency
+from pipeline.orchestrate.plan import load_sweep
+from pipeline.paths import Work
+from pipeline.training.checkpoint import read_model
+
+
+def main() -> int:
+    asked = _parser().parse_args()
+    sweep, work = load_sweep(asked.sweep), Work(paths.work_root())
+    print(f"{hardware.describe()['cpu']}, {hardware.cores()} cores, {' '.join(hardware.cpu_flags())}")
+    done = [c for c in sweep.cells if work.cell(c.id).manifest.exists()]
+    for base_id, cells in groupby(sorted(done, key=lambda c: (c.base_id, c.technique)), _base):
+        _race(work, base_id, list(cells), asked)
+    return 0
+
+
+def _base(cell) -> str:
+    return cell.base_id
+
+
+def _race(work, base_id, cells, asked) -> None:
+    base = work.cell(base_id)
+    network = read_model(base.model).network.eval()
+    artifacts = {c.technique: artifact.load(work.cell(c.id).artifact) for c in cells}
+    print(f"\n{cells[0].dataset.name}, {cells[0].model.label}, seed {cells[0].seed}")
+    print(f"{'':24}{'threads':>8}{'batch':>6}{'ms':>10}{'x base':>9}{'x PyTorch':>11}{'rounds':>8}")
+    for threads in sorted({1, hardware.cores()}):
+        torch.set_num_threads(threads)
+        for batch in (1, 64):
+            images = _images(artifacts["base"].shape, batch)
+            contenders = {n: _session(a, threads, images) for n, a in artifacts.items()}
+            contenders["base in PyTorch eager"] = _eager(network, torch.from_numpy(images))
+            with torch.inference_mode():
+                timed = latency.interleaved(contenders, asked.repeats, asked.seconds)
+            _print(timed, threads, batch)
+
+
+def _print(timed, threads, batch) -> None:
+    ms = {name: float(np.median(samples)) for name, samples in timed.items()}
+    for name, own in ms.items():
+        ratios = ms["base"] / own, ms["base in PyTorch eager"] / own
+        print(f"{name:24}{threads:8}{batch:6}{own:10.3f}{ratios[0]:9.2f}{ratios[1]:11.2f}"
+              f"{len(timed[name]):8}")  # fmt: skip
+
+
+def _session(loaded, threads: int, images: np.ndarray):
+    session = loaded.session(threads)
+    return lambda: session.run([artifact.OUTPUT], {artifact.INPUT: images})
+
+
+def _eager(network, images: torch.Tensor):
+    return lambda: network(images)
+
+
+def _images(shape, batch: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (batch, *shape), np.uint8)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sweep")
+    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=20.0, help="a series, at most")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
