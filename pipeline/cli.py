@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Corrupt as error:
         return _complain(str(error), code=1)
     except (click.Abort, KeyboardInterrupt):
-        return _complain("stopped", code=130)
+        return _complain("stopped; the same command goes on from here", code=130)
     except BrokenPipeError:
         return _without_reader()
     except OSError as error:
