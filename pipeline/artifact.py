@@ -353,7 +353,7 @@ def predict(folder: Path, paths: list[Path]) -> list[dict]:
         artifact = load(folder)
     except Corrupt as error:
         raise UserError(f"{error}; take it anew with `netpress export`") from error
-    images = np.stack([data.read_image(path, artifact.shape).numpy() for path in paths])
+    images = data.images_from(paths, artifact.shape)
     session, rows = artifact.session(), []
     for scores in logits(session, images):
         scaled = np.exp(scores - scores.max(1, keepdims=True))
