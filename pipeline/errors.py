@@ -2,8 +2,8 @@
 
 
 class UserError(ValueError):
-    """Bad input: one clear sentence for the person at the keyboard; the command line exits with 2."""
+    """Bad input: one clear sentence for the person at the keyboard; the command exits with 2."""
 
 
 class Corrupt(Exception):
-    """A published file is not what its manifest says, or cannot be read; it is set aside and redone."""
+    """A published file is not what its manifest says, or unreadable: it is set aside and redone."""

@@ -1,1 +1,1 @@
-"""What a model costs and what it is worth: size, accuracy, complexity, latency, and on what hardware."""
+"""What a model costs and what it is worth: size, accuracy, complexity, latency, hardware."""

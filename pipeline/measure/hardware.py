@@ -1,4 +1,4 @@
-"""What machine this is, as far as it decides speed. Imports no torch: `doctor` and reports use it."""
+"""What machine this is, as far as it decides speed. Imports no torch before it has to."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def cores() -> int:
 
 
 def has_bf16() -> bool:
-    """Whether bf16 products have an instruction of their own; emulated ones are slower than fp32."""
+    """Whether bf16 products have instructions of their own; emulated, they are slower than fp32."""
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpu_flags()))
 
 
 def saturates() -> bool:
-    """Whether 8 x 8-bit products overflow their 16-bit sums: x86 without VNNI. 7-bit weights fit."""
+    """Whether 8 x 8-bit products overflow 16-bit sums: x86 without VNNI. 7-bit weights fit."""
     x86 = platform.machine() in ("x86_64", "AMD64", "i686")
     return x86 and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(cpu_flags())
 
 
 def describe() -> dict:
-    """cpu (name), flags, cores, machine, gpu (name, or None) and driver."""
+    """cpu (name), flags, cores, machine, system, and gpu (name, or None)."""
     info = _cpuinfo()
     return {
         "cpu": info.get("model name") or platform.processor() or platform.machine(),

@@ -4,8 +4,8 @@ shorter list.
 A model is one file and one line in MODELS. Its module gives three functions:
 
 - ``spec(name, width, shape, classes, zero_point, scale) -> NetworkSpec``
-- ``build(spec) -> torch.nn.Module``: uint8 or float images [N, C, H, W] in, logits [N, classes] out;
-  ``forward(images, maps=True)`` gives (logits, [the feature map at the end of each block])
+- ``build(spec) -> torch.nn.Module``: uint8 or float images [N, C, H, W] in, logits [N, classes]
+  out; ``forward(images, maps=True)`` gives (logits, [the feature map at the end of each block])
 - ``groups(spec) -> tuple[Group, ...]``: what has to be cut together when a filter goes
 
 Nothing here imports torch before a network is built: ``netpress plan`` reads this table.

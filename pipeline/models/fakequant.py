@@ -9,13 +9,14 @@ x [N, C, H, W], weight [K, C, h, w] or [K, C], weight scale [K], input scale and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.models.network import Quantization
+from pipeline.models.network import SMALLEST_NORMAL, Quantization
 
 ACTIVATION_MAX = 255  # uint8
 
@@ -41,7 +42,9 @@ class _FakeQuantized:
             return x
         if self.learned and self.training:
             shift = self.input_zero_point
-            return _lsq(x.float(), self.input_scale, -shift, ACTIVATION_MAX - shift)
+            return _lsq(
+                x.float(), self.input_scale, -shift, ACTIVATION_MAX - shift, ACTIVATION_MAX
+            )
         return torch.fake_quantize_per_tensor_affine(
             x.float(), self.input_scale.detach(), self.input_zero_point, 0, ACTIVATION_MAX
         )
@@ -49,7 +52,8 @@ class _FakeQuantized:
     def quantized_weight(self) -> torch.Tensor:
         if self.learned and self.training:
             scale = self.weight_scale.reshape(-1, *[1] * (self.weight.dim() - 1))
-            return _lsq(self.weight, scale, -self.weight_max, self.weight_max)
+            limit = self.weight_max
+            return _lsq(self.weight, scale, -limit, limit, limit)
         if self.training:
             self.weight_scale.copy_(widest(self.weight, self.weight_max))
         scale = self.weight_scale.detach()
@@ -69,25 +73,33 @@ class FakeQuantLinear(_FakeQuantized, nn.Linear):
         return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
 
 
-def _lsq(x, scale, low, high):
-    """Rounds to multiples of ``scale`` with the gradients of Esser et al. (2020), eq. 1 to 3: straight
-    through inside the range, and for the scale ``round(v) - v`` inside, the bound outside."""
-    scale = _damped(scale, x.numel() / max(1, scale.numel()), high)
+def _lsq(x, scale, low, high, bound: int):
+    """Rounds to multiples of ``scale`` with the gradients of Esser et al. (2020), eq. 1 to 3:
+    straight through inside the range, and for the scale ``round(v) - v`` inside, the bound
+    outside. ``bound`` is the largest integer that the scale is multiplied with."""
+    scale = _damped(scale, x.numel() / max(1, scale.numel()), bound)
     v = torch.clamp(x / scale, low, high)
     return (v + (torch.round(v) - v).detach()) * scale
 
 
-def _damped(scale: torch.Tensor, values: float, high) -> torch.Tensor:
+def _damped(scale: torch.Tensor, values: float, bound: int) -> torch.Tensor:
     """The scale with its gradient divided by sqrt(values * bound), so that it moves as fast as the
     weights do (Esser et al. 2020, section 2.2)."""
-    factor = (values * float(high)) ** -0.5
+    factor = (values * bound) ** -0.5
     return (scale - scale * factor).detach() + scale * factor
 
 
 def widest(weight: torch.Tensor, weight_max: int) -> torch.Tensor:
-    """The scale [K] with which each filter's largest weight just fits; a filter of zeros gets 1."""
-    largest = weight.detach().abs().flatten(1).amax(1)
-    return torch.where(largest > 0, largest / weight_max, torch.ones_like(largest))
+    """The scale [K] with which each filter's largest weight just fits.
+
+    A filter of zeros gets the largest scale of the others, 1 without others: any scale would do for
+    its weights, but its bias is deployed as a multiple of it. So does one whose own scale would be
+    subnormal, as its inverse is infinite; its weights all round to zero.
+    """
+    scale = weight.detach().abs().flatten(1).amax(1) / weight_max
+    usable = scale >= SMALLEST_NORMAL
+    largest = torch.where(usable.any(), scale.amax(), torch.ones_like(scale[0]))
+    return torch.where(usable, scale, largest)
 
 
 def insert(network: nn.Module, quantization: Quantization) -> None:
@@ -112,8 +124,8 @@ def calibrate(
 ) -> None:
     """Sets every scale and zero point from what the float network sees on training images.
 
-    ``first`` is (zero_point, scale) of the images themselves. ``method``: ``minmax`` takes the whole
-    range seen, ``mse`` the part of it that loses least in squared error (of 32 candidates).
+    ``first`` is (zero_point, scale) of the images themselves. ``method``: ``minmax`` takes the
+    whole range seen, ``mse`` the part that loses least in squared error (of 32 candidates).
     """
     seen = _observe(network, batches)
     for name, layer in layers(network).items():
@@ -135,8 +147,8 @@ def _observe(network: nn.Module, batches) -> dict[str, torch.Tensor]:
     def keep(name):
         def hook(_, inputs):
             flat = inputs[0].float().flatten()
-            step = max(1, flat.numel() // SAMPLE)
-            seen.setdefault(name, []).extend((flat[::step], flat.amin()[None], flat.amax()[None]))
+            sample = flat[:: _stride(flat.numel())]
+            seen.setdefault(name, []).extend((sample, flat.amin()[None], flat.amax()[None]))
 
         return hook
 
@@ -156,12 +168,21 @@ def _observe(network: nn.Module, batches) -> dict[str, torch.Tensor]:
     return {name: torch.cat(values) for name, values in seen.items()}
 
 
+def _stride(values: int) -> int:
+    """About one value in ``values / SAMPLE``, at a distance that shares no factor with the sides of
+    feature maps: a power of two would look at the left edge of each image, and nowhere else."""
+    step = max(1, values // SAMPLE)
+    while math.gcd(step, 2 * 3 * 5 * 7) > 1:
+        step += 1
+    return step
+
+
 CANDIDATES = torch.linspace(0.25, 1.0, 32).tolist()  # parts of the range that are tried
 
 
 def _range(values: torch.Tensor, method: str) -> tuple[float, int]:
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
-    if low == high:
+    if high - low < ACTIVATION_MAX * SMALLEST_NORMAL:  # nothing but zeros, as good as
         return 1.0, 0
     parts = CANDIDATES if method == "mse" else [1.0]
     return min((_affine(low * p, high * p) for p in parts), key=lambda a: _loss(values, *a))

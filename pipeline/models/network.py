@@ -162,8 +162,8 @@ def fold(state: ModelState) -> ModelState:
         conv, norm = modules[group.producer], modules[group.norm]
         factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         tensors[f"{group.producer}.weight"] = _flushed(conv.weight * factor[:, None, None, None])
-        bias = 0.0 if conv.bias is None else conv.bias
-        tensors[f"{group.producer}.bias"] = _flushed(norm.bias + (bias - norm.running_mean) * factor)
+        bias = (0.0 if conv.bias is None else conv.bias) - norm.running_mean
+        tensors[f"{group.producer}.bias"] = _flushed(norm.bias + bias * factor)
         tensors = {n: t for n, t in tensors.items() if n.rpartition(".")[0] != group.norm}
     network.load_state_dict(tensors)
     return ModelState(spec, network)

@@ -28,7 +28,9 @@ def spec(name, width, shape, classes, zero_point, scale) -> NetworkSpec:
     """``width`` scales every channel count, rounded to multiples of 8 (at least 8)."""
     per_block = [max(MULTIPLE, round(c * width / MULTIPLE) * MULTIPLE) for c in BLOCK_CHANNELS]
     channels = [
-        c for c, n in zip(per_block, BLOCKS[name.removesuffix("_bn")], strict=True) for _ in range(n)
+        c
+        for c, n in zip(per_block, BLOCKS[name.removesuffix("_bn")], strict=True)
+        for _ in range(n)
     ]
     return NetworkSpec(
         name, tuple(channels), name.endswith("_bn"), tuple(shape), classes, zero_point, scale
@@ -48,7 +50,7 @@ def groups(spec: NetworkSpec) -> tuple[Group, ...]:
 
 
 class Layer(nn.Module):
-    """3x3 convolution, batch normalization or none, ReLU; [N, inputs, H, W] -> [N, filters, H, W]."""
+    """3x3 convolution, batch normalization or none, ReLU; [N, C, H, W] -> [N, K, H, W]."""
 
     def __init__(self, inputs: int, filters: int, batch_norm: bool):
         super().__init__()

@@ -35,13 +35,15 @@ class Settings(Frozen):
 
 
 def expand(settings: Settings) -> list[tuple[str, dict]]:
-    """``steps: 3`` is prune, finetune, prune, finetune, prune: each step keeps the same part of what
-    the one before it left, and each is a stage that a resumed cell need not repeat."""
+    """``steps: 3`` is prune, finetune, prune, finetune, prune: each step keeps the same part of
+    what the one before it left, and each is a stage that a resumed cell need not repeat."""
     if settings.steps == 1:
         return [("prune", settings.model_dump())]
     chain = []
     for step in range(1, settings.steps + 1):
         kept = settings.parameters_kept ** (step / settings.steps)
+        if step < settings.steps:  # a power's last digits differ between machines, an id must not
+            kept = float(f"{kept:.6g}")
         once = {**settings.model_dump(), "parameters_kept": kept, "steps": 1}
         chain.append(("prune", once))
         if step < settings.steps:

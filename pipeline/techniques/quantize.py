@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from pipeline.errors import UserError
 from pipeline.techniques.settings import Trained
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def _calibrated(state: ModelState, settings: Settings, context: Context) -> Mode
     from pipeline import data
     from pipeline.models import fakequant, network
 
+    if state.spec.quantization:
+        raise UserError("quantize: the network is quantized already; expected one such stage")
     folded = network.fold(state)
     spec = replace(folded.spec, quantization=_quantization(settings))
     device, split = context.machine.device, context.split
@@ -82,8 +85,12 @@ def _quantization(settings: Settings) -> Quantization:
 def _settled(state: ModelState) -> ModelState:
     """Observed weight scales follow the weights; the last step moved them once more."""
     from pipeline.models import fakequant
+    from pipeline.training.loop import Diverged
 
-    if not state.spec.quantization.learned:
-        for layer in fakequant.layers(state.network).values():
+    for name, layer in fakequant.layers(state.network).items():
+        if not layer.learned:
             layer.weight_scale.copy_(fakequant.widest(layer.weight, layer.weight_max))
+        elif min(layer.input_scale.min(), layer.weight_scale.min()) <= 0:
+            raise Diverged(f"a learned range of {name} is not positive any more; "
+                           "try a smaller quantize.learning_rate_factor")  # fmt: skip
     return state

@@ -12,7 +12,9 @@ from pipeline.sweep import Frozen, Recipe
 class Trained(Frozen):
     """Settings of a stage that trains: for how long, how fast, and with which teacher."""
 
-    epochs: int | None = Field(None, ge=1, le=100_000, description="default: share x training.epochs")
+    epochs: int | None = Field(
+        None, ge=1, le=100_000, description="default: share x training.epochs"
+    )
     share: float = Field(1.0, gt=0, le=100, description="part of training.epochs, at least 1 epoch")
     learning_rate_factor: float = Field(1.0, gt=0, le=100, description="of training.learning_rate")
     teacher: Literal["base"] | None = Field(None, description="learn from the base's soft logits")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
+from pipeline.errors import UserError
 from pipeline.models import MODELS
 from pipeline.techniques.settings import Trained
 
@@ -36,8 +37,14 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
     if settings.model or settings.width:
         spec = student_spec(context, settings.model, settings.width or 1.0)
     recipe = context.cell.recipe
+
+    def fresh() -> ModelState:
+        if spec.quantization:  # its ranges would be nobody's
+            raise UserError("train: starts from fresh weights; expected it before quantize")
+        return network.new(spec, context.seed)
+
     return context.train(
-        lambda: network.new(spec, context.seed),
+        fresh,
         settings.objective_of(recipe, context),
         settings.epochs_of(recipe),
         settings.recipe_of(recipe),
@@ -51,5 +58,6 @@ def student_spec(context: Context, model: str | None, width: float):
     cell, split = context.cell, context.split
     name = model or cell.model.name
     return module_of(name).spec(
-        name, cell.model.width * width, split.shape, len(split.classes), split.zero_point, split.scale
-    )
+        name, cell.model.width * width, split.shape, len(split.classes),
+        split.zero_point, split.scale,
+    )  # fmt: skip

@@ -32,7 +32,7 @@ KEPT = 2
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where a cell stands: ``training.epoch`` epochs of the stage are done (0: it has not begun)."""
+    """Where a cell stands: ``training.epoch`` epochs of the stage are done (0: not begun)."""
 
     index: int
     stage: str

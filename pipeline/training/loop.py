@@ -33,8 +33,8 @@ class Diverged(ArithmeticError):
 class Training:
     """A training as it stands between two epochs: what a checkpoint has to keep.
 
-    There is no random state among it: each epoch draws from a generator seeded by (seed, epoch), so
-    the number of epochs done is the random state.
+    There is no random state among it: each epoch draws from a generator seeded by (seed, epoch),
+    so the number of epochs done is the random state.
     """
 
     state: ModelState
@@ -55,7 +55,7 @@ def fit(
     keep: Callable[[Training], None] = lambda training: None,
     tick: Callable[[dict], None] = lambda event: None,
 ) -> Training:
-    """Trains until ``epochs`` are done; ``keep`` is called after each, ``tick`` about once a second.
+    """Trains until ``epochs`` are done; calls ``keep`` after each, ``tick`` about once a second.
 
     Starts from ``training`` as it is: continued from a checkpoint, it ends with the same weights as
     one that was never stopped (same seed, device and threads: bit for bit).

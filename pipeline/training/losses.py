@@ -49,8 +49,9 @@ def attention(
     weight: float,
     label_smoothing: float,
 ) -> Objective:
-    """Attention maps at the ends of the blocks (Zagoruyko and Komodakis 2017, eq. 2), ``beta`` times
-    their mean squared distance, beside the labels and, where ``weight`` > 0, the soft targets."""
+    """Attention maps at the ends of the blocks (Zagoruyko and Komodakis 2017, eq. 2), ``beta``
+    times their mean squared distance, beside the labels and, where ``weight`` > 0, the soft
+    targets."""
 
     def objective(network, images, labels):
         logits, maps = network(images, maps=True)

@@ -73,8 +73,8 @@ def optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """At ``step`` (from 0) of ``steps``: up in a line over the first ``warmup`` of them, then down to
-    zero, in a line or along half a cosine (Loshchilov and Hutter 2017, eq. 5)."""
+    """At ``step`` (from 0) of ``steps``: up in a line over the first ``warmup`` of them, then down
+    to zero, in a line or along half a cosine (Loshchilov and Hutter 2017, eq. 5)."""
     rising = max(1.0, recipe.warmup * steps)
     if step < rising:
         return recipe.learning_rate * (step + 1) / (rising + 1)
