@@ -152,10 +152,12 @@ def evaluate(network: nn.Module, images: data.Images, machine: Machine) -> tuple
 def predict(network: nn.Module, images: data.Images, machine: Machine) -> torch.Tensor:
     """The classes int64 [N] that a float32 network names: no autocast, this is for comparison."""
     network.eval()
-    found = [
-        network(batch).argmax(1).cpu()
-        for batch, _ in data.ordered(images.to(machine.device), EVALUATION_BATCH)
-    ]
+    # TF32, which cuDNN takes for float32 unless told otherwise, has 10 bits of mantissa.
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        found = [
+            network(batch).argmax(1).cpu()
+            for batch, _ in data.ordered(images.to(machine.device), EVALUATION_BATCH)
+        ]
     return torch.cat(found)
 
 

@@ -39,6 +39,9 @@ def machine(recipe: Recipe, device: str = "auto") -> Machine:
     native = torch.cuda.is_bf16_supported() if cuda else hardware.has_bf16()
     bf16 = native if recipe.precision == "auto" else recipe.precision == "bf16"
     compiled = cuda if recipe.compile == "auto" else recipe.compile == "on"
+    if cuda:  # the same seed gives the same weights: no algorithm chosen by a race, or that adds in
+        torch.backends.cudnn.deterministic = True  # the order in which threads arrive
+        torch.backends.cudnn.benchmark = False
     return Machine(chosen, bf16, compiled)
 
 
