@@ -27,7 +27,6 @@ from pipeline.errors import Corrupt, UserError
 
 if TYPE_CHECKING:
     import onnx
-    import torch
 
     from pipeline.models.network import ModelState
 
@@ -47,8 +46,8 @@ def write(
 ) -> None:
     """Publishes the artifact of ``state`` as ``folder``.
 
-    ``facts`` go into the manifest as they are; ``calibration`` (uint8 [n, C, H, W], training images)
-    is what ONNX Runtime ranges those tensors on that training gave no scale of their own.
+    ``facts`` go into the manifest as they are; on ``calibration`` (uint8 [n, C, H, W], training
+    images) ONNX Runtime finds ranges for those tensors that training gave no scale of their own.
     """
     model = _quantized(state, calibration) if state.spec.quantization else _float(state)
     data = model.SerializeToString()
@@ -113,6 +112,9 @@ def _quantized(state: ModelState, calibration: np.ndarray) -> onnx.ModelProto:
     from onnxruntime import quantization as ort
 
     plain = _exported(_without_simulation(state))
+    # The exporter has folded constants and inferred shapes already, which is what ONNX Runtime's
+    # pre-processing would do; this is its own sign that it need not warn.
+    plain.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     with tempfile.TemporaryDirectory() as folder:  # ONNX Runtime's quantizer wants files
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(plain, source)
@@ -143,13 +145,19 @@ class _Reader:
 
 
 def _without_simulation(state: ModelState) -> ModelState:
-    """The float network with the weights of a fake-quantized one."""
+    """The float network with the rounded weights of a fake-quantized one: rounded again at the same
+    scale, as integers, they are the same, also where the simulation cut them off at its range."""
+    import copy
     from dataclasses import replace
 
+    from pipeline.models import fakequant
     from pipeline.models.network import restore
 
     spec = replace(state.spec, quantization=None)
-    tensors = state.network.state_dict()
+    network = copy.deepcopy(state.network).cpu().eval()
+    tensors = network.state_dict()
+    for name, layer in fakequant.layers(network).items():
+        tensors[f"{name}.weight"] = layer.quantized_weight()
     scales = {n for n in tensors if n.rsplit(".", 1)[1].startswith(("input_", "weight_scale"))}
     return restore(spec, {n: t for n, t in tensors.items() if n not in scales})
 
@@ -290,53 +298,105 @@ class Artifact:
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
-        return onnxruntime.InferenceSession(
-            self.model, options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            return onnxruntime.InferenceSession(
+                self.model, options, providers=["CPUExecutionProvider"]
+            )
+        except MemoryError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors have no base of their own
+            raise Corrupt(
+                f"{self.folder / MODEL}: ONNX Runtime cannot load it ({_first_line(error)})"
+            ) from error
 
 
 def load(folder: Path) -> Artifact:
     """Reads an artifact; Corrupt where its bytes are not those that its manifest names, UserError
     where there is none."""
+    manifest = _manifest(folder)
+    model = _read(folder / MODEL)
+    if hashlib.sha256(model).hexdigest() != manifest["files"][MODEL]["sha256"]:
+        raise Corrupt(f"{folder / MODEL}: changed since it was written (its SHA-256 differs)")
+    _check_model(folder / MODEL, model, manifest)
+    return Artifact(folder, manifest, model)
+
+
+def _manifest(folder: Path) -> dict:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{folder}: not an artifact; expected a folder with {MANIFEST} and {MODEL}")
     try:
-        manifest = json.loads(path.read_bytes())
-        if manifest["format"] != FORMAT:
-            raise UserError(f"{path}: format {manifest['format']!r}, this netpress reads {FORMAT}")
-        expected = manifest["files"][MODEL]["sha256"]
-        shape, classes = manifest["shape"], manifest["classes"]
-        valid = (
-            len(shape) == 3 and all(isinstance(n, int) for n in shape)
-            and all(isinstance(c, str) for c in classes) and manifest["kind"] in ("int8", "float32")
-        )  # fmt: skip
-        model = (folder / MODEL).read_bytes()
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise Corrupt(f"{path}: not a manifest that netpress wrote") from error
-    except OSError as error:
-        raise Corrupt(f"{folder / MODEL}: cannot be read ({error.strerror})") from error
+        manifest = json.loads(_read(path))
+        made = manifest["format"]
+        valid = made != FORMAT or _well_formed(manifest)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        valid = False
     if not valid:
         raise Corrupt(f"{path}: not a manifest that netpress wrote")
-    if hashlib.sha256(model).hexdigest() != expected:
-        raise Corrupt(f"{folder / MODEL}: changed since it was written (its SHA-256 differs)")
-    _refuse_external(folder, model)
-    return Artifact(folder, manifest, model)
+    if made != FORMAT:
+        raise UserError(f"{path}: format {str(made)[:20]}, this netpress reads {FORMAT}")
+    return manifest
 
 
-def _refuse_external(folder: Path, data: bytes) -> None:
-    """An ONNX file may point to other files of this machine; none of ours does."""
+def _well_formed(manifest: dict) -> bool:
+    """Everything that is read later is there and of its type; whatever it raises means no."""
+    shape, classes = manifest["shape"], manifest["classes"]
+    return (
+        isinstance(manifest["files"][MODEL]["sha256"], str)
+        and isinstance(shape, list) and len(shape) == 3
+        and all(type(n) is int and n > 0 for n in shape)
+        and isinstance(classes, list) and all(isinstance(c, str) for c in classes)
+        and manifest["kind"] in ("int8", "float32")
+    )  # fmt: skip
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Corrupt(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _check_model(path: Path, data: bytes, manifest: dict) -> None:
+    """It is an ONNX model whole in itself, and takes and gives what the manifest says."""
     import onnx
+    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load_model_from_string(data)
-    except Exception as error:  # protobuf's own error class is not public
-        raise Corrupt(f"{folder / MODEL}: not an ONNX model ({error})") from error
-    tensors = list(model.graph.initializer)
-    if any(t.external_data or t.data_location == onnx.TensorProto.EXTERNAL for t in tensors):
-        raise Corrupt(f"{folder / MODEL}: refers to data outside of itself")
+    except (DecodeError, ValueError) as error:
+        raise Corrupt(f"{path}: not an ONNX model ({_first_line(error)})") from error
+    if any(t.external_data or t.data_location == t.EXTERNAL for t in _tensors(model)):
+        raise Corrupt(f"{path}: refers to data outside of itself")
+    takes = [_dimensions(value) for value in model.graph.input]
+    gives = [_dimensions(value) for value in model.graph.output]
+    expected = (INPUT, None, *manifest["shape"]), (OUTPUT, None, len(manifest["classes"]))
+    if (takes, gives) != ([expected[0]], [expected[1]]):
+        raise Corrupt(f"{path}: takes or gives another shape than its {MANIFEST} says")
+
+
+def _tensors(message) -> Iterator[onnx.TensorProto]:
+    """Every tensor in a message, however deep: in attributes, subgraphs and functions as well."""
+    import onnx
+
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                yield from _tensors(part)
+
+
+def _dimensions(value: onnx.ValueInfoProto) -> tuple:
+    """(name, size of each dimension); None for one that is free."""
+    sizes = (d.dim_value if d.HasField("dim_value") else None
+             for d in value.type.tensor_type.shape.dim)  # fmt: skip
+    return (value.name, *sizes)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def logits(session, images: np.ndarray, batch: int = 64) -> Iterator[np.ndarray]:
@@ -351,10 +411,11 @@ def predict(folder: Path, paths: list[Path]) -> list[dict]:
 
     try:
         artifact = load(folder)
+        session = artifact.session()
     except Corrupt as error:
         raise UserError(f"{error}; take it anew with `netpress export`") from error
     images = data.images_from(paths, artifact.shape)
-    session, rows = artifact.session(), []
+    rows = []
     for scores in logits(session, images):
         scaled = np.exp(scores - scores.max(1, keepdims=True))
         shares = scaled / scaled.sum(1, keepdims=True)
