@@ -35,11 +35,11 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict]]]] = {
     ),
     "attention-transfer": (
         "the same student, taught by attention maps (Zagoruyko and Komodakis 2017)",
-        [{"distill": {"soft": 0.0, "attention": 1000.0}}],
+        [{"distill": {"soft": 0.0, "attention": 100.0}}],
     ),
     "attention-transfer-kd": (
         "the same student, taught by attention maps and soft logits",
-        [{"distill": {"attention": 1000.0}}],
+        [{"distill": {"attention": 100.0}}],
     ),
     "small-and-int8": (
         "a sixteenth of the parameters, taught by the base, then int8 with training",
