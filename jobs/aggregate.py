@@ -11,8 +11,10 @@ from pathlib import Path
 
 from pipeline import store
 from pipeline.errors import UserError
+from pipeline.orchestrate import state
 from pipeline.orchestrate.plan import load_sweep
 from pipeline.paths import Work
+from pipeline.sweep import Sweep
 
 
 class Report:
@@ -31,9 +33,29 @@ def aggregate(sweep: str, work: Path, to: Path) -> None:
 
     store.private()
     asked = load_sweep(sweep)
+    write_down_ends(asked, Work(work))
     listed = report.rows(asked, Work(work))
     report.print_summary(listed, sys.stdout)
     print(f"Report: {report.build(asked, Work(work), to).markdown}")
+
+
+def write_down_ends(asked: Sweep, work: Work) -> None:
+    """What only SLURM knows of how cells ended becomes a failure.json, which outlives its records.
+
+    For those that could not say it themselves: out of memory, a node that failed, a time limit.
+    """
+    found = state.find(asked, work)
+    for now in found.cells:
+        view = found.view
+        if now.state != "failed" or view is None or view.task(now.cell.id) is None:
+            continue
+        attempt = store.last_attempt(work.cell(now.cell.id))
+        if attempt is None or attempt.failure.exists():
+            continue
+        cause = view.cause(now.cell)
+        _, _, reason = cause.reason.rpartition(f"{cause.kind.replace('_', ' ')}: ")
+        failure = {"kind": cause.kind, "reason": reason, "node": cause.node, "traceback": ""}
+        store.publish_json(attempt.failure, failure)
 
 
 def main(arguments: list[str] | None = None) -> int:

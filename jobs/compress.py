@@ -40,8 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def compress(cell_id, work, data_root, events, device="auto", threads=None) -> bool:
     """One cell, in an attempt of its own; whether it is done."""
-    from jobs.usage import Usage
+    from jobs.usage import Usage, job
     from pipeline import store
+    from pipeline.orchestrate import slurm
 
     paths = work.cell(cell_id)
 
@@ -50,7 +51,7 @@ def compress(cell_id, work, data_root, events, device="auto", threads=None) -> b
         events.flush()
 
     try:
-        with store.lock_cell(paths):
+        with store.lock_cell(paths, job(), slurm.is_working):
             attempt = store.new_attempt(paths)
             with _logged(attempt.log), Usage(attempt.usage) as usage:
 

@@ -99,6 +99,10 @@ def netpress(context: click.Context) -> None:
 
 _sweep = click.argument("sweep")
 _cell = click.argument("cell")
+_cells = click.argument("cells", nargs=-1, metavar="[CELL ...]")
+_profile = click.option("--profile", help="How the cluster is asked: a name or a file.")
+_set = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+                    help="Override one setting of the profile; may be repeated.")  # fmt: skip
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 
 
@@ -118,30 +122,115 @@ def run(sweep: str, workers: int | None, threads: int | None, device: str) -> in
 @netpress.command()
 @_sweep
 @_json
-def plan(sweep: str, as_json: bool) -> None:
+@_profile
+@_set
+def plan(sweep: str, as_json: bool, profile: str | None, settings: tuple[str, ...]) -> None:
     """The matrix, the jobs, the cost; touches nothing."""
     from pipeline.orchestrate import plan
 
     asked = _load(sweep)
-    planned = plan.plan(asked, *_roots(asked))
+    cluster = _cluster(asked, profile, settings)
+    if cluster is None:
+        planned = plan.plan(asked, *_roots(asked))
+    else:
+        from pipeline.orchestrate import submit
+
+        planned = submit.planned(asked, *_roots(asked, cluster), cluster)
     _show(planned.to_json() if as_json else planned.lines())
 
 
 @netpress.command()
 @_sweep
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+def rehearse(sweep: str, device: str) -> int:
+    """Every cell for real on a sliver of data, on this machine."""
+    from pipeline.orchestrate import rehearse
+
+    asked = _load(sweep)
+    return rehearse.run(asked, *_roots(asked), device)
+
+
+@netpress.command()
+@_sweep
+@_profile
+@_set
+@click.option("--dry-run", is_flag=True, help="Show what would be sent, as plan does.")
 @_json
+@click.pass_context
+def submit(context, sweep: str, profile, settings, dry_run: bool, as_json: bool) -> None:
+    """Send what is missing to SLURM; returns at once."""
+    from pipeline.orchestrate import submit
+
+    asked = _load(sweep)
+    cluster = _cluster(asked, profile, settings, needed=True)
+    roots = _roots(asked, cluster)
+    if dry_run:
+        planned = submit.planned(asked, *roots, cluster)
+        return _show(planned.to_json() if as_json else planned.lines())
+    _show(submit.lines(*submit.run(asked, *roots, cluster)))
+
+
+@netpress.command()
+@_sweep
+@_json
+@_profile
 @click.option("--watch", is_flag=True, help="Again every few seconds, until nothing is left to do.")
-def status(sweep: str, as_json: bool, watch: bool) -> None:
-    """What is done, running, failed and missing."""
+def status(sweep: str, as_json: bool, profile: str | None, watch: bool) -> None:
+    """What is done, running, queued, waiting, failed, cancelled and missing."""
     from pipeline.orchestrate import state
 
     asked = _load(sweep)
-    work, _ = _roots(asked)
+    work, _ = _roots(asked, _cluster(asked, profile))
     if watch:
-        state.watch(asked, work)
-    else:
-        found = state.states(asked, work)
-        _show(state.to_json(found) if as_json else state.lines(found))
+        return state.watch(asked, work)
+    found = state.find(asked, work)
+    for note in found.notes:
+        click.echo(f"netpress: {note}", err=True)
+    _show(state.to_json(found.cells) if as_json else state.lines(found.cells))
+
+
+@netpress.command()
+@_sweep
+@_cell
+@_profile
+@click.option("--follow", is_flag=True, help="Go on until the cell has ended.")
+def logs(sweep: str, cell: str, profile: str | None, follow: bool) -> None:
+    """What a cell said: its job's output and its own log."""
+    from pipeline.orchestrate import logs, plan
+
+    asked = _load(sweep)
+    work, _ = _roots(asked, _cluster(asked, profile))
+    _show(logs.show(asked, work, plan.find_cell(asked, cell), follow))
+
+
+@netpress.command()
+@_sweep
+@_cells
+@_profile
+def cancel(sweep: str, cells: tuple[str, ...], profile: str | None) -> None:
+    """Take the jobs of some cells, or of the whole sweep, out of the queue."""
+    from pipeline.orchestrate import cancel, plan
+
+    asked = _load(sweep)
+    work, _ = _roots(asked, _cluster(asked, profile))
+    _show(cancel.run(asked, work, [plan.find_cell(asked, cell) for cell in cells]))
+
+
+@netpress.command()
+@_sweep
+@_cells
+@_profile
+@_set
+@click.option("--exceptions", is_flag=True, help="Also cells that an exception ended.")
+def resume(sweep: str, cells: tuple[str, ...], profile, settings, exceptions: bool) -> None:
+    """Submit again what failed, with what its kind of failure asks for."""
+    from pipeline.orchestrate import plan, resume
+
+    asked = _load(sweep)
+    cluster = _cluster(asked, profile, settings, needed=True)
+    chosen = [plan.find_cell(asked, cell) for cell in cells]
+    roots = _roots(asked, cluster)
+    _show(resume.lines(*resume.run(asked, *roots, cluster, chosen, exceptions)))
 
 
 @netpress.command()
@@ -201,6 +290,23 @@ def fetch(sweep: str) -> None:
     plan.fetch(asked, data_root, work.cache)
 
 
+@netpress.command()
+@_profile
+@_set
+@click.option("--jobs/--no-jobs", default=True, help="Also send one small job that looks around.")
+def doctor(profile: str | None, settings: tuple[str, ...], jobs: bool) -> int:
+    """Whether this machine, and the cluster of a profile, are fit to run."""
+    from pipeline.orchestrate import doctor, profile as profiles
+
+    name = profile or os.environ.get("NETPRESS_PROFILE")
+    cluster = profiles.load(name, settings) if name else None
+    checks = []
+    for check in doctor.checks(cluster, jobs):
+        checks.append(check)
+        click.echo(check.line)
+    return 0 if all(check.ok is not False for check in checks) else 1
+
+
 def _listing(what: str, about: str) -> None:
     @netpress.command(what, help=about)
     @_json
@@ -227,10 +333,23 @@ def _load(name: str):
     return asked
 
 
-def _roots(asked) -> tuple[Any, Path]:
+def _cluster(asked, name: str | None = None, settings: Sequence[str] = (), needed: bool = False):
+    """The profile for a sweep; `generic` where one is needed and nobody named one, else None."""
+    from pipeline.orchestrate import profile
+
+    if settings and not (name or asked.profile or needed):
+        name = profile.DEFAULT
+    return profile.chosen(asked, name or (profile.DEFAULT if needed and not asked.profile
+                                          and "NETPRESS_PROFILE" not in os.environ else None),
+                          settings)  # fmt: skip
+
+
+def _roots(asked, cluster=None) -> tuple[Any, Path]:
+    """(work root, data root): the same for all commands about a sweep, whatever profile it names."""
     from pipeline.orchestrate import plan
 
-    return plan.roots(asked)
+    cluster = cluster or _cluster(asked)
+    return plan.roots(asked, cluster.profile if cluster else None)
 
 
 def _show(what: dict[str, Any] | Iterable[str]) -> None:

@@ -215,26 +215,48 @@ def _replace_folder(new: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock_cell(cell: CellPaths) -> Iterator[None]:
+def lock_cell(
+    cell: CellPaths, job: str | None = None, lives: Callable[[str], bool] | None = None
+) -> Iterator[None]:
     """Hold the cell alone; raises Busy when another process does, and clears what a dead one left.
 
     The lock goes with its process, however that ends. The lock file itself stays: removing it
-    would let two processes hold two different files of one name.
+    would let two processes hold two different files of one name. Some network file systems keep
+    locks to one machine; so the file also says who has it, until that one lets it go. A holder on
+    another machine, in a job that is not `job`, our own, is asked for with `lives`.
     """
     descriptor = _open_lock(cell)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
-            holder = holder or "another process"
-            raise Busy(f"cell {cell.id} is being worked on by {holder}") from None
+            raise Busy(f"cell {cell.id} is being worked on by {_holder(descriptor)}") from None
+        other = HOLDER.fullmatch(_holder(descriptor))
+        if other and lives and _elsewhere(other, job) and lives(other["job"]):
+            raise Busy(f"cell {cell.id} is being worked on by {other[0]}")
+        mine = f"process {os.getpid()} on {socket.gethostname()}" + (f" in job {job}" if job else "")
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        os.pwrite(descriptor, f"{mine}\n".encode(), 0)
+        os.fsync(descriptor)  # for who looks from another machine
         _clear_leftovers(cell.folder)
         yield
+        os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+# What the lock file says of its holder. One that was killed leaves it there.
+HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>\S+)(?: in job (?P<job>\S+))?")
+
+
+def _holder(descriptor: int) -> str:
+    said = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+    return said or "another process"
+
+
+def _elsewhere(holder: re.Match[str], job: str | None) -> bool:
+    """Whether only the scheduler can tell if it lives. Our own job's earlier run is over."""
+    return holder["job"] not in (None, job) and holder["host"] != socket.gethostname()
 
 
 def _open_lock(cell: CellPaths) -> int:

@@ -95,7 +95,7 @@ def test_no_command_shows_the_commands_in_their_order(ask):
     code, out, _ = ask()
     assert code == 2
     names = [line.split()[0] for line in out.split("Commands:\n")[1].splitlines()]
-    assert names[:4] == ["run", "plan", "status", "report"]
+    assert names[:5] == ["run", "plan", "rehearse", "submit", "status"]
 
 
 def test_help_and_version(ask):

@@ -116,19 +116,17 @@ class View:
         return found
 
 
-def look(asked: Sweep, work: Work, done: Iterable[str], patient: bool = False) -> View | None:
-    """One squeue, and a sacct if a cell that is not done left the queue; None: never submitted."""
-    paths = work.sweep(asked.name)
-    known = ledger.read(paths)
+def look(
+    asked: Sweep, work: Work, done: Iterable[str], patient: bool = False,
+    known: ledger.Ledger | None = None,
+) -> View | None:  # fmt: skip
+    """One squeue, and a sacct if a cell that is not done left the queue; None: never submitted.
+
+    Raises Unreachable if `patient` and the controller does not answer, else notes it.
+    """
+    known = known or ledger.read(work.sweep(asked.name))
     if not known.entries:
         return None
-    return refresh(known, asked, work, done, patient)
-
-
-def refresh(
-    known: ledger.Ledger, asked: Sweep, work: Work, done: Iterable[str], patient: bool = False
-) -> View:
-    """The same for a ledger that was read already. Raises Unreachable if `patient`, else notes it."""
     view = View(known, work)
     owners = sorted({entry.user for entry in known.entries.values()}) or [slurm.user()]
     try:
@@ -188,9 +186,16 @@ def _of_job(folder, task: str) -> tuple[dict | None, int]:
         if _json(attempt.usage).get("job") != task:
             break
         rounds += 1
-        if rounds == 1 and (said := _json(attempt.failure)):
-            failure = said
+        if rounds == 1:
+            failure = failure_of(attempt)
     return failure, rounds
+
+
+def failure_of(attempt) -> dict | None:
+    """What an attempt wrote down about its failure, or what was written down for it."""
+    said = _json(attempt.failure) if attempt else {}
+    whole = isinstance(said.get("kind"), str) and isinstance(said.get("reason"), str)
+    return said if whole else None
 
 
 def job_of(attempt) -> str | None:

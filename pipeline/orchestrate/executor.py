@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from submitit.core.utils import DelayedSubmission
@@ -69,6 +71,21 @@ def script(ask: Ask) -> str:
     return executor.text()
 
 
+def probe(cluster, folder: Path, arguments: Sequence[str]) -> str:
+    """The script of a job that runs a Python file in place of cells, with the same set-up."""
+    profile = cluster.profile
+    job = paths.JobPaths(folder)
+    ask = Ask(profile, "netpress-doctor", job, (0,), profile.cores, profile.memory_gib,
+              profile.minutes, profile.gres)  # fmt: skip
+    executor = _Executor(folder, NEVER_TOO_OFTEN, python=_python(profile))
+    parameters = _parameters(ask)
+    parameters["additional_parameters"]["output"] = str(folder / "log.txt")
+    executor.update_parameters(**parameters, stderr_to_stdout=True)
+    executor.parameters["map_count"] = 1
+    command = shlex.join([profile.python or sys.executable, *arguments])
+    return executor._make_submission_file_text(command, uid="")
+
+
 def write(job: paths.JobPaths, text: str, function: Any, minutes: int) -> None:
     """Make the folder of an array: script and pickle, complete and on disk."""
     delayed = DelayedSubmission(function)
@@ -124,23 +141,24 @@ def _parameters(ask: Ask) -> dict[str, Any]:
 
 
 def _setup(ask: Ask) -> list[str]:
-    """Lines before srun. One that fails ends the job with a code that status knows."""
-    folder, code = shlex.quote(str(ask.job.folder)), shlex.quote(str(paths.CODE))
+    """Lines before srun. One that fails ends the job, with a code and a file that status knows."""
+    code = shlex.quote(str(paths.CODE))
     return [
         "umask 077",
-        f"cd {code} && export PYTHONPATH={code} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1",
+        f"folder={shlex.quote(str(ask.job.folder))}",
         'task="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"',
-        "trap '"
-        'said=$?; line="set-up failed with exit code $said: $BASH_COMMAND"; '
-        f'echo "netpress: $line" >&2; echo "$line" > {_inner(folder)}/"$task.setup"; '
-        f"exit {SETUP_FAILED}' ERR",
+        f"trap '{_ON_ERROR}' ERR",
+        f"cd {code}",
+        f"export PYTHONPATH={code} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1",
         *ask.profile.setup,
-        f'rm -f {folder}/"$task"_*.save_tmp {folder}/"$task.setup"',
-        f'ln -sfn {ask.job.pickle.name} {folder}/"${{task}}_submitted.pkl"',
+        'rm -f "$folder/$task"_*.save_tmp "$folder/$task.setup"',
+        f'ln -sfn {ask.job.pickle.name} "$folder/${{task}}_submitted.pkl"',
         "trap - ERR",
     ]
 
 
-def _inner(quoted: str) -> str:
-    """A quoted word for use between the single quotes of a trap."""
-    return quoted.replace("'", "'\\''")
+_ON_ERROR = (
+    'said=$?; line="set-up failed with exit code $said: $BASH_COMMAND"; '
+    'echo "netpress: $line" >&2; echo "$line" >"$folder/$task.setup"; '
+    f"exit {SETUP_FAILED}"
+)

@@ -58,7 +58,7 @@ def run(
     missing = [cell for cell in asked.cells if cell.id not in ids]
     if missing:
         slots = _slots(device, workers, threads)
-        _require_data(missing, data_root)
+        require_data(missing, data_root)
         command = command or _worker_command(work, data_root)
         with display(asked.cells, done) as shown, _signals() as stopping:
             pool = Pool(missing, done, work, command, slots, shown, stopping)
@@ -105,7 +105,7 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(len(lines))] if listed.returncode == 0 else []
 
 
-def _require_data(cells: Sequence[Cell], data_root: Path) -> None:
+def require_data(cells: Sequence[Cell], data_root: Path) -> None:
     from pipeline import data
 
     for dataset in dict.fromkeys(cell.dataset for cell in cells):

@@ -5,10 +5,11 @@ Neither this module nor what it imports needs torch: `netpress plan` answers in 
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -41,6 +42,11 @@ class Plan:
     jobs: tuple[Job, ...]
     gpu_hours: float
     gpu_hours_source: str
+    profile: str | None = None  # of the cluster that the jobs are for; None: this machine
+    wall_hours: float | None = None  # from the first job's start to the last one's end
+    charge: float | None = None  # in units of the cluster's fair share
+    notes: tuple[str, ...] = ()
+    states: Mapping[str, str] = field(default_factory=dict)  # of cells that no job here is for
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -56,6 +62,10 @@ class Plan:
             ],
             "gpu_hours": self.gpu_hours,
             "gpu_hours_source": self.gpu_hours_source,
+            "profile": self.profile,
+            "wall_hours": self.wall_hours,
+            "charge": self.charge,
+            "notes": list(self.notes),
         }
 
     def lines(self) -> Iterable[str]:
@@ -69,15 +79,37 @@ class Plan:
                 " > ".join(stages(cell)),
                 str(estimate.epochs(cell)),
                 "" if cell.is_base else cell.base_id,
-                "" if cell.id in missing else "done",
+                "" if cell.id in missing else self.states.get(cell.id, "done"),
             )
             for cell in self.sweep.cells
         ]
         yield from aligned(head, rows)
         yield ""
-        yield f"{len(rows)} cells, {len(rows) - len(missing)} done; {len(self.jobs)} jobs, such as"
-        yield f"  {self.jobs[0].script}"
+        yield from self._on_cluster() if self.profile else self._here()
         yield f"{self.gpu_hours:.2f} GPU-hours ({self.gpu_hours_source})"
+
+    def _here(self) -> Iterable[str]:
+        done = len(self.sweep.cells) - sum(len(job.cells) for job in self.jobs)
+        yield f"{len(self.sweep.cells)} cells, {done} done; {len(self.jobs)} jobs, such as"
+        yield f"  {self.jobs[0].script}"
+
+    def _on_cluster(self) -> Iterable[str]:
+        """Every script as it would be sent, and what all of it costs."""
+        for job in self.jobs:
+            yield f"# ---- {job.name}: {len(job.cells)} cells"
+            yield from job.script.rstrip("\n").splitlines()
+            yield ""
+        sent = sum(len(job.cells) for job in self.jobs)
+        yield (
+            f"{len(self.sweep.cells)} cells, {sent} to submit in {len(self.jobs)} jobs "
+            f"(sbatch calls), profile {self.profile}; @NAME@ stands for the id that Slurm will give"
+        )
+        for note in self.notes:
+            yield f"note: {note}"
+        if self.charge is not None:
+            yield f"{self.charge:.0f} units of fair share"
+        if self.wall_hours is not None:
+            yield f"{self.wall_hours:.2f} hours from start to end, when nothing has to wait in the queue"
 
 
 @cache
@@ -103,9 +135,22 @@ def load_sweep(name_or_path: str | Path) -> Sweep:
     return sweep.load(paths.sweep_file(name_or_path), catalog())
 
 
-def roots(asked: Sweep) -> tuple[paths.Work, Path]:
-    """(work root, data root) of the sweep on this machine."""
-    return paths.Work(paths.work_root()), paths.data_root()
+def roots(asked: Sweep, profile=None) -> tuple[paths.Work, Path]:
+    """(work root, data root) of the sweep on this machine.
+
+    Those of the profile count where they can be: a sweep for a cluster, looked at on a laptop that
+    has no /scratch, is in ./runs there.
+    """
+    work = profile.work if profile and _can_be(profile.work) else None
+    data = profile.data if profile and _can_be(profile.data) else None
+    return paths.Work(paths.work_root(work)), paths.data_root(data)
+
+
+def _can_be(folder: str | None) -> bool:
+    if not folder:
+        return False
+    path = Path(os.path.expandvars(folder)).expanduser()
+    return path.is_dir() or path.parent.is_dir()
 
 
 def called(asked: Sweep) -> str:

@@ -100,7 +100,7 @@ def cause(
     if killed and (memory := _out_of_memory(row, log)):
         return Cause("out_of_memory", memory)
     if failure is not None and not (killed and row and row.state in ("NODE_FAIL", "PREEMPTED")):
-        return Cause(failure["kind"], said(failure))
+        return Cause(failure["kind"], said(failure), str(failure.get("node", "")))
     if setup:
         return Cause("set_up", setup)
     if row is None:

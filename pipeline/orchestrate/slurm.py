@@ -114,6 +114,17 @@ def config() -> dict[str, str]:
     return found
 
 
+def associations() -> list[str]:
+    """What accounting allows this user, a line an account: its QOS and its limits on jobs."""
+    fields = ("Account", "Partition", "QOS", "MaxJobs", "MaxSubmit")
+    command = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={user()}"]
+    found = []
+    for line in _ask([*command, f"format={','.join(fields)}"], patient=False).splitlines():
+        pairs = zip(fields, line.split("|"), strict=False)
+        found.append(", ".join(f"{key} {value}" for key, value in pairs if value))
+    return found
+
+
 def ping() -> bool:
     """Whether the controller answers; at once, where the other commands would hang for 9 s."""
     try:
@@ -130,10 +141,13 @@ def wait_until_up(seconds: float) -> bool:
     return up
 
 
-def is_alive(task: str) -> bool:
-    """Whether the job or task `12_3` may hold what it worked on: raises Unreachable if unknown."""
+def is_working(task: str) -> bool:
+    """Whether the job or task `12_3` may be at work now; true also where Slurm does not answer."""
+    command = ["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={task}"]
     try:
-        text = _ask(["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={task}"], False)
+        text = _ask(command, patient=True)
+    except Unreachable:
+        return True
     except Refused as refused:
         if GONE in str(refused):
             return False
@@ -172,7 +186,7 @@ def check(script: Path) -> str:
     ended = _run(["sbatch", "--test-only", str(script)])
     if ended.returncode:
         raise _error("sbatch", ended)
-    return _words(ended.stderr or ended.stdout)
+    return _words(ended.stderr or ended.stdout).removeprefix("sbatch: ")
 
 
 def scancel(tasks: Sequence[str]) -> None:

@@ -11,10 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 from pipeline import store
-from pipeline.orchestrate import cluster, slurm
+from pipeline.orchestrate import cluster, ledger, slurm
 from pipeline.orchestrate.plan import aligned, identity
 from pipeline.orchestrate.retry import said
 from pipeline.paths import CellPaths, Work
@@ -23,7 +24,6 @@ from pipeline.sweep import Cell, Sweep
 
 State = Literal["done", "running", "queued", "waiting", "failed", "cancelled", "missing"]
 WATCH_S = 3.0
-HOLDER = re.compile(r"process (\d+) on (\S+)(?: in job (\S+))?\n")  # what store.lock_cell writes into the lock file
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,19 @@ def states(sweep: Sweep, work: Work) -> tuple[CellState, ...]:
     return find(sweep, work).cells
 
 
-def find(sweep: Sweep, work: Work, patient: bool = False) -> Found:
+def find(
+    sweep: Sweep, work: Work, patient: bool = False, known: ledger.Ledger | None = None
+) -> Found:
     """The state of every cell: from its folder, and from SLURM where it was submitted.
 
     done: its manifest matches its files (by size); nothing else makes a cell done. running: a
     process holds it, or a job is at it. queued, waiting: its job is in the queue, waiting for its
     base. failed, cancelled: how its job or its last attempt ended. missing: nothing stands against
     it. With `patient`, a controller that does not answer raises Unreachable; else it is noted.
+    `known`: the ledger, where it was read already.
     """
     done = {cell.id for cell in sweep.cells if store.is_done(work.cell(cell.id))}
-    view = cluster.look(sweep, work, done, patient)
+    view = cluster.look(sweep, work, done, patient, known)
     found: dict[str, CellState] = {}
     for cell in sweep.cells:  # bases come first
         found[cell.id] = _state(cell, work, cell.id in done, found.get(cell.base_id), view)
@@ -75,18 +78,22 @@ def _state(
 ) -> CellState:
     folder = work.cell(cell.id)
     attempt = store.last_attempt(folder)
-    attempts = attempt.number if attempt else 0
+
+
+    def made(state: State, reason: str | None = None) -> CellState:
+        return CellState(cell, state, attempt.number if attempt else 0, reason)
+
     if done:
-        return CellState(cell, "done", attempts, None)
+        return made("done")
     if view is not None and view.in_queue(cell.id):
-        return CellState(cell, *_queued(cell, work, view.row(cell.id), view), attempts=attempts)
+        return made(*_queued(cell, work, view.row(cell.id), view))
     if is_held(folder):
-        return CellState(cell, "running", attempts, None)
+        return made("running")
     if view is not None and view.task(cell.id) and view.reachable:
-        return CellState(cell, *_after_job(cell, work, base, view, attempt), attempts=attempts)
+        return made(*_after_job(cell, work, base, view, attempt))
     if view is not None and cell.id in view.last and not view.reachable:
-        return CellState(cell, *_unreachable(cell, work, view, attempt), attempts=attempts)
-    return CellState(cell, *_without_job(cell, work, base, attempt), attempts=attempts)
+        return made(*_unreachable(cell, work, view, attempt))
+    return made(*_without_job(cell, work, base, attempt))
 
 
 def _queued(cell: Cell, work: Work, row: slurm.Row, view: cluster.View) -> tuple[State, str]:
@@ -117,7 +124,7 @@ def _queued(cell: Cell, work: Work, row: slurm.Row, view: cluster.View) -> tuple
 def _after_job(cell, work, base, view, attempt) -> tuple[State, str]:
     """State and reason of a cell whose job left the queue, and that is not done."""
     cause = view.cause(cell)
-    if _newer(attempt, view, cell):  # run by hand since
+    if is_newer(cell, work, view):  # run by hand since
         return _without_job(cell, work, base, attempt)
     if cause.kind == "base_failed" and base is not None and base.state != "done":
         if base.state in ("cancelled", "failed"):
@@ -130,9 +137,13 @@ def _after_job(cell, work, base, view, attempt) -> tuple[State, str]:
     return state, cause.reason + advice
 
 
-def _newer(attempt, view: cluster.View, cell: Cell) -> bool:
-    """Whether the last attempt was none of a SLURM job, such as one of `netpress run`."""
-    return attempt is not None and cluster.job_of(attempt) is None and attempt.failure.exists()
+def is_newer(cell: Cell, work: Work, view: cluster.View) -> bool:
+    """Whether the cell failed since its job outside of SLURM, such as in `netpress run`."""
+    attempt = store.last_attempt(work.cell(cell.id))
+    if attempt is None or cluster.job_of(attempt) is not None or not attempt.failure.exists():
+        return False
+    submitted = datetime.fromisoformat(view.last[cell.id].entry.at)
+    return attempt.failure.stat().st_mtime > submitted.timestamp()
 
 
 def _unreachable(cell, work, view: cluster.View, attempt) -> tuple[State, str]:
@@ -169,11 +180,11 @@ def is_held(folder: CellPaths) -> bool:
 
 
 def _may_live(holder: str) -> bool:
-    match = HOLDER.fullmatch(holder)
-    if match is None or match[2] != socket.gethostname():
+    match = store.HOLDER.fullmatch(holder.strip())
+    if match is None or match["host"] != socket.gethostname():
         return match is not None
     try:
-        os.kill(int(match[1]), 0)
+        os.kill(int(match["pid"]), 0)
     except ProcessLookupError:
         return False
     except PermissionError:

@@ -12,15 +12,17 @@ kill, by the last line of the ledger about an array:
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pipeline import paths, store
 from pipeline.errors import UserError
-from pipeline.orchestrate import estimate, graph, ledger, local, plan, slurm
+from pipeline.orchestrate import estimate, graph, ledger, local, plan, slurm, state
 from pipeline.orchestrate.graph import Array, Queued, Request
 from pipeline.orchestrate.profile import Cluster
 from pipeline.sweep import Cell, Sweep
@@ -56,6 +58,14 @@ class Batch:
     @property
     def cells(self) -> int:
         return sum(len(item.array.cells) for item in self.prepared)
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Which cells to submit, and what each asks for."""
+
+    wanted: Callable[[state.CellState], bool]
+    request: Callable[[Cell], Request]
 
 
 def limit(cluster: Cluster) -> int:
@@ -108,9 +118,9 @@ def prepare(
         intent = _intent(asked, work, len(known.entries) + number, array)
         names[array.name] = name = f"netpress-{intent}-{asked.name}-{array.name}"
         job = work.sweep(asked.name).job(intent)
-        ask = _ask(array, cluster, name, job, _dependency(array, names))
-        text = executor.script(ask)
-        batch.prepared.append(Prepared(array, intent, name, job, text, ask.minutes))
+        wants = ask(array, cluster, name, job, _dependency(array, names))
+        text = executor.script(wants)
+        batch.prepared.append(Prepared(array, intent, name, job, text, wants.minutes))
     return batch
 
 
@@ -123,7 +133,7 @@ def report_only(batch: Batch, known: ledger.Ledger, waits_for: Sequence[int]) ->
     name = f"netpress-{intent}-{batch.sweep.name}-{array.name}"
     job = batch.work.sweep(batch.sweep.name).job(intent)
     ask = _ask(array, batch.cluster, name, job, _dependency(array, {}))
-    batch.prepared.append(Prepared(array, intent, name, job, executor.script(ask), ask.minutes))
+    batch.prepared.append(Prepared(array, intent, name, job, executor.script(wants), wants.minutes))
     return batch
 
 
@@ -154,7 +164,7 @@ def _placed(on: str, names: Mapping[str, str]) -> str:
     return f"@{names[on]}@" if on in names else on
 
 
-def _ask(array: Array, cluster: Cluster, name: str, job: paths.JobPaths, dependency: str | None):
+def ask(array: Array, cluster: Cluster, name: str, job: paths.JobPaths, dependency: str | None):
     from pipeline.orchestrate.executor import Ask
 
     profile, asked = cluster.profile, array.request
@@ -167,6 +177,152 @@ def _ask(array: Array, cluster: Cluster, name: str, job: paths.JobPaths, depende
         return Ask(**common, cores=report.cores, mail=profile.mail, partition=report.partition,
                    qos=report.qos)  # fmt: skip
     return Ask(**common, cores=profile.cores, gres=profile.gres, exclude=asked.exclude)
+
+
+def choose(asked: Sweep, found: state.Found, wanted: Callable[[state.CellState], bool]) -> list[Cell]:
+    """The cells to submit: wanted, in no job, and with a base that is done, queued or submitted."""
+    view = found.view
+    free = [
+        s.cell for s in found.cells
+        if s.state not in ("done", "running") and wanted(s)
+        and not (view and view.in_queue(s.cell.id))
+    ]  # fmt: skip
+    states = {s.cell.id: s.state for s in found.cells}
+    made = {cell.id for cell in free} | {
+        i for i, s in states.items() if s in ("done", "running") or (view and view.in_queue(i))
+    }
+    return [cell for cell in free if cell.base_id in made]
+
+
+def is_missing(found: state.CellState) -> bool:
+    """What `submit` sends; what failed or was cancelled is for `resume`."""
+    return found.state in ("missing", "waiting")
+
+
+def batch(
+    asked: Sweep,
+    work: paths.Work,
+    data_root: Path,
+    cluster: Cluster,
+    found: state.Found,
+    known: ledger.Ledger,
+    cells: Sequence[Cell],
+    request: Callable[[Cell], Request] | None = None,
+) -> Batch:
+    """What is sent for these cells, the queue as it is; or the report alone, where it is lacking."""
+    view = found.view
+    alive = view.alive_jobs if view else []
+    queued = {}
+    for cell in asked.cells:
+        if view and cell.is_base and view.in_queue(cell.id):
+            at = view.last[cell.id]
+            queued[cell.id] = Queued(at.entry.job, at.index)
+    made = prepare(asked, work, data_root, cluster, cells, known=known, request=request,
+                   queued=queued, waits_for=alive)  # fmt: skip
+    if not made.prepared and alive and view and view.alive_report is None:
+        return report_only(made, known, alive)
+    return made
+
+
+def run(
+    asked: Sweep,
+    work: paths.Work,
+    data_root: Path,
+    cluster: Cluster,
+    *,
+    pick: Callable[[state.Found], Picked] | None = None,
+) -> tuple[Batch, state.Found, dict[str, int]]:
+    """Send what is missing of the sweep, or what is picked; (what, the states before, job ids).
+
+    Raises UserError before anything is sent where data is missing; Unreachable where the queue
+    cannot be seen, since then nobody knows what is in it.
+    """
+    _require_roots(cluster, work)
+    with ledger.locked(work.sweep(asked.name)) as known:
+        if any(entry.open for entry in known.entries.values()):
+            settle(known, slurm.squeue(_owners(known), patient=True))
+        found = state.find(asked, work, patient=True, known=known)
+        picked = pick(found) if pick else Picked(is_missing, standard(cluster))
+        cells = choose(asked, found, picked.wanted)
+        local.require_data(cells, data_root)
+        made = batch(asked, work, data_root, cluster, found, known, cells, picked.request)
+        sent = send(made, known, paths.reports_root())
+        if sent and found.view and (old := found.view.alive_report):
+            slurm.scancel([str(old)])  # it would build the report before the new jobs are done
+    return made, found, sent
+
+
+def planned(asked: Sweep, work: paths.Work, data_root: Path, cluster: Cluster) -> plan.Plan:
+    """What `run` would send now, with the cost; touches nothing."""
+    found = state.find(asked, work)
+    known = found.view.known if found.view else ledger.read(work.sweep(asked.name))
+    made = batch(asked, work, data_root, cluster, found, known, choose(asked, found, is_missing))
+    names = {item.array.name: item.name for item in made.prepared}
+    jobs = tuple(
+        plan.Job(item.name, item.array.cells, tuple(_on(names, item.array)), item.script)
+        for item in made.prepared
+    )
+    states = {s.cell.id: s.state for s in found.cells}
+    return plan.Plan(asked, jobs, **_cost(made, work, cluster), states=states)
+
+
+def _on(names: Mapping[str, str], array: Array) -> Iterator[str]:
+    for on in array.after:
+        yield names.get(on) or names.get(on.rpartition("_")[0]) or on
+
+
+def _cost(made: Batch, work: paths.Work, cluster: Cluster) -> dict:
+    """GPU-hours, fair-share charge and wall time of a batch, for plan.Plan."""
+    profile = cluster.profile
+    guess = estimate.best(made.sweep, work, profile.gpu)
+    seconds = {cell.id: guess.seconds(cell) for cell in _cells(made)}
+    total_s = sum(seconds.values())
+    chain_s = max(
+        (s + seconds.get(made.sweep.by_id[i].base_id, 0.0) * (not made.sweep.by_id[i].is_base)
+         for i, s in seconds.items()),
+        default=0.0,
+    )  # fmt: skip
+    an_hour = profile.charge_an_hour()
+    return {
+        "gpu_hours": total_s * profile.gpus / 3600,
+        "gpu_hours_source": guess.source,
+        "wall_hours": max(chain_s, total_s / profile.at_once) / 3600,
+        "charge": None if an_hour is None else an_hour * total_s / 3600,
+        "profile": cluster.name,
+        "notes": tuple(profile.notes()),
+    }
+
+
+def lines(made: Batch, found: state.Found, sent: Mapping[str, int]) -> Iterator[str]:
+    """What was submitted, for people."""
+    called = plan.called(made.sweep)
+    for item in made.prepared:
+        cells = len(item.array.cells)
+        what = f"{cells} cell{'s' if cells != 1 else ''}" if cells else "the report, after all others"
+        waits = f", waits for {', '.join(item.array.after[:3])}" if item.array.after and cells else ""
+        yield f"job {sent[item.name]}: {what}{waits}"
+    if not made.prepared:
+        yield "Nothing to submit."
+    left = Counter(s.state for s in found.cells if s.state in ("failed", "cancelled"))
+    if left:
+        counts = ", ".join(f"{count} {name}" for name, count in left.items())
+        yield f"{counts}: `netpress resume {called}` takes care of them"
+    if made.prepared:
+        yield f"`netpress status {called}` tells how it goes; you may log out"
+
+
+def _require_roots(cluster: Cluster, work: paths.Work) -> None:
+    """The profile's own work root, unless the user chose another one: compute nodes see that."""
+    asked = cluster.profile.work
+    if asked and not os.environ.get("NETPRESS_WORK") and paths.work_root(asked) != work.root:
+        raise UserError(
+            f"profile {cluster.name}: work: {asked} cannot be made on this machine; run this on the "
+            "cluster's login node, or give another one with --set work=FOLDER"
+        )
+
+
+def _owners(known: ledger.Ledger) -> str:
+    return ",".join(sorted({entry.user for entry in known.entries.values()}))
 
 
 # --- sending ---------------------------------------------------------------------------------

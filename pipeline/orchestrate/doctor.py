@@ -1,0 +1,256 @@
+"""Is this machine, this cluster, this profile fit to run? A line for each thing that was looked at.
+
+On the login node: Python and packages, data, the work root and its file system, Slurm and what the
+profile asks of it (`sbatch --test-only`). On a compute node, through one small job: whether Python
+starts there, sees the work root and the data, and the GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline import paths, store
+from pipeline.errors import UserError
+from pipeline.orchestrate import slurm
+from pipeline.orchestrate.cluster import FINAL
+from pipeline.orchestrate.profile import Cluster
+
+PACKAGES = ("torch", "onnx", "onnxruntime", "h5py", "pandas", "submitit", "safetensors")
+LEAST_FREE_BYTES = 20 * 1024**3
+PROBE_S = 180.0  # how long the small job may take to start and end before we stop waiting
+
+
+@dataclass(frozen=True)
+class Check:
+    """`ok` None: worth knowing, and no fault."""
+
+    what: str
+    ok: bool | None
+    said: str
+
+    @property
+    def line(self) -> str:
+        mark = {True: "ok  ", False: "BAD ", None: "note"}[self.ok]
+        return f"{mark}  {self.what}: {self.said}"
+
+
+def checks(cluster: Cluster | None, jobs: bool = True) -> Iterator[Check]:
+    """Everything there is to look at; nothing that stays is made or changed."""
+    profile = cluster.profile if cluster else None
+    work = paths.work_root(profile.work if profile else None)
+    data = paths.data_root(profile.data if profile else None)
+    yield from _python()
+    yield from _work_root(work)
+    yield _data(data)
+    if cluster is None:
+        yield from _gpu_here()
+        return
+    for note in cluster.profile.notes():
+        yield Check("request", None, note)
+    if not slurm.available():
+        yield Check("slurm", False, "sbatch is not on PATH: run this on the cluster's login node")
+        return
+    answered = yield from _controller()
+    if not answered:
+        return
+    accepted = yield from _request(cluster, work)
+    yield from _accounting()
+    if jobs and accepted and work.parent.is_dir():
+        yield from _compute_node(cluster, work, data)
+
+
+# --- this machine ----------------------------------------------------------------------------
+
+
+def _python() -> Iterator[Check]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Check("python", sys.version_info >= (3, 10), f"{version} in {sys.executable}")
+    missing, found = [], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    said = f"{', '.join(missing)} not there: use env/run, or `source env/sol.sh` on Sol"
+    yield Check("packages", not missing, said if missing else ", ".join(found))
+
+
+def _work_root(work: Path) -> Iterator[Check]:
+    """Writable, with rename and fsync that work, and room."""
+    nearest = next(p for p in (work, *work.parents) if p.is_dir())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".netpress-doctor-", dir=nearest) as folder:
+            probe = Path(folder) / "probe"
+            store.publish_bytes(probe, b"first")
+            store.publish_bytes(probe, b"second")
+            ok = probe.read_bytes() == b"second"
+    except OSError as error:
+        yield Check("work root", False, f"{work}: {error.strerror or error}, in {nearest}")
+        return
+    made = "" if nearest == work else f", to be made in {nearest}"
+    yield Check("work root", ok, f"{work}{made}: writable, rename and fsync work")
+    free = shutil.disk_usage(nearest).free
+    yield Check("space", free >= LEAST_FREE_BYTES, f"{free / 1024**3:.0f} GiB free on it")
+    odd = re.search(r"[%\\]|[^\x20-\x7e]", str(work))
+    if odd:
+        yield Check("work root", False, f"{odd[0]!r} in its name: Slurm cannot write logs there")
+
+
+def _data(data: Path) -> Check:
+    there = sorted(p.name for p in data.iterdir() if p.is_dir()) if data.is_dir() else []
+    said = ", ".join(there) or "nothing yet; `netpress fetch SWEEP` brings what a sweep needs"
+    return Check("data", True if there else None, f"{data}: {said}")
+
+
+def _gpu_here() -> Iterator[Check]:
+    from pipeline.orchestrate.local import visible_gpus
+
+    gpus = visible_gpus()
+    yield Check("gpu", None, f"{len(gpus)} visible" if gpus else "none: `netpress run` uses the CPU")
+
+
+# --- the cluster -----------------------------------------------------------------------------
+
+
+def _controller():
+    """Slurm's version and limits; whether the controller answered."""
+    try:
+        found = slurm.config()
+    except UserError as error:
+        yield Check("slurm", False, str(error))
+        return False
+    yield Check("slurm", True, f"version {found.get('SLURM_VERSION', 'unknown')}")
+    for key in ("MaxArraySize", "MaxJobCount", "MinJobAge", "PreemptMode", "PreemptType"):
+        yield Check(key, None, found.get(key, "not said"))
+    requeue = found.get("JobRequeue", "1")
+    yield Check("requeue", None, "on by default" if requeue == "1" else
+                "off by default; netpress asks for it in each job")  # fmt: skip
+    return True
+
+
+def _request(cluster: Cluster, work: Path):
+    """Whether this user may ask for what the profile asks for; whether both kinds of job may run."""
+    good = True
+    for what, text in (("jobs", _script(cluster, work)), ("report", _script(cluster, work, True))):
+        with tempfile.TemporaryDirectory() as folder:
+            script = Path(folder) / "test.sh"
+            script.write_text(text)
+            try:
+                said, ok = slurm.check(script), True
+            except UserError as error:
+                said, ok = str(error), False
+        good = good and ok
+        yield Check(f"{what} as profile {cluster.name} asks", ok, said)
+    return good
+
+
+def _script(cluster: Cluster, work: Path, report: bool = False) -> str:
+    """The real script of a job, or of the report, in a folder that need not exist."""
+    from pipeline.orchestrate import submit
+    from pipeline.orchestrate.executor import script
+    from pipeline.orchestrate.graph import Array, Request
+
+    profile = cluster.profile.report if report else cluster.profile
+    asked = Request(profile.memory_gib, profile.minutes)
+    array = Array(submit.REPORT if report else "cells", {0: ()}, asked)
+    job = paths.Work(work).sweep("doctor").job("test")
+    return script(submit.ask(array, cluster, "netpress-doctor", job, None))
+
+
+def _accounting() -> Iterator[Check]:
+    try:
+        slurm.sacct([1])
+        yield Check("accounting", True, "sacct answers")
+        for line in slurm.associations():
+            yield Check("you may use", None, line)
+    except UserError as error:
+        yield Check("accounting", None, f"{error}; status tells from logs how jobs ended")
+
+
+# --- a compute node --------------------------------------------------------------------------
+
+PROBE = """
+import json, os, socket, subprocess, sys
+folder, data = sys.argv[1:]
+found = {"host": socket.gethostname(), "python": sys.version.split()[0]}
+try:
+    import onnxruntime, torch
+    found["torch"] = torch.__version__
+    found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+except Exception as error:
+    found["broken"] = f"{type(error).__name__}: {error}"
+found["devices"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+found["data"] = sorted(os.listdir(data)) if os.path.isdir(data) else None
+with open(os.path.join(folder, "found.tmp"), "w") as file:
+    json.dump(found, file)
+    file.flush()
+    os.fsync(file.fileno())
+os.rename(os.path.join(folder, "found.tmp"), os.path.join(folder, "found.json"))
+"""
+
+
+def _compute_node(cluster: Cluster, work: Path, data: Path) -> Iterator[Check]:
+    """What one job of two minutes finds there, with the profile's request and set-up."""
+    folder = work / "doctor" / secrets.token_hex(4)
+    store.make_folder(folder)
+    (folder / "probe.py").write_text(PROBE)
+    (folder / "probe.sh").write_text(_probe_script(cluster, folder, data))
+    job = None
+    try:
+        job = slurm.sbatch(folder / "probe.sh")
+        yield from _probed(_awaited(folder, job), cluster, data, folder)
+    except UserError as error:
+        yield Check("compute node", False, str(error))
+    finally:
+        if job is not None:
+            slurm.scancel([str(job)])
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _probe_script(cluster: Cluster, folder: Path, data: Path) -> str:
+    """The real script with another command at its end, so that the set-up is the real one."""
+    from pipeline.orchestrate.executor import probe
+
+    short = cluster.profile.model_copy(update={"minutes": 2})
+    arguments = [str(folder / "probe.py"), str(folder), str(data)]
+    return probe(replace(cluster, profile=short), folder, arguments)
+
+
+def _awaited(folder: Path, job: int) -> dict | None:
+    """What the job found; None where it ended without, or not in time."""
+    deadline = time.monotonic() + PROBE_S
+    in_queue = True
+    while in_queue and time.monotonic() < deadline:
+        in_queue = any(row.job == job and row.state not in FINAL for row in slurm.squeue())
+        if (folder / "found.json").exists():
+            return json.loads((folder / "found.json").read_text())
+        time.sleep(1.0)
+    return None
+
+
+def _probed(found: dict | None, cluster: Cluster, data: Path, folder: Path) -> Iterator[Check]:
+    if found is None:
+        log = folder / "log.txt"
+        last = log.read_text(errors="replace").strip()[-300:] if log.exists() else "no log"
+        said = f"the job did not end within {PROBE_S:.0f} s, or failed: {last}"
+        yield Check("compute node", False, said)
+        return
+    yield Check("compute node", "broken" not in found, f"{found['host']}, Python {found['python']}, "
+                + (found.get("broken") or f"torch {found['torch']}"))  # fmt: skip
+    listed = found["data"]
+    yield Check("data there", True if listed else None,
+                f"{data}: {', '.join(listed) if listed else 'nothing'}")  # fmt: skip
+    if cluster.profile.gpus:
+        gpus = found.get("gpus") or []
+        yield Check("gpu there", len(gpus) >= cluster.profile.gpus,
+                    ", ".join(gpus) or f"torch sees none (devices {found['devices'] or 'none'})")

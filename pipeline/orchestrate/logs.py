@@ -1,0 +1,96 @@
+"""What a cell said: its job's own output, and the log of its last attempt."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import store
+from pipeline.errors import UserError
+from pipeline.orchestrate import ledger, state
+from pipeline.orchestrate.display import described
+from pipeline.paths import Work
+from pipeline.sweep import Cell, Sweep
+
+FOLLOW_S = 1.0
+LOOK_S = 10.0  # how often --follow asks the scheduler whether there is more to come
+
+
+@dataclass
+class _Tail:
+    """A file that grows: what came since the last look, as whole lines."""
+
+    path: Path
+    offset: int = 0
+    rest: bytes = b""
+
+    def lines(self) -> Iterator[str]:
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                data = self.rest + file.read()
+        except FileNotFoundError:
+            return
+        self.offset += len(data) - len(self.rest)
+        *whole, self.rest = data.split(b"\n")
+        for line in whole:
+            yield line.decode(errors="replace")
+
+
+def show(asked: Sweep, work: Work, cell: Cell, follow: bool = False) -> Iterator[str]:
+    """The lines of a cell; with `follow`, on until it is neither running nor in the queue."""
+    tails: dict[Path, _Tail] = {}
+    yield from _new(asked, work, cell, tails)
+    if not tails:
+        [now] = [s for s in state.states(asked, work) if s.cell is cell]
+        if not follow or now.state in ("done", "missing", "failed", "cancelled"):
+            raise UserError(f"{cell.name} has no log yet: it is {now.state}, {now.reason}")
+    looked = time.monotonic()
+    while follow:
+        time.sleep(FOLLOW_S)
+        yield from _new(asked, work, cell, tails)
+        if time.monotonic() - looked > LOOK_S:
+            looked = time.monotonic()
+            [now] = [s for s in state.states(asked, work) if s.cell is cell]
+            if now.state not in ("running", "queued", "waiting"):
+                yield from _new(asked, work, cell, tails)
+                yield f"==> {now.state}" + (f": {now.reason}" if now.reason else "")
+                return
+
+
+def _new(asked: Sweep, work: Work, cell: Cell, tails: dict[Path, _Tail]) -> Iterator[str]:
+    for path in _files(asked, work, cell):
+        if path not in tails and path.exists():
+            tails[path] = _Tail(path)
+            yield f"==> {path}"
+        if path in tails:
+            for line in tails[path].lines():
+                if (said := _readable(line, cell)) is not None:
+                    yield said
+
+
+def _files(asked: Sweep, work: Work, cell: Cell) -> Iterator[Path]:
+    paths = work.sweep(asked.name)
+    at = ledger.read(paths).last.get(cell.id)
+    if at is not None and at.entry.job is not None:
+        job = paths.job(at.entry.intent)
+        yield from (job.out(at.task), job.err(at.task))
+    attempt = store.last_attempt(work.cell(cell.id))
+    if attempt is not None:
+        yield attempt.log
+
+
+def _readable(line: str, cell: Cell) -> str | None:
+    """A line as people read it: progress in words, and nothing about other cells of the job."""
+    try:
+        event = json.loads(line)
+        mine = event["cell"] == cell.id
+        if not mine:
+            return None
+        reason = f": {event['reason']}" if "reason" in event else ""
+        return described(event) + reason
+    except (ValueError, KeyError, TypeError):
+        return line
