@@ -1,24 +1,25 @@
 """One cell from start to finish: load or resume, stages, artifact, measure, publish.
 
-Knows nothing of SLURM, of sweeps or of other cells; all that it needs is on disk. Called again after
-a kill, it goes on from the last epoch that was kept, and ends with the same weights.
+Knows nothing of SLURM, of sweeps or of other cells; all that it needs is on disk. Called again
+after a kill, it goes on from the last epoch that was kept, and ends with the same weights.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import platform
 import resource
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from pipeline import artifact, data, store
-from pipeline.errors import Corrupt
+from pipeline.errors import Corrupt, UserError
 from pipeline.measure import cell as measuring
 from pipeline.measure import hardware
 from pipeline.models import module_of, network
@@ -26,7 +27,7 @@ from pipeline.paths import CODE, CellPaths, Work
 from pipeline.store import StageHistory
 from pipeline.sweep import Cell, Recipe, Stage
 from pipeline.techniques import context, stage_module, train
-from pipeline.training.checkpoint import Checkpointer, Snapshot, model_bytes, read_model
+from pipeline.training.checkpoint import Checkpointer, Snapshot, read_model
 from pipeline.training.loop import Training, fit
 from pipeline.training.recipe import Machine, machine
 
@@ -37,6 +38,10 @@ PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "h5py")
 
 class NoBase(Exception):
     """The base of this cell has no valid result; it has to be made first."""
+
+
+class OtherData(Exception):
+    """Two data sets of one name: a result on one would be compared with a base on the other."""
 
 
 def run_cell(
@@ -57,7 +62,11 @@ def run_cell(
     if _already_done(paths):
         return
     torch.set_num_threads(threads or hardware.cores())
-    _Run(cell, work, paths, data_root, device, progress).go()
+    run = _Run(cell, work, paths, data_root, device, progress)
+    try:
+        run.go()
+    finally:
+        run.checkpoints.close()  # nothing of this attempt may write once the lock is gone
 
 
 def _already_done(paths: CellPaths) -> bool:
@@ -96,14 +105,13 @@ class _Run:
         result = store.result_bytes(self.cell.to_json(), facts, history, measured)
         store.publish_bytes(self.paths.result, result)
         store.publish_bytes(self.paths.metrics, store.history_bytes(history))
-        store.publish_bytes(self.paths.model, model_bytes(state))
         store.write_manifest(self.paths, {"accuracy": measured["accuracy"]})
-        self.remove_checkpoints()
 
     # --- stages ----------------------------------------------------------------------------------
 
     def staged(self) -> tuple[network.ModelState, list[StageHistory]]:
-        """The final network, and what was recorded on the way; resumed where a snapshot is."""
+        """The final network, and what was recorded on the way; resumed where a snapshot is, which
+        after the last stage is the final network itself."""
         snapshot = self.checkpoints.load()
         index = snapshot.index if snapshot else 0
         history = list(snapshot.history) if snapshot else []
@@ -112,8 +120,11 @@ class _Run:
             here = snapshot if snapshot and snapshot.index == i else None
             state = self.stage(i, state, history, here)
             done = Snapshot(i + 1, self.name(i + 1), Training(state), tuple(history))
-            self.checkpoints.save(done, wait=True)
-        state.network.to("cpu")
+            if i + 1 < len(self.stages):
+                self.checkpoints.save(done, wait=True)
+            else:
+                self.checkpoints.finish(done, self.paths.model)
+        state.network.to("cpu", memory_format=torch.contiguous_format)  # as one that was read
         return state, history
 
     def name(self, index: int) -> str:
@@ -135,6 +146,8 @@ class _Run:
         seed = self.cell.seed * 1009 + index
 
         def trained(start, objective, epochs: int, recipe: Recipe) -> network.ModelState:
+            if history and history[-1].index == index:  # a snapshot could be of either training
+                raise RuntimeError(f"{stage.name} trains twice; expected one training a stage")
             training = snapshot.training if snapshot and snapshot.training.epoch else None
             training = training or Training(start())
             training.state.network.to(self.machine.device)
@@ -176,12 +189,21 @@ class _Run:
         return self.work.cell(self.cell.base_id)
 
     def base(self) -> network.ModelState:
-        """A fresh copy of the trained base; NoBase where it is not there or damaged."""
+        """A fresh copy of the trained base; NoBase where it is not there or damaged, UserError
+        where it was trained on other images (a folder's content is not in a cell's id)."""
+        paths = self.base_paths
         try:
-            store.verify(self.base_paths)
-            return read_model(self.base_paths.model)
+            store.verify(paths)
+            facts = store.read_result(paths.result, with_history=False).facts
+            state = read_model(paths.model)
         except Corrupt as error:
-            raise NoBase(f"its base {self.cell.base_id} is not there or damaged: {error}") from error
+            raise NoBase(f"its base {paths.id} is not there or damaged: {error}") from error
+        if facts["dataset_fingerprint"] != self.split.fingerprint:
+            raise UserError(
+                f"{self.split.name}: its images changed since the base {paths.id} was trained; "
+                "expected the same, or another name for this data set in the sweep file"
+            )
+        return state
 
     def teacher(self) -> network.ModelState:
         """The base as one looks at it: kept, on the device, in eval mode."""
@@ -199,9 +221,7 @@ class _Run:
             "technique": self.cell.technique,
             "cell": self.cell.id,
         }
-        artifact.write(
-            state, self.paths.artifact, facts, sample.pixels.numpy(), self.split.classes
-        )
+        artifact.write(state, self.paths.artifact, facts, sample.pixels.numpy(), self.split.classes)
 
     def measured(self, state: network.ModelState) -> dict[str, object]:
         mine = measuring.Candidate(state, artifact.load(self.paths.artifact))
@@ -212,9 +232,7 @@ class _Run:
         def tick(what: str) -> None:
             self.progress({"stage": "measure", "what": what})
 
-        return measuring.measure(
-            mine, base, self.split, self.cell.measure, self.machine, tick
-        )
+        return measuring.measure(mine, base, self.split, self.cell.measure, self.machine, tick)
 
     def facts(self) -> dict:
         return {
@@ -231,12 +249,6 @@ class _Run:
             "peak_gpu_memory_bytes": peak_gpu_memory_bytes(self.machine.device),
         }
 
-    def remove_checkpoints(self) -> None:
-        """The result is published; of the way there only the final weights are kept."""
-        for path in self.paths.checkpoint.iterdir():
-            if path != self.paths.model:
-                path.unlink()
-
 
 def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}}
@@ -244,7 +256,10 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit that the code is at, with a + where it was changed; None outside of git."""
-    git = ["git", "-C", str(CODE)]
+    if not (CODE / ".git").exists():  # installed somewhere, perhaps inside of another repository
+        return None
+    # Without optional locks: a status that refreshes the index could get into the user's way.
+    git = ["git", "--no-optional-locks", "-C", str(CODE)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
         changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"],
@@ -267,22 +282,47 @@ def peak_gpu_memory_bytes(device: torch.device) -> int:
 
 def failure_of(error: BaseException) -> tuple[str, str]:
     """(kind, one line) of what ended an attempt: the kind decides what `resume` does about it."""
-    import errno
-
     line = (str(error).strip().splitlines() or ["no message"])[0][:500]
     named = f"{type(error).__name__}: {line}"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in line:
+    if any(map(_out_of_memory, _causes(error))):
         return "out_of_memory", f"out of memory: {named}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if any(map(_disk_full, _causes(error))):
         return "disk_full", f"disk full: {line}"
     if isinstance(error, NoBase):
         return "no_base", line
-    return "exception", named
+    return "exception", line if isinstance(error, UserError) else named
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it was raised from: compilers and our own errors wrap others."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+# How PyTorch and ONNX Runtime say so where they have no error of its own for it.
+_NO_MEMORY = (
+    "can't allocate memory", "Failed to allocate memory", "bad_alloc", "ALLOC_FAILED",
+    "Cannot allocate memory",
+)  # fmt: skip
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    own = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return own or any(text in str(error) for text in _NO_MEMORY)
+
+
+def _disk_full(error: BaseException) -> bool:
+    own = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return own or "No space left on device" in str(error)
 
 
 def read_cell(paths: CellPaths, catalog) -> Cell:
-    """The cell in cell.json; Corrupt where it is none."""
+    """The cell in cell.json; Corrupt where it is none, or is that of another folder."""
     try:
-        return Cell.from_json(json.loads(paths.cell_json.read_bytes()), catalog)
-    except (OSError, ValueError) as error:
+        cell = Cell.from_json(json.loads(paths.cell_json.read_bytes()), catalog)
+    except (OSError, ValueError, RecursionError) as error:
         raise Corrupt(f"{paths.cell_json}: {error}") from error
+    if cell.id != paths.id:  # the lock that is held would not be that of the folder written to
+        raise Corrupt(f"{paths.cell_json}: is cell {cell.id}, expected {paths.id}")
+    return cell

@@ -76,7 +76,7 @@ def _kernels(mine: Candidate) -> dict[str, object]:
     return {
         "integer_kernels": ran.integer,
         "integer_share": ran.integer_share,
-        "subnormals": complexity.subnormals(mine.state.network),
+        "subnormals": complexity.subnormals(mine.artifact.model),
         "channels": np.array(mine.state.spec.channels),
     }
 
@@ -113,8 +113,8 @@ def _classified(artifact: Artifact, images: np.ndarray) -> tuple[np.ndarray, flo
 
 
 def _latency(mine: Candidate, base: Candidate, settings: Measure, threads: str) -> dict:
-    """Samples in ms. The deployed artifacts race each other and, in the same rounds, what the study
-    timed: the base and the simulated network in PyTorch (float32, eager)."""
+    """Samples in ms. The deployed artifacts race each other and then, in the same rounds, what the
+    study timed: the base and the simulated network in PyTorch (float32, eager)."""
     number = 1 if threads == "one" else hardware.cores()
     sessions = {"artifact": mine.artifact.session(number), "base": base.artifact.session(number)}
     networks = {"simulated": _eager(mine.state), "base": _eager(base.state)}

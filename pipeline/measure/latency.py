@@ -2,7 +2,8 @@
 
 All contenders take turns, round after round, so that whatever slows the machine down for a while
 slows all of them. Each turn begins with a run that is not timed: it brings the model's weights into
-the caches and lets the threads of the one before come to rest.
+the caches. Each round begins with a pause, and those that leave threads spinning come last in it:
+PyTorch's (OpenMP) go on for some 10 ms after their work, and would take a core from whoever is next.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 Run = Callable[[], object]
 WARM_UP = 3
 LEAST_ROUNDS = 10
+REST_S = 0.03
 
 
 def interleaved(
@@ -30,6 +32,7 @@ def interleaved(
     while rounds < repeats:
         if rounds >= LEAST_ROUNDS and time.perf_counter() - began > seconds:
             break
+        time.sleep(REST_S)
         for name, run in contenders.items():
             run()
             start = time.perf_counter_ns()
