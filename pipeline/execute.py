@@ -40,10 +40,6 @@ class NoBase(Exception):
     """The base of this cell has no valid result; it has to be made first."""
 
 
-class OtherData(Exception):
-    """Two data sets of one name: a result on one would be compared with a base on the other."""
-
-
 def run_cell(
     cell: Cell,
     work: Work,
