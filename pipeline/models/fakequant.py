@@ -42,9 +42,7 @@ class _FakeQuantized:
             return x
         if self.learned and self.training:
             shift = self.input_zero_point
-            return _lsq(
-                x.float(), self.input_scale, -shift, ACTIVATION_MAX - shift, ACTIVATION_MAX
-            )
+            return _lsq(x.float(), self.input_scale, -shift, ACTIVATION_MAX - shift, ACTIVATION_MAX)
         return torch.fake_quantize_per_tensor_affine(
             x.float(), self.input_scale.detach(), self.input_zero_point, 0, ACTIVATION_MAX
         )

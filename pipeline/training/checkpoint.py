@@ -2,7 +2,9 @@
 
 ``checkpoint/`` holds the last two states as ``state-N.safetensors`` and ``index.json``, which names
 them with their SHA-256; replacing the index is the moment at which a new state begins to exist. A
-state that does not match its checksum is set aside and the one before it is used.
+state that does not match its checksum is set aside and the one before it is used. In the end only
+``model.safetensors`` is left, the final weights: they are a state as well, so that a cell whose
+artifact or result was damaged makes that anew without training.
 
 There is no pickle: tensors are safetensors, the rest is JSON in their header. The random state is
 not among them, since it follows from (seed, stage, epoch).
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,10 @@ from pipeline.store import StageHistory
 from pipeline.training.loop import Training
 
 KEPT = 2
+NAME = re.compile(r"(state-[0-9]+|model)\.safetensors")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+# What a file that is no checkpoint of ours makes the code below raise.
+UNREADABLE = (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -40,20 +47,23 @@ class Snapshot:
     history: tuple[StageHistory, ...]  # of the stages before this one
 
 
-def model_bytes(state: ModelState) -> bytes:
-    """Weights and specification of a network, as one safetensors file."""
+def model_bytes(state: ModelState, **more: str) -> bytes:
+    """Weights and specification of a network (and more texts), as one safetensors file."""
     tensors = {n: _plain(t) for n, t in state.network.state_dict().items()}
-    return bytes_of(tensors, {"spec": json.dumps(state.spec.to_json())})
+    return bytes_of(tensors, {"spec": json.dumps(state.spec.to_json()), **more})
 
 
 def read_model(path: Path) -> ModelState:
     """The network in a file that ``model_bytes`` made; Corrupt when it is not one."""
     try:
         data = path.read_bytes()
+    except OSError as error:
+        raise Corrupt(f"{path}: cannot be read ({error.strerror})") from error
+    try:
         spec = NetworkSpec.from_json(json.loads(_metadata(data)["spec"]))
         return restore(spec, tensors_of(data))
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise Corrupt(f"{path}: not a readable model ({type(error).__name__}: {error})") from error
+    except UNREADABLE as error:
+        raise Corrupt(f"{path}: not a readable model ({_first_line(error)})") from error
 
 
 class Checkpointer:
@@ -76,22 +86,33 @@ class Checkpointer:
         if wait:
             self.wait()
 
-    def wait(self) -> None:
-        """Until what was saved is on disk."""
+    def finish(self, snapshot: Snapshot, path: Path) -> None:
+        """Puts the final weights at ``path`` in place of all states; raises OSError."""
+        self.wait()
+        header = json.dumps(_header(snapshot))
+        self._publish(path.name, model_bytes(snapshot.training.state, netpress=header), kept=1)
+
+    def close(self) -> None:
+        """Until nothing is written any more, whatever became of it."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def wait(self) -> None:
+        """Until what was saved is on disk."""
+        self.close()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def load(self) -> Snapshot | None:
         """The newest state that is whole; None when there is none. Damaged ones are set aside."""
-        for entry in reversed(self._index):
+        for entry in reversed(list(self._index)):
             path = self.folder / entry["file"]
             try:
                 return _snapshot(_checked(path, entry["sha256"]), path)
             except Corrupt:
+                self._index.remove(entry)  # else it would take the place of one that is whole
                 if path.exists():
                     store.set_aside(path)
         return None
@@ -99,17 +120,22 @@ class Checkpointer:
     def _write(self, tensors, header, history) -> None:
         try:
             data = bytes_of(tensors, {"netpress": json.dumps(header)})
-            number = self._index[-1]["number"] + 1 if self._index else 1
-            name = f"state-{number}.safetensors"
-            store.publish_bytes(self.folder / name, data)
-            entry = {"number": number, "file": name, "sha256": hashlib.sha256(data).hexdigest()}
-            index = [*self._index, entry][-KEPT:]
-            store.publish_json(self.folder / "index.json", index)
-            self._index = index
-            self._remove_unnamed()
+            self._publish(f"state-{self._next()}.safetensors", data, KEPT)
             store.publish_bytes(self.metrics, store.history_bytes(history))
         except BaseException as error:  # handed to the loop, which raises it
             self._error = error
+
+    def _next(self) -> int:
+        return self._index[-1]["number"] + 1 if self._index else 1
+
+    def _publish(self, name: str, data: bytes, kept: int) -> None:
+        store.publish_bytes(self.folder / name, data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        entry = {"number": self._next(), "file": name, "sha256": sha256}
+        index = [*self._index, entry][-kept:]
+        store.publish_json(self.folder / "index.json", index)
+        self._index = index
+        self._remove_unnamed()
 
     def _remove_unnamed(self) -> None:
         named = {entry["file"] for entry in self._index}
@@ -120,11 +146,10 @@ class Checkpointer:
     def _read_index(self) -> list[dict]:
         path = self.folder / "index.json"
         try:
-            index = json.loads(path.read_bytes())
-            return [{k: e[k] for k in ("number", "file", "sha256")} for e in index]
+            return [_entry(e) for e in json.loads(path.read_bytes())]
         except FileNotFoundError:
             return []
-        except (ValueError, TypeError, KeyError):
+        except UNREADABLE:
             store.set_aside(path)
             return []
 
@@ -171,20 +196,65 @@ def _checked(path: Path, expected: str) -> bytes:
     return data
 
 
+def _entry(found: dict) -> dict:
+    """An entry of the index; what it raises means that the index is damaged."""
+    entry = {"number": found["number"], "file": found["file"], "sha256": found["sha256"]}
+    sound = type(entry["number"]) is int and NAME.fullmatch(entry["file"])
+    if not sound or not SHA256.fullmatch(entry["sha256"]):
+        raise ValueError("not an entry of an index")
+    return entry
+
+
 def _snapshot(data: bytes, path: Path) -> Snapshot:
     try:
-        header = json.loads(_metadata(data)["netpress"])
-        tensors, buffers = tensors_of(data), {}
-        for name in [n for n in tensors if n.startswith("optimizer.")]:
-            key, _, parameter = name.removeprefix("optimizer.").partition(".")
-            buffers.setdefault(parameter, {})[key] = tensors.pop(name)
-        weights = {n.removeprefix("model."): t for n, t in tensors.items()}
+        texts, tensors = _metadata(data), tensors_of(data)
+        header = json.loads(texts["netpress"])
+        weights, buffers = (tensors, {}) if "spec" in texts else _parts(tensors)
         state = restore(NetworkSpec.from_json(header["spec"]), weights)
-        training = Training(state, header["epoch"], buffers, header["columns"])
-        history = tuple(StageHistory(*entry) for entry in header["history"])
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise Corrupt(f"{path}: not a readable checkpoint ({error})") from error
-    return Snapshot(header["index"], header["stage"], training, history)
+        _check_fit(buffers, state)
+        training = Training(state, _count(header["epoch"]), buffers, _columns(header["columns"]))
+        history = tuple(
+            StageHistory(_count(index), str(stage), _columns(columns))
+            for index, stage, columns in header["history"]
+        )
+        return Snapshot(_count(header["index"]), str(header["stage"]), training, history)
+    except UNREADABLE as error:
+        raise Corrupt(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
+
+
+def _parts(tensors: dict) -> tuple[dict, dict]:
+    """(weights by name, what the optimizer remembers by parameter name)."""
+    weights, buffers = {}, {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            key, _, parameter = rest.partition(".")
+            buffers.setdefault(parameter, {})[key] = tensor
+        else:
+            weights[rest] = tensor
+    return weights, buffers
+
+
+def _check_fit(buffers: dict, state: ModelState) -> None:
+    parameters = dict(state.network.named_parameters())
+    for name, kept in buffers.items():
+        if any(t.dim() and t.shape != parameters[name].shape for t in kept.values()):
+            raise ValueError(f"what the optimizer keeps of {name} has another shape")
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"expected a count, got {str(value)[:50]}")
+    return value
+
+
+def _columns(columns: dict) -> dict[str, list[float]]:
+    return {str(name): [float(v) for v in values] for name, values in columns.items()}
+
+
+def _first_line(error: Exception) -> str:
+    line = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {line}"
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -5,6 +5,7 @@ Images are uint8 [N, C, H, W] and stay where the device is; labels int64 [N].
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -74,6 +75,8 @@ def fit(
         )  # fmt: skip
         seconds = time.perf_counter() - began
         loss, accuracy = evaluate(called, held_out, machine)
+        if len(held_out) and not math.isfinite(loss):  # the last step may have done it
+            raise _diverged(loss, training.epoch, recipe)
         row |= {
             "epoch": training.epoch + 1, "held_out_loss": loss, "held_out_accuracy": accuracy,
             "learning_rate": optim.param_groups[0]["lr"], "seconds": seconds,
@@ -124,12 +127,16 @@ def _epoch(
             told = now
             tick({"step": step + 1, "steps": steps, "epoch": epoch, "seconds": now - began})
     mean_loss, accuracy = (total / images_seen).tolist()
-    if mean_loss != mean_loss or mean_loss in (float("inf"), float("-inf")):
-        raise Diverged(
-            f"the loss became {mean_loss} in epoch {epoch + 1}; "
-            f"try a learning_rate below {recipe.learning_rate:g}"
-        )
+    if not math.isfinite(mean_loss):
+        raise _diverged(mean_loss, epoch, recipe)
     return {"loss": mean_loss, "accuracy": accuracy, "images": images_seen}
+
+
+def _diverged(loss: float, epoch: int, recipe: Recipe) -> Diverged:
+    return Diverged(
+        f"the loss became {loss} in epoch {epoch + 1}; "
+        f"try a learning_rate below {recipe.learning_rate:g}"
+    )
 
 
 @torch.no_grad()
