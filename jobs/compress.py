@@ -44,13 +44,12 @@ def compress(cell_id, work, data_root, events, device="auto", threads=None) -> b
     from pipeline import store
     from pipeline.orchestrate import slurm
 
-    paths = work.cell(cell_id)
-
     def tell(event: dict) -> None:
         events.write(json.dumps({"cell": cell_id, **event}) + "\n")
         events.flush()
 
     try:
+        paths = work.cell(cell_id)
         with store.lock_cell(paths, job(), slurm.is_working):
             attempt = store.new_attempt(paths)
             with _logged(attempt.log), Usage(attempt.usage) as usage:
@@ -62,7 +61,11 @@ def compress(cell_id, work, data_root, events, device="auto", threads=None) -> b
                 return _attempted(paths, attempt, work, data_root, heard, device, threads)
     except store.Busy as busy:
         tell({"stage": "busy", "reason": str(busy)})
-        return False
+    except Exception as error:  # no attempt to write it down in: a full disk, another user's folder
+        traceback.print_exc()
+        kind, reason = _failure_of(error)
+        tell({"stage": "failed", "kind": kind, "reason": reason})
+    return False
 
 
 def _attempted(paths, attempt, work, data_root, tell, device, threads) -> bool:
