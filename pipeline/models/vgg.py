@@ -1,5 +1,6 @@
 """VGG (Simonyan and Zisserman 2015, table 1) in the form that CIFAR work uses: 3x3 convolutions,
-five poolings, one linear layer. VGG-16-BN has 14.7 M parameters and 313.7 M MACs at 32x32.
+five poolings, one linear layer. VGG-16-BN has 14.7 M parameters and 313.2 M MACs at 32x32 (often
+given as 313.7 M, with two for each normalized value).
 
 Images are [N, C, H, W]. Of the five 2x2 poolings, those that would leave nothing of a small image
 are left out; what is larger than 1x1 at the end is averaged.
