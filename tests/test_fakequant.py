@@ -1,0 +1,308 @@
+"""Simulated quantization: integers in floats, how it learns, how ranges are found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pipeline.models import fakequant, network, vgg
+from pipeline.models.network import Quantization
+from tests.test_models import images, lively
+
+SPEC = vgg.spec("vgg11_bn", 0.125, (3, 32, 32), 10, 120, 1 / 64)
+
+
+def conv(bits=8, learned=False, seed=0) -> fakequant.FakeQuantConv2d:
+    """One fake-quantized convolution of 3 channels to 4 filters, scales set."""
+    torch.manual_seed(seed)
+    layer = nn.Conv2d(3, 4, 3, padding=1)
+    layer.__class__ = fakequant.FakeQuantConv2d
+    layer.prepare(Quantization(bits, learned))
+    with torch.no_grad():
+        layer.weight_scale.copy_(fakequant.widest(layer.weight, layer.weight_max))
+        layer.input_scale.fill_(0.05)
+        layer.input_zero_point.fill_(30)
+    return layer.eval()
+
+
+def quantized(state: network.ModelState, method="minmax", bits=8, learned=False, batches=None):
+    """The network of `state`, folded, fake-quantized and calibrated."""
+    folded = network.fold(state)
+    copy = network.restore(folded.spec, folded.network.state_dict())
+    fakequant.insert(copy.network, Quantization(bits, learned))
+    batches = [images(SPEC.shape, 32)] if batches is None else batches
+    fakequant.calibrate(copy.network, iter(batches), method, (SPEC.zero_point, SPEC.scale))
+    return copy.network
+
+
+# --- against integers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("bits", [8, 7])
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=20)
+def test_a_convolution_is_what_integers_give(bits, learned, seed):
+    layer = conv(bits, learned, seed)
+    x = torch.randn(2, 3, 8, 8) * 3
+    scale, zero = layer.input_scale.item(), layer.input_zero_point.item()
+    q = np.clip(np.round(x.numpy() / np.float32(scale)) + zero, 0, 255).astype(np.int64) - zero
+    scales = layer.weight_scale.detach().numpy()[:, None, None, None]
+    w = np.round(layer.weight.detach().numpy() / scales).astype(np.int64)
+    assert np.abs(w).max() == 2 ** (bits - 1) - 1
+    sums = F.conv2d(torch.from_numpy(q).double(), torch.from_numpy(w).double(), padding=1).numpy()
+    factors = scales.reshape(1, -1, 1, 1).astype(np.float64) * scale
+    bias = layer.bias.detach().numpy().reshape(1, -1, 1, 1)
+    with torch.no_grad():
+        found = layer(x).numpy()
+    # A value halfway between two integers may go either way: one step of one weight, at most few.
+    assert np.mean(np.abs(found - (sums * factors + bias)) > 1e-4) < 0.01
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_linear_layer_is_what_integers_give(learned):
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 5)
+    layer.__class__ = fakequant.FakeQuantLinear
+    layer.prepare(Quantization(8, learned))
+    with torch.no_grad():
+        layer.weight_scale.copy_(fakequant.widest(layer.weight, 127))
+        layer.input_scale.fill_(0.02)
+    x = torch.rand(7, 16) * 5
+    q = torch.clamp(torch.round(x / layer.input_scale), 0, 255)
+    w = torch.round(layer.weight / layer.weight_scale[:, None])
+    expected = (q @ w.T) * layer.input_scale * layer.weight_scale + layer.bias
+    assert torch.allclose(layer.eval()(x), expected, atol=1e-5)
+
+
+def test_values_out_of_range_are_cut_off_at_both_ends():
+    layer = conv()
+    found = layer.quantized_input(torch.tensor([-1e9, 1e9, 0.0]))
+    assert found.tolist() == pytest.approx([-30 * 0.05, 225 * 0.05, 0.0])
+    layer.weight.data[0] *= 1000
+    found = (layer.quantized_weight()[0] / layer.weight_scale[0]).detach()
+    assert float(found.abs().max()) == pytest.approx(127)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_training_and_evaluation_round_alike(learned):
+    """With observed ranges the weight's scale is the widest in training; with learned ones kept."""
+    layer, x = conv(learned=learned), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        evaluated, trained = layer(x), layer.train()(x)
+    assert torch.allclose(evaluated, trained, atol=1e-5)
+
+
+def test_the_image_itself_is_not_rounded_again():
+    net = quantized(lively(SPEC))
+    pixels = images(SPEC.shape)
+    first = next(iter(fakequant.layers(net).values()))
+    normalized = net.normalize(pixels)
+    assert first.exact_input and torch.equal(first.quantized_input(normalized), normalized)
+    q = torch.round(normalized / first.input_scale) + first.input_zero_point
+    assert torch.equal(q.to(torch.uint8), pixels)
+    assert [layer.exact_input for layer in fakequant.layers(net).values()].count(True) == 1
+
+
+def test_weights_move_between_the_float_network_and_its_quantized_self():
+    folded = network.fold(lively(SPEC))
+    spec = network.replace(folded.spec, quantization=Quantization())
+    plain = folded.network.state_dict()
+    assert set(plain) < set(network.build(spec).state_dict())
+
+
+# --- learning --------------------------------------------------------------------------------
+
+
+def lsq(values, scale, low, high, bound):
+    x = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+    s = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+    fakequant._lsq(x, s, low, high, bound).sum().backward()
+    return x.grad, s.grad
+
+
+def test_gradients_are_those_of_the_paper():
+    """Esser et al. (2020), equations 1 to 3 and section 2.2, by hand."""
+    values, scale, low, high = [-9.0, -1.3, -0.2, 0.0, 0.26, 1.1, 9.0], 0.5, -4, 3
+    gx, gs = lsq(values, scale, low, high, high)
+    assert gx.tolist() == [0, 1, 1, 1, 1, 1, 0]
+    expected = 0.0
+    for value in values:
+        v = value / scale
+        expected += low if v <= low else high if v >= high else round(v) - v
+    assert gs.item() == pytest.approx(expected / np.sqrt(len(values) * high))
+
+
+@given(
+    st.lists(st.floats(-20, 20), min_size=1, max_size=20),
+    st.floats(0.1, 4),
+    st.sampled_from([(-127, 127), (0, 255), (-30, 225), (-4, 3)]),
+)
+def test_the_gradient_of_the_scale_is_the_slope_where_nothing_rounds_differently(x, scale, ends):
+    """Inside, moving the scale moves x by (round(v) - v): with the rounding held, it is the exact
+    derivative of the expression that is computed; so finite differences find it."""
+    low, high = ends
+    v = np.clip(np.array(x) / scale, low, high)
+    rest = np.round(v) - v  # what the straight-through estimator holds fixed
+
+    def held(s: float) -> float:
+        return float(np.sum((np.clip(np.array(x) / s, low, high) + rest) * s))
+
+    step = 1e-6
+    inside = np.abs(np.abs(np.array(x) / scale - (low + high) / 2) - (high - low) / 2) > 1e-3
+    if not inside.all():  # at an end, the slope is another on either side
+        return
+    slope = (held(scale + step) - held(scale - step)) / (2 * step)
+    _, found = lsq(x, scale, low, high, 255)
+    assert found.item() == pytest.approx(slope / np.sqrt(len(x) * 255), abs=1e-5, rel=1e-4)
+
+
+def test_every_filter_learns_a_scale_of_its_own():
+    layer = conv(learned=True).train()
+    layer(torch.randn(2, 3, 8, 8)).square().sum().backward()
+    assert layer.weight_scale.grad.shape == (4,) and layer.weight_scale.grad.abs().min() > 0
+    assert layer.input_scale.grad.shape == () and layer.input_scale.grad.abs() > 0
+    assert layer.weight.grad.abs().sum() > 0
+
+
+def test_a_range_that_lies_below_zero_can_learn_too():
+    layer = conv(learned=True).train()
+    layer.input_zero_point.fill_(255)
+    layer(-torch.rand(2, 3, 8, 8)).sum().backward()
+    assert torch.isfinite(layer.input_scale.grad)
+
+
+def test_observed_scales_follow_the_weights_in_training_and_rest_otherwise():
+    layer, x = conv(), torch.randn(1, 3, 8, 8)
+    before = layer.weight_scale.clone()
+    layer.weight.data *= 3
+    layer.eval()(x)
+    assert torch.equal(layer.weight_scale, before)
+    layer.train()(x)
+    assert torch.allclose(layer.weight_scale, before * 3)
+    assert not any(p is layer.weight_scale for p in layer.parameters())
+
+
+def test_gradients_pass_straight_through_to_weights_and_inputs():
+    """As if the rounded numbers were the numbers; none to an input that was cut off."""
+    layer = conv().train()
+    x = torch.randn(1, 3, 8, 8, requires_grad=True)
+    layer(x).square().sum().backward()
+    q = layer.quantized_input(x).detach().requires_grad_()
+    w = layer.quantized_weight().detach().requires_grad_()
+    F.conv2d(q, w, layer.bias, padding=1).square().sum().backward()
+    steps = torch.round(x.detach() / 0.05) + 30
+    cut = (steps < 0) | (steps > 255)
+    assert cut.any() and torch.allclose(layer.weight.grad, w.grad)
+    assert torch.allclose(x.grad, torch.where(cut, torch.zeros(()), q.grad))
+
+
+# --- ranges ----------------------------------------------------------------------------------
+
+
+def test_the_widest_scale_is_that_of_the_largest_weight_of_each_filter():
+    weight = torch.tensor([[1.0, -2.54], [0.127, 0.0], [-5.08, 1.0]])
+    assert fakequant.widest(weight, 127).tolist() == pytest.approx([0.02, 0.001, 0.04])
+    assert fakequant.widest(weight, 63).tolist() == pytest.approx(
+        [2.54 / 63, 0.127 / 63, 5.08 / 63]
+    )
+
+
+def test_a_dead_filter_takes_a_scale_that_its_bias_can_use():
+    """Deployed, a bias is a multiple of (input scale x weight scale): with a scale of 1 a filter of
+    zeros, which gives nothing but its bias, would lose it."""
+    weight = torch.tensor([[0.0, 0.0], [0.127, 0.0], [1e-42, -1e-41], [0.0254, 0.01]])
+    found = fakequant.widest(weight, 127)
+    assert found.tolist() == pytest.approx([0.001, 0.001, 0.001, 0.0002])
+    assert torch.isfinite(1 / found).all()
+    assert fakequant.widest(torch.zeros(2, 3), 127).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("bits", [8, 7])
+def test_the_squared_error_of_mse_is_never_above_that_of_minmax(bits):
+    state = lively(SPEC, 3)
+    found = {m: quantized(state, m, bits) for m in ("minmax", "mse")}
+    plain = network.fold(state).network.state_dict()
+    for name, layer in fakequant.layers(found["minmax"]).items():
+        weight = plain[f"{name}.weight"]
+        losses = {
+            method: (fakequant.layers(net)[name].quantized_weight() - weight).square().flatten(1)
+            for method, net in found.items()
+        }
+        assert (losses["mse"].mean(1) <= losses["minmax"].mean(1) * (1 + 1e-6)).all()
+        if not layer.exact_input:
+            wide, tight = layer.input_scale, fakequant.layers(found["mse"])[name].input_scale
+            assert 0.24 * wide <= tight <= wide
+
+
+@given(
+    st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=200),
+    st.sampled_from(["mse", "minmax"]),
+)
+def test_a_range_holds_zero_exactly_and_loses_no_more_than_the_widest(values, method):
+    values = torch.tensor(values)
+    scale, zero = fakequant._range(values, method)
+    assert scale > 0 and 0 <= zero <= 255
+    full = fakequant._range(values, "minmax")
+    assert fakequant._loss(values, scale, zero) <= fakequant._loss(values, *full)
+    assert fakequant._loss(torch.zeros(1), scale, zero) == 0
+
+
+@pytest.mark.parametrize("values", [[0.0], [1e-42, 0.0], [-1e-40, 1e-40], [3e-39]])
+def test_inputs_that_are_as_good_as_zero_have_a_range_all_the_same(values):
+    scale, zero = fakequant._range(torch.tensor(values), "mse")
+    assert (scale, zero) == (1.0, 0)
+
+
+def test_after_a_rectifier_the_zero_point_is_zero():
+    """So that the integers of a convolution end at zero where its ReLU would cut it."""
+    net = quantized(lively(SPEC), "mse")
+    inner = [layer for layer in fakequant.layers(net).values() if not layer.exact_input]
+    assert len(inner) == len(SPEC.channels)
+    assert all(layer.input_zero_point == 0 and layer.input_scale > 0 for layer in inner)
+
+
+def test_calibration_sees_all_of_an_image_and_not_its_left_edge_alone():
+    """A value in 2^k, at an even distance, would come from one column of every map."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1))
+    fakequant.insert(net, Quantization())
+    batch = torch.zeros(64, 1, 32, 32)
+    batch[:] = torch.arange(32)  # each column has a value of its own
+    net[0].weight.data.fill_(1.0)
+    net[0].bias.data.zero_()
+    seen = fakequant._observe(net, [batch])["1"]
+    assert len(seen) >= fakequant.SAMPLE / 2
+    counts = torch.bincount(seen.long(), minlength=32)
+    assert counts.min() > 0.5 * counts.max()
+
+
+def test_calibration_leaves_the_layers_quantized_and_the_weights_alone():
+    state = lively(SPEC)
+    before = {n: t.clone() for n, t in network.fold(state).network.state_dict().items()}
+    net = quantized(state, "mse")
+    assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in before.items())
+    assert len(fakequant.layers(net)) == len(SPEC.channels) + 1
+    assert not net.training
+
+
+def test_calibration_that_fails_leaves_the_layers_quantized():
+    net = quantized(lively(SPEC))
+    with pytest.raises(RuntimeError):
+        fakequant.calibrate(net, iter([torch.zeros(1, 7, 32, 32)]), "mse", (0, 1.0))
+    assert len(fakequant.layers(net)) == len(SPEC.channels) + 1
+    assert not any(layer._forward_pre_hooks for layer in fakequant.layers(net).values())
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_quantized_network_is_near_the_float_one(learned):
+    state, pixels = lively(SPEC), images(SPEC.shape, 32)
+    with torch.inference_mode():
+        exact = network.fold(state).network(pixels)
+        rough = {b: quantized(state, bits=b, learned=learned)(pixels) for b in (8, 7)}
+    error = {b: float((r - exact).norm() / exact.norm()) for b, r in rough.items()}
+    assert 0 < error[8] < 0.05 and error[8] < error[7] < 0.1
