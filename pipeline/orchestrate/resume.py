@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline import store
 from pipeline.orchestrate import cluster as clusters
@@ -64,6 +64,9 @@ def _decide(choice: Choice, cell_state: state.CellState, found, work, cluster: C
         choice.said.append(f"{cell.id} {cell.name}: left alone, {cell_state.reason}")
         return
     asked = _asked(cell, view, cluster)
+    if (base := choice.requests.get(cell.base_id)) and cause.kind == "base_failed":
+        # It has not run yet, and needs about what its base turned out to need.
+        asked = replace(asked, memory_gib=max(asked.memory_gib, base.memory_gib))
     next_one = escalated(cause, asked, cluster.profile.cap_gib)
     if isinstance(next_one, str):
         choice.said.append(f"{cell.id} {cell.name}: left alone, {cell_state.reason}; {next_one}")

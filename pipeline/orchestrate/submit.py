@@ -132,8 +132,9 @@ def report_only(batch: Batch, known: ledger.Ledger, waits_for: Sequence[int]) ->
     intent = _intent(batch.sweep, batch.work, len(known.entries), array)
     name = f"netpress-{intent}-{batch.sweep.name}-{array.name}"
     job = batch.work.sweep(batch.sweep.name).job(intent)
-    ask = _ask(array, batch.cluster, name, job, _dependency(array, {}))
-    batch.prepared.append(Prepared(array, intent, name, job, executor.script(wants), wants.minutes))
+    wants = ask(array, batch.cluster, name, job, _dependency(array, {}))
+    text = executor.script(wants)
+    batch.prepared.append(Prepared(array, intent, name, job, text, wants.minutes))
     return batch
 
 

@@ -1,0 +1,208 @@
+"""A real SLURM on this machine for the tests in this folder, and a desk to sit at.
+
+Where it is not installed these tests are skipped, with a line that says so; with
+NETPRESS_REQUIRE_SLURM=1, as .ci/run sets it, that is a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pipeline.paths import CODE, Work
+
+HERE = Path(__file__).parent
+SLURMBOX = HERE / "slurmbox"
+COMMANDS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "sbatch")
+CALLED = ("squeue", "sacct", "sbatch", "scancel", "scontrol")
+PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
+MISSING = [name for name in COMMANDS if shutil.which(name, path=PATH) is None]
+REASON = (
+    f"no {', '.join(MISSING)}: apt-get install slurm-wlm slurmdbd munge mariadb-server "
+    "brings a SLURM to test on"
+)
+
+# Small enough for 1 GiB less than 2, and for a dozen at a time on the fake nodes.
+SMALL = ("--set", "cores=2", "--set", "memory_gib=2", "--set", "gpu=null")
+QUICK = """
+name: {name}
+models: [{{name: vgg16_bn, width: 0.125}}]
+datasets: [digits]
+techniques: {techniques}
+seeds: {seeds}
+training: {{epochs: {epochs}, batch_size: 50, train_images: 100, test_images: 50}}
+measure: {{repeats: 2, seconds: 0.1}}
+define:
+  quick: [{{finetune: {{epochs: 1}}}}]
+  quick2: [{{finetune: {{epochs: 2}}}}]
+  broken: [{{finetune: {{epochs: 1, learning_rate_factor: 100}}}}]
+"""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in Path(item.path).parents and "box" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slurm)
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@dataclass
+class Box:
+    """The cluster: two nodes of 24 cores, 64 GB and two fake A100s; accounting."""
+
+    folder: Path
+
+    def __call__(self, *arguments: str) -> str:
+        ended = subprocess.run(
+            [str(SLURMBOX), arguments[0], str(self.folder), *arguments[1:]],
+            capture_output=True, text=True, timeout=180,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    @property
+    def conf(self) -> Path:
+        return self.folder / "slurm.conf"
+
+    def ask(self, *command: str) -> str:
+        """Any of Slurm's commands, as a user types it; not counted."""
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60,
+                               env={**os.environ, "SLURM_CONF": str(self.conf)})  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout.strip()
+
+    @contextlib.contextmanager
+    def configured(self, **settings: str) -> Iterator[None]:
+        """slurm.conf changed for a while, where `scontrol reconfigure` is enough."""
+        before = self.conf.read_text()
+        kept = [s for s in before.splitlines() if s.partition("=")[0] not in settings]
+        self.conf.write_text("\n".join([*kept, *(f"{k}={v}" for k, v in settings.items())]) + "\n")
+        self.ask("scontrol", "reconfigure")
+        try:
+            yield
+        finally:
+            self.conf.write_text(before)
+            self.ask("scontrol", "reconfigure")
+
+
+@pytest.fixture(scope="session")
+def box():
+    if MISSING:
+        if os.environ.get("NETPRESS_REQUIRE_SLURM") == "1":
+            pytest.fail(REASON)
+        pytest.skip(REASON)
+    folder = Path(tempfile.mkdtemp(prefix="np-slurm-", dir="/tmp"))
+    made = Box(folder)
+    try:
+        made("start")
+        yield made
+    finally:
+        made("stop")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class Desk:
+    """A folder of a user's, and the command line in it; counts what SLURM is asked."""
+
+    box: Box
+    folder: Path
+    calls: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def work(self) -> Work:
+        return Work(self.folder / "runs")
+
+    def sweep(self, name: str, techniques: str = "[base, quick]", seeds: str = "[0]",
+              epochs: int = 1, more: str = "") -> str:  # fmt: skip
+        path = self.folder / f"{name}.yaml"
+        path.write_text(
+            QUICK.format(name=name, techniques=techniques, seeds=seeds, epochs=epochs) + more
+        )
+        return path.name
+
+    def start(self, *arguments: str, program: tuple[str, ...] = ()) -> subprocess.Popen:
+        program = program or (str(CODE / "env" / "bin" / "netpress"),)
+        return subprocess.Popen(
+            [sys.executable, *program, *arguments], cwd=self.folder, env=self.env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def netpress(self, *arguments: str, code: int | None = 0, **more) -> tuple[str, str]:
+        """(stdout, stderr) of a command, which has to end with `code`."""
+        process = self.start(*arguments, **more)
+        out, err = process.communicate(timeout=120)
+        assert code is None or process.returncode == code, f"{process.returncode}\n{out}\n{err}"
+        assert "Traceback" not in err, err
+        said = [s for s in err.splitlines() if not s.startswith("netpress: note: ")]
+        return out, "\n".join(said)
+
+    def submit(self, sweep: str, *more: str, code: int = 0) -> tuple[str, str]:
+        return self.netpress("submit", sweep, *SMALL, *more, code=code)
+
+    def resume(self, sweep: str, *more: str) -> str:
+        return self.netpress("resume", sweep, *SMALL, *more)[0]
+
+    def status(self, sweep: str) -> dict[str, dict]:
+        """technique/seed -> what status --json says of it."""
+        found = json.loads(self.netpress("status", sweep, "--json")[0])
+        return {f"{c['technique']}/{c['seed']}": c for c in found["cells"]}
+
+    def states(self, sweep: str) -> dict[str, str]:
+        return {name: cell["state"] for name, cell in self.status(sweep).items()}
+
+    def until(self, sweep: str, wanted: Callable[[dict[str, dict]], bool], seconds: float = 120):
+        """Wait for a state of the sweep; what it was then."""
+        deadline = time.monotonic() + seconds
+        while not wanted(found := self.status(sweep)):
+            assert time.monotonic() < deadline, json.dumps(found, indent=1) + self.box.ask("squeue")
+            time.sleep(1)
+        return found
+
+    def settled(self, sweep: str, seconds: float = 150) -> dict[str, dict]:
+        over = ("done", "failed", "cancelled", "missing")
+        return self.until(sweep, lambda c: all(x["state"] in over for x in c.values()), seconds)
+
+    def counted(self) -> Counter[str]:
+        """Slurm's commands that were run since the last time this was asked."""
+        lines = self.calls.read_text().splitlines() if self.calls.exists() else []
+        self.calls.unlink(missing_ok=True)
+        return Counter(line.split()[0] for line in lines)
+
+    def ledger(self, name: str) -> list[dict]:
+        text = self.work.sweep(name).ledger.read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+    def jobs(self, name: str) -> list[int]:
+        return [line["job"] for line in self.ledger(name) if line["event"] == "submitted"]
+
+
+@pytest.fixture
+def desk(box, tmp_path):
+    shims = tmp_path / "bin"
+    shims.mkdir()
+    for name in CALLED:
+        real = shutil.which(name, path=PATH)
+        shim = shims / name
+        shim.write_text(f'#!/bin/sh\necho "{name} $*" >>"$NETPRESS_CALLS"\nexec {real} "$@"\n')
+        shim.chmod(0o755)
+    folder = tmp_path / "desk"
+    folder.mkdir()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("NETPRESS", "SLURM", "SBATCH"))}
+    env = {**kept, "PATH": f"{shims}:{PATH}", "SLURM_CONF": str(box.conf),
+           "NETPRESS_CALLS": str(tmp_path / "calls")}  # fmt: skip
+    yield Desk(box, folder, tmp_path / "calls", env)
+    box.ask("scancel", "--user", os.environ.get("USER") or "root")

@@ -1,0 +1,385 @@
+"""Sweeps on a real SLURM, through the command line: what goes well, and all that does not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import store
+from pipeline.orchestrate import slurm
+from tests.slurm.conftest import HERE, SMALL
+
+LATER = ("--set", 'options={"begin":"now+1hour"}')  # jobs that stay in the queue
+
+
+def scripts_sent(desk, name: str) -> dict[str, str]:
+    """{job's name: its script as it was sent}, from the folders of the ledger's intents."""
+    sent = {}
+    for line in desk.ledger(name):
+        if line["event"] == "intent":
+            sent[line["name"]] = desk.work.sweep(name).job(line["intent"]).script.read_text()
+    return sent
+
+
+def test_a_whole_sweep_with_dependencies_and_its_report(desk):
+    sweep = desk.sweep("whole", techniques="[base, quick, quick2]", seeds="[0, 1]")
+    planned = json.loads(desk.netpress("plan", sweep, "--json", "--profile", "generic", *SMALL)[0])
+    desk.counted()
+    out, err = desk.submit(sweep)
+    assert err == "" and "you may log out" in out
+    assert desk.counted()["sbatch"] == 4 == len(planned["jobs"])  # bases, two layers, report
+
+    # What plan shows is what was sent, letter by letter, but for the ids that Slurm gave.
+    ids = dict(zip((j["name"] for j in planned["jobs"]), desk.jobs("whole"), strict=True))
+    sent = scripts_sent(desk, "whole")
+    for job in planned["jobs"]:
+        expected = job["script"]
+        for name, number in ids.items():
+            expected = expected.replace(f"@{name}@", str(number))
+        assert sent[job["name"]] == expected
+        assert desk.box.ask("scontrol", "write", "batch_script", str(ids[job["name"]]), "-") == \
+            expected.strip()
+
+    # Calling it again submits nothing, since all of it is in the queue.
+    out, _ = desk.submit(sweep)
+    assert "Nothing to submit" in out and desk.counted()["sbatch"] == 0
+    first = desk.states(sweep)
+    assert set(first) == {f"{t}/{s}" for t in ("base", "quick", "quick2") for s in (0, 1)}
+    assert set(first.values()) <= {"running", "queued", "waiting"}
+    counted = desk.counted()
+    assert counted["squeue"] == 1 and counted["sacct"] == 0
+
+    found = desk.settled(sweep)
+    assert {cell["state"] for cell in found.values()} == {"done"}
+    report = desk.folder / "reports" / "whole" / "report.md"
+    deadline = time.monotonic() + 60
+    while not report.exists() and time.monotonic() < deadline:
+        time.sleep(1)
+    assert "quick2" in report.read_text()
+    rows = json.loads(desk.netpress("report", sweep, "--json")[0])
+    assert len(rows["rows"]) == 6 and rows["gaps"] == []
+
+    # What was used stands beside what was asked.
+    usage = json.loads(
+        store.last_attempt(desk.work.cell(found["quick/0"]["id"])).usage.read_text()
+    )
+    assert usage["asked"] == {"cores": 2, "memory_bytes": 2 * 1024**3, "gpus": 0}
+    assert usage["used"]["memory_bytes"] > 100e6 and usage["used"]["cores"] > 0
+    assert usage["epochs"] == 1 and usage["wall_s"] > 0
+    assert "finished cells of this sweep" in desk.netpress("plan", sweep, "--profile", "generic")[0]
+    said = desk.netpress("logs", sweep, "vgg16_bn-w0.125/digits/quick/0")[0]
+    assert "0-finetune, epoch 1/1" in said
+    desk.counted()
+    assert set(desk.states(sweep).values()) == {"done"}
+    assert desk.counted() == {"squeue": 1}
+
+
+def test_a_base_that_is_there_costs_no_job(desk):
+    base = desk.sweep("one", techniques="[base]")
+    desk.submit(base)
+    desk.settled(base)
+    more = desk.sweep("two", techniques="[base, quick]")
+    planned = json.loads(desk.netpress("plan", more, "--json", "--profile", "generic")[0])
+    assert [len(job["cells"]) for job in planned["jobs"]] == [1, 0]
+    assert "--dependency" not in planned["jobs"][0]["script"]
+
+
+def test_time_limit_preemption_signals_go_on_from_the_last_epoch(desk):
+    """USR2, as Slurm sends it before the limit: the job is requeued, and the cell goes on."""
+    sweep = desk.sweep("long", techniques="[base]", epochs=150)
+    desk.submit(sweep)
+    cell = desk.work.cell(desk.status(sweep)["base/0"]["id"])
+    wait_for(lambda: cell.metrics.exists())
+    [job, _] = desk.jobs("long")
+    desk.box.ask("scancel", "--signal=USR2", f"{job}_0")
+    wait_for(lambda: "PENDING" in desk.box.ask("squeue", "-h", "-o", "%T", "-j", f"{job}_0"))
+    now = desk.status(sweep)["base/0"]
+    assert now["state"] in ("queued", "running") and str(job) in now["reason"]
+    epochs = len(store.read_history(cell.metrics)[0].columns["epoch"])
+    found = desk.settled(sweep)["base/0"]
+    assert found["state"] == "done" and found["attempts"] == 2
+    assert "Restarts=1" in desk.box.ask("scontrol", "show", "job", f"{job}_0")
+    history = store.read_result(cell.result).history[0].columns["epoch"]
+    assert history == [float(i) for i in range(1, 151)] and epochs >= 1
+    second = json.loads(cell.attempt(2).usage.read_text())
+    assert second["job"] == f"{job}_0" and second["epochs"] <= 150 - epochs
+
+
+def test_a_job_that_makes_nothing_is_not_requeued_for_ever(desk):
+    sweep = desk.sweep("stuck", techniques="[base]", epochs=1)
+    desk.submit(sweep, "--set", 'setup=["sleep 1"]')
+    [job, _] = desk.jobs("stuck")
+    cell = desk.work.cell(desk.status(sweep)["base/0"]["id"])
+    wait_for(lambda: cell.attempts.exists())
+    desk.box.ask("scancel", "--signal=USR2", f"{job}_0")
+    found = desk.settled(sweep)["base/0"]
+    assert found["state"] == "failed" and "not one epoch" in found["reason"]
+    said = desk.resume(sweep)
+    assert "480 minutes instead of 240" in said
+    assert desk.settled(sweep)["base/0"]["state"] == "done"
+
+
+def test_preemption_costs_nothing(desk):
+    sweep = desk.sweep("low", techniques="[base]", epochs=150)
+    desk.submit(sweep, "--set", "partition=scavenge", "--set", "cores=24")
+    cell = desk.work.cell(desk.status(sweep)["base/0"]["id"])
+    wait_for(lambda: cell.metrics.exists())
+    [job, _] = desk.jobs("low")
+    node = desk.box.ask("squeue", "-h", "-o", "%N", "-j", f"{job}_0")
+    desk.box.ask("sbatch", "-p", "high", "-c", "24", "--mem=100", "-w", node, "-t", "1",
+                 "-o", "/dev/null", "--wrap", "sleep 3")  # fmt: skip
+    wait_for(lambda: "Restarts=1" in desk.box.ask("scontrol", "show", "job", f"{job}_0"), 90)
+    found = desk.settled(sweep)["base/0"]
+    assert found["state"] == "done" and found["attempts"] == 2
+
+
+def test_a_node_that_dies(desk):
+    sweep = desk.sweep("node", techniques="[base, quick]", epochs=150)
+    desk.submit(sweep)
+    cell = desk.work.cell(desk.status(sweep)["base/0"]["id"])
+    wait_for(lambda: cell.metrics.exists())
+    job = desk.jobs("node")[0]
+    node = desk.box.ask("squeue", "-h", "-o", "%N", "-j", f"{job}_0")
+    try:
+        desk.box("kill-node", node, "--now")
+        found = desk.settled(sweep)
+    finally:
+        desk.box("revive-node", node)
+    assert {c["state"] for c in found.values()} == {"done"}
+    assert found["base/0"]["attempts"] == 2
+
+
+def test_out_of_memory_is_named_and_gets_more(desk):
+    sweep = desk.sweep("memory", techniques="[base, quick]", epochs=60)
+    desk.submit(sweep, "--set", "memory_gib=1")
+    found = desk.settled(sweep)
+    assert found["base/0"]["state"] == "failed"
+    assert found["base/0"]["reason"].startswith("out of memory: 1.")
+    assert found["base/0"]["reason"].endswith(" of 1 GiB")
+    assert found["quick/0"]["state"] == "failed" and "its base" in found["quick/0"]["reason"]
+    desk.counted()
+    out = desk.netpress("resume", sweep, *SMALL, "--set", "memory_gib=1")[0]
+    assert "2 GiB instead of 1" in out
+    assert desk.counted()["sbatch"] == 3
+    assert {c["state"] for c in desk.settled(sweep).values()} == {"done"}
+
+
+def test_failures_cost_themselves_and_are_named(desk):
+    """A technique that raises, a set-up that fails, a partition that is wrong."""
+    sweep = desk.sweep("broken", techniques="[base, quick, broken]")
+    desk.submit(sweep)
+    setup = desk.sweep("setup", techniques="[base, quick2]", seeds="[7]")
+    desk.submit(setup, "--set", 'setup=["true","module load nonsense/1.0"]')
+    _, err = desk.submit(desk.sweep("wrong", seeds="[8]"), "--set", "partition=nope", code=2)
+    [line] = err.splitlines()
+    assert "Invalid partition name specified" in line and "submitted before: nothing" in line
+
+    found = desk.settled(setup)
+    assert found["base/7"]["state"] == "failed"
+    assert "set-up failed with exit code 127: module load nonsense/1.0" in found["base/7"]["reason"]
+    assert "setup" in found["base/7"]["reason"] and found["quick2/7"]["state"] == "failed"
+    job = desk.jobs("setup")[0]
+    ended = ("sacct", "-nPX", "-j", f"{job}_0", "-o", "State,ExitCode")
+    wait_for(lambda: "FAILED|66:0" in desk.box.ask(*ended), 20)
+
+    found = desk.settled(sweep)
+    assert found["quick/0"]["state"] == "done" == found["base/0"]["state"]
+    assert found["broken/0"]["state"] == "failed"
+    assert "Diverged" in found["broken/0"]["reason"]
+    out = desk.resume(sweep)
+    assert "left alone" in out and "Nothing to submit" in out
+    assert "Submitted" not in out and len(desk.jobs("broken")) == len(set(desk.jobs("broken")))
+    report = desk.netpress("report", sweep)[0]
+    assert "Diverged" in report
+    again = desk.resume(sweep, found["broken/0"]["id"])
+    assert "again" in again and "job " in again
+    assert desk.states(setup) == {"base/7": "failed", "quick2/7": "failed"}
+    assert "job " in desk.resume(setup)
+    assert set(desk.states(setup).values()) <= {"queued", "running", "waiting"}
+
+
+def test_cancel_one_cell_and_all(desk):
+    sweep = desk.sweep("cancel", techniques="[base, quick]", seeds="[0, 1, 2]")
+    desk.submit(sweep, *LATER)
+    found = desk.status(sweep)
+    assert found["base/0"]["state"] == "queued" and found["quick/0"]["state"] == "waiting"
+    # A pending array task that is cancelled alone leaves no trace in Slurm: the ledger has it.
+    out, _ = desk.netpress("cancel", sweep, found["base/0"]["id"])
+    assert "1 cells cancelled" in out
+    wait_for(lambda: desk.states(sweep)["base/0"] == "cancelled", 20)
+    assert desk.status(sweep)["base/0"]["reason"] == "cancelled by `netpress cancel`"
+    assert desk.states(sweep)["base/1"] == "queued"
+    # The same behind our back, which we cannot tell from a record that is lost.
+    job = desk.jobs("cancel")[0]
+    desk.box.ask("scancel", f"{job}_1")
+    now = wait_for(lambda: (c := desk.status(sweep)["base/1"])["state"] == "missing" and c, 20)
+    assert "gone without a trace" in now["reason"]
+    desk.netpress("cancel", sweep)
+    assert desk.box.ask("squeue", "-h", "-t", "PD,R") == ""
+    wait_for(lambda: "queued" not in desk.states(sweep).values(), 20)
+    # `submit` leaves what was cancelled alone, and sends what is missing.
+    desk.counted()
+    desk.submit(sweep, *LATER)
+    states = desk.states(sweep)
+    assert states["base/1"] == "queued" and states["base/0"] == "cancelled"
+    desk.netpress("resume", sweep, *SMALL, *LATER)
+    assert set(desk.states(sweep).values()) == {"queued", "waiting"}
+
+
+def test_submit_killed_at_every_step_and_called_again(desk):
+    """Whatever it was about to do: every cell is in exactly one job in the end."""
+    program = (str(HERE / "killed.py"),)
+    point, killed = 0, True
+    while killed:
+        point += 1
+        name = f"kill{point}"
+        sweep = desk.sweep(name, techniques="[base, quick]", seeds=f"[{point}, {100 + point}]")
+        process = desk.start(str(point), "submit", sweep, *SMALL, *LATER, program=program)
+        process.communicate(timeout=60)
+        killed = process.returncode == -signal.SIGKILL
+        assert killed or process.returncode == 0
+        desk.submit(sweep, *LATER)
+        _, err = desk.submit(sweep, *LATER)
+        tasks = in_queue(desk, name)
+        cells = [cell for task in tasks for cell in task]
+        assert len(cells) == len(set(cells)) == 4, (point, tasks)
+        assert set(desk.states(sweep).values()) == {"queued", "waiting"}, point
+        reports = desk.box.ask("squeue", "-h", "-o", "%j").split()
+        assert sum(f"-{name}-report" in job for job in reports) == 1
+        desk.netpress("cancel", sweep)
+    assert point > 10  # three arrays, at least four steps each
+
+
+def in_queue(desk, name: str) -> list[tuple[str, ...]]:
+    """The cells of each task that Slurm itself has in its queue, by the job's name."""
+    entries = {e["name"]: e for e in desk.ledger(name) if e["event"] == "intent"}
+    found = []
+    for line in desk.box.ask("squeue", "-rh", "-t", "PD,R", "-o", "%j %K").splitlines():
+        job, index = line.split()
+        if job in entries and entries[job]["kind"] == "cells":
+            found.append(tuple(entries[job]["tasks"][index]))
+    return found
+
+
+def test_two_submits_at_once(desk):
+    sweep = desk.sweep("twice", techniques="[base, quick]", seeds="[0, 1]")
+    both = [desk.start("submit", sweep, *SMALL, *LATER) for _ in range(2)]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    outs = [out for out, _ in said]
+    assert sum("Nothing to submit" in out for out in outs) == 1
+    assert any("waiting for its end" in err for _, err in said) or True
+    assert len(in_queue(desk, "twice")) == 4
+
+
+def test_an_sbatch_that_timed_out_may_have_made_its_job(desk):
+    """A controller that hangs answers after the client gave up, and executes what it had got."""
+    sweep = desk.sweep("hung", techniques="[base]", seeds="[3]")
+    desk.box("signal", "slurmctld", "STOP")
+    process = desk.start("submit", sweep, *SMALL, *LATER)
+    try:
+        time.sleep(14)  # the client's own 10 s, and some
+    finally:
+        desk.box("signal", "slurmctld", "CONT")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert len(in_queue(desk, "hung")) == 1
+    names = desk.box.ask("squeue", "-h", "-o", "%j").split()
+    assert len(names) == len(set(names)) == 2
+
+
+def test_the_controller_down_and_up_again(desk):
+    sweep = desk.sweep("down", techniques="[base, quick]")
+    desk.submit(sweep, *LATER)
+    desk.box("stop-controller")
+    try:
+        out, err = desk.netpress("status", sweep)
+        assert "Unable to contact slurm controller" in err and "what the disk knows" in err
+        assert "Slurm does not answer" in out and "2 queued" in out
+        sleeping = desk.start("submit", sweep, *SMALL)
+        time.sleep(3)
+    finally:
+        desk.box("start-controller")
+    out, err = sleeping.communicate(timeout=120)
+    assert sleeping.returncode == 0 and "Nothing to submit" in out, err
+    assert set(desk.states(sweep).values()) == {"queued", "waiting"}
+
+
+def test_without_accounting(desk):
+    sweep = desk.sweep("nosacct", techniques="[base, broken]", seeds="[5]")
+    desk.submit(sweep)
+    desk.settled(sweep)
+    for name in ("sacct", "sacctmgr"):
+        shim = Path(desk.env["PATH"].split(":")[0]) / name
+        shim.write_text("#!/bin/sh\necho 'Slurm accounting storage is disabled' >&2; exit 1\n")
+        shim.chmod(0o755)
+    with desk.box.configured(MinJobAge="2"):
+        wait_for(lambda: desk.box.ask("squeue", "-h", "-t", "all", "-o", "%F") == "", 60)
+        found = desk.status(sweep)
+        assert found["base/5"]["state"] == "done" and found["broken/5"]["state"] == "failed"
+        assert "Diverged" in found["broken/5"]["reason"]
+
+
+def test_jobs_that_left_the_queue_and_the_trap_of_unknown_bases(desk):
+    sweep = desk.sweep("purged", techniques="[base, quick]", seeds="[6]")
+    desk.submit(sweep, "--set", 'setup=["false"]')
+    desk.settled(sweep)
+    base = desk.jobs("purged")[0]
+    with desk.box.configured(MinJobAge="2"):
+        wait_for(lambda: desk.box.ask("squeue", "-h", "-t", "all", "-o", "%F") == "", 60)
+        desk.counted()
+        found = desk.status(sweep)
+        assert found["base/6"]["state"] == "failed" and "set-up failed" in found["base/6"]["reason"]
+        assert found["quick/6"]["state"] == "failed"
+        assert desk.counted() == {"squeue": 1, "sacct": 1}
+        # Slurm lets a job that depends on an unknown one run at once.
+        trap = desk.box.ask("sbatch", "--parsable", "-o", "/dev/null", "--mem=10",
+                            f"--dependency=afterok:{base}", "--wrap", "true")  # fmt: skip
+        wait_for(lambda: "COMPLETED" in desk.box.ask("sacct", "-nXo", "State", "-j", trap), 30)
+        # So nothing of ours ever depends on a job that is not in the queue.
+        out, _ = desk.submit(sweep)
+        assert "Nothing to submit" in out
+        desk.resume(sweep, *LATER)
+        script = list(scripts_sent(desk, "purged").values())[-2]
+        new = desk.jobs("purged")[-3]
+        assert f"--dependency=aftercorr:{new}" in script and new > base
+
+
+def test_a_dependent_whose_base_failed_is_not_left_behind(desk):
+    sweep = desk.sweep("never", techniques="[base, quick]", seeds="[9]")
+    desk.submit(sweep, "--set", 'setup=["false"]')
+    job = desk.jobs("never")[1]
+    wait_for(lambda: "CANCELLED" in desk.box.ask("sacct", "-nXo", "State", "-j", str(job)), 60)
+    found = desk.settled(sweep)
+    assert found["quick/9"]["reason"].startswith("its base is failed: set-up failed")
+
+
+def test_another_users_view(desk, tmp_path):
+    """The files of a sweep are private: another user gets one sentence."""
+    sweep = desk.sweep("mine", techniques="[base]", seeds="[4]")
+    desk.submit(sweep, *LATER)
+    for folder in [desk.folder, *desk.folder.parents][:4]:
+        if str(folder).startswith("/tmp/pytest"):
+            folder.chmod(0o755)
+    command = ["runuser", "-u", "nobody", "--", "env", f"PATH={desk.env['PATH']}",
+               f"SLURM_CONF={desk.box.conf}", f"NETPRESS_CALLS={tmp_path}/other"]  # fmt: skip
+    ended = subprocess.run([*command, "squeue", "-h"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def wait_for(true, seconds: float = 60):
+    deadline = time.monotonic() + seconds
+    while not (value := true()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.5)
+    return value
+
+
+@pytest.mark.parametrize("text, indices", [("0,2,4-6%2", [0, 2, 4, 5, 6]), ("N/A", [None])])
+def test_task_lists(text, indices):
+    assert list(slurm.expanded(text)) == indices
