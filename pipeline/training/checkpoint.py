@@ -3,8 +3,9 @@
 ``checkpoint/`` holds the last two states as ``state-N.safetensors`` and ``index.json``, which names
 them with their SHA-256; replacing the index is the moment at which a new state begins to exist. A
 state that does not match its checksum is set aside and the one before it is used. In the end only
-``model.safetensors`` is left, the final weights: they are a state as well, so that a cell whose
-artifact or result was damaged makes that anew without training.
+``model.safetensors`` is left, the final weights, always the same bytes for the same weights: with
+what the index says of them they are a state as well, so that a cell whose artifact or result was
+damaged makes that anew without training.
 
 There is no pickle: tensors are safetensors, the rest is JSON in their header. The random state is
 not among them, since it follows from (seed, stage, epoch).
@@ -47,10 +48,10 @@ class Snapshot:
     history: tuple[StageHistory, ...]  # of the stages before this one
 
 
-def model_bytes(state: ModelState, **more: str) -> bytes:
-    """Weights and specification of a network (and more texts), as one safetensors file."""
+def model_bytes(state: ModelState) -> bytes:
+    """Weights and specification of a network, as one safetensors file."""
     tensors = {n: _plain(t) for n, t in state.network.state_dict().items()}
-    return bytes_of(tensors, {"spec": json.dumps(state.spec.to_json()), **more})
+    return bytes_of(tensors, {"spec": json.dumps(state.spec.to_json())})
 
 
 def read_model(path: Path) -> ModelState:
@@ -89,8 +90,8 @@ class Checkpointer:
     def finish(self, snapshot: Snapshot, path: Path) -> None:
         """Puts the final weights at ``path`` in place of all states; raises OSError."""
         self.wait()
-        header = json.dumps(_header(snapshot))
-        self._publish(path.name, model_bytes(snapshot.training.state, netpress=header), kept=1)
+        data = model_bytes(snapshot.training.state)
+        self._publish(path.name, data, kept=1, state=_header(snapshot))
 
     def close(self) -> None:
         """Until nothing is written any more, whatever became of it."""
@@ -110,7 +111,7 @@ class Checkpointer:
         for entry in reversed(list(self._index)):
             path = self.folder / entry["file"]
             try:
-                return _snapshot(_checked(path, entry["sha256"]), path)
+                return _snapshot(_checked(path, entry["sha256"]), path, entry.get("state"))
             except Corrupt:
                 self._index.remove(entry)  # else it would take the place of one that is whole
                 if path.exists():
@@ -128,10 +129,10 @@ class Checkpointer:
     def _next(self) -> int:
         return self._index[-1]["number"] + 1 if self._index else 1
 
-    def _publish(self, name: str, data: bytes, kept: int) -> None:
+    def _publish(self, name: str, data: bytes, kept: int, **more) -> None:
         store.publish_bytes(self.folder / name, data)
         sha256 = hashlib.sha256(data).hexdigest()
-        entry = {"number": self._next(), "file": name, "sha256": sha256}
+        entry = {"number": self._next(), "file": name, "sha256": sha256, **more}
         index = [*self._index, entry][-kept:]
         store.publish_json(self.folder / "index.json", index)
         self._index = index
@@ -198,19 +199,20 @@ def _checked(path: Path, expected: str) -> bytes:
 
 def _entry(found: dict) -> dict:
     """An entry of the index; what it raises means that the index is damaged."""
-    entry = {"number": found["number"], "file": found["file"], "sha256": found["sha256"]}
-    sound = type(entry["number"]) is int and NAME.fullmatch(entry["file"])
-    if not sound or not SHA256.fullmatch(entry["sha256"]):
+    sound = type(found["number"]) is int and NAME.fullmatch(found["file"])
+    if not sound or not SHA256.fullmatch(found["sha256"]):
         raise ValueError("not an entry of an index")
-    return entry
+    return found
 
 
-def _snapshot(data: bytes, path: Path) -> Snapshot:
+def _snapshot(data: bytes, path: Path, header: dict | None = None) -> Snapshot:
+    """The state in a file; ``header`` where it holds plain weights, and is described elsewhere."""
     try:
-        texts, tensors = _metadata(data), tensors_of(data)
-        header = json.loads(texts["netpress"])
-        weights, buffers = (tensors, {}) if "spec" in texts else _parts(tensors)
-        state = restore(NetworkSpec.from_json(header["spec"]), weights)
+        tensors, buffers = tensors_of(data), {}
+        if header is None:
+            header = json.loads(_metadata(data)["netpress"])
+            tensors, buffers = _parts(tensors)
+        state = restore(NetworkSpec.from_json(header["spec"]), tensors)
         _check_fit(buffers, state)
         training = Training(state, _count(header["epoch"]), buffers, _columns(header["columns"]))
         history = tuple(
