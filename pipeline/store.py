@@ -24,6 +24,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -531,14 +532,21 @@ def _from_hdf5(path: Path, data: bytes, get: Callable[[Any], Any]) -> Any:
         raise Corrupt(f"{path}: cannot be read as a netpress result: {error}") from error
 
 
+_opened = itertools.count()
+
+
 def _in_memory(data: bytes):
-    """An open HDF5 file that is `data` alone; faster than one that calls back into Python."""
+    """An open HDF5 file that is `data` alone; faster than one that calls back into Python.
+
+    HDF5 takes two files in memory that have the same name for one: a second thread that reads
+    would be given the first one's numbers.
+    """
     from h5py import h5f, h5p
 
     access = h5p.create(h5p.FILE_ACCESS)
     access.set_fapl_core(backing_store=False)
     access.set_file_image(data)
-    return h5f.open(b"in memory", h5f.ACC_RDONLY, access)
+    return h5f.open(b"in memory %d" % next(_opened), h5f.ACC_RDONLY, access)
 
 
 def _put_history(file, history: Sequence[StageHistory]) -> None:

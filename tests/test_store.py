@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -597,6 +598,17 @@ def test_any_hdf5_reader_and_pandas_read_it(tmp_path):
         assert file["measure/latency/onnxruntime/artifact/all/batch1"].shape == (3,)
         frame = pandas.DataFrame({k: v[()] for k, v in file["history/1-finetune"].items()})
     assert frame.loss.tolist() == [1.5, 0.25]
+
+
+def test_threads_that_read_at_once_get_what_each_asked_for(tmp_path):
+    """HDF5 takes two open files of one name for the same; in memory it has nothing but the name."""
+    files = {tmp_path / f"{n}.h5": [float(n)] * 50 for n in range(4)}
+    for path, column in files.items():
+        path.write_bytes(store.history_bytes([StageHistory(0, "train", {"loss": column})]))
+    with ThreadPoolExecutor(4) as pool:
+        asked = list(files) * 50
+        found = [stages[0].columns["loss"] for stages in pool.map(store.read_history, asked)]
+    assert found == [files[path] for path in asked]
 
 
 def test_a_result_of_another_checksum_is_corrupt(tmp_path):
