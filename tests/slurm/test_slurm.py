@@ -91,7 +91,7 @@ def test_a_base_that_is_there_costs_no_job(desk):
 
 def test_time_limit_preemption_signals_go_on_from_the_last_epoch(desk):
     """USR2, as Slurm sends it before the limit: the job is requeued, and the cell goes on."""
-    sweep = desk.sweep("long", techniques="[base]", epochs=150)
+    sweep = desk.sweep("long", techniques="[base]", epochs=30)
     desk.submit(sweep)
     cell = desk.work.cell(desk.status(sweep)["base/0"]["id"])
     wait_for(lambda: cell.metrics.exists())
@@ -105,9 +105,9 @@ def test_time_limit_preemption_signals_go_on_from_the_last_epoch(desk):
     assert found["state"] == "done" and found["attempts"] == 2
     assert "Restarts=1" in desk.box.ask("scontrol", "show", "job", f"{job}_0")
     history = store.read_result(cell.result).history[0].columns["epoch"]
-    assert history == [float(i) for i in range(1, 151)] and epochs >= 1
+    assert history == [float(i) for i in range(1, 31)] and epochs >= 1
     second = json.loads(cell.attempt(2).usage.read_text())
-    assert second["job"] == f"{job}_0" and second["epochs"] <= 150 - epochs
+    assert second["job"] == f"{job}_0" and second["epochs"] <= 30 - epochs
 
 
 def test_a_job_that_makes_nothing_is_not_requeued_for_ever(desk):
@@ -125,7 +125,7 @@ def test_a_job_that_makes_nothing_is_not_requeued_for_ever(desk):
 
 
 def test_preemption_costs_nothing(desk):
-    sweep = desk.sweep("low", techniques="[base]", epochs=150)
+    sweep = desk.sweep("low", techniques="[base]", epochs=30)
     desk.submit(sweep, "--set", "partition=scavenge", "--set", "cores=24")
     cell = desk.work.cell(desk.status(sweep)["base/0"]["id"])
     wait_for(lambda: cell.metrics.exists())
@@ -139,7 +139,7 @@ def test_preemption_costs_nothing(desk):
 
 
 def test_a_node_that_dies(desk):
-    sweep = desk.sweep("node", techniques="[base, quick]", epochs=150)
+    sweep = desk.sweep("node", techniques="[base, quick]", epochs=30)
     desk.submit(sweep)
     cell = desk.work.cell(desk.status(sweep)["base/0"]["id"])
     wait_for(lambda: cell.metrics.exists())
