@@ -12,6 +12,7 @@ are ignored in them, so that they work until the last moment.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from pipeline import store
 from pipeline.orchestrate import slurm
 from pipeline.orchestrate.ended import cause, kills
 from pipeline.orchestrate.plan import cell_command
-from pipeline.paths import CODE, CellPaths, Work
+from pipeline.paths import CODE, CellPaths, JobPaths, Work
 
 CONTROLLER_S = 60.0
 POLL_S = 0.1
@@ -35,21 +36,25 @@ ADVICE = "`netpress resume` asks for more"
 
 
 class Task(Checkpointable):
-    """Cells by id, for each task of an array, and where they lie: nothing else is pickled.
+    """Cells by id, for each task of an array, and where files lie: nothing else is pickled.
 
+    folder: of the array, with what its cells are. work, data: the roots.
     lenient: others stand on these cells one by one, so that the task fails only where all did.
     """
 
     def __init__(
-        self, work: str, data: str, cells: Mapping[int, tuple[str, ...]], lenient: bool = False
-    ):
-        self.work, self.data, self.cells, self.lenient = work, data, dict(cells), lenient
+        self, folder: str, work: str, data: str, cells: Mapping[int, tuple[str, ...]],
+        lenient: bool = False,
+    ):  # fmt: skip
+        self.folder, self.work, self.data = folder, work, data
+        self.cells, self.lenient = dict(cells), lenient
         self.running: subprocess.Popen | None = None
         self.before: dict[Path, int] = {}
 
     def __call__(self) -> None:
         store.private()
         self.before = _made(self._mine())
+        self._publish_cells()
         done = [self._done(cell) for cell in self._mine()]
         if not any(done) or not (all(done) or self.lenient):
             sys.exit(1)  # each cell said why in its attempt; all that Slurm needs is the code
@@ -64,7 +69,17 @@ class Task(Checkpointable):
                     _no_progress(cell)
             return None
         slurm.wait_until_up(CONTROLLER_S)  # submitit asks for the requeue once, and fails without
-        return DelayedSubmission(Task(self.work, self.data, self.cells, self.lenient))
+        return DelayedSubmission(
+            Task(self.folder, self.work, self.data, self.cells, self.lenient)
+        )
+
+    def _publish_cells(self) -> None:
+        """cell.json of each, from which its process knows what to do."""
+        said = json.loads(JobPaths(Path(self.folder)).cells.read_bytes())
+        for cell in self._mine():
+            data = store.json_bytes(said[cell.id])
+            if not (cell.cell_json.exists() and cell.cell_json.read_bytes() == data):
+                store.publish_bytes(cell.cell_json, data)
 
     def _mine(self) -> list[CellPaths]:
         work = Work(Path(self.work))

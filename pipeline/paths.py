@@ -135,6 +135,11 @@ class JobPaths:
     def pickle(self) -> Path:
         return self.folder / "submitted.pkl"
 
+    @property
+    def cells(self) -> Path:
+        """{cell's id: what its cell.json says}, for its task to publish."""
+        return self.folder / "cells.json"
+
     def out(self, task: str) -> Path:
         """Standard output of task `JOB_INDEX`, under the name that submitit gives it."""
         return self.folder / f"{task}_0_log.out"

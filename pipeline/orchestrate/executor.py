@@ -86,14 +86,21 @@ def probe(cluster, folder: Path, arguments: Sequence[str]) -> str:
     return executor._make_submission_file_text(command, uid="")
 
 
-def write(job: paths.JobPaths, text: str, function: Any, minutes: int) -> None:
-    """Make the folder of an array: script and pickle, complete and on disk."""
+def write(
+    job: paths.JobPaths, text: str, function: Any, minutes: int, cells: dict[str, Any]
+) -> None:
+    """Make the folder of an array, complete and on disk: script, pickle, and its cells as JSON.
+
+    The cells are one file here, and become cell.json each in their task: to publish ten thousand
+    small files, each with its fsync, would keep a login node busy for minutes.
+    """
     delayed = DelayedSubmission(function)
     delayed.set_timeout(minutes, NEVER_TOO_OFTEN)
 
     def fill(new: Path) -> None:
         delayed.dump(new / job.pickle.name)
         (new / job.script.name).write_text(text, encoding="utf-8")
+        (new / job.cells.name).write_bytes(store.json_bytes(cells))
 
     store.publish_folder(job.folder, fill)
 

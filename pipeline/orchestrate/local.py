@@ -51,14 +51,14 @@ def run(
     """Make what is missing of the sweep, then the report; returns the exit code.
 
     0: every cell has its result. 1: some failed. 130: it was interrupted, and can be called again.
-    Raises UserError, before anything runs, where data or a device is missing.
+    Raises UserError, before anything runs, where a device or data is missing, or an image is bad.
     """
     done = [cell for cell in asked.cells if store.is_done(work.cell(cell.id), deep=True)]
     ids = {cell.id for cell in done}
     missing = [cell for cell in asked.cells if cell.id not in ids]
     if missing:
         slots = _slots(device, workers, threads)
-        require_data(missing, data_root)
+        _prepare_data(missing, work, data_root)
         command = command or _worker_command(work, data_root)
         with display(asked.cells, done) as shown, _signals() as stopping:
             pool = Pool(missing, done, work, command, slots, shown, stopping)
@@ -103,6 +103,13 @@ def visible_gpus() -> list[str]:
         return []
     lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
     return [str(i) for i in range(len(lines))] if listed.returncode == 0 else []
+
+
+def _prepare_data(cells: Sequence[Cell], work: paths.Work, data_root: Path) -> None:
+    from pipeline import data
+
+    for dataset in dict.fromkeys(cell.dataset for cell in cells):
+        data.prepare(dataset, data_root, work.cache, lambda line: print(line, file=sys.stderr))
 
 
 def require_data(cells: Sequence[Cell], data_root: Path) -> None:

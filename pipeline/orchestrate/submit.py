@@ -334,8 +334,6 @@ def send(batch: Batch, known: ledger.Ledger, reports: Path) -> dict[str, int]:
 
     Raises Refused or Unreachable at the first that could not be sent, with what was sent before.
     """
-    for cell in _cells(batch):
-        local.publish_cell(cell, batch.work.cell(cell.id))
     jobs: dict[str, int] = {}
     for item in batch.prepared:
         try:
@@ -365,7 +363,8 @@ def _send(batch: Batch, item: Prepared, jobs: Mapping[str, int], known, reports:
         tasks={str(index): list(ids) for index, ids in item.array.tasks.items()},
         request=asdict(item.array.request), after=list(item.array.after), user=slurm.user(),
     )  # fmt: skip
-    executor.write(item.job, script, _function(batch, item, reports), item.minutes)
+    cells = {i: batch.sweep.by_id[i].to_json() for i in item.array.cells}
+    executor.write(item.job, script, _function(batch, item, reports), item.minutes, cells)
     try:
         job = _submitted(item, known)
     except slurm.Refused as refused:
@@ -383,7 +382,8 @@ def _function(batch: Batch, item: Prepared, reports: Path):
     if item.array.name == REPORT:
         return Report(str(Path(batch.sweep.path).absolute()), str(batch.work.root), str(reports))
     root, data_root = str(batch.work.root), str(batch.data_root)
-    return Task(root, data_root, dict(item.array.tasks), item.array.shares)
+    folder = str(item.job.folder)
+    return Task(folder, root, data_root, dict(item.array.tasks), item.array.shares)
 
 
 def _submitted(item: Prepared, known: ledger.Ledger) -> int:
