@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import yaml
 
 from pipeline import store, sweep
 from pipeline.orchestrate import plan
-from pipeline.paths import Work
+from pipeline.paths import CODE, Work
 from pipeline.sweep import Cell
 
 MODEL = {"name": "vgg11_bn", "width": 0.125}  # 145,000 parameters in 8 convolutions
@@ -84,3 +85,12 @@ def small_disk(folder: Path, size: str):
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def python(*arguments: str, **more) -> subprocess.CompletedProcess:
+    """This interpreter in a process of its own, where the code of this checkout is."""
+    environment = {**os.environ, "PYTHONPATH": str(CODE), **more.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=CODE, env=environment,
+        **more,
+    )  # fmt: skip

@@ -1,8 +1,10 @@
 """Simulated quantization: float arithmetic on values that integers can express.
 
 Every convolution and linear layer rounds its input (per tensor, uint8) and its weight (per filter,
-symmetric int8); biases stay float, as their integers (int32) are finer than any of it. What is
-deployed is another thing, ``pipeline/artifact.py``; it takes these scales as they are.
+symmetric int8). Its bias (int32, in steps of input scale x weight scale) is rounded in evaluation
+alone: too fine for training to notice, but without it a value in a thousand is another one than
+the deployed model's. That one is another thing, ``pipeline/artifact.py``; it takes these scales as
+they are.
 
 x [N, C, H, W], weight [K, C, h, w] or [K, C], weight scale [K], input scale and zero point [].
 """
@@ -61,14 +63,23 @@ class _FakeQuantized:
         )
 
 
+    def quantized_bias(self) -> torch.Tensor | None:
+        if self.bias is None or self.training:
+            return self.bias
+        step = self.input_scale.detach() * self.weight_scale.detach()
+        return torch.round(self.bias / step) * step
+
+
 class FakeQuantConv2d(_FakeQuantized, nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(self.quantized_input(x), self.quantized_weight(), self.bias)
+        weight, bias = self.quantized_weight(), self.quantized_bias()
+        return self._conv_forward(self.quantized_input(x), weight, bias)
 
 
 class FakeQuantLinear(_FakeQuantized, nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
+        weight, bias = self.quantized_weight(), self.quantized_bias()
+        return F.linear(self.quantized_input(x), weight, bias)
 
 
 def _lsq(x, scale, low, high, bound: int):
