@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -113,23 +112,14 @@ class Lab:
     def products(self, cell_id: str) -> dict[str, str]:
         """SHA-256 of what a cell was run for: final weights, deployed model, class names."""
         paths = self.work.cell(cell_id)
-        weights = _without_header(paths.model.read_bytes())
-        files = {name: (paths.artifact / name).read_bytes()
-                 for name in ("model.onnx", "manifest.json")}  # fmt: skip
-        return {name: hashlib.sha256(data).hexdigest()
-                for name, data in {"weights": weights, **files}.items()}  # fmt: skip
+        files = (paths.model, paths.artifact / "model.onnx", paths.artifact / "manifest.json")
+        return {path.name: store.sha256(path) for path in files}
 
     def history(self, cell_id: str) -> dict[str, dict[str, list[float]]]:
         """What repeats of the history in result.h5, by stage."""
         stages = store.read_result(self.work.cell(cell_id).result).history
         return {f"{s.index}-{s.stage}": {k: v for k, v in s.columns.items()
                                          if k not in NOT_REPEATED} for s in stages}  # fmt: skip
-
-    def epochs(self, cell_id: str) -> int:
-        """Epochs trained in all attempts at a cell, as each attempt wrote down when it ended."""
-        paths = self.work.cell(cell_id)
-        used = [p / "usage.json" for p in paths.attempts.iterdir()]
-        return sum(json.loads(p.read_bytes())["epochs"] for p in used)
 
 
 @dataclass(frozen=True)
@@ -181,14 +171,6 @@ def until(ask, seconds: float = 20.0):
     return answer
 
 
-def _without_header(safetensors: bytes) -> bytes:
-    """All of it but the free text of the header, in which the history has its seconds."""
-    end = 8 + int.from_bytes(safetensors[:8], "little")
-    header = json.loads(safetensors[8:end])
-    del header["__metadata__"]
-    return json.dumps(header, sort_keys=True).encode() + safetensors[end:]
-
-
 # --- nothing half there ------------------------------------------------------------------------
 
 
@@ -208,7 +190,7 @@ def check_whole(cell: CellPaths) -> None:
     _check_named(cell.checkpoint / "index.json", cell.checkpoint,
                  lambda index: {e["file"]: e["sha256"] for e in index[-1:]})  # fmt: skip
     _check_named(cell.artifact / "manifest.json", cell.artifact,
-                 lambda manifest: {n: f["sha256"] for n, f in manifest["files"].items()})  # fmt: skip
+                 lambda names: {n: f["sha256"] for n, f in names["files"].items()})  # fmt: skip
 
 
 def _check_named(names: Path, folder: Path, sums) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATASETS", "FOLDERS", "Images", "Split", "batch_count", "batches", "facts", "fetch",
-    "images_from", "load", "ordered", "read_image", "require", "sample",
+    "images_from", "load", "ordered", "prepare", "read_image", "require", "sample",
 ]  # fmt: skip
 
 
@@ -108,6 +108,21 @@ def facts(
 def require(dataset: Dataset, root: Path) -> None:
     """Raises UserError where files of the data set are missing, and names what brings them."""
     _module(dataset).key(dataset, root)
+
+
+def prepare(dataset: Dataset, root: Path, cache: Path, say: Callable[[str], None]) -> None:
+    """As `require`; and images of the user's own, which nobody has verified yet, are all decoded
+    into `cache`. Raises UserError naming the first that cannot be read; nothing is written then."""
+    module = _module(dataset)
+    key = module.key(dataset, root)
+    if dataset.name in DATASETS and dataset.name not in FOLDERS:
+        return
+    from pipeline.data import cache as decoded
+
+    if not decoded.is_there(cache, dataset.name, key):
+        say(f"{dataset.name}: reading all images, once")
+        found = module.decode(dataset, root)
+        decoded.load(cache, dataset.name, key, lambda: found)
 
 
 def fetch(

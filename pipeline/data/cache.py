@@ -58,6 +58,11 @@ def load(home: Path, name: str, key: str, decode: Callable[[], Decoded]) -> Chec
     return _load_alone(home, name, key, decode)
 
 
+def is_there(home: Path, name: str, key: str) -> bool:
+    """Whether the cache has something under this name and key, sound or not."""
+    return _arrays(home, name, key).exists()
+
+
 def source_key(*parts: object) -> str:
     """A key from all that decides the decoded pixels."""
     return hashlib.sha256(json.dumps([FORMAT, *parts]).encode()).hexdigest()

@@ -1,10 +1,11 @@
-"""A stage that goes wrong in a way of one's choice, while $TROUBLE is `on`; else it does nothing."""
+"""A stage that goes wrong in a way of one's choice while $TROUBLE is `on`, else does nothing."""
 
 from __future__ import annotations
 
 import os
 import resource
 import signal
+from pathlib import Path
 from typing import Literal
 
 from pipeline.sweep import Frozen
@@ -33,7 +34,7 @@ def memory() -> None:
 
 def memory_of_a_process() -> None:
     """More than this process may have."""
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
     kept = []
     while True:
