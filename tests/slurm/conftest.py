@@ -106,7 +106,7 @@ def box():
     folder = Path(tempfile.mkdtemp(prefix="np-slurm-", dir="/tmp"))
     made = Box(folder)
     try:
-        made("start")
+        made("start", "--set", "MaxJobCount=30000")
         yield made
     finally:
         made("stop")

@@ -1,0 +1,39 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --array=0-1%2
+#SBATCH --chdir=/CHECKOUT
+#SBATCH --comment=netpress-INTENT2-test-cells-2
+#SBATCH --cpus-per-task=24
+#SBATCH --dependency=aftercorr:@netpress-INTENT0-test-base-0@
+#SBATCH --error='/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT2/%A_%a_0_log.err'
+#SBATCH --export=NONE
+#SBATCH --gres=gpu:a100:1
+#SBATCH --job-name=netpress-INTENT2-test-cells-2
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=40G
+#SBATCH --nodes=1
+#SBATCH --open-mode=append
+#SBATCH --output='/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT2/%A_%a_0_log.out'
+#SBATCH --partition=public
+#SBATCH --qos=public
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=240
+
+# setup
+umask 077
+folder='/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT2'
+task="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
+trap 'said=$?; line="set-up failed with exit code $said: $BASH_COMMAND"; echo "netpress: $line" >&2; echo "$line" >"$folder/$task.setup"; exit 66' ERR
+cd /CHECKOUT
+export PYTHONPATH=/CHECKOUT PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+module load mamba/latest
+source activate netpress
+rm -f "$folder/$task"_*.save_tmp "$folder/$task.setup"
+ln -sfn submitted.pkl "$folder/${task}_submitted.pkl"
+trap - ERR
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT2/%A_%a_%t_log.out' --error '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT2/%A_%a_%t_log.err' --export=ALL --cpus-per-task=24 /env/bin/python -u -m submitit.core._submit '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT2'

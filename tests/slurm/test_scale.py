@@ -1,0 +1,58 @@
+"""Ten thousand cells against a real controller, the jobs held: counts, time, memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+from tests.slurm.test_slurm import LATER
+
+SEEDS, POINTS = 500, 19
+
+
+def measured(desk, *arguments: str) -> tuple[str, float, int]:
+    """(stdout, seconds of CPU, peak bytes) of a command. CPU, so that whatever else this machine
+    does is not counted; what it waits for in Slurm is looked at in `wall`."""
+    process = desk.start(*arguments)
+    out = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, process.stderr.read()
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return out, usage.ru_utime + usage.ru_stime, peak
+
+
+def test_ten_thousand_cells(desk):
+    grid = f"grid:\n  quick: {{finetune.epochs: {list(range(1, POINTS + 1))}}}\n"
+    sweep = desk.sweep("big", techniques="[base, quick]", seeds=str(list(range(SEEDS))), more=grid)
+    out, seconds, peak = measured(desk, "plan", sweep, "--profile", "generic", "--json")
+    planned = json.loads(out)
+    assert len(planned["cells"]) == SEEDS * (POINTS + 1) == 10_000
+    # One array for 500 bases, one for each of the 19 techniques on every one of them (aftercorr:
+    # task i waits for base i), and the report. 10 arrays of 1001 could hold 10,000 tasks, but a
+    # technique and its base cannot be in one array: 21 calls, 9 more than 1 + 10 + 1.
+    assert len(planned["jobs"]) == 1 + POINTS + 1
+    assert seconds < 2 and peak < 500e6, (seconds, peak)
+
+    desk.counted()
+    out, seconds, peak = measured(desk, "submit", sweep, *LATER)
+    counted = desk.counted()
+    assert counted["sbatch"] == 21 and counted["squeue"] == 0 and peak < 500e6
+    assert desk.box.ask("squeue", "-rh", "-t", "PD", "-o", "%F").count("\n") + 1 == 10_001
+
+    began = time.monotonic()
+    out, seconds, peak = measured(desk, "status", sweep, "--json")
+    wall = time.monotonic() - began
+    assert json.loads(out)["counts"] == {"queued": SEEDS, "waiting": SEEDS * POINTS}
+    assert desk.counted() == {"squeue": 1} and seconds < 3 and peak < 500e6, (seconds, peak)
+    assert wall < 15
+
+    # After they left the queue without a result: one squeue, one sacct.
+    desk.netpress("cancel", sweep)
+    counted = desk.counted()
+    assert counted["scancel"] == 1 and counted["squeue"] == 1
+    out, seconds, _ = measured(desk, "status", sweep, "--json")
+    assert json.loads(out)["counts"] == {"cancelled": 10_000}
+    assert desk.counted() == {"squeue": 1, "sacct": 1} and seconds < 3.5

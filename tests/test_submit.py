@@ -1,0 +1,332 @@
+"""What goes to SLURM, without one: profiles, graph, scripts, ledger, causes. On a real one: slurm/."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from pipeline import paths
+from pipeline.errors import UserError
+from pipeline.orchestrate import cluster, executor, graph, ledger, profile, retry, slurm, submit
+from pipeline.orchestrate.graph import Queued, Request
+from pipeline.orchestrate.slurm import Row
+from pipeline.paths import Work
+from tests import results
+
+ASKED = Request(40, 240)
+GOLDEN = Path(__file__).parent / "golden"
+
+
+# --- profiles --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", profile.shipped())
+def test_the_shipped_profiles_ask_for_an_a100(name):
+    found = profile.load(name).profile
+    assert (found.gres, found.cores, found.memory_gib) == ("gpu:a100:1", 24, 40)
+
+
+def test_sol_knows_its_charge_and_its_waste():
+    sol = profile.load("sol").profile
+    assert (sol.partition, sol.qos, sol.charge_an_hour()) == ("public", "public", 59.0)
+    [note] = sol.notes()
+    assert note.startswith("24 cores a job strand two of the four GPUs") and "at most 12" in note
+    assert not list(profile.load("sol", ["cores=12"]).profile.notes())
+
+
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ("cores=many", "--set cores=many: cores: expected a whole number"),
+        ("coers=2", "--set coers=2: coers: unknown key; did you mean 'cores'?"),
+        ("cores", "--set cores: expected KEY=VALUE"),
+        ("partition=a b", "--set partition=a b: partition: "),
+        ('setup=["a\\nb"]', "setup[0]"),
+        ("report.cores=0", "--set report.cores=0: report.cores: "),
+        ("cores.x=1", "cores has no parts"),
+        ('options={"x y":"1"}', "options"),
+    ],
+)
+def test_a_bad_setting_is_one_sentence(setting, said):
+    with pytest.raises(UserError) as error:
+        profile.load("sol", [setting])
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_profile_of_ones_own(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("partition: gpu\ncores: 8\ngpu: null\nreport: {partition: cpu}\n")
+    found = profile.load(str(file), ["report.cores=2", "minutes=90"])
+    assert found.name == "mine" and found.profile.gres is None and found.profile.minutes == 90
+    assert (found.profile.report.cores, found.profile.report.partition) == (2, "cpu")
+    file.write_text("partition: gpu\ncoers: 8\n")
+    with pytest.raises(UserError, match=r"mine.yaml:2: coers: unknown key; did you mean 'cores'"):
+        profile.load(str(file))
+    with pytest.raises(UserError, match="unknown profile 'sool'.*did you mean 'sol'"):
+        profile.load("sool")
+
+
+# --- the graph -------------------------------------------------------------------------------
+
+
+def made(counts, limit, queued=None, pack=None):
+    """The arrays for bases with so many techniques each."""
+    techniques = tuple(f"t-{i}" for i in range(max(counts, default=0)))
+    asked = results.sweep(techniques=techniques, seeds=tuple(range(len(counts))))
+    cells = [
+        c for c in asked.cells
+        if c.is_base or int(c.technique.split("-")[1]) < counts[c.seed]
+    ]  # fmt: skip
+    missing = [c for c in cells if not (queued and c.id in queued)]
+    return cells, graph.arrays(missing, lambda cell: ASKED, limit, queued=queued, pack=pack)
+
+
+@given(some.lists(some.integers(0, 12), min_size=1, max_size=12), some.integers(2, 6))
+def test_every_cell_is_in_one_task_that_waits_for_its_own_base(counts, limit):
+    cells, arrays = made(counts, limit)
+    where = {i: (a, index) for a in arrays for index, ids in a.tasks.items() for i in ids}
+    assert sorted(i for a in arrays for i in a.cells) == sorted(c.id for c in cells)
+    names = [array.name for array in arrays]
+    assert len(set(names)) == len(names)
+    for cell in cells:
+        array, index = where[cell.id]
+        assert max(array.tasks) < limit
+        if cell.is_base:
+            assert array.after == ()
+            continue
+        base, base_index = where[cell.base_id]
+        waits = f"{base.name}_{base_index}" if array.kind == "afterok" else base.name
+        assert array.after == (waits,) and names.index(base.name) < names.index(array.name)
+        assert array.kind == "afterok" or index == base_index
+
+
+@pytest.mark.parametrize(
+    "counts, calls",
+    [([19] * 500, 20), ([9999], 11), ([1] * 1002, 4), ([3, 3, 2000], 5), ([0] * 5, 1)],
+)
+def test_few_calls_at_the_usual_limit(counts, calls):
+    assert len(made(counts, 1001)[1]) == calls
+
+
+def test_a_base_that_is_queued_is_waited_for_where_it_is():
+    base = results.sweep(seeds=(0,)).cells[0]
+    _, [array] = made([3], 1001, {base.id: Queued(77, 5)})
+    assert (array.kind, array.after, len(array.tasks)) == ("afterok", ("77_5",), 3)
+
+
+def test_short_cells_share_a_task():
+    pack = graph.packer(10, lambda cell: 240.0)  # two in ten minutes
+    _, [bases, *rest] = made([5, 5, 5], 1001, pack=pack)
+    assert [len(ids) for ids in bases.tasks.values()] == [2, 1] and bases.shares
+    assert all(len(ids) <= 2 for array in rest for ids in array.tasks.values())
+
+
+def test_ranges():
+    assert graph.ranges([7, 0, 1, 2, 5, 8]) == "0-2,5,7-8"
+    assert list(slurm.expanded("0-2,5,7-8%4")) == [0, 1, 2, 5, 7, 8]
+
+
+# --- scripts ---------------------------------------------------------------------------------
+
+
+def test_the_scripts_are_these():
+    """Golden: `ACCEPT_GOLDEN=1 pytest tests/test_submit.py -k scripts` accepts a change."""
+    sol = profile.load("sol", ["mail=a@asu.edu", "python=/env/bin/python"])
+    asked = results.sweep(techniques=("half", "tiny"), seeds=(0, 1))
+    batch = submit.prepare(
+        asked, Work(Path("/scratch/sparky/it's here")), Path("/data"), sol, asked.cells,
+        known=ledger.Ledger(Work(Path("/none")).sweep("test")),
+    )  # fmt: skip
+    intents = {item.intent: f"INTENT{n}" for n, item in enumerate(batch.prepared)}
+    for item in batch.prepared:
+        text = item.script.replace(str(paths.CODE), "/CHECKOUT")
+        for intent, name in intents.items():
+            text = text.replace(intent, name)
+        file = GOLDEN / f"{item.array.name}.sh"
+        if os.environ.get("ACCEPT_GOLDEN"):
+            file.write_text(text)
+        assert text == file.read_text(), file
+
+
+def test_the_logs_are_where_submitit_puts_them(tmp_path):
+    from submitit.core.utils import JobPaths
+
+    mine = Work(tmp_path).sweep("s").job("abc")
+    theirs = JobPaths(mine.folder, job_id="12_3", task_id=0)
+    assert (mine.out("12_3"), mine.err("12_3")) == (theirs.stdout, theirs.stderr)
+    assert theirs.submitted_pickle.name == "12_3_submitted.pkl"  # what the set-up links
+
+
+@pytest.mark.parametrize("name", ["a%j", "a\nb", "a\\b"])
+def test_a_folder_that_slurm_would_misread_is_refused(name):
+    asked = results.sweep()
+    with pytest.raises(UserError, match="Slurm cannot write logs"):
+        submit.prepare(asked, Work(Path("/w") / name), Path("/d"), profile.load("generic"),
+                       asked.cells, known=ledger.Ledger(Work(Path("/n")).sweep("t")))  # fmt: skip
+
+
+def test_a_job_folder_holds_no_code_and_is_private(tmp_path):
+    from jobs.task import Task
+
+    job = Work(tmp_path).sweep("s").job("abc")
+    executor.write(job, "#!/bin/sh\n", Task("f", "w", "d", {0: ("a",)}), 10, {"a": {}})
+    assert job.pickle.stat().st_size < 1000 and b"jobs.task" in job.pickle.read_bytes()
+    assert job.folder.stat().st_mode & 0o077 == 0 and job.pickle.stat().st_mode & 0o077 == 0
+
+
+# --- the ledger ------------------------------------------------------------------------------
+
+
+def intend(known, intent="a1", cells=("c1",), **more):
+    facts = dict(name=f"netpress-{intent}", kind="cells", tasks={"0": list(cells)}, request={},
+                 after=[], user="me")  # fmt: skip
+    known.append("intent", intent=intent, **{**facts, **more})
+
+
+def test_the_ledger_knows_where_each_cell_is(tmp_path):
+    place = Work(tmp_path).sweep("s")
+    with ledger.locked(place) as known:
+        intend(known)
+        assert [e.open for e in known.entries.values()] == [True]
+        known.append("submitted", intent="a1", job=7)
+        intend(known, "b2", ("c1", "c2"))
+        known.append("refused", intent="b2", reason="no")
+        known.append("cancelled", cells=["c1"])
+    again = ledger.read(place)
+    assert again.last["c1"].task == "7_0" and "c2" not in again.last
+    assert again.jobs == [7] and set(again.cancelled) == {"c1"}
+    with ledger.locked(place) as known:
+        intend(known, "d4")
+    assert ledger.read(place).cancelled == {}
+
+
+@given(some.integers(0, 400))
+def test_a_torn_last_line_never_counted(cut):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Work(Path(folder)).sweep("s")
+        with ledger.locked(place) as known:
+            intend(known)
+            known.append("submitted", intent="a1", job=7)
+        whole = place.ledger.read_bytes()
+        place.ledger.write_bytes(whole[: max(0, len(whole) - cut)])
+        lines = place.ledger.read_bytes().count(b"\n")
+        found = ledger.read(place)
+        assert len(found.entries) == min(lines, 1) and found.jobs == [7][: max(0, lines - 1)]
+        with ledger.locked(place) as known:
+            intend(known, "e5")
+        assert "e5" in ledger.read(place).entries
+        assert all(json.loads(line) for line in place.ledger.read_text().splitlines())
+
+
+def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
+    place = Work(tmp_path).sweep("s")
+    with ledger.locked(place) as known:
+        intend(known)
+    place.ledger.write_bytes(b"garbage\n" + place.ledger.read_bytes())
+    with pytest.raises(UserError, match="ledger.jsonl:1: damaged"):
+        ledger.read(place)
+
+
+def test_an_older_job_of_the_same_name_is_not_ours():
+    rows = [Row(5, 0, "PENDING", name="n", submitted="2026-01-01T00:00:00")]
+    assert slurm.find(rows, "n", "2026-01-02T00:00:00") is None
+    assert slurm.find(rows, "n", "2026-01-01T00:00:30") == 5
+
+
+# --- how jobs end ----------------------------------------------------------------------------
+
+GIB = 1024**3
+
+
+@pytest.mark.parametrize(
+    "row, more, kind, reason",
+    [
+        (Row(1, 0, "FAILED"), {"log": "x exceeded memory limit (44238372864 > 42949672960), b"},
+         "out_of_memory", "out of memory: 41.2 of 40 GiB"),
+        (Row(1, 0, "OUT_OF_MEMORY", peak_bytes=39 * GIB, asked_bytes=40 * GIB), {},
+         "out_of_memory", "out of memory: more than 40 GiB; 39 GiB were seen"),
+        (Row(1, 0, "TIMEOUT"), {"rounds": 4}, "time_limit", "time limit after 3 requeues: job 1_0"),
+        (Row(1, 0, "NODE_FAIL", nodes="cn042"), {}, "node_failure", "node cn042 failed"),
+        (Row(1, 0, "PREEMPTED"), {}, "preempted", "preempted"),
+        (Row(1, 0, "CANCELLED", by="1000"), {}, "cancelled", "cancelled by 1000"),
+        (Row(1, 0, "CANCELLED", "Dependency"), {}, "base_failed", "its base failed"),
+        (Row(1, 0, "FAILED", exit_code="1:0"), {"log": "a\nImportError: b"}, "exception",
+         "job 1_0 failed with exit code 1:0: ImportError: b"),
+        (Row(1, 0, "FAILED"), {"failure": {"kind": "exception", "reason": "ValueError: at"}},
+         "exception", "exception: ValueError: at"),
+        (Row(1, 0, "FAILED"), {"setup": "set-up failed with exit code 1: x"}, "set_up", "set-up"),
+        (Row(1, 0, "COMPLETED"), {}, "lost", "completed, and left no result"),
+        (Row(1, 0, "FROBNICATED"), {}, "lost", "Slurm says FROBNICATED"),
+        (None, {"task": "1_0"}, "lost", "job 1_0 is gone without a trace"),
+    ],
+)  # fmt: skip
+def test_causes(row, more, kind, reason):
+    found = retry.cause(row, **more)
+    assert found.kind == kind and reason in found.reason
+
+
+def test_every_final_state_has_a_rule():
+    assert set(retry.ENDED) == cluster.FINAL and set(retry.ENDED.values()) <= set(retry.RULES)
+    assert not cluster.FINAL & set(cluster.IN_QUEUE)
+
+
+def test_what_is_asked_for_next_time():
+    def after(kind, node="", asked=ASKED):
+        return retry.escalated(retry.Cause(kind, "", node), asked, 100)
+
+    assert after("out_of_memory") == Request(60, 240)
+    assert after("out_of_memory", asked=Request(90, 1)) == Request(100, 1)
+    assert "100 GiB already" in after("out_of_memory", asked=Request(100, 1))
+    assert after("time_limit") == ASKED and after("stuck") == Request(40, 480)
+    assert after("node_failure", "cn1") == Request(40, 240, ("cn1",))
+    assert not retry.RULES["exception"].again
+
+
+# --- Slurm's words ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said, transient",
+    [
+        ("sbatch: error: Batch job submission failed: Invalid partition name specified", False),
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv op", True),
+        ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", True),
+        ("sacct: error: Problem talking to the database: Connection refused", True),
+        ("sbatch: error: QOSMaxSubmitJobPerUserLimit", False),
+    ],
+)
+def test_what_is_worth_another_try(said, transient):
+    assert bool(slurm.TRANSIENT.search(said)) is transient
+
+
+def test_what_overrides_a_script_is_not_passed_on(monkeypatch):
+    monkeypatch.setenv("SBATCH_PARTITION", "gpu")
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "1")
+    monkeypatch.setenv("SLURM_CONF", "/c")
+    found = slurm.environment()
+    assert "SBATCH_PARTITION" not in found and "SLURM_MEM_PER_NODE" not in found
+    assert found["SLURM_CONF"] == "/c" and found["SLURM_BITSTR_LEN"] == "0"
+
+
+def test_rows_of_squeue_and_sacct():
+    mark = slurm.MARK
+    line = mark.join(["13", "5-6%4", "PENDING", "None", "", "2026-01-01T00:00:00", "a|b"])
+    assert [r.task for r in slurm._queue_rows(line)] == ["13_5", "13_6"]
+    text = "\n".join(mark.join(fields) for fields in (
+        ("7_0", "CANCELLED by 1000", "None", "n1", "0:0", "", "2G", "9", "x"),
+        ("7_0.0", "CANCELLED", "", "n1", "0:9", "1048576K", "", "9", "python"),
+        ("7_1", "FAILED", "None", "n1", "1:0", "", "2G", "9", "x"),
+        ("7_1.0", "OUT_OF_MEMORY", "", "n1", "0:125", "3G", "", "9", "python"),
+    ))  # fmt: skip
+    first, second = slurm._accounted(text)
+    assert (first.state, first.by, first.peak_bytes) == ("CANCELLED", "1000", GIB)
+    assert (second.state, second.peak_bytes, second.asked_bytes) == (
+        "OUT_OF_MEMORY", 3 * GIB, 2 * GIB
+    )  # fmt: skip
