@@ -175,7 +175,7 @@ def submit(context, sweep: str, profile, settings, dry_run: bool, as_json: bool)
 @_json
 @_profile
 @click.option("--watch", is_flag=True, help="Again every few seconds, until nothing is left to do.")
-def status(sweep: str, as_json: bool, profile: str | None, watch: bool) -> None:
+def status(sweep: str, as_json: bool, profile: str | None, watch: bool):
     """What is done, running, queued, waiting, failed, cancelled and missing."""
     from pipeline.orchestrate import state
 
@@ -186,7 +186,9 @@ def status(sweep: str, as_json: bool, profile: str | None, watch: bool) -> None:
     found = state.find(asked, work)
     for note in found.notes:
         click.echo(f"netpress: {note}", err=True)
-    _show(state.to_json(found.cells) if as_json else state.lines(found.cells))
+    if as_json:
+        return _show(state.to_json(found.cells))
+    _show([*state.lines(found.cells), *state.used(found, work)])
 
 
 @netpress.command()

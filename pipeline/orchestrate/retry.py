@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.orchestrate.graph import Request
 from pipeline.orchestrate.slurm import Row
+from pipeline.report.gaps import said
 
 GIB = 1024**3
 
@@ -100,18 +101,15 @@ def cause(
     if killed and (memory := _out_of_memory(row, log)):
         return Cause("out_of_memory", memory)
     if failure is not None and not (killed and row and row.state in ("NODE_FAIL", "PREEMPTED")):
-        return Cause(failure["kind"], said(failure), str(failure.get("node", "")))
+        of_gpu = failure["kind"] == "out_of_memory" and "CUDA" in failure["reason"]
+        kind = "gpu_out_of_memory" if of_gpu else failure["kind"]
+        return Cause(kind, said(failure), str(failure.get("node", "")))
     if setup:
         return Cause("set_up", setup)
     if row is None:
         return Cause("lost", f"job {task} is gone without a trace: cancelled while it was pending, "
                              "or its records are")  # fmt: skip
     return _from_state(row, log, rounds)
-
-
-def said(failure: dict) -> str:
-    """`kind: reason`, as every report has it."""
-    return " ".join(f"{failure['kind'].replace('_', ' ')}: {failure['reason']}".split())
 
 
 def _from_state(row: Row, log: str, rounds: int) -> Cause:

@@ -17,13 +17,13 @@ from typing import Any, Literal
 from pipeline import store
 from pipeline.orchestrate import cluster, ledger, slurm
 from pipeline.orchestrate.plan import aligned, identity
-from pipeline.orchestrate.retry import said
 from pipeline.paths import CellPaths, Work
-from pipeline.report import gaps
+from pipeline.report import gaps, usage
 from pipeline.sweep import Cell, Sweep
 
 State = Literal["done", "running", "queued", "waiting", "failed", "cancelled", "missing"]
 WATCH_S = 3.0
+WATCH_CLUSTER_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _queued(cell: Cell, work: Work, row: slurm.Row, view: cluster.View) -> tuple
     if len(pack) > 1 and row.state == "RUNNING" and not is_held(work.cell(cell.id)):
         failure = cluster.failed_in(work, cell, row.task)
         if failure is not None:
-            return "failed", said(failure)
+            return "failed", gaps.said(failure)
         if not cluster.started(work, cell, row.task):
             return "queued", f"in {where}, which has {len(pack)} cells one after the other"
     return "running", where
@@ -220,13 +220,24 @@ def lines(found: Sequence[CellState]) -> Iterable[str]:
     yield ", ".join(f"{count} {state}" for state, count in counts.most_common())
 
 
+def used(found: Found, work: Work) -> Iterable[str]:
+    """What the jobs of the cells that are done used, for people; nothing where there were none."""
+    measured = usage.read((s.cell for s in found.cells if s.state == "done"), work)
+    return usage.lines(measured) if measured else ()
+
+
 def watch(sweep: Sweep, work: Work) -> None:
-    """Print the states again and again, until every cell is done or failed."""
+    """Print the states again and again, until no cell is running, queued or waiting.
+
+    A sweep that was submitted is looked at less often: each look asks the controller.
+    """
     while True:
-        found = states(sweep, work)
+        found = find(sweep, work)
         if sys.stdout.isatty():
             print("\033[H\033[2J", end="")
-        print("\n".join(lines(found)), flush=True)
-        if all(s.state in ("done", "failed", "cancelled") for s in found):
+        print("\n".join([*found.notes, *lines(found.cells), *used(found, work)]), flush=True)
+        if all(s.state in ("done", "failed", "cancelled") for s in found.cells):
             return
-        time.sleep(WATCH_S)
+        if found.view and all(s.state not in ("running", "queued") for s in found.cells):
+            return
+        time.sleep(WATCH_CLUSTER_S if found.view else WATCH_S)

@@ -26,7 +26,7 @@ def build(sweep: Sweep, work: Work, out: Path | None = None) -> ReportPaths:
     Each file appears whole or not at all; the Markdown, which points to the others, comes last.
     Raises OSError where they cannot be written.
     """
-    from pipeline.report import figures, frames, json_rows, tables, text
+    from pipeline.report import figures, frames, json_rows, tables, text, usage
 
     found = frames.read(sweep, work)
     listed = json_rows.rows(found)
@@ -37,7 +37,8 @@ def build(sweep: Sweep, work: Work, out: Path | None = None) -> ReportPaths:
     else:  # one of an earlier report would be of results that are gone
         paths.accuracy_bytes.unlink(missing_ok=True)
     figure = paths.accuracy_bytes.relative_to(paths.folder).as_posix() if listed else None
-    markdown = text.report(sweep, found, listed, figure)
+    used = usage.read(sweep.cells, work)
+    markdown = text.report(sweep, found, listed, figure, used)
     store.publish_bytes(paths.markdown, markdown.encode())
     return paths
 

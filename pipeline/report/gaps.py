@@ -40,12 +40,17 @@ def _own_reason(cell: CellPaths) -> str:
     if attempt is None:
         return "started, not finished" if cell.metrics.exists() else NOT_RUN
     try:
-        failure = json.loads(attempt.failure.read_bytes())
-        return " ".join(f"{failure['kind'].replace('_', ' ')}: {failure['reason']}".split())
+        return said(json.loads(attempt.failure.read_bytes()))
     except FileNotFoundError:
         return "started, not finished"
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"failed in attempt {attempt.number}, and its failure.json cannot be read"
+
+
+def said(failure: dict) -> str:
+    """`kind: reason` of a failure.json in one line, the kind once."""
+    kind, reason = failure["kind"].replace("_", " "), " ".join(failure["reason"].split())
+    return reason if reason.startswith(kind) else f"{kind}: {reason}"
 
 
 def damaged(error: Corrupt, cell: CellPaths) -> str:

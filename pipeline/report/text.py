@@ -22,6 +22,8 @@ from pipeline.report.answer import (
 from pipeline.report.frames import Frames
 from pipeline.report.metrics import BATCHES, METRIC, PERCENTILES, latency_key
 from pipeline.report.tables import code, escape, fenced, markdown
+from pipeline.report.usage import Used
+from pipeline.report.usage import lines as usage_lines
 from pipeline.sweep import Sweep
 
 TABLE = ("accuracy", "accuracy_drop", "agreement", "stored_bytes", "stored_ratio",
@@ -38,8 +40,11 @@ SIMULATED = (
 )
 
 
-def report(sweep: Sweep, frames: Frames, rows: list[Row], figure: str | None) -> str:
-    """The whole of report.md; `figure`: the path of accuracy-bytes.svg from it, None without."""
+def report(
+    sweep: Sweep, frames: Frames, rows: list[Row], figure: str | None, used: Used | None = None
+) -> str:
+    """The whole of report.md; `figure`: the path of accuracy-bytes.svg from it, None without.
+    `used`: what the jobs used of what they asked for, where they were SLURM's."""
     parts = [
         f"# {escape(sweep.name)}: how small and how fast before it gets worse\n",
         _counts(sweep, frames),
@@ -51,9 +56,16 @@ def report(sweep: Sweep, frames: Frames, rows: list[Row], figure: str | None) ->
         *_latency(frames),
         *_simulated(frames),
         *_gaps(frames),
+        *_usage(used),
         *_provenance(sweep, frames),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _usage(used: Used | None) -> list[str]:
+    if used is None:
+        return []
+    return ["## What the jobs used\n", *(f"{escape(line)}\n" for line in usage_lines(used))]
 
 
 def _counts(sweep: Sweep, frames: Frames) -> str:

@@ -155,7 +155,9 @@ def test_a_node_that_dies(desk):
 
 
 def test_out_of_memory_is_named_and_gets_more(desk):
-    sweep = desk.sweep("memory", techniques="[base, quick]", epochs=60)
+    sweep = desk.sweep("memory", techniques="[base, quick]")
+    file = desk.folder / sweep  # torch alone has nearly a GiB
+    file.write_text(file.read_text().replace("width: 0.125", "width: 0.5"))
     desk.submit(sweep, "--set", "memory_gib=1")
     found = desk.settled(sweep)
     assert found["base/0"]["state"] == "failed"
@@ -273,7 +275,6 @@ def test_two_submits_at_once(desk):
     assert [process.returncode for process in both] == [0, 0], said
     outs = [out for out, _ in said]
     assert sum("Nothing to submit" in out for out in outs) == 1
-    assert any("waiting for its end" in err for _, err in said) or True
     assert len(in_queue(desk, "twice")) == 4
 
 

@@ -1,0 +1,91 @@
+"""What a sweep's jobs used of what they asked for, and a request that would do. Imports nothing heavy.
+
+Read from attempts/N/usage.json of cells that ran as SLURM jobs; elsewhere nothing was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pipeline import store
+from pipeline.paths import Work
+from pipeline.sweep import Cell
+
+GIB = 1024**3
+MOST_CELLS = 500  # that are read
+MARGIN = 1.25  # of what was seen, since a sample every few seconds misses the highest moment
+
+
+@dataclass(frozen=True)
+class Used:
+    """The most that any of `cells` cells used, and the most that one asked for. `gpu_busy`: the mean
+    share of time in which its GPU was at work; None where that was not seen."""
+
+    cells: int
+    memory_bytes: int
+    asked_memory_bytes: int
+    cores: float
+    asked_cores: int
+    gpu_memory_bytes: int
+    gpu_busy: float | None
+
+
+def read(cells: Iterable[Cell], work: Work) -> Used | None:
+    """None where no cell ran in a job that says what it asked for."""
+    found = []
+    for cell in cells:
+        if len(found) < MOST_CELLS and (said := _usage(cell, work)):
+            found.append(said)
+    if not found:
+        return None
+    busy = [s["used"]["gpu_busy"] for s in found if s["used"]["gpu_busy"] is not None]
+    return Used(
+        len(found),
+        max(s["used"]["memory_bytes"] for s in found),
+        max(s["asked"]["memory_bytes"] for s in found),
+        max(s["used"]["cores"] for s in found),
+        max(s["asked"]["cores"] for s in found),
+        max(s["used"]["gpu_memory_bytes"] for s in found),
+        sum(busy) / len(busy) if busy else None,
+    )
+
+
+def lines(used: Used) -> Iterator[str]:
+    """For people: what was used, and what to ask for instead where that is clearly less."""
+    gpu = f", {used.gpu_memory_bytes / GIB:.1f} GiB of the GPU" if used.gpu_memory_bytes else ""
+    busy = f", busy {used.gpu_busy:.0%} of the time" if used.gpu_busy is not None else ""
+    yield (
+        f"At most {used.memory_bytes / GIB:.1f} of {used.asked_memory_bytes / GIB:.0f} GiB and "
+        f"{used.cores:.1f} of {used.asked_cores} cores were used{gpu}{busy} "
+        f"({used.cells} job{'s' if used.cells != 1 else ''})."
+    )
+    if better := request(used):
+        yield f"This would do: {' '.join(f'--set {key}={value}' for key, value in better)}"
+
+
+def request(used: Used) -> Sequence[tuple[str, int]]:
+    """(key of the profile, value) where at least a quarter less than was asked for is enough."""
+    found = []
+    for key, seen, asked in (
+        ("cores", used.cores, used.asked_cores),
+        ("memory_gib", used.memory_bytes / GIB, used.asked_memory_bytes // GIB),
+    ):
+        enough = max(1, math.ceil(seen * MARGIN))
+        if enough <= 0.75 * asked:
+            found.append((key, enough))
+    return found
+
+
+def _usage(cell: Cell, work: Work) -> dict | None:
+    attempt = store.last_attempt(work.cell(cell.id))
+    try:
+        said = json.loads(attempt.usage.read_bytes()) if attempt else {}
+        whole = said["job"] and said["asked"]["memory_bytes"] and said["asked"]["cores"]
+        numbers = (said["used"]["memory_bytes"], said["used"]["cores"],
+                   said["used"]["gpu_memory_bytes"], said["used"]["gpu_busy"] or 0.0)  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return said if whole and all(isinstance(n, (int, float)) for n in numbers) else None
