@@ -281,9 +281,9 @@ def failure_of(error: BaseException) -> tuple[str, str]:
     line = (str(error).strip().splitlines() or ["no message"])[0][:500]
     named = f"{type(error).__name__}: {line}"
     if any(map(_out_of_memory, _causes(error))):
-        return "out_of_memory", f"out of memory: {named}"
-    if any(map(_disk_full, _causes(error))):
-        return "disk_full", f"disk full: {line}"
+        return "out_of_memory", named
+    if full := next(filter(_disk_full, _causes(error)), None):
+        return "disk_full", getattr(full, "strerror", None) or line
     if isinstance(error, NoBase):
         return "no_base", line
     return "exception", line if isinstance(error, UserError) else named

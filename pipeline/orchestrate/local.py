@@ -309,7 +309,7 @@ class Pool:
             store.publish_json(attempt.failure, failure)
         except OSError as error:  # such as a full disk: it is said here, and lost
             self.shown.say(f"netpress: the reason cannot be kept: {error}")
-        return f"{failure['kind'].replace('_', ' ')}: {failure['reason']}"
+        return gaps.said(failure)
 
     def _end(self, cell: Cell, failure: str | None, seconds: float) -> None:
         if failure is None:
