@@ -29,6 +29,7 @@ COMMANDS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "sbatch")
 CALLED = ("squeue", "sacct", "sbatch", "scancel", "scontrol")
 PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 MISSING = [name for name in COMMANDS if shutil.which(name, path=PATH) is None]
+REQUIRED = os.environ.get("NETPRESS_REQUIRE_SLURM") == "1"
 REASON = (
     f"no {', '.join(MISSING)}: apt-get install slurm-wlm slurmdbd munge mariadb-server "
     "brings a SLURM to test on"
@@ -100,7 +101,7 @@ class Box:
 @pytest.fixture(scope="session")
 def box():
     if MISSING:
-        if os.environ.get("NETPRESS_REQUIRE_SLURM") == "1":
+        if REQUIRED:
             pytest.fail(REASON)
         pytest.skip(REASON)
     folder = Path(tempfile.mkdtemp(prefix="np-slurm-", dir="/tmp"))
