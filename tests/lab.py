@@ -23,7 +23,7 @@ from pipeline.paths import CODE, CellPaths, Work
 
 NETPRESS = [sys.executable, str(CODE / "env" / "bin" / "netpress")]
 PLUGIN = Path(__file__).with_name("plugin")
-PATIENCE_S = 240.0
+PATIENCE_S = 600.0  # on a machine that others use, too
 NOT_REPEATED = {"seconds", "images_per_second"}  # columns of a history that the clock writes
 
 SWEEP = """\
@@ -43,7 +43,7 @@ class Lab:
         self.folder = folder
         self.work = Work(folder / "runs")
         self.home = folder / "home"
-        self.home.mkdir(parents=True)
+        self.home.mkdir(parents=True, exist_ok=True)
 
     def sweep(self, *techniques: str, name="tiny", dataset="digits", more="") -> str:
         """Writes a sweep file as small as it gets; its name."""

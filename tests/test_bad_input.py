@@ -11,6 +11,8 @@ from PIL import Image
 
 from tests.lab import Lab
 
+pytestmark = pytest.mark.timeout(900)  # processes on a machine that others use, too
+
 GOOD = {
     "name": "mine",
     "models": "[vgg16_bn]",

@@ -20,6 +20,8 @@ from PIL import Image
 from pipeline import store
 from tests.lab import KILLED, Lab, check_whole, until, watched
 
+pytestmark = pytest.mark.timeout(900)  # processes on a machine that others use, too
+
 TECHNIQUES = ["base", "ptq-int8", "qat-int8", "prune-filters", "kd", "attention-transfer",
               "small-and-int8"]  # fmt: skip
 ROW = {"id", "model", "dataset", "technique", "seed", "accuracy", "accuracy_drop", "stored_bytes",
@@ -195,7 +197,6 @@ def same(lab: Lab, other: Lab, cell_id: str) -> None:
     assert lab.history(cell_id) == other.history(cell_id)
 
 
-@pytest.mark.timeout(600)
 def test_killed_at_any_chosen_moment_it_ends_with_the_same_bits(lab, smoke):
     technique = "small-and-int8"
     cell_id = smoke.ids[technique]
@@ -228,7 +229,6 @@ def seconds(cell) -> dict[str, list[float]]:
     return {f"{stage.index}-{stage.stage}": stage.columns["seconds"] for stage in history}
 
 
-@pytest.mark.timeout(600)
 def test_killed_at_random_moments_it_ends_with_the_same_bits(lab, smoke):
     asked = lab.sweep("base", "qat-int8")
     ids = [smoke.ids["base"], smoke.ids["qat-int8"]]
