@@ -103,14 +103,18 @@ _cells = click.argument("cells", nargs=-1, metavar="[CELL ...]")
 _profile = click.option("--profile", help="How the cluster is asked: a name or a file.")
 _set = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                     help="Override one setting of the profile; may be repeated.")  # fmt: skip
+_device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
+                       help="What trains [a GPU where there is one].")  # fmt: skip
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 
 
 @netpress.command()
 @_sweep
-@click.option("--workers", type=click.IntRange(1, 1024), help="Cells at once [one a GPU, or one].")
-@click.option("--threads", type=click.IntRange(1, 4096), help="CPU threads each [cores/workers].")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--workers", type=click.IntRange(1, 1024), metavar="N",
+              help="Cells at once [one a GPU, or one].")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1, 4096), metavar="N",
+              help="CPU threads each [cores/workers].")  # fmt: skip
+@_device
 def run(sweep: str, workers: int | None, threads: int | None, device: str) -> int:
     """Train, compress and measure on this machine; then the report."""
     from pipeline.orchestrate import local
@@ -141,7 +145,7 @@ def plan(sweep: str, as_json: bool, profile: str | None, settings: tuple[str, ..
 
 @netpress.command()
 @_sweep
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@_device
 def rehearse(sweep: str, device: str) -> int:
     """Every cell for real on a sliver of data, on this machine."""
     from pipeline.orchestrate import rehearse
@@ -176,7 +180,7 @@ def submit(context, sweep: str, profile, settings, dry_run: bool, as_json: bool)
 @_profile
 @click.option("--watch", is_flag=True, help="Again every few seconds, until nothing is left to do.")
 def status(sweep: str, as_json: bool, profile: str | None, watch: bool):
-    """What is done, running, queued, waiting, failed, cancelled and missing."""
+    """What is done, running, queued, waiting, failed or missing."""
     from pipeline.orchestrate import state
 
     asked = _load(sweep)
@@ -210,7 +214,7 @@ def logs(sweep: str, cell: str, profile: str | None, follow: bool) -> None:
 @_cells
 @_profile
 def cancel(sweep: str, cells: tuple[str, ...], profile: str | None) -> None:
-    """Take the jobs of some cells, or of the whole sweep, out of the queue."""
+    """Take jobs out of the queue: those of some cells, or all."""
     from pipeline.orchestrate import cancel, plan
 
     asked = _load(sweep)
@@ -225,7 +229,7 @@ def cancel(sweep: str, cells: tuple[str, ...], profile: str | None) -> None:
 @_set
 @click.option("--exceptions", is_flag=True, help="Also cells that an exception ended.")
 def resume(sweep: str, cells: tuple[str, ...], profile, settings, exceptions: bool) -> None:
-    """Submit again what failed, with what its kind of failure asks for."""
+    """Submit what failed again, with what its failure asks for."""
     from pipeline.orchestrate import plan, resume
 
     asked = _load(sweep)
@@ -284,7 +288,7 @@ def predict(artifact: Path, images: tuple[Path, ...], as_json: bool) -> None:
 @netpress.command()
 @_sweep
 def fetch(sweep: str) -> None:
-    """The data sets of a sweep, downloaded where missing, checksums verified."""
+    """Download and verify the data sets of a sweep."""
     from pipeline.orchestrate import plan
 
     asked = _load(sweep)
@@ -297,7 +301,7 @@ def fetch(sweep: str) -> None:
 @_set
 @click.option("--jobs/--no-jobs", default=True, help="Also send one small job that looks around.")
 def doctor(profile: str | None, settings: tuple[str, ...], jobs: bool) -> int:
-    """Whether this machine, and the cluster of a profile, are fit to run."""
+    """Is this machine, and the cluster of a profile, fit to run?"""
     from pipeline.orchestrate import doctor, profile as profiles
 
     name = profile or os.environ.get("NETPRESS_PROFILE")

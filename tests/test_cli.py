@@ -68,6 +68,7 @@ def sentence(err: str) -> str:
         ("plan ../nothing.yaml", "no such sweep file"),
         ("status .", ".: is a folder, expected a sweep file"),
         ("export quickstart digits/vgg16_bn/kdd/0", "did you mean 'digits/vgg16_bn-w0.25/kd/0'?"),
+        ("export quickstart kd", "no cell 'kd' in sweep quickstart; did you mean 'digits/vgg16_bn-"),
         ("export quickstart digits/vgg16_bn/kd/0", "has no model to export yet: not run yet"),
         ("predict nowhere image.png", "nowhere"),
     ],
@@ -96,6 +97,7 @@ def test_no_command_shows_the_commands_in_their_order(ask):
     assert code == 2
     names = [line.split()[0] for line in out.split("Commands:\n")[1].splitlines()]
     assert names[:5] == ["run", "plan", "rehearse", "submit", "status"]
+    assert "..." not in out.split("Commands:")[1]  # every line fits into 80 columns
 
 
 def test_help_and_version(ask):

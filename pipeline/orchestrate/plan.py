@@ -232,7 +232,8 @@ def _names(cell: Cell, model: str) -> tuple[str, str]:
 
 def _near(asked: Sweep, text: str) -> str:
     names = [cell.name for cell in asked.cells[:1000]]
-    hint = nearest(text, names)
+    with_it = [name for name in names if text in name.split("/")]  # such as a technique's name
+    hint = f"did you mean {with_it[0]!r}?" if with_it else nearest(text, names)
     return hint if hint.startswith("did") else "expected an id, or dataset/model/technique/seed"
 
 
