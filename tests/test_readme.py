@@ -44,6 +44,15 @@ def test_the_commands_are_those_that_there_are():
     assert named == set(netpress.commands)
 
 
+def test_the_two_commands_of_the_beginning_work_as_they_are_written():
+    """The first names a sweep that ships; the second is what the continuous integration calls."""
+    main, tests = re.findall(r"^    (env/run .*?) *#", README, re.MULTILINE)
+    assert main.startswith("env/run netpress run ")
+    assert len(plan.load_sweep(main.split()[-1]).cells) > 1
+    called = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
+    assert any(line.startswith(f"{tests} ") for line in called)
+
+
 def test_the_files_and_sweeps_that_it_names_are_there():
     files = re.findall(r"`((?:env|jobs|pipeline)/[\w./-]*|[A-Z]+|setup\.cfg)`", README)
     files = [f for f in files if "/" in f or f in ("LICENSE", "setup.cfg")]
