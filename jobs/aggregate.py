@@ -53,8 +53,7 @@ def write_down_ends(asked: Sweep, work: Work) -> None:
         if attempt is None or attempt.failure.exists():
             continue
         cause = view.cause(now.cell)
-        _, _, reason = cause.reason.rpartition(f"{cause.kind.replace('_', ' ')}: ")
-        failure = {"kind": cause.kind, "reason": reason, "node": cause.node, "traceback": ""}
+        failure = {"kind": cause.kind, "reason": cause.reason, "node": cause.node, "traceback": ""}
         store.publish_json(attempt.failure, failure)
 
 

@@ -302,7 +302,8 @@ def fetch(sweep: str) -> None:
 @click.option("--jobs/--no-jobs", default=True, help="Also send one small job that looks around.")
 def doctor(profile: str | None, settings: tuple[str, ...], jobs: bool) -> int:
     """Is this machine, and the cluster of a profile, fit to run?"""
-    from pipeline.orchestrate import doctor, profile as profiles
+    from pipeline.orchestrate import doctor
+    from pipeline.orchestrate import profile as profiles
 
     name = profile or os.environ.get("NETPRESS_PROFILE")
     cluster = profiles.load(name, settings) if name else None
@@ -351,7 +352,7 @@ def _cluster(asked, name: str | None = None, settings: Sequence[str] = (), neede
 
 
 def _roots(asked, cluster=None) -> tuple[Any, Path]:
-    """(work root, data root): the same for all commands about a sweep, whatever profile it names."""
+    """(work root, data root): the same for all commands about a sweep and its profile."""
     from pipeline.orchestrate import plan
 
     cluster = cluster or _cluster(asked)

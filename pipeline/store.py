@@ -235,7 +235,8 @@ def lock_cell(
         other = HOLDER.fullmatch(_holder(descriptor))
         if other and lives and _elsewhere(other, job) and lives(other["job"]):
             raise Busy(f"cell {cell.id} is being worked on by {other[0]}")
-        mine = f"process {os.getpid()} on {socket.gethostname()}" + (f" in job {job}" if job else "")
+        mine = f"process {os.getpid()} on {socket.gethostname()}"
+        mine += f" in job {job}" if job else ""
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{mine}\n".encode(), 0)
         os.fsync(descriptor)  # for who looks from another machine

@@ -1,4 +1,4 @@
-"""What goes to SLURM, without one: profiles, graph, scripts, ledger, causes. On a real one: slurm/."""
+"""What goes to SLURM, without one: profiles, graph, scripts, ledger, causes."""
 
 from __future__ import annotations
 

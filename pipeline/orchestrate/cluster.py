@@ -1,7 +1,7 @@
 """What SLURM knows of a sweep's cells now: one squeue, and at most one sacct for all that left it.
 
-The ledger says which job a cell is in; the cell's folder says whether it is done. A job's state never
-makes a cell done: only a published, valid result does.
+The ledger says which job a cell is in; the cell's folder says whether it is done. A job's state
+never makes a cell done: only a published, valid result does.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def look(
 
 
 def _adopt(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
-    """In memory: an intent whose job is in the queue was submitted, whatever ended its submitter."""
+    """In memory: an intent whose job is in the queue was submitted, whatever came after."""
     for entry in known.entries.values():
         if entry.open:
             entry.job = slurm.find(rows, entry.name, entry.at)

@@ -59,7 +59,7 @@ class Lines:
         self.ended += 1
         said = f" ({reason})" if reason else ""
         left = self.clock.left_s()
-        more = f"; about {duration(left)} left for the rest" if left else ""
+        more = f"; about {duration(left)} left" if left else ""
         took = f" after {duration(seconds)}" if seconds else ""
         self.say(f"{self._head(cell)}: {state}{took}{said}{more}")
 
@@ -82,7 +82,7 @@ class Bars(Lines):
             console=self.console,
             transient=True,
         )
-        self.several = len({(cell.dataset, cell.model) for cell in cells}) > 1
+        self.names = _short_names(cells)
         self.tasks: dict[str, Any] = {}
         self.seen: dict[str, dict[str, Any]] = {}
         super().__init__(cells, done)
@@ -102,8 +102,7 @@ class Bars(Lines):
 
     def start(self, cell: Cell) -> None:
         super().start(cell)
-        name = cell.name if self.several else f"{cell.technique}/{cell.seed}"
-        self.tasks[cell.id] = self.bars.add_task(name, total=None, facts="starts")
+        self.tasks[cell.id] = self.bars.add_task(self.names[cell.id], total=None, facts="starts")
 
     def event(self, cell: Cell, event: dict[str, Any]) -> None:
         before = self.seen.get(cell.id, {})
@@ -112,7 +111,7 @@ class Bars(Lines):
         self.seen[cell.id] = event
         self.bars.update(
             self.tasks[cell.id], total=event.get("epochs"), completed=event.get("epoch", 0),
-            facts=described(event),
+            facts=tersely(event),
         )  # fmt: skip
 
     def end(self, cell: Cell, state: str, reason: str | None, seconds: float) -> None:
@@ -122,6 +121,18 @@ class Bars(Lines):
         left = self.clock.left_s()
         facts = f"{self.ended}/{self.total}" + (f", {duration(left)} left" if left else "")
         self.bars.update(self.all, completed=self.ended, facts=facts)
+
+    def _head(self, cell: Cell) -> str:
+        return f"[{self.numbers.get(cell.id, self.ended)}/{self.total}] {self.names[cell.id]}"
+
+
+def _short_names(cells: Sequence[Cell]) -> dict[str, str]:
+    """Names without what all of them have in common, by id: a terminal has 80 columns."""
+    parts = {cell.id: cell.name.split("/") for cell in cells}
+    differ = [len(set(column)) > 1 for column in zip(*parts.values(), strict=True)]
+    differ[2] = True  # the technique is always told
+    return {id_: "/".join(p for p, d in zip(name, differ, strict=True) if d)
+            for id_, name in parts.items()}  # fmt: skip
 
 
 @dataclass
@@ -166,6 +177,21 @@ def described(event: dict[str, Any]) -> str:
         parts.append(f"loss {event['loss']:.3f}")
     if event.get("accuracy") is not None:
         parts.append(f"accuracy {100 * event['accuracy']:.1f} %")
+    return ", ".join(parts)
+
+
+def tersely(event: dict[str, Any]) -> str:
+    """The same in half a line: `finetune 3/10, loss 0.512, acc. 97.1 %, 12 s left`."""
+    stage = event["stage"].partition("-")[2] or event["stage"]
+    if "epochs" not in event:
+        return ", ".join([stage, *([event["what"]] if "what" in event else [])])
+    parts = [f"{stage} {round(event['epoch'], 1):g}/{event['epochs']}"]
+    if event.get("loss") is not None:
+        parts.append(f"loss {event['loss']:.3f}")
+    if event.get("accuracy") is not None:
+        parts.append(f"acc. {100 * event['accuracy']:.1f} %")
+    if event.get("seconds_left") is not None:
+        parts.append(f"{duration(event['seconds_left'])} left")
     return ", ".join(parts)
 
 

@@ -116,7 +116,7 @@ def _gpu_here() -> Iterator[Check]:
     from pipeline.orchestrate.local import visible_gpus
 
     gpus = visible_gpus()
-    yield Check("gpu", None, f"{len(gpus)} visible" if gpus else "none: `netpress run` uses the CPU")
+    yield Check("gpu", None, f"{len(gpus)} visible" if gpus else "none: `run` uses the CPU")
 
 
 # --- the cluster -----------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def _controller():
 
 
 def _request(cluster: Cluster, work: Path):
-    """Whether this user may ask for what the profile asks for; whether both kinds of job may run."""
+    """Whether this user may ask for what the profile asks for, for both kinds of job."""
     good = True
     for what, text in (("jobs", _script(cluster, work)), ("report", _script(cluster, work, True))):
         with tempfile.TemporaryDirectory() as folder:
@@ -245,8 +245,9 @@ def _probed(found: dict | None, cluster: Cluster, data: Path, folder: Path) -> I
         said = f"the job did not end within {PROBE_S:.0f} s, or failed: {last}"
         yield Check("compute node", False, said)
         return
-    yield Check("compute node", "broken" not in found, f"{found['host']}, Python {found['python']}, "
-                + (found.get("broken") or f"torch {found['torch']}"))  # fmt: skip
+    more = found.get("broken") or f"torch {found['torch']}"
+    said = f"{found['host']}, Python {found['python']}, {more}"
+    yield Check("compute node", "broken" not in found, said)
     listed = found["data"]
     yield Check("data there", True if listed else None,
                 f"{data}: {', '.join(listed) if listed else 'nothing'}")  # fmt: skip

@@ -7,12 +7,12 @@ dependency let a technique wait for its own base's task and for nothing else:
     aftercorr:A     task i waits for task i of A: one array for many bases, one task a base in it
 
 For the bases of one array, with k(b) tasks standing on base b, the m bases with most tasks get
-arrays of their own, sum ceil(k(b) / limit) calls, and all others share max k(b) arrays of the second
-kind; the best m is found by trying each. So 500 bases with 19 techniques each (10,000 cells) are 1 +
-19 + 1 calls with the report, and one base with 9,999 techniques 1 + 10 + 1.
+arrays of their own, sum ceil(k(b) / limit) calls, and all others share max k(b) arrays of the
+second kind; the best m is found by trying each. So 500 bases with 19 techniques each (10,000
+cells) are 1 + 19 + 1 calls with the report, and one base with 9,999 techniques 1 + 10 + 1.
 
-Tasks whose base is done wait for nothing and fill arrays up to the limit. A task's index in an array
-of the second kind is that of its base, and so is always below the limit.
+Tasks whose base is done wait for nothing and fill arrays up to the limit. A task's index in an
+array of the second kind is that of its base, and so is always below the limit.
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ def _alone(counts: Sequence[int], limit: int) -> int:
     return calls.index(min(calls))
 
 
-def packer(minutes: float, seconds: Callable[[Cell], float]) -> Callable[[Sequence[Cell]], list[Ids]]:
+def packer(
+    minutes: float, seconds: Callable[[Cell], float]
+) -> Callable[[Sequence[Cell]], list[Ids]]:
     """Cells into tasks of at most `minutes` by their estimate, in order; a longer cell is alone."""
 
     def pack(cells: Iterable[Cell]) -> list[Ids]:

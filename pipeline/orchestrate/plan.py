@@ -109,7 +109,7 @@ class Plan:
         if self.charge is not None:
             yield f"{self.charge:.0f} units of fair share"
         if self.wall_hours is not None:
-            yield f"{self.wall_hours:.2f} hours from start to end, when nothing has to wait in the queue"
+            yield f"{self.wall_hours:.2f} hours from start to end, without waiting in the queue"
 
 
 @cache

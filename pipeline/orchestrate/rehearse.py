@@ -1,8 +1,8 @@
 """Every cell of a sweep for real, on a sliver of its data, before anything queues.
 
-A rehearsal is a sweep of its own: the same matrix, with one epoch everywhere, a few images and short
-measurements. So it goes through the same code as the real one, from data to artifact, and finds what
-would fail; its cells have ids of their own, and lie in a work root of their own.
+A rehearsal is a sweep of its own: the same matrix, with one epoch everywhere, a few images and
+short measurements. So it goes through the same code as the real one, from data to artifact, and
+finds what would fail; its cells have ids of their own, and lie in a work root of their own.
 """
 
 from __future__ import annotations

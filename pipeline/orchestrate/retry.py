@@ -1,7 +1,7 @@
 """What follows from how a job ended, as data: RULES[kind] is all that `resume` knows.
 
-`cause` finds the kind from what there is, best evidence first: what the attempt wrote down, what the
-job's set-up wrote down, what Slurm says of the job, what its log says.
+`cause` finds the kind from what there is, best evidence first: what the attempt wrote down, what
+the job's set-up wrote down, what Slurm says of the job, what its log says.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GIB = 1024**3
 @dataclass(frozen=True)
 class Rule:
     """again: whether resume submits it without being asked twice. memory, minutes: what its request
-    is multiplied with. elsewhere: without the node that it ran on. advice: for whoever reads why."""
+    is multiplied with. elsewhere: without the node that it ran on. advice: for people."""
 
     again: bool
     memory: float = 1.0
@@ -115,7 +115,8 @@ def cause(
 def _from_state(row: Row, log: str, rounds: int) -> Cause:
     kind = ENDED.get(row.state)
     if kind is None:
-        return Cause("lost", f"Slurm says {row.state} of job {row.task}, which netpress does not know")
+        unknown = f"Slurm says {row.state} of job {row.task}, which netpress does not know"
+        return Cause("lost", unknown)
     if row.state == "CANCELLED" and "Depend" in row.reason:
         return Cause("base_failed", "its base failed or was cancelled")
     requeues = f" after {rounds - 1} requeue{'s' if rounds > 2 else ''}" if rounds > 1 else ""

@@ -23,7 +23,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 
 CALLS: Counter[str] = Counter()
-TIMEOUT_S = 30.0  # a dead controller is reported by the client itself after 9 s, a hung one after 10
+TIMEOUT_S = 30.0  # the clients themselves give a dead controller up after 9 s, a hung one after 10
 PAUSES_S = (1.0, 3.0, 9.0, 20.0)
 
 # What Slurm's clients say when the controller is away, busy or restarting. All else is final.
@@ -83,7 +83,7 @@ def user() -> str:
 
 
 def squeue(owner: str | None = None, patient: bool = False) -> list[Row]:
-    """Every job of `owner` that the controller knows, ended ones (for MinJobAge) included: one call.
+    """Every job of `owner` that the controller knows, ended ones (for MinJobAge) too: one call.
 
     Raises Unreachable. `patient`: asks again, with growing pauses, before that.
     """
@@ -196,7 +196,7 @@ def scancel(tasks: Sequence[str]) -> None:
 
 
 def _ask(command: Sequence[str], patient: bool) -> str:
-    """Standard output of the command; a transient failure is tried again, where that is harmless."""
+    """Standard output of the command; transient failures are tried again if `patient`."""
     for pause_s in (*PAUSES_S, None) if patient else (None,):
         try:
             ended = _run(command)

@@ -1,7 +1,7 @@
 """A sweep to SLURM: what is missing of it, as arrays, each in the ledger before it is sent.
 
-Killed at any point and called again, `submit` sends exactly what is missing. What is certain after a
-kill, by the last line of the ledger about an array:
+Killed at any point and called again, `submit` sends exactly what is missing. What is certain after
+a kill, by the last line of the ledger about an array:
 
     no line       nothing of it was sent
     intent        open: its name is looked for in the queue, and in accounting where it is not there
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipeline import paths, store
+from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.orchestrate import estimate, graph, ledger, local, plan, slurm, state
 from pipeline.orchestrate.graph import Array, Queued, Request
@@ -69,7 +69,7 @@ class Picked:
 
 
 def limit(cluster: Cluster) -> int:
-    """Tasks that one array may have: the profile's word, else the cluster's, else Slurm's default."""
+    """Tasks that one array may have: as the profile says, else the cluster, else Slurm's default."""
     if cluster.profile.max_array_size:
         return cluster.profile.max_array_size
     if slurm.available():
@@ -180,7 +180,9 @@ def ask(array: Array, cluster: Cluster, name: str, job: paths.JobPaths, dependen
     return Ask(**common, cores=profile.cores, gres=profile.gres, exclude=asked.exclude)
 
 
-def choose(asked: Sweep, found: state.Found, wanted: Callable[[state.CellState], bool]) -> list[Cell]:
+def choose(
+    asked: Sweep, found: state.Found, wanted: Callable[[state.CellState], bool]
+) -> list[Cell]:
     """The cells to submit: wanted, in no job, and with a base that is done, queued or submitted."""
     view = found.view
     free = [
@@ -210,7 +212,7 @@ def batch(
     cells: Sequence[Cell],
     request: Callable[[Cell], Request] | None = None,
 ) -> Batch:
-    """What is sent for these cells, the queue as it is; or the report alone, where it is lacking."""
+    """What is sent for these cells, the queue as it is; or the report alone, if it is lacking."""
     view = found.view
     alive = view.alive_jobs if view else []
     queued = {}
@@ -299,9 +301,11 @@ def lines(made: Batch, found: state.Found, sent: Mapping[str, int]) -> Iterator[
     called = plan.called(made.sweep)
     for item in made.prepared:
         cells = len(item.array.cells)
-        what = f"{cells} cell{'s' if cells != 1 else ''}" if cells else "the report, after all others"
-        waits = f", waits for {', '.join(item.array.after[:3])}" if item.array.after and cells else ""
-        yield f"job {sent[item.name]}: {what}{waits}"
+        if not cells:
+            yield f"job {sent[item.name]}: the report, after all others"
+            continue
+        waits = f", waits for {item.array.after[0]}" if item.array.after else ""
+        yield f"job {sent[item.name]}: {cells} cell{'s' if cells != 1 else ''}{waits}"
     if not made.prepared:
         yield "Nothing to submit."
     left = Counter(s.state for s in found.cells if s.state in ("failed", "cancelled"))
@@ -317,8 +321,8 @@ def _require_roots(cluster: Cluster, work: paths.Work) -> None:
     asked = cluster.profile.work
     if asked and not os.environ.get("NETPRESS_WORK") and paths.work_root(asked) != work.root:
         raise UserError(
-            f"profile {cluster.name}: work: {asked} cannot be made on this machine; run this on the "
-            "cluster's login node, or give another one with --set work=FOLDER"
+            f"profile {cluster.name}: work: {asked} cannot be made on this machine; run this on "
+            "the cluster's login node, or give another one with --set work=FOLDER"
         )
 
 
@@ -417,8 +421,8 @@ def _look(name: str, since: str) -> int | None:
 def settle(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
     """Close every open intent: submitted, where a job has its name; void, where none has.
 
-    Only with the lock held, so that the submitter of an open intent is dead, and only with rows from
-    a controller that answered. A job that ended and left the queue is no reason to keep an intent
+    Only with the lock held, so that the submitter of an open intent is dead, and only with rows
+    from a controller that answered. A job that ended and left the queue is no reason to keep an intent
     open: nothing of it runs any more, and its cells tell by themselves whether they are done.
     """
     for entry in [entry for entry in known.entries.values() if entry.open]:

@@ -1,6 +1,6 @@
-"""What a sweep's jobs used of what they asked for, and a request that would do. Imports nothing heavy.
+"""What a sweep's jobs used of what they asked for, and a request that would do.
 
-Read from attempts/N/usage.json of cells that ran as SLURM jobs; elsewhere nothing was asked for.
+Imports nothing heavy. Read from attempts/N/usage.json of cells that ran as SLURM jobs; elsewhere nothing was asked for.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ MARGIN = 1.25  # of what was seen, since a sample every few seconds misses the h
 
 @dataclass(frozen=True)
 class Used:
-    """The most that any of `cells` cells used, and the most that one asked for. `gpu_busy`: the mean
-    share of time in which its GPU was at work; None where that was not seen."""
+    """The most that any of `cells` cells used, and the most that one asked for. `gpu_busy`: the
+    mean share of time in which its GPU was at work; None where that was not seen."""
 
     cells: int
     memory_bytes: int

@@ -57,6 +57,13 @@ def pytest_collection_modifyitems(items):
         if HERE in Path(item.path).parents and "box" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slurm)
             item.add_marker(pytest.mark.timeout(300))
+            if MISSING and not REQUIRED:
+                item.add_marker(pytest.mark.skip(reason=REASON))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if MISSING and not REQUIRED:
+        terminalreporter.write_line(f"tests/slurm: skipped, {REASON}")
 
 
 @dataclass
@@ -101,9 +108,7 @@ class Box:
 @pytest.fixture(scope="session")
 def box():
     if MISSING:
-        if REQUIRED:
-            pytest.fail(REASON)
-        pytest.skip(REASON)
+        pytest.fail(REASON)
     folder = Path(tempfile.mkdtemp(prefix="np-slurm-", dir="/tmp"))
     made = Box(folder)
     try:
@@ -202,7 +207,8 @@ def desk(box, tmp_path):
         shim.chmod(0o755)
     folder = tmp_path / "desk"
     folder.mkdir()
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("NETPRESS", "SLURM", "SBATCH"))}
+    ours = ("NETPRESS", "SLURM", "SBATCH")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     env = {**kept, "PATH": f"{shims}:{PATH}", "SLURM_CONF": str(box.conf),
            "NETPRESS_CALLS": str(tmp_path / "calls")}  # fmt: skip
     yield Desk(box, folder, tmp_path / "calls", env)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from pipeline import store
 from pipeline.orchestrate import slurm
+from pipeline.paths import CODE
 from tests.slurm.conftest import HERE, SMALL
 
 LATER = ("--set", 'options={"begin":"now+1hour"}')  # jobs that stay in the queue
@@ -360,17 +362,75 @@ def test_a_dependent_whose_base_failed_is_not_left_behind(desk):
     assert found["quick/9"]["reason"].startswith("its base is failed: set-up failed")
 
 
-def test_another_users_view(desk, tmp_path):
-    """The files of a sweep are private: another user gets one sentence."""
-    sweep = desk.sweep("mine", techniques="[base]", seeds="[4]")
+def test_without_python_on_the_login_node(desk):
+    """The plain scripts: a job submits the sweep, and another one tells how it goes."""
+    for name in ("env", "sbatch"):
+        (desk.folder / name).symlink_to(CODE / name)
+    sweep = desk.sweep("plain", techniques="[base, quick]", seeds="[11]")
+    env = {**desk.env, "NETPRESS_SETUP": f"export PATH={Path(sys.executable).parent}:$PATH"}
+
+    def sbatch(*words: str) -> str:
+        """The output of a job that runs one of the plain scripts."""
+        command = ["sbatch", "--wait", "--parsable", *words]
+        ended = subprocess.run(command, cwd=desk.folder, env=env, capture_output=True, text=True)
+        job = ended.stdout.strip()
+        log = (desk.folder / f"netpress-{job}.log").read_text()
+        assert ended.returncode == 0, log + ended.stderr
+        return log
+
+    assert "you may log out" in sbatch("sbatch/sweep.sh", sweep, *SMALL, *LATER)
+    assert len(in_queue(desk, "plain")) == 2 and len(desk.jobs("plain")) == 3
+    assert "Nothing to submit" in sbatch("sbatch/sweep.sh", sweep, *SMALL, *LATER)
+    assert "1 queued, 1 waiting" in sbatch("sbatch/command.sh", "status", sweep)
+    usage = subprocess.run(["bash", "sbatch/sweep.sh"], cwd=desk.folder, capture_output=True)
+    assert usage.returncode == 2 and b"usage: sbatch sbatch/sweep.sh SWEEP" in usage.stderr
+
+
+def test_a_pack_runs_its_cells_one_after_the_other(desk):
+    sweep = desk.sweep("pack", techniques="[base, broken, quick]", seeds="[12]",
+                       more="pack: {minutes: 60}\n")  # fmt: skip
+    desk.submit(sweep)
+    found = desk.settled(sweep)
+    states = {name: cell["state"] for name, cell in found.items()}
+    assert states == {"base/12": "done", "broken/12": "failed", "quick/12": "done"}
+    assert [len(job) for job in tasks_of(desk, "pack")] == [1, 2]
+
+
+def tasks_of(desk, name: str) -> list[list[str]]:
+    entries = [e for e in desk.ledger(name) if e["event"] == "intent" and e["kind"] == "cells"]
+    return [task for entry in entries for task in entry["tasks"].values()]
+
+
+def test_doctor_asks_the_cluster(desk):
+    out, _ = desk.netpress("doctor", "--profile", "generic", *SMALL)
+    assert "ok    slurm: version" in out and "note  MaxArraySize: 1001" in out
+    assert "ok    compute node: " in out and "BAD" not in out
+    assert "ok    jobs as profile generic asks: Job" in out
+    out, _ = desk.netpress("doctor", "--profile", "generic", *SMALL, "--set", "partition=nope",
+                           code=1)  # fmt: skip
+    assert "BAD   jobs as profile generic asks: " in out and "Invalid partition name" in out
+    assert desk.box.ask("squeue", "-h") == ""
+
+
+def test_two_users(desk):
+    """What another user has in the queue is neither seen as ours nor touched, whatever its name."""
+    desk.box.ask("sacctmgr", "-i", "add", "user", "nobody", "account=public", "qos=normal,public",
+                 "defaultqos=public")  # fmt: skip
+    sweep = desk.sweep("ours", techniques="[base]", seeds="[4]")
+    planned = json.loads(
+        desk.netpress("submit", sweep, *SMALL, *LATER, "--dry-run", "--json")[0]
+    )
+    name = planned["jobs"][0]["name"]
+    theirs = desk.box.ask("runuser", "-u", "nobody", "--", "env", f"SLURM_CONF={desk.box.conf}",
+                          "sbatch", "--parsable", f"--job-name={name}", "--begin=now+1hour",
+                          "--mem=10", "--chdir=/tmp", "-o", "/dev/null",
+                          "--wrap", "true")  # fmt: skip
     desk.submit(sweep, *LATER)
-    for folder in [desk.folder, *desk.folder.parents][:4]:
-        if str(folder).startswith("/tmp/pytest"):
-            folder.chmod(0o755)
-    command = ["runuser", "-u", "nobody", "--", "env", f"PATH={desk.env['PATH']}",
-               f"SLURM_CONF={desk.box.conf}", f"NETPRESS_CALLS={tmp_path}/other"]  # fmt: skip
-    ended = subprocess.run([*command, "squeue", "-h"], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    assert int(theirs) not in desk.jobs("ours") and len(desk.jobs("ours")) == 2
+    assert desk.states(sweep) == {"base/4": "queued"}
+    desk.netpress("cancel", sweep)
+    assert desk.box.ask("squeue", "-h", "-u", "nobody", "-o", "%T") == "PENDING"
+    desk.box.ask("scancel", theirs)
 
 
 def wait_for(true, seconds: float = 60):
