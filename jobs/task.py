@@ -1,8 +1,8 @@
 """What a SLURM job runs: the cells of its task, one after the other, each in a process of its own.
 
 submitit calls a Task and, on USR2, its `checkpoint`. All state is on disk, published every epoch,
-so there is nothing to save at that moment: the cell's process is ended, and the job goes back into the
-queue if anything was made since it started. Otherwise it would go round for ever.
+so there is nothing to save at that moment: the cell's process is ended, and the job goes back into
+the queue if anything was made since it started. Otherwise it would go round for ever.
 
 A process of its own for each cell means that one that runs out of memory, or whose native code
 crashes, costs itself alone; that this process answers signals at once, whatever the cell is doing;

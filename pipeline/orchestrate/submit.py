@@ -69,7 +69,7 @@ class Picked:
 
 
 def limit(cluster: Cluster) -> int:
-    """Tasks that one array may have: as the profile says, else the cluster, else Slurm's default."""
+    """Tasks that one array may have: the profile's word, the cluster's, or Slurm's default."""
     if cluster.profile.max_array_size:
         return cluster.profile.max_array_size
     if slurm.available():
@@ -422,8 +422,8 @@ def settle(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
     """Close every open intent: submitted, where a job has its name; void, where none has.
 
     Only with the lock held, so that the submitter of an open intent is dead, and only with rows
-    from a controller that answered. A job that ended and left the queue is no reason to keep an intent
-    open: nothing of it runs any more, and its cells tell by themselves whether they are done.
+    from a controller that answered. A job that ended and left the queue is no reason to keep an
+    intent open: nothing of it runs any more, and its cells tell by themselves if they are done.
     """
     for entry in [entry for entry in known.entries.values() if entry.open]:
         job = slurm.find(rows, entry.name, entry.at)

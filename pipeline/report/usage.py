@@ -1,6 +1,7 @@
 """What a sweep's jobs used of what they asked for, and a request that would do.
 
-Imports nothing heavy. Read from attempts/N/usage.json of cells that ran as SLURM jobs; elsewhere nothing was asked for.
+Imports nothing heavy. Read from attempts/N/usage.json of cells that ran as SLURM jobs; elsewhere
+nothing was asked for.
 """
 
 from __future__ import annotations
