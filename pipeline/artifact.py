@@ -287,7 +287,7 @@ class Artifact:
         """An ONNX Runtime session on the CPU; ``threads`` None: one a core."""
         import onnxruntime
 
-        from pipeline.measure import hardware
+        from pipeline import hardware
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or hardware.cores()

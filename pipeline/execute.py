@@ -18,10 +18,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline import artifact, data, store
+from pipeline import artifact, data, hardware, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import cell as measuring
-from pipeline.measure import hardware
 from pipeline.models import module_of, network
 from pipeline.paths import CODE, CellPaths, Work
 from pipeline.store import StageHistory
@@ -228,7 +227,8 @@ class _Run:
         def tick(what: str) -> None:
             self.progress({"stage": "measure", "what": what})
 
-        return measuring.measure(mine, base, self.split, self.cell.measure, self.machine, tick)
+        device, settings = self.machine.device, self.cell.measure
+        return measuring.measure(mine, base, self.split, settings, device, tick)
 
     def facts(self) -> dict:
         return {

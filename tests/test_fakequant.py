@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.models import fakequant, network, vgg
-from pipeline.models.network import Quantization
+from pipeline.models.spec import Quantization
 from tests.test_models import images, lively
 
 SPEC = vgg.spec("vgg11_bn", 0.125, (3, 32, 32), 10, 120, 1 / 64)

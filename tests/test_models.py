@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.measure import complexity
 from pipeline.models import MODELS, module_of, network, vgg
-from pipeline.models.network import NetworkSpec, Quantization
+from pipeline.models.spec import SMALLEST_NORMAL, NetworkSpec, Normalize, Quantization
 
 FULL = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)  # VGG-16's filters
 SIDES = (32, 32, 16, 16, 8, 8, 8, 4, 4, 4, 2, 2, 2)  # and the side of what they give
@@ -94,7 +94,7 @@ def test_uint8_and_float_images_are_the_same_to_a_network():
 def test_pixels_are_normalized_by_one_zero_point_and_one_scale():
     pixels = images((3, 4, 4))
     expected = (pixels.double() - 120) / 64
-    found = network.Normalize(120, 1 / 64)(pixels)
+    found = Normalize(120, 1 / 64)(pixels)
     assert found.dtype == torch.float32 and torch.equal(found.double(), expected)
 
 
@@ -189,10 +189,10 @@ def test_folding_leaves_no_subnormal_numbers():
     norm.weight.data[:5] = 1e-38
     norm.bias.data[:5] = 1e-41
     plain = state.network.features[2].conv.weight[:5] * 1e-38
-    assert ((plain != 0) & (plain.abs() < network.SMALLEST_NORMAL)).any()
+    assert ((plain != 0) & (plain.abs() < SMALLEST_NORMAL)).any()
     folded = network.fold(state).network.state_dict()
     for tensor in folded.values():
-        assert not ((tensor != 0) & (tensor.abs() < network.SMALLEST_NORMAL)).any()
+        assert not ((tensor != 0) & (tensor.abs() < SMALLEST_NORMAL)).any()
     assert not folded["features.2.conv.weight"][:5].any()
 
 

@@ -18,13 +18,15 @@ from safetensors.torch import save as safetensors_bytes
 
 from pipeline import data, store
 from pipeline.errors import Corrupt, UserError
+from pipeline.measure.cell import predict
 from pipeline.models import fakequant, network, vgg
-from pipeline.models.network import ModelState, Quantization
+from pipeline.models.network import ModelState
+from pipeline.models.spec import Quantization
 from pipeline.store import StageHistory
 from pipeline.sweep import Recipe
 from pipeline.training import checkpoint, losses
 from pipeline.training.checkpoint import Checkpointer, Snapshot
-from pipeline.training.loop import Diverged, Training, evaluate, fit, predict, seeded
+from pipeline.training.loop import Diverged, Training, evaluate, fit, seeded
 from pipeline.training.recipe import learning_rate, machine, optimizer
 from tests import cells
 
@@ -206,7 +208,7 @@ def test_a_tiny_network_learns_its_images_by_heart():
     assert done.columns["accuracy"][-1] > 0.95 and done.columns["held_out_accuracy"][-1] == 1.0
     loss, accuracy = evaluate(done.state.network, split().train, HERE)
     assert accuracy == 1.0 and loss < 0.1
-    found = predict(done.state.network, split().test, HERE)
+    found = predict(done.state.network, split().test, HERE.device)
     assert torch.equal(found, split().test.labels)
 
 

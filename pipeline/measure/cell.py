@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pipeline import hardware
 from pipeline.artifact import INPUT, OUTPUT, Artifact, logits
-from pipeline.data import Split
-from pipeline.measure import complexity, hardware, kernels, latency
+from pipeline.data import Images, Split, ordered
+from pipeline.measure import complexity, kernels, latency
 from pipeline.models.network import ModelState
 from pipeline.sweep import Measure
-from pipeline.training.loop import predict
-from pipeline.training.recipe import Machine
 
 BATCHES = (1, 64)
+EVALUATION_BATCH = 500
 
 
 class NotInteger(RuntimeError):
@@ -42,7 +42,7 @@ def measure(
     base: Candidate,
     split: Split,
     settings: Measure,
-    machine: Machine,
+    device: torch.device,
     tick: Callable[[str], None],
 ) -> dict[str, object]:
     """Of the candidate, and of its base beside it in the same process; raises NotInteger."""
@@ -50,7 +50,7 @@ def measure(
     measured = _size(mine) | {f"base_{k}": v for k, v in _size(base).items()}
     measured |= _kernels(mine)
     tick("accuracy")
-    measured |= _accuracy(mine, base, split, machine)
+    measured |= _accuracy(mine, base, split, device)
     for threads in ("one", "all"):
         tick(f"latency, {threads} thread{'s' if threads == 'all' else ''}")
         measured |= _latency(mine, base, settings, threads)
@@ -81,12 +81,12 @@ def _kernels(mine: Candidate) -> dict[str, object]:
     }
 
 
-def _accuracy(mine: Candidate, base: Candidate, split: Split, machine: Machine) -> dict:
+def _accuracy(mine: Candidate, base: Candidate, split: Split, device: torch.device) -> dict:
     """On the whole test set: the artifacts', and the PyTorch networks' that they were made from."""
     images, labels = split.test.pixels.numpy(), split.test.labels.numpy()
     own, own_seconds = _classified(mine.artifact, images)
     others, base_seconds = _classified(base.artifact, images)
-    simulated = predict(mine.state.network.to(machine.device), split.test, machine).numpy()
+    simulated = predict(mine.state.network.to(device), split.test, device).numpy()
     accuracy, base_accuracy = float(np.mean(own == labels)), float(np.mean(others == labels))
     return {
         "accuracy": accuracy,
@@ -101,6 +101,19 @@ def _accuracy(mine: Candidate, base: Candidate, split: Split, machine: Machine) 
         "base_predictions": others.astype(np.uint16),
         "labels": labels.astype(np.uint16),
     }
+
+
+@torch.no_grad()
+def predict(network: torch.nn.Module, images: Images, device: torch.device) -> torch.Tensor:
+    """The classes int64 [N] that a float32 network names: no autocast, this is for comparison."""
+    network.eval()
+    # TF32, which cuDNN takes for float32 unless told otherwise, has 10 bits of mantissa.
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        found = [
+            network(batch).argmax(1).cpu()
+            for batch, _ in ordered(images.to(device), EVALUATION_BATCH)
+        ]
+    return torch.cat(found)
 
 
 def _classified(artifact: Artifact, images: np.ndarray) -> tuple[np.ndarray, float]:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.models.network import NetworkSpec, build
+from pipeline.models.network import build
+from pipeline.models.spec import NetworkSpec
 
 
 def count(spec: NetworkSpec) -> tuple[int, int]:

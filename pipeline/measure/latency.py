@@ -3,7 +3,7 @@
 All contenders take turns, round after round, so that whatever slows the machine down for a while
 slows all of them. Each turn begins with a run that is not timed: it brings the model's weights into
 the caches. Each round begins with a pause, and those that leave threads spinning come last in it:
-PyTorch's (OpenMP) go on for some 10 ms after their work, and would take a core from whoever is next.
+PyTorch's (OpenMP) go on for some 10 ms after their work, and would take a core from the next one.
 """
 
 from __future__ import annotations

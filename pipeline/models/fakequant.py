@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.models.network import SMALLEST_NORMAL, Quantization
+from pipeline.models.spec import SMALLEST_NORMAL, Quantization
 
 ACTIVATION_MAX = 255  # uint8
 

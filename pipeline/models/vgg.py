@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.models.network import Group, NetworkSpec, Normalize
+from pipeline.models.spec import Group, NetworkSpec, Normalize
 
 # Convolutions in each of the five blocks; a pooling ends each block.
 BLOCKS = {

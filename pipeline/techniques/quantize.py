@@ -15,7 +15,8 @@ from pipeline.errors import UserError
 from pipeline.techniques.settings import Trained
 
 if TYPE_CHECKING:
-    from pipeline.models.network import ModelState, Quantization
+    from pipeline.models.network import ModelState
+    from pipeline.models.spec import Quantization
     from pipeline.techniques.context import Context
 
 
@@ -73,8 +74,8 @@ def _calibrated(state: ModelState, settings: Settings, context: Context) -> Mode
 
 
 def _quantization(settings: Settings) -> Quantization:
-    from pipeline.measure import hardware
-    from pipeline.models.network import Quantization
+    from pipeline import hardware
+    from pipeline.models.spec import Quantization
 
     reduced = settings.reduce_range == "on" or (
         settings.reduce_range == "auto" and hardware.saturates()

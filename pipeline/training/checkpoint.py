@@ -27,7 +27,8 @@ from safetensors.torch import save as bytes_of
 
 from pipeline import store
 from pipeline.errors import Corrupt
-from pipeline.models.network import ModelState, NetworkSpec, restore
+from pipeline.models.network import ModelState, restore
+from pipeline.models.spec import NetworkSpec
 from pipeline.store import StageHistory
 from pipeline.training.loop import Training
 

@@ -155,19 +155,6 @@ def evaluate(network: nn.Module, images: data.Images, machine: Machine) -> tuple
     return loss, accuracy
 
 
-@torch.no_grad()
-def predict(network: nn.Module, images: data.Images, machine: Machine) -> torch.Tensor:
-    """The classes int64 [N] that a float32 network names: no autocast, this is for comparison."""
-    network.eval()
-    # TF32, which cuDNN takes for float32 unless told otherwise, has 10 bits of mantissa.
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        found = [
-            network(batch).argmax(1).cpu()
-            for batch, _ in data.ordered(images.to(machine.device), EVALUATION_BATCH)
-        ]
-    return torch.cat(found)
-
-
 def _buffers(network: nn.Module, optim: torch.optim.Optimizer) -> dict:
     """What the optimizer remembers, by parameter name: {name: {"momentum_buffer": tensor}}."""
     names = {p: n for n, p in network.named_parameters()}

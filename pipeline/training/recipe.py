@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pipeline import hardware
 from pipeline.errors import UserError
-from pipeline.measure import hardware
 from pipeline.sweep import Recipe
 
 

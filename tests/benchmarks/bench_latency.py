@@ -17,8 +17,8 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from pipeline import artifact, paths
-from pipeline.measure import hardware, latency
+from pipeline import artifact, hardware, paths
+from pipeline.measure import latency
 from pipeline.orchestrate.plan import load_sweep
 from pipeline.paths import Work
 from pipeline.training.checkpoint import read_model
@@ -27,7 +27,8 @@ from pipeline.training.checkpoint import read_model
 def main() -> int:
     asked = _parser().parse_args()
     sweep, work = load_sweep(asked.sweep), Work(paths.work_root())
-    print(f"{hardware.describe()['cpu']}, {hardware.cores()} cores, {' '.join(hardware.cpu_flags())}")
+    flags = " ".join(hardware.cpu_flags())
+    print(f"{hardware.describe()['cpu']}, {hardware.cores()} cores, {flags}")
     done = [c for c in sweep.cells if work.cell(c.id).manifest.exists()]
     for base_id, cells in groupby(sorted(done, key=lambda c: (c.base_id, c.technique)), _base):
         _race(work, base_id, list(cells), asked)

@@ -1,6 +1,6 @@
 """Training speed as ratios: bf16 against fp32, and the loop against a bare one.
 
-    env/run python tests/benchmarks/bench_training.py [--model vgg16_bn] [--width 1.0] [--images 2048]
+    env/run python tests/benchmarks/bench_training.py [--width 1.0] [--images 2048] [--grey]
 
 The bare loop has the same batches, network, optimizer and arithmetic, but no checkpoints, metrics,
 progress or schedule. Variants take turns, round after round; the ratios are medians over rounds.
@@ -85,7 +85,7 @@ def _spec(asked):
 
 
 def _loop(split, asked, precision: str) -> float:
-    """images/s of a whole epoch: evaluation on held-out images, checkpoint and progress included."""
+    """images/s of a whole epoch, with held-out images evaluated, checkpoint and progress."""
     recipe = Recipe(precision=precision, batch_size=asked.batch, learning_rate=0.01)
     with tempfile.TemporaryDirectory() as folder:
         kept = Checkpointer(Path(folder) / "checkpoint", Path(folder) / "metrics.h5")
