@@ -25,6 +25,7 @@ from submitit.core.utils import DelayedSubmission
 from submitit.helpers import Checkpointable
 
 from pipeline import store
+from pipeline.hardware import cores
 from pipeline.orchestrate import slurm
 from pipeline.orchestrate.ended import cause, kills
 from pipeline.orchestrate.plan import cell_command
@@ -90,8 +91,8 @@ class Task(Checkpointable):
         if store.is_done(cell):
             return True
         earlier, kills_before = store.last_attempt(cell), kills()
-        mortal = ("--die-with-parent", str(os.getpid()))
-        command = cell_command(Work(Path(self.work)), Path(self.data), [cell.id], *mortal)
+        options = ("--die-with-parent", str(os.getpid()), *_threads())
+        command = cell_command(Work(Path(self.work)), Path(self.data), [cell.id], *options)
         try:
             self.running = subprocess.Popen(
                 command, cwd=CODE, stdin=subprocess.DEVNULL, start_new_session=True,
@@ -112,6 +113,12 @@ class Task(Checkpointable):
         if process is not None and process.poll() is None:
             process.kill()
             process.wait()
+
+
+def _threads() -> tuple[str, ...]:
+    """As many as the job asked for, also where the cluster does not bind it to its cores."""
+    asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return ("--threads", str(min(int(asked), cores()))) if asked.isdecimal() else ()
 
 
 def _ignore_signals() -> None:

@@ -70,7 +70,7 @@ def test_a_whole_sweep_with_dependencies_and_its_report(desk):
     usage = json.loads(
         store.last_attempt(desk.work.cell(found["quick/0"]["id"])).usage.read_text()
     )
-    assert usage["asked"] == {"cores": 2, "memory_bytes": 2 * 1024**3, "gpus": 0}
+    assert usage["asked"] == {"cores": 1, "memory_bytes": 2 * 1024**3, "gpus": 0}
     assert usage["used"]["memory_bytes"] > 100e6 and usage["used"]["cores"] > 0
     assert usage["epochs"] == 1 and usage["wall_s"] > 0
     assert "finished cells of this sweep" in desk.netpress("plan", sweep, "--profile", "generic")[0]
