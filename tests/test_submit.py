@@ -330,3 +330,90 @@ def test_rows_of_squeue_and_sacct():
     assert (second.state, second.peak_bytes, second.asked_bytes) == (
         "OUT_OF_MEMORY", 3 * GIB, 2 * GIB
     )  # fmt: skip
+
+
+# --- estimates and rehearsals ----------------------------------------------------------------
+
+
+def used(cell, work, wall_s=100.0, training_s=60.0, epochs=2, gpu_bytes=0, job="1_0", **more):
+    """The cell is done, and its attempt wrote down what it took."""
+    from pipeline import store
+
+    results.publish(cell, work)
+    said = {"job": job, "ended": "now", "wall_s": wall_s, "training_s": training_s,
+            "epochs": epochs, "asked": {"cores": 24, "memory_bytes": 40 * GIB, "gpus": 1},
+            "used": {"memory_bytes": 3 * GIB, "cores": 2.5, "gpu_memory_bytes": gpu_bytes,
+                     "gpu_busy": None, **more}}  # fmt: skip
+    store.publish_json(store.new_attempt(work.cell(cell.id)).usage, said)
+
+
+def test_estimates_come_from_the_best_there_is(tmp_path):
+    from pipeline.orchestrate import estimate, rehearse
+
+    asked, work = results.sweep(seeds=(0, 1)), Work(tmp_path)
+    cell = asked.cells[0]
+    assert estimate.best(asked, work).source == estimate.SOURCE
+    half = estimate.best(asked, work, "h100:1")
+    assert "one H100 of 989 TFLOP/s" in half.source and half.scale < 0.4
+    assert "not in the table" in estimate.best(asked, work, "z9:1").source
+
+    small, root = rehearse.sliver(asked), rehearse.root(work)
+    used(small.cells[0], root)
+    assert estimate.best(asked, work, "a100:1", small, root).source == estimate.SOURCE
+    used(small.cells[1], root, gpu_bytes=GIB)
+    assert "1 cells rehearsed on a GPU" in estimate.best(asked, work, "a100:1", small, root).source
+
+    used(cell, work)
+    found = estimate.best(asked, work, "a100:1", small, root)
+    assert found.source == "from 1 finished cells of this sweep"
+    assert found.seconds(cell) == pytest.approx(100.0)
+
+
+def test_what_was_used_and_a_better_request(tmp_path):
+    from pipeline.report import usage
+
+    asked, work = results.sweep(seeds=(0, 1)), Work(tmp_path)
+    assert usage.read(asked.cells, work) is None
+    used(asked.cells[0], work)
+    used(asked.cells[1], work, job=None)  # a local run asked for nothing
+    first, second = usage.lines(usage.read(asked.cells, work))
+    assert first == "At most 3.0 of 40 GiB and 2.5 of 24 cores were used (1 job)."
+    assert second == "This would do: --set cores=4 --set memory_gib=4"
+
+
+def test_a_rehearsal_is_the_same_matrix_in_small():
+    from pipeline.orchestrate import rehearse
+
+    asked = results.sweep(techniques=("half", "tiny"))
+    small = rehearse.sliver(asked)
+    assert [cell.name for cell in small.cells] == [cell.name for cell in asked.cells]
+    assert not {cell.id for cell in small.cells} & {cell.id for cell in asked.cells}
+    assert all(c.recipe.epochs == 1 and c.recipe.train_images == 256 for c in small.cells)
+    assert small.cells[1].base_id == small.cells[0].id and small.name == "test-rehearsal"
+
+
+# --- one cell, one job -----------------------------------------------------------------------
+
+
+def test_a_cell_that_another_job_may_hold_is_left_alone(tmp_path):
+    """Where flock does not reach other machines, the lock file's words and Slurm decide."""
+    from pipeline import store
+
+    cell = Work(tmp_path).cell("0" * 16)
+    asked = []
+
+    def lives(job):
+        asked.append(job)
+        return job == "7_1"
+
+    store.make_folder(cell.folder)
+    cell.lock.write_text("process 1 on another-node in job 7_1\n")
+    with pytest.raises(store.Busy, match="in job 7_1"), store.lock_cell(cell, "8_0", lives):
+        pass
+    with store.lock_cell(cell, "7_1", lives):  # our own job, requeued: its first run is over
+        assert cell.lock.read_text().endswith("in job 7_1\n")
+    assert cell.lock.read_text() == "" and asked == ["7_1"]
+    cell.lock.write_text("process 1 on another-node in job 7_2\n")
+    with store.lock_cell(cell, "8_0", lives):
+        pass
+    assert asked == ["7_1", "7_2"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline import store
 from pipeline.errors import UserError
@@ -174,8 +174,10 @@ def _account(view: View, asked: Sweep, done: set[str]) -> None:
         return
     for row in rows:
         now = view.rows.get(row.task)
-        if now is None or (now.state in FINAL and row.state in FINAL):
+        if now is None:
             view.rows[row.task] = row
+        elif now.state in FINAL and row.state in FINAL:
+            view.rows[row.task] = replace(row, reason=row.reason or now.reason)
 
 
 def _of_job(folder, task: str) -> tuple[dict | None, int]:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -125,6 +125,11 @@ def _after_job(cell, work, base, view, attempt) -> tuple[State, str]:
     cause = view.cause(cell)
     if is_newer(cell, work, view):  # run by hand since
         return _without_job(cell, work, base, attempt)
+    row = view.row(cell.id)
+    if cause.kind == "cancelled" and base and base.state == "failed" and row and not row.by \
+            and cell.id not in view.known.cancelled:  # fmt: skip
+        # Slurm says first that, then by whom or why: nobody did it, its base had failed.
+        cause = replace(cause, kind="base_failed")
     if cause.kind == "base_failed" and base is not None and base.state != "done":
         if base.state in ("cancelled", "failed"):
             return base.state, f"its base is {base.state}: {base.reason}"

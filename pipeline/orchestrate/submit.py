@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.orchestrate import estimate, graph, ledger, local, plan, slurm, state
+from pipeline.orchestrate import estimate, graph, ledger, local, plan, rehearse, slurm, state
 from pipeline.orchestrate.graph import Array, Queued, Request
 from pipeline.orchestrate.profile import Cluster
 from pipeline.sweep import Cell, Sweep
@@ -107,7 +107,7 @@ def prepare(
     request = request or standard(cluster)
     pack = None
     if asked.pack:
-        guess = estimate.best(asked, work, cluster.profile.gpu)
+        guess = _guess(asked, work, cluster)
         pack = graph.packer(asked.pack.minutes, guess.seconds)
     arrays = graph.arrays(cells, request, limit(cluster), queued=queued, pack=pack)
     batch = Batch(asked, work, data_root, cluster)
@@ -274,10 +274,17 @@ def _on(names: Mapping[str, str], array: Array) -> Iterator[str]:
         yield names.get(on) or names.get(on.rpartition("_")[0]) or on
 
 
+def _guess(asked: Sweep, work: paths.Work, cluster: Cluster) -> estimate.Estimate:
+    rehearsal = rehearse.root(work)
+    if not rehearsal.root.is_dir():
+        return estimate.best(asked, work, cluster.profile.gpu)
+    return estimate.best(asked, work, cluster.profile.gpu, rehearse.sliver(asked), rehearsal)
+
+
 def _cost(made: Batch, work: paths.Work, cluster: Cluster) -> dict:
     """GPU-hours, fair-share charge and wall time of a batch, for plan.Plan."""
     profile = cluster.profile
-    guess = estimate.best(made.sweep, work, profile.gpu)
+    guess = _guess(made.sweep, work, cluster)
     seconds = {cell.id: guess.seconds(cell) for cell in _cells(made)}
     total_s = sum(seconds.values())
     chain_s = max(

@@ -48,7 +48,7 @@ measure: {{repeats: 2, seconds: 0.1}}
 define:
   quick: [{{finetune: {{epochs: 1}}}}]
   quick2: [{{finetune: {{epochs: 2}}}}]
-  broken: [{{finetune: {{epochs: 1, learning_rate_factor: 100}}}}]
+  broken: [{{prune: {{parameters_kept: 0.0001}}}}]
 """
 
 

@@ -194,12 +194,12 @@ def test_failures_cost_themselves_and_are_named(desk):
     found = desk.settled(sweep)
     assert found["quick/0"]["state"] == "done" == found["base/0"]["state"]
     assert found["broken/0"]["state"] == "failed"
-    assert "Diverged" in found["broken/0"]["reason"]
+    assert "cannot be reached" in found["broken/0"]["reason"]
     out = desk.resume(sweep)
     assert "left alone" in out and "Nothing to submit" in out
     assert "Submitted" not in out and len(desk.jobs("broken")) == len(set(desk.jobs("broken")))
     report = desk.netpress("report", sweep)[0]
-    assert "Diverged" in report
+    assert "cannot be reached" in report
     again = desk.resume(sweep, found["broken/0"]["id"])
     assert "again" in again and "job " in again
     assert desk.states(setup) == {"base/7": "failed", "quick2/7": "failed"}
@@ -325,7 +325,7 @@ def test_without_accounting(desk):
         wait_for(lambda: desk.box.ask("squeue", "-h", "-t", "all", "-o", "%F") == "", 60)
         found = desk.status(sweep)
         assert found["base/5"]["state"] == "done" and found["broken/5"]["state"] == "failed"
-        assert "Diverged" in found["broken/5"]["reason"]
+        assert "cannot be reached" in found["broken/5"]["reason"]
 
 
 def test_jobs_that_left_the_queue_and_the_trap_of_unknown_bases(desk):
