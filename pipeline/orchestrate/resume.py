@@ -59,6 +59,9 @@ def _decide(choice: Choice, cell_state: state.CellState, found, work, cluster: C
         return
     if choice.named and cell.id not in choice.named and not _is_base_of(cell, choice, found):
         return
+    if not _has_base(cell, choice, found):
+        choice.said.append(f"{cell.id} {cell.name}: left alone, as its base is")
+        return
     cause = _cause(cell_state, work, view)
     if not (cause.rule.again or choice.exceptions or cell.id in choice.named):
         choice.said.append(f"{cell.id} {cell.name}: left alone, {cell_state.reason}")
@@ -79,10 +82,18 @@ def _decide(choice: Choice, cell_state: state.CellState, found, work, cluster: C
         )
 
 
+def _has_base(cell: Cell, choice: Choice, found: state.Found) -> bool:
+    """Whether the cell's base is there, or will be; true for a base itself."""
+    if cell.is_base or cell.base_id in choice.requests:
+        return True
+    base = found.by_id[cell.base_id]
+    in_queue = found.view is not None and found.view.in_queue(cell.base_id)
+    return base.state in ("done", "running") or in_queue
+
+
 def _is_base_of(cell: Cell, choice: Choice, found: state.Found) -> bool:
-    return cell.is_base and any(
-        s.cell.id in choice.named and s.cell.base_id == cell.id for s in found.cells
-    )
+    """Whether a named cell stands on this one."""
+    return any(found.by_id[i].cell.base_id == cell.id for i in choice.named)
 
 
 def _cause(cell_state: state.CellState, work: Work, view: clusters.View | None) -> Cause:

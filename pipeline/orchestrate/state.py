@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Literal
 
 from pipeline import store
@@ -42,6 +43,10 @@ class Found:
 
     cells: tuple[CellState, ...]
     view: cluster.View | None = None
+
+    @cached_property
+    def by_id(self) -> dict[str, CellState]:
+        return {found.cell.id: found for found in self.cells}
 
     @property
     def notes(self) -> list[str]:
