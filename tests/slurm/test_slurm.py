@@ -340,9 +340,11 @@ def test_jobs_that_left_the_queue_and_the_trap_of_unknown_bases(desk):
         assert found["base/6"]["state"] == "failed" and "set-up failed" in found["base/6"]["reason"]
         assert found["quick/6"]["state"] == "failed"
         assert desk.counted() == {"squeue": 1, "sacct": 1}
-        # Slurm lets a job that depends on an unknown one run at once.
-        trap = desk.box.ask("sbatch", "--parsable", "-o", "/dev/null", "--mem=10",
-                            f"--dependency=afterok:{base}", "--wrap", "true")  # fmt: skip
+        # Slurm lets a job that depends on a failed and forgotten one run at once.
+        plain = ("sbatch", "--parsable", "-o", "/dev/null", "--mem=10")
+        failed = desk.box.ask(*plain, "--wrap", "false")
+        wait_for(lambda: desk.box.ask("squeue", "-h", "-t", "all", "-o", "%F") == "", 60)
+        trap = desk.box.ask(*plain, f"--dependency=afterok:{failed}", "--wrap", "true")
         wait_for(lambda: "COMPLETED" in desk.box.ask("sacct", "-nXo", "State", "-j", trap), 30)
         # So nothing of ours ever depends on a job that is not in the queue.
         out, _ = desk.submit(sweep)
