@@ -1,0 +1,268 @@
+"""What is measured is what is there: operations by hand, kernels that ran, turns taken."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from pipeline import artifact, hardware
+from pipeline.measure import cell as measuring
+from pipeline.measure import complexity, kernels, latency
+from pipeline.models import module_of, network
+from pipeline.models.spec import Quantization
+from pipeline.sweep import Measure
+from tests import cells
+from tests.test_artifact import rewrite
+from tests.test_models import lively
+from tests.test_techniques import deployed, made, split_of
+
+ONCE = Measure(repeats=1, seconds=0.1)
+
+
+def measured(bench, name: str, settings=ONCE, of=None) -> dict:
+    mine = of or measuring.Candidate(made(bench, name).state, deployed(bench, name))
+    base = measuring.Candidate(made(bench, "base").state, deployed(bench, "base"))
+    device, told = torch.device("cpu"), []
+    with cells.one_core():
+        found = measuring.measure(mine, base, split_of(bench), settings, device, told.append)
+    assert told[0] == "kernels" and "accuracy" in told and len(told) == 4
+    return found
+
+
+# --- parameters and operations ---------------------------------------------------------------
+
+
+def by_hand(channels, shape, blocks, classes=10, batch_norm=True) -> tuple[int, int]:
+    """(parameters, MACs) of a VGG, one convolution after the other."""
+    inputs, height, width = shape
+    parameters = macs = at = 0
+    for convolutions in blocks:
+        for _ in range(convolutions):
+            parameters += 9 * inputs * channels[at] + channels[at] * (2 if batch_norm else 1)
+            macs += 9 * inputs * channels[at] * height * width
+            inputs, at = channels[at], at + 1
+        if min(height, width) >= 2:
+            height, width = height // 2, width // 2
+    return parameters + (inputs + 1) * classes, macs + inputs * classes
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 64, 48), (1, 8, 8)])
+@pytest.mark.parametrize("name", ["vgg11_bn", "vgg16", "vgg16_bn"])
+def test_parameters_and_operations_are_those_of_a_hand_computation(name, shape):
+    spec = module_of(name).spec(name, 0.25, shape, 10, 0, 1.0)
+    blocks = (1, 1, 2, 2, 2) if name == "vgg11_bn" else (2, 2, 3, 3, 3)
+    expected = by_hand(spec.channels, shape, blocks, batch_norm=spec.batch_norm)
+    assert complexity.count(spec) == expected
+    assert complexity.count(replace(spec, quantization=Quantization(8, True))) == expected
+
+
+def test_a_pruned_network_is_counted_as_it_is():
+    spec = module_of("vgg11_bn").spec("vgg11_bn", 0.25, (3, 32, 32), 10, 0, 1.0)
+    spec = replace(spec, channels=(8, 24, 16, 8, 40, 8, 16, 8))
+    assert complexity.count(spec) == by_hand(spec.channels, (3, 32, 32), (1, 1, 2, 2, 2))
+
+
+def test_subnormal_numbers_of_the_deployed_model_are_counted(bench):
+    found = deployed(bench, "base")
+    assert complexity.subnormals(found.model) == 0
+    model = onnx.load_model_from_string(found.model)
+    weight = next(t for t in model.graph.initializer if len(t.dims) == 4)
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[:7] = [1e-40, -1e-39, 1e-45, 0.0, -0.0, 1e-37, 2e-38]
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    assert complexity.subnormals(model.SerializeToString()) == 3
+
+
+def test_a_network_whose_scales_shrank_to_nothing_is_deployed_without_subnormals(tmp_path):
+    state = lively(module_of("vgg11_bn").spec("vgg11_bn", 0.125, (1, 32, 32), 10, 120, 1 / 64))
+    state.network.features[3].norm.weight.data[::2] = 1e-38
+    artifact.write(state, tmp_path / "x", {}, np.empty(0), tuple("0123456789"))
+    assert complexity.subnormals(artifact.load(tmp_path / "x").model) == 0
+
+
+# --- kernels ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, share", [("base", 0.0), ("ptq-int8", 1.0)])
+def test_kernels_are_read_from_what_the_runtime_ran(bench, name, share, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = kernels.executed(deployed(bench, name))
+    assert ran.total == 9 and ran.integer == 9 * share and ran.integer_share == share
+    assert os.listdir(tmp_path) == []  # no profile is left where the user is
+
+
+def test_the_share_is_of_operations_and_not_of_layers(bench, tmp_path):
+    """The last product of a quantized model made one of floats: a ninth of the kernels, but less
+    than a thousandth of the work."""
+    shutil.copytree(deployed(bench, "ptq-int8").folder, tmp_path / "x")
+    model = onnx.load(tmp_path / "x" / "model.onnx")
+    [last] = [node for node in model.graph.node if "logits" in node.output]
+    makers = {o: n for n in model.graph.node for o in n.output}
+    values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for i in (1, 2):  # weight and bias, back to floats
+        numbers, scales, _ = (values[name] for name in makers[last.input[i]].input)
+        scales = scales.reshape(-1, *[1] * (numbers.ndim - 1))
+        plain = numpy_helper.from_array((numbers * scales).astype(np.float32), f"plain{i}")
+        model.graph.initializer.append(plain)
+        last.input[i] = plain.name
+    rewrite(tmp_path / "x", model.SerializeToString())
+    ran = kernels.executed(artifact.load(tmp_path / "x"))
+    macs = complexity.count(made(bench, "base").state.spec)[1]
+    assert (ran.integer, ran.total) == (8, 9)
+    assert ran.integer_share == pytest.approx(1 - 640 / macs)
+
+
+def test_a_model_that_only_says_that_it_is_quantized_is_a_failure(bench, tmp_path):
+    """The float model under the manifest of an int8 one: nothing of it runs on integers."""
+    shutil.copytree(deployed(bench, "base").folder, tmp_path / "x")
+    rewrite(tmp_path / "x", kind="int8")
+    liar = measuring.Candidate(made(bench, "ptq-int8").state, artifact.load(tmp_path / "x"))
+    with pytest.raises(measuring.NotInteger, match="computed all its products in floats"):
+        measured(bench, "ptq-int8", of=liar)
+
+
+# --- a whole cell ----------------------------------------------------------------------------
+
+
+def test_everything_is_measured_beside_the_base(bench):
+    found = measured(bench, "ptq-int8", Measure(repeats=3, seconds=5))
+    test = split_of(bench).test
+    for name in ("stored_bytes", "runnable_bytes", "parameters", "macs", "test_set_seconds"):
+        assert found[name] > 0 and found[f"base_{name}"] > 0
+    assert found["stored_bytes"] < 0.5 * found["base_stored_bytes"]
+    labels = test.labels.numpy()
+    assert found["accuracy"] == np.mean(found["predictions"] == labels)
+    assert found["base_accuracy"] == np.mean(found["base_predictions"] == labels)
+    assert found["accuracy_drop"] == found["base_accuracy"] - found["accuracy"]
+    assert found["agreement"] == np.mean(found["predictions"] == found["base_predictions"])
+    assert found["simulated_agreement"] >= 0.999 and len(found["predictions"]) == len(labels)
+    assert np.array_equal(found["labels"], labels) and found["labels"].dtype == np.uint16
+    assert (found["integer_kernels"], found["integer_share"], found["subnormals"]) == (9, 1.0, 0)
+    assert tuple(found["channels"]) == made(bench, "base").state.spec.channels
+    series = {name: samples for name, samples in found.items() if name.startswith("latency/")}
+    expected = {
+        f"latency/{who}/{threads}/{batch}"
+        for who in ("onnxruntime/artifact", "onnxruntime/base", "pytorch/simulated", "pytorch/base")
+        for threads in ("one", "all")
+        for batch in ("batch1", "batch64")
+    }  # fmt: skip
+    assert series.keys() == expected
+    assert all(len(ms) == 3 and (ms > 0).all() for ms in series.values())
+
+
+def test_a_base_is_measured_against_itself(bench):
+    found = measured(bench, "base")
+    assert found["agreement"] == 1.0 and found["accuracy_drop"] == 0.0
+    assert found["simulated_agreement"] == 1.0 and found["integer_kernels"] == 0
+    assert found["stored_bytes"] == found["base_stored_bytes"]
+
+
+def test_measuring_leaves_the_number_of_threads_as_it_was(bench):
+    before = torch.get_num_threads()
+    measured(bench, "base")
+    assert torch.get_num_threads() == before
+
+
+def test_what_is_timed_in_pytorch_is_a_copy_in_float32(bench):
+    state = made(bench, "ptq-int8").state
+    state.network.train()
+    network_ = measuring._eager(state)
+    assert network_ is not state.network and not network_.training and state.network.training
+    state.network.eval()
+
+
+# --- latency ---------------------------------------------------------------------------------
+
+
+def recorded(log: list, name: str, seconds: float = 0.0):
+    def run():
+        log.append(name)
+        time.sleep(seconds)
+
+    return run
+
+
+def test_contenders_take_turns_each_after_a_run_that_is_not_timed():
+    log: list[str] = []
+    found = latency.interleaved({n: recorded(log, n) for n in "ab"}, repeats=4, seconds=60)
+    warm = ["a"] * latency.WARM_UP + ["b"] * latency.WARM_UP
+    assert log == warm + ["a", "a", "b", "b"] * 4
+    assert {name: len(ms) for name, ms in found.items()} == {"a": 4, "b": 4}
+
+
+def test_a_sample_is_the_time_of_one_run_in_milliseconds():
+    found = latency.interleaved(
+        {"slow": recorded([], "slow", 0.02), "fast": recorded([], "fast")}, repeats=5, seconds=60
+    )
+    assert 20 <= np.median(found["slow"]) < 200 and found["slow"].min() >= 20
+    assert np.median(found["fast"]) < np.median(found["slow"]) / 4
+
+
+@pytest.mark.parametrize(
+    "repeats, seconds, rounds", [(1, 60, 1), (3, 1e-9, 3), (12, 1e-9, 10), (12, 60, 12)]
+)
+def test_rounds_end_by_number_or_by_time_but_ten_are_made(repeats, seconds, rounds):
+    found = latency.interleaved({"a": recorded([], "a")}, repeats, seconds)
+    assert len(found["a"]) == rounds
+
+
+def test_what_a_contender_raises_is_raised():
+    def broken():
+        raise ValueError("no answer")
+
+    with pytest.raises(ValueError, match="no answer"):
+        latency.interleaved({"a": broken}, 3, 1)
+
+
+# --- hardware --------------------------------------------------------------------------------
+
+
+def test_the_hardware_is_described_in_plain_json():
+    found = hardware.describe()
+    assert set(found) == {"cpu", "flags", "cores", "machine", "system", "gpu"}
+    assert json.loads(json.dumps(found)) == found
+    assert found["cpu"] and set(found["flags"]) <= set(hardware.TELLING_FLAGS)
+    assert found["gpu"] is None or isinstance(found["gpu"], str)
+
+
+def test_cores_are_those_that_this_process_may_use():
+    before = hardware.cores()
+    with cells.one_core():
+        assert hardware.cores() == 1
+    assert hardware.cores() == before == len(os.sched_getaffinity(0))
+
+
+def test_seven_bits_are_for_x86_without_vnni_alone(monkeypatch):
+    saturating = {
+        ("x86_64", ("avx2", "avx512f")): True, ("x86_64", ("avx2", "avx512_vnni")): False,
+        ("AMD64", ("avx2", "avx_vnni")): False, ("aarch64", ("asimd",)): False,
+    }  # fmt: skip
+    for (machine, flags), expected in saturating.items():
+        monkeypatch.setattr(hardware.platform, "machine", lambda machine=machine: machine)
+        monkeypatch.setattr(hardware, "cpu_flags", lambda flags=flags: flags)
+        assert hardware.saturates() is expected
+
+
+def test_describing_hardware_reads_no_torch_until_it_is_asked_for_a_gpu():
+    code = "import sys; from pipeline import hardware; hardware.cpu_flags(); "
+    code += "print('torch' in sys.modules)"
+    assert cells.python("-c", code).stdout == "False\n"
+
+
+def test_predictions_are_made_in_float32_whatever_trained_the_network(bench):
+    state, test = made(bench, "base").state, split_of(bench).test
+    with torch.autocast("cpu", torch.bfloat16, enabled=False), torch.inference_mode():
+        expected = network.restore(state.spec, state.network.state_dict()).network.eval()(
+            test.pixels
+        )
+    found = measuring.predict(state.network, test, torch.device("cpu"))
+    assert torch.equal(found, expected.argmax(1))
