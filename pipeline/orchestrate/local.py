@@ -47,6 +47,7 @@ def run(
     workers: int | None = None,
     threads: int | None = None,
     command: Command | None = None,
+    conclude: Callable[[Sweep, paths.Work], int] | None = None,
 ) -> int:
     """Make what is missing of the sweep, then the report; returns the exit code.
 
@@ -67,7 +68,7 @@ def run(
             again = f"`netpress run {plan.called(asked)}` goes on from the last finished epoch"
             print(f"netpress: stopped; {again}", file=sys.stderr)
             return 130
-    return _report(asked, work)
+    return (conclude or _report)(asked, work)
 
 
 @dataclass(frozen=True)
