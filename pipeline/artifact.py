@@ -296,6 +296,8 @@ class Artifact:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3
         if profile is not None:
+            # Weights that a kernel has packed for itself would be missing in the profile.
+            options.add_session_config_entry("session.disable_prepacking", "1")
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
         try:
