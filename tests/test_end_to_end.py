@@ -12,6 +12,7 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy
@@ -184,12 +185,9 @@ STRIKES = [
     ("checkpoint/state-2.safetensors", 1, "before", "worker"),  # the first epoch is not kept yet
     ("checkpoint/index.json", 1, "after", "parent"),  # the first epoch was kept this instant
     ("metrics.h5", 1, "before", "worker"),  # the second was kept, its metrics were not
-    ("checkpoint/index.json", 2, "before", "parent"),  # in the next stage
     ("checkpoint/model.safetensors", 1, "after", "worker"),  # trained, but no index says so
     ("artifact", 1, "before", "parent"),  # the artifact was written, under another name
-    ("artifact", 1, "after", "worker"),
-    ("result.h5", 1, "after", "parent"),  # and not the manifest
-    ("manifest.json", 1, "before", "worker"),
+    ("manifest.json", 1, "before", "worker"),  # the result is there, the manifest is not
 ]
 
 
@@ -198,11 +196,19 @@ def same(lab: Lab, other: Lab, cell_id: str) -> None:
     assert lab.history(cell_id) == other.history(cell_id)
 
 
-def test_killed_at_any_chosen_moment_it_ends_with_the_same_bits(lab, smoke):
-    technique = "small-and-int8"
-    cell_id = smoke.ids[technique]
+def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path, smoke):
+    """At chosen moments, and beside it, on another core, at random ones."""
+    with ThreadPoolExecutor(2) as pool:
+        chains = [pool.submit(chain, Lab(tmp_path / chain.__name__), smoke)
+                  for chain in (killed_at_chosen_moments, killed_at_random_moments)]  # fmt: skip
+    for chain in chains:
+        chain.result()
+
+
+def killed_at_chosen_moments(lab: Lab, smoke) -> None:
+    cell_id = smoke.ids["small-and-int8"]
     lab.have(smoke.lab, without=[cell_id])
-    asked, cell = lab.sweep("base", technique), lab.work.cell(cell_id)
+    asked, cell = lab.sweep("base", "small-and-int8"), lab.work.cell(cell_id)
     kept: dict[str, list[float]] = {}  # how long each epoch took that was kept before a kill
     with watched(lab.work) as looks:
         for renamed, nth, when, victim in STRIKES:
@@ -216,7 +222,7 @@ def test_killed_at_any_chosen_moment_it_ends_with_the_same_bits(lab, smoke):
             assert {stage: now.get(stage, [])[: len(kept[stage])] for stage in kept} == kept, at
             kept = now
         assert lab.run(asked).returncode == 0
-    assert {stage: took for stage, took in seconds(cell).items()} == kept  # nothing trained again
+    assert seconds(cell) == kept  # nothing was trained again
     same(lab, smoke.lab, cell_id)
     assert len(looks) > 100
     assert [p.name for p in cell.folder.rglob(".*")] == []  # no half of anything stays
@@ -230,10 +236,11 @@ def seconds(cell) -> dict[str, list[float]]:
     return {f"{stage.index}-{stage.stage}": stage.columns["seconds"] for stage in history}
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bits(lab, smoke):
+def killed_at_random_moments(lab: Lab, smoke) -> None:
+    cell_id = smoke.ids["qat-int8"]
+    lab.have(smoke.lab, without=[cell_id])
     asked = lab.sweep("base", "qat-int8")
-    ids = [smoke.ids["base"], smoke.ids["qat-int8"]]
-    usage = json.loads(smoke.lab.work.cell(ids[0]).attempt(1).usage.read_bytes())
+    usage = json.loads(smoke.lab.work.cell(cell_id).attempt(1).usage.read_bytes())
     chance = random.Random(4)
     with watched(lab.work):
         for _ in range(4):
@@ -243,11 +250,9 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(lab, smoke):
                     process.wait(timeout=chance.uniform(0.2, 1.1) * usage["wall_s"])
                 process.strike(signal.SIGKILL)
             until(lambda: not lab.left_behind())
-            for cell_id in ids:
-                check_whole(lab.work.cell(cell_id))
+            check_whole(lab.work.cell(cell_id))
         assert lab.run(asked).returncode == 0
-    for cell_id in ids:
-        same(lab, smoke.lab, cell_id)
+    same(lab, smoke.lab, cell_id)
 
 
 # --- Ctrl-C --------------------------------------------------------------------------------------
@@ -280,17 +285,15 @@ def test_a_folder_of_images_is_a_data_set(lab):
     for part, count in [("train", 40), ("test", 10)]:
         for name, colour in colours.items():
             draw(lab.folder / "pictures" / part / name, colour, count)
-    asked = lab.sweep("base", "ptq-int8", name="mine",
-                      dataset="{name: colours, folder: pictures}")  # fmt: skip
+    asked = lab.sweep("base", name="mine", dataset="{name: colours, folder: pictures}")
     training = "training: {epochs: 4, batch_size: 16, learning_rate: 0.02}"
     text = (lab.folder / asked).read_text()
     (lab.folder / asked).write_text(re.sub("training: .*", training, text))
-    ran = lab.run(asked, "--workers", 2)
+    ran = lab.run(asked)
     assert ran.returncode == 0, ran.stderr
-    ids = lab.ids(asked)
     assert lab.json("report", asked)["rows"][0]["accuracy"] == 1.0
     images = [lab.folder / "pictures" / "test" / name / "0.png" for name in colours]
-    artifact = lab.work.cell(ids["ptq-int8"]).artifact
+    artifact = lab.work.cell(lab.ids(asked)["base"]).artifact
     found = lab.json("predict", artifact, *images)["predictions"]
     assert [row["class"] for row in found] == list(colours)
 

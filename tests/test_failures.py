@@ -4,6 +4,7 @@ damage. Through the command line, with real causes."""
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -17,13 +18,11 @@ DEFINE = """\
 define:
   raises: [{trouble: {kind: raises}}]
   memory: [{trouble: {kind: memory}}]
-  memory-of-a-process: [{trouble: {kind: memory of a process}}]
   killed: [{trouble: {kind: killed}}]
 """
 REASONS = {
     "raises": "exception: ValueError: no such filter: 7",
     "memory": "out of memory: RuntimeError:",
-    "memory-of-a-process": "out of memory: MemoryError",
     "killed": "killed: its process was ended from outside (SIGKILL)",
 }
 
@@ -56,7 +55,7 @@ def test_one_failure_costs_one_cell(lab, smoke):
 
     again = lab.run(asked, "--workers", 2, TROUBLE="gone")
     assert again.returncode == 0, again.stderr
-    assert "2 of 6 cells are done already" in again.stderr
+    assert "2 of 5 cells are done already" in again.stderr
     assert lab.json("report", asked, TROUBLE="gone")["gaps"] == []
 
 
@@ -108,12 +107,13 @@ def test_a_full_disk_costs_the_cells_that_need_more(small_disk, smoke):
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_redone(lab, smoke):
+    """All that it trained is in one file, as after a kill while its artifact was written."""
     cell_id = smoke.ids["qat-int8"]
-    lab.have(smoke.lab, without=[cell_id])
+    lab.have(smoke.lab)
     asked, cell = lab.sweep("qat-int8"), lab.work.cell(cell_id)
-    with lab.start(asked) as process:
-        process.await_line("artifact")
-        process.strike(9)
+    for left in (cell.manifest, cell.result):
+        left.unlink()
+    shutil.rmtree(cell.artifact)
     damage(cell.model)
     ran = lab.run(asked)
     assert ran.returncode == 0 and "Traceback" not in ran.stderr
