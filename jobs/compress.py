@@ -78,20 +78,18 @@ def _attempted(paths, attempt, work, data_root, tell, device, threads) -> bool:
         from pipeline.orchestrate.plan import catalog
 
         cell = execute.read_cell(paths, catalog())
-        execute.run_cell(
-            cell, work, data_root, device=device, threads=threads, progress=tell
-        )
+        execute.run_cell(cell, work, data_root, device=device, threads=threads, progress=tell)
         tell({"stage": "done", "seconds": time.time() - began})
         return True
     except Exception as error:
         traceback.print_exc()
         kind, reason = _failure_of(error)
-        tell({"stage": "failed", "kind": kind, "reason": reason})
         failure = {"kind": kind, "reason": reason, "traceback": traceback.format_exc()}
         try:
             store.publish_json(attempt.failure, failure)
-        except OSError:  # a full disk; the log, the event and the exit code have said it
+        except OSError:  # a full disk; the log, the event and the exit code say it
             traceback.print_exc()
+        tell({"stage": "failed", "kind": kind, "reason": reason})
         return False
 
 

@@ -1,0 +1,498 @@
+"""One cell from start to finish: what it leaves, what it does again and what it does not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import artifact, execute, store
+from pipeline.errors import Corrupt, UserError
+from pipeline.orchestrate import plan
+from pipeline.paths import CODE, Work
+from pipeline.sweep import Dataset
+from pipeline.techniques import STAGES
+from pipeline.training import checkpoint
+from tests import cells
+from tests.test_techniques import CLOCKS, beside
+
+QUICK = {"define": {"quick": [{"quantize": {"aware": True, "epochs": 1}}]}}
+
+
+@pytest.fixture
+def work(bench):
+    """A work root of a test's own in which the base is done."""
+    made = beside(bench, "of-this-test")
+    yield made
+    shutil.rmtree(made.root)
+
+
+def quick(bench):
+    """A technique that trains for one epoch and is quantized."""
+    return bench.cells(["quick"], **QUICK)["quick"]
+
+
+@pytest.fixture(scope="module")
+def done(bench):
+    """A technique that is done, on a work root that tests copy."""
+    finished = beside(bench, "quick")
+    events: list[dict] = []
+    cells.run(quick(bench), finished, events.append)
+    return finished, events
+
+
+@pytest.fixture
+def spoiled(bench, done, tmp_path):
+    """A copy of the work root in which base and technique are done."""
+    shutil.copytree(done[0].root, tmp_path / "work")
+    return Work(tmp_path / "work")
+
+
+def epochs_of(events) -> list:
+    return [e["epoch"] for e in events if isinstance(e.get("epoch"), int) and e["epoch"]]
+
+
+def flip_a_bit(path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+# --- what it leaves --------------------------------------------------------------------------
+
+
+def test_a_finished_cell_is_complete_and_says_so_last(bench, done):
+    paths = done[0].cell(quick(bench).id)
+    assert sorted(p.name for p in paths.folder.iterdir()) == [
+        "artifact", "cell.json", "checkpoint", "lock", "manifest.json", "metrics.h5", "result.h5",
+    ]  # fmt: skip
+    assert sorted(os.listdir(paths.checkpoint)) == ["index.json", "model.safetensors"]
+    named = store.verify(paths, deep=True)["files"]
+    assert set(named) == {
+        "artifact/manifest.json", "artifact/model.onnx", "cell.json",
+        "checkpoint/model.safetensors", "metrics.h5", "result.h5",
+    }  # fmt: skip
+    files = [p for p in paths.folder.rglob("*") if p.is_file() and p.name != "lock"]
+    assert max(files, key=lambda p: p.stat().st_mtime_ns).name == "manifest.json"
+    assert not [p for p in paths.folder.rglob("*") if store.TEMPORARY.fullmatch(p.name)]
+
+
+def test_the_result_has_the_cell_the_facts_the_history_and_the_measures(bench, done):
+    cell = quick(bench)
+    paths = done[0].cell(cell.id)
+    result = store.read_result(paths.result)
+    assert result.id == cell.id and result.cell == cell.to_json()
+    facts = result.facts
+    assert facts["versions"]["torch"] == version("torch") and facts["device"] == "cpu"
+    assert facts["precision"] in ("bf16", "fp32") and facts["threads"] == 1
+    assert facts["seconds"] > 0 and facts["peak_memory_bytes"] > 1e8
+    assert len(facts["dataset_fingerprint"]) == 64
+    assert [(h.index, h.stage) for h in result.history] == [(0, "quantize")]
+    assert result.history[0].columns["epoch"] == [1.0]
+    assert store.read_history(paths.metrics) == result.history
+    assert result.measured["integer_share"] == 1.0
+    assert result.measured["simulated_agreement"] >= 0.999
+    manifest = artifact.load(paths.artifact).manifest
+    assert manifest["cell"] == cell.id and manifest["dataset"] == "digits"
+    assert manifest["technique"] == "quick" and manifest["kind"] == "int8"
+
+
+def test_the_base_has_learned_something(bench):
+    measured = store.read_result(bench.work.cell(bench.base.id).result).measured
+    assert measured["accuracy"] > 0.8 and measured["accuracy_drop"] == 0
+
+
+def test_progress_tells_stage_epoch_loss_and_what_is_left(bench, done):
+    cell, events = quick(bench), done[1]
+    assert {e["cell"] for e in events} == {cell.id}
+    stages = list(dict.fromkeys(e["stage"] for e in events))
+    assert stages == ["0-quantize", "artifact", "measure"]
+    [last] = [e for e in events if e.get("loss") is not None]
+    assert last["epoch"] == last["epochs"] == 1 and last["seconds_left"] == 0
+    assert last["loss"] > 0 and 0 <= last["accuracy"] <= 1
+    assert json.loads(json.dumps(events)) == events
+
+
+# --- what it does not do again ---------------------------------------------------------------
+
+
+def test_what_is_done_returns_at_once_and_changes_nothing(bench, done):
+    paths, events = done[0].cell(quick(bench).id), []
+    before = {p: p.stat().st_mtime_ns for p in paths.folder.rglob("*") if p.name != "lock"}
+    cells.run(quick(bench), done[0], events.append)
+    assert events == []
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+@pytest.mark.parametrize("damaged", ["artifact/model.onnx", "result.h5", "manifest.json"])
+def test_what_is_damaged_is_set_aside_and_made_again_without_training(bench, spoiled, damaged):
+    cell = quick(bench)
+    paths, events = spoiled.cell(cell.id), []
+    weights, model = paths.model.read_bytes(), (paths.artifact / "model.onnx").read_bytes()
+    history = store.read_history(paths.metrics)
+    flip_a_bit(paths.folder / damaged)
+    assert not store.is_done(paths, deep=True)
+    cells.run(cell, spoiled, events.append)
+    assert epochs_of(events) == [] and store.is_done(paths, deep=True)
+    assert paths.model.read_bytes() == weights
+    assert (paths.artifact / "model.onnx").read_bytes() == model
+    assert store.read_result(paths.result).history == history
+    aside = {p.name for p in paths.folder.iterdir() if ".corrupt-" in p.name}
+    assert f"{damaged.split('/')[0]}.corrupt-1" in aside and "manifest.json.corrupt-1" in aside
+
+
+def test_damaged_weights_are_trained_anew_and_come_out_the_same(bench, spoiled):
+    cell = quick(bench)
+    paths, events = spoiled.cell(cell.id), []
+    weights = paths.model.read_bytes()
+    flip_a_bit(paths.model)
+    cells.run(cell, spoiled, events.append)
+    assert epochs_of(events) == [1] and store.is_done(paths, deep=True)
+    assert paths.model.read_bytes() == weights
+    assert "checkpoint.corrupt-1" in os.listdir(paths.folder)
+
+
+class Killed(BaseException):
+    """Stands for a kill at a moment of which the cell tells."""
+
+
+@pytest.mark.parametrize("at", ["artifact", "measure"])
+def test_killed_after_training_it_goes_on_from_there(bench, done, work, at):
+    cell, events = quick(bench), []
+
+    def listen(event):
+        if event["stage"] == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        cells.run(cell, work, listen)
+    assert not work.cell(cell.id).manifest.exists()
+    cells.run(cell, work, events.append)
+    mine, whole = work.cell(cell.id), done[0].cell(cell.id)
+    assert epochs_of(events) == [] and store.is_done(mine, deep=True)
+    assert mine.model.read_bytes() == whole.model.read_bytes()
+    assert (mine.artifact / "model.onnx").read_bytes() == (
+        whole.artifact / "model.onnx"
+    ).read_bytes()
+    assert curves(mine) == curves(whole)
+
+
+def curves(paths) -> list:
+    return [(h.index, h.stage, {k: v for k, v in h.columns.items() if k not in CLOCKS})
+            for h in store.read_history(paths.metrics)]  # fmt: skip
+
+
+def test_a_damaged_checkpoint_costs_the_epochs_since_the_one_before(bench, work):
+    cell = bench.cells(["base-longer"])["base-longer"]
+    paths, events = work.cell(cell.id), []
+
+    def listen(event):
+        if event.get("epoch") == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        cells.run(cell, work, listen)
+    assert sorted(os.listdir(paths.checkpoint))[1:] == [
+        "state-1.safetensors",
+        "state-2.safetensors",
+    ]
+    flip_a_bit(paths.checkpoint / "state-2.safetensors")
+    run = execute._Run(cell, work, paths, work.root, "cpu", events.append)
+    run.staged()
+    run.checkpoints.close()
+    assert epochs_of(events) == [1, 2, 3]  # 1: where it goes on from
+    assert "state-2.safetensors.corrupt-1" in os.listdir(paths.checkpoint)
+
+
+# --- the base --------------------------------------------------------------------------------
+
+
+def test_without_its_base_a_cell_says_which_it_needs(bench, work):
+    cell = quick(bench)
+    shutil.rmtree(work.cell(cell.base_id).folder)
+    with pytest.raises(execute.NoBase, match=f"its base {cell.base_id} is not there") as told:
+        cells.run(cell, work)
+    assert execute.failure_of(told.value)[0] == "no_base"
+
+
+@pytest.mark.parametrize("damaged", ["result.h5", "checkpoint/model.safetensors"])
+def test_a_damaged_base_is_not_built_upon(bench, work, damaged):
+    cell = quick(bench)
+    flip_a_bit(work.cell(cell.base_id).folder / damaged)
+    with pytest.raises(execute.NoBase, match=r"is not there or damaged: .*SHA-256"):
+        cells.run(cell, work)
+
+
+def test_a_base_that_saw_other_images_is_not_built_upon(bench, work, tmp_path):
+    """What a folder holds is no part of a cell's id."""
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    random = np.random.default_rng(0)
+
+    def draw(count: int) -> None:
+        for part in ("train", "test"):
+            for name in ("dark", "bright"):
+                (folder / part / name).mkdir(parents=True, exist_ok=True)
+                for i in range(count):
+                    pixels = random.integers(0, 100, (16, 16), np.uint8) + 100 * (name == "bright")
+                    Image.fromarray(pixels.astype(np.uint8)).save(folder / part / name / f"{i}.png")
+
+    draw(12)
+    asked = cells.cells(
+        tmp_path, ["base", "ptq-int8"], datasets=[{"name": "mine", "folder": str(folder)}],
+        training={"epochs": 1, "batch_size": 4, "crop": 0},
+    )  # fmt: skip
+    cells.run(asked["base"], work)
+    draw(14)
+    with pytest.raises(UserError, match="mine: its images changed since the base") as told:
+        cells.run(asked["ptq-int8"], work)
+    kind, reason = execute.failure_of(told.value)
+    assert kind == "exception" and reason.startswith("mine: its images changed")
+
+
+def test_where_a_folder_lies_does_not_decide_the_cell(bench):
+    cell = quick(bench)
+    assert replace(cell, dataset=Dataset(name="digits", folder="/elsewhere")).id == cell.id
+
+
+# --- cell.json -------------------------------------------------------------------------------
+
+
+def test_a_cell_is_read_back_from_its_folder(bench, done):
+    cell = quick(bench)
+    assert execute.read_cell(done[0].cell(cell.id), plan.catalog()) == cell
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b"[" * 100_000, b"\xff"])
+def test_what_is_no_cell_is_corrupt(bench, spoiled, content):
+    paths = spoiled.cell(quick(bench).id)
+    paths.cell_json.write_bytes(content)
+    with pytest.raises(Corrupt, match=r"cell\.json"):
+        execute.read_cell(paths, plan.catalog())
+
+
+def test_a_cell_in_the_folder_of_another_is_refused(bench, spoiled):
+    """It would write where another process may hold the lock."""
+    cell = quick(bench)
+    shutil.copy(spoiled.cell(cell.base_id).cell_json, spoiled.cell(cell.id).cell_json)
+    with pytest.raises(Corrupt, match=f"is cell {cell.base_id}, expected {cell.id}"):
+        execute.read_cell(spoiled.cell(cell.id), plan.catalog())
+
+
+# --- how it failed ---------------------------------------------------------------------------
+
+
+def raised(act) -> BaseException:
+    with pytest.raises(BaseException) as caught:  # noqa: B017 - each is another
+        act()
+    return caught.value
+
+
+def fill(disk: Path) -> None:
+    with open(disk / "file", "wb") as file:
+        file.write(bytes(1 << 21))
+
+
+def test_memory_that_ran_out_is_told_from_other_errors():
+    huge = 1 << 50
+    for act in (lambda: torch.empty(huge), lambda: np.empty(huge), lambda: bytearray(huge)):
+        kind, reason = execute.failure_of(raised(act))
+        assert kind == "out_of_memory" and "Error: " in reason and "\n" not in reason
+
+
+def test_memory_that_ran_out_inside_of_another_error_is_found():
+    def wrapped():
+        try:
+            torch.empty(1 << 60)
+        except RuntimeError as error:
+            raise Corrupt("a model cannot be read") from error
+
+    assert execute.failure_of(raised(wrapped))[0] == "out_of_memory"
+
+
+def test_a_full_disk_is_told_from_other_errors(tmp_path):
+    with cells.small_disk(tmp_path / "disk", "1m") as disk:
+        error = raised(lambda: fill(disk))
+        assert error.errno == errno.ENOSPC
+        assert execute.failure_of(error) == ("disk_full", "No space left on device")
+
+
+def test_other_errors_are_named_in_one_line():
+    said = {
+        ValueError("first\nsecond"): "ValueError: first",
+        KeyError("name"): "KeyError: 'name'",
+        RuntimeError(""): "RuntimeError: no message",
+        UserError("data: expected other"): "data: expected other",
+        PermissionError(errno.EACCES, "no"): "PermissionError: [Errno 13] no",
+    }
+    for error, reason in said.items():
+        assert execute.failure_of(error) == ("exception", reason)
+    assert len(execute.failure_of(ValueError("x" * 10_000))[1]) < 600
+
+
+def test_a_full_disk_leaves_what_was_kept_and_no_result(bench, tmp_path):
+    cell = bench.base
+    with cells.small_disk(tmp_path / "disk", "2500k") as disk:
+        work = Work(disk / "work")
+        shutil.copytree(bench.work.cache, work.cache)
+        error = raised(lambda: cells.run(cell, work))
+        assert execute.failure_of(error)[0] == "disk_full"
+        paths = work.cell(cell.id)
+        assert not paths.manifest.exists()
+        assert not [p for p in disk.rglob("*") if store.TEMPORARY.fullmatch(p.name)]
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        events: list[dict] = []
+        cells.run(cell, work, events.append)
+        assert store.is_done(paths, deep=True)
+        assert paths.model.read_bytes() == bench.work.cell(cell.id).model.read_bytes()
+    assert len(epochs_of(events)) < 4  # it went on from what it had
+
+
+def test_nothing_writes_once_a_failed_attempt_has_returned(bench, work):
+    """The writer of checkpoints is a thread of its own; the lock is given away after this."""
+    cell = bench.cells(["base-longer"])["base-longer"]
+
+    def listen(event):
+        if event.get("epoch") == 1:
+            raise ValueError("in the middle of writing")
+
+    with pytest.raises(ValueError, match="in the middle"):
+        cells.run(cell, work, listen)
+    paths = work.cell(cell.id)
+    assert "state-1.safetensors" in os.listdir(paths.checkpoint)
+    assert checkpoint.Checkpointer(paths.checkpoint, paths.metrics).load().training.epoch == 1
+
+
+def test_the_commit_is_that_of_this_checkout():
+    found = execute.commit()
+    head = subprocess.run(
+        ["git", "-C", str(CODE), "rev-parse", "HEAD"], capture_output=True, text=True
+    )
+    if head.returncode or not (CODE / ".git").exists():
+        assert found is None
+    else:
+        assert found.rstrip("+") == head.stdout.strip()
+
+
+# --- the job ---------------------------------------------------------------------------------
+
+SPOKEN = '''
+    """A stage that prints, and then does what its setting says."""
+
+    import os
+    import subprocess
+
+    from pipeline.sweep import Frozen
+
+
+    class Settings(Frozen):
+        end: str = "well"
+
+
+    def apply(state, settings, context):
+        print("printed by Python")
+        os.write(1, b"written by a library\\n")
+        subprocess.run(["echo", "said by a child"], check=True)
+        if settings.end == "badly":
+            raise ValueError("no such\\nfilter")
+        return state
+'''
+# What a plug-in of a user would do: one line in the registry, before the job begins.
+MAIN = """
+import sys
+from pipeline.techniques import STAGES
+STAGES["spoken"] = "my_spoken"
+from jobs.compress import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def spoken(tmp_path, monkeypatch):
+    """The stage, registered here and in the jobs that tests start."""
+    (tmp_path / "my_spoken.py").write_text(textwrap.dedent(SPOKEN))
+    (tmp_path / "my_job.py").write_text(MAIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(STAGES, "spoken", "my_spoken")
+    plan.catalog.cache_clear()
+    yield tmp_path
+    plan.catalog.cache_clear()
+
+
+def job(folder: Path, work: Work, *ids: str) -> subprocess.CompletedProcess:
+    environment = {"PYTHONPATH": f"{CODE}{os.pathsep}{folder}"}
+    roots = ["--work", str(work.root), "--data", str(work.root), "--threads", "1"]
+    return cells.python(str(folder / "my_job.py"), *roots, *ids, env=environment)
+
+
+def test_a_failing_cell_does_not_stop_the_next_and_each_explains_itself(bench, work, spoken):
+    chains = {"good": [{"spoken": {}}], "bad": [{"spoken": {"end": "badly"}}]}
+    asked = bench.cells(["bad", "good"], define=chains)
+    for cell in asked.values():
+        store.publish_json(work.cell(cell.id).cell_json, cell.to_json())
+    with cells.one_core():
+        ran = job(spoken, work, asked["bad"].id, "0123456789abcdef", asked["good"].id)
+    assert ran.returncode == 1
+
+    events = [json.loads(line) for line in ran.stdout.splitlines()]  # nothing but events
+    ends = {e["cell"]: e for e in events if e["stage"] in ("done", "failed", "busy")}
+    assert ends[asked["bad"].id] == {
+        "cell": asked["bad"].id, "stage": "failed", "kind": "exception",
+        "reason": "ValueError: no such",
+    }  # fmt: skip
+    assert ends["0123456789abcdef"]["stage"] == "failed"
+    assert "cell.json" in ends["0123456789abcdef"]["reason"]
+    assert ends[asked["good"].id]["stage"] == "done" and ends[asked["good"].id]["seconds"] > 0
+
+    for name, cell in asked.items():
+        if name != "base":
+            log = work.cell(cell.id).attempt(1).log.read_text()
+            for line in ("printed by Python", "written by a library", "said by a child"):
+                assert line in log and line not in ran.stdout + ran.stderr
+    failed = work.cell(asked["bad"].id)
+    failure = json.loads(failed.attempt(1).failure.read_bytes())
+    assert (failure["kind"], failure["reason"]) == ("exception", "ValueError: no such")
+    assert "my_spoken.py" in failure["traceback"] and "ValueError" in failure["traceback"]
+    assert "Traceback" in failed.attempt(1).log.read_text() and not failed.manifest.exists()
+    assert store.is_done(work.cell(asked["good"].id), deep=True)
+    assert not work.cell(asked["good"].id).attempt(1).failure.exists()
+    assert work.cell(asked["good"].id).attempt(1).log.stat().st_mode & 0o77 == 0
+
+    with store.lock_cell(failed):
+        ran = job(spoken, work, asked["bad"].id)
+    assert ran.returncode == 1 and json.loads(ran.stdout)["stage"] == "busy"
+    assert "is being worked on by" in json.loads(ran.stdout)["reason"]
+    assert store.last_attempt(failed).number == 1  # it did not even begin
+
+    ran = job(spoken, work, asked["good"].id)
+    assert ran.returncode == 0 and json.loads(ran.stdout)["stage"] == "done"
+
+
+def test_what_strikes_before_an_attempt_is_an_event_too(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    work = Work(tmp_path / "file")
+    ran = cells.python("-m", "jobs.compress", "--work", str(work.root), "--data", str(tmp_path),
+                       "0123456789abcdef", "../../etc")  # fmt: skip
+    assert ran.returncode == 1
+    events = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [e["stage"] for e in events] == ["failed", "failed"]
+    assert "expected a cell id of 16 hexadecimal digits" in events[1]["reason"]
+
+
+def test_a_job_is_told_what_to_run():
+    ran = subprocess.run(
+        [sys.executable, "-m", "jobs.compress"], cwd=CODE, capture_output=True, text=True
+    )
+    assert ran.returncode == 2 and "--work" in ran.stderr and ran.stdout == ""
