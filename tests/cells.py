@@ -44,6 +44,9 @@ def run(cell: Cell, work: Work, progress=lambda event: None) -> None:
 
 @contextlib.contextmanager
 def one_core():
+    if not hasattr(os, "sched_setaffinity"):  # macOS: it takes longer
+        yield
+        return
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:

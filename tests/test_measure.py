@@ -238,7 +238,7 @@ def test_cores_are_those_that_this_process_may_use():
     before = hardware.cores()
     with cells.one_core():
         assert hardware.cores() == 1
-    assert hardware.cores() == before == len(os.sched_getaffinity(0))
+    assert hardware.cores() == before
 
 
 def test_seven_bits_are_for_x86_without_vnni_alone(monkeypatch):

@@ -21,8 +21,9 @@ from pipeline.models import fakequant, network
 from pipeline.orchestrate import plan
 from pipeline.paths import Work
 from pipeline.sweep import Cell, Recipe
-from pipeline.techniques import STAGES, TECHNIQUES, prune, stage_module
+from pipeline.techniques import STAGES, TECHNIQUES, prune, quantize, stage_module
 from pipeline.training import checkpoint
+from pipeline.training.loop import Diverged
 from tests import cells
 
 VARIANTS = {
@@ -226,7 +227,7 @@ def test_settings_are_frozen_described_and_whole_without_a_word(stage):
     assert type(settings).model_validate_json(settings.model_dump_json()) == settings
 
 
-def test_a_registry_is_read_without_torch(tmp_path):
+def test_a_registry_is_read_without_torch():
     code = "import sys; from pipeline.orchestrate.plan import catalog; catalog(); "
     code += "print([m for m in ('torch', 'numpy', 'onnx') if m in sys.modules])"
     assert cells.python("-c", code).stdout == "[]\n"
@@ -397,6 +398,16 @@ def test_learned_ranges_moved_and_stay_positive(bench):
         if not layer.exact_input:
             moved += layer.input_scale.item() != start[name].input_scale.item()
     assert moved == len(start) - 1
+
+
+def test_a_learned_range_that_is_none_is_no_result(bench):
+    state = made(bench, "learned").state
+    settled = network.restore(state.spec, state.network.state_dict())
+    assert quantize._settled(settled) is settled
+    with torch.no_grad():
+        settled.network.features[2].conv.weight_scale[1] = -1e-3
+    with pytest.raises(Diverged, match=r"a learned range of features\.2\.conv is not positive"):
+        quantize._settled(settled)
 
 
 def test_the_range_is_reduced_where_it_has_to_be(bench):
