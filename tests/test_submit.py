@@ -317,8 +317,9 @@ def test_what_overrides_a_script_is_not_passed_on(monkeypatch):
 
 def test_rows_of_squeue_and_sacct():
     mark = slurm.MARK
-    line = mark.join(["13", "5-6%4", "PENDING", "None", "", "2026-01-01T00:00:00", "a|b"])
-    assert [r.task for r in slurm._queue_rows(line)] == ["13_5", "13_6"]
+    line = mark.join(["13", "5-6%4", "PENDING", "None", "", "2026-01-01T00:00:00", "(null)", "a|b"])
+    rows = list(slurm._queue_rows(line))
+    assert [(r.task, r.after, r.name) for r in rows] == [("13_5", "", "a|b"), ("13_6", "", "a|b")]
     text = "\n".join(mark.join(fields) for fields in (
         ("7_0", "CANCELLED by 1000", "None", "n1", "0:0", "", "2G", "9", "x"),
         ("7_0.0", "CANCELLED", "", "n1", "0:9", "1048576K", "", "9", "python"),

@@ -64,6 +64,7 @@ class Row:
     asked_bytes: int = 0
     elapsed_s: int = 0
     by: str = ""  # who cancelled it
+    after: str = ""  # what it still waits for: `aftercorr:12_*(unfulfilled)`
 
     @property
     def task(self) -> str:
@@ -87,7 +88,7 @@ def squeue(owner: str | None = None, patient: bool = False) -> list[Row]:
 
     Raises Unreachable. `patient`: asks again, with growing pauses, before that.
     """
-    fields = ("%F", "%K", "%T", "%r", "%N", "%V", "%j")
+    fields = ("%F", "%K", "%T", "%r", "%N", "%V", "%E", "%j")
     command = ["squeue", "--noheader", "--states=all", f"--user={owner or user()}"]
     text = _ask([*command, "--format=" + MARK.join(fields)], patient)
     return [row for line in text.splitlines() for row in _queue_rows(line)]
@@ -263,9 +264,11 @@ WORKING = frozenset(
 
 
 def _queue_rows(line: str) -> Iterator[Row]:
-    job, indices, state, reason, nodes, submitted, name = line.split(MARK, 6)
+    job, indices, state, reason, nodes, submitted, after, name = line.split(MARK, 7)
     for index in expanded(indices):
-        yield Row(int(job), index, state, _none(reason), nodes, name, submitted)
+        yield Row(
+            int(job), index, state, _none(reason), nodes, name, submitted, after=_none(after)
+        )
 
 
 def expanded(indices: str) -> Iterable[int | None]:

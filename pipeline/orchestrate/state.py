@@ -107,10 +107,11 @@ def _queued(cell: Cell, work: Work, row: slurm.Row, view: cluster.View) -> tuple
         return "running", f"Slurm says {row.state} of job {row.task}, which netpress does not know"
     why = cluster.pending(row)
     if state == "queued":
-        if row.reason == "Dependency" and not cell.is_base:
-            return "waiting", f"its base {cell.base_id} is not done (job {row.task})"
         if row.reason == "DependencyNeverSatisfied":
             return "waiting", f"job {row.task} can never run, its base failed; cancel it"
+        # Not by the reason: before the scheduler has looked at a job, it has none.
+        if row.after and not cell.is_base:
+            return "waiting", f"its base {cell.base_id} is not done (job {row.task})"
         return "queued", f"job {row.task}" + (f", {why}" if why else "")
     where = f"job {row.task}" + (f" on {row.nodes}" if row.nodes else "")
     if row.state not in ("RUNNING", "CONFIGURING", "COMPLETING"):
