@@ -89,13 +89,18 @@ def _state(
 
     if done:
         return made("done")
-    if view is not None and view.in_queue(cell.id):
+    if view is None or cell.id not in view.last:
+        return made("running") if is_held(folder) else made(
+            *_without_job(cell, work, base, attempt)
+        )
+    if view.reachable and view.in_queue(cell.id):
         return made(*_queued(cell, work, view.row(cell.id), view))
     if is_held(folder):
         return made("running")
-    if view is not None and view.task(cell.id) and view.reachable:
+    ended = view.row(cell.id) is not None and not view.in_queue(cell.id)
+    if view.task(cell.id) and (view.reachable or ended):
         return made(*_after_job(cell, work, base, view, attempt))
-    if view is not None and cell.id in view.last and not view.reachable:
+    if not view.reachable:
         return made(*_unreachable(cell, work, view, attempt))
     return made(*_without_job(cell, work, base, attempt))
 
