@@ -68,7 +68,7 @@ def sentence(err: str) -> str:
         ("plan ../nothing.yaml", "no such sweep file"),
         ("status .", ".: is a folder, expected a sweep file"),
         ("export quickstart digits/vgg16_bn/kdd/0", "did you mean 'digits/vgg16_bn-w0.25/kd/0'?"),
-        ("export quickstart kd", "no cell 'kd' in sweep quickstart; did you mean 'digits/vgg16_bn-"),
+        ("export quickstart kd", "no cell 'kd' in sweep quickstart; did you mean 'digits/vgg16_"),
         ("export quickstart digits/vgg16_bn/kd/0", "has no model to export yet: not run yet"),
         ("predict nowhere image.png", "nowhere"),
     ],
