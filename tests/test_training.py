@@ -479,6 +479,11 @@ def test_a_full_disk_is_an_oserror_and_the_state_before_stays(tmp_path):
 
 def test_what_is_saved_is_a_copy_that_training_goes_on_beside(tmp_path):
     training, kept = trained(network.new(SPEC, 0), 1), open_again(tmp_path)
+    live = [*training.state.network.state_dict().values(),
+            *(t for buffers in training.buffers.values() for t in buffers.values())]  # fmt: skip
+    handed = checkpoint._tensors(Snapshot(0, "train", training, ())).values()
+    assert len(handed) == len(live)
+    assert not {t.data_ptr() for t in handed} & {t.data_ptr() for t in live}
     expected = training.state.network.head.weight.detach().clone()
     kept.save(Snapshot(0, "train", training, ()))
     with torch.no_grad():

@@ -41,6 +41,8 @@ def new(spec: NetworkSpec, seed: int) -> ModelState:
 
 def restore(spec: NetworkSpec, tensors: dict[str, torch.Tensor]) -> ModelState:
     """The network of ``spec`` with these weights; RuntimeError when they do not fit."""
+    with torch.device("meta"):  # where sizes cost nothing: a file may ask for any
+        build(spec).load_state_dict({n: t.to("meta") for n, t in tensors.items()})
     with torch.random.fork_rng(devices=[]):
         network = build(spec)
     network.load_state_dict(tensors)
