@@ -83,7 +83,6 @@ def _state(
     folder = work.cell(cell.id)
     attempt = store.last_attempt(folder)
 
-
     def made(state: State, reason: str | None = None) -> CellState:
         return CellState(cell, state, attempt.number if attempt else 0, reason)
 

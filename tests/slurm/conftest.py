@@ -66,6 +66,13 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"tests/slurm: skipped, {REASON}")
 
 
+# Tests that are killed with SIGKILL leave no cluster behind.
+WHEN_KILLED = """
+while kill -0 "$1" 2>/dev/null; do sleep 2; done
+"$2" stop "$3"; rm -rf "$3"
+"""
+
+
 @dataclass
 class Box:
     """The cluster: two nodes of 24 cores, 64 GB and two fake A100s; accounting."""
@@ -111,10 +118,16 @@ def box():
         pytest.fail(REASON)
     folder = Path(tempfile.mkdtemp(prefix="np-slurm-", dir="/tmp"))
     made = Box(folder)
+    heir = subprocess.Popen(
+        ["bash", "-c", WHEN_KILLED, "heir", str(os.getpid()), str(SLURMBOX), str(folder)],
+        start_new_session=True,
+    )
     try:
         made("start", "--set", "MaxJobCount=30000")
         yield made
     finally:
+        heir.kill()
+        heir.wait()
         made("stop")
         shutil.rmtree(folder, ignore_errors=True)
 
