@@ -138,7 +138,7 @@ def _out_of_memory(row: Row | None, log: str) -> str | None:
     """`out of memory: 41.2 of 40 GiB` where that is how it ended."""
     if match := OVER_LIMIT.search(log):
         used, limit = int(match[1]), int(match[2])
-        return f"out of memory: {_gib(used)} of {_gib(limit)} GiB"
+        return f"out of memory: {used / GIB:.1f} of {_gib(limit)} GiB"
     if row is None or not (row.state == "OUT_OF_MEMORY" or OOM_KILL.search(log)):
         return None
     if not row.asked_bytes:
@@ -146,7 +146,7 @@ def _out_of_memory(row: Row | None, log: str) -> str | None:
     if row.peak_bytes < row.asked_bytes:  # what is sampled now and then misses the last moment
         seen = f"; {_gib(row.peak_bytes)} GiB were seen" if row.peak_bytes else ""
         return f"out of memory: more than {_gib(row.asked_bytes)} GiB{seen}"
-    return f"out of memory: {_gib(row.peak_bytes)} of {_gib(row.asked_bytes)} GiB"
+    return f"out of memory: {row.peak_bytes / GIB:.1f} of {_gib(row.asked_bytes)} GiB"
 
 
 def _gib(size: int) -> str:
