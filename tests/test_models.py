@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,7 +73,19 @@ def test_images_of_any_size_are_taken_and_the_last_map_never_vanishes(shape):
         net = network.new(spec(shape=shape), 0).network.eval()
         logits, maps = net(images(shape, 2), maps=True)
     assert logits.shape == (2, 10) and torch.isfinite(logits).all()
-    assert all(m.shape[2] >= 1 and m.shape[3] >= 1 for m in maps)
+    assert all(m.shape[2] >= 2 and m.shape[3] >= 2 for m in maps)
+
+
+@pytest.mark.parametrize(("size", "before", "after"), [(28, 2, 2), (8, 12, 12), (27, 3, 3)])
+def test_a_small_image_is_one_of_32_pixels_with_an_empty_border(size, before, after):
+    made = spec(shape=(1, size, size))
+    small, pixels = lively(made).network, images(made.shape)
+    wide = size + before + after
+    large = network.build(replace(made, shape=(1, wide, wide))).eval()
+    large.load_state_dict(small.state_dict())
+    bordered = F.pad(pixels, (before, after, before, after), value=made.zero_point)
+    with torch.inference_mode():
+        torch.testing.assert_close(small(pixels), large(bordered))
 
 
 @given(st.floats(0.01, 4), st.sampled_from(sorted(MODELS)))
@@ -257,6 +270,8 @@ def test_every_group_names_layers_that_are_there_and_leaves_none_out():
                 assert inputs == modules[group.producer].weight.shape[0]
 
 
-def test_the_poolings_of_vgg_at_the_size_of_cifar_leave_one_pixel():
-    pooled, averaged = vgg._poolings(spec("vgg16_bn"))
-    assert pooled == (1, 3, 6, 9, 12) and not averaged
+@pytest.mark.parametrize(
+    ("shape", "averaged"), [((3, 32, 32), False), ((3, 63, 40), False), ((3, 64, 32), True)]
+)
+def test_five_poolings_of_vgg_and_what_they_leave_is_averaged(shape, averaged):
+    assert vgg.VGG(spec("vgg16_bn", shape=shape)).averaged is averaged

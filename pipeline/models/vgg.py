@@ -2,8 +2,10 @@
 five poolings, one linear layer. VGG-16-BN has 14.7 M parameters and 313.2 M MACs at 32x32 (often
 given as 313.7 M, with two for each normalized value).
 
-Images are [N, C, H, W]. Of the five 2x2 poolings, those that would leave nothing of a small image
-are left out; what is larger than 1x1 at the end is averaged.
+Images are [N, C, H, W]. The five poolings need 32x32: around smaller images the first convolution
+pads more zeros, so that no later layer computes on padding alone (28x28 as they come would leave
+1x1 to the last block, where eight of nine weights never meet anything but zeros). What is larger
+than 1x1 at the end is averaged.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ BLOCKS = {
     "vgg19": (2, 2, 4, 4, 4),
 }
 BLOCK_CHANNELS = (64, 128, 256, 512, 512)
+SMALLEST = 2 ** len(BLOCK_CHANNELS)  # pixels a side, so that every pooling halves something
 MULTIPLE = 8  # channel counts that are no multiple of 8 waste vector lanes
 
 
@@ -53,9 +56,9 @@ def groups(spec: NetworkSpec) -> tuple[Group, ...]:
 class Layer(nn.Module):
     """3x3 convolution, batch normalization or none, ReLU; [N, C, H, W] -> [N, K, H, W]."""
 
-    def __init__(self, inputs: int, filters: int, batch_norm: bool):
+    def __init__(self, inputs: int, filters: int, batch_norm: bool, padding=(1, 1)):
         super().__init__()
-        self.conv = nn.Conv2d(inputs, filters, 3, padding=1, bias=not batch_norm)
+        self.conv = nn.Conv2d(inputs, filters, 3, padding=padding, bias=not batch_norm)
         self.norm = nn.BatchNorm2d(filters) if batch_norm else None
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         if self.conv.bias is not None:
@@ -71,14 +74,16 @@ class VGG(nn.Module):
         super().__init__()
         self.normalize = Normalize(spec.zero_point, spec.scale)
         inputs = (spec.shape[0], *spec.channels[:-1])
+        paddings = (_first_padding(spec), *[(1, 1)] * (len(inputs) - 1))
         self.features = nn.ModuleList(
-            Layer(i, o, spec.batch_norm) for i, o in zip(inputs, spec.channels, strict=True)
+            Layer(i, o, spec.batch_norm, p)
+            for i, o, p in zip(inputs, spec.channels, paddings, strict=True)
         )
         self.head = nn.Linear(spec.channels[-1], spec.classes)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
         self.block_ends = _block_ends(spec.model)
-        self.pooled, self.averaged = _poolings(spec)
+        self.averaged = max(spec.shape[1:]) >= 2 * SMALLEST
 
     def forward(self, images: torch.Tensor, maps: bool = False):
         x, ends = self.normalize(images), []
@@ -86,7 +91,7 @@ class VGG(nn.Module):
             x = layer(x)
             if maps and i in self.block_ends:
                 ends.append(x)
-            if i in self.pooled:
+            if i in self.block_ends:
                 x = F.max_pool2d(x, 2)
         if self.averaged:
             x = F.adaptive_avg_pool2d(x, 1)
@@ -106,11 +111,6 @@ def _block_ends(model: str) -> tuple[int, ...]:
     return tuple(ends)
 
 
-def _poolings(spec: NetworkSpec) -> tuple[tuple[int, ...], bool]:
-    """After which convolutions a pooling follows, and whether more than 1x1 is left at the end."""
-    (_, height, width), pooled = spec.shape, []
-    for end in _block_ends(spec.model):
-        if min(height, width) >= 2:
-            pooled.append(end)
-            height, width = height // 2, width // 2
-    return tuple(pooled), (height, width) != (1, 1)
+def _first_padding(spec: NetworkSpec) -> tuple[int, int]:
+    _, height, width = spec.shape
+    return tuple(1 + max(0, -((side - SMALLEST) // 2)) for side in (height, width))

@@ -72,6 +72,7 @@ def optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
+        fused=True,  # one pass over the weights instead of four: the step is bound by memory
     )
 
 
