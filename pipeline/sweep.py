@@ -26,7 +26,7 @@ from pipeline import strict_yaml
 from pipeline.errors import UserError
 from pipeline.strict_yaml import Document, Key, described, nearest, shown
 
-FORMAT = 1  # raise it when the same cell.json would give another result: every id changes
+FORMAT = 2  # raise it when the same cell.json would give another result: every id changes
 MAX_CELLS = 1_000_000
 BASE = "base"
 
@@ -271,7 +271,8 @@ def load(path: Path, catalog: Catalog) -> Sweep:
     document = strict_yaml.read(Path(path))
     source = _Source(document, _read_file(document), catalog)
     techniques = _techniques(source)
-    cells = _matrix(source, _datasets(source), _models(source), techniques)
+    datasets, recipes = _datasets(source)
+    cells = _matrix(source, datasets, recipes, _models(source), techniques)
     asked = source.asked
     return Sweep(
         name=asked.name,
@@ -309,6 +310,12 @@ class _File(Frozen):
     grid: dict[str, Any] = {}
     profile: Name | None = None
     pack: Pack | None = None
+
+
+class _DatasetEntry(Dataset):
+    """An entry of `datasets`; its `training` is what differs from the sweep's on this data set."""
+
+    training: dict[str, Any] = {}
 
 
 class _Label(Frozen):
@@ -381,11 +388,14 @@ def _models(source: _Source) -> list[Model]:
     return list(found.values())
 
 
-def _datasets(source: _Source) -> list[Dataset]:
+def _datasets(source: _Source) -> tuple[list[Dataset], dict[str, Recipe]]:
+    """The data sets, and the recipe on each by its name."""
     found: dict[str, Dataset] = {}
+    recipes: dict[str, Recipe] = {}
     for i, value in enumerate(source.asked.datasets):
         at = ("datasets", i)
-        dataset = _entry(source.document, at, Dataset, value)
+        entry = _entry(source.document, at, _DatasetEntry, value)
+        dataset = Dataset(**entry.model_dump(exclude={"training"}))
         if dataset.folder is not None:
             dataset = _with_folder(source, at, dataset)
         else:
@@ -393,7 +403,15 @@ def _datasets(source: _Source) -> list[Dataset]:
         if dataset.name in found:
             raise source.error(at, f"{shown(dataset.name)} stands here already; names must differ")
         found[dataset.name] = dataset
-    return list(found.values())
+        recipes[dataset.name] = _recipe(source, (*at, "training"), entry.training)
+    return list(found.values()), recipes
+
+
+def _recipe(source: _Source, at: Key, differs: dict[str, Any]) -> Recipe:
+    if not differs:
+        return source.asked.training
+    source.document.check(at, Recipe, differs)
+    return Recipe(**{**source.asked.training.model_dump(), **differs})
 
 
 def _entry(document: Document, at: Key, part: type[Frozen], value: Any) -> Any:
@@ -599,7 +617,11 @@ Point = tuple[str, str, str, int]  # data set, model's label, technique's label,
 
 
 def _matrix(
-    source: _Source, datasets: list[Dataset], models: list[Model], techniques: list[_Technique]
+    source: _Source,
+    datasets: list[Dataset],
+    recipes: Mapping[str, Recipe],
+    models: list[Model],
+    techniques: list[_Technique],
 ) -> tuple[Cell, ...]:
     """All cells but the excluded ones, and the bases that they stand on; bases first."""
     asked = source.asked
@@ -609,7 +631,8 @@ def _matrix(
     bases: list[Cell] = []
     cells: list[Cell] = []
     for dataset, model, seed in itertools.product(datasets, models, asked.seeds):
-        base = Cell(dataset, model, BASE, BASE, seed, (), asked.training, asked.measure)
+        recipe = recipes[dataset.name]
+        base = Cell(dataset, model, BASE, BASE, seed, (), recipe, asked.measure)
         here = [
             replace(
                 base, technique=technique.label, family=technique.family, stages=technique.stages

@@ -100,6 +100,32 @@ def test_seeds_default_to_one(load):
     assert {cell.seed for cell in load(HEAD).cells} == {0}
 
 
+def test_a_data_set_may_be_trained_on_differently(load):
+    ours = "[{name: mnist, training: {epochs: 3, crop: 2}}, cifar10]"
+    found = load(HEAD.replace("[mnist]", ours) + "training: {epochs: 9, batch_size: 64}\n")
+    recipes = {cell.dataset.name: cell.recipe for cell in found.cells}
+    assert recipes == {
+        "mnist": Recipe(epochs=3, crop=2, batch_size=64),
+        "cifar10": Recipe(epochs=9, batch_size=64),
+    }
+    same = load(HEAD + "training: {epochs: 3, crop: 2, batch_size: 64}\n")
+    assert found.by_id.keys() > same.by_id.keys()  # it is no part of the data set, nor of the id
+
+
+@pytest.mark.parametrize(
+    ("training", "problem"),
+    [
+        ("{epoch: 3}", "datasets[0].training.epoch: unknown key; did you mean 'epochs'?"),
+        ("{epochs: 0}", "datasets[0].training.epochs: 0 is out of range"),
+        ("3", "datasets[0].training: expected a mapping"),
+    ],
+)
+def test_what_is_wrong_with_the_training_on_a_data_set_is_told(load, training, problem):
+    with pytest.raises(UserError) as error:
+        load(HEAD.replace("[mnist]", f"[{{name: mnist, training: {training}}}]"))
+    assert ":3: " in str(error.value) and problem in str(error.value)
+
+
 def test_settings_reach_the_cells(load):
     found = load(
         HEAD.replace("[vgg16_bn]", "[{name: vgg16_bn, width: 0.25}, vgg11]")
@@ -432,7 +458,7 @@ CELL = Cell(
 def test_an_id_is_the_same_on_every_machine():
     """If this fails, every result that anybody has is orphaned: raise sweep.FORMAT on purpose, or
     find what changed by accident (a default, a renamed setting, the canonical form)."""
-    assert (CELL.id, CELL.base_id) == ("abafa6496cd0dff4", "897449adc2602219")
+    assert (CELL.id, CELL.base_id) == ("4c69655f810e7269", "a60b383a15d8ac8d")
 
 
 def test_an_id_is_the_hash_of_one_canonical_json():

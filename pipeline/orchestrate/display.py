@@ -18,7 +18,7 @@ MEASURING = 5.0  # what start and measurement of a cell weigh, in epochs
 
 
 class Lines:
-    """One line when a cell starts and ends, about one an epoch in between."""
+    """One line when a cell starts and ends, in between about one an epoch, the last one always."""
 
     def __init__(self, cells: Sequence[Cell], done: Sequence[Cell], file: IO[str] | None = None):
         self.file = file or sys.stderr
@@ -49,8 +49,9 @@ class Lines:
     def event(self, cell: Cell, event: dict[str, Any]) -> None:
         stage, then = self.last.get(cell.id, ("", 0.0))
         now = time.monotonic()
-        whole = float(event.get("epoch", 0.5)).is_integer()
-        if event["stage"] != stage or now - then >= (QUIET_S if whole else WITHIN_S):
+        epoch = event.get("epoch", 0.5)
+        quiet = QUIET_S if float(epoch).is_integer() else WITHIN_S
+        if event["stage"] != stage or now - then >= quiet or epoch == event.get("epochs"):
             self.last[cell.id] = (event["stage"], now)
             self.say(f"{self._head(cell)}: {described(event)}")
 

@@ -25,6 +25,7 @@ from pipeline.paths import CODE, Work
 
 HERE = Path(__file__).parent
 SLURMBOX = HERE / "slurmbox"
+NETPRESS = CODE / "env" / "bin" / "netpress"
 COMMANDS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "sbatch")
 CALLED = ("squeue", "sacct", "sbatch", "scancel", "scontrol")
 PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
@@ -154,7 +155,7 @@ class Desk:
         return path.name
 
     def start(self, *arguments: str, program: tuple[str, ...] = ()) -> subprocess.Popen:
-        program = program or (str(CODE / "env" / "bin" / "netpress"),)
+        program = program or (str(NETPRESS),)
         return subprocess.Popen(
             [sys.executable, *program, *arguments], cwd=self.folder, env=self.env, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 
+from tests.slurm.conftest import HERE, NETPRESS
 from tests.slurm.test_slurm import LATER
 
 SEEDS, POINTS = 500, 19
@@ -15,13 +14,11 @@ SEEDS, POINTS = 500, 19
 def measured(desk, *arguments: str) -> tuple[str, float, int]:
     """(stdout, seconds of CPU, peak bytes) of a command. CPU, so that whatever else this machine
     does is not counted; what it waits for in Slurm is looked at in `wall`."""
-    process = desk.start(*arguments)
-    out = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, process.stderr.read()
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return out, usage.ru_utime + usage.ru_stime, peak
+    used = desk.folder / "used.json"
+    program = (str(HERE / "measured.py"), str(used), str(NETPRESS))
+    out, _ = desk.netpress(*arguments, program=program)
+    found = json.loads(used.read_bytes())
+    return out, found["cpu_s"], found["peak_bytes"]
 
 
 def test_ten_thousand_cells(desk):

@@ -17,6 +17,7 @@ from pipeline.paths import CODE
 from tests.slurm.conftest import HERE, SMALL
 
 LATER = ("--set", 'options={"begin":"now+1hour"}')  # jobs that stay in the queue
+LONG = 250  # epochs: they take longer than Slurm does to take a job's node away
 
 
 def scripts_sent(desk, name: str) -> dict[str, str]:
@@ -93,7 +94,7 @@ def test_a_base_that_is_there_costs_no_job(desk):
 
 def test_time_limit_preemption_signals_go_on_from_the_last_epoch(desk):
     """USR2, as Slurm sends it before the limit: the job is requeued, and the cell goes on."""
-    sweep = desk.sweep("long", techniques="[base]", epochs=30)
+    sweep = desk.sweep("long", techniques="[base]", epochs=LONG)
     desk.submit(sweep)
     cell = desk.work.cell(desk.status(sweep)["base/0"]["id"])
     wait_for(lambda: cell.metrics.exists())
@@ -107,9 +108,9 @@ def test_time_limit_preemption_signals_go_on_from_the_last_epoch(desk):
     assert found["state"] == "done" and found["attempts"] == 2
     assert "Restarts=1" in desk.box.ask("scontrol", "show", "job", f"{job}_0")
     history = store.read_result(cell.result).history[0].columns["epoch"]
-    assert history == [float(i) for i in range(1, 31)] and epochs >= 1
+    assert history == [float(i) for i in range(1, LONG + 1)] and epochs >= 1
     second = json.loads(cell.attempt(2).usage.read_text())
-    assert second["job"] == f"{job}_0" and second["epochs"] <= 30 - epochs
+    assert second["job"] == f"{job}_0" and second["epochs"] <= LONG - epochs
 
 
 def test_a_job_that_makes_nothing_is_not_requeued_for_ever(desk):
@@ -127,7 +128,7 @@ def test_a_job_that_makes_nothing_is_not_requeued_for_ever(desk):
 
 
 def test_preemption_costs_nothing(desk):
-    sweep = desk.sweep("low", techniques="[base]", epochs=30)
+    sweep = desk.sweep("low", techniques="[base]", epochs=LONG)
     desk.submit(sweep, "--set", "partition=scavenge", "--set", "cores=24")
     cell = desk.work.cell(desk.status(sweep)["base/0"]["id"])
     wait_for(lambda: cell.metrics.exists())
@@ -141,7 +142,7 @@ def test_preemption_costs_nothing(desk):
 
 
 def test_a_node_that_dies(desk):
-    sweep = desk.sweep("node", techniques="[base, quick]", epochs=30)
+    sweep = desk.sweep("node", techniques="[base, quick]", epochs=LONG)
     desk.submit(sweep)
     cell = desk.work.cell(desk.status(sweep)["base/0"]["id"])
     wait_for(lambda: cell.metrics.exists())
