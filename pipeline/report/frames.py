@@ -18,6 +18,7 @@ from pipeline import store
 from pipeline.errors import Corrupt
 from pipeline.paths import CellPaths, Work
 from pipeline.report import gaps
+from pipeline.report.evidence import Evidence, evidence, valid_result
 from pipeline.report.gaps import Gap
 from pipeline.report.metrics import (
     BATCHES,
@@ -30,8 +31,9 @@ from pipeline.report.metrics import (
 )
 from pipeline.sweep import Cell, Sweep
 
+__all__ = ["Evidence", "Frames", "evidence", "history", "in_order", "read", "valid_result"]
+
 IDENTITY = ("id", "dataset", "model", "technique", "family", "seed", "is_base")
-REQUIRED = ("accuracy", "stored_bytes")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def read(sweep: Sweep, work: Work) -> Frames:
     for cell in in_order(sweep):
         paths = work.cell(cell.id)
         try:
-            rows.append(_row(cell, valid_result(cell, paths)))
+            rows.append(_row(cell, valid_result(cell.id, paths)))
         except FileNotFoundError:
             missing.append(Gap(cell, gaps.reason(cell, work)))
         except Corrupt as error:
@@ -86,23 +88,6 @@ def _place_names(cell: Cell) -> tuple[tuple[str, str], ...]:
         ("model", cell.model.label),
         ("technique", cell.technique),
     )
-
-
-def valid_result(cell: Cell, paths: CellPaths) -> store.Result:
-    """The result that a manifest vouches for (by size, and result.h5 by its checksum).
-
-    Raises FileNotFoundError where there is no manifest, and Corrupt.
-    The artifact's checksum is left to `netpress export` and `run`: a report reads no weights.
-    """
-    if store.read_manifest(paths) is None:
-        raise FileNotFoundError(paths.manifest)
-    manifest = store.verify(paths, deep=False)
-    expected = manifest["files"][paths.result.name]["sha256"]
-    result = store.read_result(paths.result, expected, with_history=False)
-    absent = [name for name in REQUIRED if name not in result.measured]
-    if result.id != cell.id or absent:
-        raise Corrupt(f"{paths.result}: is of cell {result.id}, without {absent}")
-    return result
 
 
 def _row(cell: Cell, result: store.Result) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""What a figure shows of one cell beyond its row: histories, samples, predictions, pictures.
+
+L: layers with channels; N: images of the test set; K: the images that differ most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+from pipeline import store
+from pipeline.errors import Corrupt
+from pipeline.paths import CellPaths, Work
+from pipeline.store import StageHistory
+from pipeline.sweep import Sweep
+
+REQUIRED = ("accuracy", "stored_bytes")
+LATENCY, DIFFERING = "latency/", "differing/"
+CLASSES = ("predictions", "base_predictions", "labels")
+PER_PICTURE = ("index", "own", "base", "label", "distance")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Of one finished cell; None, or empty, for what it did not record.
+
+    `latency`: runtime/model/threads/batch -> milliseconds of each run; `differing`: index, own,
+    base, label and distance [K] and pixels uint8 [K, C, H, W] of those images of the test set on
+    which the cell and its base differ most.
+    """
+
+    history: tuple[StageHistory, ...]
+    channels: numpy.ndarray | None  # int [L]
+    latency: dict[str, numpy.ndarray]
+    predictions: numpy.ndarray | None  # uint16 [N]
+    base_predictions: numpy.ndarray | None  # uint16 [N]
+    labels: numpy.ndarray | None  # uint16 [N]
+    differing: dict[str, numpy.ndarray] | None
+
+
+def evidence(sweep: Sweep, work: Work) -> Callable[[str], Evidence | None]:
+    """A function from a cell's id to its evidence; None for one without a valid result."""
+    ids = {cell.id for cell in sweep.cells}
+
+    def read(cell_id: str) -> Evidence | None:
+        if cell_id not in ids:
+            return None
+        try:
+            return of(valid_result(cell_id, work.cell(cell_id), with_history=True))
+        except (FileNotFoundError, Corrupt):  # a gap, which the report names
+            return None
+
+    return read
+
+
+def of(result: store.Result) -> Evidence:
+    """The evidence in a result. What is there but is not what it should be counts as not there:
+    a checksum vouches for bytes, not for their sense."""
+    measured = result.measured
+    classes = [_array(measured.get(name), "u", 1) for name in CLASSES]
+    if len({len(found) for found in classes if found is not None}) > 1:
+        classes = [None] * len(CLASSES)
+    latency = {
+        name.removeprefix(LATENCY): samples
+        for name, value in measured.items()
+        if name.startswith(LATENCY) and (samples := _samples(value)) is not None
+    }
+    channels = _array(measured.get("channels"), "iu", 1)
+    return Evidence(tuple(result.history), channels, latency, *classes, _differing(measured))
+
+
+def valid_result(cell_id: str, paths: CellPaths, *, with_history: bool = False) -> store.Result:
+    """The result that a manifest vouches for (by size, and result.h5 by its checksum).
+
+    Raises FileNotFoundError where there is no manifest, and Corrupt.
+    The artifact's checksum is left to `netpress export` and `run`: a report reads no weights.
+    """
+    if store.read_manifest(paths) is None:
+        raise FileNotFoundError(paths.manifest)
+    manifest = store.verify(paths, deep=False)
+    expected = manifest["files"][paths.result.name]["sha256"]
+    result = store.read_result(paths.result, expected, with_history=with_history)
+    absent = [name for name in REQUIRED if name not in result.measured]
+    if result.id != cell_id or absent:
+        raise Corrupt(f"{paths.result}: is of cell {result.id}, without {absent}")
+    return result
+
+
+def _array(value: Any, kinds: str, dimensions: int) -> numpy.ndarray | None:
+    good = isinstance(value, numpy.ndarray) and value.dtype.kind in kinds
+    return value if good and value.ndim == dimensions and value.size else None
+
+
+def _samples(value: Any) -> numpy.ndarray | None:
+    found = _array(value, "f", 1)
+    return found if found is not None and numpy.isfinite(found).all() else None
+
+
+def _differing(measured: dict[str, Any]) -> dict[str, numpy.ndarray] | None:
+    pixels = _array(measured.get(f"{DIFFERING}pixels"), "u", 4)
+    found = {name: _array(measured.get(DIFFERING + name), "iuf", 1) for name in PER_PICTURE}
+    if pixels is None or pixels.dtype != numpy.uint8 or pixels.shape[1] not in (1, 3):
+        return None
+    if any(values is None or len(values) != len(pixels) for values in found.values()):
+        return None
+    return {"pixels": pixels, **found}
