@@ -22,6 +22,9 @@ GOOD = {
 }
 
 
+MNIST = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     return Lab(tmp_path_factory.mktemp("lab"))
@@ -126,6 +129,21 @@ def test_folders_of_images(lab, break_it, words):
 
 def cut(path) -> None:
     path.write_bytes(path.read_bytes()[:-400])
+
+
+def test_a_damaged_download_is_named_before_anything_runs(lab):
+    raw = lab.folder / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in MNIST:
+        (raw / f"{name}-ubyte").write_bytes(b"half of it")
+    sweep = put(lab, {"datasets": "[mnist]"})
+    before = lab.times()
+    said = lab.ask("run", sweep, NETPRESS_DATA=str(lab.folder / "data"))
+    assert (said.returncode, said.stdout) == (2, "") and lab.times() == before
+    [line] = said.stderr.splitlines()
+    assert line.startswith("netpress: ") and "train-images-idx3-ubyte: damaged" in line
+    assert "`netpress fetch SWEEP` brings it anew" in line
+
 
 
 def test_images_and_models_for_predict(lab, smoke):

@@ -1,11 +1,13 @@
 """Data sets as uint8 tensors: `load` gives training, held-out and test images of one cell.
 
 A data set is one file here and one row in DATASETS, or any folder of images that a sweep file
-names. Its module has five things, and all but `decode` and `fetch` are cheap and torch-free:
+names. Its module has six things, and all but `decode` and `fetch` are cheap and torch-free:
 
     FLIP: bool                          whether mirrored images are images of the same class
     facts(dataset, root)                -> (class names, shape)
     key(dataset, root)                  -> str, changes whenever the decoded pixels would
+    verify(dataset, root)               -> whether its files are known to be whole; UserError
+                                           where they are damaged
     decode(dataset, root)               -> cache.Decoded
     fetch(dataset, root, say)           brings what is missing, checks what is there
 
@@ -111,15 +113,14 @@ def require(dataset: Dataset, root: Path) -> None:
 
 
 def prepare(dataset: Dataset, root: Path, cache: Path, say: Callable[[str], None]) -> None:
-    """As `require`; and images of the user's own, which nobody has verified yet, are all decoded
-    into `cache`. Raises UserError naming the first that cannot be read; nothing is written then."""
-    module = _module(dataset)
-    key = module.key(dataset, root)
-    if dataset.name in DATASETS and dataset.name not in FOLDERS:
-        return
+    """As `require`; what is not decoded yet is verified, and where nobody knows what its files
+    should be (images of the user's own), all are decoded into `cache`. Raises UserError naming the
+    first that is damaged; nothing is written then."""
     from pipeline.data import cache as decoded
 
-    if not decoded.is_there(cache, dataset.name, key):
+    module = _module(dataset)
+    key = module.key(dataset, root)
+    if not decoded.is_there(cache, dataset.name, key) and not module.verify(dataset, root):
         say(f"{dataset.name}: reading all images, once")
         found = module.decode(dataset, root)
         decoded.load(cache, dataset.name, key, lambda: found)

@@ -5,8 +5,8 @@ Compression changed its pixels a little, so what is measured on it is never call
 
 from __future__ import annotations
 
-from pipeline.data.folder import decode, facts, fetch, key
+from pipeline.data.folder import decode, facts, fetch, key, verify
 
-__all__ = ["FLIP", "decode", "facts", "fetch", "key"]
+__all__ = ["FLIP", "decode", "facts", "fetch", "key", "verify"]
 
 FLIP = True

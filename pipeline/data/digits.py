@@ -27,6 +27,10 @@ def key(dataset, root) -> str:
     return source_key("digits", version("scikit-learn"), dataset.size)
 
 
+def verify(dataset, root) -> bool:
+    return True
+
+
 def decode(dataset, root):
     import numpy as np
     from sklearn.datasets import load_digits
