@@ -226,6 +226,7 @@ def killed_at_chosen_moments(lab: Lab, smoke) -> None:
     same(lab, smoke.lab, cell_id)
     assert len(looks) > 100
     assert [p.name for p in cell.folder.rglob(".*")] == []  # no half of anything stays
+    assert [p.name for p in cell.folder.rglob("*.corrupt-*")] == []  # a kill damages nothing
 
 
 def seconds(cell) -> dict[str, list[float]]:

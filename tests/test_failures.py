@@ -118,6 +118,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_redone(lab, smoke):
     ran = lab.run(asked)
     assert ran.returncode == 0 and "Traceback" not in ran.stderr
     assert cell.model.with_name("model.safetensors.corrupt-1").exists()
+    log = store.last_attempt(cell).log.read_text()
+    assert "model.safetensors: its SHA-256 is not the one in index.json; set aside" in log
     assert lab.products(cell_id) == smoke.lab.products(cell_id)
     assert lab.history(cell_id) == smoke.lab.history(cell_id)
 

@@ -186,7 +186,8 @@ def _stride(values: int) -> int:
     return step
 
 
-CANDIDATES = torch.linspace(0.25, 1.0, 32).tolist()  # parts of the range that are tried
+# Parts of the range that are tried, 0.25 to 1.
+CANDIDATES = tuple((31 + 3 * i) / 124 for i in range(32))
 
 
 def _range(values: torch.Tensor, method: str) -> tuple[float, int]:

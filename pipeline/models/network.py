@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from pipeline.models import module_of
+from pipeline.models import fakequant, module_of
 from pipeline.models.spec import SMALLEST_NORMAL, Group, NetworkSpec
 
 
@@ -26,9 +26,7 @@ def build(spec: NetworkSpec) -> nn.Module:
     """A module of this shape with fresh weights (from torch's global generator)."""
     network = module_of(spec.model).build(replace(spec, quantization=None))
     if spec.quantization is not None:
-        from pipeline.models.fakequant import insert
-
-        insert(network, spec.quantization)
+        fakequant.insert(network, spec.quantization)
     return network
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,12 +109,14 @@ class Checkpointer:
             raise error
 
     def load(self) -> Snapshot | None:
-        """The newest state that is whole; None when there is none. Damaged ones are set aside."""
+        """The newest state that is whole; None when there is none. Damaged ones are set aside, which
+        the attempt's log tells: training that is repeated must not go unnoticed."""
         for entry in reversed(list(self._index)):
             path = self.folder / entry["file"]
             try:
                 return _snapshot(_checked(path, entry["sha256"]), path, entry.get("state"))
-            except Corrupt:
+            except Corrupt as error:
+                print(f"{error}; set aside", file=sys.stderr, flush=True)
                 self._index.remove(entry)  # else it would take the place of one that is whole
                 if path.exists():
                     store.set_aside(path)
