@@ -4,10 +4,12 @@ A result is either absent or complete. Bytes go to a temporary name in the same 
 flushed and fsynced, renamed, and the folder is fsynced. The manifest, with size and SHA-256 of
 every file, comes last; a file that no manifest names does not exist for readers.
 
-HDF5 files are built and read in memory, as bytes: none is ever open on disk, so no kill leaves
-half of one and no HDF5 file lock is asked of a network file system. Their first 512 bytes (the
-HDF5 user block, which every HDF5 reader skips) hold the SHA-256 of the rest, because HDF5 itself
-reads most flipped bits as silently different numbers.
+A cell's HDF5 files are built and read in memory, as bytes: none is ever open on disk, so no kill
+leaves half of one and no HDF5 file lock is asked of a network file system. Only the results of a
+whole sweep, merged, are too large for that: they are written under a temporary name like any other
+file, and locked by nobody. The first 512 bytes (the HDF5 user block, which every HDF5 reader skips)
+hold the SHA-256 of the rest, because HDF5 itself reads most flipped bits as silently different
+numbers.
 
 Layout of result.h5 (metrics.h5 has /history alone):
     /                       attributes cell (JSON), id, facts (JSON)
@@ -486,24 +488,105 @@ def result_bytes(
         _put_history(file, history)
         group = file.create_group("measure")
         for name in sorted(measured):
-            _put(group, name, measured[name])
+            put(group, name, measured[name])
 
     return _hdf5_bytes(fill)
 
 
 def read_result(
-    path: Path, expected_sha256: str | None = None, *, with_history: bool = True
+    path: Path,
+    expected_sha256: str | None = None,
+    *,
+    with_history: bool = True,
+    also: Callable[[Any, Result], None] = lambda file, result: None,
 ) -> Result:
-    """Raises FileNotFoundError, or Corrupt where the file is damaged or is not one of ours."""
+    """Raises FileNotFoundError, or Corrupt where the file is damaged or is not one of ours.
+
+    `also` is given the open file, of which nothing else is in it, and the result.
+    """
     data = _read(path)
     if expected_sha256 and hashlib.sha256(data).hexdigest() != expected_sha256:
         raise Corrupt(f"{path}: its SHA-256 is not the one in its manifest")
-    return _from_hdf5(path, data, lambda file: _get_result(file, with_history))
+
+    def get(file) -> Result:
+        if set(_members(file.id)) != {"history", "measure"}:
+            raise ValueError("it has other members than history and measure")
+        result = result_in(file, with_history)
+        also(file, result)
+        return result
+
+    return _from_hdf5(path, data, get)
 
 
 def read_history(path: Path) -> list[StageHistory]:
     """The histories of a metrics.h5 or result.h5; raises as read_result."""
     return _from_hdf5(path, _read(path), _get_history)
+
+
+def publish_hdf5(path: Path, fill: Callable[[Any], None]) -> None:
+    """Put what `fill` writes into the open HDF5 file it is given at `path`, sealed, whole or not
+    at all. For what is too large for memory; raises OSError (ENOSPC, ...)."""
+    import h5py
+
+    make_folder(path.parent)
+    temporary = _beside(path, "tmp")
+    try:
+        _write_synced(temporary, b"")  # private from its first byte on
+        with h5py.File(temporary, "w", userblock_size=SEAL_BYTES, locking=False) as file:
+            fill(file)
+        with open(temporary, "r+b", buffering=0) as raw:
+            raw.write(_seal_of(_body_sha256(raw)))
+            os.fsync(raw.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def open_hdf5(path: Path, *, sealed: bool = False) -> Iterator[Any]:
+    """A published HDF5 file, open for reading where it lies; for those too large for memory.
+
+    `sealed`: it has been checked by `check_seal` before. Raises FileNotFoundError, and Corrupt
+    for what is no file of ours, also where reading in the `with` finds out.
+    """
+    import h5py
+
+    if not sealed:
+        check_seal(path)
+    with _as_corrupt(path), h5py.File(path, "r", locking=False) as file:
+        yield file
+
+
+def check_seal(path: Path) -> None:
+    """Raises Corrupt where the file differs from what was published, FileNotFoundError."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise Corrupt(f"{path}: is not a plain file")
+    with open(path, "rb", buffering=0) as raw:
+        if raw.read(SEAL_BYTES) != _seal_of(_body_sha256(raw)):
+            raise Corrupt(f"{path}: is damaged, its checksum does not match")
+
+
+def _body_sha256(raw) -> str:
+    """Of what follows the seal; leaves the file at its beginning, where that belongs."""
+    raw.seek(SEAL_BYTES)
+    digest = hashlib.sha256()
+    while block := raw.read(1 << 20):
+        digest.update(block)
+    raw.seek(0)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _as_corrupt(path: Path) -> Iterator[None]:
+    """A checksum is no signature: h5py has no error of its own for a file built to mislead it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise Corrupt(f"{path}: cannot be read as a netpress result: {error}") from error
 
 
 def _hdf5_bytes(fill: Callable[[Any], None]) -> bytes:
@@ -517,7 +600,11 @@ def _hdf5_bytes(fill: Callable[[Any], None]) -> bytes:
 
 
 def _seal(body: bytes) -> bytes:
-    return (SEAL + hashlib.sha256(body).hexdigest().encode() + b"\n").ljust(SEAL_BYTES, b"\0")
+    return _seal_of(hashlib.sha256(body).hexdigest())
+
+
+def _seal_of(digest: str) -> bytes:
+    return (SEAL + digest.encode() + b"\n").ljust(SEAL_BYTES, b"\0")
 
 
 def _from_hdf5(path: Path, data: bytes, get: Callable[[Any], Any]) -> Any:
@@ -525,18 +612,14 @@ def _from_hdf5(path: Path, data: bytes, get: Callable[[Any], Any]) -> Any:
 
     if data[:SEAL_BYTES] != _seal(data[SEAL_BYTES:]):
         raise Corrupt(f"{path}: is damaged, its checksum does not match")
-    try:
-        with h5py.File(_in_memory(data)) as file:
-            return get(file)
-    # A checksum is no signature: h5py has no error of its own for a file built to mislead it.
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-        raise Corrupt(f"{path}: cannot be read as a netpress result: {error}") from error
+    with _as_corrupt(path), h5py.File(in_memory(data)) as file:
+        return get(file)
 
 
 _opened = itertools.count()
 
 
-def _in_memory(data: bytes):
+def in_memory(data: bytes):
     """An open HDF5 file that is `data` alone; faster than one that calls back into Python.
 
     HDF5 takes two files in memory that have the same name for one: a second thread that reads
@@ -562,7 +645,8 @@ def _put_history(file, history: Sequence[StageHistory]) -> None:
             group.create_dataset(name, data=numpy.asarray(column, dtype=numpy.float64))
 
 
-def _put(group, name: str, value: Any) -> None:
+def put(group, name: str, value: Any) -> None:
+    """A number, string or array as `name` of an h5py group; TypeError or ValueError for others."""
     import h5py
     import numpy
 
@@ -579,10 +663,16 @@ def _put(group, name: str, value: Any) -> None:
     group.create_dataset(name, data=array)
 
 
-def _get_result(file, with_history: bool) -> Result:
+def result_in(
+    file, with_history: bool = True, wanted: Callable[[str], bool] = lambda name: True
+) -> Result:
+    """The result in an open file or group; of what was measured, that whose name is `wanted`.
+
+    Raises one of many errors for what is none: use it in `open_hdf5`.
+    """
     texts = {name: file.attrs[name] for name in ("id", "cell", "facts")}
     cell, facts = json.loads(texts["cell"]), json.loads(texts["facts"])
-    measured = dict(_datasets(_group(file.id, "measure"), ""))
+    measured = dict(_datasets(_group(file.id, "measure"), "", wanted))
     history = _get_history(file) if with_history else []
     return Result(str(texts["id"]), cell, facts, history, measured)
 
@@ -600,9 +690,25 @@ def _get_history(file) -> list[StageHistory]:
 # Reading goes through h5py's low-level calls, so that every link and layout is looked at before
 # anything is followed; it is also twice as fast, which is a minute in a report of 10,000 cells.
 
+MOST_BYTES = 1 << 28  # of one array
+DEFLATE_RATIO = 1100  # no zlib stream becomes longer than that, many times its own length
+
+
+def members(group) -> list[str]:
+    """Names in an h5py group, all of which lie in this very file; ValueError for any other link."""
+    return _members(group.id)
+
+
+def value_in(group, name: str) -> Any:
+    """The number, string or array `name` of an h5py group; ValueError where it is none."""
+    from h5py import h5o
+
+    if name not in _members(group.id):
+        raise ValueError(f"{name} is missing")
+    return _value(h5o.open(group.id, name.encode()), name)
+
 
 def _members(group) -> list[str]:
-    """Names in `group`, all of which lie in this very file: any other link is refused."""
     from h5py import h5l
 
     kinds: dict[bytes, int] = {}
@@ -627,8 +733,10 @@ def _group(parent, name: str):
     return child
 
 
-def _datasets(group, prefix: str, depth: int = 8) -> Iterator[tuple[str, Any]]:
-    """Every dataset under `group`, by its name from there."""
+def _datasets(
+    group, prefix: str, wanted: Callable[[str], bool] = lambda name: True, depth: int = 8
+) -> Iterator[tuple[str, Any]]:
+    """Every wanted dataset under `group`, by its name from there."""
     from h5py import h5g, h5o
 
     if depth == 0:  # a file built to mislead could have a group that is its own member
@@ -636,8 +744,8 @@ def _datasets(group, prefix: str, depth: int = 8) -> Iterator[tuple[str, Any]]:
     for name in _members(group):
         child = h5o.open(group, name.encode())
         if isinstance(child, h5g.GroupID):
-            yield from _datasets(child, f"{prefix}{name}/", depth - 1)
-        else:
+            yield from _datasets(child, f"{prefix}{name}/", wanted, depth - 1)
+        elif wanted(prefix + name):
             yield prefix + name, _value(child, prefix + name)
 
 
@@ -648,17 +756,47 @@ def _value(dataset, name: str) -> Any:
 
     if not isinstance(dataset, h5d.DatasetID):
         raise ValueError(f"{name} is not an array or a value")
-    kind, shape, made = dataset.dtype, dataset.shape, dataset.get_create_plist()
+    kind, shape = dataset.dtype, dataset.shape
     if kind.kind not in "biufS":
         raise ValueError(f"{name} is neither numbers nor a string")
-    if made.get_layout() not in (h5d.CONTIGUOUS, h5d.COMPACT) or made.get_external_count():
-        raise ValueError(f"{name} is not stored as one piece in this file")
-    # Also stops a small file that declares a huge, never written array.
-    if dataset.get_storage_size() != math.prod(shape) * kind.itemsize:
-        raise ValueError(f"{name} is not stored in full")
+    _check_stored(dataset, name, shape, kind.itemsize)
     array = numpy.empty(shape, kind)
     if array.size:
         dataset.read(h5s.ALL, h5s.ALL, array)
     if kind.kind == "S":
         return array.item().decode()
     return array if shape else array.item()
+
+
+def _check_stored(dataset, name: str, shape: tuple[int, ...], item_bytes: int) -> None:
+    """All of it is in this file. Also stops a small file that declares a huge array, which was
+    never written or would grow when it is read."""
+    from h5py import h5d
+
+    made, n_bytes = dataset.get_create_plist(), math.prod(shape) * item_bytes
+    layout, stored_bytes = made.get_layout(), dataset.get_storage_size()
+    if layout == h5d.CHUNKED:
+        _check_chunks(dataset, made, name, shape)
+        whole = n_bytes <= min(MOST_BYTES, DEFLATE_RATIO * stored_bytes)
+    else:
+        inside = layout in (h5d.CONTIGUOUS, h5d.COMPACT) and not made.get_external_count()
+        if not inside:
+            raise ValueError(f"{name} is not stored as one piece in this file")
+        whole = stored_bytes == n_bytes
+    if not whole:
+        raise ValueError(f"{name} is not stored in full")
+
+
+def _check_chunks(dataset, made, name: str, shape: tuple[int, ...]) -> None:
+    """Every chunk is there, and no other filter than those that HDF5 itself has: a third one would
+    be a plug-in, looked for in the file system."""
+    from h5py import h5z
+
+    filters = {made.get_filter(i)[0] for i in range(made.get_nfilters())}
+    if filters - {h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE}:
+        raise ValueError(f"{name} is stored with an unknown filter")
+    chunk = made.get_chunk()
+    expected = math.prod(-(-size // step) for size, step in zip(shape, chunk, strict=True))
+    beyond = any(step > max(1, size) for size, step in zip(shape, chunk, strict=True))
+    if beyond or dataset.get_num_chunks() != expected:
+        raise ValueError(f"{name} is not stored in full")

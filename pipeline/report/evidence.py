@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -72,8 +73,20 @@ def of(result: store.Result) -> Evidence:
     return Evidence(tuple(result.history), channels, latency, *classes, _differing(measured))
 
 
-def valid_result(cell_id: str, paths: CellPaths, *, with_history: bool = False) -> store.Result:
-    """The result that a manifest vouches for (by size, and result.h5 by its checksum).
+def is_row_evidence(name: str) -> bool:
+    """Whether a row is made from what is measured under this name; the rest is large."""
+    return name not in CLASSES and not name.startswith(DIFFERING)
+
+
+def valid_result(
+    cell_id: str,
+    paths: CellPaths,
+    *,
+    with_history: bool = False,
+    also: Callable[[Any, store.Result], None] = lambda file, result: None,
+) -> store.Result:
+    """The result that a manifest vouches for (by size, and result.h5 by its checksum); `also` as
+    in store.read_result.
 
     Raises FileNotFoundError where there is no manifest, and Corrupt.
     The artifact's checksum is left to `netpress export` and `run`: a report reads no weights.
@@ -82,11 +95,16 @@ def valid_result(cell_id: str, paths: CellPaths, *, with_history: bool = False) 
         raise FileNotFoundError(paths.manifest)
     manifest = store.verify(paths, deep=False)
     expected = manifest["files"][paths.result.name]["sha256"]
-    result = store.read_result(paths.result, expected, with_history=with_history)
+    result = store.read_result(paths.result, expected, with_history=with_history, also=also)
+    check_result(result, cell_id, paths.result)
+    return result
+
+
+def check_result(result: store.Result, cell_id: str, path: Path | str) -> None:
+    """Raises Corrupt where it is another cell's, or lacks what every result has."""
     absent = [name for name in REQUIRED if name not in result.measured]
     if result.id != cell_id or absent:
-        raise Corrupt(f"{paths.result}: is of cell {result.id}, without {absent}")
-    return result
+        raise Corrupt(f"{path}: is of cell {result.id}, without {absent}")
 
 
 def _array(value: Any, kinds: str, dimensions: int) -> numpy.ndarray | None:

@@ -10,9 +10,10 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from pipeline import store
-from pipeline.paths import Work
+from pipeline.paths import CellPaths, Work
 from pipeline.sweep import Cell
 
 GIB = 1024**3
@@ -36,10 +37,13 @@ class Used:
 
 def read(cells: Iterable[Cell], work: Work) -> Used | None:
     """None where no cell ran in a job that says what it asked for."""
-    found = []
-    for cell in cells:
-        if len(found) < MOST_CELLS and (said := _usage(cell, work)):
-            found.append(said)
+    said = (usage for cell in cells if (usage := said_of(work.cell(cell.id))))
+    return total(islice(said, MOST_CELLS))
+
+
+def total(said: Iterable[dict]) -> Used | None:
+    """What cells said of themselves (`said_of`) taken together; None of nothing."""
+    found = list(said)
     if not found:
         return None
     busy = [s["used"]["gpu_busy"] for s in found if s["used"]["gpu_busy"] is not None]
@@ -80,13 +84,23 @@ def request(used: Used) -> Sequence[tuple[str, int]]:
     return found
 
 
-def _usage(cell: Cell, work: Work) -> dict | None:
-    attempt = store.last_attempt(work.cell(cell.id))
+def said_of(cell: CellPaths) -> dict | None:
+    """What the last attempt at a cell said of its job; None where it ran in none."""
+    attempt = store.last_attempt(cell)
     try:
         said = json.loads(attempt.usage.read_bytes()) if attempt else {}
-        whole = said["job"] and said["asked"]["memory_bytes"] and said["asked"]["cores"]
-        numbers = (said["used"]["memory_bytes"], said["used"]["cores"],
-                   said["used"]["gpu_memory_bytes"], said["used"]["gpu_busy"] or 0.0)  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return said if whole and all(isinstance(n, (int, float)) for n in numbers) else None
+    return said if is_whole(said) else None
+
+
+def is_whole(said: object) -> bool:
+    """Whether it has everything that `total` reads."""
+    try:
+        asked, used = said["asked"], said["used"]
+        numbers = (asked["memory_bytes"], asked["cores"], used["memory_bytes"], used["cores"],
+                   used["gpu_memory_bytes"], used["gpu_busy"] or 0.0)  # fmt: skip
+        asked_for = said["job"] and asked["memory_bytes"] and asked["cores"]
+    except (KeyError, TypeError):
+        return False
+    return bool(asked_for) and all(isinstance(n, (int, float)) for n in numbers)

@@ -1,0 +1,209 @@
+"""results.h5: all that a report is made from, in one file that can be shared.
+
+    /                           attributes format, netpress (version), name, called (how the user
+                                names the sweep)
+    /text                       the sweep file
+    /order                      JSON: ids of the sweep's cells, in its order
+    /gaps                       JSON: [{cell, reason}]
+    /usage                      JSON: {id: what the cell said of its job, where it ran in one}
+    /cells/ID/                  attributes and members as in the cell's result.h5, in the report's
+                                order; long arrays are compressed, and those that are the same in
+                                several cells (labels, predictions of a base) are there once, under
+                                all of their names
+
+Written from a work root in one pass, or read back without one: page, tables and figures then come
+out the same to the byte. A file of others is not trusted: its checksum is no signature.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import h5py
+from h5py import h5o
+
+from pipeline import __version__, store
+from pipeline.errors import UserError
+from pipeline.paths import Work, checked_name
+from pipeline.report import content, evidence, frames, reading, usage
+from pipeline.report.evidence import Evidence
+from pipeline.report.frames import Frames
+from pipeline.report.gaps import Gap
+from pipeline.report.reading import Chunk, Read
+from pipeline.report.rows import identity
+from pipeline.report.usage import Used
+from pipeline.sweep import Catalog, Cell, Sweep
+
+FORMAT = 1
+MEMBERS = {"text", "order", "gaps", "usage", "cells"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A sweep and its results, in `path`. `said`: a cell's id -> what it said of its job."""
+
+    path: Path
+    sweep: Sweep
+    frames: Frames
+    said: dict[str, dict[str, Any]]
+
+    def evidence(self, cell_id: str) -> Evidence | None:
+        """What figures show of a cell; None for one without a result. Raises Corrupt."""
+        if cell_id not in self._done:
+            return None
+        with store.open_hdf5(self.path, sealed=True) as file:
+            return evidence.of(reading.result_of(file, cell_id, everything=True))
+
+    @property
+    def used(self) -> Used | None:
+        return usage.total(self.said.values())
+
+    @cached_property
+    def _done(self) -> frozenset[str]:
+        return frozenset(self.frames.cells["id"])
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def write(sweep: Sweep, work: Work, path: Path) -> Published:
+    """Publish `path` from what there is of `sweep`, and return what is in it.
+
+    The same results give the same bytes, whatever the order in which they came. Raises OSError
+    where it cannot be written; what was there before is then still there.
+    """
+    cells = frames.in_order(sweep)
+    found: list[Read] = []
+
+    def fill(file: h5py.File) -> None:
+        _put_sweep(file, sweep)
+        asked = [(identity(cell), work.cell(cell.id)) for cell in cells]
+        _put_cells(file, reading.from_work_merged(asked), found)
+        result = frames.framed(zip(cells, found, strict=True), work)
+        _put_json(file, "gaps", [_gap_json(gap) for gap in result.gaps])
+        _put_json(file, "usage", _said(cells, found))
+
+    store.publish_hdf5(path, fill)
+    return Published(
+        path, sweep, frames.framed(zip(cells, found, strict=True), work), _said(cells, found)
+    )
+
+
+def _put_sweep(file: h5py.File, sweep: Sweep) -> None:
+    said = {"format": FORMAT, "netpress": __version__, "name": sweep.name,
+            "called": content.name(sweep)}  # fmt: skip
+    for name, value in said.items():
+        file.attrs[name] = value
+    store.put(file, "text", sweep.text)
+    _put_json(file, "order", [cell.id for cell in sweep.cells])
+
+
+def _put_json(file: h5py.File, name: str, value: Any) -> None:
+    store.put(file, name, json.dumps(value, sort_keys=True, allow_nan=False))
+
+
+def _put_cells(file: h5py.File, chunks: Iterator[Chunk], found: list[Read]) -> None:
+    """Copies what chunks have to /cells, and appends what was found of each cell."""
+    target = file.create_group("cells", track_order=True)
+    first: dict[str, str] = {}
+    for chunk in chunks:
+        with reading.opened(chunk.file) as source:
+            for read in chunk.cells:
+                if read.row is not None:
+                    _put_cell(target, source, read.row["id"], read.long, first)
+        found += chunk.cells
+
+
+def _put_cell(
+    target: h5py.Group, source: h5py.File, cell_id: str, long: dict[str, str], first: dict[str, str]
+) -> None:
+    """`first`: the name of a long array's content -> where it is in `target` already."""
+    h5o.copy(source.id, cell_id.encode(), target.id, cell_id.encode())
+    for name, content_name in sorted(long.items()):
+        place = f"{cell_id}/measure/{name}"
+        if content_name in first:
+            target.id.links.create_hard(place.encode(), target.id, first[content_name].encode())
+        else:
+            h5o.copy(source["long"].id, content_name.encode(), target.id, place.encode())
+            first[content_name] = place
+
+
+def _said(cells: list[Cell], found: list[Read]) -> dict[str, dict[str, Any]]:
+    return {cell.id: r.said for cell, r in zip(cells, found, strict=True) if r.said is not None}
+
+
+def _gap_json(gap: Gap) -> dict[str, Any]:
+    return {"cell": gap.cell.to_json(), "reason": gap.reason}
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def read(path: Path) -> Published:
+    """What `write` put into `path`, without a work root.
+
+    Raises FileNotFoundError; UserError where another version of netpress wrote it; Corrupt for
+    everything else that is not such a file, whole.
+    """
+    with store.open_hdf5(path) as file:
+        _check(file, path)
+        missing, said = _json(file, "gaps", list), _json(file, "usage", dict)
+        sweep = _sweep(file, path, {gap["cell"]["id"]: gap["cell"] for gap in missing})
+    gaps = {gap["cell"]["id"]: str(gap["reason"]) for gap in missing}
+    cells = frames.in_order(sweep)
+    rows = reading.from_results(path, [identity(c) for c in cells if c.id not in gaps])
+    found = Frames(frames.frame(rows), tuple(Gap(c, gaps[c.id]) for c in cells if c.id in gaps))
+    return Published(path, sweep, found, {i: s for i, s in said.items() if usage.is_whole(s)})
+
+
+def _check(file: h5py.File, path: Path) -> None:
+    made = file.attrs["format"]
+    if made != FORMAT:
+        raise UserError(f"{path}: format {str(made)[:20]}, this netpress reads {FORMAT}")
+    if set(store.members(file)) != MEMBERS:
+        raise ValueError(f"its members are not {', '.join(sorted(MEMBERS))}")
+
+
+def _sweep(file: h5py.File, path: Path, missing: dict[str, dict[str, Any]]) -> Sweep:
+    """With its cells in its own order: those with a result, and `missing` (id -> cell as JSON)."""
+    name, called = checked_name(str(file.attrs["name"])), str(file.attrs["called"])
+    done = store.members(file["cells"])
+    order = _json(file, "order", list)
+    if sorted(order) != sorted([*done, *missing]):
+        raise ValueError("its cells are not those of its sweep")
+    known = _catalog()
+    cells = []
+    for cell_id in order:
+        said = missing.get(cell_id) or json.loads(file["cells"][cell_id].attrs["cell"])
+        try:
+            cells.append(Cell.from_json(said, known))
+        except ValueError as error:
+            version = str(file.attrs["netpress"])[:20]
+            raise UserError(
+                f"{path}: made by netpress {version}, this is {__version__}: {error}"
+            ) from error
+    if [cell.id for cell in cells] != order:
+        raise ValueError("a cell has another one's id")
+    # A path below a file: none is there, so that the sweep is called what it was called.
+    return Sweep(name, tuple(cells), path / Path(called).name, store.value_in(file, "text"))
+
+
+def _json(file: h5py.File, name: str, kind: type) -> Any:
+    found = json.loads(store.value_in(file, name))
+    if not isinstance(found, kind):
+        raise ValueError(f"{name} is no JSON {kind.__name__}")
+    return found
+
+
+def _catalog() -> Catalog:
+    """The stages that there are: all that a resolved cell names."""
+    from pipeline.techniques import STAGES
+
+    stages = {name: import_module(module).Settings for name, module in STAGES.items()}
+    return Catalog(models={}, datasets={}, stages=stages, techniques={})

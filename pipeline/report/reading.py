@@ -1,0 +1,205 @@
+"""Many cells at a time: each result.h5 is read once, by a few processes, in the order asked for.
+
+A process is given CHUNK cells, and gives back their rows, and for results.h5 their numbers as an
+HDF5 file in memory, which costs the parent one copy a cell. Chunks do not depend on the number of
+processes, so neither do the bytes of what is made from them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy
+from h5py import h5o
+
+from pipeline import hardware, store
+from pipeline.errors import Corrupt
+from pipeline.paths import CellPaths
+from pipeline.report import usage
+from pipeline.report.evidence import check_result, is_row_evidence, valid_result
+from pipeline.report.rows import row
+
+CHUNK = 50
+# Starting a process costs as much as reading some hundred results.
+WORTH_PROCESSES = 300
+# Each needs 150 MB, and beyond four the parent, which merges, cannot keep up.
+MOST_PROCESSES = 4
+# Longer arrays are compressed in results.h5, and kept once where several cells have the same.
+LONG_BYTES = 4096
+
+Item, Found = TypeVar("Item"), TypeVar("Found")
+Identity = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Read:
+    """What there is of a cell: its row; or why not, as an error; and what it said of its job.
+
+    `long`: name of a measured array -> its content's name in the chunk's file.
+    """
+
+    row: dict[str, Any] | None = None
+    error: Exception | None = None
+    said: dict[str, Any] | None = None
+    long: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`file`: an HDF5 file with /ID of every cell that has a row, without its long arrays, and
+    /long/NAME; empty where nobody asked for it."""
+
+    cells: list[Read]
+    file: bytes = b""
+
+
+def from_work(cells: Iterable[tuple[Identity, CellPaths]]) -> Iterator[Read]:
+    """What there is of each cell, in order."""
+    for chunk in in_chunks(read_chunk, list(cells)):
+        yield from chunk.cells
+
+
+def from_work_merged(cells: Iterable[tuple[Identity, CellPaths]]) -> Iterator[Chunk]:
+    """The same, with the file of each chunk."""
+    return in_chunks(read_chunk_merged, list(cells))
+
+
+def from_results(path: Path, cells: Iterable[Identity]) -> Iterator[dict[str, Any]]:
+    """The row of each cell in a results.h5 whose seal was checked; raises Corrupt."""
+    for rows in in_chunks(read_merged_chunk, [(path, named) for named in cells]):
+        yield from rows
+
+
+# --- in another process ----------------------------------------------------------------------
+
+
+def read_chunk(cells: Sequence[tuple[Identity, CellPaths]]) -> Chunk:
+    return Chunk([_read(named, paths) for named, paths in cells])
+
+
+def read_chunk_merged(cells: Sequence[tuple[Identity, CellPaths]]) -> Chunk:
+    with _file_in_memory() as file:
+        file.create_group("long")
+        return Chunk([_read(named, paths, file) for named, paths in cells], _image(file))
+
+
+def read_merged_chunk(cells: Sequence[tuple[Path, Identity]]) -> list[dict[str, Any]]:
+    path = cells[0][0]
+    with store.open_hdf5(path, sealed=True) as file:
+        return [row(named, result_of(file, named["id"])) for _, named in cells]
+
+
+def result_of(file: h5py.File, cell_id: str, *, everything: bool = False) -> store.Result:
+    """A cell's result in an open results.h5: what a row needs, or everything."""
+    wanted = (lambda name: True) if everything else is_row_evidence
+    result = store.result_in(file["cells"][cell_id], everything, wanted)
+    check_result(result, cell_id, file.filename)
+    return result
+
+
+def _read(named: Identity, paths: CellPaths, file: h5py.File | None = None) -> Read:
+    long: dict[str, str] = {}
+
+    def keep(source: h5py.File, result: store.Result) -> None:
+        if file is not None and result.id == named["id"]:
+            long.update(_merge(source, result, file))
+
+    said = usage.said_of(paths)
+    try:
+        result = valid_result(named["id"], paths, with_history=file is not None, also=keep)
+    except (FileNotFoundError, Corrupt) as error:
+        return Read(error=error, said=said)
+    return Read(row(named, result), said=said, long=long)
+
+
+def _merge(source: h5py.File, result: store.Result, file: h5py.File) -> dict[str, str]:
+    """Copies a result, which has been read and so checked, into the chunk's file."""
+    h5o.copy(source.id, b"/", file.id, result.id.encode())
+    measure, long = file[result.id]["measure"], {}
+    for name, value in result.measured.items():
+        if isinstance(value, numpy.ndarray) and value.nbytes >= LONG_BYTES:
+            del measure[name]
+            long[name] = _put_long(file["long"], value)
+    return long
+
+
+def _put_long(group: h5py.Group, value: numpy.ndarray) -> str:
+    """Its content's name, under which it is in the group from now on."""
+    digest = hashlib.sha256(f"{value.dtype.str} {value.shape} ".encode())
+    digest.update(numpy.ascontiguousarray(value).data)
+    name = digest.hexdigest()
+    if name not in group:
+        group.create_dataset(
+            name, data=value, chunks=_chunk_shape(value), shuffle=True, compression=4
+        )
+    return name
+
+
+def _chunk_shape(value: numpy.ndarray) -> tuple[int, ...]:
+    """Some megabytes of whole rows."""
+    row_bytes = value.nbytes // len(value)
+    return (min(len(value), max(1, (1 << 22) // row_bytes)), *value.shape[1:])
+
+
+@contextlib.contextmanager
+def opened(image: bytes) -> Iterator[h5py.File]:
+    """The file of a chunk."""
+    with h5py.File(store.in_memory(image)) as file:
+        yield file
+
+
+_opened = itertools.count()
+
+
+def _file_in_memory() -> h5py.File:
+    name = f"chunk {next(_opened)}"
+    return h5py.File(name, "w", driver="core", backing_store=False)
+
+
+def _image(file: h5py.File) -> bytes:
+    file.flush()
+    return file.id.get_file_image()
+
+
+# --- processes -------------------------------------------------------------------------------
+
+
+def in_chunks(read: Callable[[Sequence[Item]], Found], items: list[Item]) -> Iterator[Found]:
+    """`read` of each CHUNK of items, in order; by other processes where there is much to do."""
+    chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
+    processes = min(hardware.cores(), MOST_PROCESSES)
+    if len(items) < WORTH_PROCESSES or processes < 2:
+        yield from map(read, chunks)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn"), _quietly) as pool:
+        waiting = deque()
+        for chunk in chunks:
+            waiting.append(pool.submit(read, chunk))
+            if len(waiting) > 2 * processes:  # no more in memory than keeps all of them busy
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _quietly() -> None:
+    """Ctrl-C is the parent's to answer; and a parent that was killed leaves none behind."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent_process().join()
+    os._exit(1)
