@@ -124,7 +124,7 @@ def test_weights_move_between_the_float_network_and_its_quantized_self():
 def lsq(values, scale, low, high, bound):
     x = torch.tensor(values, dtype=torch.float64, requires_grad=True)
     s = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
-    fakequant._lsq(x, s, low, high, bound).sum().backward()
+    fakequant._lsq(x, s, low, high, bound, len(values)).sum().backward()
     return x.grad, s.grad
 
 
@@ -138,6 +138,21 @@ def test_gradients_are_those_of_the_paper():
         v = value / scale
         expected += low if v <= low else high if v >= high else round(v) - v
     assert gs.item() == pytest.approx(expected / np.sqrt(len(values) * high))
+
+
+def test_the_scale_of_an_image_learns_from_each_image_alike():
+    """Section 2.2 counts the values of one image: the mean over a batch has the same gradient."""
+    layer = nn.Conv2d(2, 3, 3)
+    layer.__class__ = fakequant.FakeQuantConv2d
+    layer.prepare(Quantization(8, True))
+    x = torch.rand(1, 2, 4, 4, generator=torch.Generator().manual_seed(0)) * 300
+
+    def gradient(batch):
+        layer.input_scale.grad = None
+        layer.train().quantized_input(batch).sum(dim=(1, 2, 3)).mean().backward()
+        return layer.input_scale.grad.item()
+
+    assert gradient(x.repeat(5, 1, 1, 1)) == pytest.approx(gradient(x), rel=1e-5)
 
 
 @given(

@@ -44,7 +44,8 @@ class _FakeQuantized:
             return x
         if self.learned and self.training:
             shift = self.input_zero_point
-            return _lsq(x.float(), self.input_scale, -shift, ACTIVATION_MAX - shift, ACTIVATION_MAX)
+            low, high = -shift, ACTIVATION_MAX - shift
+            return _lsq(x.float(), self.input_scale, low, high, ACTIVATION_MAX, x[0].numel())
         return torch.fake_quantize_per_tensor_affine(
             x.float(), self.input_scale.detach(), self.input_zero_point, 0, ACTIVATION_MAX
         )
@@ -53,7 +54,7 @@ class _FakeQuantized:
         if self.learned and self.training:
             scale = self.weight_scale.reshape(-1, *[1] * (self.weight.dim() - 1))
             limit = self.weight_max
-            return _lsq(self.weight, scale, -limit, limit, limit)
+            return _lsq(self.weight, scale, -limit, limit, limit, self.weight[0].numel())
         if self.training:
             self.weight_scale.copy_(widest(self.weight, self.weight_max))
         scale = self.weight_scale.detach()
@@ -82,16 +83,17 @@ class FakeQuantLinear(_FakeQuantized, nn.Linear):
         return F.linear(self.quantized_input(x), weight, bias)
 
 
-def _lsq(x, scale, low, high, bound: int):
+def _lsq(x, scale, low, high, bound: int, values: int):
     """Rounds to multiples of ``scale`` with the gradients of Esser et al. (2020), eq. 1 to 3:
     straight through inside the range, and for the scale ``round(v) - v`` inside, the bound
-    outside. ``bound`` is the largest integer that the scale is multiplied with."""
-    scale = _damped(scale, x.numel() / max(1, scale.numel()), bound)
+    outside. ``bound`` is the largest integer that the scale is multiplied with, ``values`` how many
+    values have one scale (of an image: more of them in a batch teach the same scale)."""
+    scale = _damped(scale, values, bound)
     v = torch.clamp(x / scale, low, high)
     return (v + (torch.round(v) - v).detach()) * scale
 
 
-def _damped(scale: torch.Tensor, values: float, bound: int) -> torch.Tensor:
+def _damped(scale: torch.Tensor, values: int, bound: int) -> torch.Tensor:
     """The scale with its gradient divided by sqrt(values * bound), so that it moves as fast as the
     weights do (Esser et al. 2020, section 2.2)."""
     factor = (values * bound) ** -0.5

@@ -109,8 +109,11 @@ class Checkpointer:
             raise error
 
     def load(self) -> Snapshot | None:
-        """The newest state that is whole; None when there is none. Damaged ones are set aside, which
-        the attempt's log tells: training that is repeated must not go unnoticed."""
+        """The newest state that is whole; None when there is none.
+
+        Damaged ones are set aside, and the attempt's log tells it: training that is repeated must
+        not go unnoticed.
+        """
         for entry in reversed(list(self._index)):
             path = self.folder / entry["file"]
             try:
