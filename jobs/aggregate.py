@@ -36,7 +36,7 @@ def aggregate(sweep: str, work: Path, to: Path) -> None:
     write_down_ends(asked, Work(work))
     listed = report.rows(asked, Work(work))
     report.print_summary(listed, sys.stdout)
-    print(f"Report: {report.build(asked, Work(work), to).markdown}")
+    print(f"Report: {report.build(asked, Work(work), to).page}")
 
 
 def write_down_ends(asked: Sweep, work: Work) -> None:

@@ -253,7 +253,7 @@ def report(sweep: str, as_json: bool, to: Path | None) -> None:
     if as_json:
         return _show(listed)
     report.print_summary(listed)
-    click.echo(f"Report: {report.build(asked, work, to).markdown}")
+    click.echo(f"Report: {report.build(asked, work, to).page}")
 
 
 @netpress.command()

@@ -4,7 +4,7 @@
                    manifest.json, lock}
     WORK/sweeps/NAME/{ledger.jsonl, sweep.yaml, jobs/}
     WORK/cache/
-    REPORTS/SWEEP/{report.md, results.csv, figures/}
+    REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, tables/, figures/}
 """
 
 from __future__ import annotations
@@ -154,9 +154,14 @@ class JobPaths:
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """What a sweep produced, for people: reports/SWEEP/."""
+    """What a sweep produced, for people: reports/SWEEP/. A new report takes away what an earlier
+    one left in tables/ and figures/."""
 
     folder: Path
+
+    @property
+    def page(self) -> Path:
+        return self.folder / "index.html"
 
     @property
     def markdown(self) -> Path:
@@ -167,12 +172,41 @@ class ReportPaths:
         return self.folder / "results.csv"
 
     @property
+    def merged(self) -> Path:
+        """All cells, histories included."""
+        return self.folder / "results.h5"
+
+    @property
+    def yaml(self) -> Path:
+        """The sweep file that it is the report of."""
+        return self.folder / "sweep.yaml"
+
+    @property
+    def tables(self) -> Path:
+        return self.folder / "tables"
+
+    def latex(self, name: str) -> Path:
+        return self.tables / f"{checked_name(name)}.tex"
+
+    @property
     def figures(self) -> Path:
         return self.folder / "figures"
 
-    @property
-    def accuracy_bytes(self) -> Path:
-        return self.figures / "accuracy-bytes.svg"
+    def svg(self, name: str) -> Path:
+        return self.figures / f"{checked_name(name)}.svg"
+
+    def pdf(self, name: str) -> Path:
+        return self.figures / f"{checked_name(name)}.pdf"
+
+    def drawn_or_set(self) -> list[Path]:
+        """The figures and the tables for LaTeX that are there, of whichever report."""
+        found = (*self.figures.glob("*.svg"), *self.figures.glob("*.pdf"),
+                 *self.tables.glob("*.tex"))  # fmt: skip
+        return sorted(found)
+
+    def name(self, path: Path) -> str:
+        """How a file of this report is named in another one."""
+        return path.relative_to(self.folder).as_posix()
 
 
 @dataclass(frozen=True)
@@ -226,6 +260,11 @@ def shipped_sweeps() -> Path:
 
 def shipped_profiles() -> Path:
     return CODE / "sbatch" / "profiles"
+
+
+def page_template() -> Path:
+    """The folder with page.html.j2, page.css and page.js."""
+    return CODE / "pipeline" / "report"
 
 
 def sweep_file(name_or_path: str | Path) -> Path:

@@ -148,7 +148,7 @@ def test_report(ask, here, mine):
     cells, work = mine
     results.publish(cells[0], work)
     code, out, _ = ask("report", "mine.yaml")
-    assert code == 0 and f"Report: {here}/reports/mine/report.md" in out
+    assert code == 0 and f"Report: {here}/reports/mine/index.html" in out
     assert "digits/vgg16_bn/kd/0" in out and "not run yet" in out
     listed = json.loads(ask("report", "mine.yaml", "--json")[1])
     assert [row["id"] for row in listed["rows"]] == [cells[0].id]

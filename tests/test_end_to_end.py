@@ -49,7 +49,7 @@ def test_run_makes_everything_and_says_so(smoke):
     lab, ran = smoke.lab, smoke.ran
     assert ran.returncode == 0 and "Traceback" not in ran.stderr
     report = lab.folder / "reports" / "smoke"
-    assert f"Report: {report}/report.md\n" in ran.stdout
+    assert f"Report: {report}/index.html\n" in ran.stdout
     table = ran.stdout.split("Report:")[0].splitlines()
     assert [line.split()[0] for line in table if line.split()[:1] and line.split()[0] in TECHNIQUES]
     assert max(map(len, table)) <= 80

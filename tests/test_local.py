@@ -93,7 +93,7 @@ def test_everything_is_made_and_reported(bench, capsys):
     assert [line["cell"] for line in bench.trace()] == [cell.name for cell in ASKED.cells]
     assert set(bench.states(ASKED).values()) == {"done"}
     out, err = capsys.readouterr()
-    report = Path("reports/test/report.md").absolute()
+    report = Path("reports/test/index.html").absolute()
     assert f"Report: {report}\n" in out and report.is_file()
     assert "Smallest good model: digits/vgg16_bn/half/0 in " in out or "third/0 in " in out
     assert "half" in out and "netpress predict" in out and "Traceback" not in err

@@ -86,4 +86,4 @@ def test_reports_are_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = paths.report("quickstart")
     assert found.markdown == tmp_path / "reports" / "quickstart" / "report.md"
-    assert found.accuracy_bytes.parent.parent == found.folder
+    assert found.svg("a").parent.parent == found.latex("a").parent.parent == found.folder

@@ -174,7 +174,7 @@ def test_another_cells_result_is_no_result(work):
 def test_nothing_there_is_a_report_of_gaps(work, tmp_path):
     paths, text = built(results.sweep(), work, tmp_path)
     assert "0 of 2 cells" in text and text.count(gaps.NOT_RUN) == 2
-    assert "There is no result yet" in text and not paths.accuracy_bytes.exists()
+    assert "There is no result yet" in text and not paths.svg("accuracy-bytes").exists()
     assert len(paths.csv.read_text().splitlines()) == 1
     assert not work.root.exists()  # looking changes nothing
 
@@ -189,7 +189,7 @@ def test_the_same_results_give_the_same_bytes_in_any_order(tmp_path):
         paths = report.build(sweep, work, tmp_path / name)
         again = report.build(sweep, work, tmp_path / name)
         assert paths == again
-        contents.append([p.read_bytes() for p in (paths.markdown, paths.csv, paths.accuracy_bytes)])
+        contents.append([p.read_bytes() for p in (paths.page, paths.markdown, paths.csv)])
     assert contents[0] == contents[1]
 
 
@@ -313,7 +313,7 @@ def test_csv_has_raw_values_in_full(work, tmp_path):
 def drawn(work, tmp_path, **shape) -> str:
     sweep = results.sweep(**shape)
     publish_all(sweep, work)
-    return built(sweep, work, tmp_path)[0].accuracy_bytes.read_text()
+    return built(sweep, work, tmp_path)[0].svg("accuracy-bytes").read_text()
 
 
 def test_the_figure_stands_alone_and_has_no_date(work, tmp_path):

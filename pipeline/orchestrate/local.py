@@ -380,7 +380,7 @@ def _report(asked: Sweep, work: paths.Work) -> int:
 
     listed = report.rows(asked, work)
     report.print_summary(listed)
-    print(f"Report: {report.build(asked, work).markdown}")
+    print(f"Report: {report.build(asked, work).page}")
     best = report.best(listed["rows"])
     if best:
         cell = asked.by_id[best["id"]]

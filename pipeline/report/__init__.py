@@ -23,24 +23,60 @@ __all__ = ["best", "build", "print_summary", "rows"]
 def build(sweep: Sweep, work: Work, out: Path | None = None) -> ReportPaths:
     """Write OUT/SWEEP/ (out: ./reports) from what is there; the same results give the same bytes.
 
-    Each file appears whole or not at all; the Markdown, which points to the others, comes last.
-    Raises OSError where they cannot be written.
+    Each file appears whole or not at all; what an earlier report left and this one does not have
+    goes; the page, which points to the others, comes last. Raises OSError where they cannot be
+    written.
     """
-    from pipeline.report import figures, frames, json_rows, tables, text, usage
+    from pipeline.report import json_rows, merged, page, tables, text
 
-    found = frames.read(sweep, work)
-    listed = json_rows.rows(found)
     paths = report(sweep.name, out)
-    store.publish_bytes(paths.csv, tables.csv_text(found.cells).encode())
-    if listed:
-        store.publish_bytes(paths.accuracy_bytes, figures.accuracy_bytes(listed))
-    else:  # one of an earlier report would be of results that are gone
-        paths.accuracy_bytes.unlink(missing_ok=True)
-    figure = paths.accuracy_bytes.relative_to(paths.folder).as_posix() if listed else None
-    used = usage.read(sweep.cells, work)
-    markdown = text.report(sweep, found, listed, figure, used)
-    store.publish_bytes(paths.markdown, markdown.encode())
+    published = merged.write(sweep, work, paths.merged)
+    found, used = published.frames, published.used
+    listed = json_rows.rows(found)
+    drawn = _drawn(listed) if listed else {}
+    files = {paths.csv: tables.csv_text(found.cells).encode(), paths.yaml: sweep.text.encode()}
+    files |= {paths.svg(name): figure.svg for name, figure in drawn.items()}
+    files |= {paths.pdf(name): figure.pdf for name, figure in drawn.items() if figure.pdf}
+    figure = next((paths.name(paths.svg(name)) for name in drawn), None)
+    files[paths.markdown] = text.report(sweep, found, listed, figure, used).encode()
+    beside = [paths.name(path) for path in (paths.merged, *files)]
+    files[paths.page] = page.html(sweep, found, listed, drawn, used, beside)
+    _publish(paths, files)
     return paths
+
+
+def _publish(paths: ReportPaths, files: dict[Path, bytes]) -> None:
+    """All but the last of `files`, away with what is not among them, then the last."""
+    *first, last = files
+    for path in first:
+        store.publish_bytes(path, files[path])
+    for left in paths.drawn_or_set():
+        if left not in files:
+            left.unlink(missing_ok=True)
+    store.publish_bytes(last, files[last])
+
+
+def _drawn(listed: list[dict[str, Any]]) -> dict[str, Any]:
+    from types import SimpleNamespace
+
+    from pipeline.report import figures
+
+    alt = ("Accuracy against stored bytes on a log scale, one mark a technique, with the base and "
+           "a dashed line one point below it.")  # fmt: skip
+    figure = SimpleNamespace(svg=figures.accuracy_bytes(listed), pdf=b"", alt=alt,
+                             title="Accuracy against size", caption=alt)  # fmt: skip
+    return {"accuracy-bytes": figure}
+
+
+def _publish(paths: ReportPaths, files: dict[Path, bytes]) -> None:
+    """All but the last of `files`, away with what is not among them, then the last."""
+    *first, last = files
+    for path in first:
+        store.publish_bytes(path, files[path])
+    for left in paths.drawn_or_set():
+        if left not in files:
+            left.unlink(missing_ok=True)
+    store.publish_bytes(last, files[last])
 
 
 def rows(sweep: Sweep, work: Work) -> dict[str, Any]:

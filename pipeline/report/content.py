@@ -92,7 +92,8 @@ def _latency_columns() -> Iterator[Column]:
         for batch in BATCHES:
             for p in percentiles:
                 key = latency_key("onnxruntime", "artifact", threads, batch, p)
-                yield Column(f"{said}, batch {batch.removeprefix('batch')}, p{p}", key, "latency")
+                heading = f"{said}, batch {batch.removeprefix('batch')}, p{p}"
+                yield Column(heading, key, "latency, ms")
 
 
 RESULTS = (
@@ -117,14 +118,14 @@ SIMULATED = tuple(
 )
 
 
-def results(frames: Frames) -> Section:
+def results(frames: Frames, columns: Sequence[Column] = RESULTS) -> Section:
     return Section(
         "Results",
         "Everything here is of the artifact that would be deployed: its bytes on disk, its own "
         "accuracy on the whole test set, its speed on ONNX Runtime with all threads, as the ratio "
         "of medians of the base artifact and of this one, interleaved in one process. "
         "With several seeds: mean ± sample standard deviation over n of them.",
-        tables(frames, RESULTS),
+        tables(frames, columns),
     )
 
 
@@ -151,18 +152,27 @@ def tables(frames: Frames, columns: Sequence[Column]) -> tuple[Table, ...]:
     found = []
     for (dataset, model), cells in frames.cells.groupby(["dataset", "model"], sort=False):
         present = [column for column in columns if cells[column.key].notna().any()]
+        numbers = {column.key: cells[column.key].tolist() for column in present}
+        techniques = cells["technique"].astype(str).tolist()
         lines = [
-            (Value(str(technique)), Value(str(len(seeds)), len(seeds)),
-             *(_spread(seeds[column.key], column.key) for column in present))
-            for technique, seeds in cells.groupby("technique", sort=False)
+            (Value(technique), Value(str(len(seeds)), len(seeds)),
+             *(_spread([numbers[column.key][i] for i in seeds], column.key) for column in present))
+            for technique, seeds in _places(techniques).items()
         ]  # fmt: skip
         head = (Column("technique"), Column("n"), *present)
         found.append(Table(str(dataset), str(model), head, tuple(lines)))
     return tuple(found)
 
 
-def _spread(values: Any, key: str) -> Value:
-    numbers = [float(v) for v in values]
+def _places(names: Iterable[str]) -> dict[str, list[int]]:
+    """Where each name stands, in the order in which they come."""
+    found: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        found.setdefault(name, []).append(i)
+    return found
+
+
+def _spread(numbers: Sequence[float], key: str) -> Value:
     middle = mean(numbers)
     return Value(METRIC[key].show(middle, deviation(numbers)), middle if middle == middle else None)
 

@@ -19,7 +19,7 @@ from pipeline.report import gaps, reading
 from pipeline.report.evidence import Evidence, evidence, valid_result
 from pipeline.report.gaps import Gap
 from pipeline.report.reading import Read
-from pipeline.report.rows import COLUMNS, IDENTITY, identity
+from pipeline.report.row import COLUMNS, IDENTITY, identity
 from pipeline.sweep import Cell, Sweep
 
 __all__ = [

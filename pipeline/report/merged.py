@@ -36,7 +36,7 @@ from pipeline.report.evidence import Evidence
 from pipeline.report.frames import Frames
 from pipeline.report.gaps import Gap
 from pipeline.report.reading import Chunk, Read
-from pipeline.report.rows import identity
+from pipeline.report.row import identity
 from pipeline.report.usage import Used
 from pipeline.sweep import Catalog, Cell, Sweep
 

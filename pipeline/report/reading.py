@@ -30,7 +30,7 @@ from pipeline.errors import Corrupt
 from pipeline.paths import CellPaths
 from pipeline.report import usage
 from pipeline.report.evidence import check_result, is_row_evidence, valid_result
-from pipeline.report.rows import row
+from pipeline.report.row import row
 
 CHUNK = 50
 # Starting a process costs as much as reading some hundred results.

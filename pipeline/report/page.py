@@ -1,0 +1,287 @@
+"""index.html: the whole report as one file that loads nothing from elsewhere.
+
+Style and script stand in the page and are allowed by their hashes; figures are images in base64,
+which keeps their ids and styles apart from each other's and from the page's. A table's lines beyond
+FIRST_LINES are in the page, but laid out only when asked for (a link to them, or paper), so that a
+table of ten thousand opens at once.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from markupsafe import Markup
+
+from pipeline import __version__
+from pipeline.paths import page_template
+from pipeline.report import content, usage
+from pipeline.report.answer import Row
+from pipeline.report.content import Code, Column, Section, Sentence, Table, Value
+from pipeline.report.frames import Frames
+from pipeline.report.gaps import Gap
+from pipeline.report.metrics import METRIC
+from pipeline.report.usage import Used
+from pipeline.sweep import Sweep
+
+if TYPE_CHECKING:
+    from pipeline.report.figures import Figure
+
+FIRST_LINES = 200
+LARGE_LINES = 500  # of all tables: from here on those out of sight are not laid out
+NARROW_GROUPS = ("accuracy", "size", "speed")  # what a narrow screen shows at first
+EVERY_CELL = ("accuracy", "accuracy_drop", "stored_bytes", "stored_ratio", "speedup_all_batch1",
+              "seconds", "peak_memory_bytes")  # fmt: skip
+# Control characters, halves of pairs, and what turns the direction of the text around it.
+UNFIT = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring columns that are shown and hidden together."""
+
+    name: str
+    columns: int
+
+
+@dataclass(frozen=True)
+class View:
+    """A table as the page has it; the first column names the line and stays in sight."""
+
+    id: str
+    caption: str
+    columns: tuple[Column, ...]
+    lines: tuple[tuple[Value, ...], ...]
+
+    @cached_property
+    def numeric(self) -> tuple[bool, ...]:
+        """Whether each column has numbers, by which it is sorted."""
+        return tuple(
+            i > 0 and (bool(column.key) or any(line[i].number is not None for line in self.lines))
+            for i, column in enumerate(self.columns)
+        )
+
+    @property
+    def heads(self) -> Iterator[dict[str, str]]:
+        """`first`: which way a column is sorted at first, so that the best comes first."""
+        for column, numeric in zip(self.columns, self.numeric, strict=True):
+            better = METRIC[column.key].better if column.key in METRIC else ""
+            up = better == "lower" or not numeric
+            other = "n" if numeric else "text"
+            yield {
+                "heading": column.heading,
+                "classes": "name" if column is self.columns[0] else other,
+                "first": "ascending" if up else "descending",
+            }
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The upper line of the heading; () where no columns belong together."""
+        if not any(column.group for column in self.columns):
+            return ()
+        runs = groupby(self.columns[1:], lambda column: column.group)
+        return (Group("", 1), *(Group(name, len(list(run))) for name, run in runs))
+
+    def keys(self, line: Sequence[Value]) -> str:
+        """A line's numbers, for sorting: `-` where there is none."""
+        return " ".join(
+            "-" if value.number is None else f"{value.number:.6g}"
+            for value, numeric in zip(line, self.numeric, strict=True) if numeric
+        )  # fmt: skip
+
+    def cell(self, i: int, value: Value) -> Markup:
+        if not self.numeric[i]:
+            return Markup("<td class=text>") + clean(value.text)
+        number, plus_minus, deviation = value.text.partition(" ± ")
+        small = Markup(" <small>± {}</small>").format(deviation) if plus_minus else ""
+        return Markup("<td>") + number + small
+
+    @property
+    def hiding(self) -> Iterator[str]:
+        """Style: a rule for each group of columns that can be hidden."""
+        last = 1
+        for group in self.groups[1:]:
+            first, last = last + 1, last + group.columns
+            if group.name:
+                of = f":nth-child(n+{first}):nth-child(-n+{last})"
+                table = f"#{self.id}-table.no-{slug(group.name)}"
+                yield f"{table} .columns>{of},{table} tbody>tr>{of}{{display:none}}\n"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section of the page with tables."""
+
+    id: str
+    title: str
+    about: tuple[Sentence, ...]
+    tables: tuple[View, ...]
+    controls: bool = False
+    wide: bool = False
+
+    @property
+    def groups(self) -> list[str]:
+        """Of all its tables, each once."""
+        names = (group.name for view in self.tables for group in view.groups)
+        return [name for name in dict.fromkeys(names) if name]
+
+
+def html(
+    sweep: Sweep,
+    frames: Frames,
+    rows: list[Row],
+    figures: Mapping[str, Figure],
+    used: Used | None = None,
+    files: Sequence[str] = (),
+) -> bytes:
+    """The page. `figures`: by name, in reading order; `files`: what lies beside it, by its path
+    from there."""
+    parts = list(_parts(frames)) if rows else []
+    gaps = _gaps(frames.gaps)
+    every_cell = _every_cell(frames)
+    views = [*(view for part in (*parts, gaps) for view in part.tables), every_cell]
+    style = _file("page.css") + "".join(rule for view in views for rule in view.hiding)
+    script = _file("page.js")
+    page = _environment().get_template("page.html.j2").render(
+        version=__version__, policy=_policy(style, script), style=style, script=script,
+        title=content.title(sweep), counts=content.counts(sweep, frames),
+        answers=content.answers(sweep, rows), several_seeds=_several_seeds(parts),
+        parts=parts, gaps=gaps, every_cell=every_cell,
+        figures=[_figure(name, figure) for name, figure in figures.items()],
+        usage=list(usage.lines(used)) if used else [],
+        facts=content.facts(frames), command=content.repeat(sweep), sweep_text=sweep.text,
+        files=files, first_lines=FIRST_LINES, narrow_groups=NARROW_GROUPS,
+        large=sum(len(view.lines) for view in views) > LARGE_LINES,
+    )  # fmt: skip
+    return page.encode()
+
+
+def clean(text: str) -> str:
+    """`text` without what a page cannot show, or what would change how its neighbours read."""
+    return text if isinstance(text, Markup) else UNFIT.sub("\ufffd", text)
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+# --- its parts -------------------------------------------------------------------------------
+
+
+def _parts(frames: Frames) -> Iterator[Part]:
+    full = content.results(frames, (*content.RESULTS, *content.LATENCY))
+    yield _part("results", full, controls=True, wide=True)
+    simulated = content.simulated(frames)
+    if simulated:
+        yield _part("simulated", simulated)
+
+
+def _part(id: str, section: Section, controls: bool = False, wide: bool = False) -> Part:
+    about = ((section.about,),) if section.about else ()
+    views = (_view(f"{id}-{i}", table) for i, table in enumerate(section.tables))
+    return Part(id, section.title, about, tuple(views), controls, wide)
+
+
+def _view(id: str, table: Table) -> View:
+    return View(id, f"{table.dataset}, {table.model}", table.columns, table.lines)
+
+
+def _several_seeds(parts: Iterable[Part]) -> bool:
+    return any(line[1].number > 1 for part in parts[:1] for v in part.tables for line in v.lines)
+
+
+def _gaps(gaps: Sequence[Gap]) -> Part:
+    columns = (Column("cell"), Column("reason"), Column("id"))
+    lines = tuple((Value(g.cell.name), Value(g.reason), Value(g.cell.id)) for g in gaps)
+    about = (_reasons(gaps),) if gaps else (("None: every cell has a result.",),)
+    views = (View("gaps-0", "Cells without a result", columns, lines),) if gaps else ()
+    return Part("gaps", "Gaps", about, views, controls=len(gaps) > 10)
+
+
+def _reasons(gaps: Sequence[Gap]) -> Sentence:
+    """How often the commonest reasons are the reason."""
+    said = [f"{reason} ({n:,})" for reason, n in Counter(g.reason for g in gaps).most_common(5)]
+    cells = "1 cell has" if len(gaps) == 1 else f"{len(gaps):,} cells have"
+    return (f"{cells} no result" + (f", mostly: {'; '.join(said)}." if len(gaps) > 10 else "."),)
+
+
+def _every_cell(frames: Frames) -> View:
+    keys = [key for key in EVERY_CELL if frames.cells[key].notna().any()]
+    columns = (Column("cell"), *(Column(METRIC[key].heading, key) for key in keys), Column("id"))
+    shown = frames.cells[["dataset", "model", "technique", "seed", *keys, "id"]]
+    lines = (
+        (Value("/".join(map(str, values[:4]))),
+         *(_value(key, value) for key, value in zip(keys, values[4:], strict=False)),
+         Value(values[-1]))
+        for values in shown.itertuples(index=False, name=None)
+    )  # fmt: skip
+    return View("cells", "Every cell", columns, tuple(lines))
+
+
+def _value(key: str, number: float) -> Value:
+    return Value(METRIC[key].show(number), number if number == number else None)
+
+
+def _figure(name: str, figure: Figure) -> dict[str, Any]:
+    return {
+        "name": name,
+        "title": figure.title,
+        "caption": figure.caption,
+        "alt": figure.alt,
+        "pdf": bool(figure.pdf),
+        "base64": base64.b64encode(figure.svg).decode(),
+        "size": _size(figure.svg),
+    }
+
+
+def _size(svg: bytes) -> str:
+    """Attributes that keep its place before it is drawn; matplotlib says points."""
+    found = re.search(rb'<svg[^>]* height="([\d.]+)pt"[^>]* width="([\d.]+)pt"', svg[:4000])
+    found = found or re.search(rb'<svg[^>]*height="([\d.]+)pt"', svg[:4000])
+    if not found or len(found.groups()) < 2:
+        return ""
+    height, width = (round(float(points) * 4 / 3) for points in found.groups())
+    return f' width="{width}" height="{height}"'
+
+
+# --- the page itself -------------------------------------------------------------------------
+
+
+def _environment() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(page_template()), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=_finalized,
+    )  # fmt: skip
+    made.filters["slug"] = slug
+    made.tests["code"] = lambda part: isinstance(part, Code)
+    return made
+
+
+def _finalized(value: Any) -> Any:
+    return clean(value) if isinstance(value, str) else value
+
+
+def _policy(style: str, script: str) -> str:
+    """Content-Security-Policy: this style, this script, images that stand in the page; no more."""
+    return (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        f"img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _file(name: str) -> str:
+    return (page_template() / name).read_text(encoding="utf-8")
