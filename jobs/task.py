@@ -12,6 +12,7 @@ are ignored in them, so that they work until the last moment.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -24,16 +25,27 @@ from pathlib import Path
 from submitit.core.utils import DelayedSubmission
 from submitit.helpers import Checkpointable
 
+from jobs.usage import asked, job
 from pipeline import store
 from pipeline.hardware import cores
 from pipeline.orchestrate import slurm
 from pipeline.orchestrate.ended import cause, kills
 from pipeline.orchestrate.plan import cell_command
+from pipeline.orchestrate.retry import out_of_memory
 from pipeline.paths import CODE, CellPaths, JobPaths, Work
 
 CONTROLLER_S = 60.0
 POLL_S = 0.1
+EARLY_S = 90
 ADVICE = "`netpress resume` asks for more"
+NO_PROGRESS = (
+    "nothing was finished between the start of the job and its end, not one epoch, so another "
+    "round would not get further; `netpress resume` asks for more time"
+)
+NO_CONTROLLER = (
+    "the controller did not answer when the time limit came, so the job could not go back into "
+    "the queue; `netpress resume` goes on from the last epoch"
+)
 
 
 class Task(Checkpointable):
@@ -41,14 +53,15 @@ class Task(Checkpointable):
 
     folder: of the array, with what its cells are. work, data: the roots.
     lenient: others stand on these cells one by one, so that the task fails only where all did.
+    lead_s: how long before the time limit USR2 is to come.
     """
 
     def __init__(
         self, folder: str, work: str, data: str, cells: Mapping[int, tuple[str, ...]],
-        lenient: bool = False,
+        lenient: bool = False, lead_s: int = 120,
     ):  # fmt: skip
         self.folder, self.work, self.data = folder, work, data
-        self.cells, self.lenient = dict(cells), lenient
+        self.cells, self.lenient, self.lead_s = dict(cells), lenient, lead_s
         self.running: subprocess.Popen | None = None
         self.before: dict[Path, int] = {}
 
@@ -61,18 +74,33 @@ class Task(Checkpointable):
             sys.exit(1)  # each cell said why in its attempt; all that Slurm needs is the code
 
     def checkpoint(self) -> DelayedSubmission | None:
-        """What the job goes on with; None, which ends it, where it made nothing at all."""
+        """What the job goes on with; None, which ends it, where another round gets no further."""
         if self.running is not None and self.running.returncode is None:
-            os.kill(self.running.pid, signal.SIGKILL)  # `_done` waits for its end on the way out
-        if _made(self._mine()) == self.before:
-            for cell in self._mine():
-                if not store.is_done(cell):
-                    _no_progress(cell)
+            _kill(self.running)  # `_done` waits for its end on the way out
+        if _made(self._mine()) == self.before and self._at_its_limit():
+            self._end_of("stuck", NO_PROGRESS)
             return None
-        slurm.wait_until_up(CONTROLLER_S)  # submitit asks for the requeue once, and fails without
+        # submitit asks for the requeue once, and fails without.
+        if not slurm.wait_until_up(CONTROLLER_S):
+            self._end_of("time_limit", NO_CONTROLLER)
+            return None
         return DelayedSubmission(
-            Task(self.folder, self.work, self.data, self.cells, self.lenient)
+            Task(self.folder, self.work, self.data, self.cells, self.lenient, self.lead_s)
         )
+
+    def _at_its_limit(self) -> bool:
+        """Whether USR2 says that time is up. It may come before a preemption as well, which is no
+        reason to give up. Slurm sends it up to a minute early."""
+        left_s = slurm.seconds_left(str(job()))
+        return left_s is None or left_s <= self.lead_s + EARLY_S
+
+    def _end_of(self, kind: str, reason: str) -> None:
+        """Why there is no other round, for each cell that is not done."""
+        for cell in self._mine():
+            if not store.is_done(cell):
+                attempt = store.last_attempt(cell) or store.new_attempt(cell)
+                failure = {"kind": kind, "reason": reason, "traceback": ""}
+                store.publish_json(attempt.failure, failure)
 
     def _publish_cells(self) -> None:
         """cell.json of each, from which its process knows what to do."""
@@ -111,8 +139,15 @@ class Task(Checkpointable):
         """Killed, not asked: its state is on disk, and the next run must not find it at work."""
         process, self.running = self.running, None
         if process is not None and process.poll() is None:
-            process.kill()
+            _kill(process)
             process.wait()
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """The cell's process and all that it started: it leads a session, and so a group, of its own.
+    Not yet waited for, so its number is still its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _threads() -> tuple[str, ...]:
@@ -144,13 +179,6 @@ def _record(cell: CellPaths, earlier, code: int, memory_ran_out: bool) -> None:
     if attempt is None or (earlier is not None and attempt.number == earlier.number):
         attempt = store.new_attempt(cell)
     kind, reason = cause(code, "", memory_ran_out, ADVICE)
+    if memory_ran_out and (limit := asked()["memory_bytes"]):
+        reason = out_of_memory(limit, limit)  # the kernel ends it when all of it is in use
     store.publish_json(attempt.failure, {"kind": kind, "reason": reason, "traceback": ""})
-
-
-def _no_progress(cell: CellPaths) -> None:
-    attempt = store.last_attempt(cell) or store.new_attempt(cell)
-    reason = (
-        "nothing was finished between the start of the job and its end, not one epoch, "
-        "so another round would not get further; `netpress resume` asks for more time"
-    )
-    store.publish_json(attempt.failure, {"kind": "stuck", "reason": reason, "traceback": ""})

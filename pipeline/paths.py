@@ -2,7 +2,8 @@
 
     WORK/cells/ID/{cell.json, checkpoint/, metrics.h5, attempts/N/, result.h5, artifact/,
                    manifest.json, lock}
-    WORK/sweeps/NAME/{ledger.jsonl, sweep.yaml, jobs/}
+    WORK/sweeps/NAME/{ledger.jsonl, jobs/}
+    WORK/submit.lock
     WORK/cache/
     REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, tables/, figures/}
 """
@@ -106,16 +107,23 @@ class SweepPaths:
         return self.folder / "ledger.jsonl"
 
     @property
-    def yaml(self) -> Path:
-        return self.folder / "sweep.yaml"
-
-    @property
     def jobs(self) -> Path:
         return self.folder / "jobs"
 
     @property
     def lock(self) -> Path:
-        return self.folder / "lock"
+        """Of all sweeps of the work root: they share cells, so one is submitted after the other."""
+        return self.folder.parent.parent / "submit.lock"
+
+    @property
+    def others(self) -> list[SweepPaths]:
+        """The other sweeps of this work root."""
+        try:
+            names = sorted(os.listdir(self.folder.parent))
+        except FileNotFoundError:
+            return []
+        folders = [self.folder.parent / name for name in names if name != self.folder.name]
+        return [SweepPaths(folder) for folder in folders]
 
     def job(self, intent: str) -> JobPaths:
         return JobPaths(self.jobs / checked_name(intent))

@@ -50,6 +50,7 @@ def test_sol_knows_its_charge_and_its_waste():
         ("report.cores=0", "--set report.cores=0: report.cores: "),
         ("cores.x=1", "cores has no parts"),
         ('options={"x y":"1"}', "options"),
+        ('options={"array":"1-9"}', "'array' is set by netpress itself"),
     ],
 )
 def test_a_bad_setting_is_one_sentence(setting, said):
@@ -251,14 +252,24 @@ GIB = 1024**3
         (Row(1, 0, "FAILED"), {"log": "x exceeded memory limit (44238372864 > 42949672960), b"},
          "out_of_memory", "out of memory: 41.2 of 40 GiB"),
         (Row(1, 0, "OUT_OF_MEMORY", peak_bytes=39 * GIB, asked_bytes=40 * GIB), {},
-         "out_of_memory", "out of memory: more than 40 GiB; 39 GiB were seen"),
-        (Row(1, 0, "TIMEOUT"), {"rounds": 4}, "time_limit", "time limit after 3 requeues: job 1_0"),
+         "out_of_memory", "out of memory: 40.0 of 40 GiB"),
+        (Row(1, 0, "TIMEOUT"), {}, "stuck", "time limit: job 1_0 was ended by it before anything"),
+        (Row(1, 0, "TIMEOUT"), {"rounds": 4, "progress": True}, "time_limit",
+         "time limit after 3 requeues: job 1_0"),
         (Row(1, 0, "NODE_FAIL", nodes="cn042"), {}, "node_failure", "node cn042 failed"),
         (Row(1, 0, "PREEMPTED"), {}, "preempted", "preempted"),
         (Row(1, 0, "CANCELLED", by="1000"), {}, "cancelled", "cancelled by 1000"),
         (Row(1, 0, "CANCELLED", "Dependency"), {}, "base_failed", "its base failed"),
         (Row(1, 0, "FAILED", exit_code="1:0"), {"log": "a\nImportError: b"}, "exception",
          "job 1_0 failed with exit code 1:0: ImportError: b"),
+        (Row(1, 0, "FAILED", exit_code="9:0"), {"log": "srun: Force Terminated StepId=1.0"},
+         "killed", "job 1_0 was killed from outside (exit code 9:0)"),
+        (Row(1, 0, "FAILED", exit_code="0:9"), {}, "killed", "killed from outside"),
+        (Row(1, 0, "FAILED"), {"log": "srun: error: n2: task 0: Killed"}, "killed", "killed"),
+        (Row(1, 0, "FAILED", exit_code="1:0"), {"log": "CalledProcessError: Command '['scontrol', "
+         "'requeue', '1_0']' returned non-zero exit status 1."}, "not_requeued", "did not take"),
+        (Row(1, 0, "FAILED", exit_code="1:0"), {"cell": "ab", "log": "netpress: cell ab is being "
+         "worked on by process 1 on x in job 2_0\nsrun: error"}, "busy", "on x in job 2_0 when"),
         (Row(1, 0, "FAILED"), {"failure": {"kind": "exception", "reason": "ValueError: at"}},
          "exception", "exception: ValueError: at"),
         (Row(1, 0, "FAILED"), {"setup": "set-up failed with exit code 1: x"}, "set_up", "set-up"),
@@ -272,9 +283,43 @@ def test_causes(row, more, kind, reason):
     assert found.kind == kind and reason in found.reason
 
 
+# All of squeue's and sacct's manual pages, Slurm 20.11 to 25.05.
+DOCUMENTED = (
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "COMPLETING", "CONFIGURING", "DEADLINE",
+    "EXPEDITING", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PENDING",
+    "POWER_UP_NODE", "PREEMPTED", "RECONFIG_FAIL", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD",
+    "RESIZING", "RESV_DEL_HOLD", "REVOKED", "RUNNING", "SIGNALING", "SPECIAL_EXIT",
+    "STAGE_OUT", "STOPPED", "SUSPENDED", "TIMEOUT", "UPDATE_DB",
+)  # fmt: skip
+
+
 def test_every_final_state_has_a_rule():
-    assert set(retry.ENDED) == cluster.FINAL and set(retry.ENDED.values()) <= set(retry.RULES)
-    assert not cluster.FINAL & set(cluster.IN_QUEUE)
+    assert set(retry.ENDED) == slurm.FINAL and set(retry.ENDED.values()) <= set(retry.RULES)
+    assert not slurm.FINAL & set(slurm.IN_QUEUE)
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTED, "FROBNICATED"])
+def test_every_state_of_slurm_and_what_it_is_for_a_cell(name, tmp_path):
+    """None makes a cell done; one that is not known is shown as it is, its job left alone."""
+    from pipeline.orchestrate import state
+
+    asked, work = results.sweep(techniques=()), Work(tmp_path)
+    [cell] = asked.cells
+    with ledger.locked(work.sweep("test")) as known:
+        intend(known, cells=(cell.id,), request={"memory_gib": 1, "minutes": 1, "exclude": []})
+        known.append("submitted", intent="a1", job=7)
+    view = cluster.View(known, work, {"7_0": Row(7, 0, name, nodes="n1")})
+    found = state._state(cell, work, False, None, view)
+    assert found.state in ("running", "queued", "failed", "cancelled", "missing")
+    assert view.in_queue(cell.id) is (name not in slurm.FINAL)
+    if name in slurm.IN_QUEUE:
+        assert found.state == slurm.IN_QUEUE[name] and "job 7_0" in found.reason
+        assert name in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "FROBNICATED") or \
+            name.lower() in found.reason
+    elif name in slurm.FINAL:
+        assert found.state not in ("running", "queued") and found.reason
+    else:
+        assert name == "FROBNICATED" in found.reason and found.state == "running"
 
 
 def test_what_is_asked_for_next_time():
@@ -285,6 +330,9 @@ def test_what_is_asked_for_next_time():
     assert after("out_of_memory", asked=Request(90, 1)) == Request(100, 1)
     assert "100 GiB already" in after("out_of_memory", asked=Request(100, 1))
     assert after("time_limit") == ASKED and after("stuck") == Request(40, 480)
+    assert retry.escalated(retry.Cause("stuck", ""), ASKED, 100, 300) == Request(40, 300)
+    at_cap = retry.escalated(retry.Cause("stuck", ""), Request(40, 300), 100, 300)
+    assert "300 minutes already" in at_cap
     assert after("node_failure", "cn1") == Request(40, 240, ("cn1",))
     assert not retry.RULES["exception"].again
 
@@ -313,6 +361,21 @@ def test_what_overrides_a_script_is_not_passed_on(monkeypatch):
     found = slurm.environment()
     assert "SBATCH_PARTITION" not in found and "SLURM_MEM_PER_NODE" not in found
     assert found["SLURM_CONF"] == "/c" and found["SLURM_BITSTR_LEN"] == "0"
+
+
+def test_who_we_are_is_not_what_the_environment_says(monkeypatch):
+    for name in ("USER", "LOGNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody-else")
+    import pwd
+
+    assert slurm.user() == pwd.getpwuid(os.getuid()).pw_name
+
+
+@pytest.mark.parametrize(
+    "text, seconds", [("1:00", 60), ("2-03:04:05", 183845), ("10:00:00", 36000), ("INVALID", None)]
+)
+def test_time_left(text, seconds):
+    assert slurm._seconds(text) == seconds
 
 
 def test_rows_of_squeue_and_sacct():

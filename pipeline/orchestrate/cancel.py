@@ -22,7 +22,7 @@ def run(asked: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
         if view is None:
             yield f"Nothing of {asked.name} was ever submitted."
             return
-        chosen = [cell for cell in cells or asked.cells if view.in_queue(cell.id)]
+        chosen = [cell for cell in cells or asked.cells if view.in_own_queue(cell.id)]
         tasks = {view.task(cell.id) for cell in chosen}
         shared = [cell for cell in asked.cells if view.task(cell.id) in tasks]
         if shared:
@@ -35,7 +35,8 @@ def run(asked: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
     )
     idle = [cell for cell in cells if cell not in chosen]
     for cell in idle:
-        yield f"{cell.name} was in no job"
+        other = view.shared.get(cell.id)
+        yield f"{cell.name} was in no job" + (f" of this sweep, but of sweep {other}" * bool(other))
 
 
 def _grouped(tasks) -> list[str]:

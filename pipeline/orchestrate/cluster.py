@@ -9,38 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 
 from pipeline import store
 from pipeline.errors import UserError
 from pipeline.orchestrate import ledger, slurm
 from pipeline.orchestrate.retry import Cause, cause
-from pipeline.paths import Work
+from pipeline.paths import AttemptPaths, CellPaths, Work
 from pipeline.sweep import Cell, Sweep
 
 LOG_TAIL_BYTES = 4000
 
-# States in which a job is still in the queue, and what they are for a cell. One that is not here is
-# shown as it is: its job may come back, so its cell is neither done nor free to be submitted.
-IN_QUEUE = {
-    "PENDING": "queued",
-    "REQUEUED": "queued",
-    "REQUEUE_FED": "queued",
-    "REQUEUE_HOLD": "queued",
-    "RESV_DEL_HOLD": "queued",
-    "SPECIAL_EXIT": "queued",
-    "CONFIGURING": "running",
-    "RUNNING": "running",
-    "COMPLETING": "running",
-    "SUSPENDED": "running",
-    "STOPPED": "running",
-    "SIGNALING": "running",
-    "STAGE_OUT": "running",
-    "RESIZING": "running",
-}
-FINAL = frozenset(
-    ("COMPLETED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL",
-     "LAUNCH_FAILED", "RECONFIG_FAIL", "PREEMPTED", "CANCELLED", "REVOKED")
-)  # fmt: skip
 PENDING = {  # Slurm's reasons in words; others are shown as they are
     "None": "",
     "Priority": "behind jobs of higher priority",
@@ -54,9 +33,22 @@ PENDING = {  # Slurm's reasons in words; others are shown as they are
 }
 
 
+@dataclass(frozen=True)
+class InJob:
+    """What the attempts that a cell made in one job say: how many there were, how the last one
+    failed, and whether anything was published since it began."""
+
+    rounds: int = 0
+    failure: dict | None = None
+    progress: bool = False
+
+
 @dataclass
 class View:
-    """One look at the cluster. `rows` by task (`12_3`); `notes` are lines for the user."""
+    """One look at the cluster. `rows` by task (`12_3`); `notes` are lines for the user.
+
+    `shared`: cells that a job of another sweep is at, or is going to make, and that sweep's name.
+    """
 
     known: ledger.Ledger
     work: Work
@@ -65,6 +57,7 @@ class View:
     notes: list[str] = field(default_factory=list)
     reachable: bool = True  # the controller answered
     accounting: bool = True  # so did sacct, where it was asked
+    shared: dict[str, str] = field(default_factory=dict)
 
     def task(self, cell_id: str) -> str | None:
         """The task that the cell was submitted in last, once its job is known."""
@@ -78,22 +71,25 @@ class View:
     def in_queue(self, cell_id: str) -> bool:
         """Whether a job is going to work on the cell, or does."""
         row = self.row(cell_id)
-        return row is not None and row.state not in FINAL
+        return row is not None and row.state not in slurm.FINAL
+
+    def in_own_queue(self, cell_id: str) -> bool:
+        """The same, of a job that was submitted for this sweep."""
+        return self.in_queue(cell_id) and cell_id not in self.shared
 
     @property
     def alive_jobs(self) -> list[int]:
-        """Ids of this sweep's jobs that are in the queue, the report's left out."""
-        kinds = {e.job: e.kind for e in self.known.entries.values() if e.job is not None}
-        return sorted({
-            r.job for r in self.rows.values()
-            if r.state not in FINAL and kinds.get(r.job) == "cells"
-        })  # fmt: skip
+        """Ids of the jobs in the queue that work on this sweep, the report's left out."""
+        jobs = {e.job for e in self.known.entries.values() if e.kind == "cells"}
+        jobs |= {self.last[cell].entry.job for cell in self.shared}
+        alive = {row.job for row in self.rows.values() if row.state not in slurm.FINAL}
+        return sorted(jobs & alive)
 
     @property
     def alive_report(self) -> int | None:
         for entry in self.known.entries.values():
             row = self.rows.get(f"{entry.job}_0") if entry.kind == "report" else None
-            if row is not None and row.state not in FINAL:
+            if row is not None and row.state not in slurm.FINAL:
                 return row.job
         return None
 
@@ -104,14 +100,14 @@ class View:
         """Why the cell, whose job is not in the queue, is not done."""
         at = self.last[cell.id]
         task, row = at.task, self.row(cell.id)
-        folder = self.work.cell(cell.id)
-        failure, rounds = _of_job(folder, task)
+        made = in_job(self.work.cell(cell.id), task)
         if cell.id in self.known.cancelled and (row is None or row.state == "CANCELLED"):
             return Cause("cancelled", "cancelled by `netpress cancel`")
         job = self.known.paths.job(at.entry.intent)
-        found = cause(row, failure=failure, setup=_text(job.setup(task)), log=_text(job.err(task)),
-                      rounds=rounds, task=task)  # fmt: skip
-        if row is None and failure is None and not self.accounting:
+        found = cause(row, failure=made.failure, setup=_text(job.setup(task)),
+                      log=_text(job.err(task)), rounds=made.rounds, progress=made.progress,
+                      task=task, cell=cell.id)  # fmt: skip
+        if row is None and made.failure is None and not self.accounting:
             return Cause(found.kind, f"{found.reason} (accounting is not available)")
         return found
 
@@ -125,23 +121,50 @@ def look(
     Raises Unreachable if `patient` and the controller does not answer, else notes it.
     """
     known = known or ledger.read(work.sweep(asked.name))
-    if not known.entries:
+    done = set(done)
+    left = [cell.id for cell in asked.cells if cell.id not in done]
+    others = ledger.others(work.sweep(asked.name), left) if left else []
+    if not known.entries and not others:
         return None
     view = View(known, work)
-    owners = sorted({entry.user for entry in known.entries.values()}) or [slurm.user()]
+    _ask_queue(view, others, patient)
+    _adopt(known, view.queue)
+    view.last = known.last
+    jobs = set(known.jobs)
+    view.rows = {row.task: row for row in view.queue if row.job in jobs}
+    for other in others:
+        _share(view, other, left)
+    _account(view, asked, done)
+    return view
+
+
+def _ask_queue(view: View, others: Iterable[ledger.Ledger], patient: bool) -> None:
+    entries = [entry for known in (view.known, *others) for entry in known.entries.values()]
+    owners = {entry.user for entry in entries}
     try:
-        view.queue = slurm.squeue(",".join(owners), patient)
+        view.queue = slurm.squeue(",".join(sorted(owners)), patient)
     except UserError as error:
         if patient:
             raise
         view.reachable = False
         view.notes.append(f"{error}; what follows is what the disk knows")
-    _adopt(known, view.queue)
-    view.last = known.last
-    jobs = set(known.jobs)
-    view.rows = {row.task: row for row in view.queue if row.job in jobs}
-    _account(view, asked, set(done))
-    return view
+    if view.reachable and not view.queue and owners != {slurm.user()}:
+        view.notes.append(
+            f"the queue shows no job of {', '.join(sorted(owners))}: there is none, or this "
+            "cluster shows jobs to their owners alone"
+        )
+
+
+def _share(view: View, other: ledger.Ledger, cells: Iterable[str]) -> None:
+    """Cells that are in no job of ours, but in one of another sweep: bases above all."""
+    _adopt(other, view.queue)
+    last = other.last
+    rows = {row.task: row for row in view.queue if row.state not in slurm.FINAL}
+    for cell in cells:
+        at = last.get(cell)
+        if at is not None and at.task in rows and not view.in_queue(cell):
+            view.last[cell], view.rows[at.task] = at, rows[at.task]
+            view.shared[cell] = other.paths.folder.name
 
 
 def _adopt(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
@@ -162,7 +185,7 @@ def _account(view: View, asked: Sweep, done: set[str]) -> None:
     # A job that ended a moment ago is in the queue still, but only sacct knows its memory.
     gone |= {
         row.job for cell in asked.cells
-        if cell.id not in done and (row := view.row(cell.id)) and row.state in FINAL
+        if cell.id not in done and (row := view.row(cell.id)) and row.state in slurm.FINAL
     }  # fmt: skip
     if not gone:
         return
@@ -176,21 +199,33 @@ def _account(view: View, asked: Sweep, done: set[str]) -> None:
         now = view.rows.get(row.task)
         if now is None:
             view.rows[row.task] = row
-        elif now.state in FINAL and row.state in FINAL:
+        elif now.state in slurm.FINAL and row.state in slurm.FINAL:
             view.rows[row.task] = replace(row, reason=row.reason or now.reason)
 
 
-def _of_job(folder, task: str) -> tuple[dict | None, int]:
-    """(what the last attempt of this job wrote down about its failure, how many it had)."""
-    failure, rounds, last = None, 0, store.last_attempt(folder)
+def in_job(folder: CellPaths, task: str) -> InJob:
+    """What the last attempts of a cell say, as far back as they were made in this job."""
+    last, attempts = store.last_attempt(folder), []
     for number in range(last.number if last else 0, 0, -1):
         attempt = folder.attempt(number)
-        if _json(attempt.usage).get("job") != task:
+        if job_of(attempt) != task:
             break
-        rounds += 1
-        if rounds == 1:
-            failure = failure_of(attempt)
-    return failure, rounds
+        attempts.append(attempt)
+    if not attempts:
+        return InJob()
+    return InJob(len(attempts), failure_of(attempts[0]), _progress(folder, attempts[0]))
+
+
+def _progress(folder: CellPaths, attempt: AttemptPaths) -> bool:
+    """Whether the attempt got as far as to publish something that the next one goes on from."""
+    usage = _json(attempt.usage)
+    if usage.get("epochs"):
+        return True
+    try:
+        began = datetime.strptime(usage.get("started", ""), "%Y-%m-%dT%H:%M:%SZ")
+        return folder.metrics.stat().st_mtime >= began.replace(tzinfo=timezone.utc).timestamp()
+    except (ValueError, OSError):
+        return False
 
 
 def failure_of(attempt) -> dict | None:
@@ -207,12 +242,12 @@ def job_of(attempt) -> str | None:
 
 def started(work: Work, cell: Cell, task: str) -> bool:
     """Whether this task has begun with the cell: of a pack, it begins with one after the other."""
-    return _of_job(work.cell(cell.id), task)[1] > 0
+    return in_job(work.cell(cell.id), task).rounds > 0
 
 
 def failed_in(work: Work, cell: Cell, task: str) -> dict | None:
     """What the cell's last attempt in this task wrote down about its failure."""
-    return _of_job(work.cell(cell.id), task)[0]
+    return in_job(work.cell(cell.id), task).failure
 
 
 def pending(row: slurm.Row) -> str:

@@ -22,7 +22,6 @@ from pathlib import Path
 from pipeline import paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import slurm
-from pipeline.orchestrate.cluster import FINAL
 from pipeline.orchestrate.profile import Cluster
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "h5py", "pandas", "submitit", "safetensors")
@@ -231,7 +230,7 @@ def _awaited(folder: Path, job: int) -> dict | None:
     deadline = time.monotonic() + PROBE_S
     in_queue = True
     while in_queue and time.monotonic() < deadline:
-        in_queue = any(row.job == job and row.state not in FINAL for row in slurm.squeue())
+        in_queue = any(row.job == job and row.state not in slurm.FINAL for row in slurm.squeue())
         if (folder / "found.json").exists():
             return json.loads((folder / "found.json").read_text())
         time.sleep(1.0)

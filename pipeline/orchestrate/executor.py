@@ -164,8 +164,10 @@ def _setup(ask: Ask) -> list[str]:
     ]
 
 
+# Not in files that the set-up sources (conda's `activate`): there, only the last status counts.
 _ON_ERROR = (
-    'said=$?; line="set-up failed with exit code $said: $BASH_COMMAND"; '
+    'said=$?; if [ ${#BASH_SOURCE[@]} -le 1 ]; then '
+    'line="set-up failed with exit code $said: $BASH_COMMAND"; '
     'echo "netpress: $line" >&2; echo "$line" >"$folder/$task.setup"; '
-    f"exit {SETUP_FAILED}"
+    f"exit {SETUP_FAILED}; fi"
 )

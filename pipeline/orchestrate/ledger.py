@@ -19,7 +19,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -115,6 +115,18 @@ def now() -> str:
     return datetime.now().isoformat(timespec="seconds")
 
 
+def others(paths: SweepPaths, cells: Iterable[str]) -> list[Ledger]:
+    """The ledgers of the work root's other sweeps that have submitted some of these cells."""
+    mine = set(cells)
+    found = []
+    for other in paths.others:
+        if other.ledger.is_file():
+            known = read(other)
+            if mine & known.last.keys():
+                found.append(known)
+    return found
+
+
 def read(paths: SweepPaths) -> Ledger:
     """The ledger of a sweep, empty where nothing was submitted.
 
@@ -142,7 +154,8 @@ def read(paths: SweepPaths) -> Ledger:
 
 @contextlib.contextmanager
 def locked(paths: SweepPaths) -> Iterator[Ledger]:
-    """The ledger, for writing, by one process at a time: a second one says whom it waits for."""
+    """The ledger, for writing, by one process at a time for the whole work root: its sweeps share
+    cells. A second process says whom it waits for."""
     store.make_folder(paths.folder)
     descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
@@ -161,14 +174,18 @@ def _take_lock(descriptor: int, paths: SweepPaths) -> None:
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another one"
             if not told:
-                said = f"{holder} is submitting {paths.folder.name}; waiting for its end"
+                said = f"{holder} is at work on what is submitted; waiting for its end"
                 print(f"netpress: {said}", file=sys.stderr)
                 told = True
             if time.monotonic() > deadline:
                 raise UserError(f"{holder} has held {paths.lock} for {WAIT_S:.0f} s") from None
             time.sleep(0.2)
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    os.pwrite(descriptor, f"{_me(paths)}\n".encode(), 0)
+
+
+def _me(paths: SweepPaths) -> str:
+    return f"process {os.getpid()} on {socket.gethostname()} (sweep {paths.folder.name})"
 
 
 def _write_line(paths: SweepPaths, text: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline import paths, strict_yaml
 from pipeline.errors import UserError
@@ -30,6 +30,19 @@ Gpu = Annotated[str, Field(pattern=r"^([A-Za-z][A-Za-z0-9._-]{0,62}:)?[1-9][0-9]
 Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1,128}$")]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1000}$")]
 Option = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/=@%+,-]{1,128}$")]
+# What a job is made of is not for a profile to say: nothing would find it, or find its base.
+OURS = ("array", "chdir", "comment", "dependency", "error", "job-name", "kill-on-invalid-dep",
+        "no-requeue", "open-mode", "output", "parsable", "requeue", "signal", "test-only", "wait",
+        "wrap")  # fmt: skip
+
+
+def _not_ours(name: str) -> str:
+    if name in OURS:
+        raise ValueError(f"{name!r} is set by netpress itself; expected another option of sbatch")
+    return name
+
+
+OptionName = Annotated[Plain, AfterValidator(_not_ours)]
 Cores = Annotated[int, Field(ge=1, le=4096)]
 Gib = Annotated[int, Field(ge=1, le=65_536)]
 Minutes = Annotated[int, Field(ge=1, le=60 * 24 * 90)]
@@ -66,7 +79,8 @@ class Profile(Frozen):
 
     `signal_s`: how long before the time limit a job is told to checkpoint. `setup`: lines of bash
     that run in the job before Python starts. `mail`: who is told when the report is there.
-    `options`: further options of sbatch, without dashes: {reservation: course}.
+    `options`: further options of sbatch, without dashes: {reservation: course, exclusive: true}.
+    `minutes_cap`: where `netpress resume` stops to give more time.
     """
 
     partition: PlainList | None = None
@@ -78,6 +92,7 @@ class Profile(Frozen):
     memory_gib: Gib = 40
     memory_cap_gib: Gib | None = None
     minutes: Minutes = 240
+    minutes_cap: Minutes | None = None
     signal_s: int = Field(120, ge=10, le=3600)
     at_once: int = Field(64, ge=1, le=100_000)
     max_array_size: int | None = Field(None, ge=2, le=4_000_001)
@@ -87,7 +102,7 @@ class Profile(Frozen):
     work: Line | None = None
     data: Line | None = None
     mail: Address | None = None
-    options: dict[Plain, Option] = {}
+    options: dict[OptionName, Option | Literal[True]] = {}
     node: Node | None = None
     charge: Charge | None = None
     report: ReportJob = ReportJob()
@@ -106,6 +121,11 @@ class Profile(Frozen):
         """The most memory that a job is given after others ran out of it."""
         node = self.node.memory_gib if self.node else 4 * self.memory_gib
         return max(self.memory_gib, self.memory_cap_gib or node)
+
+    @property
+    def cap_minutes(self) -> int | None:
+        """The most time that a job is given after others made nothing of theirs."""
+        return max(self.minutes, self.minutes_cap) if self.minutes_cap else None
 
     def charge_an_hour(self) -> float | None:
         """Fair-share units that an hour of one job costs, where the profile has the formula."""

@@ -70,10 +70,13 @@ def _decide(choice: Choice, cell_state: state.CellState, found, work, cluster: C
     if (base := choice.requests.get(cell.base_id)) and cause.kind == "base_failed":
         # It has not run yet, and needs about what its base turned out to need.
         asked = replace(asked, memory_gib=max(asked.memory_gib, base.memory_gib))
-    next_one = escalated(cause, asked, cluster.profile.cap_gib)
+    profile = cluster.profile
+    next_one = escalated(cause, asked, profile.cap_gib, profile.cap_minutes)
     if isinstance(next_one, str):
         choice.said.append(f"{cell.id} {cell.name}: left alone, {cell_state.reason}; {next_one}")
         return
+    next_one = replace(next_one, memory_gib=max(next_one.memory_gib, profile.memory_gib),
+                       minutes=max(next_one.minutes, profile.minutes))  # fmt: skip
     choice.requests[cell.id] = next_one
     if cell_state.state in ("failed", "cancelled"):
         choice.said.append(
@@ -110,17 +113,12 @@ def _cause(cell_state: state.CellState, work: Work, view: clusters.View | None) 
 
 
 def _asked(cell: Cell, view: clusters.View | None, cluster: Cluster) -> Request:
-    """What its last job asked for; at least what the profile says now."""
-    standard = Request(cluster.profile.memory_gib, cluster.profile.minutes)
+    """What its last job asked for; without one, what the profile says."""
     at = view.last.get(cell.id) if view else None
     if at is None:
-        return standard
+        return Request(cluster.profile.memory_gib, cluster.profile.minutes)
     last = at.entry.request
-    return Request(
-        max(last["memory_gib"], standard.memory_gib),
-        max(last["minutes"], standard.minutes),
-        tuple(last["exclude"]),
-    )
+    return Request(last["memory_gib"], last["minutes"], tuple(last["exclude"]))
 
 
 def _more(asked: Request, given: Request) -> str:

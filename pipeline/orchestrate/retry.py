@@ -38,9 +38,11 @@ RULES = {
     "cancelled": Rule(True),
     "lost": Rule(True),
     "killed": Rule(True),
+    "busy": Rule(True),
     "no_base": Rule(True),
     "base_failed": Rule(True),
     "disk_full": Rule(True, advice="make room first"),
+    "not_requeued": Rule(True),
     "set_up": Rule(True, advice="correct the profile's `setup` first"),
     "gpu_out_of_memory": Rule(
         False, advice="take a GPU with more memory (--set gpu=...) or a smaller training.batch_size"
@@ -67,6 +69,14 @@ ENDED = {
 
 OVER_LIMIT = re.compile(r"exceeded memory limit \((\d+) > (\d+)\)")
 OOM_KILL = re.compile(r"oom[-_ ]kill", re.IGNORECASE)
+NO_REQUEUE = re.compile(r"'scontrol', 'requeue'.* returned non-zero")
+# What a job leaves whose worker, srun or batch script was killed. Exit codes as sacct gives them,
+# CODE:SIGNAL; without accounting, the words of srun and slurmstepd.
+BY_SIGNAL = re.compile(r"\d+:[1-9]\d*|(9|12|15|137|140|143):0")
+KILLED = re.compile(
+    r"task \d+: (Killed|Terminated|User defined signal 2)|Force Terminated StepId"
+    r"|STEP \S+ ON \S+ (CANCELLED|FAILED)"
+)
 
 
 @dataclass(frozen=True)
@@ -89,13 +99,15 @@ def cause(
     setup: str = "",
     log: str = "",
     rounds: int = 0,
+    progress: bool = False,
     task: str = "",
+    cell: str = "",
 ) -> Cause:
     """The cause of a cell's end.
 
     row: what Slurm knows of its job, None for nothing. failure: what its attempt in this job wrote
     down. setup: what the set-up wrote down. log: the end of the job's stderr. rounds: how often the
-    job started.
+    job started. progress: whether it published anything when it ran last.
     """
     killed = failure is None or failure["kind"] == "killed"
     if killed and (memory := _out_of_memory(row, log)):
@@ -106,14 +118,16 @@ def cause(
         return Cause(kind, said(failure), str(failure.get("node", "")))
     if setup:
         return Cause("set_up", setup)
+    if cell and (busy := re.search(rf"^netpress: (cell {cell} is being .*)$", log, re.MULTILINE)):
+        return Cause("busy", f"{busy[1]} when job {task} came to it")
     if row is None:
         return Cause("lost", f"job {task} is gone without a trace: cancelled while it was pending, "
                              "or its records are")  # fmt: skip
-    return _from_state(row, log, rounds)
+    return _from_state(row, log, rounds, progress)
 
 
-def _from_state(row: Row, log: str, rounds: int) -> Cause:
-    kind = ENDED.get(row.state)
+def _from_state(row: Row, log: str, rounds: int, progress: bool) -> Cause:
+    kind = _kind(row, log, progress)
     if kind is None:
         unknown = f"Slurm says {row.state} of job {row.task}, which netpress does not know"
         return Cause("lost", unknown)
@@ -124,6 +138,11 @@ def _from_state(row: Row, log: str, rounds: int) -> Cause:
     by = f" by {row.by}" if row.by else ""
     reasons = {
         "time_limit": f"time limit{requeues}: job {row.task} was ended by it",
+        "stuck": f"time limit: job {row.task} was ended by it before anything was finished that "
+                 "another could go on from",
+        "not_requeued": f"time limit: Slurm did not take job {row.task} back: {last}",
+        "killed": f"job {row.task} was killed from outside (exit code "
+                  f"{row.exit_code or 'unknown'}): {last}",
         "node_failure": f"node {row.nodes or 'unknown'} failed under job {row.task}{requeues}",
         "preempted": f"preempted{requeues}, and not put into the queue again",
         "cancelled": f"cancelled{by}",
@@ -134,32 +153,51 @@ def _from_state(row: Row, log: str, rounds: int) -> Cause:
     return Cause(kind, reasons[kind], row.nodes)
 
 
+def _kind(row: Row, log: str, progress: bool) -> str | None:
+    kind = ENDED.get(row.state)
+    if kind == "time_limit" and not progress:
+        return "stuck"
+    if row.state == "FAILED" and NO_REQUEUE.search(log):
+        return "not_requeued"
+    if row.state == "FAILED" and (BY_SIGNAL.fullmatch(row.exit_code) or KILLED.search(log)):
+        return "killed"
+    return kind
+
+
 def _out_of_memory(row: Row | None, log: str) -> str | None:
     """`out of memory: 41.2 of 40 GiB` where that is how it ended."""
     if match := OVER_LIMIT.search(log):
-        used, limit = int(match[1]), int(match[2])
-        return f"out of memory: {used / GIB:.1f} of {_gib(limit)} GiB"
+        return out_of_memory(int(match[1]), int(match[2]))
     if row is None or not (row.state == "OUT_OF_MEMORY" or OOM_KILL.search(log)):
         return None
     if not row.asked_bytes:
         return "out of memory"
-    if row.peak_bytes < row.asked_bytes:  # what is sampled now and then misses the last moment
-        seen = f"; {_gib(row.peak_bytes)} GiB were seen" if row.peak_bytes else ""
-        return f"out of memory: more than {_gib(row.asked_bytes)} GiB{seen}"
-    return f"out of memory: {row.peak_bytes / GIB:.1f} of {_gib(row.asked_bytes)} GiB"
+    # The kernel ended it when all of that was in use; samples taken now and then say less.
+    return out_of_memory(max(row.peak_bytes, row.asked_bytes), row.asked_bytes)
+
+
+def out_of_memory(used: int, limit: int) -> str:
+    return f"out of memory: {used / GIB:.1f} of {_gib(limit)} GiB"
 
 
 def _gib(size: int) -> str:
     return f"{size / GIB:.3g}"
 
 
-def escalated(cause: Cause, asked: Request, cap_gib: int) -> Request | str:
+def escalated(
+    cause: Cause, asked: Request, cap_gib: int, cap_minutes: int | None = None
+) -> Request | str:
     """What to ask for next time, or why there is no next time."""
     rule = cause.rule
-    memory = min(cap_gib, math.ceil(asked.memory_gib * rule.memory))
-    if rule.memory > 1 and memory <= asked.memory_gib:
+    memory = max(asked.memory_gib, min(cap_gib, math.ceil(asked.memory_gib * rule.memory)))
+    if rule.memory > 1 and memory == asked.memory_gib:
         return f"it had {asked.memory_gib} GiB already, the profile's memory_cap_gib"
+    minutes = math.ceil(asked.minutes * rule.minutes)
+    if cap_minutes:
+        minutes = max(asked.minutes, min(cap_minutes, minutes))
+    if rule.minutes > 1 and minutes == asked.minutes:
+        return f"it had {asked.minutes} minutes already, the profile's minutes_cap"
     exclude = asked.exclude
     if rule.elsewhere and cause.node and cause.node not in exclude:
         exclude = (*exclude, cause.node)
-    return Request(memory, math.ceil(asked.minutes * rule.minutes), exclude)
+    return Request(memory, minutes, exclude)

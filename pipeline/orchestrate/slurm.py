@@ -7,8 +7,8 @@ Slurm's own words) and Unreachable (the controller or the database did not answe
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -36,6 +36,7 @@ TRANSIENT = re.compile(
     re.IGNORECASE,
 )
 GONE = "Invalid job id specified"
+CLOCKS_APART = timedelta(minutes=5)
 MARK = "\x1f"  # between the fields of squeue and sacct; a `|` may stand in a job's name
 
 
@@ -77,7 +78,12 @@ def available() -> bool:
 
 
 def user() -> str:
-    return getpass.getuser()
+    """Who we are to Slurm. Not by $USER, which after `su` may still be somebody else: we would ask
+    for that one's jobs, and take our own for gone."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # no such entry on this machine: squeue takes the number as well
+        return str(os.getuid())
 
 
 # --- asking ----------------------------------------------------------------------------------
@@ -143,23 +149,39 @@ def wait_until_up(seconds: float) -> bool:
 
 
 def is_working(task: str) -> bool:
-    """Whether the job or task `12_3` may be at work now; true also where Slurm does not answer."""
+    """Whether the job or task `12_3` may be at work now; true also where Slurm does not answer, or
+    says what is not known here."""
     command = ["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={task}"]
     try:
         text = _ask(command, patient=True)
-    except Unreachable:
-        return True
-    except Refused as refused:
-        if GONE in str(refused):
-            return False
-        raise
-    return any(state.strip() in WORKING for state in text.splitlines())
+    except UserError as error:
+        return GONE not in str(error)
+    states = {state.strip() for state in text.splitlines()} - {""}
+    return any(IN_QUEUE.get(state, "running") == "running" for state in states - FINAL)
+
+
+def seconds_left(task: str) -> int | None:
+    """Until the time limit of a job that runs; None where Slurm does not say."""
+    command = ["squeue", "--noheader", "--states=all", "--format=%L", f"--jobs={task}"]
+    try:
+        return _seconds(_ask(command, patient=False).strip())
+    except UserError:
+        return None
+
+
+def _seconds(text: str) -> int | None:
+    """`2-03:04:05`, `3:04:05`, `4:05`, as squeue gives times; None for UNLIMITED and the like."""
+    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)", text)
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def find(rows: Iterable[Row], name: str, since: str) -> int | None:
     """The job with this name that is not older than its intent; an older one belongs to a work root
-    that was removed since. Seconds apart: the controller's clock may differ a little."""
-    earliest = (datetime.fromisoformat(since) - timedelta(minutes=2)).isoformat(timespec="seconds")
+    that was removed since. The controller's clock may differ; munge allows no more than this."""
+    earliest = (datetime.fromisoformat(since) - CLOCKS_APART).isoformat(timespec="seconds")
     for row in rows:
         if row.name == name and (not row.submitted or row.submitted >= earliest):
             return row.job
@@ -258,9 +280,31 @@ def _words(said: str) -> str:
 
 # --- reading ---------------------------------------------------------------------------------
 
-WORKING = frozenset(
-    ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
-)
+# States in which a job is still in the queue, and what they are for a cell. One that is not here is
+# shown as it is: its job may come back, so its cell is neither done nor free to be submitted.
+IN_QUEUE = {
+    "PENDING": "queued",
+    "REQUEUED": "queued",
+    "REQUEUE_FED": "queued",
+    "REQUEUE_HOLD": "queued",
+    "RESV_DEL_HOLD": "queued",
+    "SPECIAL_EXIT": "queued",
+    "EXPEDITING": "queued",
+    "CONFIGURING": "running",
+    "POWER_UP_NODE": "running",
+    "RUNNING": "running",
+    "COMPLETING": "running",
+    "SUSPENDED": "running",
+    "STOPPED": "running",
+    "SIGNALING": "running",
+    "STAGE_OUT": "running",
+    "RESIZING": "running",
+    "UPDATE_DB": "running",
+}
+FINAL = frozenset(
+    ("COMPLETED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL",
+     "LAUNCH_FAILED", "RECONFIG_FAIL", "PREEMPTED", "CANCELLED", "REVOKED")
+)  # fmt: skip
 
 
 def _queue_rows(line: str) -> Iterator[Row]:

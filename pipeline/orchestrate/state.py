@@ -106,18 +106,23 @@ def _state(
 
 def _queued(cell: Cell, work: Work, row: slurm.Row, view: cluster.View) -> tuple[State, str]:
     """State and reason of a cell whose job is in the queue."""
-    state = cluster.IN_QUEUE.get(row.state)
+    state = slurm.IN_QUEUE.get(row.state)
     if state is None:
         return "running", f"Slurm says {row.state} of job {row.task}, which netpress does not know"
     why = cluster.pending(row)
+    job = f"job {row.task}"
+    if cell.id in view.shared:
+        job += f" of sweep {view.shared[cell.id]}"
     if state == "queued":
         if row.reason == "DependencyNeverSatisfied":
-            return "waiting", f"job {row.task} can never run, its base failed; cancel it"
+            return "waiting", f"{job} can never run, its base failed; cancel it"
         # Not by the reason: before the scheduler has looked at a job, it has none.
         if row.after and not cell.is_base:
-            return "waiting", f"its base {cell.base_id} is not done (job {row.task})"
-        return "queued", f"job {row.task}" + (f", {why}" if why else "")
-    where = f"job {row.task}" + (f" on {row.nodes}" if row.nodes else "")
+            return "waiting", f"its base {cell.base_id} is not done ({job})"
+        if row.state != "PENDING":
+            job += f": {row.state.lower()}"
+        return "queued", job + (f", {why}" if why else "")
+    where = job + (f" on {row.nodes}" if row.nodes else "")
     if row.state not in ("RUNNING", "CONFIGURING", "COMPLETING"):
         where = f"{where}: {row.state.lower()}"
     pack = view.last[cell.id].entry.tasks[view.last[cell.id].index]

@@ -183,17 +183,18 @@ def ask(array: Array, cluster: Cluster, name: str, job: paths.JobPaths, dependen
 def choose(
     asked: Sweep, found: state.Found, wanted: Callable[[state.CellState], bool]
 ) -> list[Cell]:
-    """The cells to submit: wanted, in no job, and with a base that is done, queued or submitted."""
+    """The cells to submit: wanted, in no job, and with a base that is done, in the queue or among
+    them. One whose base a process outside of SLURM works on has nothing that it could wait for."""
     view = found.view
     free = [
         s.cell for s in found.cells
         if s.state not in ("done", "running") and wanted(s)
         and not (view and view.in_queue(s.cell.id))
     ]  # fmt: skip
-    states = {s.cell.id: s.state for s in found.cells}
     made = {cell.id for cell in free} | {
-        i for i, s in states.items() if s in ("done", "running") or (view and view.in_queue(i))
-    }
+        s.cell.id for s in found.cells
+        if s.state == "done" or (view and view.in_queue(s.cell.id))
+    }  # fmt: skip
     return [cell for cell in free if cell.base_id in made]
 
 
@@ -315,12 +316,28 @@ def lines(made: Batch, found: state.Found, sent: Mapping[str, int]) -> Iterator[
         yield f"job {sent[item.name]}: {cells} cell{'s' if cells != 1 else ''}{waits}"
     if not made.prepared:
         yield "Nothing to submit."
+    if waiting := _held_back(made, found):
+        yield (
+            f"{waiting} cell{'s' * (waiting != 1)} not sent: the base is being made outside of "
+            f"SLURM now; `netpress submit {called}` sends them when it is done"
+        )
     left = Counter(s.state for s in found.cells if s.state in ("failed", "cancelled"))
     if left:
         counts = ", ".join(f"{count} {name}" for name, count in left.items())
         yield f"{counts}: `netpress resume {called}` takes care of them"
     if made.prepared:
         yield f"`netpress status {called}` tells how it goes; you may log out"
+
+
+def _held_back(made: Batch, found: state.Found) -> int:
+    """How many cells are left for later, as a process that is no job works on their base."""
+    sent = {cell for item in made.prepared for cell in item.array.cells}
+    return sum(
+        found.by_id[s.cell.base_id].state == "running"
+        for s in found.cells
+        if is_missing(s) and s.cell.id not in sent and not s.cell.is_base
+        and not (found.view and found.view.in_queue(s.cell.id))
+    )  # fmt: skip
 
 
 def _require_roots(cluster: Cluster, work: paths.Work) -> None:
@@ -394,7 +411,8 @@ def _function(batch: Batch, item: Prepared, reports: Path):
         return Report(str(Path(batch.sweep.path).absolute()), str(batch.work.root), str(reports))
     root, data_root = str(batch.work.root), str(batch.data_root)
     folder = str(item.job.folder)
-    return Task(folder, root, data_root, dict(item.array.tasks), item.array.shares)
+    lead_s = batch.cluster.profile.signal_s
+    return Task(folder, root, data_root, dict(item.array.tasks), item.array.shares, lead_s)
 
 
 def _submitted(item: Prepared, known: ledger.Ledger) -> int:
