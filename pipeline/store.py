@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import io
 import itertools
@@ -342,9 +343,14 @@ def verify(cell: CellPaths, deep: bool = True) -> dict[str, Any]:
     manifest = read_manifest(cell)
     if manifest is None:
         raise Corrupt(f"{cell.folder}: has no manifest, so it was not finished")
+    verify_files(cell, manifest, deep)
+    return manifest
+
+
+def verify_files(cell: CellPaths, manifest: dict[str, Any], deep: bool) -> None:
+    """Raises Corrupt with the first file of the cell that differs from its manifest."""
     for name, fingerprint in manifest["files"].items():
         _verify_file(cell.folder / name, fingerprint, deep)
-    return manifest
 
 
 def withdraw(cell: CellPaths) -> list[Path]:
@@ -545,15 +551,15 @@ def publish_hdf5(path: Path, fill: Callable[[Any], None]) -> None:
 
 
 @contextlib.contextmanager
-def open_hdf5(path: Path, *, sealed: bool = False) -> Iterator[Any]:
+def open_hdf5(path: Path, *, checked: bool = False) -> Iterator[Any]:
     """A published HDF5 file, open for reading where it lies; for those too large for memory.
 
-    `sealed`: it has been checked by `check_seal` before. Raises FileNotFoundError, and Corrupt
+    `checked`: by `check_seal` before. Raises FileNotFoundError, and Corrupt
     for what is no file of ours, also where reading in the `with` finds out.
     """
     import h5py
 
-    if not sealed:
+    if not checked:
         check_seal(path)
     with _as_corrupt(path), h5py.File(path, "r", locking=False) as file:
         yield file
@@ -595,7 +601,12 @@ def _hdf5_bytes(fill: Callable[[Any], None]) -> bytes:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", userblock_size=SEAL_BYTES) as file:
         fill(file)
-    body = buffer.getvalue()[SEAL_BYTES:]
+    return sealed(buffer.getvalue())
+
+
+def sealed(data: bytes) -> bytes:
+    """An HDF5 file with its checksum in its first SEAL_BYTES, whatever was in them before."""
+    body = data[SEAL_BYTES:]
     return _seal(body) + body
 
 
@@ -672,7 +683,7 @@ def result_in(
     """
     texts = {name: file.attrs[name] for name in ("id", "cell", "facts")}
     cell, facts = json.loads(texts["cell"]), json.loads(texts["facts"])
-    measured = dict(_datasets(_group(file.id, "measure"), "", wanted))
+    measured = dict(_datasets(_group(file.id, "measure"), wanted))
     history = _get_history(file) if with_history else []
     return Result(str(texts["id"]), cell, facts, history, measured)
 
@@ -682,7 +693,7 @@ def _get_history(file) -> list[StageHistory]:
     root = _group(file.id, "history")
     for name in _members(root):
         index, _, stage = name.partition("-")
-        columns = {k: v.tolist() for k, v in _datasets(_group(root, name), "")}
+        columns = {k: v.tolist() for k, v in _datasets(_group(root, name))}
         stages.append(StageHistory(int(index), stage, columns))
     return sorted(stages, key=lambda s: s.index)
 
@@ -734,19 +745,40 @@ def _group(parent, name: str):
 
 
 def _datasets(
-    group, prefix: str, wanted: Callable[[str], bool] = lambda name: True, depth: int = 8
+    group, wanted: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[str, Any]]:
     """Every wanted dataset under `group`, by its name from there."""
     from h5py import h5g, h5o
 
-    if depth == 0:  # a file built to mislead could have a group that is its own member
-        raise ValueError("groups are nested too deeply")
-    for name in _members(group):
-        child = h5o.open(group, name.encode())
-        if isinstance(child, h5g.GroupID):
-            yield from _datasets(child, f"{prefix}{name}/", wanted, depth - 1)
-        elif wanted(prefix + name):
-            yield prefix + name, _value(child, prefix + name)
+    names = sorted(_links(group))
+    parents: dict[bytes, Any] = {b"": group}
+    for name, following in itertools.zip_longest(names, names[1:], fillvalue=b""):
+        if following.startswith(name + b"/"):  # a group: not opened for itself
+            continue
+        path, _, last = name.rpartition(b"/")
+        if not wanted(name.decode()):
+            continue
+        if path not in parents:
+            parents[path] = h5o.open(group, path)
+        child = h5o.open(parents[path], last)
+        if not isinstance(child, h5g.GroupID):
+            yield name.decode(), _value(child, name.decode())
+
+
+def _links(group) -> list[bytes]:
+    """All names below `group`, with slashes. Leads through each group once, so that one which is
+    its own member, in a file built to mislead, is no trap; ValueError for links that lead out."""
+    from h5py import h5l
+
+    kinds: dict[bytes, int] = {}
+
+    def note(name: bytes, info) -> None:  # must not raise: HDF5 calls it
+        kinds[name] = info.type
+
+    group.links.visit(note, info=True)
+    if set(kinds.values()) - {h5l.TYPE_HARD}:
+        raise ValueError("a link leads out of it")
+    return list(kinds)
 
 
 def _value(dataset, name: str) -> Any:
@@ -756,16 +788,25 @@ def _value(dataset, name: str) -> Any:
 
     if not isinstance(dataset, h5d.DatasetID):
         raise ValueError(f"{name} is not an array or a value")
-    kind, shape = dataset.dtype, dataset.shape
+    stored, shape = dataset.get_type(), dataset.shape
+    kind = _kind(stored.encode())
     if kind.kind not in "biufS":
         raise ValueError(f"{name} is neither numbers nor a string")
     _check_stored(dataset, name, shape, kind.itemsize)
     array = numpy.empty(shape, kind)
     if array.size:
-        dataset.read(h5s.ALL, h5s.ALL, array)
+        dataset.read(h5s.ALL, h5s.ALL, array, stored)
     if kind.kind == "S":
         return array.item().decode()
     return array if shape else array.item()
+
+
+@functools.lru_cache(1000)
+def _kind(stored: bytes):
+    """numpy's type for one of HDF5's; remembered, since asking costs as much as reading."""
+    from h5py import h5t
+
+    return h5t.decode(stored).dtype
 
 
 def _check_stored(dataset, name: str, shape: tuple[int, ...], item_bytes: int) -> None:
@@ -773,8 +814,11 @@ def _check_stored(dataset, name: str, shape: tuple[int, ...], item_bytes: int) -
     never written or would grow when it is read."""
     from h5py import h5d
 
-    made, n_bytes = dataset.get_create_plist(), math.prod(shape) * item_bytes
-    layout, stored_bytes = made.get_layout(), dataset.get_storage_size()
+    n_bytes, stored_bytes = math.prod(shape) * item_bytes, dataset.get_storage_size()
+    if dataset.get_offset() is not None and stored_bytes == n_bytes:
+        return  # in one piece at a place in this file, as nearly all are
+    made = dataset.get_create_plist()
+    layout = made.get_layout()
     if layout == h5d.CHUNKED:
         _check_chunks(dataset, made, name, shape)
         whole = n_bytes <= min(MOST_BYTES, DEFLATE_RATIO * stored_bytes)

@@ -91,9 +91,10 @@ def valid_result(
     Raises FileNotFoundError where there is no manifest, and Corrupt.
     The artifact's checksum is left to `netpress export` and `run`: a report reads no weights.
     """
-    if store.read_manifest(paths) is None:
+    manifest = store.read_manifest(paths)
+    if manifest is None:
         raise FileNotFoundError(paths.manifest)
-    manifest = store.verify(paths, deep=False)
+    store.verify_files(paths, manifest, deep=False)
     expected = manifest["files"][paths.result.name]["sha256"]
     result = store.read_result(paths.result, expected, with_history=with_history, also=also)
     check_result(result, cell_id, paths.result)

@@ -57,7 +57,7 @@ class Published:
         """What figures show of a cell; None for one without a result. Raises Corrupt."""
         if cell_id not in self._done:
             return None
-        with store.open_hdf5(self.path, sealed=True) as file:
+        with store.open_hdf5(self.path, checked=True) as file:
             return evidence.of(reading.result_of(file, cell_id, everything=True))
 
     @property

@@ -98,7 +98,7 @@ def read_chunk_merged(cells: Sequence[tuple[Identity, CellPaths]]) -> Chunk:
 
 def read_merged_chunk(cells: Sequence[tuple[Path, Identity]]) -> list[dict[str, Any]]:
     path = cells[0][0]
-    with store.open_hdf5(path, sealed=True) as file:
+    with store.open_hdf5(path, checked=True) as file:
         return [row(named, result_of(file, named["id"])) for _, named in cells]
 
 
