@@ -16,6 +16,7 @@ from statistics import fmean
 from pipeline import store
 from pipeline.paths import Work
 from pipeline.sweep import Cell, Dataset, Recipe, Sweep
+from pipeline.techniques import stage_epochs
 
 SOURCE = (
     "arithmetic for one A100: 94 TFLOP an epoch of 50,000 images of 32x32 through a full-width "
@@ -43,12 +44,7 @@ def epochs(cell: Cell) -> int:
     """Epochs of training in all its stages, or of the base's own training."""
     if cell.is_base:
         return cell.recipe.epochs
-    return sum(_stage_epochs(stage.settings, cell.recipe) for stage in cell.stages)
-
-
-def _stage_epochs(settings, recipe: Recipe) -> int:
-    trains = hasattr(settings, "epochs_of") and getattr(settings, "aware", True)
-    return settings.epochs_of(recipe) if trains else 0
+    return sum(stage_epochs(stage.settings, cell.recipe) for stage in cell.stages)
 
 
 def _epoch_s(cell: Cell) -> float:

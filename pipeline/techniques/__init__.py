@@ -11,6 +11,11 @@ Nothing here imports torch: ``netpress plan`` reads these tables, and every Sett
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.sweep import Recipe
+
 STAGES: dict[str, str] = {
     # name: module
     "train": "pipeline.techniques.train",
@@ -64,6 +69,17 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict]]]] = {
     ),
     "base-longer": ("control: the base, trained for the extra epochs", [{"finetune": {}}]),
 }
+# Which of them are controls: never the answer, and marked wherever they are shown. A technique of
+# a sweep's own is none.
+CONTROLS = frozenset({"prune-random", "pruned-from-scratch", "student-alone", "base-longer"})
+
+FRESH = frozenset({"train", "distill"})  # stages that start from new weights, not from the base's
+
+
+def stage_epochs(settings, recipe: Recipe) -> int:
+    """Epochs that a stage with these settings trains for."""
+    trains = hasattr(settings, "epochs_of") and getattr(settings, "aware", True)
+    return settings.epochs_of(recipe) if trains else 0
 
 
 def stage_module(stage: str):
