@@ -218,36 +218,73 @@ def _replace_folder(new: Path, folder: Path) -> None:
 # --- one process at a time -------------------------------------------------------------------
 
 
+SUPERSEDE_S = 60.0
+
+
 @contextlib.contextmanager
 def lock_cell(
     cell: CellPaths, job: str | None = None, lives: Callable[[str], bool] | None = None
-) -> Iterator[None]:
+) -> Iterator[Callable[[], bool]]:
     """Hold the cell alone; raises Busy when another process does, and clears what a dead one left.
 
     The lock goes with its process, however that ends. The lock file itself stays: removing it
     would let two processes hold two different files of one name. Some network file systems keep
     locks to one machine; so the file also says who has it, until that one lets it go. A holder on
-    another machine, in a job that is not `job`, our own, is asked for with `lives`.
+    another machine, in a job that is not `job`, our own, is asked for with `lives`. An earlier run
+    of our own job has to give way: it may go on working on a node that the scheduler has lost.
+    What is yielded tells whether it is still ours; a holder that it denies ends at once.
     """
     descriptor = _open_lock(cell)
+    mine = f"process {os.getpid()} on {socket.gethostname()}" + (f" in job {job}" if job else "")
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(f"cell {cell.id} is being worked on by {_holder(descriptor)}") from None
-        other = HOLDER.fullmatch(_holder(descriptor))
-        if other and lives and _elsewhere(other, job) and lives(other["job"]):
-            raise Busy(f"cell {cell.id} is being worked on by {other[0]}")
-        mine = f"process {os.getpid()} on {socket.gethostname()}"
-        mine += f" in job {job}" if job else ""
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{mine}\n".encode(), 0)
-        os.fsync(descriptor)  # for who looks from another machine
+        holder = _holder(descriptor)
+        other = HOLDER.fullmatch(holder)
+        away = other is not None and other["host"] != socket.gethostname()
+        again = away and job is not None and other["job"] == job
+        if not (_take(descriptor) or (again and _supersede(descriptor, mine))):
+            raise Busy(f"cell {cell.id} is being worked on by {holder or 'another process'}")
+        # Only the scheduler can tell whether it lives.
+        if away and not again and lives and other["job"] and lives(other["job"]):
+            raise Busy(f"cell {cell.id} is being worked on by {holder}")
+        _sign(descriptor, mine)
         _clear_leftovers(cell.folder)
-        yield
-        os.ftruncate(descriptor, 0)
+        yield lambda: _signed(cell.lock) in ("", mine)
+        if _holder(descriptor) == mine:
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _supersede(descriptor: int, mine: str) -> bool:
+    """Sign for the lock that an earlier run of our job has, and wait for it to see that and end."""
+    _sign(descriptor, mine)
+    deadline = time.monotonic() + SUPERSEDE_S
+    while not (taken := _take(descriptor)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return taken
+
+
+def _sign(descriptor: int, mine: str) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{mine}\n".encode(), 0)
+    os.fsync(descriptor)  # for who looks from another machine
+
+
+def _signed(lock: Path) -> str:
+    """Who signed last, opened anew so that a network file system looks; empty for nobody."""
+    try:
+        holder = lock.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+    return holder if HOLDER.fullmatch(holder) else ""
 
 
 # What the lock file says of its holder. One that was killed leaves it there.
@@ -255,13 +292,7 @@ HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>\S+)(?: in job (?P<job>\S
 
 
 def _holder(descriptor: int) -> str:
-    said = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
-    return said or "another process"
-
-
-def _elsewhere(holder: re.Match[str], job: str | None) -> bool:
-    """Whether only the scheduler can tell if it lives. Our own job's earlier run is over."""
-    return holder["job"] not in (None, job) and holder["host"] != socket.gethostname()
+    return os.pread(descriptor, 200, 0).decode(errors="replace").strip()
 
 
 def _open_lock(cell: CellPaths) -> int:
@@ -508,14 +539,14 @@ def read_result(
 ) -> Result:
     """Raises FileNotFoundError, or Corrupt where the file is damaged or is not one of ours.
 
-    `also` is given the open file, of which nothing else is in it, and the result.
+    `also` is given the open file, in which nothing else is and no link leads out, and the result.
     """
     data = _read(path)
     if expected_sha256 and hashlib.sha256(data).hexdigest() != expected_sha256:
         raise Corrupt(f"{path}: its SHA-256 is not the one in its manifest")
 
     def get(file) -> Result:
-        if set(_members(file.id)) != {"history", "measure"}:
+        if {name.split(b"/")[0] for name in _links(file.id)} != {b"history", b"measure"}:
             raise ValueError("it has other members than history and measure")
         result = result_in(file, with_history)
         also(file, result)
@@ -763,6 +794,8 @@ def _datasets(
         child = h5o.open(parents[path], last)
         if not isinstance(child, h5g.GroupID):
             yield name.decode(), _value(child, name.decode())
+        elif len(child):  # its members have been seen under another name
+            raise ValueError(f"{name.decode()} is a group that has two names")
 
 
 def _links(group) -> list[bytes]:

@@ -119,14 +119,15 @@ def _read(named: Identity, paths: CellPaths, file: h5py.File | None = None) -> R
 
     said = usage.said_of(paths)
     try:
-        result = valid_result(named["id"], paths, with_history=file is not None, also=keep)
+        result = valid_result(named["id"], paths, also=keep)
     except (FileNotFoundError, Corrupt) as error:
         return Read(error=error, said=said)
     return Read(row(named, result), said=said, long=long)
 
 
 def _merge(source: h5py.File, result: store.Result, file: h5py.File) -> dict[str, str]:
-    """Copies a result, which has been read and so checked, into the chunk's file."""
+    """Copies a result into the chunk's file. Its history is not read before, which would cost as
+    much again: whoever shows it reads it from there, with every check."""
     h5o.copy(source.id, b"/", file.id, result.id.encode())
     measure, long = file[result.id]["measure"], {}
     for name, value in result.measured.items():
