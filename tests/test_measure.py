@@ -258,6 +258,27 @@ def test_describing_hardware_reads_no_torch_until_it_is_asked_for_a_gpu():
     assert cells.python("-c", code).stdout == "False\n"
 
 
+def test_the_images_on_which_two_differ_most_are_kept_farthest_first():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 200)
+    images = random.integers(0, 256, (200, 1, 2, 2), np.uint8)
+    own, base = random.normal(0, 3, (2, 200, 3)).astype(np.float32)
+    found = measuring._differing(own, base, images, labels)
+    index = found["differing/index"]
+    assert len(index) == 16 and np.array_equal(found["differing/pixels"], images[index])
+    assert np.array_equal(found["differing/own"], own[index].argmax(1))
+    assert np.array_equal(found["differing/base"], base[index].argmax(1))
+    assert np.array_equal(found["differing/label"], labels[index])
+    shares = [torch.from_numpy(x).double().softmax(1).numpy() for x in (own, base)]
+    distance = np.abs(shares[0] - shares[1]).sum(1) / 2
+    assert found["differing/distance"] == pytest.approx(distance[index], abs=1e-6)
+    differ = set(np.flatnonzero(own.argmax(1) != base.argmax(1)))
+    rest = differ - set(index)
+    assert set(index) < differ and list(distance[index]) == sorted(distance[index], reverse=True)
+    assert max(distance[list(rest)]) <= min(distance[index])
+    assert measuring._differing(own, own, images, labels) == {}
+
+
 def test_predictions_are_made_in_float32_whatever_trained_the_network(bench):
     state, test = made(bench, "base").state, split_of(bench).test
     with torch.autocast("cpu", torch.bfloat16, enabled=False), torch.inference_mode():

@@ -23,6 +23,7 @@ from pipeline.sweep import Measure
 
 BATCHES = (1, 64)
 EVALUATION_BATCH = 500
+DIFFERING = 16  # images that are kept to be looked at
 
 
 class NotInteger(RuntimeError):
@@ -84,8 +85,9 @@ def _kernels(mine: Candidate) -> dict[str, object]:
 def _accuracy(mine: Candidate, base: Candidate, split: Split, device: torch.device) -> dict:
     """On the whole test set: the artifacts', and the PyTorch networks' that they were made from."""
     images, labels = split.test.pixels.numpy(), split.test.labels.numpy()
-    own, own_seconds = _classified(mine.artifact, images)
-    others, base_seconds = _classified(base.artifact, images)
+    own_logits, own_seconds = _logits(mine.artifact, images)
+    base_logits, base_seconds = _logits(base.artifact, images)
+    own, others = own_logits.argmax(1), base_logits.argmax(1)
     simulated = predict(mine.state.network.to(device), split.test, device).numpy()
     accuracy, base_accuracy = float(np.mean(own == labels)), float(np.mean(others == labels))
     return {
@@ -100,7 +102,31 @@ def _accuracy(mine: Candidate, base: Candidate, split: Split, device: torch.devi
         "predictions": own.astype(np.uint16),
         "base_predictions": others.astype(np.uint16),
         "labels": labels.astype(np.uint16),
+        **_differing(own_logits, base_logits, images, labels),
     }
+
+
+def _differing(own: np.ndarray, base: np.ndarray, images: np.ndarray, labels: np.ndarray) -> dict:
+    """The images [K] on which the two name different classes, those first on which their class
+    probabilities are farthest apart (total variation, 0..1), at most DIFFERING; none: no entry."""
+    distance = np.abs(_softmax(own) - _softmax(base)).sum(1) / 2
+    differ = np.flatnonzero(own.argmax(1) != base.argmax(1))
+    index = differ[np.argsort(-distance[differ], kind="stable")][:DIFFERING]
+    if not len(index):
+        return {}
+    return {
+        "differing/index": index.astype(np.int64),
+        "differing/pixels": images[index],
+        "differing/own": own[index].argmax(1).astype(np.uint16),
+        "differing/base": base[index].argmax(1).astype(np.uint16),
+        "differing/label": labels[index].astype(np.uint16),
+        "differing/distance": distance[index].astype(np.float32),
+    }
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponents = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return exponents / exponents.sum(1, keepdims=True)
 
 
 @torch.no_grad()
@@ -116,13 +142,13 @@ def predict(network: torch.nn.Module, images: Images, device: torch.device) -> t
     return torch.cat(found)
 
 
-def _classified(artifact: Artifact, images: np.ndarray) -> tuple[np.ndarray, float]:
-    """(classes [N], seconds for all of it): 64 at a time, all threads, after one warm batch."""
+def _logits(artifact: Artifact, images: np.ndarray) -> tuple[np.ndarray, float]:
+    """(logits [N, classes], seconds for all): 64 at a time, all threads, after one warm batch."""
     session = artifact.session()
     next(logits(session, images))
     start = time.perf_counter()
-    found = np.concatenate([scores.argmax(1) for scores in logits(session, images)])
-    return found, time.perf_counter() - start
+    found = list(logits(session, images))
+    return np.concatenate(found), time.perf_counter() - start
 
 
 def _latency(mine: Candidate, base: Candidate, settings: Measure, threads: str) -> dict:
