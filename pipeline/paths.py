@@ -5,7 +5,8 @@
     WORK/sweeps/NAME/{ledger.jsonl, jobs/}
     WORK/submit.lock
     WORK/cache/
-    REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, tables/, figures/}
+    REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, tables/, figures/,
+                   artifacts/ID/}
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class SweepPaths:
         """The other sweeps of this work root."""
         try:
             names = sorted(os.listdir(self.folder.parent))
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):  # none, or another user's
             return []
         folders = [self.folder.parent / name for name in names if name != self.folder.name]
         return [SweepPaths(folder) for folder in folders]
@@ -206,6 +207,15 @@ class ReportPaths:
     def pdf(self, name: str) -> Path:
         return self.figures / f"{checked_name(name)}.pdf"
 
+    @property
+    def artifacts(self) -> Path:
+        """Deployable models, where they were asked for: artifacts/ID/."""
+        return self.folder / "artifacts"
+
+    def artifact(self, cell_id: str) -> Path:
+        """Raises ValueError for what is no cell id."""
+        return self.artifacts / _checked_id(cell_id)
+
     def drawn_or_set(self) -> list[Path]:
         """The figures and the tables for LaTeX that are there, of whichever report."""
         found = (*self.figures.glob("*.svg"), *self.figures.glob("*.pdf"),
@@ -225,9 +235,7 @@ class Work:
 
     def cell(self, cell_id: str) -> CellPaths:
         """Raises ValueError for what is no cell id, so that none leads out of the root."""
-        if not CELL_ID.fullmatch(cell_id):
-            raise ValueError(f"expected a cell id of 16 hexadecimal digits, got {cell_id!r}")
-        return CellPaths(Path(self.root) / "cells" / cell_id)
+        return CellPaths(Path(self.root) / "cells" / _checked_id(cell_id))
 
     def sweep(self, name: str) -> SweepPaths:
         return SweepPaths(Path(self.root) / "sweeps" / checked_name(name))
@@ -235,6 +243,12 @@ class Work:
     @property
     def cache(self) -> Path:
         return Path(self.root) / "cache"
+
+
+def _checked_id(cell_id: str) -> str:
+    if not CELL_ID.fullmatch(cell_id):
+        raise ValueError(f"expected a cell id of 16 hexadecimal digits, got {cell_id!r}")
+    return cell_id
 
 
 def checked_name(name: str) -> str:
@@ -260,6 +274,12 @@ def reports_root() -> Path:
 
 def report(name: str, root: Path | None = None) -> ReportPaths:
     return ReportPaths((root or reports_root()) / checked_name(name))
+
+
+def published_report(text: str) -> Path | None:
+    """The folder of a report that is meant by a path; None where it has no results.h5."""
+    folder = Path(text).expanduser()
+    return folder if ReportPaths(folder).merged.is_file() else None
 
 
 def shipped_sweeps() -> Path:

@@ -15,9 +15,12 @@ from pipeline.report.answer import best
 
 if TYPE_CHECKING:
     from pipeline.report.frames import Frames
+    from pipeline.report.merged import Published
     from pipeline.sweep import Sweep
 
-__all__ = ["best", "build", "print_summary", "rows"]
+__all__ = [
+    "best", "build", "build_and_list", "made", "print_summary", "rebuild", "rows", "rows_of",
+]  # fmt: skip
 
 
 def build(sweep: Sweep, work: Work, out: Path | None = None) -> ReportPaths:
@@ -27,11 +30,45 @@ def build(sweep: Sweep, work: Work, out: Path | None = None) -> ReportPaths:
     goes; the page, which points to the others, comes last. Raises OSError where they cannot be
     written.
     """
-    from pipeline.report import json_rows, merged, page, tables, text
+    return build_and_list(sweep, work, out)[0]
+
+
+def build_and_list(
+    sweep: Sweep, work: Work, out: Path | None = None, artifact_bytes: int | None = None
+) -> tuple[ReportPaths, dict[str, Any]]:
+    """As `build`, and gives back what `rows` would, each result having been read once.
+
+    `artifact_bytes`: artifacts of at most so many bytes are copied into the report; None: none is,
+    but one that is there and still the cell's own stays.
+    """
+    from pipeline.report import artifacts, merged
 
     paths = report(sweep.name, out)
     published = merged.write(sweep, work, paths.merged)
-    found, used = published.frames, published.used
+    artifacts.publish(published, work, paths, artifact_bytes)
+    _publish(paths, made(published, paths))
+    return paths, _listed(published.frames)
+
+
+def rebuild(folder: Path) -> tuple[ReportPaths, dict[str, Any]]:
+    """Write the report in `folder` anew from its results.h5 alone, to the same bytes.
+
+    Raises FileNotFoundError where there is none, Corrupt, and UserError where another version of
+    netpress wrote it.
+    """
+    from pipeline.report import merged
+
+    paths = ReportPaths(folder)
+    published = merged.read(paths.merged)
+    _publish(paths, made(published, paths))
+    return paths, _listed(published.frames)
+
+
+def made(published: Published, paths: ReportPaths) -> dict[Path, bytes]:
+    """Every file of the report that is made from results.h5, the page last."""
+    from pipeline.report import json_rows, page, tables, text
+
+    sweep, found, used = published.sweep, published.frames, published.used
     listed = json_rows.rows(found)
     drawn = _drawn(listed) if listed else {}
     files = {paths.csv: tables.csv_text(found.cells).encode(), paths.yaml: sweep.text.encode()}
@@ -41,8 +78,7 @@ def build(sweep: Sweep, work: Work, out: Path | None = None) -> ReportPaths:
     files[paths.markdown] = text.report(sweep, found, listed, figure, used).encode()
     beside = [paths.name(path) for path in (paths.merged, *files)]
     files[paths.page] = page.html(sweep, found, listed, drawn, used, beside)
-    _publish(paths, files)
-    return paths
+    return files
 
 
 def _publish(paths: ReportPaths, files: dict[Path, bytes]) -> None:
@@ -68,22 +104,23 @@ def _drawn(listed: list[dict[str, Any]]) -> dict[str, Any]:
     return {"accuracy-bytes": figure}
 
 
-def _publish(paths: ReportPaths, files: dict[Path, bytes]) -> None:
-    """All but the last of `files`, away with what is not among them, then the last."""
-    *first, last = files
-    for path in first:
-        store.publish_bytes(path, files[path])
-    for left in paths.drawn_or_set():
-        if left not in files:
-            left.unlink(missing_ok=True)
-    store.publish_bytes(last, files[last])
-
-
 def rows(sweep: Sweep, work: Work) -> dict[str, Any]:
     """What `netpress report --json` prints: `rows` and `gaps`; null where nothing was measured."""
-    from pipeline.report import frames, json_rows
+    from pipeline.report import frames
 
-    found: Frames = frames.read(sweep, work)
+    return _listed(frames.read(sweep, work))
+
+
+def rows_of(folder: Path) -> dict[str, Any]:
+    """The same, of the results.h5 in a report's folder; raises as `rebuild`."""
+    from pipeline.report import merged
+
+    return _listed(merged.read(ReportPaths(folder).merged).frames)
+
+
+def _listed(found: Frames) -> dict[str, Any]:
+    from pipeline.report import json_rows
+
     return {"rows": json_rows.rows(found), "gaps": json_rows.gaps(found)}
 
 

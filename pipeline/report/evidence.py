@@ -83,10 +83,10 @@ def valid_result(
     paths: CellPaths,
     *,
     with_history: bool = False,
-    also: Callable[[Any, store.Result], None] = lambda file, result: None,
+    also: Callable[[Any, store.Result, dict], None] = lambda file, result, manifest: None,
 ) -> store.Result:
     """The result that a manifest vouches for (by size, and result.h5 by its checksum); `also` as
-    in store.read_result.
+    in store.read_result, with the manifest.
 
     Raises FileNotFoundError where there is no manifest, and Corrupt.
     The artifact's checksum is left to `netpress export` and `run`: a report reads no weights.
@@ -96,7 +96,12 @@ def valid_result(
         raise FileNotFoundError(paths.manifest)
     store.verify_files(paths, manifest, deep=False)
     expected = manifest["files"][paths.result.name]["sha256"]
-    result = store.read_result(paths.result, expected, with_history=with_history, also=also)
+    result = store.read_result(
+        paths.result,
+        expected,
+        with_history=with_history,
+        also=lambda file, found: also(file, found, manifest),
+    )
     check_result(result, cell_id, paths.result)
     return result
 

@@ -7,9 +7,10 @@
     /gaps                       JSON: [{cell, reason}]
     /usage                      JSON: {id: what the cell said of its job, where it ran in one}
     /cells/ID/                  attributes and members as in the cell's result.h5, in the report's
-                                order; long arrays are compressed, and those that are the same in
-                                several cells (labels, predictions of a base) are there once, under
-                                all of their names
+                                order, and the attribute artifact: JSON {file of its artifact:
+                                {bytes, sha256}}; long arrays are compressed, and those that are
+                                the same in several cells (labels, predictions of a base) are there
+                                once, under all of their names
 
 Written from a work root in one pass, or read back without one: page, tables and figures then come
 out the same to the byte. A file of others is not trusted: its checksum is no signature.
@@ -57,8 +58,17 @@ class Published:
         """What figures show of a cell; None for one without a result. Raises Corrupt."""
         if cell_id not in self._done:
             return None
+        return evidence.of(self.result(cell_id))
+
+    def artifact(self, cell_id: str) -> dict[str, dict[str, Any]]:
+        """The files of a cell's artifact: name -> {"bytes", "sha256"}. Raises Corrupt."""
         with store.open_hdf5(self.path, checked=True) as file:
-            return evidence.of(reading.result_of(file, cell_id, everything=True))
+            return json.loads(file["cells"][cell_id].attrs["artifact"])
+
+    def result(self, cell_id: str) -> store.Result:
+        """All that was recorded of a cell that has a result. Raises Corrupt."""
+        with store.open_hdf5(self.path, checked=True) as file:
+            return reading.result_of(file, cell_id, everything=True)
 
     @property
     def used(self) -> Used | None:
@@ -79,20 +89,20 @@ def write(sweep: Sweep, work: Work, path: Path) -> Published:
     where it cannot be written; what was there before is then still there.
     """
     cells = frames.in_order(sweep)
-    found: list[Read] = []
+    asked = [(identity(cell), work.cell(cell.id)) for cell in cells]
+    published: list[Published] = []
 
     def fill(file: h5py.File) -> None:
         _put_sweep(file, sweep)
-        asked = [(identity(cell), work.cell(cell.id)) for cell in cells]
-        _put_cells(file, reading.from_work_merged(asked), found)
-        result = frames.framed(zip(cells, found, strict=True), work)
+        read = list(zip(cells, _put_cells(file, reading.from_work_merged(asked)), strict=True))
+        result = frames.framed(read, work)
+        said = {cell.id: found.said for cell, found in read if found.said is not None}
         _put_json(file, "gaps", [_gap_json(gap) for gap in result.gaps])
-        _put_json(file, "usage", _said(cells, found))
+        _put_json(file, "usage", said)
+        published.append(Published(path, sweep, result, said))
 
     store.publish_hdf5(path, fill)
-    return Published(
-        path, sweep, frames.framed(zip(cells, found, strict=True), work), _said(cells, found)
-    )
+    return published[0]
 
 
 def _put_sweep(file: h5py.File, sweep: Sweep) -> None:
@@ -108,8 +118,9 @@ def _put_json(file: h5py.File, name: str, value: Any) -> None:
     store.put(file, name, json.dumps(value, sort_keys=True, allow_nan=False))
 
 
-def _put_cells(file: h5py.File, chunks: Iterator[Chunk], found: list[Read]) -> None:
-    """Copies what chunks have to /cells, and appends what was found of each cell."""
+def _put_cells(file: h5py.File, chunks: Iterator[Chunk]) -> list[Read]:
+    """Copies what chunks have to /cells; returns what was found of each cell."""
+    found: list[Read] = []
     target = file.create_group("cells", track_order=True)
     first: dict[str, str] = {}
     for chunk in chunks:
@@ -118,6 +129,7 @@ def _put_cells(file: h5py.File, chunks: Iterator[Chunk], found: list[Read]) -> N
                 if read.row is not None:
                     _put_cell(target, source, read.row["id"], read.long, first)
         found += chunk.cells
+    return found
 
 
 def _put_cell(
@@ -132,10 +144,6 @@ def _put_cell(
         else:
             h5o.copy(source["long"].id, content_name.encode(), target.id, place.encode())
             first[content_name] = place
-
-
-def _said(cells: list[Cell], found: list[Read]) -> dict[str, dict[str, Any]]:
-    return {cell.id: r.said for cell, r in zip(cells, found, strict=True) if r.said is not None}
 
 
 def _gap_json(gap: Gap) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 import signal
 import threading
@@ -113,9 +114,10 @@ def result_of(file: h5py.File, cell_id: str, *, everything: bool = False) -> sto
 def _read(named: Identity, paths: CellPaths, file: h5py.File | None = None) -> Read:
     long: dict[str, str] = {}
 
-    def keep(source: h5py.File, result: store.Result) -> None:
+    def keep(source: h5py.File, result: store.Result, manifest: dict[str, Any]) -> None:
         if file is not None and result.id == named["id"]:
             long.update(_merge(source, result, file))
+            file[result.id].attrs["artifact"] = _artifact_json(manifest, paths)
 
     said = usage.said_of(paths)
     try:
@@ -123,6 +125,13 @@ def _read(named: Identity, paths: CellPaths, file: h5py.File | None = None) -> R
     except (FileNotFoundError, Corrupt) as error:
         return Read(error=error, said=said)
     return Read(row(named, result), said=said, long=long)
+
+
+def _artifact_json(manifest: dict[str, Any], paths: CellPaths) -> str:
+    prefix = f"{paths.artifact.name}/"
+    files = {name.removeprefix(prefix): said for name, said in manifest["files"].items()
+             if name.startswith(prefix)}  # fmt: skip
+    return json.dumps(files, sort_keys=True)
 
 
 def _merge(source: h5py.File, result: store.Result, file: h5py.File) -> dict[str, str]:
