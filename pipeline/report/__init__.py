@@ -66,18 +66,20 @@ def rebuild(folder: Path) -> tuple[ReportPaths, dict[str, Any]]:
 
 def made(published: Published, paths: ReportPaths) -> dict[Path, bytes]:
     """Every file of the report that is made from results.h5, the page last."""
-    from pipeline.report import json_rows, page, tables, text
+    from pipeline.report import json_rows, latex, page, sections, tables, text
 
-    sweep, found, used = published.sweep, published.frames, published.used
+    sweep, found, said = published.sweep, published.frames, published.said
     listed = json_rows.rows(found)
     drawn = _drawn(listed) if listed else {}
     files = {paths.csv: tables.csv_text(found.cells).encode(), paths.yaml: sweep.text.encode()}
     files |= {paths.svg(name): figure.svg for name, figure in drawn.items()}
     files |= {paths.pdf(name): figure.pdf for name, figure in drawn.items() if figure.pdf}
-    figure = next((paths.name(paths.svg(name)) for name in drawn), None)
-    files[paths.markdown] = text.report(sweep, found, listed, figure, used).encode()
+    set_in_latex = latex.tables(sections.measured(sweep, found, listed))
+    files |= {paths.latex(name): table.encode() for name, table in set_in_latex.items()}
+    shown = {paths.name(paths.svg(name)): figure for name, figure in drawn.items()}
+    files[paths.markdown] = text.report(sweep, found, listed, shown, said).encode()
     beside = [paths.name(path) for path in (paths.merged, *files)]
-    files[paths.page] = page.html(sweep, found, listed, drawn, used, beside)
+    files[paths.page] = page.html(sweep, found, listed, drawn, said, beside)
     return files
 
 

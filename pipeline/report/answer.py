@@ -1,7 +1,7 @@
 """What a reader asks first: which compressed model to take. Plain Python over the report's rows.
 
 Seeds of one technique are judged together, by their means: taking the luckiest seed on the test
-set would be choosing by it.
+set would be choosing by it. Controls are there to be compared with and are never the answer.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
+
+from pipeline.techniques import CONTROLS
 
 ONE_POINT = 0.01
 SLACK = 1e-9  # 0.99 - 0.98 is a little more than 0.01
@@ -21,6 +23,18 @@ class Group:
     """The rows of one technique on one data set and model, one a seed."""
 
     rows: tuple[Row, ...]
+
+    @property
+    def technique(self) -> str:
+        return self.rows[0]["technique"]
+
+    @property
+    def is_base(self) -> bool:
+        return self.rows[0]["is_base"]
+
+    @property
+    def is_control(self) -> bool:
+        return self.rows[0]["family"] in CONTROLS
 
     @property
     def drop(self) -> float:
@@ -68,6 +82,12 @@ def fastest(rows: Iterable[Row], limit: float = ONE_POINT) -> Group | None:
     return max(timed, key=lambda g: (g.speedup, -g.drop), default=None)
 
 
+def nearest(rows: Iterable[Row]) -> Group | None:
+    """The compressed model that loses least, however much that is."""
+    known = [g for g in _candidates(rows) if not g.is_base and g.drop == g.drop]
+    return min(known, key=lambda g: (g.drop, g.stored_bytes), default=None)
+
+
 def best(rows: Iterable[Row]) -> Row | None:
     """The row of the smallest good model: fewest stored bytes, at most one point below its base."""
     group = smallest(rows)
@@ -87,7 +107,11 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def _good(rows: Iterable[Row], limit: float) -> list[Group]:
-    return [group for group in groups(rows) if _within(group.drop, limit)]
+    return [group for group in _candidates(rows) if _within(group.drop, limit)]
+
+
+def _candidates(rows: Iterable[Row]) -> list[Group]:
+    return [group for group in groups(rows) if not group.is_control]
 
 
 def _within(drop: float | None, limit: float) -> bool:

@@ -6,9 +6,8 @@ for its own format.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +20,14 @@ from pipeline.report.answer import (
     deviation,
     fastest,
     mean,
+    nearest,
     settings,
     smallest,
 )
 from pipeline.report.frames import Frames
 from pipeline.report.metrics import BATCHES, METRIC, PERCENTILES, latency_key
 from pipeline.sweep import Sweep
+from pipeline.techniques import CONTROLS
 
 
 class Code(str):
@@ -64,18 +65,35 @@ class Value:
 
 @dataclass(frozen=True)
 class Table:
-    """A line a technique of one data set and model; the first column is its name, the second n."""
+    """The first column names the line. `name`: what its file is named after."""
 
-    dataset: str
-    model: str
+    name: str
+    caption: str
     columns: tuple[Column, ...]
     lines: tuple[tuple[Value, ...], ...]
+
+    @property
+    def headings(self) -> list[str]:
+        """Where there are no groups: those that several columns have say their group as well."""
+        often = Counter(column.heading for column in self.columns)
+        return [f"{column.group}: {column.heading}" if column.group and often[column.heading] > 1
+                else column.heading for column in self.columns]  # fmt: skip
+
+    @property
+    def are_numbers(self) -> tuple[bool, ...]:
+        """Of each column, whether it has any."""
+        return tuple(
+            any(line[i].number is not None for line in self.lines) for i in range(len(self.columns))
+        )
 
 
 @dataclass(frozen=True)
 class Section:
+    """`id`: its own, and a part of its tables' file names."""
+
+    id: str
     title: str
-    about: str
+    about: tuple[Sentence, ...]
     tables: tuple[Table, ...]
 
 
@@ -105,46 +123,57 @@ RESULTS = (
 )
 LATENCY = tuple(_latency_columns())
 SIMULATED = tuple(
-    Column(heading, key)
-    for heading, key in (
-        ("stored, MB", "stored_bytes"),
-        ("simulated model in PyTorch, ms", "pytorch_simulated_all_batch1_p50_ms"),
-        ("faster, ×", "simulated_speedup_all_batch1"),
-        ("deployed artifact, ms", "onnxruntime_artifact_all_batch1_p50_ms"),
-        ("faster than base artifact, ×", "speedup_all_batch1"),
-        ("faster than base in PyTorch eager, ×", "speedup_over_pytorch_all_batch1"),
-        ("predictions that agree, %", "simulated_agreement"),
+    Column(heading, key, group)
+    for heading, key, group in (
+        ("ms", "pytorch_simulated_all_batch1_p50_ms", "simulated, in PyTorch"),
+        ("faster than the base there, ×", "simulated_speedup_all_batch1", "simulated, in PyTorch"),
+        ("ms", "onnxruntime_artifact_all_batch1_p50_ms", "deployed artifact"),
+        ("faster than the base artifact, ×", "speedup_all_batch1", "deployed artifact"),
+        ("faster than the base in PyTorch, ×", "speedup_over_pytorch_all_batch1",
+         "deployed artifact"),
+        ("predictions in which both agree, %", "simulated_agreement", ""),
     )
-)
+)  # fmt: skip
 
 
 def results(frames: Frames, columns: Sequence[Column] = RESULTS) -> Section:
+    said = (
+        "Everything here is of the artifact that would be deployed: its bytes on disk as stored "
+        "and as run, its own accuracy on the whole test set, its speed on ONNX Runtime. How much "
+        "faster it is: the median latency of the base artifact over that of this one, interleaved "
+        "in one process with all threads; theoretically: the same of multiply-accumulate "
+        "operations (MACs). "
+    )
     return Section(
-        "Results",
-        "Everything here is of the artifact that would be deployed: its bytes on disk, its own "
-        "accuracy on the whole test set, its speed on ONNX Runtime with all threads, as the ratio "
-        "of medians of the base artifact and of this one, interleaved in one process. "
-        "With several seeds: mean ± sample standard deviation over n of them.",
-        tables(frames, columns),
+        "results", "Results", ((f"{said}{_spread_said(frames)}",),), tables(frames, columns)
     )
 
 
+def _spread_said(frames: Frames) -> str:
+    cells = frames.cells
+    if cells.duplicated(["dataset", "model", "technique"]).any():
+        return "Of several seeds: mean ± sample standard deviation over n of them."
+    return "One seed each (n = 1), so nothing here says how much another seed would change."
+
+
 def latency(frames: Frames) -> Section:
-    return Section("Latency of the artifact, ms", "", tables(frames, LATENCY))
+    said = (
+        "Milliseconds for one batch, on ONNX Runtime: the median (p50), and what 90 and 99 of 100 "
+        "calls did not exceed."
+    )
+    return Section("latency", "Latency of the artifact", ((said,),), tables(frames, LATENCY))
 
 
 def simulated(frames: Frames) -> Section | None:
     """None where no simulated model was timed."""
     if frames.cells["pytorch_simulated_all_batch1_p50_ms"].isna().all():
         return None
-    return Section(
-        "Simulated beside deployed",
+    said = (
         "The simulated model is what training works with: full-precision numbers in PyTorch that "
         "imitate the compressed network. Timing it says nothing about the network that would be "
-        "deployed; it is here because it is often timed instead. Batch 1, all threads, medians. "
-        "The first time and the speed-up next to it are simulated, the rest is deployed.",
-        tables(frames, SIMULATED),
+        "deployed; it is here because it is often timed instead. Batch 1, all threads, medians."
     )
+    return Section("simulated", "Simulated beside deployed", ((said,),), tables(frames, SIMULATED))
 
 
 def tables(frames: Frames, columns: Sequence[Column]) -> tuple[Table, ...]:
@@ -153,28 +182,41 @@ def tables(frames: Frames, columns: Sequence[Column]) -> tuple[Table, ...]:
     for (dataset, model), cells in frames.cells.groupby(["dataset", "model"], sort=False):
         present = [column for column in columns if cells[column.key].notna().any()]
         numbers = {column.key: cells[column.key].tolist() for column in present}
-        techniques = cells["technique"].astype(str).tolist()
+        named = zip(cells["technique"].astype(str), cells["family"], strict=True)
         lines = [
-            (Value(technique), Value(str(len(seeds)), len(seeds)),
-             *(_spread([numbers[column.key][i] for i in seeds], column.key) for column in present))
-            for technique, seeds in _places(techniques).items()
+            (Value(shown(*name)), Value(str(len(seeds)), len(seeds)),
+             *(spread([numbers[column.key][i] for i in seeds], column.key) for column in present))
+            for name, seeds in _places(named).items()
         ]  # fmt: skip
         head = (Column("technique"), Column("n"), *present)
-        found.append(Table(str(dataset), str(model), head, tuple(lines)))
+        found.append(table_of(dataset, model, head, lines))
     return tuple(found)
 
 
-def _places(names: Iterable[str]) -> dict[str, list[int]]:
+def table_of(dataset: str, model: str, columns: Iterable[Column], lines: Iterable) -> Table:
+    """A table about one data set and model."""
+    return Table(f"{dataset}-{model}", f"{dataset}, {model}", tuple(columns), tuple(lines))
+
+
+def shown(technique: str, family: str) -> str:
+    """A technique as tables name it: controls say that they are."""
+    return f"{technique} (control)" if family in CONTROLS else technique
+
+
+def _places(names: Iterable[Hashable]) -> dict[Any, list[int]]:
     """Where each name stands, in the order in which they come."""
-    found: dict[str, list[int]] = {}
+    found: dict[Any, list[int]] = {}
     for i, name in enumerate(names):
         found.setdefault(name, []).append(i)
     return found
 
 
-def _spread(numbers: Sequence[float], key: str) -> Value:
+def spread(numbers: Sequence[float | None], key: str) -> Value:
+    """Mean ± deviation of a metric; empty where a number is missing, or where there are none."""
+    if not numbers or any(number is None or number != number for number in numbers):
+        return Value("")
     middle = mean(numbers)
-    return Value(METRIC[key].show(middle, deviation(numbers)), middle if middle == middle else None)
+    return Value(METRIC[key].show(middle, deviation(numbers)), middle)
 
 
 # --- the answer ------------------------------------------------------------------------------
@@ -186,10 +228,21 @@ def title(sweep: Sweep) -> str:
 
 def counts(sweep: Sweep, frames: Frames) -> str:
     done, missing = len(frames.cells), len(frames.gaps)
-    seeds = sorted({cell.seed for cell in sweep.cells})
-    listed = ", ".join(map(str, seeds)) if len(seeds) <= 10 else f"{seeds[0]} to {seeds[-1]}"
-    gaps = f" {missing} are missing and are named below." if missing else ""
-    return f"{done} of {done + missing} cells have a result (seeds: {listed}).{gaps}"
+    are = "1 is missing and is" if missing == 1 else f"{missing:,} are missing and are"
+    gaps = f" {are} named below, with the reason." if missing else ""
+    return f"{done:,} of {done + missing:,} cells have a result ({seeds(sweep)}).{gaps}"
+
+
+def seeds(sweep: Sweep) -> str:
+    """`seed: 0` or `seeds: 0, 1, 2`."""
+    found = sorted({cell.seed for cell in sweep.cells})
+    if len(found) == 1:
+        return f"seed: {found[0]}"
+    return f"seeds: {', '.join(map(str, found)) if len(found) <= 10 else _range(found)}"
+
+
+def _range(seeds: list[int]) -> str:
+    return f"{len(seeds)} of {seeds[0]} to {seeds[-1]}"
 
 
 def answers(sweep: Sweep, rows: list[Row]) -> list[Answer]:
@@ -203,23 +256,32 @@ def _answer(sweep: Sweep, dataset: str, model: str, rows: list[Row]) -> Answer:
         ("Smallest within one point", smallest(rows), ONE_POINT),
         ("Fastest within one point", fastest(rows), ONE_POINT),
     )
-    points = ((question, _sentence(sweep, group, limit)) for question, group, limit in asked)
+    near = nearest(rows)
+    points = ((question, _sentence(sweep, group, limit, near)) for question, group, limit in asked)
     return Answer(dataset, model, tuple(points))
 
 
-def _sentence(sweep: Sweep, group: Group | None, limit: float) -> Sentence:
+def _sentence(sweep: Sweep, group: Group | None, limit: float, near: Group | None) -> Sentence:
     if group is None:
-        return ("no model that was measured.",)
+        return ("no model that was measured", *_nearest(near))
+    if group.is_base:
+        said = f"the base itself, {_numbers(group)}; no compressed model qualifies"
+        return (said, *_nearest(near))
     cell = group.cell(limit)
-    if cell["is_base"]:
-        return (f"the base itself, {_numbers(group)}; no compressed model qualifies.",)
     seed = f" (seed {cell['seed']})" if len(group.rows) > 1 else ""
     return (
-        Code(cell["technique"]),
+        Code(group.technique),
         f", {_numbers(group)}, {_gains(group)}. To take it away: ",
         Code(f"netpress export {name(sweep)} {cell['id']}"),
         f"{seed}.",
     )
+
+
+def _nearest(near: Group | None) -> Sentence:
+    """How far the best of the others is from qualifying."""
+    if near is None:
+        return (".",)
+    return ("; the nearest, ", Code(near.technique), f", is {_change(near)} its base.")
 
 
 def _numbers(group: Group) -> str:
@@ -230,18 +292,21 @@ def _numbers(group: Group) -> str:
     return f"{accuracy} %{seeds} in {stored}"
 
 
-def _gains(group: Group) -> str:
+def _change(group: Group) -> str:
     drop = METRIC["accuracy_drop"].show(abs(group.drop))
     side = "below" if group.drop > 0 else "above"
-    change = "as accurate as" if float(drop) == 0 else f"{drop} points {side}"
+    return "as accurate as" if float(drop) == 0 else f"{drop} points {side}"
+
+
+def _gains(group: Group) -> str:
     ratio = METRIC["stored_ratio"].show(mean(row["stored_ratio"] for row in group.rows))
     speed = METRIC["speedup_all_batch1"].show(group.speedup)
     faster = f", {speed} times as fast at batch 1" if speed else ""
     smaller = f", {ratio} times smaller" if ratio else ""
-    return f"{change} its base{smaller}{faster}"
+    return f"{_change(group)} its base{smaller}{faster}"
 
 
-# --- where it comes from ---------------------------------------------------------------------
+# --- how it is repeated ----------------------------------------------------------------------
 
 
 def repeat(sweep: Sweep) -> str:
@@ -249,54 +314,10 @@ def repeat(sweep: Sweep) -> str:
     return f"netpress run {name(sweep)}"
 
 
-def facts(frames: Frames) -> list[tuple[str, str]]:
-    """(label, value): hardware, versions, commit; where cells differ, each value with its count."""
-    said = [json.loads(text) for text in frames.cells["facts"]]
-    hardware = [fact.get("hardware") or {} for fact in said]
-    found = (
-        ("CPU", _counted(_cpu(h) for h in hardware)),
-        ("CPU flags", _counted(_listed(h.get("flags")) for h in hardware)),
-        ("GPU", _counted(h.get("gpu") for h in hardware)),
-        ("Trained on", _counted(fact.get("device") for fact in said)),
-        ("Precision of training", _counted(fact.get("precision") for fact in said)),
-        ("Versions", _counted(_versions(fact.get("versions") or {}) for fact in said)),
-        ("Commit", _counted(fact.get("commit") for fact in said)),
-        ("Time of all cells together", _time(frames)),
-    )
-    return [(label, value) for label, value in found if value]
-
-
-def _counted(values: Iterable[Any]) -> str:
-    """The value, or each of several with the number of cells that it holds for."""
-    counts = Counter(str(value) for value in values if value)
-    if len(counts) < 2:
-        return next(iter(counts), "")
-    said = (f"{v} ({n} {'cell' if n == 1 else 'cells'})" for v, n in sorted(counts.items()))
-    return "; ".join(said)
-
-
-def _cpu(hardware: dict[str, Any]) -> str:
-    cores = hardware.get("cores")
-    return f"{hardware.get('cpu', '')}{f', {cores} cores' if cores else ''}".strip(", ")
-
-
-def _listed(flags: Any) -> str:
-    return flags if isinstance(flags, str) else " ".join(map(str, flags or ()))
-
-
-def _versions(versions: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-
-
-def _time(frames: Frames) -> str:
-    seconds = frames.cells["seconds"].dropna()
-    return "" if seconds.empty else f"{seconds.sum() / 60:.1f} minutes"
-
-
 def name(sweep: Sweep) -> str:
     """How the user names this sweep: the shipped name, else its file's."""
     try:
-        shipped = sweep_file(sweep.name).samefile(sweep.path)
+        shipped = sweep_file(sweep.path.stem).samefile(sweep.path)
     except (UserError, OSError):
         shipped = False
-    return sweep.name if shipped else sweep.path.name
+    return sweep.path.stem if shipped else sweep.path.name

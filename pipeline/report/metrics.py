@@ -17,7 +17,7 @@ TIMED = (
 )
 
 # How a stored value becomes a number of this unit.
-UNITS = {"%": 100.0, "points": 100.0, "MB": 1e-6, "M": 1e-6}
+UNITS = {"%": 100.0, "points": 100.0, "MB": 1e-6, "M": 1e-6, "min": 1 / 60, "GiB": 2**-30}
 SIGNIFICANT = "three significant digits"
 
 
@@ -125,7 +125,18 @@ METRICS = (
     Metric("seconds", "made in", "s", "lower"),
     Metric("peak_memory_bytes", "peak memory", "MB", "lower"),
 )
-METRIC = {metric.key: metric for metric in METRICS}
+# Of two cells, or of two numbers of one: no columns of results.csv, but shown in tables.
+COMPARED = (
+    Metric("difference", "difference", "points", "higher", ".2f"),
+    Metric("time_of_base", "of its base's time", "×", "lower", ",.2f"),
+    Metric("epochs", "epochs", "", "lower", ",.0f"),
+    Metric("wall_s", "wall time", "min", "lower", ",.1f"),
+    Metric("gpu_hours", "GPU-hours", "", "lower", ",.3f"),
+    Metric("cores", "cores", "", "lower", ",.1f"),
+    Metric("gib", "memory", "GiB", "lower", ",.1f"),
+    Metric("share_of_time", "busy", "%", "higher", ".0f"),
+)
+METRIC = {metric.key: metric for metric in (*METRICS, *COMPARED)}
 # Whole numbers where they are stored; a mean over seeds need not be one.
 COUNTS = frozenset(
     f"{base}{key}" for base in ("", "base_")

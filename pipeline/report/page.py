@@ -23,13 +23,13 @@ from markupsafe import Markup
 
 from pipeline import __version__
 from pipeline.paths import page_template
-from pipeline.report import content, usage
+from pipeline.report import content, jobs, provenance, sections
 from pipeline.report.answer import Row
 from pipeline.report.content import Code, Column, Section, Sentence, Table, Value
 from pipeline.report.frames import Frames
 from pipeline.report.gaps import Gap
+from pipeline.report.jobs import Said
 from pipeline.report.metrics import METRIC
-from pipeline.report.usage import Used
 from pipeline.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -141,25 +141,26 @@ def html(
     frames: Frames,
     rows: list[Row],
     figures: Mapping[str, Figure],
-    used: Used | None = None,
+    said: Mapping[str, Said],
     files: Sequence[str] = (),
 ) -> bytes:
     """The page. `figures`: by name, in reading order; `files`: what lies beside it, by its path
     from there."""
-    parts = list(_parts(frames)) if rows else []
+    parts = list(_parts(sweep, frames, rows)) if rows else []
+    used = [_part(section) for section in (jobs.section(sweep, said),) if section]
     gaps = _gaps(frames.gaps)
     every_cell = _every_cell(frames)
-    views = [*(view for part in (*parts, gaps) for view in part.tables), every_cell]
+    views = [*(view for part in (*parts, gaps, *used) for view in part.tables), every_cell]
     style = _file("page.css") + "".join(rule for view in views for rule in view.hiding)
     script = _file("page.js")
     page = _environment().get_template("page.html.j2").render(
         version=__version__, policy=_policy(style, script), style=style, script=script,
         title=content.title(sweep), counts=content.counts(sweep, frames),
-        answers=content.answers(sweep, rows), several_seeds=_several_seeds(parts),
+        answers=content.answers(sweep, rows), several_seeds=_several_seeds(frames),
         parts=parts, gaps=gaps, every_cell=every_cell,
         figures=[_figure(name, figure) for name, figure in figures.items()],
-        usage=list(usage.lines(used)) if used else [],
-        facts=content.facts(frames), command=content.repeat(sweep), sweep_text=sweep.text,
+        used=used, facts=provenance.facts(sweep, frames),
+        command=content.repeat(sweep), sweep_text=sweep.text,
         files=files, first_lines=FIRST_LINES, narrow_groups=NARROW_GROUPS,
         large=sum(len(view.lines) for view in views) > LARGE_LINES,
     )  # fmt: skip
@@ -178,26 +179,27 @@ def slug(name: str) -> str:
 # --- its parts -------------------------------------------------------------------------------
 
 
-def _parts(frames: Frames) -> Iterator[Part]:
-    full = content.results(frames, (*content.RESULTS, *content.LATENCY))
-    yield _part("results", full, controls=True, wide=True)
-    simulated = content.simulated(frames)
-    if simulated:
-        yield _part("simulated", simulated)
+def _parts(sweep: Sweep, frames: Frames, rows: list[Row]) -> Iterator[Part]:
+    """As in report.md, but with latency in the table of results, where it can be hidden."""
+    for section in sections.measured(sweep, frames, rows):
+        if section.id == "results":
+            full = content.results(frames, (*content.RESULTS, *content.LATENCY))
+            yield _part(full, controls=True, wide=True)
+        elif section.id != "latency":
+            yield _part(section)
 
 
-def _part(id: str, section: Section, controls: bool = False, wide: bool = False) -> Part:
-    about = ((section.about,),) if section.about else ()
-    views = (_view(f"{id}-{i}", table) for i, table in enumerate(section.tables))
-    return Part(id, section.title, about, tuple(views), controls, wide)
+def _part(section: Section, controls: bool = False, wide: bool = False) -> Part:
+    views = (_view(f"{section.id}-{i}", table) for i, table in enumerate(section.tables))
+    return Part(section.id, section.title, section.about, tuple(views), controls, wide)
 
 
 def _view(id: str, table: Table) -> View:
-    return View(id, f"{table.dataset}, {table.model}", table.columns, table.lines)
+    return View(id, table.caption, table.columns, table.lines)
 
 
-def _several_seeds(parts: Iterable[Part]) -> bool:
-    return any(line[1].number > 1 for part in parts[:1] for v in part.tables for line in v.lines)
+def _several_seeds(frames: Frames) -> bool:
+    return bool(frames.cells.duplicated(["dataset", "model", "technique"]).any())
 
 
 def _gaps(gaps: Sequence[Gap]) -> Part:

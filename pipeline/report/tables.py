@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import IO, Any
 
 from pipeline.report.answer import Row, groups, mean, settings
@@ -26,9 +26,11 @@ def escape(text: Any) -> str:
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
 
 
-def markdown(headings: Sequence[str], lines: Iterable[Sequence[str]], text_columns: int = 1) -> str:
-    """A pipe table; the first `text_columns` to the left, numbers to the right. Ends with \\n."""
-    rule = [":--" if i < text_columns else "--:" for i in range(len(headings))]
+def markdown(
+    headings: Sequence[str], lines: Iterable[Sequence[str]], texts: Collection[int] = (0,)
+) -> str:
+    """A pipe table; columns in `texts` to the left, numbers to the right. Ends with \\n."""
+    rule = [":--" if i in texts else "--:" for i in range(len(headings))]
     rows = [[escape(h) for h in headings], rule, *([escape(v) for v in line] for line in lines)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from pipeline.report import content
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pipeline.report import content, jobs, provenance, sections
 from pipeline.report.answer import Row
 from pipeline.report.content import Answer, Code, Section, Sentence, Table
 from pipeline.report.frames import Frames
+from pipeline.report.jobs import Said
 from pipeline.report.tables import code, escape, fenced, markdown
-from pipeline.report.usage import Used
-from pipeline.report.usage import lines as usage_lines
 from pipeline.sweep import Sweep
+
+if TYPE_CHECKING:
+    from pipeline.report.figures import Figure
 
 
 def report(
-    sweep: Sweep, frames: Frames, rows: list[Row], figure: str | None, used: Used | None = None
+    sweep: Sweep,
+    frames: Frames,
+    rows: list[Row],
+    figures: Mapping[str, Figure],
+    said: Mapping[str, Said],
 ) -> str:
-    """The whole of report.md; `figure`: the path of accuracy-bytes.svg from it, None without.
-    `used`: what the jobs used of what they asked for, where they were SLURM's."""
+    """The whole of report.md. `figures`: by the path of each from there; `said`: a cell's id ->
+    what it said of its job, where it ran in SLURM's."""
     parts = [
         f"# {escape(content.title(sweep))}\n",
         f"{content.counts(sweep, frames)}\n",
         "## The answer\n",
         *(_answer(answer) for answer in content.answers(sweep, rows)),
         "" if rows else "There is no result yet.\n",
-        "## Accuracy against size\n" if figure else "",
-        _figure(figure) if figure else "",
-        *_measured(frames),
+        *map(_section, sections.measured(sweep, frames, rows)),
+        *_figures(figures),
         *_gaps(frames),
-        *_usage(used),
+        *_jobs(sweep, said),
         *_provenance(sweep, frames),
     ]
     return "\n".join(part for part in parts if part)
@@ -45,52 +53,47 @@ def escape_inline(part: str) -> str:
 
 def _answer(answer: Answer) -> str:
     points = "".join(f"- {question}: {sentence(said)}\n" for question, said in answer.points)
-    return f"{_setting(answer)}, each against its own base:\n\n{points}"
+    setting = f"**{escape(answer.dataset)}, {escape(answer.model)}**"
+    return f"{setting}, each against its own base:\n\n{points}"
 
 
-def _setting(of: Answer | Table) -> str:
-    return f"**{escape(of.dataset)}, {escape(of.model)}**"
-
-
-def _figure(path: str) -> str:
-    return (
-        f"![Accuracy against stored bytes on a log scale, one mark a technique, with the base and "
-        f"a dashed line one point below it.]({path})\n"
-    )
-
-
-def _measured(frames: Frames) -> list[str]:
-    if frames.cells.empty:
+def _figures(figures: Mapping[str, Figure]) -> list[str]:
+    if not figures:
         return []
-    sections = (content.results(frames), content.latency(frames), content.simulated(frames))
-    return [part for section in sections if section for part in _section(section)]
+    return ["## Figures\n", *(_figure(path, figure) for path, figure in figures.items())]
 
 
-def _section(section: Section) -> list[str]:
-    about = f"{section.about}\n" if section.about else ""
-    return [f"## {section.title}\n", about, *map(_table, section.tables)]
+def _figure(path: str, figure: Figure) -> str:
+    said = f"*{escape(figure.title)}.* {escape(figure.caption)}"
+    return f"![{escape(figure.alt)}]({path})\n\n{said}\n"
+
+
+def _section(section: Section) -> str:
+    about = "".join(f"{sentence(said)}\n\n" for said in section.about)
+    return f"## {section.title}\n\n{about}" + "\n".join(map(_table, section.tables))
 
 
 def _table(table: Table) -> str:
-    headings = [column.heading for column in table.columns]
     lines = ([value.text for value in line] for line in table.lines)
-    return f"{_setting(table)}\n\n{markdown(headings, lines)}"
+    texts = [i for i, numeric in enumerate(table.are_numbers) if not numeric]
+    caption = f"**{escape(table.caption)}**\n\n" if table.caption else ""
+    return f"{caption}{markdown(table.headings, lines, texts)}"
 
 
 def _gaps(frames: Frames) -> list[str]:
     if not frames.gaps:
         return []
     lines = [[gap.cell.name, gap.cell.id, gap.reason] for gap in frames.gaps]
-    return ["## Gaps\n", markdown(["cell", "id", "reason"], lines, text_columns=3)]
+    return ["## Gaps\n", markdown(["cell", "id", "reason"], lines, (0, 1, 2))]
 
 
-def _usage(used: Used | None) -> list[str]:
-    if used is None:
-        return []
-    return ["## What the jobs used\n", *(f"{escape(line)}\n" for line in usage_lines(used))]
+def _jobs(sweep: Sweep, said: Mapping[str, Said]) -> list[str]:
+    section = jobs.section(sweep, said)
+    return [_section(section)] if section else []
 
 
 def _provenance(sweep: Sweep, frames: Frames) -> list[str]:
-    facts = "".join(f"- {label}: {escape(value)}\n" for label, value in content.facts(frames))
+    found = provenance.facts(sweep, frames)
+    facts = "".join(f"- {escape(label)}: {escape(value)}\n" for label, value in found)
     repeat = f"To repeat it: {code(content.repeat(sweep))}. The sweep file:\n"
     return ["## How it was made\n", facts, repeat, fenced(sweep.text, "yaml")]

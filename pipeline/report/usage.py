@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from pipeline import store
-from pipeline.paths import CellPaths, Work
+from pipeline.paths import AttemptPaths, CellPaths, Work
 from pipeline.sweep import Cell
 
 GIB = 1024**3
@@ -85,13 +85,52 @@ def request(used: Used) -> Sequence[tuple[str, int]]:
 
 
 def said_of(cell: CellPaths) -> dict | None:
-    """What the last attempt at a cell said of its job; None where it ran in none."""
-    attempt = store.last_attempt(cell)
+    """What the last attempt at a cell said of its job, and of `all` attempts the number and the
+    seconds; None where it ran in no job."""
+    last = store.last_attempt(cell)
+    said = _said(last) if last else None
+    if said is None:
+        return None
+    earlier = (_said(cell.attempt(number)) for number in range(1, last.number))
+    every = [*(one for one in earlier if one), said]
+    return {**said, "all": {
+        "attempts": last.number,
+        "wall_s": sum(wall_s(one) for one in every),
+        "gpu_s": sum(wall_s(one) * gpus(one) for one in every),
+    }}  # fmt: skip
+
+
+def _said(attempt: AttemptPaths) -> dict | None:
     try:
-        said = json.loads(attempt.usage.read_bytes()) if attempt else {}
+        said = json.loads(attempt.usage.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
     return said if is_whole(said) else None
+
+
+def wall_s(said: dict) -> float:
+    return _number(said.get("wall_s"))
+
+
+def gpus(said: dict) -> float:
+    return _number(said["asked"].get("gpus"))
+
+
+def of_all(said: dict, key: str) -> float:
+    """`attempts`, `wall_s` or `gpu_s` of all attempts; of the last alone where only it is known."""
+    known = {"attempts": 1, "wall_s": wall_s(said), "gpu_s": wall_s(said) * gpus(said)}
+    every = said.get("all")
+    return _number(every.get(key) if isinstance(every, dict) else known[key])
+
+
+def gpu_hours(said: Iterable[dict]) -> float:
+    """Wall time x GPUs, of all attempts: those that failed cost as much."""
+    return sum(of_all(one, "gpu_s") for one in said) / 3600
+
+
+def _number(value: object) -> float:
+    good = isinstance(value, (int, float)) and math.isfinite(value)
+    return value if good else 0
 
 
 def is_whole(said: object) -> bool:

@@ -1,0 +1,109 @@
+"""Where the numbers come from: seeds, what was shared, recipe, hardware, versions, commit."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pipeline.report import content
+from pipeline.report.frames import Frames
+from pipeline.sweep import Recipe, Sweep
+
+OF_A_SEED = (
+    "a seed decides the first weights, which images are held out, the order and the augmentation "
+    "of the others, the sample for calibration, and what is pruned at random"
+)
+SHARED = (
+    "all techniques of one data set, model and seed start from the same base, or are taught by it "
+    "({count}), with its recipe, its held-out images and its test set; stages at the same place of "
+    "their chains see the same images in the same order, augmented alike"
+)
+
+
+def facts(sweep: Sweep, frames: Frames) -> list[tuple[str, str]]:
+    """(label, value): what was shared, hardware, versions, commit; where cells differ, each value
+    with its count."""
+    return [*_shared(sweep), *_machines(frames)]
+
+
+def _shared(sweep: Sweep) -> Iterator[tuple[str, str]]:
+    seeds = content.seeds(sweep).partition(": ")[2]
+    yield "Seeds", f"{seeds}; {OF_A_SEED}"
+    bases = len({cell.base_id for cell in sweep.cells})
+    if bases < len(sweep.cells):
+        count = "1 base" if bases == 1 else f"{bases:,} bases in all"
+        yield "Shared", SHARED.format(count=count)
+    recipes = {cell.dataset.name: _recipe(cell.recipe) for cell in sweep.cells}
+    if len(set(recipes.values())) == 1:
+        yield "Recipe", next(iter(recipes.values()))
+    else:
+        yield from ((f"Recipe on {name}", said) for name, said in recipes.items())
+
+
+def _recipe(recipe: Recipe) -> str:
+    sliver = (
+        f"at most {images:,} {kind} images"
+        for images, kind in ((recipe.train_images, "training"), (recipe.test_images, "test"))
+        if images
+    )
+    parts = (
+        f"{recipe.epochs} {'epoch' if recipe.epochs == 1 else 'epochs'}",
+        f"batches of {recipe.batch_size}",
+        f"learning rate up to {recipe.learning_rate:g} ({recipe.schedule}, warmed up over "
+        f"{recipe.warmup:.0%} of all steps)",
+        f"momentum {recipe.momentum:g}",
+        f"weight decay {recipe.weight_decay:g}",
+        f"label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else "",
+        f"images moved by up to {recipe.crop} pixels" if recipe.crop else "",
+        f"{recipe.holdout:.0%} of the training set held out",
+        *sliver,
+    )
+    return ", ".join(part for part in parts if part)
+
+
+def _machines(frames: Frames) -> list[tuple[str, str]]:
+    said = [json.loads(text) for text in frames.cells["facts"]]
+    hardware = [fact.get("hardware") or {} for fact in said]
+    found = (
+        ("CPU", _counted(_cpu(h) for h in hardware)),
+        ("CPU flags", _counted(_listed(h.get("flags")) for h in hardware)),
+        ("GPU", _counted(h.get("gpu") for h in hardware)),
+        ("Trained on", _counted(fact.get("device") for fact in said)),
+        ("Precision of training", _counted(fact.get("precision") for fact in said)),
+        ("Versions", _counted(_versions(fact.get("versions") or {}) for fact in said)),
+        ("Commit", _counted(fact.get("commit") for fact in said)),
+        ("Time of all cells together", _time(frames)),
+    )
+    return [(label, value) for label, value in found if value]
+
+
+def _counted(values: Iterable[Any]) -> str:
+    """The value, or each of several with the number of cells that it holds for."""
+    counts = Counter(str(value) for value in values if value)
+    if len(counts) < 2:
+        return next(iter(counts), "")
+    said = (f"{v} ({n} {'cell' if n == 1 else 'cells'})" for v, n in sorted(counts.items()))
+    return "; ".join(said)
+
+
+def _cpu(hardware: dict[str, Any]) -> str:
+    cores = hardware.get("cores")
+    return f"{hardware.get('cpu', '')}{f', {cores} cores' if cores else ''}".strip(", ")
+
+
+def _listed(flags: Any) -> str:
+    return flags if isinstance(flags, str) else " ".join(map(str, flags or ()))
+
+
+def _versions(versions: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+
+
+def _time(frames: Frames) -> str:
+    seconds = frames.cells["seconds"].dropna()
+    minutes = seconds.sum() / 60
+    if seconds.empty:
+        return ""
+    return f"{minutes:.1f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"

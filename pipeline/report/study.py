@@ -1,0 +1,197 @@
+"""The study that netpress reproduces, with ours beside it, row by row.
+
+VGG-16 on MNIST and CIFAR-10, on one A100 of ASU's Sol cluster: size, validation accuracy and time
+to classify the test set, as its tables have them. Theirs are masks and simulated quantization,
+timed in PyTorch; ours are the artifacts that would be deployed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pipeline.report.answer import Group, Row, groups, mean, settings
+from pipeline.report.content import Code, Column, Section, Sentence, Table, Value, spread, table_of
+from pipeline.report.metrics import METRIC
+
+
+@dataclass(frozen=True)
+class Theirs:
+    """One row of the study."""
+
+    stored_bytes: float
+    accuracy: float
+    test_set_seconds: float
+
+
+BASE, QUANTIZED, PRUNED, DISTILLED = (
+    "base", "quantization-aware training", "pruning",
+    "distillation (soft logits; attention transfer)",
+)  # fmt: skip
+# Its rows, and the techniques here that do the same.
+ROWS: dict[str, tuple[str, ...]] = {
+    BASE: ("base",),
+    QUANTIZED: ("qat-int8",),
+    PRUNED: ("prune-filters",),
+    DISTILLED: ("kd", "attention-transfer", "attention-transfer-kd"),
+}
+NOT_THERE = "not in the study"
+MORE = ("ptq-int8", "small-and-int8")  # shown below its rows
+
+MNIST = {
+    BASE: Theirs(70.5e6, 0.982, 10),
+    QUANTIZED: Theirs(16.1e6, 0.978, 12),
+    PRUNED: Theirs(26.3e6, 0.967, 15),
+    DISTILLED: Theirs(30.0e6, 0.981, 18),
+}
+CIFAR10 = {  # it has no pruned network here
+    BASE: Theirs(70.8e6, 0.867, 18),
+    QUANTIZED: Theirs(30.1e6, 0.825, 23),
+    DISTILLED: Theirs(30.0e6, 0.811, 28),
+}
+STUDY = {"mnist": MNIST, "cifar10": CIFAR10, "cifar10-jpeg": CIFAR10}  # by data set
+
+COLUMNS = (
+    Column("row of the study"),
+    Column("technique here"),
+    Column("n"),
+    Column("MB", "stored_bytes", "theirs"),
+    Column("accuracy, %", "accuracy", "theirs"),
+    Column("test set, s", "test_set_seconds", "theirs"),
+    Column("of its base's time, ×", "time_of_base", "theirs"),
+    Column("MB", "stored_bytes", "ours"),
+    Column("accuracy, %", "accuracy", "ours"),
+    Column("test set, s", "test_set_seconds", "ours"),
+    Column("of its base's time, ×", "time_of_base", "ours"),
+    Column("simulated, in PyTorch", "time_of_base", "ours, one batch of 64, × its base's time"),
+    Column("deployed artifact", "time_of_base", "ours, one batch of 64, × its base's time"),
+)
+
+
+def section(rows: list[Row]) -> Section | None:
+    """None where the report is not about the study's network on one of its data sets."""
+    found = [
+        (dataset, model, members) for (dataset, model), members in settings(rows).items()
+        if dataset in STUDY and model.startswith("vgg16")
+    ]  # fmt: skip
+    if not found:
+        return None
+    about = (*_about({dataset for dataset, _, _ in found}), *(_why(*one) for one in found))
+    tables = tuple(_table(*one) for one in found)
+    return Section("study", "The study, and ours beside it", about, tables)
+
+
+def _about(datasets: set[str]) -> Iterator[Sentence]:
+    yield (
+        "Theirs are one run each: a validation accuracy, and the time to classify the test set in "
+        "PyTorch on a node with an A100. Ours are the artifacts: bytes on disk, accuracy on the "
+        "whole test set, and the time for it on ONNX Runtime on the hardware named below (batches "
+        "of 64, all threads). So seconds cannot be compared with seconds, only each time as a "
+        "multiple of its own base's: above 1 is slower than the base.",
+    )
+    if "cifar10-jpeg" in datasets:
+        yield (
+            Code("cifar10-jpeg"),
+            " is CIFAR-10 stored as JPEG files, whose pixels differ a little from the study's.",
+        )
+
+
+WHY = {
+    QUANTIZED: "Quantization that is simulated in PyTorch, which is how training sees it and how "
+    "theirs was timed, takes {simulated} of the base's time; the int8 artifact takes {deployed}.",
+    PRUNED: "Filters are removed here, where a mask leaves all of the base's work to do: "
+    "{simulated} in PyTorch, {deployed} deployed.",
+    DISTILLED: "Students are smaller networks from the start: {simulated} in PyTorch, {deployed} "
+    "deployed.",
+}
+
+
+def _why(dataset: str, model: str, rows: list[Row]) -> Sentence:
+    """Why theirs came out slower than their base, and what the same takes here; one batch of 64."""
+    theirs = [_of_base(STUDY[dataset], row) for row in STUDY[dataset] if row != BASE]
+    said = [f"{dataset}, {model}: every compressed model of the study is slower than its base "
+            f"({_range(theirs)} of its time)."]  # fmt: skip
+    by_row = _by_row(rows)
+    for name, text in WHY.items():
+        simulated = [_average(_simulated, group) for group in by_row[name]]
+        deployed = [_average(_deployed, group) for group in by_row[name]]
+        if None not in simulated + deployed and simulated:
+            said.append(text.format(simulated=_range(simulated), deployed=_range(deployed)))
+    return (" ".join(said),)
+
+
+def _range(times: Sequence[float]) -> str:
+    """`1.20×`, or `1.20× to 1.80×` of several."""
+    shown = [METRIC["time_of_base"].say(time) for time in (min(times), max(times))]
+    return " to ".join(dict.fromkeys(shown))
+
+
+def _table(dataset: str, model: str, rows: list[Row]) -> Table:
+    lines = [_line(name, STUDY[dataset], group)
+             for name, found in _by_row(rows).items() for group in found or (None,)
+             if found or name != NOT_THERE]  # fmt: skip
+    return table_of(dataset, model, COLUMNS, lines)
+
+
+def _by_row(rows: Iterable[Row]) -> dict[str, list[Group]]:
+    """Row of the study, and then what is not in it -> what is here of it."""
+    found = groups(rows)
+    wanted = {**ROWS, NOT_THERE: MORE}
+    return {name: [group for group in found if group.rows[0]["family"] in families]
+            for name, families in wanted.items()}  # fmt: skip
+
+
+def _line(name: str, study: dict[str, Theirs], group: Group | None) -> tuple[Value, ...]:
+    rows = group.rows if group else ()
+    return (
+        Value(name),
+        Value(group.technique if group else "no result"),
+        Value(str(len(rows)), len(rows)),
+        *_theirs(study, name),
+        *(spread([row[key] for row in rows], key)
+          for key in ("stored_bytes", "accuracy", "test_set_seconds")),
+        *(spread([ratio(row) for row in rows], "time_of_base")
+          for ratio in (_test_set, _simulated, _deployed)),
+    )  # fmt: skip
+
+
+def _theirs(study: dict[str, Theirs], name: str) -> tuple[Value, ...]:
+    """Decimals as the study prints them."""
+    found = study.get(name)
+    if found is None:
+        return (Value("" if name == NOT_THERE else "missing"), *[Value("")] * 3)
+    return (
+        Value(f"{found.stored_bytes / 1e6:.1f}", found.stored_bytes),
+        Value(f"{found.accuracy * 100:.1f}", found.accuracy),
+        Value(f"{found.test_set_seconds:g}", found.test_set_seconds),
+        spread([_of_base(study, name)], "time_of_base"),
+    )
+
+
+# --- times as multiples of the base's ---------------------------------------------------------
+
+
+def _of_base(study: dict[str, Theirs], name: str) -> float:
+    return study[name].test_set_seconds / study[BASE].test_set_seconds
+
+
+def _test_set(row: Row) -> float | None:
+    mine, base = row["test_set_seconds"], row["base_test_set_seconds"]
+    return mine / base if mine is not None and base else None
+
+
+def _simulated(row: Row) -> float | None:
+    return _inverse(row["simulated_speedup"]["batch64"])
+
+
+def _deployed(row: Row) -> float | None:
+    return _inverse(row["speedup"]["batch64"])
+
+
+def _inverse(speedup: float | None) -> float | None:
+    return 1 / speedup if speedup else None
+
+
+def _average(ratio: Callable[[Row], float | None], group: Group) -> float | None:
+    value = mean(ratio(row) for row in group.rows)
+    return value if value == value else None
