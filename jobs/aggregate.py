@@ -34,9 +34,9 @@ def aggregate(sweep: str, work: Path, to: Path) -> None:
     store.private()
     asked = load_sweep(sweep)
     write_down_ends(asked, Work(work))
-    listed = report.rows(asked, Work(work))
+    made, listed = report.build_and_list(asked, Work(work), to)
     report.print_summary(listed, sys.stdout)
-    print(f"Report: {report.build(asked, Work(work), to).page}")
+    print(f"Report: {made.page}")
 
 
 def write_down_ends(asked: Sweep, work: Work) -> None:

@@ -243,17 +243,58 @@ def resume(sweep: str, cells: tuple[str, ...], profile, settings, exceptions: bo
 @_sweep
 @_json
 @click.option("--to", type=click.Path(path_type=Path), help="Folder of reports [./reports].")
-def report(sweep: str, as_json: bool, to: Path | None) -> None:
-    """Tables and figures from what is there, gaps named."""
-    from pipeline import report
+@click.option("--artifacts", "artifact_mb", type=click.FloatRange(min=0), metavar="MB",
+              help="Put the models of at most so many MB into the report.")  # fmt: skip
+def report(sweep: str, as_json: bool, to: Path | None, artifact_mb: float | None) -> None:
+    """Page, tables and figures from what is there, gaps named.
 
-    asked = _load(sweep)
-    work, _ = _roots(asked)
-    listed = report.rows(asked, work)
-    if as_json:
+    SWEEP can also be a report's folder: it is then made anew from its results.h5 alone.
+    """
+    from pipeline import paths, report
+
+    if folder := paths.published_report(sweep):
+        _refuse_with_folder(sweep, {"--to": to, "--artifacts": artifact_mb})
+        listed = report.rows_of(folder) if as_json else None
+        made = None if as_json else report.rebuild(folder)
+    else:
+        asked = _load(sweep)
+        work, _ = _roots(asked)
+        most_bytes = None if artifact_mb is None else int(artifact_mb * 1e6)
+        listed = report.rows(asked, work) if as_json else None
+        made = None if as_json else report.build_and_list(asked, work, to, most_bytes)
+    if made is None:
         return _show(listed)
-    report.print_summary(listed)
-    click.echo(f"Report: {report.build(asked, work, to).page}")
+    report.print_summary(made[1])
+    click.echo(f"Report: {made[0].page}")
+
+
+def _refuse_with_folder(sweep: str, options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"{name} is for a sweep, expected its name instead of {sweep}, a report")
+
+
+@netpress.command()
+@click.argument("report", type=click.Path(path_type=Path))
+@_json
+@click.option("--accuracy/--no-accuracy", default=True, help="Classify the test sets again.")
+@click.option("--speed/--no-speed", default=True, help="Time the models against their bases again.")
+def verify(report: Path, as_json: bool, accuracy: bool, speed: bool) -> int:
+    """Measure a report again: its files, and its models where it has them."""
+    from pipeline import paths
+    from pipeline.report import verify
+
+    work, data_root = paths.Work(paths.work_root()), paths.data_root()
+    checks = []
+    for check in verify.checks(report, data_root, work.cache, accuracy=accuracy, speed=speed):
+        checks.append(check)
+        if not as_json:
+            click.echo(check.line)
+    if as_json:
+        _show({"checks": [check.to_json() for check in checks]})
+    else:
+        click.echo(verify.summary(checks))
+    return 1 if verify.any_differs(checks) else 0
 
 
 @netpress.command()

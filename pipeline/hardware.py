@@ -31,6 +31,10 @@ def cpu_flags() -> tuple[str, ...]:
     return tuple(f for f in TELLING_FLAGS if f in present)
 
 
+def cpu_name() -> str:
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
 def cores() -> int:
     """Those this process may use, not those of the machine: a SLURM job has a part of it."""
     if hasattr(os, "sched_getaffinity"):
@@ -51,9 +55,8 @@ def saturates() -> bool:
 
 def describe() -> dict:
     """cpu (name), flags, cores, machine, system, and gpu (name, or None)."""
-    info = _cpuinfo()
     return {
-        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
         "flags": list(cpu_flags()),
         "cores": cores(),
         "machine": platform.machine(),

@@ -277,7 +277,10 @@ def report(name: str, root: Path | None = None) -> ReportPaths:
 
 
 def published_report(text: str) -> Path | None:
-    """The folder of a report that is meant by a path; None where it has no results.h5."""
+    """The folder of a report that is meant by a path; None where it has no results.h5, or where a
+    shipped sweep has this name."""
+    if NAME.fullmatch(text) and (shipped_sweeps() / f"{text}.yaml").is_file():
+        return None
     folder = Path(text).expanduser()
     return folder if ReportPaths(folder).merged.is_file() else None
 

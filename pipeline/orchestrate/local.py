@@ -378,9 +378,9 @@ def _report(asked: Sweep, work: paths.Work) -> int:
     """The table, the report, and what to take away; 1 where a cell has no result."""
     from pipeline import report
 
-    listed = report.rows(asked, work)
+    made, listed = report.build_and_list(asked, work)
     report.print_summary(listed)
-    print(f"Report: {report.build(asked, work).page}")
+    print(f"Report: {made.page}")
     best = report.best(listed["rows"])
     if best:
         cell = asked.by_id[best["id"]]

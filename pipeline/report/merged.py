@@ -63,7 +63,11 @@ class Published:
     def artifact(self, cell_id: str) -> dict[str, dict[str, Any]]:
         """The files of a cell's artifact: name -> {"bytes", "sha256"}. Raises Corrupt."""
         with store.open_hdf5(self.path, checked=True) as file:
-            return json.loads(file["cells"][cell_id].attrs["artifact"])
+            files = json.loads(file["cells"][cell_id].attrs["artifact"])
+            return {
+                name: {"bytes": int(said["bytes"]), "sha256": str(said["sha256"])}
+                for name, said in files.items()
+            }
 
     def result(self, cell_id: str) -> store.Result:
         """All that was recorded of a cell that has a result. Raises Corrupt."""
