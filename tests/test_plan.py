@@ -15,6 +15,8 @@ from pipeline import paths, sweep
 from pipeline.errors import UserError
 from pipeline.orchestrate import estimate, plan
 from pipeline.paths import Work
+from pipeline.report import controls
+from pipeline.techniques import CONTROLS
 from tests import results
 
 SHIPPED = sorted(path.stem for path in paths.shipped_sweeps().glob("*.yaml"))
@@ -49,7 +51,20 @@ def test_the_shipped_sweeps_are_those_of_the_design():
     assert {cell.model.label for cell in paper} == {"vgg16_bn"} and {0, 1, 2} == {
         cell.seed for cell in paper
     }
-    assert seven <= {cell.family for cell in paper}
+    assert {cell.family for cell in paper} == seven | {"attention-transfer-kd"} | CONTROLS
+
+
+def test_the_paper_has_every_control_at_the_operating_points_of_what_it_controls():
+    points: dict[str, set] = {}
+    for cell in plan.load_sweep("paper").cells:
+        point = tuple(sorted(controls.operating_point(cell).items()))
+        points.setdefault(cell.family, set()).add(point)
+    assert points["prune-filters"] == points["prune-random"] == points["pruned-from-scratch"]
+    assert points["student-alone"] == points["kd"] == points["attention-transfer"]
+    assert {family: len(found) for family, found in points.items() if len(found) > 1} == {
+        "prune-filters": 4, "prune-random": 4, "pruned-from-scratch": 4, "small-and-int8": 4,
+        "kd": 2, "attention-transfer": 2, "attention-transfer-kd": 2, "student-alone": 2,
+    }  # fmt: skip
 
 
 def test_every_technique_there_is_can_be_resolved(tmp_path):
@@ -135,10 +150,11 @@ def test_a_cell_has_many_names():
     [
         ("", "no cell '' in sweep paper; expected an id, or dataset/model/technique/seed"),
         ("zz", "no cell 'zz' in sweep paper; expected an id"),
-        ("mnist/vgg16_bn/kdd/0", "did you mean 'mnist/vgg16_bn/kd/0'? (`netpress plan paper`"),
-        ("mnist/vgg16_bn/kd/7", "no cell 'mnist/vgg16_bn/kd/7' in sweep paper; did you mean"),
+        ("mnist/vgg16_bn/qat-in8/0",
+         "did you mean 'mnist/vgg16_bn/qat-int8/0'? (`netpress plan paper`"),
+        ("mnist/vgg16_bn/base/7", "no cell 'mnist/vgg16_bn/base/7' in sweep paper; did you mean"),
     ],
-)
+)  # fmt: skip
 def test_a_cell_that_is_not_there(text, said):
     with pytest.raises(UserError) as raised:
         plan.find_cell(plan.load_sweep("paper"), text)
@@ -205,8 +221,8 @@ def test_looking_needs_no_torch_and_half_a_second(arguments, tmp_path):
 def test_ten_thousand_cells_are_planned_quickly(tmp_path):
     file = tmp_path / "large.yaml"
     seeds = ", ".join(map(str, range(1429)))
-    file.write_text(plan.load_sweep("paper").text.replace("[0, 1, 2]", f"[{seeds}]")
-                    .replace("[mnist, cifar10]", "[mnist]"))  # fmt: skip
+    seven = plan.load_sweep("quickstart").text
+    file.write_text(seven.replace("seeds: [0]", f"seeds: [{seeds}]"))
     env = {**os.environ, "PYTHONPATH": str(paths.CODE), "NETPRESS_WORK": str(tmp_path / "work")}
     asked = subprocess.run([sys.executable, "-c", ASK, "plan", str(file), "--json"], env=env,
                            capture_output=True, text=True)  # fmt: skip
