@@ -569,7 +569,8 @@ def publish_hdf5(path: Path, fill: Callable[[Any], None]) -> None:
     temporary = _beside(path, "tmp")
     try:
         _write_synced(temporary, b"")  # private from its first byte on
-        with h5py.File(temporary, "w", userblock_size=SEAL_BYTES, locking=False) as file:
+        whole = {"userblock_size": SEAL_BYTES, "locking": False}
+        with _named_errors(path), h5py.File(temporary, "w", **whole) as file:
             fill(file)
         with open(temporary, "r+b", buffering=0) as raw:
             raw.write(_seal_of(_body_sha256(raw)))
@@ -579,6 +580,19 @@ def publish_hdf5(path: Path, fill: Callable[[Any], None]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """What the system said, as an OSError of `path`: HDF5 wraps it in a page of its own words, and
+    in errors of several types."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        said = re.search(r"\berrno = (\d+)", str(error))
+        if said is None:
+            raise
+        raise OSError(int(said[1]), os.strerror(int(said[1])), str(path)) from error
 
 
 @contextlib.contextmanager

@@ -57,7 +57,8 @@ class Check:
 
     @property
     def line(self) -> str:
-        return f"{self.found:9} {self.what}{': ' if self.why else ''}{self.why}"
+        said = f"{self.found:9} {self.what}{': ' if self.why else ''}{self.why}"
+        return "".join(c if c.isprintable() else "?" for c in said)  # strangers wrote some of it
 
     def to_json(self) -> dict[str, str]:
         return {"what": self.what, "found": self.found, "why": self.why}
@@ -188,7 +189,7 @@ def _artifact(bench: _Bench, cell: Cell, accuracy: bool, speed: bool) -> Iterato
     from pipeline import artifact
 
     folder, result = bench.paths.artifact(cell.id), bench.published.result(cell.id)
-    what = f"{bench.paths.name(folder)} ({cell.name})"
+    what = f"{bench.paths.name(folder)} {cell.name}"
     if wrong := artifacts.differs(folder, bench.published.artifact(cell.id)):
         yield Check(what, DIFFERS, wrong)
         return
@@ -307,27 +308,32 @@ def _speed(
     except (Corrupt, UserError, ValueError, LookupError, TypeError) as error:
         yield Check(f"{what} speed", UNCHECKED, f"its base cannot be made: {error}")
         return
+    yield Check(f"{what} speed", NOTE, f"against {about}, on {_this_cpu()}{_that_cpu(result)}")
     same = _flags(result) == hardware.cpu_flags()
     for threads in THREADS:
         for batch in BATCHES:
             here = _speedup(loaded, base, cell, threads, int(batch.removeprefix("batch")))
             recorded = bench.row(cell)[speedup_key("speedup", threads, batch)]
             slower = recorded > 1 + SPEED_MARGIN and here < 1 - SPEED_MARGIN and same
-            name = f"{what} speed, batch {batch.removeprefix('batch')}, threads: {threads}"
-            said = (
-                f"{here:.2f} times {about} on {_this_cpu()}; "
-                f"{recorded:.2f} recorded on {_cpu(result)}"
+            which = (
+                f"batch {batch.removeprefix('batch')}, {threads} thread{'s' * (threads == 'all')}"
             )
-            yield Check(name, DIFFERS if slower else NOTE, said)
+            said = f"{here:.2f} times as fast here, {recorded:.2f} recorded"
+            yield Check(f"{what} speed, {which}", DIFFERS if slower else NOTE, said)
 
 
-def _cpu(result: store.Result) -> str:
-    cpu, cores = (_recorded(result, "hardware", name) for name in ("cpu", "cores"))
-    return f"{str(cpu)[:80]}, {str(cores)[:10]} cores"
+def _that_cpu(result: store.Result) -> str:
+    cpu, number = (_recorded(result, "hardware", name) for name in ("cpu", "cores"))
+    recorded = _cpu(str(cpu)[:80], number)
+    return "" if recorded == _this_cpu() else f", recorded on {recorded}"
+
+
+def _cpu(name: str, number: Any) -> str:
+    return f"{name}, {str(number)[:10]} core{'s' * (number != 1)}"
 
 
 def _this_cpu() -> str:
-    return f"{hardware.cpu_name()}, {hardware.cores()} cores"
+    return _cpu(hardware.cpu_name(), hardware.cores())
 
 
 def _speedup(loaded: Artifact, base: Artifact, cell: Cell, threads: str, batch: int) -> float:
