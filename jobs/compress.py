@@ -15,11 +15,16 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+WATCH_S = 3.0
+SUPERSEDED = 76  # exit code of a run that another run of its job has taken the place of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +55,7 @@ def compress(cell_id, work, data_root, events, device="auto", threads=None) -> b
 
     try:
         paths = work.cell(cell_id)
-        with store.lock_cell(paths, job(), slurm.is_working):
+        with store.lock_cell(paths, job(), slurm.is_working) as held, _gives_way(held):
             attempt = store.new_attempt(paths)
             with _logged(attempt.log), Usage(attempt.usage) as usage:
 
@@ -67,6 +72,27 @@ def compress(cell_id, work, data_root, events, device="auto", threads=None) -> b
         kind, reason = _failure_of(error)
         tell({"stage": "failed", "kind": kind, "reason": reason})
     return False
+
+
+@contextmanager
+def _gives_way(held: Callable[[], bool]):
+    """End this process as soon as the cell is another's: its job was started again elsewhere, while
+    the scheduler took this node for lost."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(WATCH_S):
+            if not held():
+                print("the job was started again elsewhere: this run of it ends here", flush=True)
+                os._exit(SUPERSEDED)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _attempted(paths, attempt, work, data_root, tell, device, threads) -> bool:

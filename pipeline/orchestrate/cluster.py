@@ -26,7 +26,7 @@ PENDING = {  # Slurm's reasons in words; others are shown as they are
     "Resources": "waiting for free hardware",
     "JobHeldUser": "held: `scontrol release JOB` lets it run",
     "JobHeldAdmin": "held by an administrator",
-    "BeginTime": "requeued, starts again in a moment",
+    "BeginTime": "put back a moment ago, or not to begin yet",
     "JobArrayTaskLimit": "waiting for other tasks of its array (at_once)",
     "PartitionDown": "its partition is down",
     "ReqNodeNotAvail": "the nodes it could run on are not available",

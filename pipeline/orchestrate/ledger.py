@@ -120,7 +120,7 @@ def others(paths: SweepPaths, cells: Iterable[str]) -> list[Ledger]:
     mine = set(cells)
     found = []
     for other in paths.others:
-        if other.ledger.is_file():
+        if os.access(other.ledger, os.R_OK):
             known = read(other)
             if mine & known.last.keys():
                 found.append(known)
@@ -138,6 +138,8 @@ def read(paths: SweepPaths) -> Ledger:
         data = paths.ledger.read_bytes()
     except FileNotFoundError:
         return ledger
+    except PermissionError:
+        raise UserError(f"{_of_another(paths)}, and private: only they can look at it") from None
     *lines, _torn = data.split(b"\n")
     for number, text in enumerate(lines, start=1):
         if not text.strip():
@@ -156,8 +158,14 @@ def read(paths: SweepPaths) -> Ledger:
 def locked(paths: SweepPaths) -> Iterator[Ledger]:
     """The ledger, for writing, by one process at a time for the whole work root: its sweeps share
     cells. A second process says whom it waits for."""
-    store.make_folder(paths.folder)
-    descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        store.make_folder(paths.folder)
+        descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except PermissionError:
+        raise UserError(
+            f"{_of_another(paths)}: only they can submit, cancel or resume there; "
+            "set NETPRESS_WORK to a folder of your own"
+        ) from None
     try:
         _take_lock(descriptor, paths)
         yield read(paths)
@@ -182,6 +190,15 @@ def _take_lock(descriptor: int, paths: SweepPaths) -> None:
             time.sleep(0.2)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{_me(paths)}\n".encode(), 0)
+
+
+def _of_another(paths: SweepPaths) -> str:
+    """`WORK belongs to USER`, as far as that may be known."""
+    root = paths.lock.parent
+    try:
+        return f"work root {root} belongs to {root.owner()}"
+    except (OSError, KeyError):
+        return f"work root {root} belongs to another user"
 
 
 def _me(paths: SweepPaths) -> str:

@@ -39,10 +39,11 @@ class CellState:
 @dataclass(frozen=True)
 class Found:
     """The states of all cells, in the sweep's order; `view`: what the cluster said, None where
-    nothing was ever submitted."""
+    nothing was ever submitted; `hidden`: cells whose folders we may not read."""
 
     cells: tuple[CellState, ...]
     view: cluster.View | None = None
+    hidden: frozenset[str] = frozenset()
 
     @cached_property
     def by_id(self) -> dict[str, CellState]:
@@ -50,7 +51,14 @@ class Found:
 
     @property
     def notes(self) -> list[str]:
-        return self.view.notes if self.view else []
+        notes = list(self.view.notes) if self.view else []
+        if self.hidden:
+            count = len(self.hidden)
+            notes.append(
+                f"{count} cell{'s are' if count > 1 else ' is'} readable for another user alone: "
+                "what is done of them is not known here"
+            )
+        return notes
 
 
 def states(sweep: Sweep, work: Work) -> tuple[CellState, ...]:
@@ -67,14 +75,41 @@ def find(
     process holds it, or a job is at it. queued, waiting: its job is in the queue, waiting for its
     base. failed, cancelled: how its job or its last attempt ended. missing: nothing stands against
     it. With `patient`, a controller that does not answer raises Unreachable; else it is noted.
-    `known`: the ledger, where it was read already.
+    `known`: the ledger, where it was read already. Of a sweep in another user's work root, as much
+    as may be read.
     """
-    done = {cell.id for cell in sweep.cells if store.is_done(work.cell(cell.id))}
+    done, hidden = _published(sweep, work)
     view = cluster.look(sweep, work, done, patient, known)
     found: dict[str, CellState] = {}
     for cell in sweep.cells:  # bases come first
-        found[cell.id] = _state(cell, work, cell.id in done, found.get(cell.base_id), view)
-    return Found(tuple(found.values()), view)
+        base = found.get(cell.base_id)
+        found[cell.id] = _hidden(cell, view) if cell.id in hidden else _state(
+            cell, work, cell.id in done, base, view
+        )
+    return Found(tuple(found.values()), view, hidden)
+
+
+def _published(sweep: Sweep, work: Work) -> tuple[set[str], frozenset[str]]:
+    """(cells that are done, cells that another user keeps private)."""
+    done, hidden = set(), set()
+    for cell in sweep.cells:
+        try:
+            if store.is_done(work.cell(cell.id)):
+                done.add(cell.id)
+        except PermissionError:
+            hidden.add(cell.id)
+    return done, frozenset(hidden)
+
+
+def _hidden(cell: Cell, view: cluster.View | None) -> CellState:
+    """What SLURM alone knows of a cell."""
+    row = view.row(cell.id) if view else None
+    if row is not None and row.state not in slurm.FINAL:
+        waits = row.after and not cell.is_base
+        state = "waiting" if waits else slurm.IN_QUEUE.get(row.state, "running")
+        return CellState(cell, state, 0, f"job {row.task}: {row.state.lower()}")
+    ended = f"; Slurm says {row.state} of job {row.task}" if row else ""
+    return CellState(cell, "missing", 0, f"its folder is another user's, and private{ended}")
 
 
 def _state(

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.paths import CODE, Work
+from pipeline.paths import CODE, CellPaths, Work
+from pipeline.store import HOLDER
 
 HERE = Path(__file__).parent
 SLURMBOX = HERE / "slurmbox"
@@ -55,7 +57,9 @@ define:
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if HERE in Path(item.path).parents and "box" in getattr(item, "fixturenames", ()):
+        if HERE in Path(item.path).parents and {"box", "strict_desk"} & set(
+            getattr(item, "fixturenames", ())
+        ):
             item.add_marker(pytest.mark.slurm)
             item.add_marker(pytest.mark.timeout(300))
             if MISSING and not REQUIRED:
@@ -117,6 +121,12 @@ class Box:
 def box():
     if MISSING:
         pytest.fail(REASON)
+    with started("--set", "MaxJobCount=30000") as made:
+        yield made
+
+
+@contextlib.contextmanager
+def started(*settings: str) -> Iterator[Box]:
     folder = Path(tempfile.mkdtemp(prefix="np-slurm-", dir="/tmp"))
     made = Box(folder)
     heir = subprocess.Popen(
@@ -124,7 +134,7 @@ def box():
         start_new_session=True,
     )
     try:
-        made("start", "--set", "MaxJobCount=30000")
+        made("start", *settings)
         yield made
     finally:
         heir.kill()
@@ -181,6 +191,12 @@ class Desk:
         found = json.loads(self.netpress("status", sweep, "--json")[0])
         return {f"{c['technique']}/{c['seed']}": c for c in found["cells"]}
 
+    def cell(self, sweep: str, name: str) -> CellPaths:
+        """The folder of a cell, by technique/seed; asks no scheduler."""
+        found = json.loads(self.netpress("plan", sweep, "--json")[0])["cells"]
+        [cell] = [c["id"] for c in found if f"{c['technique']}/{c['seed']}" == name]
+        return self.work.cell(cell)
+
     def states(self, sweep: str) -> dict[str, str]:
         return {name: cell["state"] for name, cell in self.status(sweep).items()}
 
@@ -210,8 +226,61 @@ class Desk:
         return [line["job"] for line in self.ledger(name) if line["event"] == "submitted"]
 
 
+@dataclass(frozen=True)
+class Halted:
+    """A process that is kept stopped, though Slurm sends CONT with its signals, until it is killed
+    or `go_on` is called."""
+
+    pid: int
+    keeper: subprocess.Popen
+
+    def go_on(self) -> None:
+        self.keeper.kill()
+        self.keeper.wait()
+        os.kill(self.pid, signal.SIGCONT)
+
+
+def halt(cell: CellPaths, epochs: int = 1, seconds: float = 90) -> Halted:
+    """Stop the process that works on a cell after its first epoch, or, with 0, as soon as it has
+    the cell. So what is done to its job comes in time, however fast the machine."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        holder = HOLDER.match(cell.lock.read_text()) if cell.lock.exists() else None
+        if holder and (cell.metrics.exists() or not epochs):
+            pid = int(holder["pid"])
+            os.kill(pid, signal.SIGSTOP)
+            assert not cell.manifest.exists(), "it was done before it could be stopped"
+            stop = ("bash", "-c", f"while kill -STOP {pid}; do sleep 0.01; done 2>/dev/null")
+            return Halted(pid, subprocess.Popen(stop))
+        time.sleep(0.01)
+    raise AssertionError(f"nothing began with {cell.id}")
+
+
+def wait_for(true, seconds: float = 60):
+    deadline = time.monotonic() + seconds
+    while not (value := true()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.5)
+    return value
+
+
 @pytest.fixture
 def desk(box, tmp_path):
+    with at_desk(box, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def strict_desk(tmp_path):
+    """At a cluster of its own, which limits memory by control groups."""
+    if os.getuid() != 0 or not Path("/sys/fs/cgroup/memory/tasks").exists():
+        pytest.skip("memory limits by control groups need root, and version 1 of them here")
+    with started("--cgroup") as made, at_desk(made, tmp_path) as strict:
+        yield strict
+
+
+@contextlib.contextmanager
+def at_desk(box: Box, tmp_path: Path) -> Iterator[Desk]:
     shims = tmp_path / "bin"
     shims.mkdir()
     for name in CALLED:

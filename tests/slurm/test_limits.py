@@ -1,0 +1,93 @@
+"""Time and memory, as Slurm itself limits them, and waits for: nothing is imitated here."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from pipeline import store
+from tests.slurm.conftest import SMALL, halt, wait_for
+from tests.slurm.test_slurm import LATER, LONG, goes_on, restarts
+
+
+def ends_in(desk, job: int, seconds: float) -> None:
+    """Bring the time limit of a job that runs near."""
+    at = (datetime.now() + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+    desk.box.ask("scontrol", "update", f"jobid={job}_0", f"EndTime={at}")
+
+
+def test_a_time_limit_that_is_waited_for(desk):
+    """Three jobs that come to their limit: one that has made an epoch, one that has not, one that
+    was not in Python yet and is told nothing. Slurm looks at limits every 30 s."""
+    some = desk.sweep("limit", techniques="[base]", seeds="[20]", epochs=LONG)
+    none = desk.sweep("nothing", techniques="[base]", seeds="[21]", epochs=LONG)
+    deaf = desk.sweep("deaf", techniques="[base]", seeds="[22]")
+    desk.submit(some)
+    desk.submit(none)
+    desk.submit(deaf, "--set", 'setup=["sleep 600"]')
+    jobs = {name: desk.jobs(name)[0] for name in ("limit", "nothing", "deaf")}
+    cell = desk.cell(some, "base/20")
+    halt(desk.cell(none, "base/21"), epochs=0)
+    halt(cell)
+    epochs = len(store.read_history(cell.metrics)[0].columns["epoch"])
+    wait_for(lambda: desk.box.ask("squeue", "-h", "-t", "R", "-o", "%i", "-j", str(jobs["deaf"])))
+    for job in jobs.values():
+        ends_in(desk, job, 35)
+
+    # USR2 from Slurm before the limit: a checkpoint, a requeue, and on from there.
+    wait_for(lambda: "Restarts=1" in restarts(desk, jobs["limit"]), 90)
+    desk.box.ask("scontrol", "update", f"jobid={jobs['limit']}_0", "TimeLimit=60")
+    found = desk.settled(some)["base/20"]
+    assert found["state"] == "done" and found["attempts"] == 2
+    goes_on(cell, f"{jobs['limit']}_0", epochs)
+
+    # Nothing was made: another round of the same length would end like this one.
+    found = desk.settled(none)["base/21"]
+    assert found["state"] == "failed" and "not one epoch" in found["reason"]
+    assert "Restarts=0" in restarts(desk, jobs["nothing"])
+    assert "480 minutes instead of 240" in desk.resume(none, *LATER)
+
+    # Not told of it, and killed by it.
+    found = desk.settled(deaf)["base/22"]
+    assert "TIMEOUT" in desk.box.ask("squeue", "-ht", "all", "-o", "%T", "-j", str(jobs["deaf"]))
+    assert found["state"] == "failed"
+    assert found["reason"].startswith(f"time limit: job {jobs['deaf']}_0 was ended by it before")
+    said = desk.resume(deaf, *LATER, "--set", "minutes_cap=300")
+    assert "300 minutes instead of 240" in said
+    desk.netpress("cancel", deaf)
+    assert "300 minutes instead" not in desk.resume(deaf, "--set", "minutes_cap=300", *LATER)
+
+
+def test_a_requeue_that_slurm_refuses_is_resumed(desk):
+    sweep = desk.sweep("refused", techniques="[base]", seeds="[23]", epochs=LONG)
+    cell = desk.cell(sweep, "base/23")
+    desk.submit(sweep)
+    [job, _] = desk.jobs("refused")
+    halt(cell)
+    desk.box.ask("scontrol", "update", f"jobid={job}_0", "Requeue=0")
+    desk.box.ask("scancel", "--signal=USR2", f"{job}_0")
+    found = desk.settled(sweep)["base/23"]
+    assert found["state"] == "failed" and "Slurm did not take job" in found["reason"]
+    assert "job " in desk.resume(sweep)
+    assert desk.settled(sweep)["base/23"]["state"] == "done"
+    assert cell.attempt(2).folder.exists() and not cell.attempt(3).folder.exists()
+
+
+def test_out_of_memory_by_control_groups(strict_desk):
+    desk = strict_desk
+    sweep = desk.sweep("strict", techniques="[base, quick]")
+    file = desk.folder / sweep
+    file.write_text(file.read_text().replace("width: 0.125", "width: 1.0"))
+    desk.submit(sweep, "--set", "memory_gib=1")
+    found = desk.settled(sweep)
+    job = desk.jobs("strict")[0]
+    states = ("sacct", "-nPj", f"{job}_0", "-o", "State")
+    wait_for(lambda: "OUT_OF_MEMORY" in desk.box.ask(*states), 20)
+    assert found["base/0"]["state"] == "failed"
+    assert found["base/0"]["reason"] == "out of memory: 1.0 of 1 GiB"
+    assert found["quick/0"]["reason"] == "its base is failed: out of memory: 1.0 of 1 GiB"
+    out = desk.netpress("resume", sweep, *SMALL, *LATER, "--set", "memory_gib=1")[0]
+    assert "2 GiB instead of 1" in out
+    desk.netpress("cancel", sweep)
+    # At the cap there is no next time, and it says so.
+    capped = ("--set", "memory_gib=1", "--set", "memory_cap_gib=1")
+    desk.netpress("resume", sweep, *SMALL, *capped)
