@@ -31,10 +31,10 @@ COLUMNS = (
 ABOUT: Sentence = (
     "Each technique beside its controls at the same operating point. The difference is the mean, "
     "over the n seeds that both have, of the technique's accuracy less the control's of the same "
-    "seed: above 0, the technique is worth something. Epochs are those that a model's weights "
-    "went through, with the base's own where they started from it; a teacher's are not counted. "
-    "A control without an operating point (the base, trained for longer) is beside every "
-    "technique that trains on from the base's weights.",
+    "seed: above 0, the technique is better than its control. No control is quantized. Epochs are "
+    "those that a model's weights went through, with the base's own where they started from it; a "
+    "teacher's are not counted. A control without an operating point (the base, trained for "
+    "longer) is beside every technique that trains on from the base's weights.",
 )
 
 

@@ -21,8 +21,8 @@ COLUMNS = (
     Column("used", "cores", "cores"),
     Column("asked", "gib", "memory, GiB"),
     Column("used", "gib", "memory, GiB"),
-    Column("memory used, GiB", "gib", "GPU"),
-    Column("busy, %", "share_of_time", "GPU"),
+    Column("GPU memory used, GiB", "gib"),
+    Column("GPU busy, %", "share_of_time"),
 )
 
 
@@ -55,9 +55,9 @@ def _line(cell: Cell, said: Said) -> tuple[Value, ...]:
         Value(f"{attempts:g}", attempts),
         _value(usage.of_all(said, "wall_s"), "wall_s"),
         _value(usage.of_all(said, "gpu_s") / 3600, "gpu_hours"),
-        _value(asked["cores"], "cores"),
+        Value(f"{asked['cores']:g}", asked["cores"]),
         _value(used["cores"], "cores"),
-        _value(asked["memory_bytes"], "gib"),
+        Value(f"{asked['memory_bytes'] / usage.GIB:g}", asked["memory_bytes"]),
         _value(used["memory_bytes"], "gib"),
         _value(used["gpu_memory_bytes"] or None, "gib"),
         _value(used["gpu_busy"], "share_of_time"),

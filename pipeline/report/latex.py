@@ -1,7 +1,6 @@
 r"""The report's tables for LaTeX: a tabular each, for \input, in the style of booktabs.
 
     \usepackage{booktabs}
-    \usepackage[T1]{fontenc}
 
 Everything is escaped: no name or number can be a command, a comment or an end of a line.
 """
@@ -18,10 +17,11 @@ from pipeline.report.content import Section, Table
 ESCAPED = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
     "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
-    "'": r"\textquotesingle{}", "`": r"\textasciigrave{}", "±": r"$\pm$",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "{''}",
+    "`": r"\textasciigrave{}", "±": r"$\pm$",
     "×": r"$\times$", "\u2212": "$-$",
 }  # fmt: skip
+ACCENTED = "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝßàáâãäåæçèéêëìíîïñòóôõöøùúûüýÿ"
 MOST_LETTERS = 64  # of a file's name, with those of `paths.checked_name` only
 
 
@@ -41,7 +41,7 @@ def tabular(section: Section, table: Table) -> str:
     numbers = table.are_numbers
     lines = [
         f"% {_comment(section.title)}: {_comment(table.caption)}",
-        r"% \usepackage{booktabs} \usepackage[T1]{fontenc}; where it is too wide, "
+        r"% \usepackage{booktabs}; where it is too wide, "
         r"\resizebox{\textwidth}{!}{\input{...}} of graphicx",
         rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in numbers)}}}",
         r"\toprule",
@@ -64,7 +64,7 @@ def escape(text: str) -> str:
 def _escaped(letter: str) -> str:
     if letter in ESCAPED:
         return ESCAPED[letter]
-    if letter.isprintable() and (letter.isascii() or "\xc0" <= letter <= "\xff"):
+    if letter.isprintable() and (letter.isascii() or letter in ACCENTED):
         return letter
     return f"[U+{ord(letter):04X}]"
 

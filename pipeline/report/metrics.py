@@ -128,12 +128,12 @@ METRICS = (
 # Of two cells, or of two numbers of one: no columns of results.csv, but shown in tables.
 COMPARED = (
     Metric("difference", "difference", "points", "higher", ".2f"),
-    Metric("time_of_base", "of its base's time", "×", "lower", ",.2f"),
+    Metric("time_of_base", "of its base's time", "×", "lower"),
     Metric("epochs", "epochs", "", "lower", ",.0f"),
     Metric("wall_s", "wall time", "min", "lower", ",.1f"),
     Metric("gpu_hours", "GPU-hours", "", "lower", ",.3f"),
-    Metric("cores", "cores", "", "lower", ",.1f"),
-    Metric("gib", "memory", "GiB", "lower", ",.1f"),
+    Metric("cores", "cores", "", "lower"),
+    Metric("gib", "memory", "GiB", "lower"),
     Metric("share_of_time", "busy", "%", "higher", ".0f"),
 )
 METRIC = {metric.key: metric for metric in (*METRICS, *COMPARED)}

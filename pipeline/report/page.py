@@ -159,7 +159,7 @@ def html(
         answers=content.answers(sweep, rows), several_seeds=_several_seeds(frames),
         parts=parts, gaps=gaps, every_cell=every_cell,
         figures=[_figure(name, figure) for name, figure in figures.items()],
-        used=used, facts=provenance.facts(sweep, frames),
+        used=used, facts=provenance.facts(sweep, frames, said),
         command=content.repeat(sweep), sweep_text=sweep.text,
         files=files, first_lines=FIRST_LINES, narrow_groups=NARROW_GROUPS,
         large=sum(len(view.lines) for view in views) > LARGE_LINES,

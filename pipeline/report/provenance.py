@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pipeline.report import content
+from pipeline.report import content, usage
 from pipeline.report.frames import Frames
+from pipeline.report.jobs import Said
+from pipeline.report.metrics import METRIC
 from pipeline.sweep import Recipe, Sweep
 
 OF_A_SEED = (
@@ -22,10 +24,10 @@ SHARED = (
 )
 
 
-def facts(sweep: Sweep, frames: Frames) -> list[tuple[str, str]]:
+def facts(sweep: Sweep, frames: Frames, said: Mapping[str, Said]) -> list[tuple[str, str]]:
     """(label, value): what was shared, hardware, versions, commit; where cells differ, each value
-    with its count."""
-    return [*_shared(sweep), *_machines(frames)]
+    with its count. `said`: a cell's id -> what it said of its job."""
+    return [*_shared(sweep), *_machines(frames), *_gpu_hours(frames, said)]
 
 
 def _shared(sweep: Sweep) -> Iterator[tuple[str, str]]:
@@ -43,22 +45,18 @@ def _shared(sweep: Sweep) -> Iterator[tuple[str, str]]:
 
 
 def _recipe(recipe: Recipe) -> str:
-    sliver = (
-        f"at most {images:,} {kind} images"
-        for images, kind in ((recipe.train_images, "training"), (recipe.test_images, "test"))
-        if images
-    )
     parts = (
         f"{recipe.epochs} {'epoch' if recipe.epochs == 1 else 'epochs'}",
         f"batches of {recipe.batch_size}",
         f"learning rate up to {recipe.learning_rate:g} ({recipe.schedule}, warmed up over "
-        f"{recipe.warmup:.0%} of all steps)",
+        f"{recipe.warmup * 100:g} % of all steps)",
         f"momentum {recipe.momentum:g}",
         f"weight decay {recipe.weight_decay:g}",
         f"label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else "",
         f"images moved by up to {recipe.crop} pixels" if recipe.crop else "",
-        f"{recipe.holdout:.0%} of the training set held out",
-        *sliver,
+        f"{recipe.holdout * 100:g} % of the training set held out",
+        f"only {recipe.train_images:,} training images" if recipe.train_images else "",
+        f"only {recipe.test_images:,} test images" if recipe.test_images else "whole test set",
     )
     return ", ".join(part for part in parts if part)
 
@@ -77,6 +75,19 @@ def _machines(frames: Frames) -> list[tuple[str, str]]:
         ("Time of all cells together", _time(frames)),
     )
     return [(label, value) for label, value in found if value]
+
+
+def _gpu_hours(frames: Frames, said: Mapping[str, Said]) -> Iterator[tuple[str, str]]:
+    """As the jobs say, else of the cells that trained on a GPU of this machine."""
+    if said:
+        yield "GPU-hours", METRIC["gpu_hours"].show(usage.gpu_hours(said.values()))
+        return
+    devices = (json.loads(text).get("device") for text in frames.cells["facts"])
+    pairs = zip(devices, frames.cells["seconds"], strict=True)
+    spent = [s for device, s in pairs if str(device).startswith("cuda") and s == s]
+    if spent:
+        hours = METRIC["gpu_hours"].show(sum(spent) / 3600)
+        yield "GPU-hours", f"{hours} (cells that ran on a GPU, from start to end)"
 
 
 def _counted(values: Iterable[Any]) -> str:

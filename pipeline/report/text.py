@@ -36,7 +36,7 @@ def report(
         *_figures(figures),
         *_gaps(frames),
         *_jobs(sweep, said),
-        *_provenance(sweep, frames),
+        *_provenance(sweep, frames, said),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -92,8 +92,8 @@ def _jobs(sweep: Sweep, said: Mapping[str, Said]) -> list[str]:
     return [_section(section)] if section else []
 
 
-def _provenance(sweep: Sweep, frames: Frames) -> list[str]:
-    found = provenance.facts(sweep, frames)
+def _provenance(sweep: Sweep, frames: Frames, said: Mapping[str, Said]) -> list[str]:
+    found = provenance.facts(sweep, frames, said)
     facts = "".join(f"- {escape(label)}: {escape(value)}\n" for label, value in found)
     repeat = f"To repeat it: {code(content.repeat(sweep))}. The sweep file:\n"
     return ["## How it was made\n", facts, repeat, fenced(sweep.text, "yaml")]

@@ -61,7 +61,7 @@ def total(said: Iterable[dict]) -> Used | None:
 def lines(used: Used) -> Iterator[str]:
     """For people: what was used, and what to ask for instead where that is clearly less."""
     gpu = f", {used.gpu_memory_bytes / GIB:.1f} GiB of the GPU" if used.gpu_memory_bytes else ""
-    busy = f", busy {used.gpu_busy:.0%} of the time" if used.gpu_busy is not None else ""
+    busy = f", busy {used.gpu_busy * 100:.0f} % of the time" if used.gpu_busy is not None else ""
     yield (
         f"At most {used.memory_bytes / GIB:.1f} of {used.asked_memory_bytes / GIB:.0f} GiB and "
         f"{used.cores:.1f} of {used.asked_cores} cores were used{gpu}{busy} "
