@@ -8,9 +8,10 @@ import os
 import pytest
 from hypothesis import settings
 
-KEPT = "NETPRESS_REQUIRE_SLURM"  # about the tests: .ci/run's word that SLURM is not to be missing
+# About the tests: .ci/run's word that neither is to be missing.
+KEPT = ("NETPRESS_REQUIRE_SLURM", "NETPRESS_REQUIRE_BROWSER")
 
-for name in [name for name in os.environ if name.startswith("NETPRESS_") and name != KEPT]:
+for name in [name for name in os.environ if name.startswith("NETPRESS_") and name not in KEPT]:
     del os.environ[name]  # before anything is collected: no test may touch the user's work root
 
 # Before torch is imported, here and in processes that tests start: on a busy machine two threads

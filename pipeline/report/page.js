@@ -1,47 +1,83 @@
 "use strict";
-// Sorting and filtering; without it the page has everything else. A line's numbers are in data-k,
-// one for each column of class n, "-" where there is none; other columns sort by their text.
+// Sorting, filtering and hiding columns; without it the page has everything else. The first lines
+// of a table are rows; where there are many, the others stand below it as text, a line each with
+// tabs between the columns, and become rows when they are asked for.
 (() => {
+  const MORE = 1000;
   const byText = new Intl.Collator("en", { numeric: true }).compare;
+  const number = (text) => parseFloat(text.replaceAll(",", ""));  // "1,234 ± 5": 1234; "": NaN
+
+  function fromRow(row) {
+    return { texts: [...row.cells].map((cell) => cell.textContent), row };
+  }
+  function fromText(line) {
+    const texts = line.split("\t");
+    texts[0] = texts[0].trimEnd();
+    return { texts, row: null };
+  }
+  function rowOf(line, heads) {
+    if (line.row) return line.row;
+    line.row = document.createElement("tr");
+    heads.forEach((head, i) => {
+      const cell = document.createElement(i ? "td" : "th");
+      if (!i) { cell.scope = "row"; cell.className = "name"; }
+      if (i && !head.classList.contains("n")) cell.className = "text";
+      const [value, deviation] = cell.className ? [line.texts[i]] : line.texts[i].split(" ± ");
+      cell.textContent = value;
+      if (deviation !== undefined) {
+        const small = document.createElement("small");
+        small.textContent = ` ± ${deviation}`;
+        cell.append(small);
+      }
+      line.row.append(cell);
+    });
+    return line.row;
+  }
 
   function enhance(table) {
-    const bodies = [...table.tBodies];
-    const lines = [...table.querySelectorAll("tbody > tr")];
-    const first = bodies[0].rows.length;
+    const setting = table.closest(".setting");
+    const body = table.tBodies[0];
+    const rest = setting.querySelector(".rest");
     const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
-    const state = { column: -1, way: "none", wanted: () => true };
+    const lines = [...body.rows].map(fromRow);
+    let most = lines.length, column = -1, way = "none", wanted = () => true;
+    if (rest) lines.push(...rest.querySelector("pre").textContent.split("\n").map(fromText));
 
-    function key(line, i) {
-      if (!heads[i].classList.contains("n")) return line.cells[i].textContent;
-      const place = heads.slice(0, i).filter((head) => head.classList.contains("n")).length;
-      return parseFloat(line.dataset.k.split(" ")[place]);
-    }
-    function compare(a, b) {
-      if (typeof a[0] === "string") return byText(a[0], b[0]);
-      return a[0] - b[0];
-    }
+    const more = document.createElement("button");
+    more.type = "button";
+    more.className = "more";
+    more.addEventListener("click", () => { most += MORE; show(); });
+    if (rest) rest.replaceWith(more);
+
     function sorted() {
-      if (state.way === "none") return lines;
-      const keyed = lines.map((line) => [key(line, state.column), line]);
-      const there = keyed.filter(([k]) => k === k);  // NaN: not measured, always last
-      there.sort(state.way === "ascending" ? compare : (a, b) => compare(b, a));
-      return [...there, ...keyed.filter(([k]) => k !== k)].map(([, line]) => line);
+      if (way === "none") return lines;
+      const numeric = heads[column].classList.contains("n");
+      const compare = numeric ? (a, b) => a[0] - b[0] : (a, b) => byText(a[0], b[0]);
+      const keyed = lines.map((line) => {
+        const text = line.texts[column];
+        return [numeric ? number(text) : text, line];
+      });
+      const there = keyed.filter(([key]) => key === key);  // NaN: not measured, always last
+      there.sort(way === "ascending" ? compare : (a, b) => compare(b, a));
+      return [...there, ...keyed.filter(([key]) => key !== key)].map(([, line]) => line);
     }
-    function show() {
-      const shown = sorted().filter(state.wanted);
-      bodies[0].replaceChildren(...shown.slice(0, first));
-      if (bodies[1]) bodies[1].replaceChildren(...shown.slice(first));
-      const more = table.closest(".setting").querySelector(".more");
-      if (more) more.hidden = shown.length <= first;
+    function show(all = false) {
+      const shown = sorted().filter(wanted);
+      const now = all ? shown : shown.slice(0, most);
+      body.replaceChildren(...now.map((line) => rowOf(line, heads)));
+      const left = shown.length - now.length;
+      more.hidden = left === 0;
+      more.textContent = `Show ${Math.min(MORE, left).toLocaleString("en")} more of ` +
+        `${left.toLocaleString("en")} lines`;
       return shown.length;
     }
     function sort(i) {
       const begin = heads[i].dataset.first;
       const other = begin === "ascending" ? "descending" : "ascending";
-      const next = { [begin]: other, [other]: "none" };
-      state.way = state.column === i ? next[state.way] || begin : begin;
-      state.column = i;
-      heads.forEach((head, j) => head.setAttribute("aria-sort", j === i ? state.way : "none"));
+      const next = { none: begin, [begin]: other, [other]: "none" };
+      way = next[column === i ? way : "none"];
+      column = i;
+      heads.forEach((head, j) => head.setAttribute("aria-sort", j === i ? way : "none"));
       show();
     }
     heads.forEach((head, i) => {
@@ -52,49 +88,53 @@
       head.append(button);
       head.setAttribute("aria-sort", "none");
     });
+    addEventListener("beforeprint", () => { if (rest) show(true); });
+    addEventListener("afterprint", () => { if (rest) show(); });
+    if (rest) show();
+
     return {
+      setting,
+      heads,
       of: lines.length,
-      setting: table.closest(".setting"),
-      filter(wanted) { state.wanted = wanted; return show(); },
-      groups(hidden) {
-        for (const cell of table.querySelectorAll("thead .groups [data-group]"))
-          cell.hidden = hidden.has(cell.dataset.group);
-        table.classList.remove(...[...table.classList].filter((c) => c.startsWith("no-")));
-        table.classList.add(...[...hidden].map((group) => `no-${group}`));
+      filter(test) { wanted = (line) => test(line, heads); return show(); },
+      hide(groups) {
+        for (const cell of table.querySelectorAll("[data-group]"))
+          cell.hidden = groups.has(cell.dataset.group);
+        table.classList.remove(...[...table.classList].filter((name) => name.startsWith("no-")));
+        table.classList.add(...[...groups].map((group) => `no-${group}`));
       },
     };
   }
 
-  // "kd, prune 0.5": kd, or both prune and 0.5, anywhere in the line's text columns.
-  function wanted(text) {
-    const ways = text.toLowerCase().split(",").map((way) => way.trim().split(/\s+/));
-    const asked = ways.filter((words) => words[0] !== "");
-    if (!asked.length) return () => true;
-    return (line) => {
-      const said = [...line.querySelectorAll(":scope > .name, :scope > .text")]
-        .map((cell) => cell.textContent.toLowerCase()).join(" ");
+  // "kd, prune 0.5": kd, or both prune and 0.5, anywhere in a line's text.
+  function test(text) {
+    const ways = text.toLowerCase().split(",").map((way) => way.split(/\s+/).filter(Boolean));
+    const asked = ways.filter((words) => words.length);
+    return (line, heads) => {
+      if (!asked.length) return true;
+      const texts = line.texts.filter((_, i) => !heads[i].classList.contains("n"));
+      const said = texts.join(" ").toLowerCase();
       return asked.some((words) => words.every((word) => said.includes(word)));
     };
   }
 
-  for (const form of document.querySelectorAll("form.controls")) {
-    const tables = [...form.parentElement.querySelectorAll("table.sortable")].map(enhance);
+  function control(form, tables) {
     const { filter, setting, shown } = form.elements;
     const groups = [...form.querySelectorAll("[name=group]")];
     function update() {
-      const test = wanted(filter.value);
       let count = 0, of = 0;
       for (const table of tables) {
         const here = !setting || !setting.value || table.setting.id === setting.value;
         table.setting.hidden = !here;
-        const left = table.filter(test);
+        const left = table.filter(test(filter.value));
         if (here) { count += left; of += table.of; }
       }
-      shown.value = count === of ? "" : `${count} of ${of} lines`;
+      const said = (n) => n.toLocaleString("en");
+      shown.value = count === of ? "" : `${said(count)} of ${said(of)} lines`;
     }
     function hide() {
-      const hidden = new Set(groups.filter((box) => !box.checked).map((box) => box.value));
-      for (const table of tables) table.groups(hidden);
+      const hidden = groups.filter((box) => !box.checked).map((box) => box.value);
+      for (const table of tables) table.hide(new Set(hidden));
     }
     form.addEventListener("submit", (event) => event.preventDefault());
     filter.addEventListener("input", update);
@@ -107,6 +147,9 @@
     form.hidden = false;
   }
 
-  for (const table of document.querySelectorAll("table.sortable"))
-    if (!table.querySelector("th button")) enhance(table);
+  for (const section of document.querySelectorAll("section")) {
+    const tables = [...section.querySelectorAll("table.sortable")].map(enhance);
+    const form = section.querySelector("form.controls");
+    if (form) control(form, tables);
+  }
 })();

@@ -1,9 +1,9 @@
 """index.html: the whole report as one file that loads nothing from elsewhere.
 
 Style and script stand in the page and are allowed by their hashes; figures are images in base64,
-which keeps their ids and styles apart from each other's and from the page's. A table's lines beyond
-FIRST_LINES are in the page, but laid out only when asked for (a link to them, or paper), so that a
-table of ten thousand opens at once.
+which keeps their ids and styles apart from each other's and from the page's. Where a table has very
+many lines, those after the first are in the page as text, which page.js makes rows of when they are
+asked for, so that a page about ten thousand results opens at once.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ from pipeline.sweep import Sweep
 if TYPE_CHECKING:
     from pipeline.report.figures import Figure
 
-FIRST_LINES = 200
+MOST_LINES = (200, 2000)  # that are rows of one table, and of all of them
 LARGE_LINES = 500  # of all tables: from here on those out of sight are not laid out
+UPRIGHT_COLUMNS = 9
 NARROW_GROUPS = ("accuracy", "size", "speed")  # what a narrow screen shows at first
 EVERY_CELL = ("accuracy", "accuracy_drop", "stored_bytes", "stored_ratio", "speedup_all_batch1",
               "seconds", "peak_memory_bytes")  # fmt: skip
@@ -92,19 +93,18 @@ class View:
         runs = groupby(self.columns[1:], lambda column: column.group)
         return (Group("", 1), *(Group(name, len(list(run))) for name, run in runs))
 
-    def keys(self, line: Sequence[Value]) -> str:
-        """A line's numbers, for sorting: `-` where there is none."""
-        return " ".join(
-            "-" if value.number is None else f"{value.number:.6g}"
-            for value, numeric in zip(line, self.numeric, strict=True) if numeric
-        )  # fmt: skip
-
     def cell(self, i: int, value: Value) -> Markup:
         if not self.numeric[i]:
             return Markup("<td class=text>") + clean(value.text)
         number, plus_minus, deviation = value.text.partition(" ± ")
         small = Markup(" <small>± {}</small>").format(deviation) if plus_minus else ""
         return Markup("<td>") + number + small
+
+    def plain(self, lines: Iterable[Sequence[Value]]) -> str:
+        """Lines with tabs between their columns, for page.js and for those who run no script."""
+        texts = [[" ".join(value.text.split()) for value in line] for line in lines]
+        width = max(len(line[0]) for line in texts)
+        return "\n".join("\t".join([line[0].ljust(width), *line[1:]]) for line in texts)
 
     @property
     def hiding(self) -> Iterator[str]:
@@ -127,7 +127,11 @@ class Part:
     about: tuple[Sentence, ...]
     tables: tuple[View, ...]
     controls: bool = False
-    wide: bool = False
+
+    @property
+    def wide(self) -> bool:
+        """Whether paper is turned for it."""
+        return any(len(view.columns) > UPRIGHT_COLUMNS for view in self.tables)
 
     @property
     def groups(self) -> list[str]:
@@ -161,10 +165,16 @@ def html(
         figures=[_figure(name, figure) for name, figure in figures.items()],
         used=used, facts=provenance.facts(sweep, frames, said),
         command=content.repeat(sweep), sweep_text=sweep.text,
-        files=files, first_lines=FIRST_LINES, narrow_groups=NARROW_GROUPS,
+        files=files, first_lines=_first_lines(len(views)), narrow_groups=NARROW_GROUPS,
         large=sum(len(view.lines) for view in views) > LARGE_LINES,
     )  # fmt: skip
     return page.encode()
+
+
+def _first_lines(tables: int) -> int:
+    """How many lines of each table are rows."""
+    one, all_of_them = MOST_LINES
+    return max(5, min(one, all_of_them // tables))
 
 
 def clean(text: str) -> str:
@@ -184,14 +194,14 @@ def _parts(sweep: Sweep, frames: Frames, rows: list[Row]) -> Iterator[Part]:
     for section in sections.measured(sweep, frames, rows):
         if section.id == "results":
             full = content.results(frames, (*content.RESULTS, *content.LATENCY))
-            yield _part(full, controls=True, wide=True)
+            yield _part(full, controls=True)
         elif section.id != "latency":
             yield _part(section)
 
 
-def _part(section: Section, controls: bool = False, wide: bool = False) -> Part:
+def _part(section: Section, controls: bool = False) -> Part:
     views = (_view(f"{section.id}-{i}", table) for i, table in enumerate(section.tables))
-    return Part(section.id, section.title, section.about, tuple(views), controls, wide)
+    return Part(section.id, section.title, section.about, tuple(views), controls)
 
 
 def _view(id: str, table: Table) -> View:
@@ -247,12 +257,10 @@ def _figure(name: str, figure: Figure) -> dict[str, Any]:
 
 
 def _size(svg: bytes) -> str:
-    """Attributes that keep its place before it is drawn; matplotlib says points."""
-    found = re.search(rb'<svg[^>]* height="([\d.]+)pt"[^>]* width="([\d.]+)pt"', svg[:4000])
-    found = found or re.search(rb'<svg[^>]*height="([\d.]+)pt"', svg[:4000])
-    if not found or len(found.groups()) < 2:
-        return ""
-    height, width = (round(float(points) * 4 / 3) for points in found.groups())
+    """Attributes that keep its place before it is drawn; a point is 4/3 pixels."""
+    root = re.search(rb"<svg\b[^>]*>", svg[:4000])
+    sides = [re.search(rb'\b%b="([\d.]+)pt"' % side, root[0]) for side in (b"width", b"height")]
+    width, height = (round(float(side[1]) * 4 / 3) for side in sides)
     return f' width="{width}" height="{height}"'
 
 
