@@ -1,0 +1,451 @@
+"""results.h5: all of a sweep in one file, the same to the byte, readable by anyone, and enough to
+make the report from; a file of others is not trusted."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import zlib
+
+import h5py
+import numpy
+import pytest
+
+from pipeline import hardware, report, store
+from pipeline.errors import Corrupt, UserError
+from pipeline.orchestrate import plan
+from pipeline.paths import Work
+from pipeline.report import frames, merged, reading
+from tests import cells, many, results
+
+SWEEP = """\
+name: shared
+models: [{name: vgg11_bn, width: 0.125}]
+datasets: [digits]
+techniques: [base, ptq-int8, kd]
+seeds: [0, 1]
+training: {epochs: 2, batch_size: 64}
+"""
+LABELS = numpy.random.default_rng(0).integers(0, 10, 10_000).astype(numpy.uint16)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    path = tmp_path / "shared-sweep.yaml"
+    path.write_text(SWEEP)
+    return plan.load_sweep(path)
+
+
+def values(cell):
+    """With predictions that a base's other techniques repeat, as in real results."""
+    base = LABELS.copy()
+    base[cell.seed :: 400] = 0
+    own = base if cell.is_base else numpy.where(base == len(cell.technique) % 10, 1, base)
+    return results.measured(cell, labels=LABELS, base_predictions=base,
+                            predictions=own.astype(numpy.uint16))  # fmt: skip
+
+
+def publish_all(sweep, work):
+    """All but the last cell, which fails; one says what its job used."""
+    *done, last = frames.in_order(sweep)
+    for cell in done:
+        results.publish(cell, work, values(cell))
+    results.fail(last, work, "exception", "a\x1b[31m <b>reason</b>")
+    attempt = store.new_attempt(work.cell(done[0].id))
+    store.publish_json(attempt.usage, USED)
+    return work
+
+
+USED = {"job": "12", "asked": {"memory_bytes": 4 << 30, "cores": 4},
+        "used": {"memory_bytes": 1 << 30, "cores": 1.5, "gpu_memory_bytes": 0,
+                 "gpu_busy": None}}  # fmt: skip
+
+
+@pytest.fixture
+def work(sweep, tmp_path):
+    return publish_all(sweep, Work(tmp_path / "work"))
+
+
+@pytest.fixture
+def published(sweep, work, tmp_path):
+    return merged.write(sweep, work, tmp_path / "results.h5")
+
+
+def content(group) -> dict[str, object]:
+    """Every attribute and dataset below an h5py group, as plain bytes."""
+    found = {f"@{k}": v for k, v in group.attrs.items()}
+
+    def visit(prefix, members):
+        for name, member in members.items():
+            if isinstance(member, h5py.Group):
+                visit(f"{prefix}{name}/", member)
+            else:
+                found[prefix + name] = (member.dtype, member.shape, member[()].tobytes())
+
+    visit("", group)
+    return found
+
+
+# --- what is in it ---------------------------------------------------------------------------
+
+
+def test_a_cell_has_exactly_what_its_result_has(sweep, work, published):
+    with h5py.File(published.path) as file:
+        for cell in frames.in_order(sweep)[:-1]:
+            with h5py.File(work.cell(cell.id).result) as own:
+                expected = content(own)
+            found = content(file["cells"][cell.id])
+            artifact = json.loads(found.pop("@artifact"))
+            assert found == expected
+            manifest = store.read_manifest(work.cell(cell.id))["files"]
+            assert {
+                f"artifact/{n}": said for n, said in artifact.items()
+            }.items() <= manifest.items()
+
+
+def test_it_is_plain_hdf5_in_the_reports_order(sweep, published):
+    import pandas
+
+    with h5py.File(published.path) as file:
+        assert list(file["cells"]) == [cell.id for cell in frames.in_order(sweep)[:-1]]
+        assert file["text"][()].decode() == SWEEP and file.attrs["name"] == "shared"
+        history = file["cells"][sweep.cells[0].id]["history/1-finetune"]
+        frame = pandas.DataFrame({name: column[()] for name, column in history.items()})
+    assert frame.loss.tolist() == [1.5, 0.25]
+
+
+def test_long_arrays_are_compressed_and_the_same_ones_are_there_once(sweep, published):
+    base, other = sweep.cells[0].id, sweep.cells[2].id
+    with h5py.File(published.path) as file:
+        one, two = (file[f"cells/{i}/measure"] for i in (base, other))
+        assert one["labels"] == two["labels"] and one["predictions"] == two["base_predictions"]
+        assert one["predictions"] != two["predictions"]
+        assert two["predictions"].id.get_storage_size() < LABELS.nbytes / 3
+    assert published.path.stat().st_size < 5 * 60_000
+
+
+def test_what_is_damaged_is_a_gap_there_too(sweep, work, tmp_path):
+    result = work.cell(sweep.cells[0].id).result
+    result.write_bytes(result.read_bytes()[:-1] + b"x")
+    published = merged.write(sweep, work, tmp_path / "results.h5")
+    with h5py.File(published.path) as file:
+        assert sweep.cells[0].id not in file["cells"] and len(file["cells"]) == 4
+        reasons = {gap["cell"]["id"]: gap["reason"] for gap in json.loads(file["gaps"][()])}
+    assert reasons[sweep.cells[0].id].startswith("damaged: result.h5")
+
+
+def test_without_any_result_it_is_there_and_changes_nothing_else(sweep, tmp_path):
+    published = merged.write(sweep, Work(tmp_path / "none"), tmp_path / "results.h5")
+    assert len(merged.read(published.path).frames.gaps) == 6
+    assert sorted(os.listdir(tmp_path)) == ["results.h5", "shared-sweep.yaml"]
+
+
+# --- the same to the byte --------------------------------------------------------------------
+
+
+def test_the_same_results_give_the_same_bytes_in_any_order(sweep, published, tmp_path):
+    other = Work(tmp_path / "other")
+    for cell in sweep.cells[::-1]:
+        if cell.id != frames.in_order(sweep)[-1].id:
+            results.publish(cell, other, values(cell))
+    results.fail(frames.in_order(sweep)[-1], other, "exception", "a\x1b[31m <b>reason</b>")
+    store.publish_json(store.new_attempt(other.cell(frames.in_order(sweep)[0].id)).usage, USED)
+    again = merged.write(sweep, other, tmp_path / "again" / "results.h5")
+    assert again.path.read_bytes() == published.path.read_bytes()
+
+
+def test_processes_change_nothing(tmp_path, monkeypatch):
+    sweep, work = many.sweep(200), Work(tmp_path / "work")
+    many.publish(sweep, work)
+    shutil.rmtree(work.cell(sweep.cells[70].id).folder)
+    one = merged.write(sweep, work, tmp_path / "one.h5")
+    rows = frames.read(sweep, work)
+    monkeypatch.setattr(reading, "WORTH_PROCESSES", 1)
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
+    two = merged.write(sweep, work, tmp_path / "two.h5")
+    assert one.path.read_bytes() == two.path.read_bytes()
+    for found in (two.frames, rows, frames.read(sweep, work)):
+        assert found.cells.equals(one.frames.cells) and found.gaps == one.frames.gaps
+    assert len(one.frames.cells) == 199 and len(one.frames.gaps) == 1
+    named = [identity for identity in one.frames.cells[list(frames.IDENTITY)].to_dict("records")]
+    assert frames.frame(reading.from_results(two.path, named)).equals(one.frames.cells)
+
+
+# --- read back -------------------------------------------------------------------------------
+
+
+def test_what_is_read_back_is_what_was_written(sweep, work, published):
+    found = merged.read(published.path)
+    assert found.sweep.cells == sweep.cells and found.sweep.text == sweep.text
+    assert found.frames.cells.equals(published.frames.cells)
+    assert found.frames.gaps == published.frames.gaps and found.said == published.said
+    assert found.used == published.used and found.used.cells == 1
+    from_work = frames.evidence(sweep, work)
+    for cell in sweep.cells:
+        one, other = (read(cell.id) for read in (found.evidence, from_work))
+        assert str(one) == str(other)
+    assert found.evidence(frames.in_order(sweep)[-1].id) is None
+
+
+def test_the_report_is_made_from_it_alone_to_the_same_bytes(sweep, work, tmp_path, monkeypatch):
+    paths = report.build(sweep, work, tmp_path / "reports")
+    before = {p: p.read_bytes() for p in paths.folder.rglob("*") if p.is_file()}
+    assert len(before) > 5
+    shutil.rmtree(work.root)
+    for path in before:
+        if path != paths.merged:
+            path.unlink()
+    monkeypatch.chdir(tmp_path / "reports")  # where the sweep's file is not
+    again, listed = report.rebuild(paths.folder)
+    assert {p: p.read_bytes() for p in again.folder.rglob("*") if p.is_file()} == before
+    assert listed == report.rows_of(paths.folder) and len(listed["rows"]) == 5
+
+
+# --- evidence --------------------------------------------------------------------------------
+
+
+def test_evidence_is_what_was_recorded(sweep, work):
+    cell = sweep.cells[2]
+    k = 3
+    differing = {"pixels": numpy.zeros((k, 1, 8, 8), numpy.uint8), "index": numpy.arange(k),
+                 "distance": numpy.ones(k, numpy.float32)}  # fmt: skip
+    differing |= {name: numpy.ones(k, numpy.uint16) for name in ("own", "base", "label")}
+    measured = values(cell) | {f"differing/{name}": value for name, value in differing.items()}
+    results.publish(cell, work, measured)
+    found = frames.evidence(sweep, work)(cell.id)
+    assert [stage.stage for stage in found.history] == ["train", "finetune"]
+    assert found.labels.tolist() == LABELS.tolist() and found.channels.shape == (13,)
+    assert set(found.differing) == set(differing) and found.differing["pixels"].shape == (
+        k,
+        1,
+        8,
+        8,
+    )
+    assert found.latency["onnxruntime/artifact/all/batch1"].shape == (20,)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"predictions": LABELS[:5]}, {"labels": 3.5}, {"predictions": LABELS.astype(float)},
+     {"differing/pixels": numpy.zeros((2, 1, 4, 4), numpy.uint8)},
+     {"latency/onnxruntime/artifact/all/batch1": numpy.array([1.0, numpy.nan])},
+     {"channels": "many"}],
+)  # fmt: skip
+def test_what_makes_no_sense_counts_as_not_there(sweep, work, changed):
+    cell = sweep.cells[2]
+    results.publish(cell, work, values(cell) | changed)
+    found = frames.evidence(sweep, work)(cell.id)
+    name = next(iter(changed))
+    if name in ("predictions", "labels"):
+        assert found.predictions is None or found.labels is None
+    assert found.differing is None
+    assert (found.channels is None) == (name == "channels")
+    assert ("onnxruntime/artifact/all/batch1" in found.latency) != name.startswith("latency")
+
+
+def test_there_is_no_evidence_without_a_valid_result(sweep, work):
+    ask = frames.evidence(sweep, work)
+    assert ask(frames.in_order(sweep)[-1].id) is None and ask("0" * 16) is None
+    result = work.cell(sweep.cells[0].id).result
+    result.write_bytes(result.read_bytes()[:-1])
+    assert ask(sweep.cells[0].id) is None
+
+
+# --- a file of others ------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_or_a_cut_end_is_found(published):
+    whole = published.path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 4
+    for changed in (bytes(flipped), whole[:-1], b"", whole[512:]):
+        published.path.write_bytes(changed)
+        with pytest.raises(Corrupt):
+            merged.read(published.path)
+
+
+def changed_and_sealed(path, change) -> None:
+    """Somebody else's file, with a checksum that matches."""
+    with h5py.File(path, "r+") as file:
+        change(file)
+    path.write_bytes(store.sealed(path.read_bytes()))
+
+
+def first(file):
+    return next(iter(file["cells"].values()))
+
+
+def external_link(file):
+    file["cells"]["x"] = h5py.ExternalLink("/etc/other.h5", "/x")
+
+
+def soft_link(file):
+    first(file)["measure/x"] = h5py.SoftLink("/text")
+
+
+def soft_link_as_text(file):
+    del file["text"]
+    file["text"] = h5py.SoftLink("/gaps")
+
+
+def external_storage(file):
+    first(file)["measure"].create_dataset("x", (4,), "u1", external=[("/etc/hostname", 0, 4)])
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((4,), "f8")
+    layout[:] = h5py.VirtualSource("missing.h5", "x", (4,))
+    first(file)["measure"].create_virtual_dataset("x", layout)
+
+
+def bomb(file):
+    size = store.MOST_BYTES + 1
+    made = first(file)["measure"].create_dataset("x", (size,), "u1", chunks=(size,), compression=9)
+    made.id.write_direct_chunk((0,), zlib.compress(bytes(1 << 20)))
+
+
+def never_written(file):
+    first(file)["measure"].create_dataset("x", (2**40,), "f8", chunks=(2**20,), compression=9)
+
+
+def half_written(file):
+    made = first(file)["measure"].create_dataset("x", (2000,), "f8", chunks=(1000,), compression=1)
+    made[:1000] = 1.0
+
+
+def a_plug_in(file):
+    """LZ4, by its registered number: HDF5 would look for a library to load."""
+    made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    made.set_chunk((10,))
+    made.set_filter(32004, h5py.h5z.FLAG_OPTIONAL, ())
+    space = h5py.h5s.create_simple((10,))
+    group = first(file)["measure"].id
+    h5py.h5d.create(group, b"x", h5py.h5t.NATIVE_DOUBLE, space, made).write_direct_chunk(
+        (0,), b"\0" * 80
+    )
+
+
+def another_member(file):
+    file.create_group("more")
+
+
+def another_cell(file):
+    file["cells"].copy(first(file), "0" * 16)
+
+
+def a_cell_less(file):
+    del file["cells"][next(iter(file["cells"]))]
+
+
+def swapped(file):
+    one, two, *_ = file["cells"]
+    file["cells"].move(one, "x")
+    file["cells"].move(two, one)
+    file["cells"].move("x", two)
+
+
+def no_accuracy(file):
+    del first(file)["measure/accuracy"]
+
+
+def gaps_of_a_kind(file):
+    del file["gaps"]
+    store.put(file, "gaps", '[{"cell": 3}]')
+
+
+def deep_json(file):
+    del file["gaps"]
+    store.put(file, "gaps", "[" * 100_000)
+
+
+def a_name_that_leads_away(file):
+    file.attrs["name"] = "../../etc"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [external_link, soft_link, soft_link_as_text, external_storage, virtual, bomb, never_written,
+     half_written, a_plug_in, another_member, another_cell, a_cell_less, swapped, no_accuracy,
+     gaps_of_a_kind, deep_json, a_name_that_leads_away],
+)  # fmt: skip
+def test_a_file_built_to_mislead_is_refused(published, change):
+    changed_and_sealed(published.path, change)
+    with pytest.raises(Corrupt):
+        merged.read(published.path)
+
+
+def test_another_versions_file_is_told_as_such(published):
+    def other_cell(file):
+        said = json.loads(first(file).attrs["cell"])
+        first(file).attrs["cell"] = json.dumps(said | {"recipe": said["recipe"] | {"new": 1}})
+
+    changed_and_sealed(published.path, other_cell)
+    with pytest.raises(UserError, match="made by netpress"):
+        merged.read(published.path)
+    changed_and_sealed(published.path, lambda file: file.attrs.modify("format", 99))
+    with pytest.raises(UserError, match="format 99, this netpress reads 1"):
+        merged.read(published.path)
+
+
+def test_a_folder_or_a_device_is_no_results(tmp_path):
+    (tmp_path / "results.h5").mkdir()
+    for path in (tmp_path / "results.h5", "/dev/zero"):
+        with pytest.raises(Corrupt, match="not a plain file"):
+            store.check_seal(path)
+
+
+# --- writing it ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", ["200k", "1m", "3m"])
+def test_a_full_disk_leaves_what_was_there(tmp_path, size):
+    sweep, work = many.sweep(100), Work(tmp_path / "work")
+    many.publish(sweep, work)
+    with cells.small_disk(tmp_path / "small", size) as folder:
+        (folder / "results.h5").write_bytes(b"as before")
+        with pytest.raises(OSError, match=r"No space left on device: '.*/results\.h5'"):
+            merged.write(sweep, work, folder / "results.h5")
+        assert os.listdir(folder) == ["results.h5"]
+        assert (folder / "results.h5").read_bytes() == b"as before"
+
+
+def test_what_fails_on_the_way_leaves_nothing(sweep, work, tmp_path, monkeypatch):
+    def no_more(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(merged, "_put_cell", no_more)
+    with pytest.raises(MemoryError):
+        merged.write(sweep, work, tmp_path / "new" / "results.h5")
+    assert os.listdir(tmp_path / "new") == []
+
+
+def test_it_is_private(published):
+    assert published.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_looking_changes_nothing_in_the_work_root(sweep, work, tmp_path):
+    def seen():
+        return {p: (p.stat().st_mtime_ns, p.stat().st_mode) for p in work.root.rglob("*")}
+
+    for path in work.root.rglob("*"):
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    before = seen()
+    report.build(sweep, work, tmp_path / "reports")
+    report.rows(sweep, work)
+    assert seen() == before
+
+
+def test_hdf5_of_a_result_with_a_link_is_no_result(sweep, work, tmp_path):
+    """A seal and a manifest prove nothing about what is in a file."""
+    cell = sweep.cells[0]
+    buffer = io.BytesIO(work.cell(cell.id).result.read_bytes())
+    with h5py.File(buffer, "r+") as file:
+        file["history/0-train/x"] = h5py.ExternalLink("/etc/other.h5", "/x")
+    work.cell(cell.id).result.write_bytes(store.sealed(buffer.getvalue()))
+    store.write_manifest(work.cell(cell.id))
+    published = merged.write(sweep, work, tmp_path / "results.h5")
+    assert [gap.cell.id for gap in published.frames.gaps][0] == cell.id
+    assert "leads out" in published.frames.gaps[0].reason
+    merged.read(published.path)
