@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from pydantic import BaseModel
 
 from pipeline import store
 from pipeline.paths import Work
+from pipeline.report import frames, json_rows
+from pipeline.report.answer import Row
+from pipeline.report.evidence import Evidence, of
+from pipeline.report.row import identity, row
 from pipeline.store import StageHistory
 from pipeline.sweep import Cell, Dataset, Measure, Model, Recipe, Stage, Sweep
 
@@ -85,6 +90,86 @@ def history() -> list[StageHistory]:
     return [StageHistory(0, "train", columns), StageHistory(1, "finetune", columns)]
 
 
+# --- what figures show -----------------------------------------------------------------------
+
+
+def trained(epochs: int = 8, stages: tuple[str, ...] = ("finetune",)) -> list[StageHistory]:
+    """Stages that learn as networks do: fast at first, the second from where the first ended."""
+    found = []
+    for index, stage in enumerate(stages):
+        done = numpy.arange(1, epochs + 1) + index * epochs
+        columns = {
+            "epoch": numpy.arange(1.0, epochs + 1),
+            "loss": 2.3 * numpy.exp(-0.7 * done) + 0.01,
+            "held_out_accuracy": 0.99 - 0.8 * numpy.exp(-0.6 * done),
+            "held_out_loss": 2.3 * numpy.exp(-0.6 * done) + 0.03,
+        }
+        found.append(StageHistory(index, stage, {k: v.tolist() for k, v in columns.items()}))
+    return found
+
+
+def recorded(cell: Cell, ratio: float = 4.0, drop: float = 0.002, images: int = 1000,
+             classes: int = 10, channels: int = 3, **changed: Any) -> dict[str, Any]:  # fmt: skip
+    """`measured` with labels, predictions that are as good as it says, the channels of VGG-16, and
+    the images that differ most."""
+    widths = numpy.array([64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512])
+    found = measured(cell, ratio, drop)
+    labels = numpy.arange(images) % classes
+    own = _wrong(labels, found["accuracy"], classes, seed=int(cell.id, 16) % 2**32)
+    base = own if cell.is_base else _wrong(labels, found["base_accuracy"], classes, cell.seed)
+    kept = numpy.ones(13) if cell.is_base else numpy.linspace(0.9, 1 / ratio, 13)
+    found |= {
+        "labels": labels.astype(numpy.uint16), "predictions": own, "base_predictions": base,
+        "channels": (widths * kept).round().astype(numpy.int64),
+    }  # fmt: skip
+    if not cell.is_base:
+        found |= _differing(own, base, labels, channels)
+    return found | changed
+
+
+def _wrong(labels: numpy.ndarray, accuracy: float, classes: int, seed: int) -> numpy.ndarray:
+    random = numpy.random.default_rng(seed)
+    wrong = random.choice(len(labels), round((1 - accuracy) * len(labels)), replace=False)
+    found = labels.copy()
+    found[wrong] = (found[wrong] + random.integers(1, classes, len(wrong))) % classes
+    return found.astype(numpy.uint16)
+
+
+def _differing(own, base, labels, channels: int, count: int = 16) -> dict[str, numpy.ndarray]:
+    """Pictures with a bright bar that stands where the label says."""
+    index = numpy.argsort(own == base, kind="stable")[:count]
+    pixels = numpy.full((len(index), channels, 32, 32), 40, numpy.uint8)
+    for picture, i in zip(pixels, index, strict=True):
+        picture[:, :, 3 * labels[i] % 32 :][..., :3] = 220
+        picture[0, :8] += 20
+    return {
+        "differing/index": index.astype(numpy.int64), "differing/pixels": pixels,
+        "differing/own": own[index], "differing/base": base[index],
+        "differing/label": labels[index].astype(numpy.uint16),
+        "differing/distance": numpy.linspace(9, 1, len(index), dtype=numpy.float32),
+    }  # fmt: skip
+
+
+def in_memory(
+    asked: Sweep,
+    values: Callable[[Cell], dict[str, Any]] = recorded,
+    history: Callable[[Cell], list[StageHistory]] = lambda cell: trained(),
+) -> tuple[list[Row], Callable[[str], Evidence | None]]:
+    """The rows of a sweep, and the evidence of its cells, without a file."""
+    by_id = {cell.id: cell for cell in asked.cells}
+    ordered = frames.in_order(asked)
+    found = [row(identity(c), store.Result(c.id, {}, FACTS, [], values(c))) for c in ordered]
+
+    def evidence(cell_id: str) -> Evidence | None:
+        cell = by_id[cell_id]
+        return of(store.Result(cell_id, {}, FACTS, history(cell), values(cell)))
+
+    return json_rows.rows(frames.Frames(frames.frame(found), ())), evidence
+
+
+# --- what lies on disk -----------------------------------------------------------------------
+
+
 def publish(cell: Cell, work: Work, values: dict[str, Any] | None = None, facts=FACTS) -> None:
     """A finished cell, as execute.py leaves it."""
     paths = work.cell(cell.id)
@@ -101,6 +186,14 @@ def _artifact(folder: Path) -> None:
     (folder / "manifest.json").write_text("{}\n")
     (folder / "notes").mkdir()
     (folder / "notes" / "classes.txt").write_text("0\n1\n")
+
+
+def markdown(asked: Sweep, work: Work, said: dict[str, Any] | None = None) -> str:
+    """report.md, without figures."""
+    from pipeline.report import frames, json_rows, text
+
+    found = frames.read(asked, work)
+    return text.report(asked, found, json_rows.rows(found), {}, said or {})
 
 
 def fail(cell: Cell, work: Work, kind: str, reason: str) -> None:

@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 
 import numpy
 import pytest
@@ -305,42 +304,6 @@ def test_csv_has_raw_values_in_full(work, tmp_path):
     assert float(lines[1]["accuracy"]) == values["accuracy"]
     assert lines[1]["stored_bytes"] == str(values["stored_bytes"])
     assert "nan" not in paths.csv.read_text().lower()
-
-
-# --- the figure ------------------------------------------------------------------------------
-
-
-def drawn(work, tmp_path, **shape) -> str:
-    sweep = results.sweep(**shape)
-    publish_all(sweep, work)
-    return built(sweep, work, tmp_path)[0].svg("accuracy-bytes").read_text()
-
-
-def test_the_figure_stands_alone_and_has_no_date(work, tmp_path):
-    text = drawn(work, tmp_path, techniques=("half", "tiny-0.5", "tiny-0.25"), seeds=(0, 1))
-    ElementTree.fromstring(text)
-    assert "dc:date" not in text and "<script" not in text
-    links = re.findall(r'(?:xlink:)?href="([^"]+)"', text)
-    assert links and all(link.startswith("#") for link in links)
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [{"techniques": ()}, {"techniques": ("_x",), "models": (("m", 1.0), ("m", 0.5), ("n", 1.0))},
-     {"techniques": tuple(f"t{'x' * i}" for i in range(30)), "seeds": (0,)}],
-    ids=["base only", "three panels", "thirty techniques"],
-)  # fmt: skip
-def test_any_shape_of_sweep_can_be_drawn(work, tmp_path, shape):
-    ElementTree.fromstring(drawn(work, tmp_path, **shape))
-
-
-def test_thirteen_techniques_differ_in_marker_alone_and_39_in_grey():
-    from pipeline.report.figures import MARKERS, _look
-
-    looks = [_look(i) for i in range(39)]
-    assert len({look["marker"] for look in looks[: len(MARKERS)]}) == len(MARKERS) == 13
-    in_grey = {(k["marker"], k["fillstyle"], k["markerfacecolor"] == "white") for k in looks}
-    assert len(in_grey) == 39
 
 
 # --- the terminal ----------------------------------------------------------------------------

@@ -66,14 +66,14 @@ def rebuild(folder: Path) -> tuple[ReportPaths, dict[str, Any]]:
 
 def made(published: Published, paths: ReportPaths) -> dict[Path, bytes]:
     """Every file of the report that is made from results.h5, the page last."""
-    from pipeline.report import json_rows, latex, page, sections, tables, text
+    from pipeline.report import figures, json_rows, latex, page, sections, tables, text
 
     sweep, found, said = published.sweep, published.frames, published.said
     listed = json_rows.rows(found)
-    drawn = _drawn(listed) if listed else {}
+    drawn = figures.draw(found, listed, published.evidence)
     files = {paths.csv: tables.csv_text(found.cells).encode(), paths.yaml: sweep.text.encode()}
     files |= {paths.svg(name): figure.svg for name, figure in drawn.items()}
-    files |= {paths.pdf(name): figure.pdf for name, figure in drawn.items() if figure.pdf}
+    files |= {paths.pdf(name): figure.pdf for name, figure in drawn.items()}
     set_in_latex = latex.tables(sections.measured(sweep, found, listed))
     files |= {paths.latex(name): table.encode() for name, table in set_in_latex.items()}
     shown = {paths.name(paths.svg(name)): figure for name, figure in drawn.items()}
@@ -92,18 +92,6 @@ def _publish(paths: ReportPaths, files: dict[Path, bytes]) -> None:
         if left not in files:
             left.unlink(missing_ok=True)
     store.publish_bytes(last, files[last])
-
-
-def _drawn(listed: list[dict[str, Any]]) -> dict[str, Any]:
-    from types import SimpleNamespace
-
-    from pipeline.report import figures
-
-    alt = ("Accuracy against stored bytes on a log scale, one mark a technique, with the base and "
-           "a dashed line one point below it.")  # fmt: skip
-    figure = SimpleNamespace(svg=figures.accuracy_bytes(listed), pdf=b"", alt=alt,
-                             title="Accuracy against size", caption=alt)  # fmt: skip
-    return {"accuracy-bytes": figure}
 
 
 def rows(sweep: Sweep, work: Work) -> dict[str, Any]:

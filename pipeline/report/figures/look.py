@@ -1,0 +1,208 @@
+"""How every figure looks, and how it becomes bytes: without a display, and always the same ones.
+
+Techniques differ in colour *and* marker, so that they are told apart in grey and by readers who
+see colours differently (Okabe and Ito's palette, dark enough for white paper). Controls are grey
+and hollow.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+
+from pipeline.report.answer import Row
+from pipeline.techniques import CONTROLS
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#8C564B")
+MARKERS = "osD^vPX<>phd8"
+FILLS = ("full", "bottom", "left")
+GREYS = ("#555555", "#808080", "#6B6B6B", "#999999")
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "netpress",
+    "pdf.fonttype": 42,  # publishers refuse Type 3
+    "text.parse_math": False,  # names are text, also those with a dollar
+    "axes.unicode_minus": False,
+}
+BASE = {"color": "black", "marker": "*", "markersize": 13}
+DASHES = (0, (4, 3))
+PANEL_INCHES = (5.6, 3.8)
+LEGEND_ROW_INCHES = 0.21
+LEGEND_MARK_INCHES = 0.45
+CHARACTER_INCHES = 0.075
+LONGEST_NAME = 40
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a report shows, and what stands in it: in words for `alt`, with every rule by which
+    something was left out for `caption`."""
+
+    svg: bytes
+    pdf: bytes
+    title: str
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure before it is bytes."""
+
+    canvas: Canvas
+    title: str
+    caption: str
+    alt: str
+
+    def figure(self) -> Figure:
+        svg, pdf = svg_bytes(self.canvas), pdf_bytes(self.canvas)
+        return Figure(svg, pdf, self.title, self.caption, self.alt)
+
+
+def style():
+    """A context in which figures are made and written, whatever the user's own style is."""
+    return matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "svg", **STYLE})
+
+
+# --- bytes -----------------------------------------------------------------------------------
+
+
+def svg_bytes(canvas: Canvas) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasSVG(canvas)
+    canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def pdf_bytes(canvas: Canvas) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasPdf(canvas)
+    nothing = dict.fromkeys(("Creator", "Producer", "CreationDate"))
+    canvas.savefig(buffer, format="pdf", metadata=nothing)
+    return _fixed_prefixes(buffer.getvalue())
+
+
+def _fixed_prefixes(pdf: bytes) -> bytes:
+    """Matplotlib names the subsets of a font by a hash that differs from process to process."""
+    found = list(dict.fromkeys(re.findall(rb"/([A-Z]{6})\+", pdf)))
+    for i, prefix in enumerate(found):
+        pdf = pdf.replace(b"/%s+" % prefix, b"/NETPR%c+" % (ord("A") + i))
+    return pdf
+
+
+# --- names and marks -------------------------------------------------------------------------
+
+
+def families(rows: Iterable[Row]) -> list[str]:
+    """Techniques, then controls, each in the order of the rows."""
+    found = dict.fromkeys(row["family"] for row in rows if not row["is_base"])
+    return sorted(found, key=lambda name: name in CONTROLS)
+
+
+def looks(rows: Iterable[Row]) -> dict[str, dict]:
+    """How each family of operating points is drawn, in every figure."""
+    names = families(rows)
+    techniques = [name for name in names if name not in CONTROLS]
+    controls = [name for name in names if name in CONTROLS]
+    found = {name: technique_look(i) for i, name in enumerate(techniques)}
+    return found | {name: control_look(i) for i, name in enumerate(controls)}
+
+
+def technique_look(i: int) -> dict:
+    marker, fill = MARKERS[i % len(MARKERS)], FILLS[i // len(MARKERS) % len(FILLS)]
+    colour = COLOURS[i % len(COLOURS)]
+    return {
+        "color": colour,
+        "marker": marker,
+        "markersize": 8 if marker in "PX" else 7,
+        "fillstyle": fill,
+        "markerfacecoloralt": "white",
+        "markeredgewidth": 0.6 if fill == "full" else 1.2,
+        "markeredgecolor": "black" if fill == "full" else colour,
+    }
+
+
+def control_look(i: int) -> dict:
+    marker, grey = MARKERS[i % len(MARKERS)], GREYS[i % len(GREYS)]
+    return {
+        "color": grey,
+        "marker": marker,
+        "markersize": 7,
+        "markerfacecolor": "white",
+        "markeredgewidth": 1.2,
+        "markeredgecolor": grey,
+    }
+
+
+def dashes(family: str) -> object:
+    """The style of a family's line."""
+    return DASHES if family in CONTROLS else "-"
+
+
+def short(name: str, most: int = LONGEST_NAME) -> str:
+    """A name that fits: what is too long loses its middle."""
+    if len(name) <= most:
+        return name
+    end = most // 2
+    return f"{name[: most - end - 1]}…{name[-end:]}"
+
+
+# --- panels and legends ----------------------------------------------------------------------
+
+
+def grid(panels: int, columns: int, panel_inches: tuple[float, float], legend_rows: int = 0,
+         least_width: float = 0.0) -> tuple[Canvas, list[Axes]]:  # fmt: skip
+    """Panels in lines of `columns`, with room for a legend of so many rows below them."""
+    lines = -(-panels // columns)
+    legend = LEGEND_ROW_INCHES * legend_rows + 0.15 if legend_rows else 0.0
+    width = max(panel_inches[0] * columns, least_width)
+    height = panel_inches[1] * lines + legend
+    canvas = Canvas(figsize=(width, height), layout="constrained")
+    canvas.get_layout_engine().set(rect=(0, legend / height, 1, 1 - legend / height))
+    axes = canvas.subplots(lines, columns, squeeze=False).ravel().tolist()
+    for unused in axes[panels:]:
+        unused.remove()
+    return canvas, axes[:panels]
+
+
+def heading(axis: Axes, text: str) -> None:
+    axis.set_title(text, loc="left", fontsize=10, fontweight="bold")
+
+
+def legend_columns(names: Iterable[str], width_inches: float) -> int:
+    longest = max(len(short(name)) for name in names)
+    return max(1, int(width_inches / (LEGEND_MARK_INCHES + CHARACTER_INCHES * longest)))
+
+
+def legend_rows(names: Sequence[str], width_inches: float) -> int:
+    return -(-len(names) // legend_columns(names, width_inches))
+
+
+def legend(canvas: Canvas, marks: Mapping[str, dict]) -> None:
+    """Below the panels: name -> how its line or mark is drawn."""
+    names = list(marks)
+    handles = [Line2D([], [], **{"linestyle": "none", **mark}) for mark in marks.values()]
+    made = canvas.legend(
+        handles, [str(i) for i in range(len(names))], loc="lower left", frameon=False,
+        ncols=legend_columns(names, canvas.get_figwidth()), fontsize=8.5,
+    )  # fmt: skip
+    # Set afterwards: matplotlib would hide a name that starts with an underscore.
+    for text, name in zip(made.get_texts(), names, strict=True):
+        text.set_text(short(name))
