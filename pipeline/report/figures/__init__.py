@@ -11,7 +11,7 @@ from functools import cache, partial
 
 from pipeline.report.answer import Row
 from pipeline.report.evidence import Evidence
-from pipeline.report.figures import look, tradeoff
+from pipeline.report.figures import curves, look, tradeoff
 from pipeline.report.figures.look import Drawn, Figure
 from pipeline.report.frames import Frames
 
@@ -31,10 +31,11 @@ def drawn(
     rows: Sequence[Row], evidence: Callable[[str], Evidence | None]
 ) -> Iterator[tuple[str, Drawn]]:
     """The same before they are bytes; inside of `look.style()`."""
-    read = cache(evidence)  # noqa: F841
+    read = cache(evidence)
     figures = {
         "accuracy-bytes": partial(tradeoff.draw, cost=tradeoff.STORED),
         "accuracy-latency": partial(tradeoff.draw, cost=tradeoff.LATENCY),
+        "training-curves": partial(curves.draw, read=read),
     }
     for name, make in figures.items():
         made = make(rows)
