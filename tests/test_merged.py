@@ -166,7 +166,7 @@ def test_processes_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(hardware, "cores", lambda: 2)
     two = merged.write(sweep, work, tmp_path / "two.h5")
     assert one.path.read_bytes() == two.path.read_bytes()
-    for found in (two.frames, rows, frames.read(sweep, work)):
+    for found in (two.frames, rows):
         assert found.cells.equals(one.frames.cells) and found.gaps == one.frames.gaps
     assert len(one.frames.cells) == 199 and len(one.frames.gaps) == 1
     named = [identity for identity in one.frames.cells[list(frames.IDENTITY)].to_dict("records")]

@@ -39,14 +39,15 @@ def build_and_list(
     """As `build`, and gives back what `rows` would, each result having been read once.
 
     `artifact_bytes`: artifacts of at most so many bytes are copied into the report; None: none is,
-    but one that is there and still the cell's own stays.
+    but one that is there and still the cell's own stays. Raises Corrupt, when all else is done,
+    where one in the work root is damaged.
     """
     from pipeline.report import artifacts, merged
 
     paths = report(sweep.name, out)
     published = merged.write(sweep, work, paths.merged)
-    artifacts.publish(published, work, paths, artifact_bytes)
     _publish(paths, made(published, paths))
+    artifacts.publish(published, work, paths, artifact_bytes)
     return paths, _listed(published.frames)
 
 

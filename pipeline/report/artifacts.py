@@ -15,17 +15,28 @@ Files = dict[str, dict]  # name -> {"bytes", "sha256"}
 
 def publish(published: Published, work: Work, paths: ReportPaths, most_bytes: int | None) -> None:
     """Copy the artifacts of at most `most_bytes` (None: none), and take away those in the report
-    that are no longer a cell's own. Raises Corrupt where one in the work root was changed."""
+    that are no longer a cell's own. Raises Corrupt, after all others, where one in the work root is
+    damaged."""
     wanted = {} if most_bytes is None else _within(published, most_bytes)
-    for cell_id, files in wanted.items():
-        if differs(paths.artifact(cell_id), files):
-            source = work.cell(cell_id).artifact
-            store.publish_folder(
-                paths.artifact(cell_id), lambda to, s=source, f=files: _copy(s, f, to)
-            )
+    damaged = [error for error in (_bring(*one, work, paths) for one in wanted.items()) if error]
     for folder in present(paths):
         if folder.name not in wanted and (most_bytes is not None or _is_stale(published, folder)):
             _remove(folder)
+    if damaged:
+        raise damaged[0]
+
+
+def _bring(cell_id: str, files: Files, work: Work, paths: ReportPaths) -> Corrupt | None:
+    """What is wrong with the one in the work root; the report then has none of this cell."""
+    target = paths.artifact(cell_id)
+    if differs(target, files) is None:
+        return None
+    try:
+        store.publish_folder(target, lambda to: _copy(work.cell(cell_id).artifact, files, to))
+    except Corrupt as error:
+        shutil.rmtree(target, ignore_errors=True)
+        return error
+    return None
 
 
 def _remove(path: Path) -> None:
@@ -71,6 +82,9 @@ def _copy(source: Path, files: Files, to: Path) -> None:
     for name, said in files.items():
         copy = to / name
         store.make_folder(copy.parent)
-        shutil.copyfile(source / name, copy)
+        try:
+            shutil.copyfile(source / name, copy)
+        except FileNotFoundError:
+            raise Corrupt(f"{source / name}: is missing, its manifest names it") from None
         if store.sha256(copy) != said["sha256"]:  # of the copy: nothing comes in between
             raise Corrupt(f"{source / name}: its SHA-256 is not the one in its manifest")

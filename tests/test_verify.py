@@ -1,0 +1,449 @@
+"""A report measured again by somebody else: with real models, and with everything that could be
+wrong in it put there for real."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy
+import pytest
+from PIL import Image
+
+from pipeline import artifact, hardware, report, store
+from pipeline.cli import main
+from pipeline.errors import Corrupt
+from pipeline.orchestrate import plan
+from pipeline.paths import ReportPaths, Work
+from pipeline.report import artifacts, merged, verify
+from pipeline.report.verify import DIFFERS, NOTE, OK, UNCHECKED
+from pipeline.sweep import Sweep
+from tests import cells
+
+
+@dataclass
+class Shared:
+    """A report as it lies in a repository, and where it was made."""
+
+    folder: Path
+    sweep: Sweep
+    work: Work
+
+    @property
+    def paths(self) -> ReportPaths:
+        return ReportPaths(self.folder)
+
+    @property
+    def small(self) -> str:
+        """The id of the compressed cell."""
+        return self.sweep.cells[1].id
+
+    def checks(self, accuracy=True, speed=False) -> list[verify.Check]:
+        """On a machine that has only the report, and the images of the digits."""
+        cache = self.work.cache
+        return list(verify.checks(self.folder, self.folder, cache, accuracy=accuracy, speed=speed))
+
+    def wrong(self, **more) -> dict[str, str]:
+        return {c.what: c.why for c in self.checks(**more) if c.found == DIFFERS}
+
+    def change(self, change) -> None:
+        """results.h5 by another hand, sealed again, and everything made from it anew."""
+        with h5py.File(self.paths.merged, "r+") as file:
+            change(file["cells"][self.small])
+        self.paths.merged.write_bytes(store.sealed(self.paths.merged.read_bytes()))
+        report.rebuild(self.folder)
+
+
+@pytest.fixture(scope="module")
+def original(bench, tmp_path_factory):
+    """Two real cells on the digits, with both artifacts in the report."""
+    home = tmp_path_factory.mktemp("verify")
+    cell = bench.cells(["base", "ptq-int8"])["ptq-int8"]
+    cells.run(cell, bench.work)
+    sweep = plan.load_sweep(bench.folder / "test.yaml")
+    paths, _ = report.build_and_list(sweep, bench.work, home, artifact_bytes=10_000_000)
+    return Shared(paths.folder, sweep, bench.work)
+
+
+@pytest.fixture
+def shared(original, tmp_path):
+    shutil.copytree(original.folder, tmp_path / "shared")
+    return Shared(tmp_path / "shared", original.sweep, original.work)
+
+
+def put(group, name, value):
+    del group[name]
+    group[name] = value
+
+
+def flip(path, place=-1000):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+# --- all is well -----------------------------------------------------------------------------
+
+
+def test_an_untouched_report_holds(shared):
+    before = {p: p.stat().st_mtime_ns for p in shared.folder.rglob("*")}
+    found = shared.checks(speed=True)
+    timed = [check for check in found if " speed, " in check.what]  # in a few milliseconds
+    assert {check.found for check in found if check not in timed} == {OK, NOTE}
+    said = {check.what: check for check in found}
+    named = f"artifacts/{shared.small} digits/vgg11_bn-w0.125/ptq-int8/0"
+    assert "0 of 360 predictions differ" in said[f"{named} accuracy"].why
+    assert said[f"{named} integer kernels"].why == "100.0% of the work"
+    assert {"results.h5", "results.csv", "report.md", "index.html"} <= set(said)
+    speeds = [check for what, check in said.items() if what.startswith(f"{named} speed")]
+    assert len(speeds) == 5 and "against its base, on" in speeds[0].why
+    assert speeds[1:] == timed and all("recorded" in check.why for check in timed)
+    assert {p: p.stat().st_mtime_ns for p in shared.folder.rglob("*")} == before
+
+
+def test_a_base_that_is_not_there_is_made_with_random_weights(shared):
+    shutil.rmtree(shared.paths.artifact(shared.sweep.cells[0].id))
+    found = shared.checks(accuracy=False, speed=True)
+    assert any("a base of its shape with random weights" in check.why for check in found)
+    assert [check.what for check in found if check.found == UNCHECKED] == ["artifacts"]
+    assert "1 of 2 results" in found[-1].why and "netpress run test.yaml" in found[-1].why
+    assert not [c for c in found if c.found == DIFFERS and " speed, " not in c.what]
+
+
+def test_the_random_base_has_the_recorded_shape(shared, bench):
+    cell = shared.sweep.cells[1]
+    made = verify._random_base(cell, artifact.load(shared.paths.artifact(cell.id)))
+    real = artifact.load(bench.work.cell(cell.base_id).artifact)
+    assert made.manifest["network"] == real.manifest["network"]
+    assert len(made.model) == pytest.approx(len(real.model), rel=0.02)
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+def asked(*arguments, capsys):
+    code = main(["verify", *map(str, arguments)])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_the_command_says_a_line_each_and_ends_with_zero(shared, capsys, monkeypatch):
+    monkeypatch.setenv("NETPRESS_WORK", str(shared.work.root))
+    code, out, err = asked(shared.folder, "--no-speed", capsys=capsys)
+    assert (code, err) == (0, "")
+    *lines, last = out.splitlines()
+    assert all(line.split()[0] in (OK, NOTE) for line in lines)
+    assert last == f"{len(lines)} as recorded, 0 differ, 0 cannot be checked here"
+
+
+def test_json_is_one_object(shared, capsys):
+    flip(shared.paths.csv)
+    code, out, _ = asked(shared.folder, "--json", "--no-speed", "--no-accuracy", capsys=capsys)
+    found = json.loads(out)["checks"]
+    assert code == 1
+    assert [c["what"] for c in found if c["found"] == DIFFERS] == ["results.csv"]
+    assert all(set(check) == {"what", "found", "why"} for check in found)
+    assert not any(check["what"].endswith(" accuracy") for check in found)
+
+
+@pytest.mark.parametrize("name", ["nothing", "a-file", "empty"])
+def test_no_report_is_an_input_error(tmp_path, capsys, name):
+    (tmp_path / "a-file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    code, out, err = asked(tmp_path / name, capsys=capsys)
+    assert code == 2 and out == "" and "no report, expected a folder with results.h5" in err
+
+
+def test_a_report_of_another_version_is_an_input_error(shared, capsys):
+    with h5py.File(shared.paths.merged, "r+") as file:
+        file.attrs.modify("format", 99)
+    shared.paths.merged.write_bytes(store.sealed(shared.paths.merged.read_bytes()))
+    code, _, err = asked(shared.folder, capsys=capsys)
+    assert code == 2 and "format 99, this netpress reads 1" in err
+
+
+# --- what was changed ------------------------------------------------------------------------
+
+
+def test_results_that_were_changed_are_found(shared):
+    flip(shared.paths.merged)
+    assert shared.wrong() == {"results.h5": "results.h5: is damaged, its checksum does not match"}
+
+
+@pytest.mark.parametrize("name", ["csv", "markdown", "page", "yaml"])
+def test_a_file_that_was_changed_is_found_and_named(shared, name):
+    path = getattr(shared.paths, name)
+    text = path.read_text()
+    digit = next(c for c in text if c.isdigit())
+    path.write_text(text.replace(digit, "7" if digit != "7" else "8", 1))
+    assert shared.wrong(accuracy=False) == {path.name: "is not what results.h5 gives"}
+
+
+def test_a_file_that_is_missing_or_too_many_is_found(shared):
+    drawn = shared.paths.drawn_or_set()
+    drawn[0].unlink()
+    stray = shared.paths.figures / "stray.svg"
+    stray.write_text("<svg/>")
+    found = shared.wrong(accuracy=False)
+    assert found == {
+        shared.paths.name(drawn[0]): "cannot be read (No such file or directory)",
+        "figures/stray.svg": "is not part of this report",
+    }
+
+
+def test_a_figure_of_another_matplotlib_is_not_called_changed(shared):
+    path = next(p for p in shared.paths.drawn_or_set() if b"Matplotlib v" in p.read_bytes())
+    data = path.read_bytes()
+    path.write_bytes(verify.DRAWN_BY.sub(b"Matplotlib v0.1", data).replace(b"<path", b"<path ", 1))
+    found = {check.what: check for check in shared.checks(accuracy=False)}
+    assert found[shared.paths.name(path)].found == UNCHECKED
+    assert "drawn by matplotlib 0.1, here is" in found[shared.paths.name(path)].why
+    path.write_bytes(data.replace(b"<path", b"<path ", 1))
+    assert shared.wrong(accuracy=False) == {shared.paths.name(path): "is not what results.h5 gives"}
+
+
+def test_a_figure_in_the_page_may_differ_but_its_text_may_not(shared):
+    page = shared.paths.page.read_bytes()
+    other = verify.PICTURE.sub(lambda m: m[0][:-8] + b"AAAAAAA=", page)
+    assert other != page, "the page has no picture"
+    shared.paths.page.write_bytes(other)
+    found = {check.what: check for check in shared.checks(accuracy=False)}
+    assert found["index.html"].found == UNCHECKED
+    shared.paths.page.write_bytes(other.replace(b"</h1>", b"!</h1>", 1))
+    assert "index.html" in shared.wrong(accuracy=False)
+
+
+def test_a_model_that_was_changed_is_found(shared):
+    flip(shared.paths.artifact(shared.small) / "model.onnx")
+    ((what, why),) = shared.wrong().items()
+    assert shared.small in what and why.startswith("model.onnx was changed")
+
+
+def test_another_model_with_a_manifest_that_fits_is_found(shared):
+    """The artifact vouches for itself; results.h5 has what it was when it was measured."""
+    base = shared.paths.artifact(shared.sweep.cells[0].id)
+    mine = shared.paths.artifact(shared.small)
+    shutil.rmtree(mine)
+    shutil.copytree(base, mine)
+    artifact.load(mine)
+    ((_, why),) = shared.wrong().items()
+    assert "manifest.json does not have its" in why
+
+
+def test_files_added_to_an_artifact_and_strange_ones_are_found(shared):
+    (shared.paths.artifact(shared.small) / "more.bin").write_bytes(b"x")
+    (shared.paths.artifacts / ("0" * 16)).mkdir()
+    (shared.paths.artifacts / "notes.txt").write_text("x")
+    found = shared.wrong()
+    assert sorted(found.values()) == ["more.bin is not part of it", "results.h5 has no such result",
+                                      "results.h5 has no such result"]  # fmt: skip
+
+
+def test_a_link_in_place_of_a_model_is_found(shared):
+    model = shared.paths.artifact(shared.small) / "model.onnx"
+    model.rename(shared.folder / "elsewhere")
+    model.symlink_to(shared.folder / "elsewhere")
+    assert len(shared.wrong()) == 1
+
+
+def test_an_accuracy_that_was_improved_is_found(shared):
+    shared.change(lambda cell: put(cell, "measure/accuracy", 0.999))
+    found = shared.wrong(accuracy=False)
+    assert set(found) == {f"{shared.small} accuracy"}
+    assert found[f"{shared.small} accuracy"].startswith("0.999 recorded, its predictions give")
+
+
+def test_predictions_that_were_improved_with_it_are_found_by_measuring(shared):
+    def improve(cell):
+        labels, base = (cell[f"measure/{name}"][()] for name in ("labels", "base_predictions"))
+        put(cell, "measure/predictions", labels)
+        base_accuracy = float(numpy.mean(base == labels))
+        put(cell, "measure/accuracy", 1.0)
+        put(cell, "measure/accuracy_drop", base_accuracy - 1.0)
+        put(cell, "measure/agreement", base_accuracy)
+
+    shared.change(improve)
+    assert shared.wrong(accuracy=False) == {}
+    ((what, why),) = shared.wrong().items()
+    assert what.endswith("ptq-int8/0 accuracy") and "100.00% recorded" in why
+
+
+def test_fewer_bytes_than_there_are_are_found(shared):
+    shared.change(lambda cell: put(cell, "measure/stored_bytes", 10))
+    found = shared.wrong(accuracy=False)
+    assert [why for what, why in found.items() if what.endswith("stored_bytes")]
+
+
+def test_integer_kernels_that_did_not_run_are_found(shared):
+    shared.change(lambda cell: put(cell, "measure/integer_share", 0.5))
+    found = shared.wrong(accuracy=False)
+    assert list(found.values()) == ["100.0% of the work here, 50.0% recorded"]
+
+
+def test_labels_of_another_test_set_are_found(shared):
+    def relabel(cell):
+        labels = cell["measure/labels"][()]
+        put(cell, "measure/labels", numpy.roll(labels, 1))
+
+    shared.change(relabel)
+    assert "its recorded labels are not those of the test set" in shared.wrong().values()
+
+
+def test_a_model_that_is_slower_than_recorded_is_found(shared):
+    """Recorded as faster than its base; here it is four times as large."""
+    cell = shared.sweep.cells[1]
+    from dataclasses import replace
+
+    from pipeline.models import network
+    from pipeline.models.spec import NetworkSpec
+
+    mine = shared.paths.artifact(cell.id)
+    said = artifact.load(shared.paths.artifact(cell.base_id)).manifest
+    spec = NetworkSpec.from_json(said["network"])
+    large = replace(spec, channels=tuple(4 * c for c in spec.channels))
+    blank = numpy.zeros((1, *spec.shape), numpy.uint8)
+    artifact.write(network.new(large, 0), mine, {}, blank, tuple(said["classes"]))
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": store.sha256(p)} for p in mine.iterdir()}
+
+    def larger(group):
+        group.attrs["artifact"] = json.dumps(files)
+        for name in ("stored_bytes", "runnable_bytes"):
+            put(group, f"measure/{name}", artifact.load(mine).stored_bytes)
+        put(group, "measure/integer_share", 0.0)
+        for threads in ("one", "all"):
+            for batch in ("batch1", "batch64"):
+                put(group, f"measure/latency/onnxruntime/base/{threads}/{batch}", [9.0] * 10)
+                put(group, f"measure/latency/onnxruntime/artifact/{threads}/{batch}", [3.0] * 10)
+
+    shared.change(larger)
+    found = shared.wrong(accuracy=False, speed=True)
+    assert len(found) == 4 and all("3.00 recorded" in why for why in found.values())
+
+    def elsewhere(group):
+        facts = json.loads(group.attrs["facts"])
+        facts["hardware"] |= {"flags": ["sve"], "cpu": "Other \x1b[31m"}
+        group.attrs["facts"] = json.dumps(facts)
+
+    shared.change(elsewhere)
+    checks = shared.checks(accuracy=False, speed=True)
+    assert not [check for check in checks if check.found == DIFFERS]  # it may be slow there
+    assert any("recorded on Other ?[31m" in check.line for check in checks)
+
+
+# --- what cannot be checked ------------------------------------------------------------------
+
+
+def test_other_images_than_those_that_were_measured_prove_nothing(shared):
+    def other(cell):
+        facts = json.loads(cell.attrs["facts"])
+        cell.attrs["facts"] = json.dumps(facts | {"dataset_fingerprint": "0" * 64})
+
+    shared.change(other)
+    unchecked = [check for check in shared.checks() if check.found == UNCHECKED]
+    assert len(unchecked) == 1 and "not those that were measured" in unchecked[0].why
+
+
+def images(folder: Path, random) -> None:
+    for part, count in (("train", 20), ("test", 8)):
+        for name in ("dark", "light"):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 120, (8, 8)) + (120 if name == "light" else 0)
+                Image.fromarray(pixels.astype(numpy.uint8)).save(folder / part / name / f"{i}.png")
+
+
+def test_images_that_are_not_here_are_named_with_what_brings_them(tmp_path):
+    images(tmp_path / "pictures", numpy.random.default_rng(0))
+    asked = cells.cells(
+        tmp_path, ["base"], datasets=[{"name": "leaves", "folder": "pictures"}],
+        training={"epochs": 1, "batch_size": 16},
+    )  # fmt: skip
+    work = Work(tmp_path / "work")
+    cells.run(asked["base"], work)
+    sweep = plan.load_sweep(tmp_path / "test.yaml")
+    paths, _ = report.build_and_list(sweep, work, tmp_path / "reports", 10_000_000)
+
+    def accuracy(data_root):
+        cache = tmp_path / "cache"
+        return next(c for c in verify.checks(paths.folder, data_root, cache, speed=False)
+                    if c.what.endswith("accuracy"))  # fmt: skip
+
+    found = accuracy(tmp_path / "elsewhere")
+    assert found.found == UNCHECKED
+    assert "netpress fetch test.yaml" in found.why and f"{tmp_path}/elsewhere/leaves" in found.why
+    shutil.move(tmp_path / "pictures", tmp_path / "elsewhere" / "leaves")
+    assert accuracy(tmp_path / "elsewhere").found == OK
+
+
+def test_a_few_predictions_may_differ_on_other_hardware_and_none_on_the_same(shared):
+    loaded = artifact.load(shared.paths.artifact(shared.small))
+    judge = verify._judged
+    assert judge(0, 10_000, loaded, "", "") == (OK, "")
+    assert judge(1, 10_000, loaded, "", "")[0] == DIFFERS
+    assert judge(20, 10_000, loaded, "other flags", "")[0] == OK
+    beyond = judge(21, 10_000, loaded, "other flags", "")[0]
+    assert beyond == (UNCHECKED if hardware.saturates() else DIFFERS)
+
+
+# --- artifacts in a report -------------------------------------------------------------------
+
+
+def there(paths) -> set[str]:
+    return {p.name for p in artifacts.present(paths)}
+
+
+def test_artifacts_up_to_a_size_are_put_there_and_stale_ones_go(shared, tmp_path):
+    base, small = (cell.id for cell in shared.sweep.cells)
+    size = artifact.load(shared.paths.artifact(small)).stored_bytes
+
+    def built(most):
+        return report.build_and_list(shared.sweep, shared.work, tmp_path / "r", most)[0]
+
+    paths = built(None)
+    assert there(paths) == set() and not paths.artifacts.exists()
+    assert there(built(size)) == {small} and there(built(size - 1)) == set()
+    assert there(built(10_000_000)) == {base, small}
+    assert there(built(None)) == {base, small}  # not asked for, but still what they were
+    flip(paths.artifact(base) / "model.onnx")
+    shutil.copytree(paths.artifact(small), paths.artifacts / ("0" * 16))
+    (paths.artifacts / "notes").write_text("x")
+    assert there(built(None)) == {small}
+    assert there(built(10_000_000)) == {base, small}
+    source = shared.work.cell(small).artifact
+    for path in source.iterdir():
+        assert (paths.artifact(small) / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_option_is_in_megabytes(shared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NETPRESS_WORK", str(shared.work.root))
+    sweep = str(shared.work.root.parent / "test.yaml")
+    assert main(["report", sweep, "--to", str(tmp_path), "--artifacts", "0.3"]) == 0
+    assert there(ReportPaths(tmp_path / "test")) == {shared.small}
+    assert main(["report", str(tmp_path / "test")]) == 0
+    assert there(ReportPaths(tmp_path / "test")) == {shared.small}
+    assert main(["report", str(tmp_path / "test"), "--json"]) == 0
+    assert '"rows"' in capsys.readouterr().out
+    for option in ("--to", "--artifacts"):
+        assert main(["report", str(tmp_path / "test"), option, "1"]) == 2
+        assert f"{option} is for a sweep" in capsys.readouterr().err
+
+
+def test_an_artifact_that_was_changed_in_the_work_root_is_not_shared(shared, bench, tmp_path):
+    work = Work(tmp_path / "work")
+    shutil.copytree(bench.work.root, work.root)
+    flip(work.cell(shared.small).artifact / "model.onnx")
+    with pytest.raises(Corrupt, match="SHA-256 is not the one in its manifest"):
+        report.build_and_list(shared.sweep, work, tmp_path / "r", 10_000_000)
+    paths = ReportPaths(tmp_path / "r" / "test")
+    assert there(paths) == {shared.sweep.cells[0].id} and paths.page.exists()
+
+
+def test_what_an_artifact_is_comes_from_results(shared):
+    published = merged.read(shared.paths.merged)
+    files = published.artifact(shared.small)
+    assert set(files) == {"model.onnx", "manifest.json"}
+    assert artifacts.differs(shared.paths.artifact(shared.small), files) is None
+    assert artifacts.differs(shared.folder / "gone", files) == "is missing"
