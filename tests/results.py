@@ -40,10 +40,12 @@ class Strength(BaseModel):
 
 
 def sweep(name="test", techniques=("half",), seeds=(0,), datasets=("digits",),
-          models=(("vgg16_bn", 1.0),), text="name: test\n") -> Sweep:  # fmt: skip
-    """Cells as sweep.load would give them, bases first; a name ending in -0.5 is a grid point."""
+          models=(("vgg16_bn", 1.0),), text="name: test\n", checked=True) -> Sweep:  # fmt: skip
+    """Cells as sweep.load would give them, bases first; a name ending in -0.5 is a grid point.
+    `checked`: names of data sets and models are such as a sweep file may have."""
+    dataset, model = (kind if checked else kind.model_construct for kind in (Dataset, Model))
     cells = [
-        Cell(Dataset(name=d), Model(name=m, width=w), technique, _family(technique), seed,
+        Cell(dataset(name=d), model(name=m, width=w), technique, _family(technique), seed,
              _stages(technique), Recipe(epochs=2), Measure())
         for technique in ("base", *techniques) for d in datasets for m, w in models
         for seed in seeds
@@ -194,6 +196,16 @@ def markdown(asked: Sweep, work: Work, said: dict[str, Any] | None = None) -> st
 
     found = frames.read(asked, work)
     return text.report(asked, found, json_rows.rows(found), {}, said or {})
+
+
+def ran_as_job(cell: Cell, work: Work, wall_s=3600.0, job="7_0", gpus=1, **used: Any) -> None:
+    """One more attempt at a cell, which says what it took."""
+    gib = 2**30
+    said = {"job": job, "ended": "now", "wall_s": wall_s, "training_s": wall_s / 2, "epochs": 2,
+            "asked": {"cores": 24, "memory_bytes": 40 * gib, "gpus": gpus},
+            "used": {"memory_bytes": 3 * gib, "cores": 2.5, "gpu_memory_bytes": 5 * gib,
+                     "gpu_busy": 0.61, **used}}  # fmt: skip
+    store.publish_json(store.new_attempt(work.cell(cell.id)).usage, said)
 
 
 def fail(cell: Cell, work: Work, kind: str, reason: str) -> None:

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from pipeline import report, store
 from pipeline.errors import UserError
 from pipeline.orchestrate.export import export
+from pipeline.orchestrate.plan import load_sweep
 from pipeline.paths import CODE, Work
-from pipeline.report import answer, frames, gaps, tables
+from pipeline.report import answer, frames, gaps, merged, tables, usage
 from pipeline.report.metrics import COMPARED, METRIC, METRICS, Metric
 from tests import results
 
@@ -221,6 +222,25 @@ def test_where_all_lose_too_much_the_base_is_the_answer(work, tmp_path):
     assert report.best([]) is None
 
 
+def test_how_far_the_nearest_is_from_qualifying_is_said(work):
+    sweep = results.sweep(techniques=("far", "near"))
+    for cell in sweep.cells:
+        drop = {"far": 0.3, "near": 0.02}.get(cell.technique, 0.0)
+        results.publish(cell, work, results.measured(cell, 4.0, drop))
+    text = results.markdown(sweep, work)
+    assert text.count("no compressed model qualifies; the nearest, `near`, is 2.00 points below "
+                      "its base.\n") == 3  # fmt: skip
+
+
+def test_without_the_base_there_may_be_no_answer_and_that_is_said(work):
+    sweep = results.sweep(techniques=("far",))
+    cell = sweep.cells[1]
+    results.publish(cell, work, results.measured(cell, 4.0, 0.3))
+    text = results.markdown(sweep, work)
+    said = "Smallest at no loss: no model that was measured; the nearest, `far`, is 30.00 points"
+    assert said in text and "1 of 2 cells have a result (seed: 0). 1 is missing and is" in text
+
+
 def test_seeds_are_judged_by_their_mean():
     def row(technique, seed, drop, size):
         return {"dataset": "d", "model": "m", "technique": technique, "seed": seed,
@@ -248,6 +268,80 @@ def test_the_markdown_has_spread_hardware_simulation_and_how_to_repeat(work, tmp
     assert "## Simulated beside deployed" in text and "seeds: 0, 1, 2" in text
     assert "`netpress run test.yaml`" in text
     assert text.endswith("````yaml\nname: test\n# ```\n````\n")  # a longer fence than the file's
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+@pytest.mark.parametrize("techniques", [0, 2, 30])
+def test_n_and_deviation_are_stated_as_far_as_there_are_any(work, seeds, techniques):
+    names = tuple(f"t{i:02}" for i in range(techniques))
+    sweep = results.sweep(techniques=names, seeds=tuple(range(seeds)))
+    publish_all(sweep, work)
+    text = results.markdown(sweep, work).split("## Results")[1].split("## Latency")[0]
+    lines = [line for line in text.splitlines() if re.match(r"\| (base|t\d\d) ", line)]
+    assert len(lines) == techniques + 1
+    assert all(line.split(" | ")[1] == str(seeds) for line in lines)
+    assert ("One seed each (n = 1)" in text) == (seeds == 1)
+    assert ("sample standard deviation" in text) == (" ± " in lines[0]) == (seeds == 5)
+
+
+def test_what_was_shared_and_what_a_seed_decides_is_said(work):
+    text = results.markdown(results.sweep(seeds=(0, 1), datasets=("a", "b")), work)
+    assert "- Seeds: 0, 1; a seed decides the first weights, which images are held out" in text
+    assert "taught by it (4 bases in all), with its recipe" in text
+    assert "- Recipe: 2 epochs, batches of 128, learning rate up to 0.1 (linear" in text
+    assert "10 % of the training set held out, whole test set\n" in text
+    assert "Shared" not in results.markdown(results.sweep(techniques=()), work)
+
+
+def test_a_recipe_that_differs_or_takes_a_sliver_is_said(tmp_path, work):
+    file = tmp_path / "own.yaml"
+    file.write_text("name: own\nmodels: [vgg16_bn]\ntechniques: [base]\n"
+                    "datasets: [{name: mnist, training: {epochs: 3, crop: 0}}, digits]\n"
+                    "training: {epochs: 9, train_images: 1200, test_images: 100}\n")  # fmt: skip
+    text = results.markdown(load_sweep(file), work)
+    one, other = (line for line in text.splitlines() if line.startswith("- Recipe on"))
+    assert one.startswith("- Recipe on mnist: 3 epochs, ") and "moved" not in one
+    assert other.startswith("- Recipe on digits: 9 epochs, ") and "moved by up to 4 pixels" in other
+    assert other.endswith("only 1,200 training images, only 100 test images")
+
+
+def test_what_each_cell_asked_for_and_used_of_all_its_attempts(work):
+    sweep = results.sweep(techniques=("half", "bad"))
+    base, half, bad = sweep.cells
+    results.publish(base, work)
+    results.ran_as_job(base, work, wall_s=1800, job="7_0")
+    results.ran_as_job(half, work, wall_s=600, job="8_1")  # preempted
+    results.publish(half, work)
+    results.ran_as_job(half, work, wall_s=1200, job="8_1", gpu_busy=None, gpu_memory_bytes=0)
+    results.ran_as_job(bad, work, wall_s=3600, job="9")
+    said = merged.write(sweep, work, work.root / "results.h5").said
+    text = results.markdown(sweep, work, said).split("## What the jobs used")[1]
+    lines = [
+        line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| dig")
+    ]
+    assert [line[1:9] for line in lines] == [
+        ["7_0", "1", "30.0", "0.500", "24", "2.50", "40", "3.00"],
+        ["8_1", "2", "30.0", "0.500", "24", "2.50", "40", "3.00"],
+        ["9", "1", "60.0", "1.000", "24", "2.50", "40", "3.00"],
+    ]
+    assert lines[0][9:] == ["5.00", "61"] and lines[1][9:] == []  # not seen, so empty
+    assert "2.000 GPU-hours: wall time" in text and "- GPU-hours: 2.000\n" in text
+    assert "--set cores=4" in text
+    assert "## What the jobs used" not in results.markdown(sweep, work)
+
+
+def test_gpu_hours_without_jobs_are_those_of_cells_on_a_gpu(work):
+    sweep = results.sweep()
+    for cell, device in zip(sweep.cells, ("cpu", "cuda:0"), strict=True):
+        results.publish(cell, work, facts={**results.FACTS, "device": device, "seconds": 1800.0})
+    text = results.markdown(sweep, work)
+    assert "- GPU-hours: 0.500 (cells that ran on a GPU, from start to end)\n" in text
+
+
+def test_usage_of_others_is_not_trusted():
+    said = {"job": "1", "wall_s": "many", "asked": {"cores": 1, "memory_bytes": 1, "gpus": []},
+            "used": {}, "all": "x"}  # fmt: skip
+    assert usage.of_all(said, "wall_s") == usage.gpu_hours([said, {**said, "all": {}}]) == 0
 
 
 def test_cells_of_two_machines_are_counted_apart(work, tmp_path):
