@@ -1,0 +1,517 @@
+"""The report's page: what it shows, that nothing in it runs, and how it works in a browser.
+
+The browser is Debian's chromium, without a window. Where it is not installed the tests that need it
+are skipped, with a line that says so; with NETPRESS_REQUIRE_BROWSER=1, as .ci/run sets it, that is
+a failure.
+"""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pandas
+import pytest
+
+from pipeline import report
+from pipeline.paths import CODE, Work
+from pipeline.report import frames, json_rows, page, row
+from pipeline.report.content import Column, Value
+from tests import results
+
+CHROMIUM = shutil.which("chromium")
+REQUIRED = os.environ.get("NETPRESS_REQUIRE_BROWSER") == "1"
+ARGUMENTS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]  # fmt: skip
+EVIL = "<script>document.title='run'</script>\"'&amp;<img src=x onerror=alert(1)>"
+OPENS_IN_S = 3.0  # of a processor, so that a busy machine is no failure
+CONTRAST = 4.5  # WCAG 2, AA
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        reason = "no chromium: apt-get install chromium brings a browser to test the page in"
+        pytest.fail(reason) if REQUIRED else pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(
+            executable_path=CHROMIUM, args=ARGUMENTS, chromium_sandbox=False
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens a page; afterwards nothing may have gone wrong or been asked for in it."""
+    wrong: list[str] = []
+    contexts = []
+
+    def opened(path: Path, width: int = 1440, **options):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **options))
+        tab = contexts[-1].new_page()
+        tab.on("console", lambda said: wrong.append(f"console: {said.text}"))
+        tab.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+        tab.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
+        tab.on("request", lambda asked: _is_itself(asked, path) or wrong.append(asked.url[:99]))
+        tab.goto(path.as_uri())
+        return tab
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def _is_itself(request, path: Path) -> bool:
+    return request.url.startswith("data:") or request.url.split("#")[0] == path.as_uri()
+
+
+def built(folder: Path, ratios: dict[str, tuple[float, float]], failed=(), **shape):
+    """A report on techniques -> (times smaller, accuracy lost); its page."""
+    sweep = results.sweep(techniques=(*ratios, *failed), **shape)
+    work = Work(folder / "work")
+    for cell in sweep.cells:
+        if cell.technique in failed:
+            results.fail(cell, work, "exception", f"no {EVIL}")
+        else:
+            ratio, drop = ratios.get(cell.technique, (1.0, 0.0))
+            drop += 0.0005 * cell.seed
+            results.publish(cell, work, results.measured(cell, ratio, drop))
+    return report.build(sweep, work, folder / "reports").page
+
+
+SMALL = {"ten": (10.0, 0.002), "two": (2.0, 0.0), "nine": (9.0, 0.01), "kd-0.5": (4.0, 0.001)}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Two data sets, five techniques, two seeds, one technique that failed."""
+    folder = tmp_path_factory.mktemp("small")
+    return built(folder, SMALL, ("gone",), seeds=(0, 1), datasets=("digits", "mnist"),
+                 text="name: test\n# </code><script>alert(1)</script>\n")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def evil(tmp_path_factory):
+    """Names and reasons full of markup, which no sweep file could have and a page must bear."""
+    return built(tmp_path_factory.mktemp("evil"), {EVIL: (4.0, 0.001)}, (f"gone{EVIL}",),
+                 seeds=(0, 1), datasets=(f"d{EVIL}",), models=((f"m{EVIL}", 1.0),),
+                 text=f"name: test # {EVIL}\n", checked=False)  # fmt: skip
+
+
+def many(folder: Path, techniques: int, seeds: int, settings: int = 1) -> Path:
+    """A page about so many results, which are one result with other names."""
+    one = results.sweep()
+    work = Work(folder / "work")
+    for cell in one.cells:
+        results.publish(cell, work)
+    measured = frames.read(one, work).cells.iloc[1:]
+    names = [f"technique-{t:05}" for t in range(techniques - 1)]
+    datasets = [f"d{d}" for d in range(settings)]
+    sweep = results.sweep(techniques=names, seeds=range(seeds), datasets=datasets)
+    cells = pandas.concat([measured] * len(sweep.cells), ignore_index=True)
+    named = pandas.DataFrame([row.identity(cell) for cell in frames.in_order(sweep)])
+    cells[named.columns] = named
+    cells["accuracy"] = [0.9 + 0.1 * i / len(cells) for i in range(len(cells))]
+    found = frames.Frames(cells, ())
+    path = folder / "index.html"
+    path.write_bytes(page.html(sweep, found, json_rows.rows(found), {}, {}))
+    return path
+
+
+def column(tab, n: int, table: str = "#results-0-table") -> list[str]:
+    """The texts of a table's nth column (from 1), from above."""
+    return tab.locator(f"{table} tbody tr > :nth-child({n})").all_text_contents()
+
+
+def numbers(texts: list[str]) -> list[float]:
+    return [float(text.split(" ±")[0].replace(",", "")) for text in texts]
+
+
+def head(tab, text: str, table: str = "#results-0-table"):
+    return tab.locator(f"{table} thead th", has=tab.get_by_role("button", name=text, exact=True))
+
+
+# --- what it says, without a browser ---------------------------------------------------------
+
+
+class _Outline(html.parser.HTMLParser):
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_parts_come_in_the_order_in_which_a_reader_asks(small):
+    outline = _Outline(small.read_text())
+    ids = [attributes["id"] for attributes in outline.named("section")]
+    wanted = ["answer", "study", "results", "figures", "gaps", "made"]
+    assert [id for id in ids if id in wanted] == [id for id in wanted if id in ids]
+    assert {"answer", "results", "figures", "gaps", "made"} <= set(ids)
+    links = [a["href"] for a in outline.named("a") if str(a["href"]).startswith("#")]
+    assert {link[1:] for link in links} <= {a.get("id") for _, a in outline.tags}
+
+
+def test_ids_are_unique_headings_in_order_and_every_table_and_figure_described(small, evil):
+    for path in (small, evil):
+        outline = _Outline(path.read_text())
+        ids = Counter(a["id"] for _, a in outline.tags if "id" in a)
+        assert max(ids.values()) == 1
+        levels = [int(tag[1]) for tag, _ in outline.tags if re.fullmatch("h[1-6]", tag)]
+        assert levels[0] == 1 and levels.count(1) == 1
+        assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+        assert len(outline.named("caption")) == len(outline.named("table")) > 0
+        assert all(th.get("scope") for th in outline.named("th"))
+        assert all(image.get("alt") and image.get("width") for image in outline.named("img"))
+        labels = [a["aria-labelledby"] for _, a in outline.tags if "aria-labelledby" in a]
+        assert set(labels) <= set(ids)
+
+
+def test_only_its_own_style_and_script_are_allowed(small):
+    text = small.read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)[1]
+    assert policy.startswith("default-src &#39;none&#39;; ") and "unsafe" not in policy
+    assert len(re.findall("sha256-", policy)) == 2
+    outline = _Outline(text)
+    assert not any(a.get("style") or any(k.startswith("on") for k in a) for _, a in outline.tags)
+    assert not outline.named("link") and not outline.named("iframe")
+    assert all(a.keys() <= {"type"} for a in outline.named("script"))
+
+
+def test_what_a_result_is_called_is_text_everywhere(evil):
+    outline = _Outline(evil.read_text())
+    assert len(outline.named("script")) == 1 and len(outline.named("style")) == 1
+    assert all(image["src"].startswith("data:image/svg+xml") for image in outline.named("img"))
+    text = "".join(outline.texts)
+    for said in (f"d{EVIL}, m{EVIL}", f"exception: no {EVIL}", f"name: test # {EVIL}"):
+        assert said in text
+    for path in (evil.parent / "figures").glob("*.svg"):
+        assert "<script" not in path.read_text() and "<img" not in path.read_text()
+
+
+def test_what_no_page_can_show_is_replaced():
+    text = "a\x00b\x1b[31m\ud800\u202ec\ttab\nline é 漢 🙂 \xa0"
+    assert page.clean(text) == "a\ufffdb\ufffd[31m\ufffd\ufffdc\ttab\nline é 漢 🙂 \xa0"
+
+
+def test_a_lone_surrogate_in_a_reason_costs_nothing(tmp_path):
+    sweep, work = results.sweep(), Work(tmp_path / "work")
+    results.fail(sweep.cells[0], work, "exception", "")
+    failed = {"kind": "exception", "reason": "half \ud83d of it", "traceback": ""}
+    work.cell(sweep.cells[0].id).attempt(1).failure.write_text(json.dumps(failed))
+    shown = report.build(sweep, work, tmp_path).page.read_text()
+    assert "half \ufffd of it" in shown
+
+
+def test_nothing_there_is_a_page_of_gaps(tmp_path):
+    text = report.build(results.sweep(), Work(tmp_path / "work"), tmp_path).page.read_text()
+    assert "There is no result yet" in text and "not run yet" in text
+    assert 'id="figures"' not in text and 'id="results"' not in text
+
+
+def test_figures_and_tables_of_an_earlier_report_go(tmp_path):
+    sweep = results.sweep(techniques=("half", "gone"))
+    work = Work(tmp_path / "work")
+    for cell in sweep.cells:
+        results.publish(cell, work)
+    paths = report.build(sweep, work, tmp_path)
+    assert list(paths.figures.glob("*.svg")) and paths.merged.exists()
+    stale = [paths.svg("old"), paths.pdf("old"), paths.latex("old")]
+    for path in stale:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    mine = paths.folder / "notes.txt"
+    mine.write_text("mine")
+    for cell in sweep.cells:
+        work.cell(cell.id).manifest.unlink()
+    report.build(sweep, work, tmp_path)
+    assert not any(path.exists() for path in stale) and mine.exists()
+    assert not list(paths.figures.glob("*"))
+
+
+def test_the_page_names_only_files_that_are_there(small):
+    outline = _Outline(small.read_text())
+    files = {a["href"] for a in outline.named("a") if not str(a["href"]).startswith("#")}
+    assert {"report.md", "results.csv", "results.h5", "sweep.yaml"} <= files
+    assert all((small.parent / name).is_file() for name in files)
+    assert (small.parent / "sweep.yaml").read_text().startswith("name: test\n")
+
+
+def test_the_same_results_give_the_same_page_in_any_order(tmp_path):
+    sweep = results.sweep(techniques=("half", "tiny-0.5", "gone"), seeds=(0, 1))
+    pages = []
+    for name, cells in (("one", sweep.cells), ("two", sweep.cells[::-1])):
+        work = Work(tmp_path / name / "work")
+        for cell in cells:
+            if cell.technique != "gone":
+                results.publish(cell, work)
+        paths = report.build(sweep, work, tmp_path / name)
+        pages.append({p.relative_to(paths.folder): p.read_bytes()
+                      for p in paths.folder.rglob("*") if p.is_file()})  # fmt: skip
+        assert str(tmp_path).encode() not in b"".join(pages[-1].values())
+    assert pages[0] == pages[1]
+
+
+def test_a_first_click_brings_the_best_up():
+    columns = (Column("technique"), Column("n"), Column("accuracy", "accuracy"),
+               Column("stored", "stored_bytes"), Column("id"))  # fmt: skip
+    line = (Value("a"), Value("1", 1), Value("98.00", 0.98), Value("", None), Value("x1"))
+    heads = list(page.View("t", "", columns, (line,)).heads)
+    assert [h["first"] for h in heads] == [
+        "ascending", "descending", "descending", "ascending", "ascending"
+    ]  # fmt: skip
+    assert [h["classes"] for h in heads] == ["name", "n", "n", "n", "text"]
+
+
+def test_very_many_lines_are_rows_at_first_and_text_after(tmp_path):
+    text = many(tmp_path, techniques=1000, seeds=1).read_text()
+    assert text.count("<tr>") < 1500
+    for i in (0, 198, 199, 200, 998):
+        assert f"technique-{i:05}" in text
+
+
+# --- in a browser ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [360, 1440])
+def test_it_opens_without_a_request_and_only_tables_move_sideways(small, evil, opened, width):
+    for path in (small, evil):
+        tab = opened(path, width)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.evaluate("[...document.images].every((i) => i.complete && i.naturalWidth)")
+        name = tab.locator("#results-0-table tbody th").first
+        box = tab.locator("#results-0 .scroll")
+        box.evaluate("(box) => { box.scrollLeft = 9999; }")
+        assert name.bounding_box()["x"] == pytest.approx(box.bounding_box()["x"], abs=1)
+
+
+def test_markup_in_names_is_shown_as_text(evil, opened):
+    tab = opened(evil)
+    assert tab.title().startswith("test:")
+    assert tab.locator("script").count() == 1 and tab.locator("img[src=x]").count() == 0
+    assert EVIL in column(tab, 1)
+    assert tab.locator("#gaps tbody td").first.text_content() == f"exception: no {EVIL}"
+    assert EVIL in tab.locator("#made pre").last.text_content()
+    assert f"d{EVIL}" in tab.locator("#answer h3").text_content()
+
+
+def test_columns_sort_by_number_best_first_and_back(small, opened):
+    tab = opened(small)
+    before = column(tab, 1)
+    smaller = head(tab, "smaller, ×")
+    place = 1 + smaller.evaluate("(cell) => cell.cellIndex")
+    assert before == ["base", *SMALL]
+    smaller.get_by_role("button").click()
+    assert smaller.get_attribute("aria-sort") == "descending"
+    assert numbers(column(tab, place)) == [10.0, 9.0, 4.0, 2.0, 1.0]  # as text, 9 is the highest
+    assert column(tab, 1) == ["ten", "nine", "kd-0.5", "two", "base"]
+    smaller.get_by_role("button").click()
+    assert smaller.get_attribute("aria-sort") == "ascending"
+    assert numbers(column(tab, place)) == [1.0, 2.0, 4.0, 9.0, 10.0]
+    smaller.get_by_role("button").click()
+    assert smaller.get_attribute("aria-sort") == "none" and column(tab, 1) == before
+    head(tab, "drop against its base, points").get_by_role("button").click()
+    drop = 1 + head(tab, "drop against its base, points").evaluate("(cell) => cell.cellIndex")
+    assert numbers(column(tab, drop)) == sorted(numbers(column(tab, drop)))
+
+
+def test_it_works_from_the_keyboard(small, opened):
+    tab = opened(small)
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.className") == "skip"
+    tab.keyboard.press("Enter")
+    assert tab.evaluate("document.activeElement.id") == "main"
+    tab.locator("#results [name=filter]").focus()
+    tab.keyboard.type("kd")
+    assert column(tab, 1) == ["kd-0.5"] and column(tab, 1, "#results-1-table") == ["kd-0.5"]
+    assert tab.locator("#results output").text_content() == "2 of 10 lines"
+    tab.locator("#results [name=filter]").fill("")
+    button = head(tab, "smaller, ×").get_by_role("button")
+    while not button.evaluate("(button) => button === document.activeElement"):
+        tab.keyboard.press("Tab")
+    outline = button.evaluate("(button) => getComputedStyle(button).outlineStyle")
+    assert outline == "solid"
+    tab.keyboard.press("Enter")
+    assert column(tab, 1)[0] == "ten"
+    tab.keyboard.press("Space")
+    assert column(tab, 1)[0] == "base"
+
+
+def test_it_filters_by_words_data_set_and_group_of_columns(small, opened):
+    tab = opened(small)
+    tab.locator("#results [name=filter]").fill("TEN, kd 0.5")
+    assert column(tab, 1) == ["ten", "kd-0.5"]
+    tab.locator("#results [name=filter]").fill("nothing like it")
+    assert column(tab, 1) == []
+    tab.locator("#results [name=filter]").fill("")
+    tab.get_by_label("Data set").select_option("results-1")
+    assert not tab.locator("#results-0").is_visible() and tab.locator("#results-1").is_visible()
+    tab.get_by_label("Data set").select_option("")
+    stored = head(tab, "stored, MB")
+    assert stored.is_visible()
+    tab.get_by_label("size", exact=True).uncheck()
+    assert not stored.is_visible() and head(tab, "accuracy, %").is_visible()
+    shown = tab.locator("#results-0-table tbody tr").first.locator("td:visible").count()
+    assert shown == tab.locator("#results-0-table .columns th:visible").count() - 1
+    tab.get_by_label("size", exact=True).check()
+    assert stored.is_visible()
+
+
+def test_a_narrow_screen_begins_with_the_columns_that_matter(small, opened):
+    tab = opened(small, width=360)
+    assert head(tab, "accuracy, %").is_visible() and head(tab, "stored, MB").is_visible()
+    assert not head(tab, "MACs, M").is_visible()
+    tab.get_by_label("work", exact=True).check()
+    assert head(tab, "MACs, M").is_visible()
+
+
+def test_without_script_all_is_there_but_the_controls(small, opened):
+    tab = opened(small, java_script_enabled=False)
+    text = tab.locator("body").inner_text()
+    for said in ("Smallest at no loss", "kd-0.5", "netpress export", "exception: no", "name: test"):
+        assert said in text
+    assert tab.locator("th button").count() == 0
+    assert not tab.locator("form.controls").first.is_visible()
+    assert tab.locator("figure img").first.is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1440])
+def test_text_can_be_read_in_light_and_dark(small, opened, scheme, width):
+    tab = opened(small, width, color_scheme=scheme)
+    background = tab.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert (_luminance(_rgb(background)) < 0.05) == (scheme == "dark")
+    seen = tab.evaluate(COLOURS)
+    assert len(seen) > 3
+    poor = [(text, fore, back) for text, fore, back in seen if _contrast(fore, back) < CONTRAST]
+    assert poor == []
+    card = tab.locator("figure a").first
+    assert card.evaluate("(c) => getComputedStyle(c).backgroundColor") == "rgb(255, 255, 255)"
+
+
+# Every pair of colours in which text stands: [some of the text, its colour, what is behind it].
+COLOURS = """() => {
+  const clear = (colour) => colour === "rgba(0, 0, 0, 0)" || colour === "transparent";
+  const pairs = new Map();
+  for (const node of document.querySelectorAll("body *:not(script):not(figure a)")) {
+    const text = [...node.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data).join("");
+    if (!text.trim() || !node.getClientRects().length) continue;
+    let behind = node;
+    while (behind && clear(getComputedStyle(behind).backgroundColor)) behind = behind.parentElement;
+    const back = getComputedStyle(behind || document.documentElement).backgroundColor;
+    const fore = getComputedStyle(node).color;
+    pairs.set(fore + back, [text.trim().slice(0, 30), fore, back]);
+  }
+  return [...pairs.values()];
+}"""
+
+
+def _rgb(colour: str) -> list[float]:
+    return [float(number) / 255 for number in re.findall(r"[\d.]+", colour)[:3]]
+
+
+def _luminance(rgb: list[float]) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(one: str, other: str) -> float:
+    low, high = sorted(_luminance(_rgb(colour)) for colour in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_paper_has_every_line_and_no_controls(opened, tmp_path):
+    path = many(tmp_path, techniques=450, seeds=1)
+    tab = opened(path)
+    assert len(column(tab, 1)) < 450
+    tab.pdf(path=tmp_path / "page.pdf", prefer_css_page_size=True)
+    tab.emulate_media(media="print")
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert column(tab, 1) == ["base", *(f"technique-{i:05}" for i in range(449))]
+    assert not tab.locator("form.controls").first.is_visible()
+    assert not tab.locator("nav").is_visible()
+    tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert len(column(tab, 1)) < 450
+    data = (tmp_path / "page.pdf").read_bytes()
+    assert data.startswith(b"%PDF") and len(data) > 50_000
+
+
+def test_no_table_is_wider_than_the_paper(small, opened):
+    a4 = {"portrait": 794 - 2 * 53, "landscape": 1123 - 2 * 38}  # pixels between the margins
+    for kind, width in a4.items():
+        tab = opened(small, width)
+        tab.emulate_media(media="print")
+        inside = ".wide" if kind == "landscape" else "section:not(.wide) >"
+        tables = tab.locator(f"{inside} .setting table")
+        assert tables.count()
+        widths = tables.evaluate_all("(all) => all.map((t) => t.getBoundingClientRect().width)")
+        assert max(widths) <= width
+
+
+# --- ten thousand results --------------------------------------------------------------------
+
+SHAPES = [(20, 500, 1), (10_000, 1, 1), (100, 1, 100)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["20x500 seeds", "10,000 techniques", "100x100"])
+def test_ten_thousand_results_open_in_three_seconds(browser, tmp_path, shape):
+    path = many(tmp_path, *shape)
+    tab = browser.new_page()
+    session = tab.context.new_cdp_session(tab)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    tab.goto(path.as_uri())
+    told = session.send("Performance.getMetrics")["metrics"]
+    used = {metric["name"]: metric["value"] for metric in told}
+    assert used["TaskDuration"] < OPENS_IN_S
+    assert path.stat().st_size < 8e6
+    techniques, seeds, _ = shape
+    if seeds > 1:
+        assert len(column(tab, 1)) == techniques
+    tab.close()
+
+
+def test_ten_thousand_lines_are_sorted_and_found_among_all_of_them(opened, tmp_path):
+    tab = opened(many(tmp_path, techniques=10_000, seeds=1))
+    first = len(column(tab, 1))
+    assert 100 <= first <= 200
+    head(tab, "accuracy, %").get_by_role("button").click()
+    assert column(tab, 1)[0] == "technique-09994"  # the first of those that show 100.00
+    tab.locator("#results [name=filter]").fill("technique-0987")
+    assert sorted(column(tab, 1)) == [f"technique-{i:05}" for i in range(9870, 9880)]
+    tab.locator("#results [name=filter]").fill("")
+    tab.locator("#results-0 button.more").click()
+    assert len(column(tab, 1)) == first + 1000
+
+
+# --- how it is installed ---------------------------------------------------------------------
+
+
+def test_style_script_and_template_are_installed_with_the_code(tmp_path):
+    code = tmp_path / "code"
+    ignored = shutil.ignore_patterns(".git", "__pycache__", ".*", "tests", "reports", "runs")
+    shutil.copytree(CODE, code, ignore=ignored)
+    script = "from setuptools import setup; setup(script_args=['-q', 'build'])"
+    subprocess.run([sys.executable, "-c", script], cwd=code, check=True)
+    installed = code / "build" / "lib" / "pipeline" / "report"
+    names = {path.name for path in installed.iterdir()}
+    assert {"page.html.j2", "page.css", "page.js", "page.py"} <= names
