@@ -11,7 +11,15 @@ from functools import cache, partial
 
 from pipeline.report.answer import Row
 from pipeline.report.evidence import Evidence
-from pipeline.report.figures import curves, look, tradeoff
+from pipeline.report.figures import (
+    channels,
+    classes,
+    curves,
+    look,
+    pictures,
+    spread,
+    tradeoff,
+)
 from pipeline.report.figures.look import Drawn, Figure
 from pipeline.report.frames import Frames
 
@@ -36,6 +44,10 @@ def drawn(
         "accuracy-bytes": partial(tradeoff.draw, cost=tradeoff.STORED),
         "accuracy-latency": partial(tradeoff.draw, cost=tradeoff.LATENCY),
         "training-curves": partial(curves.draw, read=read),
+        "channels": partial(channels.draw, read=read),
+        "latency": partial(spread.draw, read=read),
+        "classes": partial(classes.draw, read=read),
+        "pictures": partial(pictures.draw, read=read),
     }
     for name, make in figures.items():
         made = make(rows)

@@ -5,26 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from pipeline.report.answer import ONE_POINT, SLACK, Group, Row, groups, mean, settings
+from pipeline.report import content
+from pipeline.report.answer import ONE_POINT, SLACK, Group, Row, mean, settings
 from pipeline.report.evidence import Evidence
+from pipeline.report.figures import look
 
 Read = Callable[[str], Evidence | None]
 MOST_PANELS = 4  # of figures that read evidence
 MOST_SEEDS = 5
 RULE = ("of each technique's operating points the smallest that loses at most one point on "
         "average, or else the most accurate")  # fmt: skip
+FILLED = ", and then others in the order of the sweep"
 
 
-def first_settings(rows: Iterable[Row], most: int) -> dict[tuple[str, str], list[Row]]:
-    """The first (data set, model) of the rows."""
-    found = settings(rows)
-    return dict(list(found.items())[:most])
+def panels(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """The rows of each of the first (data set, model)."""
+    return dict(list(settings(rows).items())[:MOST_PANELS])
 
 
 def techniques(rows: Sequence[Row], most: int) -> list[str]:
-    """Names of at most so many, the base not among them: all, or one a family by RULE."""
-    names = dict.fromkeys(row["technique"] for row in rows if not row["is_base"])
-    return list(names) if len(names) <= most else representatives(rows, most)
+    """Names of at most so many, the base not among them: all, or one a family by RULE and, where
+    there is still room, others in the order of the rows."""
+    names = list(dict.fromkeys(row["technique"] for row in rows if not row["is_base"]))
+    if len(names) <= most:
+        return names
+    kept = representatives(rows, most)
+    others = [name for name in names if name not in kept][: most - len(kept)]
+    return [name for name in names if name in kept or name in others]
 
 
 def representatives(rows: Sequence[Row], most: int) -> list[str]:
@@ -59,15 +66,16 @@ def _loss(group: Group) -> float:
     return loss if loss == loss else math.inf
 
 
-def left_out(rows: Sequence[Row], shown: Sequence[str], panels: int = MOST_PANELS) -> str:
-    """A sentence for the caption about the techniques that are not in the figure; "" for none."""
+def left_out(rows: Sequence[Row], shown: Sequence[str], more: str = "") -> str:
+    """Sentences for the caption about the techniques of these rows that are not in the figure, and
+    about panels; "" for none. `more`: by which rule others were added."""
     names = {row["technique"] for row in rows if not row["is_base"]}
     said = []
     if len(shown) < len(names):
-        said.append(f"Shown are {len(shown)} of {len(names):,} techniques: {RULE}.")
+        said.append(f"Shown are {len(shown)} of {len(names):,} techniques: {RULE}{more}.")
     count = len(settings(rows))
-    if count > panels:
-        said.append(f"Shown are the first {panels} of {count} pairs of data set and model.")
+    if count > MOST_PANELS:
+        said.append(f"Shown are the first {MOST_PANELS} of {count} pairs of data set and model.")
     return " ".join(said)
 
 
@@ -80,6 +88,12 @@ def bases(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["is_base"]][:MOST_SEEDS]
 
 
-def by_name(rows: Iterable[Row]) -> dict[str, Group]:
-    """Of one data set and model."""
-    return {group.technique: group for group in groups(rows)}
+def line_name(row: Row, most: int = 32) -> str:
+    """A technique where it names a line: short, and saying whether it is a control."""
+    return content.shown(look.short(row["technique"], most), row["family"])
+
+
+def several(counts: Iterable[int]) -> str:
+    """`n = 3`, or `n = 1 to 3`."""
+    least, most = min(counts := list(counts)), max(counts)
+    return f"n = {most}" if least == most else f"n = {least} to {most}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from pipeline.report.answer import Row
 from pipeline.report.figures import chosen, look
@@ -26,9 +26,8 @@ LABEL = {
     "loss": "training loss (log scale)",
 }
 LEAST_ERROR = 0.01  # %, so that an accuracy of 100 % has a place
-ACCURACY_TICKS = (0, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95, 99.98, 99.99)
 PANEL_INCHES = (4.9, 3.3)
-BETWEEN = {"color": "#888888", "linewidth": 0.6, "linestyle": (0, (1, 2)), "zorder": 0.5}
+BETWEEN = {"color": "#666666", "linewidth": 0.9, "linestyle": (0, (1, 2)), "zorder": 0.5}
 
 Setting = tuple[str, str]
 
@@ -57,7 +56,7 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     """None where no cell has a history."""
     names = chosen.representatives(rows, MOST_TECHNIQUES)
     found: dict[Setting, list[Curves]] = {}
-    for setting, members in chosen.first_settings(rows, chosen.MOST_PANELS).items():
+    for setting, members in chosen.panels(rows).items():
         curves = [c for c in _curves(members, names, read) if c.histories]
         if curves:
             found[setting] = curves
@@ -139,11 +138,14 @@ def _panel(axis: Axes, members: Sequence[Curves], key: str, marks: dict, every: 
         axis.axvline(end + 0.5, **BETWEEN)
     last = max(line[0, -1] for curves in members for line in curves.lines(key))
     axis.set_xlim(0.5, last + 0.5)
-    axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    few = FixedLocator(range(1, int(last) + 1))
+    axis.xaxis.set_major_locator(few if last <= 8 else MaxNLocator(8, integer=True))
     axis.set_xlabel("epoch")
     axis.set_ylabel(LABEL[key])
     if key == ACCURACY:
         _accuracy_axis(axis)
+    else:
+        look.log_ticks(axis.yaxis, lambda loss: f"{loss:g}")
 
 
 def _scaled(line: numpy.ndarray, key: str) -> numpy.ndarray:
@@ -184,14 +186,7 @@ def _marked(line: numpy.ndarray) -> list[int]:
 def _accuracy_axis(axis: Axes) -> None:
     """The error on a log axis, upside down, that says accuracies."""
     axis.invert_yaxis()
-    high, low = axis.get_ylim()
-    inside = [100 - tick for tick in ACCURACY_TICKS if low <= 100 - tick <= high]
-    if len(inside) < 2:
-        inside = numpy.linspace(low, high, 5).tolist()
-    axis.yaxis.set_major_locator(FixedLocator(inside))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 - error:.4g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.yaxis.set_minor_locator(FixedLocator([]))
+    look.log_ticks(axis.yaxis, lambda error: f"{100 - error:.5g}", mirrored_at=100)
 
 
 def _mark(curves: Curves, marks: dict[str, dict]) -> dict:
@@ -216,9 +211,8 @@ def _caption(found: dict[Setting, list[Curves]], every: int) -> str:
     if any(curves.ends for members in found.values() for curves in members):
         said.append("A dotted vertical line is where a stage ends and the next begins.")
     if max(seeds) > 1:
-        n = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else max(seeds)
-        said.append(f"Thin lines are seeds (n = {n}, at most the first {chosen.MOST_SEEDS}), the "
-                    "thick line is their mean.")  # fmt: skip
+        said.append(f"Thin lines are seeds ({chosen.several(seeds)}, at most the first "
+                    f"{chosen.MOST_SEEDS}), the thick line is their mean.")  # fmt: skip
     else:
         said.append("One seed each (n = 1).")
     said.append("Marks are at the ends of stages.")

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator
 
 from pipeline.report.answer import Group, Row, deviation, groups, mean, settings
-from pipeline.report.figures import look
+from pipeline.report.figures import chosen, look
 from pipeline.report.figures.look import BASE, Drawn
 from pipeline.report.metrics import METRIC
 from pipeline.techniques import CONTROLS
@@ -42,15 +41,15 @@ def size(value: float) -> str:
     """Bytes in a decimal unit: 50 kB, 2 MB."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= factor * 0.9999:
-            return f"{value / factor:g} {unit}"
-    return f"{value:g} B"
+            return f"{value / factor:.4g} {unit}"
+    return f"{value:.4g} B"
 
 
 def duration(value_ms: float) -> str:
     """Milliseconds as µs, ms or s."""
     if value_ms >= 999.9:
-        return f"{value_ms / 1000:g} s"
-    return f"{value_ms:g} ms" if value_ms >= 0.9999 else f"{value_ms * 1000:g} µs"
+        return f"{value_ms / 1000:.4g} s"
+    return f"{value_ms:.4g} ms" if value_ms >= 0.0999 else f"{value_ms * 1000:.4g} µs"
 
 
 STORED = Cost(
@@ -104,12 +103,18 @@ def draw(rows: Sequence[Row], cost: Cost) -> Drawn | None:
         look.heading(axis, ", ".join(setting))
         others += _panel(axis, points, marks, cost, dots <= MOST_SEED_DOTS)
     drawn = {"base": BASE} if any(p.group.is_base for ps in shown.values() for p in ps) else {}
-    drawn |= {n: {**m, "linestyle": look.dashes(n), "linewidth": 1} for n, m in marks.items()}
+    drawn |= {name: mark | _line(name, measured) for name, mark in marks.items()}
     drawn |= {FRONTIER: {**STEP, "linestyle": "-"}}
     drawn |= {BELOW: {**LINE, "linestyle": look.DASHES}} if "base" in drawn else {}
     drawn |= {OTHERS: DOT} if others else {}
     look.legend(canvas, drawn)
     return Drawn(canvas, cost.title, _caption(panels, dots, others), _alt(cost, panels))
+
+
+def _line(family: str, rows: Iterable[Row]) -> dict:
+    """What joins its operating points, where there are several."""
+    several = len({row["technique"] for row in rows if row["family"] == family}) > 1
+    return {"linestyle": look.dashes(family), "linewidth": 1} if several else {}
 
 
 def frontier(points: Iterable[Point]) -> list[Point]:
@@ -155,9 +160,7 @@ def _panel(axis: Axes, points: list[Point], marks: dict, cost: Cost, seeds: bool
     _join_operating_points(axis, marked, marks)
     _step(axis, best)
     _one_point_band(axis, points)
-    axis.xaxis.set_major_locator(LogLocator(subs=_ticks(points)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: cost.tick(value)))
-    axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    look.log_ticks(axis.xaxis, cost.tick)
     axis.set_xlabel(cost.axis)
     axis.set_ylabel(METRIC["accuracy"].heading)
     return len(others)
@@ -235,13 +238,6 @@ def _one_point_band(axis: Axes, points: Sequence[Point]) -> None:
         axis.set_ylim(min(bottom, accuracy - 1.1), top)
 
 
-def _ticks(points: Sequence[Point]) -> tuple[float, ...]:
-    """Where each decade has a tick with its number: the fewer decades, the more."""
-    costs = [point.at[0] for point in points]
-    span = max(costs) / min(costs)
-    return (1, 1.5, 2, 3, 4, 5, 7) if span < 10 else (1, 2, 5) if span < 300 else (1,)
-
-
 # --- in words --------------------------------------------------------------------------------
 
 
@@ -250,7 +246,7 @@ def _caption(panels: dict[tuple[str, str], list[Point]], dots: int, others: int)
             "technique are joined. The grey steps are the frontier: no technique is both cheaper "
             "and more accurate than those on it."]  # fmt: skip
     counts = [len(point.costs) for points in panels.values() for point in points]
-    said.append(_seeds_said(min(counts), max(counts), dots <= MOST_SEED_DOTS))
+    said.append(_seeds_said(counts, dots <= MOST_SEED_DOTS))
     if any(point.family in CONTROLS for points in panels.values() for point in points):
         said.append("Controls are hollow, grey and dashed, and not on the frontier.")
     if others:
@@ -264,9 +260,9 @@ def _caption(panels: dict[tuple[str, str], list[Point]], dots: int, others: int)
     return " ".join(said)
 
 
-def _seeds_said(least: int, most: int, dots: bool) -> str:
-    n = f"n = {most}" if least == most else f"n = {least} to {most}"
-    if most == 1:
+def _seeds_said(counts: list[int], dots: bool) -> str:
+    n = chosen.several(counts)
+    if max(counts) == 1:
         return f"One seed each ({n})."
     shown = ", small dots are the seeds" if dots else ""
     return f"Means over seeds ({n}); bars are their standard deviation{shown}."

@@ -1,0 +1,105 @@
+"""What compression does to the accuracy on each class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy
+
+from pipeline.report.answer import Row
+from pipeline.report.evidence import Evidence
+from pipeline.report.figures import chosen, heat
+from pipeline.report.figures.chosen import Read
+from pipeline.report.figures.heat import Heat
+from pipeline.report.figures.look import Drawn
+
+MOST_CLASSES = 20
+LEAST_RANGE = 1.0  # points, so that a change of a few images is no strong colour
+
+
+def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
+    """None where no cell has its own and its base's predictions, and the labels."""
+    names = chosen.techniques(rows, heat.MOST_LINES)
+    panels, counts, most = [], [], 0
+    for setting, members in chosen.panels(rows).items():
+        lines = (seeds for name in names if (seeds := chosen.seeds(members, name)))
+        found = {chosen.line_name(seeds[0]): _changes(seeds, read) for seeds in lines}
+        found = {name: changes for name, changes in found.items() if changes}
+        if found:
+            means = _means(found)
+            panels.append(_heat(", ".join(setting), list(found), means))
+            counts += map(len, found.values())
+            most = max(most, means.shape[1])
+    if not panels:
+        return None
+    limit = max(LEAST_RANGE, *(float(numpy.nanmax(abs(panel.values))) for panel in panels))
+    canvas = heat.draw(panels, "PuOr", (-limit, limit), "class", "change, points",
+                       lambda value: f"{value:+.3g}" if value else "0")  # fmt: skip
+    return Drawn(canvas, "Change of accuracy by class", _caption(rows, names, counts, most),
+                 _alt(panels))  # fmt: skip
+
+
+def change(evidence: Evidence | None) -> numpy.ndarray | None:
+    """[classes], points: the cell's accuracy on the images of a class less its base's; NaN for a
+    class without images. None where something for it is missing."""
+    if evidence is None or any(
+        part is None
+        for part in (evidence.labels, evidence.predictions, evidence.base_predictions)
+    ):  # fmt: skip
+        return None
+    own, base = (predicted == evidence.labels
+                 for predicted in (evidence.predictions, evidence.base_predictions))  # fmt: skip
+    images = numpy.bincount(evidence.labels)
+    gained = numpy.bincount(evidence.labels, own.astype(float) - base, len(images))
+    return 100 * gained / numpy.where(images > 0, images, numpy.nan)
+
+
+def _changes(rows: Iterable[Row], read: Read) -> list[numpy.ndarray]:
+    """Of each seed; of seeds with as many classes as the first."""
+    found = [c for row in rows if (c := change(read(row["id"]))) is not None]
+    return [changes for changes in found if len(changes) == len(found[0])]
+
+
+def _means(found: dict[str, list[numpy.ndarray]]) -> numpy.ndarray:
+    """[techniques, classes]; NaN in classes that a technique did not have."""
+    classes = max(len(changes[0]) for changes in found.values())
+    means = numpy.full((len(found), classes), numpy.nan)
+    for line, changes in zip(means, found.values(), strict=True):
+        line[: len(changes[0])] = numpy.mean(changes, axis=0)
+    return means
+
+
+def _heat(heading: str, names: Sequence[str], means: numpy.ndarray) -> Heat:
+    """The classes that change most, in their order."""
+    largest = numpy.abs(numpy.nan_to_num(means)).max(axis=0)
+    kept = numpy.sort(numpy.argsort(-largest, kind="stable")[:MOST_CLASSES])
+    values = means[:, kept]
+    texts = tuple(tuple(_text(value) for value in line) for line in values)
+    return Heat(heading, tuple(names), tuple(str(i) for i in kept), values, texts)
+
+
+def _text(points: float) -> str:
+    if points != points:
+        return ""
+    if abs(points) < 0.005:
+        return "0"
+    return f"{points:+.2f}" if abs(points) < 10 else f"{points:+.1f}"
+
+
+def _caption(rows: Sequence[Row], names: Sequence[str], counts: list[int], most: int) -> str:
+    said = [f"Accuracy on the test images of each class: the technique's less its base's of the "
+            f"same seed, in points, mean over seeds ({chosen.several(counts)}). Below 0 the "
+            "compressed network is worse. Classes are named by their numbers."]  # fmt: skip
+    if most > MOST_CLASSES:
+        said.append(f"Shown are the {MOST_CLASSES} of {most:,} classes that change most.")
+    said.append(chosen.left_out(rows, names, chosen.FILLED))
+    return " ".join(said).strip()
+
+
+def _alt(panels: Iterable[Heat]) -> str:
+    said = []
+    for panel in panels:
+        i, j = numpy.unravel_index(numpy.nanargmin(panel.values), panel.values.shape)
+        said.append(f"On {panel.heading} the largest loss is that of {panel.lines[i]} on class "
+                    f"{panel.columns[j]}: {panel.values[i, j]:+.2f} points.")  # fmt: skip
+    return " ".join(["Change of accuracy by class and technique.", *said])

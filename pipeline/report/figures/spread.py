@@ -1,0 +1,138 @@
+"""How long single calls took: the artifact beside its base, timed in turns in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from pipeline.report.answer import Row
+from pipeline.report.figures import chosen, look
+from pipeline.report.figures.chosen import Read
+from pipeline.report.figures.look import Canvas, Drawn
+from pipeline.report.figures.tradeoff import duration
+from pipeline.report.metrics import BATCHES
+
+MOST_LINES = 12
+LINE_INCHES, AROUND_INCHES = 0.36, 0.95
+WIDTH_INCHES = 9.2
+BOX_HEIGHT = 0.32
+ARTIFACT = {"color": "#0072B2", "marker": "o", "markersize": 5}
+OF_BASE = {"color": "#444444", "marker": "D", "markersize": 4.5, "markerfacecolor": "white"}
+PERCENTILES = (1, 25, 50, 75, 99)
+CAPTION = (
+    "Time of single calls on ONNX Runtime with all threads, for one batch: marks are medians, boxes "
+    "reach from the 25th to the 75th percentile, lines from the 1st to the 99th. Filled is the "
+    "artifact, hollow its base, timed in turns in one process; samples of the seeds together ({n})."
+)
+
+Samples = dict[str, tuple[numpy.ndarray, numpy.ndarray]]  # technique -> artifact's, base's
+
+
+def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
+    """None where no latency was measured."""
+    names = chosen.techniques(rows, MOST_LINES)
+    panels: dict[tuple[str, str], dict[str, Samples]] = {}
+    counts = []
+    for setting, members in chosen.panels(rows).items():
+        lines = {chosen.line_name(found[0]): found for found in _lines(members, names)}
+        found = {batch: _timed(lines, batch, read) for batch in BATCHES}
+        if any(found.values()):
+            panels[setting] = found
+            counts += [len(lines[name]) for name in _names(found)]
+    if not panels:
+        return None
+    canvas = _draw(panels)
+    said = f"{CAPTION.format(n=chosen.several(counts))} "
+    said += chosen.left_out(rows, names, chosen.FILLED)
+    return Drawn(canvas, "Latency of single calls", said.strip(), _alt(panels))
+
+
+def _lines(rows: Sequence[Row], names: Sequence[str]) -> Iterable[list[Row]]:
+    """The rows of the base, then of each technique that there is."""
+    return filter(None, [chosen.bases(rows), *(chosen.seeds(rows, name) for name in names)])
+
+
+def _timed(lines: dict[str, list[Row]], batch: str, read: Read) -> Samples:
+    found = {}
+    for name, rows in lines.items():
+        own = _samples(rows, "artifact", batch, read)
+        if own.size:
+            base = numpy.empty(0) if rows[0]["is_base"] else _samples(rows, "base", batch, read)
+            found[name] = (own, base)
+    return found
+
+
+def _samples(rows: Iterable[Row], model: str, batch: str, read: Read) -> numpy.ndarray:
+    """Of all seeds together, ms; empty where there are none."""
+    key = f"onnxruntime/{model}/all/{batch}"
+    parts = [e.latency[key] for row in rows if (e := read(row["id"])) and key in e.latency]
+    samples = numpy.concatenate(parts) if parts else numpy.empty(0)
+    return samples[samples > 0]
+
+
+# --- panels ----------------------------------------------------------------------------------
+
+
+def _draw(panels: dict[tuple[str, str], dict[str, Samples]]) -> Canvas:
+    batches = [batch for batch in BATCHES if any(found[batch] for found in panels.values())]
+    heights = [LINE_INCHES * len(_names(found)) + AROUND_INCHES for found in panels.values()]
+    legend = look.LEGEND_ROW_INCHES + 0.15
+    canvas = Canvas(figsize=(WIDTH_INCHES, sum(heights) + legend), layout="constrained")
+    low = legend / (sum(heights) + legend)
+    canvas.get_layout_engine().set(rect=(0, low, 1, 1 - low))
+    axes = canvas.subplots(len(panels), len(batches), squeeze=False, height_ratios=heights)
+    for line, (setting, found) in zip(axes, panels.items(), strict=True):
+        for axis, batch in zip(line, batches, strict=True):
+            look.heading(axis, f"{', '.join(setting)}: batch {batch.removeprefix('batch')}")
+            _panel(axis, found[batch], _names(found), named=axis is line[0])
+    look.legend(canvas, {"artifact": ARTIFACT, "its base": OF_BASE})
+    return canvas
+
+
+def _names(found: dict[str, Samples]) -> list[str]:
+    """Of all batches, so that a technique has one line."""
+    return list(dict.fromkeys(name for samples in found.values() for name in samples))
+
+
+def _panel(axis: Axes, found: Samples, names: Sequence[str], named: bool) -> None:
+    axis.set_xscale("log")
+    for i, name in enumerate(names):
+        both = [samples for samples in found.get(name, ()) if samples.size]
+        for samples, mark, side in zip(both, (ARTIFACT, OF_BASE), (-1, 1), strict=False):
+            _box(axis, samples, i + (0.19 * side if len(both) > 1 else 0), mark)
+        axis.axhline(i + 0.5, color="#DDDDDD", linewidth=0.6, zorder=0.5)
+    samples = [s for both in found.values() for s in both if s.size]
+    if samples:
+        low = min(float(numpy.percentile(s, PERCENTILES[0])) for s in samples)
+        high = max(float(numpy.percentile(s, PERCENTILES[-1])) for s in samples)
+        room = max(high / low, 1.05) ** 0.05
+        axis.set_xlim(low / room, high * room)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_yticks(range(len(names)), names if named else [""] * len(names))
+    axis.tick_params(axis="y", length=0)
+    axis.grid(False, axis="y")
+    look.log_ticks(axis.xaxis, duration)
+    axis.set_xlabel("one call (log scale)")
+
+
+def _box(axis: Axes, samples: numpy.ndarray, y: float, mark: dict) -> None:
+    least, low, middle, high, most = numpy.percentile(samples, PERCENTILES)
+    colour = mark["color"]
+    inside = "white" if "markerfacecolor" in mark else "#9CCBE8"
+    axis.plot([least, most], [y, y], color=colour, linewidth=1, zorder=2)
+    axis.add_patch(Rectangle((low, y - BOX_HEIGHT / 2), high - low, BOX_HEIGHT, linewidth=0.8,
+                             facecolor=inside, edgecolor=colour, zorder=3))  # fmt: skip
+    axis.plot([middle], [y], zorder=4, linestyle="none", **mark)
+
+
+def _alt(panels: dict[tuple[str, str], dict[str, Samples]]) -> str:
+    said = []
+    for setting, found in panels.items():
+        samples = found[BATCHES[0]]
+        medians = [f"{name} {numpy.median(own):.3g} ms" for name, (own, _) in samples.items()]
+        if medians:
+            said.append(f"Medians at batch 1 on {', '.join(setting)}: {', '.join(medians)}.")
+    return " ".join(["Latency of single calls, the artifact beside its base.", *said])
