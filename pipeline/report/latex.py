@@ -46,9 +46,9 @@ def tabular(section: Section, table: Table) -> str:
         rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in numbers)}}}",
         r"\toprule",
         *_groups(table),
-        _line(column.heading for column in table.columns),
+        _row(map(_heading, (column.heading for column in table.columns), numbers)),
         r"\midrule",
-        *(_line(value.text for value in line) for line in table.lines),
+        *(_row(_cell(value.text) for value in line) for line in table.lines),
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -92,8 +92,17 @@ def _groups(table: Table) -> Iterator[str]:
     yield " ".join(rules)
 
 
-def _line(texts: Iterable[str]) -> str:
-    return rf"{' & '.join(_cell(text) for text in texts)} \\"
+def _row(cells: Iterable[str]) -> str:
+    return rf"{' & '.join(cells)} \\"
+
+
+def _heading(text: str, number: bool) -> str:
+    """One part below the other, as columns of numbers are narrow."""
+    parts = [_cell(part) for part in text.split(", ")]
+    if len(parts) == 1:
+        return parts[0]
+    stacked = r"\\".join(parts)
+    return rf"\shortstack[{'r' if number else 'l'}]{{{stacked}}}"
 
 
 def _cell(text: str) -> str:

@@ -54,7 +54,7 @@ def total(said: Iterable[dict]) -> Used | None:
         max(s["used"]["cores"] for s in found),
         max(s["asked"]["cores"] for s in found),
         max(s["used"]["gpu_memory_bytes"] for s in found),
-        sum(busy) / len(busy) if busy else None,
+        math.fsum(busy) / len(busy) if busy else None,
     )
 
 
@@ -125,7 +125,7 @@ def of_all(said: dict, key: str) -> float:
 
 def gpu_hours(said: Iterable[dict]) -> float:
     """Wall time x GPUs, of all attempts: those that failed cost as much."""
-    return sum(of_all(one, "gpu_s") for one in said) / 3600
+    return math.fsum(of_all(one, "gpu_s") for one in said) / 3600
 
 
 def _number(value: object) -> float:
