@@ -75,7 +75,9 @@ class Drawn:
     alt: str
 
     def figure(self) -> Figure:
-        svg, pdf = svg_bytes(self.canvas), pdf_bytes(self.canvas)
+        svg = svg_bytes(self.canvas)
+        self.canvas.set_layout_engine("none")  # it is laid out now, which takes long
+        pdf = pdf_bytes(self.canvas)
         return Figure(svg, pdf, self.title, self.caption, self.alt)
 
 

@@ -17,12 +17,14 @@ MOST_LINES = 8
 MOST_TECHNIQUES = 4
 MOST_PICTURES = 8
 MOST_SIDE = 96  # pixels: of larger pictures every second, third, ... is drawn
-PICTURE_INCHES = (0.95, 1.5)
-NAME_INCHES = 0.3
+SIDE_INCHES, STEP_INCHES, ROW_INCHES = 0.8, 0.92, 0.15
+LEFT_INCHES, LINE_INCHES = 0.95, 1.8
+SAID = (("label", "label"), ("base", "base"), ("compressed", "own"))
 CAPTION = (
     "Of each technique the images of the test set whose outputs differ most between it and its "
     "base, the most different first; of seed {seeds}. Above each its number in the test set, below "
-    "it its label, and what the base and the compressed network say; a cross marks what is wrong. "
+    "it its label, and what the base and the compressed network say, with a cross where it is "
+    "wrong. "
     "Classes are named by their numbers."
 )
 
@@ -70,34 +72,47 @@ def _lines(
 
 
 def _draw(lines: Sequence[Line]) -> Canvas:
+    """All in one pair of axes, in inches from the top left: many axes would take seconds."""
     columns = max(max(line.pictures for line in lines), 4)
-    width, height = PICTURE_INCHES[0] * columns, (PICTURE_INCHES[1] + NAME_INCHES) * len(lines)
+    width, height = LEFT_INCHES + STEP_INCHES * columns, LINE_INCHES * len(lines)
     canvas = Canvas(figsize=(width, height))
+    axis = canvas.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
     for i, line in enumerate(lines):
-        top = height - (PICTURE_INCHES[1] + NAME_INCHES) * i
-        canvas.text(0.08 / width, (top - 0.2) / height, look.short(line.heading, 13 * columns),
-                    fontsize=10, fontweight="bold", va="center")  # fmt: skip
-        for j in range(line.pictures):
-            side = PICTURE_INCHES[0] - 0.15
-            place = (j * PICTURE_INCHES[0] + 0.075, top - NAME_INCHES - 0.2 - side, side, side)
-            scaled = numpy.array(place) / (width, height, width, height)
-            _picture(canvas.add_axes(scaled.tolist()), {key: values[j] for key, values in line.differing.items()})
+        _line(axis, line, LINE_INCHES * i, columns)
+    axis.set(xlim=(0, width), ylim=(height, 0))
     return canvas
 
 
-def _picture(axis: Axes, shown: dict[str, numpy.ndarray]) -> None:
-    pixels = shown["pixels"].transpose(1, 2, 0)
-    every = -(-max(pixels.shape[:2]) // MOST_SIDE)
-    pixels = numpy.repeat(pixels[::every, ::every], 3 // pixels.shape[2], axis=2)
-    axis.imshow(pixels, interpolation="none")
-    axis.set_axis_off()
-    axis.set_title(f"no. {shown['index']}", fontsize=7, pad=2, color="#444444")
-    label = shown["label"]
-    said = (("label", label), ("base", shown["base"]), ("compressed", shown["own"]))
-    for i, (name, value) in enumerate(said):
-        wrong = "" if value == label else " ×"
-        axis.text(0.02, -0.06 - 0.145 * i, f"{name} {value}{wrong}", transform=axis.transAxes,
-                  fontsize=7, va="top", fontweight="bold" if wrong else "normal")  # fmt: skip
+def _line(axis: Axes, line: Line, top: float, columns: int) -> None:
+    heading = look.short(line.heading, 12 * columns)
+    axis.text(0.08, top + 0.2, heading, fontsize=10, fontweight="bold", va="center")
+    below = top + 0.55 + SIDE_INCHES
+    for i, (said, _) in enumerate(SAID):
+        axis.text(0.08, below + ROW_INCHES * i, said, fontsize=7.5, va="center", color="#444444")
+    for j in range(line.pictures):
+        shown = {key: values[j] for key, values in line.differing.items()}
+        left = LEFT_INCHES + STEP_INCHES * j
+        _picture(axis, shown["pixels"], left, top + 0.46)
+        middle = left + SIDE_INCHES / 2
+        axis.text(middle, top + 0.385, f"{shown['index']}", fontsize=7, ha="center", va="center",
+                  color="#444444")  # fmt: skip
+        for i, (_, key) in enumerate(SAID):
+            wrong = shown[key] != shown["label"]
+            axis.text(middle, below + ROW_INCHES * i, f"{shown[key]}{' ×' if wrong else ''}",
+                      fontsize=7.5, ha="center", va="center",
+                      fontweight="bold" if wrong else "normal")  # fmt: skip
+
+
+def _picture(axis: Axes, pixels: numpy.ndarray, left: float, top: float) -> None:
+    """uint8 [C, H, W], its longer side as long as the place is."""
+    height, width = pixels.shape[1:]
+    every = -(-max(height, width) // MOST_SIDE)
+    shown = numpy.repeat(pixels.transpose(1, 2, 0)[::every, ::every], 3 // len(pixels), axis=2)
+    inches = SIDE_INCHES / max(height, width)
+    left += (SIDE_INCHES - inches * width) / 2
+    extent = (left, left + inches * width, top + inches * height, top)
+    axis.imshow(shown, interpolation="none", extent=extent, aspect="auto")
 
 
 def _alt(lines: Sequence[Line]) -> str:

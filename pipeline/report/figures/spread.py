@@ -23,9 +23,10 @@ ARTIFACT = {"color": "#0072B2", "marker": "o", "markersize": 5}
 OF_BASE = {"color": "#444444", "marker": "D", "markersize": 4.5, "markerfacecolor": "white"}
 PERCENTILES = (1, 25, 50, 75, 99)
 CAPTION = (
-    "Time of single calls on ONNX Runtime with all threads, for one batch: marks are medians, boxes "
-    "reach from the 25th to the 75th percentile, lines from the 1st to the 99th. Filled is the "
-    "artifact, hollow its base, timed in turns in one process; samples of the seeds together ({n})."
+    "Time of single calls on ONNX Runtime with all threads, for one batch: marks are medians, "
+    "boxes reach from the 25th to the 75th percentile, lines from the 1st to the 99th. Filled is "
+    "the artifact, hollow its base, timed in turns in one process; samples of the seeds together "
+    "({n})."
 )
 
 Samples = dict[str, tuple[numpy.ndarray, numpy.ndarray]]  # technique -> artifact's, base's
