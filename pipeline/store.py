@@ -248,7 +248,7 @@ def lock_cell(
             raise Busy(f"cell {cell.id} is being worked on by {holder}")
         _sign(descriptor, mine)
         _clear_leftovers(cell.folder)
-        yield lambda: _signed(cell.lock) in ("", mine)
+        yield lambda: _signed(cell.lock) in (mine, None)
         if _holder(descriptor) == mine:
             os.ftruncate(descriptor, 0)
     finally:
@@ -278,13 +278,12 @@ def _sign(descriptor: int, mine: str) -> None:
     os.fsync(descriptor)  # for who looks from another machine
 
 
-def _signed(lock: Path) -> str:
-    """Who signed last, opened anew so that a network file system looks; empty for nobody."""
+def _signed(lock: Path) -> str | None:
+    """What the file says now, opened anew so that a network file system looks; None: cannot say."""
     try:
-        holder = lock.read_text(encoding="utf-8", errors="replace").strip()
+        return lock.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        return ""
-    return holder if HOLDER.fullmatch(holder) else ""
+        return None
 
 
 # What the lock file says of its holder. One that was killed leaves it there.

@@ -30,7 +30,7 @@ def run(asked: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
         report = [] if cells else [view.alive_report]
         slurm.scancel([*_grouped(tasks), *(str(job) for job in report if job)])
     others = len(shared) - len(chosen)
-    yield f"{len(chosen)} cells cancelled" + (
+    yield f"{len(chosen)} cell{'s' * (len(chosen) != 1)} cancelled" + (
         f", and {others} more that shared their jobs" if others else ""
     )
     idle = [cell for cell in cells if cell not in chosen]

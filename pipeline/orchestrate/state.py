@@ -22,6 +22,7 @@ from pipeline.report import gaps, usage
 from pipeline.sweep import Cell, Sweep
 
 State = Literal["done", "running", "queued", "waiting", "failed", "cancelled", "missing"]
+OVER = ("failed", "cancelled", "missing")
 WATCH_S = 3.0
 WATCH_CLUSTER_S = 15.0
 
@@ -82,10 +83,15 @@ def find(
     view = cluster.look(sweep, work, done, patient, known)
     found: dict[str, CellState] = {}
     for cell in sweep.cells:  # bases come first
-        base = found.get(cell.base_id)
-        found[cell.id] = _hidden(cell, view) if cell.id in hidden else _state(
-            cell, work, cell.id in done, base, view
-        )
+        if cell.id in hidden:
+            found[cell.id] = _hidden(cell, view)
+            continue
+        base, is_done = found.get(cell.base_id), cell.id in done
+        found[cell.id] = _state(cell, work, is_done, base, view)
+        if view and found[cell.id].state in OVER and not is_done and \
+                store.is_done(work.cell(cell.id)):  # fmt: skip
+            # It was published after we had looked, and its job left the queue before we asked.
+            found[cell.id] = _state(cell, work, True, base, view)
     return Found(tuple(found.values()), view, hidden)
 
 

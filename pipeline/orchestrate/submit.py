@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from pipeline import paths
@@ -365,7 +365,7 @@ def send(batch: Batch, known: ledger.Ledger, reports: Path) -> dict[str, int]:
     jobs: dict[str, int] = {}
     for item in batch.prepared:
         try:
-            jobs[item.name] = _send(batch, item, jobs, known, reports)
+            jobs[item.name] = _send_somewhere(batch, item, jobs, known, reports)
         except UserError as error:
             sent = ", ".join(map(str, jobs.values())) or "nothing"
             again = f"`netpress submit {plan.called(batch.sweep)}` sends the rest"
@@ -377,6 +377,22 @@ def _cells(batch: Batch) -> Iterator[Cell]:
     for item in batch.prepared:
         for cell_id in item.array.cells:
             yield batch.sweep.by_id[cell_id]
+
+
+def _send_somewhere(batch: Batch, item: Prepared, jobs, known, reports: Path) -> int:
+    """`_send`; where Slurm has no node but those that are to be left out, on one of them."""
+    try:
+        return _send(batch, item, jobs, known, reports)
+    except slurm.Refused:
+        exclude = item.array.request.exclude
+        if not exclude:
+            raise
+    nodes = ",".join(exclude)
+    print(f"netpress: Slurm has no node but {nodes} for {item.array.name}: not left out",
+          file=sys.stderr)  # fmt: skip
+    script = item.script.replace(f"#SBATCH --exclude={nodes}\n", "")
+    anywhere = replace(item.array, request=replace(item.array.request, exclude=()))
+    return _send(batch, replace(item, script=script, array=anywhere), jobs, known, reports)
 
 
 def _send(batch: Batch, item: Prepared, jobs: Mapping[str, int], known, reports: Path) -> int:

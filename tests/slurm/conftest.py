@@ -248,6 +248,8 @@ def halt(cell: CellPaths, epochs: int = 1, seconds: float = 90) -> Halted:
         holder = HOLDER.match(cell.lock.read_text()) if cell.lock.exists() else None
         if holder and (cell.metrics.exists() or not epochs):
             pid = int(holder["pid"])
+            if not Path(f"/proc/{pid}").exists():  # an earlier one, that was killed
+                continue
             os.kill(pid, signal.SIGSTOP)
             assert not cell.manifest.exists(), "it was done before it could be stopped"
             stop = ("bash", "-c", f"while kill -STOP {pid}; do sleep 0.01; done 2>/dev/null")

@@ -220,7 +220,7 @@ def test_cancel_one_cell_and_all(desk):
     assert found["base/0"]["state"] == "queued" and found["quick/0"]["state"] == "waiting"
     # A pending array task that is cancelled alone leaves no trace in Slurm: the ledger has it.
     out, _ = desk.netpress("cancel", sweep, found["base/0"]["id"])
-    assert "1 cells cancelled" in out
+    assert "1 cell cancelled" in out
     wait_for(lambda: desk.states(sweep)["base/0"] == "cancelled", 20)
     assert desk.status(sweep)["base/0"]["reason"] == "cancelled by `netpress cancel`"
     assert desk.states(sweep)["base/1"] == "queued"
