@@ -39,7 +39,7 @@ def test_a_folder_of_images_is_given_as_the_readme_says(tmp_path):
 
 
 def test_the_commands_are_those_that_there_are():
-    named = set(re.findall(r"netpress ([a-z]+) (?:SWEEP|ARTIFACT)", README))
+    named = set(re.findall(r"netpress ([a-z]+) (?:SWEEP|ARTIFACT|REPORT)", README))
     named |= {"doctor", "techniques", "models", "datasets", "sweeps"}
     assert named == set(netpress.commands)
 
