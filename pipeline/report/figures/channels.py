@@ -21,7 +21,7 @@ CAPTION = (
 def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     """None where no technique has fewer channels than its base."""
     smaller = _smaller(rows)
-    names = chosen.techniques(smaller, heat.MOST_LINES)
+    names = chosen.techniques(smaller, chosen.room(rows, *heat.MOST_LINES))
     panels, counts = [], []
     for setting, members in chosen.panels(rows).items():
         base = _channels(chosen.bases(members), read)

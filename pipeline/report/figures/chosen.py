@@ -23,6 +23,11 @@ def panels(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     return dict(list(settings(rows).items())[:MOST_PANELS])
 
 
+def room(rows: Iterable[Row], most: int, most_together: int) -> int:
+    """How many techniques a panel has room for, where all panels together have so much."""
+    return max(1, min(most, most_together // max(1, len(panels(rows)))))
+
+
 def techniques(rows: Sequence[Row], most: int) -> list[str]:
     """Names of at most so many, the base not among them: all, or one a family by RULE and, where
     there is still room, others in the order of the rows."""
@@ -88,7 +93,7 @@ def bases(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["is_base"]][:MOST_SEEDS]
 
 
-def line_name(row: Row, most: int = 32) -> str:
+def line_name(row: Row, most: int = look.LONGEST_NAME) -> str:
     """A technique where it names a line: short, and saying whether it is a control."""
     return content.shown(look.short(row["technique"], most), row["family"])
 

@@ -19,7 +19,7 @@ LEAST_RANGE = 1.0  # points, so that a change of a few images is no strong colou
 
 def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     """None where no cell has its own and its base's predictions, and the labels."""
-    names = chosen.techniques(rows, heat.MOST_LINES)
+    names = chosen.techniques(rows, chosen.room(rows, *heat.MOST_LINES))
     panels, counts, most = [], [], 0
     for setting, members in chosen.panels(rows).items():
         lines = (seeds for name in names if (seeds := chosen.seeds(members, name)))

@@ -16,7 +16,7 @@ from pipeline.report.figures.look import BASE, Drawn
 from pipeline.store import StageHistory
 
 MOST_TECHNIQUES = 8
-MOST_POINTS = 6000  # of all lines together
+MOST_POINTS = 3500  # of all lines together
 FEW_EPOCHS = 4  # each has a mark
 ACCURACY = "held_out_accuracy"
 LOSSES = ("held_out_loss", "loss")

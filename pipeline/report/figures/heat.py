@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Canvas
 
 from pipeline.report.figures import look
 
-MOST_LINES = 12
+MOST_LINES = 12, 24  # of techniques in a panel, in a figure
 MOST_NUMBERS = 560  # of a figure: each costs some hundred bytes
 LINE_INCHES, AROUND_INCHES = 0.27, 1.0
 WIDTH_INCHES, NAME_INCHES = 8.4, 2.2

@@ -13,8 +13,7 @@ from pipeline.report.figures import chosen, look
 from pipeline.report.figures.chosen import Read
 from pipeline.report.figures.look import Canvas, Drawn
 
-MOST_LINES = 8
-MOST_TECHNIQUES = 4
+MOST_LINES = 4, 8  # of techniques in a panel, in a figure
 MOST_PICTURES = 8
 MOST_SIDE = 96  # pixels: of larger pictures every second, third, ... is drawn
 SIDE_INCHES, STEP_INCHES, ROW_INCHES = 0.8, 0.92, 0.15
@@ -44,10 +43,8 @@ class Line:
 
 def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     """None where no cell has such images."""
-    panels = chosen.panels(rows)
-    most = min(MOST_TECHNIQUES, MOST_LINES // max(1, len(panels)))
-    names = chosen.representatives(rows, most)
-    lines = [line for setting, members in panels.items()
+    names = chosen.representatives(rows, chosen.room(rows, *MOST_LINES))
+    lines = [line for setting, members in chosen.panels(rows).items()
              for line in _lines(setting, members, names, read)]  # fmt: skip
     if not lines:
         return None

@@ -15,7 +15,7 @@ from pipeline.report.figures.look import Canvas, Drawn
 from pipeline.report.figures.tradeoff import duration
 from pipeline.report.metrics import BATCHES
 
-MOST_LINES = 12
+MOST_LINES = 12, 24  # of techniques in a panel, in a figure
 LINE_INCHES, AROUND_INCHES = 0.36, 0.95
 WIDTH_INCHES = 9.2
 BOX_HEIGHT = 0.32
@@ -34,7 +34,7 @@ Samples = dict[str, tuple[numpy.ndarray, numpy.ndarray]]  # technique -> artifac
 
 def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     """None where no latency was measured."""
-    names = chosen.techniques(rows, MOST_LINES)
+    names = chosen.techniques(rows, chosen.room(rows, *MOST_LINES))
     panels: dict[tuple[str, str], dict[str, Samples]] = {}
     counts = []
     for setting, members in chosen.panels(rows).items():
