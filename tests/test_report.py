@@ -367,6 +367,18 @@ def test_a_reason_cannot_break_out_of_the_page(work, tmp_path):
     assert report.rows(sweep, work)["gaps"][0]["reason"].count("<script>") == 1  # JSON needs none
 
 
+def test_a_technique_cannot_break_out_of_its_table(work):
+    name = "<script>alert(1)</script> | _x_ **b** $a$ `c`"
+    sweep = results.sweep(techniques=(name,))
+    publish_all(sweep, work)
+    text = results.markdown(sweep, work).split("## Results")[1]
+    lines = [line for line in text.splitlines() if "alert(1)" in line]
+    assert len(lines) == 3 and "<script" not in text
+    assert all(
+        line.startswith(r"| &lt;script&gt;alert(1)&lt;/script&gt; \| \_x\_") for line in lines
+    )
+
+
 @given(st.text(max_size=60))
 def test_markdown_text_is_one_cell_without_markup(text):
     line = tables.markdown(["a"], [[text]]).splitlines()
@@ -426,6 +438,7 @@ def test_the_summary_fits_eighty_columns_and_names_gaps(work):
     [("accuracy", 0.98765, "98.77"), ("accuracy_drop", -1e-7, "0.00"), ("stored_bytes", 0, "0"),
      ("stored_bytes", 58_900_000, "58.9"), ("stored_bytes", 921_400, "0.921"),
      ("stored_bytes", 3_100, "0.00310"), ("macs", 313_700_000, "314"), ("macs", 4e12, "4,000,000"),
+     ("stored_ratio", 0.99999, "1.00"), ("stored_ratio", 999.9, "1,000"), ("macs", 0.0, "0"),
      ("accuracy", None, ""), ("accuracy", math.nan, ""), ("integer_kernels", 14.0, "14")],
 )  # fmt: skip
 def test_numbers_are_shown_in_their_unit(key, value, shown):

@@ -152,7 +152,10 @@ def results(frames: Frames, columns: Sequence[Column] = RESULTS) -> Section:
 def _spread_said(frames: Frames) -> str:
     cells = frames.cells
     if cells.duplicated(["dataset", "model", "technique"]).any():
-        return "Of several seeds: mean ± sample standard deviation over n of them."
+        return (
+            "Of several seeds: mean ± sample standard deviation over n of them; no ± where all of "
+            "them gave the same."
+        )
     return "One seed each (n = 1), so nothing here says how much another seed would change."
 
 

@@ -58,7 +58,7 @@ def _spec(form: str, scaled: float) -> str:
         return form
     if scaled == 0 or math.isinf(scaled):
         return ",.0f"
-    magnitude = math.floor(math.log10(abs(scaled)))
+    magnitude = int(f"{scaled:.2e}".partition("e")[2])  # after rounding: 0.9999 is 1.00
     return f",.{min(6, max(0, 2 - magnitude))}f"
 
 

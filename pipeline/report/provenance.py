@@ -101,7 +101,8 @@ def _counted(values: Iterable[Any]) -> str:
 
 def _cpu(hardware: dict[str, Any]) -> str:
     cores = hardware.get("cores")
-    return f"{hardware.get('cpu', '')}{f', {cores} cores' if cores else ''}".strip(", ")
+    count = f"{cores} core{'s' if cores != 1 else ''}" if cores else ""
+    return ", ".join(part for part in (hardware.get("cpu") or "", count) if part)
 
 
 def _listed(flags: Any) -> str:
