@@ -7,6 +7,7 @@ starts there, sees the work root and the data, and the GPU.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import re
@@ -26,6 +27,17 @@ from pipeline.orchestrate.profile import Cluster
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "h5py", "pandas", "submitit", "safetensors")
 LEAST_FREE_BYTES = 20 * 1024**3
+LIMITS = ("State", "MaxTime", "MaxNodes", "PreemptMode", "GraceTime", "QoS", "AllowQos",
+          "AllowAccounts")  # fmt: skip
+REMEDIES = {
+    "Invalid partition": "`sinfo` lists them: --set partition=NAME",
+    "Invalid qos": "`you may use` below lists yours: --set qos=NAME",
+    "Invalid account": "`you may use` below lists yours: --set account=NAME",
+    "time limit": "--set minutes=N, as the partition allows",
+    "node configuration": "no node has that much: less of --set cores=N, memory_gib=N, gpu=KIND:N",
+    "generic resource": "`sinfo -o '%N %G'` lists the GPUs there are: --set gpu=KIND:N",
+}
+LATE_S = 3.0
 PROBE_S = 180.0  # how long the small job may take to start and end before we stop waiting
 
 
@@ -62,10 +74,16 @@ def checks(cluster: Cluster | None, jobs: bool = True) -> Iterator[Check]:
     answered = yield from _controller()
     if not answered:
         return
+    yield from _partition(cluster)
     accepted = yield from _request(cluster, work)
-    yield from _accounting()
-    if jobs and accepted and work.parent.is_dir():
+    yield from _accounting(cluster)
+    if not jobs:
+        return
+    if accepted and work.parent.is_dir():
         yield from _compute_node(cluster, work, data)
+        return
+    why = "Slurm would not take a job" if not accepted else f"{work.parent} is not there"
+    yield Check("compute node", None, f"not looked at, since {why}")
 
 
 # --- this machine ----------------------------------------------------------------------------
@@ -137,6 +155,19 @@ def _controller():
     return True
 
 
+def _partition(cluster: Cluster) -> Iterator[Check]:
+    """How long a job may be there, and whether another one may take its place."""
+    for name in (cluster.profile.partition or "").split(","):
+        try:
+            found = slurm.partition(name or None)
+        except UserError as error:
+            yield Check("partition", False, f"{error}; choose with --set partition=NAME (`sinfo`)")
+            continue
+        said = ", ".join(f"{key} {found[key]}" for key in LIMITS if key in found)
+        up = found.get("State", "UP") == "UP"
+        yield Check(f"partition {found.get('PartitionName', name)}", None if up else False, said)
+
+
 def _request(cluster: Cluster, work: Path):
     """Whether this user may ask for what the profile asks for, for both kinds of job."""
     good = True
@@ -147,10 +178,18 @@ def _request(cluster: Cluster, work: Path):
             try:
                 said, ok = slurm.check(script), True
             except UserError as error:
-                said, ok = str(error), False
+                said, ok = f"{error}; {_remedy(str(error))}", False
         good = good and ok
         yield Check(f"{what} as profile {cluster.name} asks", ok, said)
     return good
+
+
+def _remedy(said: str) -> str:
+    """What to do about Slurm's refusal of a request."""
+    for words, remedy in REMEDIES.items():
+        if words in said:
+            return remedy
+    return "correct the profile, or --set KEY=VALUE"
 
 
 def _script(cluster: Cluster, work: Path, report: bool = False) -> str:
@@ -166,12 +205,14 @@ def _script(cluster: Cluster, work: Path, report: bool = False) -> str:
     return script(submit.ask(array, cluster, "netpress-doctor", job, None))
 
 
-def _accounting() -> Iterator[Check]:
+def _accounting(cluster: Cluster) -> Iterator[Check]:
     try:
         slurm.sacct([1])
         yield Check("accounting", True, "sacct answers")
         for line in slurm.associations():
             yield Check("you may use", None, line)
+        for line in slurm.qualities([cluster.profile.qos] if cluster.profile.qos else []):
+            yield Check("qos", None, line)
     except UserError as error:
         yield Check("accounting", None, f"{error}; status tells from logs how jobs ended")
 
@@ -200,6 +241,7 @@ os.rename(os.path.join(folder, "found.tmp"), os.path.join(folder, "found.json"))
 
 def _compute_node(cluster: Cluster, work: Path, data: Path) -> Iterator[Check]:
     """What one job of two minutes finds there, with the profile's request and set-up."""
+    made = [path for path in (work / "doctor", work) if not path.exists()]
     folder = work / "doctor" / secrets.token_hex(4)
     store.make_folder(folder)
     (folder / "probe.py").write_text(PROBE)
@@ -214,6 +256,9 @@ def _compute_node(cluster: Cluster, work: Path, data: Path) -> Iterator[Check]:
         if job is not None:
             slurm.scancel([str(job)])
         shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # something else is in them now
+            for path in made:
+                path.rmdir()
 
 
 def _probe_script(cluster: Cluster, folder: Path, data: Path) -> str:
@@ -228,21 +273,26 @@ def _probe_script(cluster: Cluster, folder: Path, data: Path) -> str:
 def _awaited(folder: Path, job: int) -> dict | None:
     """What the job found; None where it ended without, or not in time."""
     deadline = time.monotonic() + PROBE_S
-    in_queue = True
-    while in_queue and time.monotonic() < deadline:
-        in_queue = any(row.job == job and row.state not in slurm.FINAL for row in slurm.squeue())
+    while time.monotonic() < deadline:
+        rows = [row for row in slurm.squeue() if row.job == job and row.state not in slurm.FINAL]
+        if not rows:  # it has ended, and a network file system may show late what it left
+            deadline = min(deadline, time.monotonic() + LATE_S)
         if (folder / "found.json").exists():
             return json.loads((folder / "found.json").read_text())
-        time.sleep(1.0)
+        time.sleep(1.0 if rows else 0.5)
     return None
 
 
 def _probed(found: dict | None, cluster: Cluster, data: Path, folder: Path) -> Iterator[Check]:
     if found is None:
         log = folder / "log.txt"
-        last = log.read_text(errors="replace").strip()[-300:] if log.exists() else "no log"
-        said = f"the job did not end within {PROBE_S:.0f} s, or failed: {last}"
-        yield Check("compute node", False, said)
+        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+        said = lines[-1][:300] if lines else (
+            f"its job did not start within {PROBE_S:.0f} s, or could not write to {folder.parent}; "
+            "`--no-jobs` leaves it out"
+        )
+        remedy = "; correct the profile's `setup`" if "set-up failed" in said else ""
+        yield Check("compute node", False, said.removeprefix("netpress: ") + remedy)
         return
     more = found.get("broken") or f"torch {found['torch']}"
     said = f"{found['host']}, Python {found['python']}, {more}"
@@ -253,4 +303,5 @@ def _probed(found: dict | None, cluster: Cluster, data: Path, folder: Path) -> I
     if cluster.profile.gpus:
         gpus = found.get("gpus") or []
         yield Check("gpu there", len(gpus) >= cluster.profile.gpus,
-                    ", ".join(gpus) or f"torch sees none (devices {found['devices'] or 'none'})")
+                    ", ".join(gpus) or f"Slurm gave device {found['devices'] or 'none'}, torch "
+                    "sees none: the node's driver, or a torch without CUDA in this environment")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -32,6 +33,7 @@ class Job:
     cells: tuple[str, ...]  # ids
     depends_on: tuple[str, ...]  # names of jobs
     script: str
+    tasks: int | None = None  # of the array that SLURM is sent; None: this machine
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Plan:
     profile: str | None = None  # of the cluster that the jobs are for; None: this machine
     wall_hours: float | None = None  # from the first job's start to the last one's end
     charge: float | None = None  # in units of the cluster's fair share
+    charge_an_hour: float | None = None  # of one job
     notes: tuple[str, ...] = ()
     states: Mapping[str, str] = field(default_factory=dict)  # of cells that no job here is for
 
@@ -65,6 +68,7 @@ class Plan:
             "profile": self.profile,
             "wall_hours": self.wall_hours,
             "charge": self.charge,
+            "charge_an_hour": self.charge_an_hour,
             "notes": list(self.notes),
         }
 
@@ -86,7 +90,9 @@ class Plan:
         yield from aligned(head, rows)
         yield ""
         yield from self._on_cluster() if self.profile else self._here()
-        yield f"{self.gpu_hours:.2f} GPU-hours ({self.gpu_hours_source})"
+        yield from textwrap.wrap(
+            f"{self.gpu_hours:.2f} GPU-hours ({self.gpu_hours_source})", 80, subsequent_indent="  "
+        )
 
     def _here(self) -> Iterable[str]:
         done = len(self.sweep.cells) - sum(len(job.cells) for job in self.jobs)
@@ -100,14 +106,14 @@ class Plan:
             yield from job.script.rstrip("\n").splitlines()
             yield ""
         sent = sum(len(job.cells) for job in self.jobs)
-        yield (
-            f"{len(self.sweep.cells)} cells, {sent} to submit in {len(self.jobs)} jobs "
-            f"(sbatch calls), profile {self.profile}; @NAME@ stands for the id that Slurm will give"
-        )
+        tasks = sum(job.tasks or 0 for job in self.jobs)
+        yield f"{len(self.sweep.cells)} cells, {sent} to submit, profile {self.profile}"
+        calls = f"{len(self.jobs)} sbatch calls for {tasks} jobs"
+        yield f"{calls}; above, @NAME@ stands for the id that Slurm will give"
         for note in self.notes:
-            yield f"note: {note}"
+            yield from textwrap.wrap(f"note: {note}", 80, subsequent_indent="  ")
         if self.charge is not None:
-            yield f"{self.charge:.0f} units of fair share"
+            yield f"{self.charge:.0f} units of fair share, at {self.charge_an_hour:g} an hour a job"
         if self.wall_hours is not None:
             yield f"{self.wall_hours:.2f} hours from start to end, without waiting in the queue"
 

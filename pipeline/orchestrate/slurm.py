@@ -124,12 +124,32 @@ def config() -> dict[str, str]:
 def associations() -> list[str]:
     """What accounting allows this user, a line an account: its QOS and its limits on jobs."""
     fields = ("Account", "Partition", "QOS", "MaxJobs", "MaxSubmit")
-    command = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={user()}"]
+    return _accounts("assoc", fields, f"user={user()}")
+
+
+def qualities(names: Sequence[str]) -> list[str]:
+    """The limits of these QOS, or of all, a line each: `Name public, MaxSubmitPU 8`."""
+    fields = ("Name", "MaxSubmitPU", "MaxJobsPU", "MaxWall", "MaxTRESPU", "Preempt", "PreemptMode")
+    return _accounts("qos", fields, *([f"name={','.join(names)}"] if names else []))
+
+
+def _accounts(what: str, fields: Sequence[str], *which: str) -> list[str]:
+    command = ["sacctmgr", "--noheader", "--parsable2", "show", what, *which]
     found = []
     for line in _ask([*command, f"format={','.join(fields)}"], patient=False).splitlines():
         pairs = zip(fields, line.split("|"), strict=False)
         found.append(", ".join(f"{key} {value}" for key, value in pairs if value))
     return found
+
+
+def partition(name: str | None) -> dict[str, str]:
+    """Settings of a partition, of the default one for None: MaxTime, State, PreemptMode, ..."""
+    command = ["scontrol", "--oneliner", "show", "partition", *([name] if name else [])]
+    for line in _ask(command, patient=False).splitlines():
+        found = dict(part.partition("=")[::2] for part in line.split())
+        if name or found.get("Default") == "YES":
+            return found
+    return {}
 
 
 def ping() -> bool:

@@ -263,7 +263,8 @@ def planned(asked: Sweep, work: paths.Work, data_root: Path, cluster: Cluster) -
     made = batch(asked, work, data_root, cluster, found, known, choose(asked, found, is_missing))
     names = {item.array.name: item.name for item in made.prepared}
     jobs = tuple(
-        plan.Job(item.name, item.array.cells, tuple(_on(names, item.array)), item.script)
+        plan.Job(item.name, item.array.cells, tuple(_on(names, item.array)), item.script,
+                 len(item.array.tasks))  # fmt: skip
         for item in made.prepared
     )
     states = {s.cell.id: s.state for s in found.cells}
@@ -299,6 +300,7 @@ def _cost(made: Batch, work: paths.Work, cluster: Cluster) -> dict:
         "gpu_hours_source": guess.source,
         "wall_hours": max(chain_s, total_s / profile.at_once) / 3600,
         "charge": None if an_hour is None else an_hour * total_s / 3600,
+        "charge_an_hour": an_hour,
         "profile": cluster.name,
         "notes": tuple(profile.notes()),
     }

@@ -413,10 +413,22 @@ def test_doctor_asks_the_cluster(desk):
     out, _ = desk.netpress("doctor", "--profile", "generic", *SMALL)
     assert "ok    slurm: version" in out and "note  MaxArraySize: 1001" in out
     assert "ok    compute node: " in out and "BAD" not in out
+    assert not desk.work.root.exists()  # nothing that stays was made
     assert "ok    jobs as profile generic asks: Job" in out
     out, _ = desk.netpress("doctor", "--profile", "generic", *SMALL, "--set", "partition=nope",
                            code=1)  # fmt: skip
     assert "BAD   jobs as profile generic asks: " in out and "Invalid partition name" in out
+    assert "BAD   partition: " in out and "`sinfo` lists them: --set partition=NAME" in out
+    assert "note  compute node: not looked at" in out
+    # A GPU that Slurm gives, and torch cannot use: the fake ones are of that kind.
+    out, _ = desk.netpress("doctor", "--profile", "generic", *SMALL, "--set", "gpu=a100:1", code=1)
+    assert "BAD   gpu there: Slurm gave device " in out and "torch sees none" in out
+    assert "note  partition public: State UP, MaxTime 7-00:00:00" in out
+    assert "note  qos: Name public" in out
+    out, _ = desk.netpress("doctor", "--profile", "generic", *SMALL, "--set",
+                           'setup=["module load nonsense"]', code=1)  # fmt: skip
+    assert "BAD   compute node: set-up failed with exit code 127: module load nonsense" in out
+    assert not desk.work.root.exists()
     assert desk.box.ask("squeue", "-h") == ""
 
 
