@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
+import numpy
 import pytest
 from matplotlib.colors import to_hex
 
+from pipeline.paths import CODE
 from pipeline.report import figures
 from pipeline.report.figures import look, tradeoff
 from tests import results
@@ -86,3 +91,221 @@ def test_marks_are_where_the_numbers_are():
             mine = [row for row in rows if row["technique"] == technique]
             expected = (sum(map(cost.of, mine)) / 2, 50 * sum(row["accuracy"] for row in mine))
             assert marks(axis, marker) == [pytest.approx(expected)]
+
+
+def test_the_frontier_steps_over_the_means_that_nothing_beats():
+    shapes = {"small": (8, 0.004), "worse": (4, 0.006), "good": (2, 0.001),
+              "student-alone": (16, 0.0)}  # fmt: skip
+    sweep = results.sweep(techniques=tuple(shapes))
+    rows, evidence = results.in_memory(
+        sweep, lambda cell: results.recorded(cell, *shapes.get(cell.technique, (1, 0)))
+    )
+    axis = drawn(rows, evidence)["accuracy-bytes"].canvas.axes[0]
+    step = next(line for line in axis.lines if line.get_drawstyle() == "steps-post")
+    sizes = [row["stored_bytes"] for row in rows]
+    assert list(step.get_xdata())[:-1] == [sizes[1], sizes[3], sizes[0]]  # no control, none worse
+    assert list(step.get_ydata())[:-1] == pytest.approx([98.6, 98.9, 99.0])
+
+
+def test_operating_points_are_joined_controls_with_dashes():
+    rows, evidence = some(("tiny-0.5", "tiny-0.25", "student-alone-0.5", "student-alone-0.25"))
+    axis = drawn(rows, evidence)["accuracy-bytes"].canvas.axes[0]
+    joined = {line.get_color(): line for line in axis.lines if len(line.get_xdata()) == 2}
+    assert not joined[look.COLOURS[0]].is_dashed() and joined[look.GREYS[0]].is_dashed()
+
+
+def test_names_are_text_in_every_legend():
+    names = ("_hidden", "$x^2$", "<script>")
+    rows, evidence = some(names)
+    found = drawn(rows, evidence)
+    for name in ("accuracy-bytes", "training-curves"):
+        assert {"base", *names} <= set(labels(found[name].canvas))
+    lines = [text.get_text() for text in found["latency"].canvas.axes[0].get_yticklabels()]
+    assert lines == ["base", *names]
+    for figure in figures.draw(None, rows, evidence).values():
+        assert b"<script" not in figure.svg
+
+
+def test_a_name_that_is_too_long_loses_its_middle():
+    assert look.short("a" * look.LONGEST_NAME) == "a" * look.LONGEST_NAME
+    assert look.short("begin" + "x" * 90 + "end", 11) == "begin…xxend"
+
+
+def test_many_techniques_are_dots_and_the_frontier_is_named():
+    rows = [
+        {"dataset": "d", "model": "m", "technique": f"t{i}", "family": f"t{i}", "seed": 0,
+         "is_base": i == 0, "accuracy": 0.5 + (i % 997) / 2000, "stored_bytes": 1000 + i}
+        for i in range(3000)
+    ]  # fmt: skip
+    figure = tradeoff.draw(rows, tradeoff.STORED)
+    assert "2,969 more techniques" in figure.caption
+    assert len(figure.figure().svg) < 300_000
+    best = [p.group.technique for p in tradeoff.frontier(tradeoff._points(rows, tradeoff.STORED))]
+    assert set(best[1:20]) <= set(labels(figure.canvas))
+
+
+# --- curves ----------------------------------------------------------------------------------
+
+
+def curve(axis, colour) -> list[tuple[float, float]]:
+    line = next(x for x in axis.lines if x.get_color() == colour and x.get_linewidth() == 1.4)
+    return list(zip(*line.get_data(), strict=True))
+
+
+def test_stages_follow_each_other_in_the_curves():
+    sweep = results.sweep(techniques=("half",))
+    rows, evidence = results.in_memory(
+        sweep,
+        history=lambda cell: results.trained(8, ("train",) if cell.is_base else ("prune", "tune")),
+    )
+    figure = drawn(rows, evidence)["training-curves"]
+    accuracy, loss = figure.canvas.axes
+    stages = results.trained(8, ("prune", "tune"))
+    found = curve(loss, look.COLOURS[0])
+    assert [x for x, _ in found] == [*range(1, 9), 8.5, *range(9, 17)]
+    assert [y for _, y in found if y == y] == pytest.approx(
+        [y for stage in stages for y in stage.columns["held_out_loss"]]
+    )
+    errors = [100 * (1 - a) for stage in stages for a in stage.columns["held_out_accuracy"]]
+    assert [y for _, y in curve(accuracy, look.COLOURS[0]) if y == y] == pytest.approx(errors)
+    assert any(list(line.get_xdata()) == [8.5, 8.5] for line in accuracy.lines)
+    assert "dotted vertical line" in figure.caption
+
+
+def test_seeds_are_thin_lines_around_their_mean():
+    rows, evidence = some(("half",), seeds=range(7))
+    axis = drawn(rows, evidence)["training-curves"].canvas.axes[0]
+    thin = [line for line in axis.lines if line.get_linewidth() == 0.5]
+    assert len(thin) == 2 * 5
+
+
+@pytest.mark.parametrize("columns", [{}, {"loss": []}, {"seconds": [1.0]}])
+def test_without_a_training_there_are_no_curves(columns):
+    stage = results.StageHistory(0, "quantize", columns)
+    rows, evidence = results.in_memory(results.sweep(), history=lambda cell: [stage])
+    assert "training-curves" not in drawn(rows, evidence)
+
+
+# --- what is measured of each layer, call, class and image -----------------------------------
+
+
+def texts(axis) -> list[str]:
+    return [text.get_text() for text in axis.texts]
+
+
+def test_channels_are_those_of_the_results():
+    sweep = results.sweep(techniques=("half", "other-shape"))
+
+    def values(cell):
+        left = {"base": [64, 128, 10], "half": [32, 128, 5], "other-shape": [1, 2]}
+        return results.recorded(cell, channels=1) | {
+            "channels": numpy.array(left[cell.technique])
+        }
+
+    rows, evidence = results.in_memory(sweep, values)
+    axis = drawn(rows, evidence)["channels"].canvas.axes[0]
+    assert texts(axis) == ["64", "128", "10", "32", "128", "5"]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["base", "half"]
+    assert axis.collections[0].get_array().tolist() == [[1, 1, 1], [0.5, 1, 0.5]]
+
+
+def test_boxes_are_the_percentiles_of_artifact_and_base():
+    rows, evidence = some(("half",))
+    axis = drawn(rows, evidence)["latency"].canvas.axes[0]
+    samples = evidence(rows[1]["id"]).latency
+    for model, marker in (("artifact", "o"), ("base", "D")):
+        expected = numpy.percentile(samples[f"onnxruntime/{model}/all/batch1"], (25, 50, 75))
+        x, y = marks(axis, marker)[-1]
+        box = next(patch for patch in axis.patches if patch.get_y() < y < patch.get_y() + 0.32)
+        assert [box.get_x(), x, box.get_x() + box.get_width()] == pytest.approx(expected)
+
+
+def test_the_change_of_a_class_is_in_points():
+    def values(cell):
+        labels = numpy.array([0, 0, 0, 0, 1, 1, 3], dtype=numpy.uint16)
+        own = labels if cell.is_base else numpy.array([0, 0, 0, 1, 1, 1, 0], dtype=numpy.uint16)
+        base = numpy.array([0, 0, 1, 1, 1, 1, 3], dtype=numpy.uint16)
+        return results.measured(cell) | {
+            "labels": labels, "predictions": own, "base_predictions": base,
+        }  # fmt: skip
+
+    rows, evidence = results.in_memory(results.sweep(), values)
+    figure = drawn(rows, evidence)["classes"]
+    assert texts(figure.canvas.axes[0]) == ["+25.0", "0", "", "-100.0"]
+    assert "half on class 3: -100.00 points" in figure.alt
+
+
+def test_pictures_are_shown_as_they_are():
+    rows, evidence = some(("half",))
+    found = evidence(rows[1]["id"]).differing
+    axis = drawn(rows, evidence)["pictures"].canvas.axes[0]
+    assert len(axis.images) == 8
+    for image, pixels, index in zip(axis.images, found["pixels"], found["index"], strict=False):
+        assert (image.get_array() == pixels.transpose(1, 2, 0)).all()
+        assert str(index) in texts(axis)
+    wrong = (found["own"][:8] != found["label"][:8]).sum() + (
+        found["base"][:8] != found["label"][:8]
+    ).sum()
+    assert sum("×" in text for text in texts(axis)) == wrong
+
+
+def test_grey_pictures_stay_grey():
+    rows, evidence = results.in_memory(
+        results.sweep(), lambda cell: results.recorded(cell, channels=1)
+    )
+    image = drawn(rows, evidence)["pictures"].canvas.axes[0].images[0].get_array()
+    assert image.shape == (32, 32, 3) and (image[..., 0] == image[..., 2]).all()
+
+
+# --- what is left out ------------------------------------------------------------------------
+
+
+def test_figures_without_anything_to_show_are_left_out():
+    bare = {"accuracy": 0.9, "stored_bytes": 1000}
+    rows, evidence = results.in_memory(results.sweep(), lambda cell: bare, lambda cell: [])
+    assert list(drawn(rows, evidence)) == ["accuracy-bytes"]
+    assert list(drawn(rows, lambda cell_id: None)) == ["accuracy-bytes"]
+
+
+def test_evidence_is_read_once_and_of_few_cells():
+    names = [f"technique-{i}x" for i in range(100)]
+    rows, evidence = results.in_memory(
+        results.sweep(techniques=names, seeds=range(10)), results.measured
+    )
+    asked = []
+    dict(figures.drawn(rows, lambda cell_id: asked.append(cell_id) or evidence(cell_id)))
+    assert len(asked) == len(set(asked)) <= 5 * (12 + 1)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"techniques": ()},
+     {"techniques": ("_x",), "models": (("m", 1.0), ("m", 0.5), ("n", 1.0))},
+     {"techniques": tuple(f"a-long-name-of-a-technique-{'x' * i}" for i in range(30)),
+      "seeds": (0, 1, 2), "datasets": ("a", "b", "c", "d")}],
+    ids=["base only", "three panels", "thirty techniques on four data sets"],
+)  # fmt: skip
+def test_any_shape_of_sweep_can_be_drawn_and_stays_small(shape):
+    rows, evidence = some(**shape)
+    for name, figure in figures.draw(None, rows, evidence).items():
+        ElementTree.fromstring(figure.svg)
+        assert len(figure.svg) < 330_000, name
+
+
+def test_another_process_draws_the_same_bytes():
+    script = """
+import hashlib
+from pipeline.report import figures
+from tests import results
+found = figures.draw(None, *results.in_memory(results.sweep(techniques=("half", "tiny-0.5"))))
+for name, figure in found.items():
+    print(name, *(hashlib.sha256(data).hexdigest() for data in (figure.svg, figure.pdf)))
+"""
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", script], cwd=CODE, check=True, capture_output=True, text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(CODE)},
+        ).stdout
+        for seed in "12"
+    }  # fmt: skip
+    assert len(said) == 1 and said.pop().count("\n") == 7
