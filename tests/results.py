@@ -192,10 +192,12 @@ def _artifact(folder: Path) -> None:
 
 def markdown(asked: Sweep, work: Work, said: dict[str, Any] | None = None) -> str:
     """report.md, without figures."""
-    from pipeline.report import frames, json_rows, text
+    from pipeline.report import frames, json_rows, sections, text
 
     found = frames.read(asked, work)
-    return text.report(asked, found, json_rows.rows(found), {}, said or {})
+    rows = json_rows.rows(found)
+    measured = sections.measured(asked, found, rows)
+    return text.report(asked, found, rows, {}, said or {}, measured)
 
 
 def ran_as_job(cell: Cell, work: Work, wall_s=3600.0, job="7_0", gpus=1, **used: Any) -> None:

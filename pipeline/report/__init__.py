@@ -75,12 +75,13 @@ def made(published: Published, paths: ReportPaths) -> dict[Path, bytes]:
     files = {paths.csv: tables.csv_text(found.cells).encode(), paths.yaml: sweep.text.encode()}
     files |= {paths.svg(name): figure.svg for name, figure in drawn.items()}
     files |= {paths.pdf(name): figure.pdf for name, figure in drawn.items()}
-    set_in_latex = latex.tables(sections.measured(sweep, found, listed))
+    measured = sections.measured(sweep, found, listed)
+    set_in_latex = latex.tables(measured)
     files |= {paths.latex(name): table.encode() for name, table in set_in_latex.items()}
     shown = {paths.name(paths.svg(name)): figure for name, figure in drawn.items()}
-    files[paths.markdown] = text.report(sweep, found, listed, shown, said).encode()
+    files[paths.markdown] = text.report(sweep, found, listed, shown, said, measured).encode()
     beside = [paths.name(path) for path in (paths.merged, *files)]
-    files[paths.page] = page.html(sweep, found, listed, drawn, said, beside)
+    files[paths.page] = page.html(sweep, found, listed, drawn, said, measured, beside)
     return files
 
 

@@ -13,7 +13,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from pipeline import __version__
 from pipeline.paths import page_template
-from pipeline.report import content, jobs, provenance, sections
+from pipeline.report import content, jobs, provenance
 from pipeline.report.answer import Row
 from pipeline.report.content import Code, Column, Section, Sentence, Table, Value
 from pipeline.report.frames import Frames
@@ -146,11 +146,12 @@ def html(
     rows: list[Row],
     figures: Mapping[str, Figure],
     said: Mapping[str, Said],
+    measured: Sequence[Section],
     files: Sequence[str] = (),
 ) -> bytes:
-    """The page. `figures`: by name, in reading order; `files`: what lies beside it, by its path
-    from there."""
-    parts = list(_parts(sweep, frames, rows)) if rows else []
+    """The page. `figures`: by name, in reading order; `said`: a cell's id -> what it said of its
+    job; `measured`: as sections.measured has it; `files`: what lies beside it, by its path."""
+    parts = list(_parts(measured))
     used = [_part(section) for section in (jobs.section(sweep, said),) if section]
     gaps = _gaps(frames.gaps)
     every_cell = _every_cell(frames)
@@ -189,14 +190,27 @@ def slug(name: str) -> str:
 # --- its parts -------------------------------------------------------------------------------
 
 
-def _parts(sweep: Sweep, frames: Frames, rows: list[Row]) -> Iterator[Part]:
-    """As in report.md, but with latency in the table of results, where it can be hidden."""
-    for section in sections.measured(sweep, frames, rows):
+def _parts(measured: Sequence[Section]) -> Iterator[Part]:
+    """As in report.md, but with latency in the tables of results, where it can be hidden."""
+    by_id = {section.id: section for section in measured}
+    for section in measured:
         if section.id == "results":
-            full = content.results(frames, (*content.RESULTS, *content.LATENCY))
-            yield _part(full, controls=True)
+            yield _part(_beside(section, by_id["latency"]), controls=True)
         elif section.id != "latency":
             yield _part(section)
+
+
+def _beside(section: Section, other: Section) -> Section:
+    """The columns of both, whose tables have the same lines; the first two are name and n."""
+    tables = tuple(
+        replace(
+            table,
+            columns=(*table.columns, *more.columns[2:]),
+            lines=tuple((*a, *b[2:]) for a, b in zip(table.lines, more.lines, strict=True)),
+        )
+        for table, more in zip(section.tables, other.tables, strict=True)
+    )
+    return replace(section, about=(*section.about, *other.about), tables=tables)
 
 
 def _part(section: Section, controls: bool = False) -> Part:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.report import content, jobs, provenance, sections
+from pipeline.report import content, jobs, provenance
 from pipeline.report.answer import Row
 from pipeline.report.content import Answer, Code, Section, Sentence, Table
 from pipeline.report.frames import Frames
@@ -23,16 +23,17 @@ def report(
     rows: list[Row],
     figures: Mapping[str, Figure],
     said: Mapping[str, Said],
+    measured: Sequence[Section],
 ) -> str:
     """The whole of report.md. `figures`: by the path of each from there; `said`: a cell's id ->
-    what it said of its job, where it ran in SLURM's."""
+    what it said of its job, where it ran in SLURM's; `measured`: as sections.measured has it."""
     parts = [
         f"# {escape(content.title(sweep))}\n",
         f"{content.counts(sweep, frames)}\n",
         "## The answer\n",
         *(_answer(answer) for answer in content.answers(sweep, rows)),
         "" if rows else "There is no result yet.\n",
-        *map(_section, sections.measured(sweep, frames, rows)),
+        *map(_section, measured),
         *_figures(figures),
         *_gaps(frames),
         *_jobs(sweep, said),
