@@ -103,18 +103,6 @@ def test_one_frame_a_row_a_cell_with_every_metric(work):
     assert order == [(d, t, s) for d in "ab" for t in ("base", "half", "tiny") for s in (0, 1)]
 
 
-def test_histories_are_one_frame_unfinished_cells_included(work):
-    sweep = results.sweep()
-    base, cell = sweep.cells
-    results.publish(base, work)
-    store.publish_bytes(work.cell(cell.id).metrics, store.history_bytes(results.history()[:1]))
-    frame = frames.history(sweep, work)
-    assert frame.groupby("id", sort=False).size().to_dict() == {base.id: 4, cell.id: 2}
-    assert frame.stage.tolist() == ["train", "train", "finetune", "finetune", "train", "train"]
-    assert frame.loss.tolist()[:2] == [1.5, 0.25] and frame.epoch_index.tolist()[:3] == [0, 1, 0]
-    assert frames.history(results.sweep(techniques=("other",), seeds=(9,)), work).empty
-
-
 # --- gaps ------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Published results -> pandas: one row a cell, and the histories, one row an epoch.
+"""Published results -> pandas: one row a cell.
 
 Rows come in the sweep's order (data set, model, technique, seed), whatever the order in which
 they were made, so that everything built from them is the same to the byte.
@@ -6,15 +6,14 @@ they were made, so that everything built from them is the same to the byte.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pandas
 
-from pipeline import store
 from pipeline.errors import Corrupt
-from pipeline.paths import CellPaths, Work
+from pipeline.paths import Work
 from pipeline.report import gaps, reading
 from pipeline.report.evidence import Evidence, evidence, valid_result
 from pipeline.report.gaps import Gap
@@ -23,7 +22,7 @@ from pipeline.report.row import COLUMNS, IDENTITY, identity
 from pipeline.sweep import Cell, Sweep
 
 __all__ = [
-    "IDENTITY", "Evidence", "Frames", "evidence", "history", "in_order", "read", "valid_result",
+    "IDENTITY", "Evidence", "Frames", "evidence", "in_order", "read", "valid_result",
 ]  # fmt: skip
 
 
@@ -64,17 +63,6 @@ def _reason(cell: Cell, read: Read, work: Work) -> str:
     return gaps.reason(cell, work)
 
 
-def history(sweep: Sweep, work: Work) -> pandas.DataFrame:
-    """One row an epoch: IDENTITY, stage_index, stage, epoch_index, and what the stage recorded.
-
-    Has unfinished cells too, as far as they came; a damaged history is left out.
-    """
-    parts = [part for cell in in_order(sweep) for part in _epochs(cell, work.cell(cell.id))]
-    if not parts:
-        return pandas.DataFrame(columns=[*IDENTITY, "stage_index", "stage", "epoch_index"])
-    return pandas.concat(parts, ignore_index=True)
-
-
 def in_order(sweep: Sweep) -> list[Cell]:
     """By data set, model and technique as the sweep first names them, then by seed."""
     places: dict[tuple[str, str], int] = {}
@@ -92,22 +80,3 @@ def _place_names(cell: Cell) -> tuple[tuple[str, str], ...]:
         ("model", cell.model.label),
         ("technique", cell.technique),
     )
-
-
-def _epochs(cell: Cell, paths: CellPaths) -> Iterator[pandas.DataFrame]:
-    for stage in _histories(paths):
-        frame = pandas.DataFrame(stage.columns)
-        lead = {**identity(cell), "stage_index": stage.index, "stage": stage.stage}
-        for place, (name, value) in enumerate(lead.items()):
-            frame.insert(place, name, value, allow_duplicates=False)
-        frame.insert(len(lead), "epoch_index", range(len(frame)))
-        yield frame
-
-
-def _histories(paths: CellPaths) -> list[store.StageHistory]:
-    for path in (paths.result, paths.metrics):
-        try:
-            return store.read_history(path)
-        except (Corrupt, FileNotFoundError):
-            continue
-    return []

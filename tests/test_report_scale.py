@@ -1,0 +1,89 @@
+"""A report over thousands of results: the CPU and memory of all its processes together.
+
+The limit is 60 s on 2 cores and 1 GB for 10,000, which tests/benchmarks/bench_report.py measures.
+Here are 1,000, and what a result costs more than that is held against a share of the limit.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import psutil
+import pytest
+
+from pipeline.paths import CODE, Work, report
+from tests import many
+
+MOST_CPU_S, MOST_BYTES, RESULTS = 120, 1_000_000_000, 10_000
+BUILD = """
+import sys
+from pathlib import Path
+
+from pipeline import hardware, report
+from pipeline.paths import Work
+from pipeline.report import reading
+from tests import many
+
+count, folder, out = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+hardware.cores, reading.WORTH_PROCESSES = lambda: 2, 1
+paths, listed = report.build_and_list(many.sweep(count), Work(folder / "work"), out)
+assert len(listed["rows"]) == count and not listed["gaps"]
+"""
+
+
+@dataclass(frozen=True)
+class Took:
+    cpu_s: float
+    wall_s: float
+    peak_bytes: int
+
+
+def built(count, folder, out) -> Took:
+    """A report by a process of its own; memory is that of it and all below it at one time."""
+    command = [sys.executable, "-c", BUILD, *map(str, (count, folder, out))]
+    environment = {**os.environ, "PYTHONPATH": str(CODE)}
+    began, peak = time.monotonic(), 0
+    process = subprocess.Popen(command, env=environment, cwd=CODE)
+    while True:
+        ended, status, used = os.wait4(process.pid, os.WNOHANG)
+        if ended:
+            break
+        peak = max(peak, _memory_bytes(process.pid))
+        time.sleep(0.5)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return Took(used.ru_utime + used.ru_stime, time.monotonic() - began, peak)
+
+
+def _memory_bytes(pid: int) -> int:
+    found = 0
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        try:
+            found += process.memory_info().rss
+        except psutil.NoSuchProcess:  # ended meanwhile
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scale")
+    many.publish(many.sweep(1000), Work(folder / "work"))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_thousand_results_take_a_tenth_of_what_ten_thousand_may(folder, tmp_path):
+    few, more = (built(count, folder, tmp_path / str(count)) for count in (100, 1000))
+    each_s, each_bytes = (more.cpu_s - few.cpu_s) / 900, (more.peak_bytes - few.peak_bytes) / 900
+    said = f"{each_s * 1e3:.1f} ms, {each_bytes / 1e3:.0f} kB a result; {few}; {more}"
+    assert few.cpu_s + each_s * RESULTS < MOST_CPU_S, said
+    assert more.peak_bytes + each_bytes * (RESULTS - 1000) < MOST_BYTES, said
+    with open(report("many", tmp_path / "1000").csv) as file:
+        assert len(list(csv.reader(file))) == 1001
