@@ -26,7 +26,7 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     for setting, members in chosen.panels(rows).items():
         base = _channels(chosen.bases(members), read)
         lines = (seeds for name in names if (seeds := chosen.seeds(members, name)))
-        left = {chosen.line_name(seeds[0]): _channels(seeds, read) for seeds in lines}
+        left = {chosen.line(seeds[0]): _channels(seeds, read) for seeds in lines}
         left = {name: found for name, found in left.items() if _fewer(found, base)}
         if left:
             panels.append(_heat(", ".join(setting), base, left))
@@ -64,15 +64,18 @@ def _fewer(left: Sequence[numpy.ndarray], base: Sequence[numpy.ndarray]) -> bool
     return bool((numpy.mean(left, axis=0) < numpy.mean(base, axis=0)).any())
 
 
-def _heat(heading: str, base: list[numpy.ndarray], left: dict[str, list[numpy.ndarray]]) -> Heat:
-    means = {"base": numpy.mean(base, axis=0)}
+def _heat(heading: str, base: list[numpy.ndarray],
+          left: dict[chosen.Line, list[numpy.ndarray]]) -> Heat:  # fmt: skip
+    means = {("base", "base"): numpy.mean(base, axis=0)}
     means |= {name: numpy.mean(found, axis=0) for name, found in left.items()}
     values = numpy.array(list(means.values()))
     return Heat(
-        heading, tuple(means), tuple(str(i + 1) for i in range(values.shape[1])),
+        heading,
+        tuple(shown for _, shown in means),
+        tuple(str(i + 1) for i in range(values.shape[1])),
         values / numpy.maximum(values[0], 1),
         tuple(tuple(f"{count:.0f}" for count in line) for line in values),
-    )  # fmt: skip
+    )
 
 
 def _alt(panels: Iterable[Heat]) -> str:

@@ -11,6 +11,7 @@ from pipeline.report.evidence import Evidence
 from pipeline.report.figures import look
 
 Read = Callable[[str], Evidence | None]
+Line = tuple[str, str]  # a technique, and how a line says it
 MOST_PANELS = 4  # of figures that read evidence
 MOST_SEEDS = 5
 RULE = ("of each technique's operating points the smallest that loses at most one point on "
@@ -91,6 +92,11 @@ def seeds(rows: Iterable[Row], technique: str) -> list[Row]:
 
 def bases(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["is_base"]][:MOST_SEEDS]
+
+
+def line(row: Row) -> Line:
+    """Two techniques whose short names are the same stay two."""
+    return row["technique"], line_name(row)
 
 
 def line_name(row: Row, most: int = look.LONGEST_NAME) -> str:

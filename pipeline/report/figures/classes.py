@@ -23,11 +23,11 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     panels, counts, most = [], [], 0
     for setting, members in chosen.panels(rows).items():
         lines = (seeds for name in names if (seeds := chosen.seeds(members, name)))
-        found = {chosen.line_name(seeds[0]): _changes(seeds, read) for seeds in lines}
+        found = {chosen.line(seeds[0]): _changes(seeds, read) for seeds in lines}
         found = {name: changes for name, changes in found.items() if changes}
         if found:
             means = _means(found)
-            panels.append(_heat(", ".join(setting), list(found), means))
+            panels.append(_heat(", ".join(setting), [shown for _, shown in found], means))
             counts += map(len, found.values())
             most = max(most, means.shape[1])
     if not panels:
@@ -60,7 +60,7 @@ def _changes(rows: Iterable[Row], read: Read) -> list[numpy.ndarray]:
     return [changes for changes in found if len(changes) == len(found[0])]
 
 
-def _means(found: dict[str, list[numpy.ndarray]]) -> numpy.ndarray:
+def _means(found: dict[chosen.Line, list[numpy.ndarray]]) -> numpy.ndarray:
     """[techniques, classes]; NaN in classes that a technique did not have."""
     classes = max(len(changes[0]) for changes in found.values())
     means = numpy.full((len(found), classes), numpy.nan)

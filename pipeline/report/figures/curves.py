@@ -137,7 +137,7 @@ def _panel(axis: Axes, members: Sequence[Curves], key: str, marks: dict, every: 
     for end in sorted(set().union(*(curves.ends for curves in members))):
         axis.axvline(end + 0.5, **BETWEEN)
     last = max(line[0, -1] for curves in members for line in curves.lines(key))
-    axis.set_xlim(0.5, last + 0.5)
+    axis.set_xlim(0.5, last + max(0.5, 0.03 * last))  # no mark is cut
     few = FixedLocator(range(1, int(last) + 1))
     axis.xaxis.set_major_locator(few if last <= 8 else MaxNLocator(8, integer=True))
     axis.set_xlabel("epoch")

@@ -29,7 +29,8 @@ CAPTION = (
     "({n})."
 )
 
-Samples = dict[str, tuple[numpy.ndarray, numpy.ndarray]]  # technique -> artifact's, base's
+# Of each technique: the artifact's, its base's.
+Samples = dict[chosen.Line, tuple[numpy.ndarray, numpy.ndarray]]
 
 
 def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
@@ -38,7 +39,7 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     panels: dict[tuple[str, str], dict[str, Samples]] = {}
     counts = []
     for setting, members in chosen.panels(rows).items():
-        lines = {chosen.line_name(found[0]): found for found in _lines(members, names)}
+        lines = {chosen.line(found[0]): found for found in _lines(members, names)}
         found = {batch: _timed(lines, batch, read) for batch in BATCHES}
         if any(found.values()):
             panels[setting] = found
@@ -56,7 +57,7 @@ def _lines(rows: Sequence[Row], names: Sequence[str]) -> Iterable[list[Row]]:
     return filter(None, [chosen.bases(rows), *(chosen.seeds(rows, name) for name in names)])
 
 
-def _timed(lines: dict[str, list[Row]], batch: str, read: Read) -> Samples:
+def _timed(lines: dict[chosen.Line, list[Row]], batch: str, read: Read) -> Samples:
     found = {}
     for name, rows in lines.items():
         own = _samples(rows, "artifact", batch, read)
@@ -93,12 +94,12 @@ def _draw(panels: dict[tuple[str, str], dict[str, Samples]]) -> Canvas:
     return canvas
 
 
-def _names(found: dict[str, Samples]) -> list[str]:
+def _names(found: dict[str, Samples]) -> list[chosen.Line]:
     """Of all batches, so that a technique has one line."""
     return list(dict.fromkeys(name for samples in found.values() for name in samples))
 
 
-def _panel(axis: Axes, found: Samples, names: Sequence[str], named: bool) -> None:
+def _panel(axis: Axes, found: Samples, names: Sequence[chosen.Line], named: bool) -> None:
     axis.set_xscale("log")
     for i, name in enumerate(names):
         both = [samples for samples in found.get(name, ()) if samples.size]
@@ -112,7 +113,7 @@ def _panel(axis: Axes, found: Samples, names: Sequence[str], named: bool) -> Non
         room = max(high / low, 1.05) ** 0.05
         axis.set_xlim(low / room, high * room)
     axis.set_ylim(len(names) - 0.4, -0.6)
-    axis.set_yticks(range(len(names)), names if named else [""] * len(names))
+    axis.set_yticks(range(len(names)), [shown if named else "" for _, shown in names])
     axis.tick_params(axis="y", length=0)
     axis.grid(False, axis="y")
     look.log_ticks(axis.xaxis, duration)
@@ -133,7 +134,7 @@ def _alt(panels: dict[tuple[str, str], dict[str, Samples]]) -> str:
     said = []
     for setting, found in panels.items():
         samples = found[BATCHES[0]]
-        medians = [f"{name} {numpy.median(own):.3g} ms" for name, (own, _) in samples.items()]
+        medians = [f"{name} {numpy.median(own):.3g} ms" for (_, name), (own, _) in samples.items()]
         if medians:
             said.append(f"Medians at batch 1 on {', '.join(setting)}: {', '.join(medians)}.")
     return " ".join(["Latency of single calls, the artifact beside its base.", *said])

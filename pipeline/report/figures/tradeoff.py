@@ -17,7 +17,7 @@ from pipeline.techniques import CONTROLS
 MOST_PANELS = 8
 MOST_FAMILIES = 30  # that have a mark of their own
 MOST_MARKED = 150  # techniques of one panel
-MOST_SEED_DOTS = 500
+MOST_SEED_DOTS = 250
 DOT_CELLS = (120, 80)  # of a panel: of the dots in one, the first is drawn
 BELOW = "one point below the base"
 FRONTIER = "frontier"
