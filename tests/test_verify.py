@@ -118,7 +118,7 @@ def test_an_untouched_report_holds(shared):
     assert {check.found for check in found if check not in timed} == {OK, NOTE}
     said = {check.what: check for check in found}
     named = f"artifacts/{shared.small} digits/vgg11_bn-w0.125/ptq-int8/0"
-    assert "0 of 360 predictions differ" in said[f"{named} accuracy"].why
+    assert "0 of 450 predictions differ" in said[f"{named} accuracy"].why
     assert said[f"{named} integer kernels"].why == "100.0% of the work"
     assert {"results.h5", "results.csv", "report.md", "index.html"} <= set(said)
     speeds = [check for what, check in said.items() if what.startswith(f"{named} speed")]
