@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 
 from pipeline.paths import CODE
 from pipeline.report import figures
-from pipeline.report.figures import look, tradeoff
+from pipeline.report.figures import chosen, look, tradeoff
 from tests import results
 
 
@@ -110,8 +110,21 @@ def test_the_frontier_steps_over_the_means_that_nothing_beats():
 def test_operating_points_are_joined_controls_with_dashes():
     rows, evidence = some(("tiny-0.5", "tiny-0.25", "student-alone-0.5", "student-alone-0.25"))
     axis = drawn(rows, evidence)["accuracy-bytes"].canvas.axes[0]
-    joined = {line.get_color(): line for line in axis.lines if len(line.get_xdata()) == 2}
+    joined = {
+        line.get_color(): line for line in axis.lines
+        if len(line.get_xdata()) == 2 and list(line.get_xdata()) != [0, 1]  # across the panel
+    }  # fmt: skip
     assert not joined[look.COLOURS[0]].is_dashed() and joined[look.GREYS[0]].is_dashed()
+
+
+def test_one_point_below_the_base_is_drawn_only_where_it_is_near():
+    for drop, expected in ((0.002, False), (0.006, True)):
+        rows, evidence = results.in_memory(
+            results.sweep(), lambda cell, d=drop: results.recorded(cell, drop=d)
+        )
+        canvas = drawn(rows, evidence)["accuracy-bytes"].canvas
+        low, _ = canvas.axes[0].get_ylim()
+        assert (low < 98) == (tradeoff.BELOW in labels(canvas)) == expected
 
 
 def test_names_are_text_in_every_legend():
@@ -179,6 +192,17 @@ def test_stages_follow_each_other_in_the_curves():
     assert "dotted vertical line" in figure.caption
 
 
+def test_operating_points_differ_in_the_curves():
+    names = ("tiny-0.5", "tiny-0.25", "student-alone-0.5", "student-alone-0.25")
+    rows, evidence = some(names)
+    figure = drawn(rows, evidence)["training-curves"]
+    (legend,) = figure.canvas.legends
+    marks = [(x.get_marker(), x.get_fillstyle(), x.get_color()) for x in legend.get_lines()]
+    assert labels(figure.canvas) == ["base", *names]
+    assert len(set(marks)) == 5
+    assert f"Stages: finetune (base, {', '.join(names)})." in figure.caption
+
+
 def test_seeds_are_thin_lines_around_their_mean():
     rows, evidence = some(("half",), seeds=range(7))
     axis = drawn(rows, evidence)["training-curves"].canvas.axes[0]
@@ -205,9 +229,7 @@ def test_channels_are_those_of_the_results():
 
     def values(cell):
         left = {"base": [64, 128, 10], "half": [32, 128, 5], "other-shape": [1, 2]}
-        return results.recorded(cell, channels=1) | {
-            "channels": numpy.array(left[cell.technique])
-        }
+        return results.recorded(cell, channels=1) | {"channels": numpy.array(left[cell.technique])}
 
     rows, evidence = results.in_memory(sweep, values)
     axis = drawn(rows, evidence)["channels"].canvas.axes[0]
@@ -272,6 +294,31 @@ def test_figures_without_anything_to_show_are_left_out():
     rows, evidence = results.in_memory(results.sweep(), lambda cell: bare, lambda cell: [])
     assert list(drawn(rows, evidence)) == ["accuracy-bytes"]
     assert list(drawn(rows, lambda cell_id: None)) == ["accuracy-bytes"]
+
+
+def test_the_rule_is_said_by_which_something_is_left_out():
+    def said(names):
+        return drawn(*some(names))["training-curves"].caption
+
+    assert "Shown are" not in said(("a", "b"))
+    differ, points = [f"t{i}x" for i in range(9)], [f"t-0.{i}" for i in range(1, 10)]
+    assert f"Shown are 8 of 9 techniques: {chosen.LEAST_LOSS}." in said(differ)
+    assert f"8 of 9 techniques: {chosen.RULE}; {chosen.FILLED}." in said(points)
+    assert f"8 of 18 techniques: {chosen.RULE}; {chosen.LEAST_LOSS}." in said(differ + points)
+
+
+def test_a_batch_that_was_not_timed_has_no_panel():
+    def values(cell):
+        found = results.recorded(cell)
+        if cell.dataset.name == "a":
+            found = {k: v for k, v in found.items() if not k.endswith("batch1")}
+        return found
+
+    rows, evidence = results.in_memory(results.sweep(datasets=("a", "b")), values)
+    canvas = drawn(rows, evidence)["latency"].canvas
+    headings = [axis.get_title("left") for axis in canvas.axes]
+    assert headings == [f"{d}, vgg16_bn: batch {b}" for d, b in (("a", 64), ("b", 1), ("b", 64))]
+    assert [text.get_text() for text in canvas.axes[0].get_yticklabels()] == ["base", "half"]
 
 
 def test_evidence_is_read_once_and_of_few_cells():

@@ -36,7 +36,7 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     canvas = heat.draw(panels, "cividis", (0.0, 1.0), "layer", "left, %",
                        lambda share: f"{100 * share:g}")  # fmt: skip
     said = CAPTION.format(n=chosen.several(counts))
-    left_out = chosen.left_out([r for r in rows if r["is_base"]] + smaller, names, chosen.FILLED)
+    left_out = chosen.left_out([r for r in rows if r["is_base"]] + smaller, names)
     return Drawn(canvas, "Channels left in each layer", f"{said} {left_out}".strip(), _alt(panels))
 
 

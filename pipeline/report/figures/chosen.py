@@ -16,7 +16,8 @@ MOST_PANELS = 4  # of figures that read evidence
 MOST_SEEDS = 5
 RULE = ("of each technique's operating points the smallest that loses at most one point on "
         "average, or else the most accurate")  # fmt: skip
-FILLED = ", and then others in the order of the sweep"
+LEAST_LOSS = "techniques before controls, those that lose least first"
+FILLED = "then others in the order of the sweep"
 
 
 def panels(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -35,12 +36,12 @@ def techniques(rows: Sequence[Row], most: int) -> list[str]:
     names = list(dict.fromkeys(row["technique"] for row in rows if not row["is_base"]))
     if len(names) <= most:
         return names
-    kept = representatives(rows, most)
+    kept = _representatives(rows, most)
     others = [name for name in names if name not in kept][: most - len(kept)]
     return [name for name in names if name in kept or name in others]
 
 
-def representatives(rows: Sequence[Row], most: int) -> list[str]:
+def _representatives(rows: Sequence[Row], most: int) -> list[str]:
     """One technique a family, by RULE; where those are too many, techniques before controls, and
     of them those that lose least. In the order of the rows."""
     families: dict[str, list[Group]] = {}
@@ -72,13 +73,16 @@ def _loss(group: Group) -> float:
     return loss if loss == loss else math.inf
 
 
-def left_out(rows: Sequence[Row], shown: Sequence[str], more: str = "") -> str:
+def left_out(rows: Sequence[Row], shown: Sequence[str]) -> str:
     """Sentences for the caption about the techniques of these rows that are not in the figure, and
-    about panels; "" for none. `more`: by which rule others were added."""
+    about panels; "" for none."""
     names = {row["technique"] for row in rows if not row["is_base"]}
     said = []
     if len(shown) < len(names):
-        said.append(f"Shown are {len(shown)} of {len(names):,} techniques: {RULE}{more}.")
+        families = {row["family"] for row in rows if not row["is_base"]}
+        rules = [RULE] if len(families) < len(names) else []
+        rules.append(LEAST_LOSS if len(families) > len(shown) else FILLED)
+        said.append(f"Shown are {len(shown)} of {len(names):,} techniques: {'; '.join(rules)}.")
     count = len(settings(rows))
     if count > MOST_PANELS:
         said.append(f"Shown are the first {MOST_PANELS} of {count} pairs of data set and model.")

@@ -92,7 +92,7 @@ def _caption(rows: Sequence[Row], names: Sequence[str], counts: list[int], most:
             "compressed network is worse. Classes are named by their numbers."]  # fmt: skip
     if most > MOST_CLASSES:
         said.append(f"Shown are the {MOST_CLASSES} of {most:,} classes that change most.")
-    said.append(chosen.left_out(rows, names, chosen.FILLED))
+    said.append(chosen.left_out(rows, names))
     return " ".join(said).strip()
 
 

@@ -54,7 +54,7 @@ class Curves:
 
 def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     """None where no cell has a history."""
-    names = chosen.representatives(rows, MOST_TECHNIQUES)
+    names = chosen.techniques(rows, MOST_TECHNIQUES)
     found: dict[Setting, list[Curves]] = {}
     for setting, members in chosen.panels(rows).items():
         curves = [c for c in _curves(members, names, read) if c.histories]
@@ -63,19 +63,17 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     keys = _keys(found)
     if not keys:
         return None
-    marks = look.looks(rows)
-    shown = {c.technique: c for curves in found.values() for c in curves}
-    legend = {c.technique: _mark(c, marks) for c in sorted(shown.values(), key=_order(rows))}
+    marks = _marks(rows, [c for curves in found.values() for c in curves])
     width = PANEL_INCHES[0] * max(2, len(keys))
     panels = [(setting, key) for setting, members in found.items() for key in keys
               if any(curves.lines(key) for curves in members)]  # fmt: skip
     canvas, axes = look.grid(len(panels), len(keys), PANEL_INCHES,
-                             look.legend_rows(list(legend), width), width)  # fmt: skip
+                             look.legend_rows(list(marks), width), width)  # fmt: skip
     every = _every(found, keys)
     for axis, (setting, key) in zip(axes, panels, strict=True):
         look.heading(axis, ", ".join(setting))
         _panel(axis, found[setting], key, marks, every)
-    look.legend(canvas, legend)
+    look.legend(canvas, marks)
     caption = f"{_caption(found, every)} {chosen.left_out(rows, names)}".strip()
     return Drawn(canvas, "Training curves", caption, _alt(found))
 
@@ -112,6 +110,7 @@ def _line(history: Sequence[StageHistory], key: str) -> numpy.ndarray:
 
 def _keys(found: dict[Setting, list[Curves]]) -> list[str]:
     """What there is to draw: accuracy, and the first of LOSSES."""
+
     def recorded(key: str) -> bool:
         return any(curves.lines(key) for members in found.values() for curves in members)
 
@@ -133,7 +132,7 @@ def _panel(axis: Axes, members: Sequence[Curves], key: str, marks: dict, every: 
     axis.set_yscale("log")
     for curves in members:
         lines = [_scaled(line, key) for line in curves.lines(key)]
-        _draw(axis, lines, curves, _mark(curves, marks), every)
+        _draw(axis, lines, curves, marks[curves.technique], every)
     for end in sorted(set().union(*(curves.ends for curves in members))):
         axis.axvline(end + 0.5, **BETWEEN)
     last = max(line[0, -1] for curves in members for line in curves.lines(key))
@@ -189,8 +188,20 @@ def _accuracy_axis(axis: Axes) -> None:
     look.log_ticks(axis.yaxis, lambda error: f"{100 - error:.5g}", mirrored_at=100)
 
 
-def _mark(curves: Curves, marks: dict[str, dict]) -> dict:
-    mark = BASE if curves.is_base else marks[curves.family]
+def _marks(rows: Sequence[Row], found: Iterable[Curves]) -> dict[str, dict]:
+    """Of each technique, in the order of every legend: that of its family, as in other figures;
+    where one has several operating points here, one of their own."""
+    shown = {c.technique: c for c in sorted(found, key=_order(rows))}
+    own = len({c.family for c in shown.values()}) < len(shown)
+    if own:
+        marks = look.looks_of({c.technique: c.family for c in shown.values() if not c.is_base})
+    else:
+        marks = look.looks(rows)
+    return {name: _mark(c, BASE if c.is_base else marks[name if own else c.family])
+            for name, c in shown.items()}  # fmt: skip
+
+
+def _mark(curves: Curves, mark: dict) -> dict:
     return {**mark, "markersize": 0.8 * mark["markersize"], "linewidth": 1.4,
             "linestyle": look.dashes(curves.family)}  # fmt: skip
 
@@ -207,7 +218,7 @@ def _order(rows: Iterable[Row]):
 def _caption(found: dict[Setting, list[Curves]], every: int) -> str:
     seeds = [len(curves.histories) for members in found.values() for curves in members]
     said = ["Epochs of a cell's own stages, one after the other; all but the base start after the "
-            "base's training."]  # fmt: skip
+            f"base's training. {_stages(found)}"]  # fmt: skip
     if any(curves.ends for members in found.values() for curves in members):
         said.append("A dotted vertical line is where a stage ends and the next begins.")
     if max(seeds) > 1:
@@ -219,6 +230,16 @@ def _caption(found: dict[Setting, list[Curves]], every: int) -> str:
     if every > 1:
         said.append(f"One in {every} epochs is drawn, and the last of each stage.")
     return " ".join(said)
+
+
+def _stages(found: dict[Setting, list[Curves]]) -> str:
+    """Which stages trained in which techniques."""
+    by_stages: dict[str, dict[str, None]] = {}
+    for curves in (c for members in found.values() for c in members):
+        stages = max((h for h in curves.histories), key=len)
+        by_stages.setdefault(", ".join(s.stage for s in stages), {})[curves.technique] = None
+    said = [f"{stages} ({', '.join(names)})" for stages, names in by_stages.items()]
+    return f"Stages: {'; '.join(said)}."
 
 
 def _alt(found: dict[Setting, list[Curves]]) -> str:

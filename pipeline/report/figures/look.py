@@ -51,6 +51,7 @@ LEGEND_ROW_INCHES = 0.21
 LEGEND_MARK_INCHES = 0.45
 CHARACTER_INCHES = 0.075
 LONGEST_NAME = 30
+LONGEST_HEADING = 36
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,13 @@ def families(rows: Iterable[Row]) -> list[str]:
 
 def looks(rows: Iterable[Row]) -> dict[str, dict]:
     """How each family of operating points is drawn, in every figure."""
-    names = families(rows)
-    techniques = [name for name in names if name not in CONTROLS]
-    controls = [name for name in names if name in CONTROLS]
+    return looks_of({name: name for name in families(rows)})
+
+
+def looks_of(family: Mapping[str, str]) -> dict[str, dict]:
+    """How each of these names, with its family, is drawn: techniques in colours, then controls."""
+    techniques = [name for name in family if family[name] not in CONTROLS]
+    controls = [name for name in family if family[name] in CONTROLS]
     found = {name: technique_look(i) for i, name in enumerate(techniques)}
     return found | {name: control_look(i) for i, name in enumerate(controls)}
 
@@ -201,7 +206,9 @@ def grid(panels: int, columns: int, panel_inches: tuple[float, float], legend_ro
     return canvas, axes[:panels]
 
 
-def heading(axis: Axes, text: str) -> None:
+def heading(axis: Axes, text: str, more: str = "") -> None:
+    """Data set and model over a panel, no longer than the narrowest one."""
+    text = short(text, LONGEST_HEADING - len(more)) + more
     axis.set_title(text, loc="left", fontsize=10, fontweight="bold")
 
 

@@ -43,7 +43,7 @@ class Line:
 
 def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     """None where no cell has such images."""
-    names = chosen.representatives(rows, chosen.room(rows, *MOST_LINES))
+    names = chosen.techniques(rows, chosen.room(rows, *MOST_LINES))
     lines = [line for setting, members in chosen.panels(rows).items()
              for line in _lines(setting, members, names, read)]  # fmt: skip
     if not lines:

@@ -48,7 +48,7 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
         return None
     canvas = _draw(panels)
     said = f"{CAPTION.format(n=chosen.several(counts))} "
-    said += chosen.left_out(rows, names, chosen.FILLED)
+    said += chosen.left_out(rows, names)
     return Drawn(canvas, "Latency of single calls", said.strip(), _alt(panels))
 
 
@@ -87,9 +87,12 @@ def _draw(panels: dict[tuple[str, str], dict[str, Samples]]) -> Canvas:
     canvas.get_layout_engine().set(rect=(0, low, 1, 1 - low))
     axes = canvas.subplots(len(panels), len(batches), squeeze=False, height_ratios=heights)
     for line, (setting, found) in zip(axes, panels.items(), strict=True):
-        for axis, batch in zip(line, batches, strict=True):
-            look.heading(axis, f"{', '.join(setting)}: batch {batch.removeprefix('batch')}")
+        timed = [batch for batch in batches if found[batch]]
+        for axis, batch in zip(line, timed, strict=False):
+            look.heading(axis, ", ".join(setting), f": batch {batch.removeprefix('batch')}")
             _panel(axis, found[batch], _names(found), named=axis is line[0])
+        for axis in line[len(timed) :]:
+            axis.remove()
     look.legend(canvas, {"artifact": ARTIFACT, "its base": OF_BASE})
     return canvas
 
@@ -107,11 +110,10 @@ def _panel(axis: Axes, found: Samples, names: Sequence[chosen.Line], named: bool
             _box(axis, samples, i + (0.19 * side if len(both) > 1 else 0), mark)
         axis.axhline(i + 0.5, color="#DDDDDD", linewidth=0.6, zorder=0.5)
     samples = [s for both in found.values() for s in both if s.size]
-    if samples:
-        low = min(float(numpy.percentile(s, PERCENTILES[0])) for s in samples)
-        high = max(float(numpy.percentile(s, PERCENTILES[-1])) for s in samples)
-        room = max(high / low, 1.05) ** 0.05
-        axis.set_xlim(low / room, high * room)
+    low = min(float(numpy.percentile(s, PERCENTILES[0])) for s in samples)
+    high = max(float(numpy.percentile(s, PERCENTILES[-1])) for s in samples)
+    room = max(high / low, 1.05) ** 0.05
+    axis.set_xlim(low / room, high * room)
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set_yticks(range(len(names)), [shown if named else "" for _, shown in names])
     axis.tick_params(axis="y", length=0)

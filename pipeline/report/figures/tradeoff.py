@@ -105,7 +105,8 @@ def draw(rows: Sequence[Row], cost: Cost) -> Drawn | None:
     drawn = {"base": BASE} if any(p.group.is_base for ps in shown.values() for p in ps) else {}
     drawn |= {name: mark | _line(name, measured) for name, mark in marks.items()}
     drawn |= {FRONTIER: {**STEP, "linestyle": "-"}}
-    drawn |= {BELOW: {**LINE, "linestyle": look.DASHES}} if "base" in drawn else {}
+    if any(map(_reaches_one_point, shown.values())):
+        drawn |= {BELOW: {**LINE, "linestyle": look.DASHES}}
     drawn |= {OTHERS: DOT} if others else {}
     look.legend(canvas, drawn)
     return Drawn(canvas, cost.title, _caption(panels, dots, others), _alt(cost, panels))
@@ -228,14 +229,23 @@ def _step(axis: Axes, best: Sequence[Point]) -> None:
 
 
 def _one_point_band(axis: Axes, points: Sequence[Point]) -> None:
-    """The base's accuracy, and a dashed line one point below it."""
-    base = [point for point in points if point.group.is_base]
-    if base:
-        accuracy = base[0].at[1]
+    """The base's accuracy, and a dashed line one point below it where that is not far off."""
+    for accuracy in _of_base(points):
         axis.axhline(accuracy, zorder=1, **LINE)
-        axis.axhline(accuracy - 1, linestyle=look.DASHES, zorder=1, **LINE)
-        bottom, top = axis.get_ylim()
-        axis.set_ylim(min(bottom, accuracy - 1.1), top)
+        if _reaches_one_point(points):
+            axis.axhline(accuracy - 1, linestyle=look.DASHES, zorder=1, **LINE)
+            bottom, top = axis.get_ylim()
+            axis.set_ylim(min(bottom, accuracy - 1.1), top)
+
+
+def _of_base(points: Iterable[Point]) -> list[float]:
+    return [point.at[1] for point in points if point.group.is_base]
+
+
+def _reaches_one_point(points: Sequence[Point]) -> bool:
+    """Whether something loses half a point: otherwise the line would press all marks together."""
+    worst = min(point.at[1] for point in points)
+    return any(worst <= accuracy - 0.5 for accuracy in _of_base(points))
 
 
 # --- in words --------------------------------------------------------------------------------
