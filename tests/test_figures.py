@@ -264,6 +264,19 @@ def test_the_change_of_a_class_is_in_points():
     assert "half on class 3: -100.00 points" in figure.alt
 
 
+def test_classes_have_the_names_of_a_data_set_that_ships():
+    rows, evidence = some(("half",), datasets=("cifar10-jpeg", "own"))
+    found = drawn(rows, evidence)
+    names = [
+        [x.get_text() for x in axis.get_xticklabels()] for axis in found["classes"].canvas.axes
+    ]
+    assert names[0][:3] == ["airplane", "automobile", "bird"] and len(names[0]) == 10
+    assert names[1] == [str(i) for i in range(10)]
+    said, differing = texts(found["pictures"].canvas.axes[0]), evidence(rows[1]["id"]).differing
+    assert names[0][differing["label"][0]] in said and str(differing["label"][0]) in said
+    assert chosen.class_names("cifar10-jpeg", 2) == ["0", "1"]  # other images under its name
+
+
 def test_pictures_are_shown_as_they_are():
     rows, evidence = some(("half",))
     found = evidence(rows[1]["id"]).differing

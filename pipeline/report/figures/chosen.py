@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 
+from pipeline.data import DATASETS
 from pipeline.report import content
 from pipeline.report.answer import ONE_POINT, SLACK, Group, Row, mean, settings
 from pipeline.report.evidence import Evidence
@@ -17,6 +19,7 @@ MOST_SEEDS = 5
 RULE = ("of each technique's operating points the smallest that loses at most one point on "
         "average, or else the most accurate")  # fmt: skip
 LEAST_LOSS = "techniques before controls, those that lose least first"
+CLASSES = "Classes are named as in the data set, those of images of one's own by their numbers."
 FILLED = "then others in the order of the sweep"
 
 
@@ -106,6 +109,12 @@ def line(row: Row) -> Line:
 def line_name(row: Row, most: int = look.LONGEST_NAME) -> str:
     """A technique where it names a line: short, and saying whether it is a control."""
     return content.shown(look.short(row["technique"], most), row["family"])
+
+
+def class_names(dataset: str, count: int) -> list[str]:
+    """Of so many classes: their names in a data set that ships, else their numbers."""
+    names = import_module(DATASETS[dataset].module).CLASSES if dataset in DATASETS else ()
+    return list(names) if len(names) == count else [str(i) for i in range(count)]
 
 
 def several(counts: Iterable[int]) -> str:

@@ -27,7 +27,9 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
         found = {name: changes for name, changes in found.items() if changes}
         if found:
             means = _means(found)
-            panels.append(_heat(", ".join(setting), [shown for _, shown in found], means))
+            columns = chosen.class_names(setting[0], means.shape[1])
+            lines = [shown for _, shown in found]
+            panels.append(_heat(", ".join(setting), lines, columns, means))
             counts += map(len, found.values())
             most = max(most, means.shape[1])
     if not panels:
@@ -69,13 +71,13 @@ def _means(found: dict[chosen.Line, list[numpy.ndarray]]) -> numpy.ndarray:
     return means
 
 
-def _heat(heading: str, names: Sequence[str], means: numpy.ndarray) -> Heat:
+def _heat(heading: str, names: Sequence[str], classes: Sequence[str], means: numpy.ndarray) -> Heat:
     """The classes that change most, in their order."""
     largest = numpy.abs(numpy.nan_to_num(means)).max(axis=0)
     kept = numpy.sort(numpy.argsort(-largest, kind="stable")[:MOST_CLASSES])
     values = means[:, kept]
     texts = tuple(tuple(_text(value) for value in line) for line in values)
-    return Heat(heading, tuple(names), tuple(str(i) for i in kept), values, texts)
+    return Heat(heading, tuple(names), tuple(classes[i] for i in kept), values, texts)
 
 
 def _text(points: float) -> str:
@@ -89,7 +91,7 @@ def _text(points: float) -> str:
 def _caption(rows: Sequence[Row], names: Sequence[str], counts: list[int], most: int) -> str:
     said = [f"Accuracy on the test images of each class: the technique's less its base's of the "
             f"same seed, in points, mean over seeds ({chosen.several(counts)}). Below 0 the "
-            "compressed network is worse. Classes are named by their numbers."]  # fmt: skip
+            f"compressed network is worse. {chosen.CLASSES}"]  # fmt: skip
     if most > MOST_CLASSES:
         said.append(f"Shown are the {MOST_CLASSES} of {most:,} classes that change most.")
     said.append(chosen.left_out(rows, names))

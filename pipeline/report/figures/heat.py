@@ -17,6 +17,7 @@ MOST_LINES = 12, 24  # of techniques in a panel, in a figure
 MOST_NUMBERS = 560  # of a figure: each costs some hundred bytes
 LINE_INCHES, AROUND_INCHES = 0.27, 1.0
 WIDTH_INCHES, NAME_INCHES = 8.4, 2.2
+LONGEST_COLUMN = 16
 NARROWEST_INCHES = 0.3  # of a cell that has a number
 
 
@@ -64,7 +65,10 @@ def _panel(axis: Axes, panel: Heat, colours: str, norm: Normalize, with_numbers:
         side.set_visible(False)
     _name(axis.set_yticks, panel.lines, 1)
     room = (WIDTH_INCHES - NAME_INCHES) / columns
-    _name(axis.set_xticks, panel.columns, max(1, int(numpy.ceil(NARROWEST_INCHES / room))))
+    names = [look.short(name, LONGEST_COLUMN) for name in panel.columns]
+    _name(axis.set_xticks, names, max(1, int(numpy.ceil(NARROWEST_INCHES / room))))
+    if max(map(len, names)) * look.CHARACTER_INCHES > room:
+        axis.tick_params(axis="x", labelrotation=30)
     if with_numbers and room >= NARROWEST_INCHES:
         _numbers(axis, panel, mesh)
 

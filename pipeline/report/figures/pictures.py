@@ -9,12 +9,14 @@ import numpy
 from matplotlib.axes import Axes
 
 from pipeline.report.answer import Row
+from pipeline.report.evidence import Evidence
 from pipeline.report.figures import chosen, look
 from pipeline.report.figures.chosen import Read
 from pipeline.report.figures.look import Canvas, Drawn
 
 MOST_LINES = 4, 8  # of techniques in a panel, in a figure
 MOST_PICTURES = 8
+LONGEST_CLASS = 11
 MOST_SIDE = 96  # pixels: of larger pictures every second, third, ... is drawn
 SIDE_INCHES, STEP_INCHES, ROW_INCHES = 0.8, 0.92, 0.15
 LEFT_INCHES, LINE_INCHES = 0.95, 1.8
@@ -24,7 +26,7 @@ CAPTION = (
     "base, the most different first; of seed {seeds}. Above each its number in the test set, below "
     "it its label, and what the base and the compressed network say, with a cross where it is "
     "wrong. "
-    "Classes are named by their numbers."
+    "{classes}"
 )
 
 
@@ -35,6 +37,7 @@ class Line:
     heading: str
     seed: int
     differing: dict[str, numpy.ndarray]
+    classes: list[str]
 
     @property
     def pictures(self) -> int:
@@ -49,7 +52,8 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     if not lines:
         return None
     seeds = ", ".join(map(str, sorted({line.seed for line in lines})))
-    said = f"{CAPTION.format(seeds=seeds)} {chosen.left_out(rows, names)}".strip()
+    said = CAPTION.format(seeds=seeds, classes=chosen.CLASSES)
+    said = f"{said} {chosen.left_out(rows, names)}".strip()
     return Drawn(_draw(lines), "Images on which base and compressed network differ most", said,
                  _alt(lines))  # fmt: skip
 
@@ -65,7 +69,14 @@ def _lines(
             if found and len(found["pixels"]):
                 first = {key: values[:MOST_PICTURES] for key, values in found.items()}
                 heading = f"{', '.join(setting)}: {chosen.line_name(row)}"
-                yield Line(heading, row["seed"], first)
+                yield Line(heading, row["seed"], first, _classes(setting[0], evidence))
+
+
+def _classes(dataset: str, evidence: Evidence) -> list[str]:
+    """Names of all that the pictures are of or were taken for."""
+    said = [evidence.differing[key] for _, key in SAID]
+    said += [evidence.labels] if evidence.labels is not None else []
+    return chosen.class_names(dataset, 1 + max(int(numbers.max()) for numbers in said))
 
 
 def _draw(lines: Sequence[Line]) -> Canvas:
@@ -95,8 +106,9 @@ def _line(axis: Axes, line: Line, top: float, columns: int) -> None:
         axis.text(middle, top + 0.385, f"{shown['index']}", fontsize=7, ha="center", va="center",
                   color="#444444")  # fmt: skip
         for i, (_, key) in enumerate(SAID):
-            wrong = shown[key] != shown["label"]
-            axis.text(middle, below + ROW_INCHES * i, f"{shown[key]}{' ×' if wrong else ''}",
+            name, wrong = line.classes[int(shown[key])], shown[key] != shown["label"]
+            shown_as = look.short(name, LONGEST_CLASS) + (" ×" if wrong else "")
+            axis.text(middle, below + ROW_INCHES * i, shown_as,
                       fontsize=7.5, ha="center", va="center",
                       fontweight="bold" if wrong else "normal")  # fmt: skip
 
