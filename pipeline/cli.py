@@ -280,7 +280,7 @@ def _refuse_with_folder(sweep: str, options: dict[str, Any]) -> None:
 @click.option("--accuracy/--no-accuracy", default=True, help="Classify the test sets again.")
 @click.option("--speed/--no-speed", default=True, help="Time the models against their bases again.")
 def verify(report: Path, as_json: bool, accuracy: bool, speed: bool) -> int:
-    """Measure a report again: its files, and its models where it has them."""
+    """Measure a shared report again: its files, and its models."""
     from pipeline import paths
     from pipeline.report import verify
 
