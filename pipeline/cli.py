@@ -271,7 +271,7 @@ def report(sweep: str, as_json: bool, to: Path | None, artifact_mb: float | None
 def _refuse_with_folder(sweep: str, options: dict[str, Any]) -> None:
     for name, value in options.items():
         if value is not None:
-            raise UserError(f"{name} is for a sweep, expected its name instead of {sweep}, a report")
+            raise UserError(f"{name} is for a sweep; expected its name, {sweep} is a report")
 
 
 @netpress.command()
