@@ -16,7 +16,6 @@ import json
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,19 +49,19 @@ def write(
     ``facts`` go into the manifest as they are; on ``calibration`` (uint8 [n, C, H, W], training
     images) ONNX Runtime finds ranges for those tensors that training gave no scale of their own.
     """
+    model = _quantized(state, calibration) if state.spec.quantization else _float(state)
+    data = model.SerializeToString()
+    manifest = {
+        "format": FORMAT,
+        "kind": "int8" if state.spec.quantization else "float32",
+        "classes": list(classes),
+        "shape": list(state.spec.shape),
+        "network": state.spec.to_json(),
+        "files": {MODEL: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
+        **facts,
+    }
+
     def fill(new: Path) -> None:
-        quantized = state.spec.quantization is not None
-        model = _quantized(state, calibration, new) if quantized else _float(state)
-        data = model.SerializeToString()
-        manifest = {
-            "format": FORMAT,
-            "kind": "int8" if quantized else "float32",
-            "classes": list(classes),
-            "shape": list(state.spec.shape),
-            "network": state.spec.to_json(),
-            "files": {MODEL: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
-            **facts,
-        }
         (new / MODEL).write_bytes(data)
         (new / MANIFEST).write_bytes(store.json_bytes(manifest))
 
@@ -108,7 +107,7 @@ def _anonymous(model: onnx.ModelProto) -> None:
         del tensor.metadata_props[:]
 
 
-def _quantized(state: ModelState, calibration: np.ndarray, beside: Path) -> onnx.ModelProto:
+def _quantized(state: ModelState, calibration: np.ndarray) -> onnx.ModelProto:
     import onnx
     from onnxruntime import quantization as ort
 
@@ -116,8 +115,8 @@ def _quantized(state: ModelState, calibration: np.ndarray, beside: Path) -> onnx
     # The exporter has folded constants and inferred shapes already, which is what ONNX Runtime's
     # pre-processing would do; this is its own sign that it need not warn.
     plain.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
-    with _temporary_files(beside) as folder:  # ONNX Runtime's quantizer wants files
-        source, target = folder / "float.onnx", folder / "int8.onnx"
+    with tempfile.TemporaryDirectory() as folder:  # ONNX Runtime's quantizer wants files
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(plain, source)
         ort.quantize_static(
             source, target, _Reader(calibration), quant_format=ort.QuantFormat.QDQ,
@@ -133,18 +132,6 @@ def _quantized(state: ModelState, calibration: np.ndarray, beside: Path) -> onnx
     _anonymous(model)
     onnx.checker.check_model(model)
     return model
-
-
-@contextmanager
-def _temporary_files(inside: Path) -> Iterator[Path]:
-    """A folder for temporary files, also for those that ONNX Runtime makes by itself: after a kill
-    they go with ``inside``, where they would stay in /tmp for ever."""
-    with tempfile.TemporaryDirectory(dir=inside) as folder:
-        before, tempfile.tempdir = tempfile.tempdir, folder
-        try:
-            yield Path(folder)
-        finally:
-            tempfile.tempdir = before
 
 
 class _Reader:

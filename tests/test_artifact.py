@@ -298,31 +298,6 @@ def test_at_full_width_int8_takes_a_quarter_of_the_bytes(tmp_path):
 # --- loading trusts nothing ------------------------------------------------------------------
 
 
-class Looking(np.ndarray):
-    """Calibration images; notes what lies where each time that some of them are taken."""
-
-    def __getitem__(self, key):
-        self.seen.append({place: sorted(p.name for p in place.rglob("*")) for place in self.places})
-        return np.asarray(self)[key]
-
-
-def test_what_is_killed_while_quantizing_leaves_nothing_outside_of_its_folder(
-    bench, tmp_path, monkeypatch
-):  # fmt: skip
-    elsewhere, here = tmp_path / "tmp", tmp_path / "here"
-    elsewhere.mkdir()
-    monkeypatch.setattr(artifact.tempfile, "tempdir", str(elsewhere))
-    sample = split_of(bench).test.pixels.numpy()[:32].view(Looking)
-    sample.seen, sample.places = [], (elsewhere, here)
-    artifact.write(
-        made(bench, "qat-int8").state, here / "artifact", {}, sample, split_of(bench).classes
-    )
-    assert artifact.tempfile.tempdir == str(elsewhere)
-    assert len(sample.seen) >= 2 and all(s[elsewhere] == [] for s in sample.seen)
-    assert all("float.onnx" in s[here] for s in sample.seen)
-    assert sorted(p.name for p in here.rglob("*")) == ["artifact", "manifest.json", "model.onnx"]
-
-
 def rewrite(folder: Path, model: bytes | None = None, **changed) -> None:
     """The artifact with another model and its own checksum right: changed with intent."""
     manifest = json.loads((folder / "manifest.json").read_bytes())
