@@ -337,9 +337,12 @@ def sha256(path: Path) -> str:
 def write_manifest(cell: CellPaths, extra: dict[str, Any] | None = None) -> None:
     """Name every file of a finished cell with its size and SHA-256: from now on it is done."""
     files = {str(p.relative_to(cell.folder)): _fingerprint(p) for p in _product(cell)}
-    publish_json(
-        cell.manifest, {"format": FORMAT, "id": cell.id, "files": files, "extra": extra or {}}
-    )
+    said = {"format": FORMAT, "id": cell.id, "files": files, "extra": extra or {}}
+    publish_json(cell.manifest, {**said, "seal": _json_sha256(said)})
+
+
+def _json_sha256(value: Any) -> str:
+    return hashlib.sha256(json_bytes(value)).hexdigest()
 
 
 def read_manifest(cell: CellPaths) -> dict[str, Any] | None:
@@ -350,9 +353,10 @@ def read_manifest(cell: CellPaths) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(data)
+        seal = manifest.pop("seal")
         # What is not written exactly as we write it was changed by somebody.
-        intact = data == json_bytes(manifest)
-    except (ValueError, RecursionError):
+        intact = data == json_bytes({**manifest, "seal": seal}) and seal == _json_sha256(manifest)
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         intact = False
     if not intact or not _well_formed(manifest, cell):
         raise Corrupt(f"{cell.manifest}: damaged")

@@ -43,15 +43,14 @@ def measured(bench, name: str, settings=ONCE, of=None) -> dict:
 
 def by_hand(channels, shape, blocks, classes=10, batch_norm=True) -> tuple[int, int]:
     """(parameters, MACs) of a VGG, one convolution after the other."""
-    inputs, height, width = shape
+    inputs, height, width = shape[0], max(32, shape[1]), max(32, shape[2])  # small ones are padded
     parameters = macs = at = 0
     for convolutions in blocks:
         for _ in range(convolutions):
             parameters += 9 * inputs * channels[at] + channels[at] * (2 if batch_norm else 1)
             macs += 9 * inputs * channels[at] * height * width
             inputs, at = channels[at], at + 1
-        if min(height, width) >= 2:
-            height, width = height // 2, width // 2
+        height, width = height // 2, width // 2
     return parameters + (inputs + 1) * classes, macs + inputs * classes
 
 
