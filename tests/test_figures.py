@@ -56,6 +56,21 @@ def test_each_figure_stands_alone_and_has_no_date():
         assert figure.pdf.startswith(b"%PDF") and figure.caption and figure.alt and figure.title
 
 
+@pytest.mark.parametrize("name", ["latency", "classes", "accuracy-bytes"])
+def test_the_last_digits_of_a_layout_are_in_no_byte(name):
+    """The solver adds up in another order in another process, and ids are made of such digits."""
+    rows, evidence = some()
+    first, second = (drawn(rows, evidence)[name] for _ in range(2))
+    engine = second.canvas.get_layout_engine()
+    left, bottom, width, height = engine.get()["rect"]
+    engine.set(rect=(left + 1e-12, bottom + 1e-12, width - 3e-12, height - 3e-12))
+    one, other = first.figure(), second.figure()
+    assert (one.svg, one.pdf) == (other.svg, other.pdf)
+    for axis in first.canvas.axes:
+        sides = axis.get_position(original=True).bounds
+        assert numpy.allclose(sides, numpy.round(sides, 6), rtol=0, atol=1e-15)
+
+
 def test_no_result_no_figure():
     assert figures.draw(None, [], lambda cell_id: None) == {}
 

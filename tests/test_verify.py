@@ -3,7 +3,9 @@ wrong in it put there for real."""
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,14 +231,26 @@ def test_a_figure_of_another_matplotlib_is_not_called_changed(shared, kind, mark
     assert shared.wrong(accuracy=False) == {shared.paths.name(path): "is not what results.h5 gives"}
 
 
-def test_a_figure_in_the_page_may_differ_but_its_text_may_not(shared):
+def test_figures_in_the_page_of_another_matplotlib_may_differ_but_its_text_may_not(shared):
     page = shared.paths.page.read_bytes()
-    other = verify.PICTURE.sub(lambda m: m[0][:-8] + b"AAAAAAA=", page)
-    assert other != page, "the page has no picture"
-    shared.paths.page.write_bytes(other)
+
+    def other(version: bytes) -> bytes:
+        def redrawn(picture: re.Match[bytes]) -> bytes:
+            svg = verify.DRAWN_BY.sub(version, base64.b64decode(picture[1])) + b"\n"
+            return b"data:image/svg+xml;base64," + base64.b64encode(svg)
+
+        return verify.IN_PAGE.sub(redrawn, page)
+
+    shared.paths.page.write_bytes(other(b"Matplotlib v0.1"))
     found = {check.what: check for check in shared.checks(accuracy=False)}
     assert found["index.html"].found == UNCHECKED
-    shared.paths.page.write_bytes(other.replace(b"</h1>", b"!</h1>", 1))
+    assert "drawn by matplotlib 0.1, here is" in found["index.html"].why
+    shared.paths.page.write_bytes(other(b"Matplotlib v0.1").replace(b"</h1>", b"!</h1>", 1))
+    assert "index.html" in shared.wrong(accuracy=False)
+    shared.paths.page.write_bytes(other(rb"\g<0>"))  # this one's own version drew something else
+    assert "index.html" in shared.wrong(accuracy=False)
+    cut = verify.IN_PAGE.sub(lambda m: m[0][:-3], page)
+    shared.paths.page.write_bytes(cut)
     assert "index.html" in shared.wrong(accuracy=False)
 
 

@@ -76,10 +76,10 @@ class Drawn:
     alt: str
 
     def figure(self) -> Figure:
-        svg = svg_bytes(self.canvas)
-        self.canvas.set_layout_engine("none")  # it is laid out now, which takes long
-        pdf = pdf_bytes(self.canvas)
-        return Figure(svg, pdf, self.title, self.caption, self.alt)
+        _lay_out(self.canvas)
+        return Figure(
+            svg_bytes(self.canvas), pdf_bytes(self.canvas), self.title, self.caption, self.alt
+        )
 
 
 def style():
@@ -91,6 +91,18 @@ def style():
 
 # Another version draws other bytes from the same numbers: `netpress verify` looks for this.
 DRAWN_BY = f"Matplotlib v{matplotlib.__version__}"
+
+
+def _lay_out(canvas: Canvas) -> None:
+    """Once for both formats, since it takes long; and to a millionth of the figure, since the solver
+    of the layout adds up in another order each time and matplotlib makes names of the last digit."""
+    if (engine := canvas.get_layout_engine()) is None:  # its places are given
+        return
+    FigureCanvasSVG(canvas)  # which measures its letters
+    engine.execute(canvas)
+    canvas.set_layout_engine("none")
+    for axis in canvas.axes:
+        axis.set_position([round(side, 6) for side in axis.get_position(original=True).bounds])
 
 
 def svg_bytes(canvas: Canvas) -> bytes:
