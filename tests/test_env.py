@@ -213,9 +213,9 @@ def test_interrupted_in_the_middle_then_redone(tmp_path, wheels):
         for interrupt in (kill_all, kill_only_the_installer, press_ctrl_c):
             slow.asked.clear()
             process = start(checkout, "echo", "ran", env=env)
-            assert slow.asked.wait(120)
+            assert slow.asked.wait(30)
             interrupt(process.pid)
-            said, _ = process.communicate(timeout=120)
+            said, _ = process.communicate(timeout=30)
             assert (process.returncode != 0, said) == (True, "")
             assert links(root) == []
             assert frees_its_lock(root)

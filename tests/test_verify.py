@@ -236,7 +236,8 @@ def test_figures_in_the_page_of_another_matplotlib_may_differ_but_its_text_may_n
 
     def other(version: bytes) -> bytes:
         def redrawn(picture: re.Match[bytes]) -> bytes:
-            svg = verify.DRAWN_BY.sub(version, base64.b64decode(picture[1])) + b"\n"
+            drawn = base64.b64decode(picture[0].partition(b",")[2])
+            svg = verify.DRAWN_BY.sub(version, drawn) + b"\n"
             return b"data:image/svg+xml;base64," + base64.b64encode(svg)
 
         return verify.IN_PAGE.sub(redrawn, page)

@@ -94,8 +94,8 @@ DRAWN_BY = f"Matplotlib v{matplotlib.__version__}"
 
 
 def _lay_out(canvas: Canvas) -> None:
-    """Once for both formats, since it takes long; and to a millionth of the figure, since the solver
-    of the layout adds up in another order each time and matplotlib makes names of the last digit."""
+    """Once for both formats, since it takes long; and to a millionth of the figure, since the
+    solver adds up in another order in another process, and matplotlib makes ids of all digits."""
     if (engine := canvas.get_layout_engine()) is None:  # its places are given
         return
     FigureCanvasSVG(canvas)  # which measures its letters
