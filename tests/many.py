@@ -85,5 +85,4 @@ def _write(paths: CellPaths, data: bytes) -> None:
     for name, content in files.items():
         (paths.folder / name).write_bytes(content)
         said[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    manifest = {"format": store.FORMAT, "id": paths.id, "files": said, "extra": {}}
-    paths.manifest.write_bytes(store.json_bytes(manifest))
+    paths.manifest.write_bytes(store.manifest_bytes(paths.id, said, {}))

@@ -1,7 +1,8 @@
 """A report over thousands of results: the CPU and memory of all its processes together.
 
 The limit is 60 s on 2 cores and 1 GB for 10,000, which tests/benchmarks/bench_report.py measures.
-Here are 1,000, and what a result costs more than that is held against a share of the limit.
+Here are 500 and 1,000, between which figures show no more (their seeds are at most five): what a
+result costs more is taken for all of 10,000.
 """
 
 from __future__ import annotations
@@ -80,10 +81,10 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_thousand_results_take_a_tenth_of_what_ten_thousand_may(folder, tmp_path):
-    few, more = (built(count, folder, tmp_path / str(count)) for count in (100, 1000))
-    each_s, each_bytes = (more.cpu_s - few.cpu_s) / 900, (more.peak_bytes - few.peak_bytes) / 900
+    few, more = (built(count, folder, tmp_path / str(count)) for count in (500, 1000))
+    each_s, each_bytes = (more.cpu_s - few.cpu_s) / 500, (more.peak_bytes - few.peak_bytes) / 500
     said = f"{each_s * 1e3:.1f} ms, {each_bytes / 1e3:.0f} kB a result; {few}; {more}"
-    assert few.cpu_s + each_s * RESULTS < MOST_CPU_S, said
+    assert more.cpu_s + each_s * (RESULTS - 1000) < MOST_CPU_S, said
     assert more.peak_bytes + each_bytes * (RESULTS - 1000) < MOST_BYTES, said
     with open(report("many", tmp_path / "1000").csv) as file:
         assert len(list(csv.reader(file))) == 1001

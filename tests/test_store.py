@@ -453,8 +453,8 @@ def test_shallow_finds_what_is_missing_cut_or_a_link(done, monkeypatch, tmp_path
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "artifact//x", "artifact/../../x", ""])
 def test_a_manifest_cannot_name_what_lies_outside(done, name):
     manifest = store.read_manifest(done)
-    manifest["files"][name] = {"bytes": 1, "sha256": "0"}
-    store.publish_json(done.manifest, manifest)
+    files = {**manifest["files"], name: {"bytes": 1, "sha256": "0"}}
+    done.manifest.write_bytes(store.manifest_bytes(done.id, files, manifest["extra"]))
     with pytest.raises(Corrupt, match="damaged"):
         store.verify(done)
 
