@@ -34,7 +34,7 @@ def aggregate(sweep: str, work: Path, to: Path) -> None:
     store.private()
     asked = load_sweep(sweep)
     write_down_ends(asked, Work(work))
-    made, listed = report.build_and_list(asked, Work(work), to)
+    made, listed = report.build(asked, Work(work), to)
     report.print_summary(listed, sys.stdout)
     print(f"Report: {made.page}")
 

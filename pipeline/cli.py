@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -254,18 +255,19 @@ def report(sweep: str, as_json: bool, to: Path | None, artifact_mb: float | None
 
     if folder := paths.published_report(sweep):
         _refuse_with_folder(sweep, {"--to": to, "--artifacts": artifact_mb})
-        listed = report.rows_of(folder) if as_json else None
-        made = None if as_json else report.rebuild(folder)
+        look, make = partial(report.rows_of, folder), partial(report.rebuild, folder)
     else:
         asked = _load(sweep)
         work, _ = _roots(asked)
         most_bytes = None if artifact_mb is None else int(artifact_mb * 1e6)
-        listed = report.rows(asked, work) if as_json else None
-        made = None if as_json else report.build_and_list(asked, work, to, most_bytes)
-    if made is None:
-        return _show(listed)
-    report.print_summary(made[1])
-    click.echo(f"Report: {made[0].page}")
+        look, make = (
+            partial(report.rows, asked, work), partial(report.build, asked, work, to, most_bytes)
+        )  # fmt: skip
+    if as_json:
+        return _show(look())
+    made, listed = make()
+    report.print_summary(listed)
+    click.echo(f"Report: {made.page}")
 
 
 def _refuse_with_folder(sweep: str, options: dict[str, Any]) -> None:

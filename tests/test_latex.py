@@ -118,7 +118,7 @@ def test_a_report_writes_them_and_takes_old_ones_away(tmp_path):
     asked, work = results.sweep(), Work(tmp_path / "work")
     for cell in asked.cells:
         results.publish(cell, work)
-    paths = report.build(asked, work, tmp_path)
+    paths = report.build(asked, work, tmp_path)[0]
     names = sorted(path.name for path in paths.tables.iterdir())
     assert names == [f"{kind}-digits-vgg16_bn.tex" for kind in ("latency", "results", "simulated")]
     paths.latex("results-old").write_text("x")

@@ -17,7 +17,7 @@ from pipeline import hardware, report, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import plan
 from pipeline.paths import Work
-from pipeline.report import frames, merged, reading
+from pipeline.report import evidence, frames, merged, reading, row
 from tests import cells, many, results
 
 SWEEP = """\
@@ -169,7 +169,7 @@ def test_processes_change_nothing(tmp_path, monkeypatch):
     for found in (two.frames, rows):
         assert found.cells.equals(one.frames.cells) and found.gaps == one.frames.gaps
     assert len(one.frames.cells) == 199 and len(one.frames.gaps) == 1
-    named = [identity for identity in one.frames.cells[list(frames.IDENTITY)].to_dict("records")]
+    named = [identity for identity in one.frames.cells[list(row.IDENTITY)].to_dict("records")]
     assert frames.frame(reading.from_results(two.path, named)).equals(one.frames.cells)
 
 
@@ -182,15 +182,14 @@ def test_what_is_read_back_is_what_was_written(sweep, work, published):
     assert found.frames.cells.equals(published.frames.cells)
     assert found.frames.gaps == published.frames.gaps and found.said == published.said
     assert found.used == published.used and found.used.cells == 1
-    from_work = frames.evidence(sweep, work)
-    for cell in sweep.cells:
-        one, other = (read(cell.id) for read in (found.evidence, from_work))
-        assert str(one) == str(other)
+    for cell in frames.in_order(sweep)[:-1]:
+        result = evidence.valid_result(cell.id, work.cell(cell.id), with_history=True)
+        assert str(found.evidence(cell.id)) == str(evidence.of(result))
     assert found.evidence(frames.in_order(sweep)[-1].id) is None
 
 
 def test_the_report_is_made_from_it_alone_to_the_same_bytes(sweep, work, tmp_path, monkeypatch):
-    paths = report.build(sweep, work, tmp_path / "reports")
+    paths = report.build(sweep, work, tmp_path / "reports")[0]
     before = {p: p.read_bytes() for p in paths.folder.rglob("*") if p.is_file()}
     assert len(before) > 5
     shutil.rmtree(work.root)
@@ -206,7 +205,7 @@ def test_the_report_is_made_from_it_alone_to_the_same_bytes(sweep, work, tmp_pat
 # --- evidence --------------------------------------------------------------------------------
 
 
-def test_evidence_is_what_was_recorded(sweep, work):
+def test_evidence_is_what_was_recorded(sweep, work, tmp_path):
     cell = sweep.cells[2]
     k = 3
     differing = {"pixels": numpy.zeros((k, 1, 8, 8), numpy.uint8), "index": numpy.arange(k),
@@ -214,7 +213,7 @@ def test_evidence_is_what_was_recorded(sweep, work):
     differing |= {name: numpy.ones(k, numpy.uint16) for name in ("own", "base", "label")}
     measured = values(cell) | {f"differing/{name}": value for name, value in differing.items()}
     results.publish(cell, work, measured)
-    found = frames.evidence(sweep, work)(cell.id)
+    found = merged.write(sweep, work, tmp_path / "results.h5").evidence(cell.id)
     assert [stage.stage for stage in found.history] == ["train", "finetune"]
     assert found.labels.tolist() == LABELS.tolist() and found.channels.shape == (13,)
     assert set(found.differing) == set(differing) and found.differing["pixels"].shape == (
@@ -233,10 +232,10 @@ def test_evidence_is_what_was_recorded(sweep, work):
      {"latency/onnxruntime/artifact/all/batch1": numpy.array([1.0, numpy.nan])},
      {"channels": "many"}],
 )  # fmt: skip
-def test_what_makes_no_sense_counts_as_not_there(sweep, work, changed):
+def test_what_makes_no_sense_counts_as_not_there(sweep, work, tmp_path, changed):
     cell = sweep.cells[2]
     results.publish(cell, work, values(cell) | changed)
-    found = frames.evidence(sweep, work)(cell.id)
+    found = merged.write(sweep, work, tmp_path / "results.h5").evidence(cell.id)
     name = next(iter(changed))
     if name in ("predictions", "labels"):
         assert found.predictions is None or found.labels is None
@@ -245,11 +244,11 @@ def test_what_makes_no_sense_counts_as_not_there(sweep, work, changed):
     assert ("onnxruntime/artifact/all/batch1" in found.latency) != name.startswith("latency")
 
 
-def test_there_is_no_evidence_without_a_valid_result(sweep, work):
-    ask = frames.evidence(sweep, work)
-    assert ask(frames.in_order(sweep)[-1].id) is None and ask("0" * 16) is None
+def test_there_is_no_evidence_without_a_valid_result(sweep, work, tmp_path):
     result = work.cell(sweep.cells[0].id).result
     result.write_bytes(result.read_bytes()[:-1])
+    ask = merged.write(sweep, work, tmp_path / "results.h5").evidence
+    assert ask(frames.in_order(sweep)[-1].id) is None and ask("0" * 16) is None
     assert ask(sweep.cells[0].id) is None
 
 

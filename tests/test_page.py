@@ -88,7 +88,7 @@ def built(folder: Path, ratios: dict[str, tuple[float, float]], failed=(), **sha
             ratio, drop = ratios.get(cell.technique, (1.0, 0.0))
             drop += 0.0005 * cell.seed
             results.publish(cell, work, results.measured(cell, ratio, drop))
-    return report.build(sweep, work, folder / "reports").page
+    return report.build(sweep, work, folder / "reports")[0].page
 
 
 SMALL = {"ten": (10.0, 0.002), "two": (2.0, 0.0), "nine": (9.0, 0.01), "kd-0.5": (4.0, 0.001)}
@@ -222,12 +222,12 @@ def test_a_lone_surrogate_in_a_reason_costs_nothing(tmp_path):
     results.fail(sweep.cells[0], work, "exception", "")
     failed = {"kind": "exception", "reason": "half \ud83d of it", "traceback": ""}
     work.cell(sweep.cells[0].id).attempt(1).failure.write_text(json.dumps(failed))
-    shown = report.build(sweep, work, tmp_path).page.read_text()
+    shown = report.build(sweep, work, tmp_path)[0].page.read_text()
     assert "half \ufffd of it" in shown
 
 
 def test_nothing_there_is_a_page_of_gaps(tmp_path):
-    text = report.build(results.sweep(), Work(tmp_path / "work"), tmp_path).page.read_text()
+    text = report.build(results.sweep(), Work(tmp_path / "work"), tmp_path)[0].page.read_text()
     assert "There is no result yet" in text and "not run yet" in text
     assert 'id="figures"' not in text and 'id="results"' not in text
 
@@ -237,7 +237,7 @@ def test_figures_and_tables_of_an_earlier_report_go(tmp_path):
     work = Work(tmp_path / "work")
     for cell in sweep.cells:
         results.publish(cell, work)
-    paths = report.build(sweep, work, tmp_path)
+    paths = report.build(sweep, work, tmp_path)[0]
     assert list(paths.figures.glob("*.svg")) and paths.merged.exists()
     stale = [paths.svg("old"), paths.pdf("old"), paths.latex("old")]
     for path in stale:
@@ -268,7 +268,7 @@ def test_the_same_results_give_the_same_page_in_any_order(tmp_path):
         for cell in cells:
             if cell.technique != "gone":
                 results.publish(cell, work)
-        paths = report.build(sweep, work, tmp_path / name)
+        paths = report.build(sweep, work, tmp_path / name)[0]
         pages.append({p.relative_to(paths.folder): p.read_bytes()
                       for p in paths.folder.rglob("*") if p.is_file()})  # fmt: skip
         assert str(tmp_path).encode() not in b"".join(pages[-1].values())

@@ -38,7 +38,7 @@ def publish_all(sweep, work, ratio=4.0, drop=0.002):
 
 
 def built(sweep, work, tmp_path):
-    paths = report.build(sweep, work, tmp_path / "reports")
+    paths = report.build(sweep, work, tmp_path / "reports")[0]
     return paths, paths.markdown.read_text()
 
 
@@ -174,8 +174,8 @@ def test_the_same_results_give_the_same_bytes_in_any_order(tmp_path):
         work = Work(tmp_path / name / "work")
         for cell in cells:
             results.publish(cell, work)
-        paths = report.build(sweep, work, tmp_path / name)
-        again = report.build(sweep, work, tmp_path / name)
+        paths = report.build(sweep, work, tmp_path / name)[0]
+        again = report.build(sweep, work, tmp_path / name)[0]
         assert paths == again
         contents.append([p.read_bytes() for p in (paths.page, paths.markdown, paths.csv)])
     assert contents[0] == contents[1]

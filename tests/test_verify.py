@@ -89,7 +89,7 @@ def original(bench, tmp_path_factory, made_once):
     cell = bench.cells(["base", "ptq-int8"])["ptq-int8"]
     cells.run(cell, bench.work)
     sweep = plan.load_sweep(bench.folder / "test.yaml")
-    paths, _ = report.build_and_list(sweep, bench.work, home, artifact_bytes=10_000_000)
+    paths, _ = report.build(sweep, bench.work, home, artifact_bytes=10_000_000)
     return Shared(paths.folder, sweep, bench.work)
 
 
@@ -405,7 +405,7 @@ def test_images_that_are_not_here_are_named_with_what_brings_them(tmp_path):
     work = Work(tmp_path / "work")
     cells.run(asked["base"], work)
     sweep = plan.load_sweep(tmp_path / "test.yaml")
-    paths, _ = report.build_and_list(sweep, work, tmp_path / "reports", 10_000_000)
+    paths, _ = report.build(sweep, work, tmp_path / "reports", 10_000_000)
 
     def accuracy(data_root):
         cache = tmp_path / "cache"
@@ -441,7 +441,7 @@ def test_artifacts_up_to_a_size_are_put_there_and_stale_ones_go(shared, tmp_path
     size = artifact.load(shared.paths.artifact(small)).stored_bytes
 
     def built(most):
-        return report.build_and_list(shared.sweep, shared.work, tmp_path / "r", most)[0]
+        return report.build(shared.sweep, shared.work, tmp_path / "r", most)[0]
 
     paths = built(None)
     assert there(paths) == set() and not paths.artifacts.exists()
@@ -477,7 +477,7 @@ def test_an_artifact_that_was_changed_in_the_work_root_is_not_shared(shared, ben
     shutil.copytree(bench.work.root, work.root)
     flip(work.cell(shared.small).artifact / "model.onnx")
     with pytest.raises(Corrupt, match="SHA-256 is not the one in its manifest"):
-        report.build_and_list(shared.sweep, work, tmp_path / "r", 10_000_000)
+        report.build(shared.sweep, work, tmp_path / "r", 10_000_000)
     paths = ReportPaths(tmp_path / "r" / "test")
     assert there(paths) == {shared.sweep.cells[0].id} and paths.page.exists()
 

@@ -378,7 +378,7 @@ def _report(asked: Sweep, work: paths.Work) -> int:
     """The table, the report, and what to take away; 1 where a cell has no result."""
     from pipeline import report
 
-    made, listed = report.build_and_list(asked, work)
+    made, listed = report.build(asked, work)
     report.print_summary(listed)
     print(f"Report: {made.page}")
     best = report.best(listed["rows"])

@@ -19,24 +19,19 @@ if TYPE_CHECKING:
     from pipeline.sweep import Sweep
 
 __all__ = [
-    "best", "build", "build_and_list", "made", "print_summary", "rebuild", "rows", "rows_of",
+    "best", "build", "made", "print_summary", "rebuild", "rows", "rows_of",
 ]  # fmt: skip
 
 
-def build(sweep: Sweep, work: Work, out: Path | None = None) -> ReportPaths:
+def build(
+    sweep: Sweep, work: Work, out: Path | None = None, artifact_bytes: int | None = None
+) -> tuple[ReportPaths, dict[str, Any]]:
     """Write OUT/SWEEP/ (out: ./reports) from what is there; the same results give the same bytes.
+    Gives back what `rows` would as well, each result having been read once.
 
     Each file appears whole or not at all; what an earlier report left and this one does not have
     goes; the page, which points to the others, comes last. Raises OSError where they cannot be
     written.
-    """
-    return build_and_list(sweep, work, out)[0]
-
-
-def build_and_list(
-    sweep: Sweep, work: Work, out: Path | None = None, artifact_bytes: int | None = None
-) -> tuple[ReportPaths, dict[str, Any]]:
-    """As `build`, and gives back what `rows` would, each result having been read once.
 
     `artifact_bytes`: artifacts of at most so many bytes are copied into the report; None: none is,
     but one that is there and still the cell's own stays. Raises Corrupt, when all else is done,

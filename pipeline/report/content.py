@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pipeline.errors import UserError
@@ -79,11 +80,12 @@ class Table:
         return [f"{column.group}: {column.heading}" if column.group and often[column.heading] > 1
                 else column.heading for column in self.columns]  # fmt: skip
 
-    @property
+    @cached_property
     def are_numbers(self) -> tuple[bool, ...]:
-        """Of each column, whether it has any."""
+        """Of each column, whether it has numbers, or would where there were results."""
         return tuple(
-            any(line[i].number is not None for line in self.lines) for i in range(len(self.columns))
+            i > 0 and (bool(column.key) or any(line[i].number is not None for line in self.lines))
+            for i, column in enumerate(self.columns)
         )
 
 

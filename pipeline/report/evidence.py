@@ -14,9 +14,8 @@ import numpy
 
 from pipeline import store
 from pipeline.errors import Corrupt
-from pipeline.paths import CellPaths, Work
+from pipeline.paths import CellPaths
 from pipeline.store import StageHistory
-from pipeline.sweep import Sweep
 
 REQUIRED = ("accuracy", "stored_bytes")
 LATENCY, DIFFERING = "latency/", "differing/"
@@ -40,21 +39,6 @@ class Evidence:
     base_predictions: numpy.ndarray | None  # uint16 [N]
     labels: numpy.ndarray | None  # uint16 [N]
     differing: dict[str, numpy.ndarray] | None
-
-
-def evidence(sweep: Sweep, work: Work) -> Callable[[str], Evidence | None]:
-    """A function from a cell's id to its evidence; None for one without a valid result."""
-    ids = {cell.id for cell in sweep.cells}
-
-    def read(cell_id: str) -> Evidence | None:
-        if cell_id not in ids:
-            return None
-        try:
-            return of(valid_result(cell_id, work.cell(cell_id), with_history=True))
-        except (FileNotFoundError, Corrupt):  # a gap, which the report names
-            return None
-
-    return read
 
 
 def of(result: store.Result) -> Evidence:

@@ -15,15 +15,10 @@ import pandas
 from pipeline.errors import Corrupt
 from pipeline.paths import Work
 from pipeline.report import gaps, reading
-from pipeline.report.evidence import Evidence, evidence, valid_result
 from pipeline.report.gaps import Gap
 from pipeline.report.reading import Read
-from pipeline.report.row import COLUMNS, IDENTITY, identity
+from pipeline.report.row import COLUMNS, identity
 from pipeline.sweep import Cell, Sweep
-
-__all__ = [
-    "IDENTITY", "Evidence", "Frames", "evidence", "in_order", "read", "valid_result",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -55,27 +55,13 @@ class Group:
     columns: int
 
 
-@dataclass(frozen=True)
-class View:
-    """A table as the page has it; the first column names the line and stays in sight."""
-
-    id: str
-    caption: str
-    columns: tuple[Column, ...]
-    lines: tuple[tuple[Value, ...], ...]
-
-    @cached_property
-    def numeric(self) -> tuple[bool, ...]:
-        """Whether each column has numbers, by which it is sorted."""
-        return tuple(
-            i > 0 and (bool(column.key) or any(line[i].number is not None for line in self.lines))
-            for i, column in enumerate(self.columns)
-        )
+class View(Table):
+    """A table as the page has it, `name` being its id there; the first column stays in sight."""
 
     @property
     def heads(self) -> Iterator[dict[str, str]]:
         """`first`: which way a column is sorted at first, so that the best comes first."""
-        for column, numeric in zip(self.columns, self.numeric, strict=True):
+        for column, numeric in zip(self.columns, self.are_numbers, strict=True):
             better = METRIC[column.key].better if column.key in METRIC else ""
             up = better == "lower" or not numeric
             other = "n" if numeric else "text"
@@ -94,7 +80,7 @@ class View:
         return (Group("", 1), *(Group(name, len(list(run))) for name, run in runs))
 
     def cell(self, i: int, value: Value) -> Markup:
-        if not self.numeric[i]:
+        if not self.are_numbers[i]:
             return Markup("<td class=text>") + clean(value.text)
         number, plus_minus, deviation = value.text.partition(" ± ")
         small = Markup(" <small>± {}</small>").format(deviation) if plus_minus else ""
@@ -114,7 +100,7 @@ class View:
             first, last = last + 1, last + group.columns
             if group.name:
                 of = f":nth-child(n+{first}):nth-child(-n+{last})"
-                table = f"#{self.id}-table.no-{slug(group.name)}"
+                table = f"#{self.name}-table.no-{slug(group.name)}"
                 yield f"{table} .columns>{of},{table} tbody>tr>{of}{{display:none}}\n"
 
 

@@ -53,7 +53,7 @@ def fenced(text: str, language: str = "") -> str:
 
 def csv_text(frame) -> str:
     """One line a cell, raw values in full precision, empty where nothing was measured."""
-    from pipeline.report.frames import IDENTITY
+    from pipeline.report.row import IDENTITY
 
     columns = [*IDENTITY, *(metric.key for metric in METRICS)]
     out = io.StringIO()
