@@ -25,7 +25,7 @@ from pipeline import __version__
 from pipeline.paths import page_template
 from pipeline.report import content, jobs, provenance
 from pipeline.report.answer import Row
-from pipeline.report.content import Code, Column, Section, Sentence, Table, Value
+from pipeline.report.content import Code, Column, Section, Sentence, Table, Value, spread
 from pipeline.report.frames import Frames
 from pipeline.report.gaps import Gap
 from pipeline.report.jobs import Said
@@ -233,15 +233,11 @@ def _every_cell(frames: Frames) -> View:
     shown = frames.cells[["dataset", "model", "technique", "seed", *keys, "id"]]
     lines = (
         (Value("/".join(map(str, values[:4]))),
-         *(_value(key, value) for key, value in zip(keys, values[4:], strict=False)),
+         *(spread([value], key) for key, value in zip(keys, values[4:], strict=False)),
          Value(values[-1]))
         for values in shown.itertuples(index=False, name=None)
     )  # fmt: skip
     return View("cells", "Every cell", columns, tuple(lines))
-
-
-def _value(key: str, number: float) -> Value:
-    return Value(METRIC[key].show(number), number if number == number else None)
 
 
 def _figure(name: str, figure: Figure) -> dict[str, Any]:
