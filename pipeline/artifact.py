@@ -407,6 +407,12 @@ def logits(session, images: np.ndarray, batch: int = 64) -> Iterator[np.ndarray]
         yield session.run([OUTPUT], {INPUT: images[start : start + batch]})[0]
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Logits [N, classes] -> what of a whole each class has, in the same precision."""
+    scaled = np.exp(logits - logits.max(1, keepdims=True))
+    return scaled / scaled.sum(1, keepdims=True)
+
+
 def predict(folder: Path, paths: list[Path]) -> list[dict]:
     """Classifies image files: [{"image", "class", "confidence"}] in the order given."""
     from pipeline import data
@@ -419,8 +425,7 @@ def predict(folder: Path, paths: list[Path]) -> list[dict]:
     images = data.images_from(paths, artifact.shape)
     rows = []
     for scores in logits(session, images):
-        scaled = np.exp(scores - scores.max(1, keepdims=True))
-        shares = scaled / scaled.sum(1, keepdims=True)
+        shares = softmax(scores)
         rows += [(int(s.argmax()), float(s.max())) for s in shares]
     return [
         {"image": str(p), "class": artifact.classes[k], "confidence": c}

@@ -86,9 +86,16 @@ def publish_bytes(path: Path, data: bytes) -> None:
 
 
 def _publish_once(path: Path, data: bytes) -> None:
+    with _replacing(path) as temporary:
+        _write_synced(temporary, data)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, whose synced file takes its place in the end, or goes."""
     temporary = _beside(path, "tmp")
     try:
-        _write_synced(temporary, data)
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -327,10 +334,15 @@ def _clear(leftover: Path, live: Path, kind: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return _rest_sha256(file)
+
+
+def _rest_sha256(file) -> str:
+    """Of an open file, from where it stands."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()
 
 
@@ -569,8 +581,7 @@ def publish_hdf5(path: Path, fill: Callable[[Any], None]) -> None:
     import h5py
 
     make_folder(path.parent)
-    temporary = _beside(path, "tmp")
-    try:
+    with _replacing(path) as temporary:
         _write_synced(temporary, b"")  # private from its first byte on
         whole = {"userblock_size": SEAL_BYTES, "locking": False}
         with _named_errors(path), h5py.File(temporary, "w", **whole) as file:
@@ -578,10 +589,6 @@ def publish_hdf5(path: Path, fill: Callable[[Any], None]) -> None:
         with open(temporary, "r+b", buffering=0) as raw:
             raw.write(_seal_of(_body_sha256(raw)))
             os.fsync(raw.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
 
 
@@ -625,11 +632,9 @@ def check_seal(path: Path) -> None:
 def _body_sha256(raw) -> str:
     """Of what follows the seal; leaves the file at its beginning, where that belongs."""
     raw.seek(SEAL_BYTES)
-    digest = hashlib.sha256()
-    while block := raw.read(1 << 20):
-        digest.update(block)
+    found = _rest_sha256(raw)
     raw.seek(0)
-    return digest.hexdigest()
+    return found
 
 
 @contextlib.contextmanager

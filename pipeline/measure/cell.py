@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pipeline import hardware
-from pipeline.artifact import INPUT, OUTPUT, Artifact, logits
+from pipeline.artifact import INPUT, OUTPUT, Artifact, logits, softmax
 from pipeline.data import Images, Split, ordered
 from pipeline.measure import complexity, kernels, latency
 from pipeline.models.network import ModelState
@@ -109,7 +109,8 @@ def _accuracy(mine: Candidate, base: Candidate, split: Split, device: torch.devi
 def _differing(own: np.ndarray, base: np.ndarray, images: np.ndarray, labels: np.ndarray) -> dict:
     """The images [K] on which the two name different classes, those first on which their class
     probabilities are farthest apart (total variation, 0..1), at most DIFFERING; none: no entry."""
-    distance = np.abs(_softmax(own) - _softmax(base)).sum(1) / 2
+    own_shares, base_shares = (softmax(found.astype(np.float64)) for found in (own, base))
+    distance = np.abs(own_shares - base_shares).sum(1) / 2
     differ = np.flatnonzero(own.argmax(1) != base.argmax(1))
     index = differ[np.argsort(-distance[differ], kind="stable")][:DIFFERING]
     if not len(index):
@@ -122,11 +123,6 @@ def _differing(own: np.ndarray, base: np.ndarray, images: np.ndarray, labels: np
         "differing/label": labels[index].astype(np.uint16),
         "differing/distance": distance[index].astype(np.float32),
     }
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponents = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return exponents / exponents.sum(1, keepdims=True)
 
 
 @torch.no_grad()
