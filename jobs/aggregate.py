@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline import store
 from pipeline.errors import UserError
 from pipeline.orchestrate import state
+from pipeline.orchestrate.cluster import job_of
 from pipeline.orchestrate.plan import load_sweep
 from pipeline.paths import Work
 from pipeline.sweep import Sweep
@@ -47,10 +48,11 @@ def write_down_ends(asked: Sweep, work: Work) -> None:
     found = state.find(asked, work)
     for now in found.cells:
         view = found.view
-        if now.state != "failed" or view is None or view.task(now.cell.id) is None:
+        task = view.task(now.cell.id) if view is not None else None
+        if now.state != "failed" or task is None:
             continue
         attempt = store.last_attempt(work.cell(now.cell.id))
-        if attempt is None or attempt.failure.exists():
+        if attempt is None or job_of(attempt) != task or attempt.failure.exists():
             continue
         cause = view.cause(now.cell)
         failure = {"kind": cause.kind, "reason": cause.reason, "node": cause.node, "traceback": ""}

@@ -56,7 +56,7 @@ def compress(cell_id, work, data_root, events, device="auto", threads=None) -> b
     try:
         paths = work.cell(cell_id)
         with store.lock_cell(paths, job(), slurm.is_working) as held, _gives_way(held):
-            attempt = store.new_attempt(paths)
+            attempt = store.new_attempt(paths, job())
             with _logged(attempt.log), Usage(attempt.usage) as usage:
 
                 def heard(event: dict) -> None:

@@ -98,7 +98,7 @@ class Task(Checkpointable):
         """Why there is no other round, for each cell that is not done."""
         for cell in self._mine():
             if not store.is_done(cell):
-                attempt = store.last_attempt(cell) or _new_attempt(cell)
+                attempt = store.last_attempt(cell) or store.new_attempt(cell, job())
                 failure = {"kind": kind, "reason": reason, "traceback": ""}
                 store.publish_json(attempt.failure, failure)
 
@@ -177,15 +177,8 @@ def _record(cell: CellPaths, earlier, code: int, memory_ran_out: bool) -> None:
     """The end of a process that a signal ended, in its attempt, or in one where it made none."""
     attempt = store.last_attempt(cell)
     if attempt is None or (earlier is not None and attempt.number == earlier.number):
-        attempt = _new_attempt(cell)
+        attempt = store.new_attempt(cell, job())
     kind, reason = cause(code, "", memory_ran_out, ADVICE)
     if memory_ran_out and (limit := asked()["memory_bytes"]):
         reason = out_of_memory(limit, limit)  # the kernel ends it when all of it is in use
     store.publish_json(attempt.failure, {"kind": kind, "reason": reason, "traceback": ""})
-
-
-def _new_attempt(cell: CellPaths):
-    """An attempt for a process that ended before it made one; it says whose it was."""
-    attempt = store.new_attempt(cell)
-    store.publish_json(attempt.usage, {"job": job()})
-    return attempt

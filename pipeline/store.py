@@ -140,17 +140,34 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def new_attempt(cell: CellPaths) -> AttemptPaths:
-    """The next free attempts/N/; made with mkdir, so that two processes never get the same one."""
+def new_attempt(cell: CellPaths, job: str | None = None) -> AttemptPaths:
+    """The next free attempts/N/, in which it says from the first moment which job it is made in.
+
+    Two processes never get the same one: a rename onto a folder that holds something fails.
+    """
+    draft = AttemptPaths(_beside(cell.attempts / "attempt", "tmp"))
     make_folder(cell.attempts)
-    numbers = [int(p.name) for p in cell.attempts.iterdir() if p.name.isdecimal()]
-    number = max(numbers, default=0) + 1
-    while True:
-        try:
-            cell.attempt(number).folder.mkdir(mode=0o700)
-            return cell.attempt(number)
-        except FileExistsError:
+    draft.folder.mkdir(mode=0o700)
+    try:
+        _write_synced(draft.usage, json_bytes({"job": job}))
+        last = last_attempt(cell)
+        number = last.number + 1 if last else 1
+        while not _moved_to_free_name(draft.folder, cell.attempt(number).folder):
             number += 1
+    except BaseException:
+        shutil.rmtree(draft.folder, ignore_errors=True)
+        raise
+    return cell.attempt(number)
+
+
+def _moved_to_free_name(folder: Path, name: Path) -> bool:
+    try:
+        os.rename(folder, name)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
 def last_attempt(cell: CellPaths) -> AttemptPaths | None:

@@ -369,6 +369,19 @@ def test_attempts_are_numbered_and_never_shared(cell):
     assert store.new_attempt(cell).folder == cell.attempts / "12"
 
 
+def test_an_attempt_says_which_job_it_is_made_in_and_is_never_there_without(cell, monkeypatch):
+    attempt = store.new_attempt(cell, "12_3")
+    assert json.loads(attempt.usage.read_bytes()) == {"job": "12_3"}
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store, "_write_synced", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.new_attempt(cell, "12_4")
+    assert os.listdir(cell.attempts) == ["1"]
+
+
 def test_two_processes_never_get_one_attempt(cell):
     script = """
         import sys
