@@ -149,7 +149,7 @@ def test_a_full_disk_is_an_oserror_and_leaves_nothing(tiny):
     store.publish_bytes(path, b"old")
     with pytest.raises(OSError) as caught:
         store.publish_bytes(path, big)
-    assert caught.value.errno == errno.ENOSPC
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
     assert path.read_bytes() == b"old" and os.listdir(tiny) == ["file"]
 
 
