@@ -221,6 +221,8 @@ def test_cancel_one_cell_and_all(desk):
     # A pending array task that is cancelled alone leaves no trace in Slurm: the ledger has it.
     out, _ = desk.netpress("cancel", sweep, found["base/0"]["id"])
     assert "1 cell cancelled" in out
+    # Until Slurm has taken it out of its list, which can take seconds, it is not said to wait.
+    assert "`netpress cancel`" in desk.status(sweep)["base/0"]["reason"]
     wait_for(lambda: desk.states(sweep)["base/0"] == "cancelled", 20)
     assert desk.status(sweep)["base/0"]["reason"] == "cancelled by `netpress cancel`"
     assert desk.states(sweep)["base/1"] == "queued"
