@@ -154,9 +154,9 @@ def _queued(cell: Cell, work: Work, row: slurm.Row, view: cluster.View) -> tuple
     job = f"job {row.task}"
     if cell.id in view.shared:
         job += f" of sweep {view.shared[cell.id]}"
+    if cell.id in view.known.cancelled and cell.id not in view.shared:
+        return state, f"{job}: `netpress cancel` was called, and Slurm lists it still"
     if state == "queued":
-        if cell.id in view.known.cancelled and cell.id not in view.shared:
-            return "queued", f"{job}: `netpress cancel` was called, and Slurm lists it still"
         if row.reason == "DependencyNeverSatisfied":
             return "waiting", f"{job} can never run, its base failed; cancel it"
         # Not by the reason: before the scheduler has looked at a job, it has none.
