@@ -29,6 +29,7 @@ from jobs.usage import asked, job
 from pipeline import store
 from pipeline.hardware import cores
 from pipeline.orchestrate import slurm
+from pipeline.orchestrate.cluster import job_of
 from pipeline.orchestrate.ended import cause, kills
 from pipeline.orchestrate.plan import cell_command
 from pipeline.orchestrate.retry import out_of_memory
@@ -98,7 +99,9 @@ class Task(Checkpointable):
         """Why there is no other round, for each cell that is not done."""
         for cell in self._mine():
             if not store.is_done(cell):
-                attempt = store.last_attempt(cell) or store.new_attempt(cell, job())
+                attempt = store.last_attempt(cell)
+                if attempt is None or job_of(attempt) != job():
+                    attempt = store.new_attempt(cell, job())
                 failure = {"kind": kind, "reason": reason, "traceback": ""}
                 store.publish_json(attempt.failure, failure)
 

@@ -77,17 +77,22 @@ def make_folder(folder: Path) -> Path:
 def publish_bytes(path: Path, data: bytes) -> None:
     """Put `data` at `path`, whole or not at all; raises OSError (ENOSPC, ...), leaves no trace."""
     make_folder(path.parent)
-    try:
-        _publish_once(path, data)
-    except FileNotFoundError:
-        # A process that locked the cell just now took our temporary for a dead one's.
-        _publish_once(path, data)
+    _again_if_cleared(_publish_once, path, data)
     sync_folder(path.parent)
 
 
 def _publish_once(path: Path, data: bytes) -> None:
     with _replacing(path) as temporary:
         _write_synced(temporary, data)
+
+
+def _again_if_cleared(act: Callable[..., Any], *arguments: Any) -> Any:
+    """For those who do not hold the cell: a process that locked it just now may have taken our
+    temporary for a dead one's."""
+    try:
+        return act(*arguments)
+    except FileNotFoundError:
+        return act(*arguments)
 
 
 @contextlib.contextmanager
@@ -120,13 +125,20 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
     An old folder is moved aside first, since no portable call swaps two. Killed between the two
     renames, the old one is brought back by the next `lock_cell`.
     """
+    with _draft_of(folder) as temporary:
+        write(temporary)
+        _sync_tree(temporary)
+        _replace_folder(temporary, folder)
+
+
+@contextlib.contextmanager
+def _draft_of(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, to be renamed in the end; it goes where that fails."""
     make_folder(folder.parent)
     temporary = _beside(folder, "tmp")
     temporary.mkdir(mode=0o700)
     try:
-        write(temporary)
-        _sync_tree(temporary)
-        _replace_folder(temporary, folder)
+        yield temporary
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -147,19 +159,17 @@ def new_attempt(cell: CellPaths, job: str | None = None) -> AttemptPaths:
 
     Two processes never get the same one: a rename onto a folder that holds something fails.
     """
-    draft = AttemptPaths(_beside(cell.attempts / "attempt", "tmp"))
-    make_folder(cell.attempts)
-    draft.folder.mkdir(mode=0o700)
-    try:
-        _write_synced(draft.usage, json_bytes({"job": job}))
-        last = last_attempt(cell)
-        number = last.number + 1 if last else 1
-        while not _moved_to_free_name(draft.folder, cell.attempt(number).folder):
-            number += 1
-    except BaseException:
-        shutil.rmtree(draft.folder, ignore_errors=True)
-        raise
-    return cell.attempt(number)
+    return _again_if_cleared(_new_attempt_once, cell, job)
+
+
+def _new_attempt_once(cell: CellPaths, job: str | None) -> AttemptPaths:
+    last = last_attempt(cell)
+    attempt = cell.attempt(last.number + 1 if last else 1)
+    with _draft_of(attempt.folder) as draft:
+        _write_synced(AttemptPaths(draft).usage, json_bytes({"job": job}))
+        while not _moved_to_free_name(draft, attempt.folder):
+            attempt = cell.attempt(attempt.number + 1)
+    return attempt
 
 
 def _moved_to_free_name(folder: Path, name: Path) -> bool:

@@ -89,10 +89,12 @@ class Index:
     go_on: threading.Event
     served: list[str]
 
-    def wait_until_asked_by(self, process: subprocess.Popen) -> None:
-        """However slow the machine: either the process gets there or it ends."""
+    def wait_until_asked_by(self, process: subprocess.Popen, seconds: float) -> None:
+        """A process that ended will not ask any more: it is not waited for."""
+        deadline = time.monotonic() + seconds
         while not self.asked.wait(0.1):
             assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
 
 
 @contextmanager
@@ -218,7 +220,7 @@ def test_interrupted_in_the_middle_then_redone(tmp_path, wheels):
         for interrupt in (kill_all, kill_only_the_installer, press_ctrl_c):
             slow.asked.clear()
             process = start(checkout, "echo", "ran", env=env)
-            slow.wait_until_asked_by(process)
+            slow.wait_until_asked_by(process, 120)
             interrupt(process.pid)
             said, _ = process.communicate(timeout=30)
             assert (process.returncode != 0, said) == (True, "")
@@ -261,7 +263,7 @@ def test_two_at_once_make_one_environment(tmp_path, wheels):
     with index(wheels) as slow:
         env = environ(tmp_path / "home", NETPRESS_ENV_ROOT=str(root), PIP_INDEX_URL=slow.url)
         first = start(new_checkout(tmp_path / "one"), "python", "-c", SHOW_ORIGIN, env=env)
-        slow.wait_until_asked_by(first)
+        slow.wait_until_asked_by(first, 30)
         second = start(new_checkout(tmp_path / "two"), "python", "-c", SHOW_ORIGIN, env=env)
         assert "another env/run is making the environment" in second.stderr.readline()
         slow.go_on.set()

@@ -382,6 +382,20 @@ def test_an_attempt_says_which_job_it_is_made_in_and_is_never_there_without(cell
     assert os.listdir(cell.attempts) == ["1"]
 
 
+def test_an_attempt_is_made_though_another_process_clears_its_draft(cell, monkeypatch):
+    write = store._write_synced
+
+    def cleared(path, data):
+        write(path, data)
+        monkeypatch.undo()
+        with store.lock_cell(cell):
+            assert not path.exists()
+
+    monkeypatch.setattr(store, "_write_synced", cleared)
+    assert store.new_attempt(cell, "12_3").number == 1
+    assert os.listdir(cell.attempts) == ["1"]
+
+
 def test_two_processes_never_get_one_attempt(cell):
     script = """
         import sys

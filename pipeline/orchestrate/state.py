@@ -154,7 +154,7 @@ def _queued(cell: Cell, work: Work, row: slurm.Row, view: cluster.View) -> tuple
     job = f"job {row.task}"
     if cell.id in view.shared:
         job += f" of sweep {view.shared[cell.id]}"
-    if cell.id in view.known.cancelled and cell.id not in view.shared:
+    elif cell.id in view.known.cancelled:
         return state, f"{job}: `netpress cancel` was called, and Slurm lists it still"
     if state == "queued":
         if row.reason == "DependencyNeverSatisfied":
