@@ -281,7 +281,7 @@ def _accuracy(
     what += " accuracy"
     recorded, labels = (result.measured.get(name) for name in ("predictions", "labels"))
     try:
-        test = bench.test_set(cell, result)
+        test = bench.images_of(cell, result)
     except UserError as error:
         return Check(what, UNCHECKED, f"{error} (`netpress fetch {bench.called}`)")
     images, known = test
@@ -396,7 +396,7 @@ class _Bench:
     def row(self, cell: Cell) -> dict[str, Any]:
         return self._rows[cell.id]
 
-    def test_set(self, cell: Cell, result: store.Result) -> tuple[numpy.ndarray, numpy.ndarray]:
+    def images_of(self, cell: Cell, result: store.Result) -> tuple[numpy.ndarray, numpy.ndarray]:
         """(images uint8 [N, C, H, W], labels [N]); UserError where this machine has not the same.
 
         A path in a stranger's file is not followed: images are looked for under the data root.
