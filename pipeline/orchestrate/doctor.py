@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import math
 import re
 import secrets
 import shutil
@@ -240,7 +241,7 @@ os.rename(os.path.join(folder, "found.tmp"), os.path.join(folder, "found.json"))
 
 
 def _compute_node(cluster: Cluster, work: Path, data: Path) -> Iterator[Check]:
-    """What one job of two minutes finds there, with the profile's request and set-up."""
+    """What one short job finds there, with the profile's request and set-up."""
     made = [path for path in (work / "doctor", work) if not path.exists()]
     folder = work / "doctor" / secrets.token_hex(4)
     store.make_folder(folder)
@@ -265,7 +266,10 @@ def _probe_script(cluster: Cluster, folder: Path, data: Path) -> str:
     """The real script with another command at its end, so that the set-up is the real one."""
     from pipeline.orchestrate.executor import probe
 
-    short = cluster.profile.model_copy(update={"minutes": 2})
+    # Two minutes before the signal that it is soon over, which Slurm may send a minute early and
+    # which would end the probe.
+    minutes = 3 + math.ceil(cluster.profile.signal_s / 60)
+    short = cluster.profile.model_copy(update={"minutes": minutes})
     arguments = [str(folder / "probe.py"), str(folder), str(data)]
     return probe(replace(cluster, profile=short), folder, arguments)
 

@@ -240,13 +240,17 @@ class Halted:
         os.kill(self.pid, signal.SIGCONT)
 
 
-def halt(cell: CellPaths, epochs: int = 1, seconds: float = 90) -> Halted:
+def halt(
+    cell: CellPaths, epochs: int = 1, seconds: float = 90, task: str | None = None
+) -> Halted:
     """Stop the process that works on a cell after its first epoch, or, with 0, as soon as it has
-    the cell. So what is done to its job comes in time, however fast the machine."""
+    the cell. So what is done to its job comes in time, however fast the machine. `task`: only the
+    process of this one; that of an earlier job may be there still, dead and not yet buried."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         holder = HOLDER.match(cell.lock.read_text()) if cell.lock.exists() else None
-        if holder and (cell.metrics.exists() or not epochs):
+        its = holder and task in (None, holder["job"])
+        if its and (cell.metrics.exists() or not epochs):
             pid = int(holder["pid"])
             if not Path(f"/proc/{pid}").exists():  # an earlier one, that was killed
                 continue

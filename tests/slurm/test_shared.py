@@ -163,7 +163,7 @@ def test_a_node_that_fails_is_left_out_next_time(desk):
     gone = []
     for left_out in (True, False):
         job = desk.jobs("nodes")[-2]
-        halt(cell)
+        halt(cell, task=f"{job}_0")
         gone.append(node := desk.box.ask("squeue", "-h", "-o", "%N", "-j", f"{job}_0"))
         desk.box.ask("scontrol", "update", f"jobid={job}_0", "Requeue=0")
         try:
