@@ -1,9 +1,14 @@
 """What all tests share: no settings of the person who runs them, one thread, no clocks on
-properties, and one small trained base."""
+properties, one small trained base, and the two processes that they run in."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -31,8 +36,42 @@ def bench(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory):
-    """The sweep `smoke`, finished through the command line; see tests/lab.py."""
+def smoke(request, tmp_path_factory):
+    """The sweep `smoke`, finished through the command line; see tests/lab.py. One for all processes
+    of this run: who comes second waits for the first, or for its failure."""
     from tests import lab
 
-    return lab.Smoke.ran_in(tmp_path_factory.mktemp("smoke"))
+    shared = _shared(request.config) or tmp_path_factory.getbasetemp()
+    kept = shared / "smoke.pickle"
+    with open(shared / "smoke.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            kept.write_bytes(pickle.dumps(lab.Smoke.ran_in(shared / "smoke")))
+        return pickle.loads(kept.read_bytes())
+
+
+# --- two processes (pytest-xdist) ------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # a test's timeout does not count what it waits here
+def pytest_runtest_protocol(item):
+    with _turn(_shared(item.config), alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+@contextmanager
+def _turn(shared: Path | None, alone: bool) -> Iterator[None]:
+    """Tests marked `alone` have the machine for themselves, fixtures included; others share it."""
+    if shared is None:
+        yield
+        return
+    with open(shared / "door", "w") as door, open(shared / "room", "w") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)  # who waits for an empty room lets nobody pass meanwhile
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield
+
+
+def _shared(config) -> Path | None:
+    """The temporary folder of all processes of this run of pytest; None: there is one process."""
+    return Path(config.option.basetemp).parent if hasattr(config, "workerinput") else None

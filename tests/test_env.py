@@ -169,6 +169,7 @@ def test_later_uses_are_quiet_and_need_no_index(made, python):
     assert len(attempts(Path(env["HOME"], ".cache", "netpress"))) == 1
 
 
+@pytest.mark.alone
 def test_an_environment_that_is_there_costs_less_than_50_ms(made):
     checkout, env, _ = made
     env = {k: v for k, v in env.items() if k != "NETPRESS_PYTHON"}

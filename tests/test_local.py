@@ -88,6 +88,19 @@ SIX = results.sweep(techniques=("half", "third"), seeds=(0, 1))  # what `bench.s
 # --- what runs -------------------------------------------------------------------------------
 
 
+def test_a_worker_that_is_silent_and_still_there_does_not_keep_us_busy(bench, monkeypatch):
+    bench.let(base="linger")
+    looks, listen = [], local.Pool._listen
+
+    def counted(pool):
+        looks.append(time.monotonic())
+        listen(pool)
+
+    monkeypatch.setattr(local.Pool, "_listen", counted)
+    assert bench.run(results.sweep(techniques=())) == 0
+    assert looks[-1] - looks[0] > 1 and len(looks) < 30  # it spoke, fell silent, and was awaited
+
+
 def test_everything_is_made_and_reported(bench, capsys):
     assert bench.run(ASKED) == 0
     assert [line["cell"] for line in bench.trace()] == [cell.name for cell in ASKED.cells]

@@ -482,6 +482,7 @@ def made(tmp_path_factory):
     return cache(lambda shape: many(tmp_path_factory.mktemp("many"), *shape))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("shape", SHAPES, ids=["20x500 seeds", "10,000 techniques", "100x100"])
 def test_ten_thousand_results_open_in_three_seconds(browser, made, shape):
     path = made(shape)

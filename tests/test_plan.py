@@ -197,6 +197,7 @@ print(json.dumps({"code": code, "heavy": heavy, "s": seconds}), file=sys.stderr)
 """
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "arguments",
     ["plan paper", "plan paper --json", "status paper", "techniques", "models", "datasets",
@@ -218,6 +219,7 @@ def test_looking_needs_no_torch_and_half_a_second(arguments, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.alone
 def test_ten_thousand_cells_are_planned_quickly(tmp_path):
     file = tmp_path / "large.yaml"
     seeds = ", ".join(map(str, range(1429)))

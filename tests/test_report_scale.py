@@ -78,6 +78,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_thousand_results_take_a_tenth_of_what_ten_thousand_may(folder, tmp_path):

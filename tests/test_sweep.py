@@ -416,6 +416,7 @@ def test_a_label_that_gets_too_long(load):
         )
 
 
+@pytest.mark.alone
 def test_a_bomb_of_aliases_is_refused_at_once(load):
     pairs = zip("abcdefgh", "bcdefghi", strict=True)
     lines = [f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in pairs]
@@ -432,6 +433,7 @@ def test_a_matrix_that_is_too_large(load):
         load(HEAD.replace("[vgg16_bn]", f"[vgg16_bn, {widths}]") + f"seeds: [{seeds}]")
 
 
+@pytest.mark.alone
 def test_ten_thousand_cells_are_built_and_named_quickly(load):
     seeds = ", ".join(map(str, range(3334)))
     began = time.process_time()

@@ -155,6 +155,7 @@ class _Worker:
     kills_before: int
     began: float
     unread: bytes = b""
+    silent: bool = False  # it closed its end: nothing more will come
     last: dict[str, Any] = field(default_factory=dict)  # the event that it sent last
 
     def events(self) -> Iterator[dict[str, Any]]:
@@ -162,6 +163,7 @@ class _Worker:
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(self.process.stdout.fileno(), 1 << 16):
                 self.unread += chunk
+            self.silent = True
         *lines, self.unread = self.unread.split(b"\n")
         for line in lines:
             self.last = json.loads(line)
@@ -260,8 +262,8 @@ class Pool:
         """Pass on what workers say, for a moment."""
         for key, _ in self.selector.select(POLL_S):
             self._hear(key.data)
-            if key.data.process.poll() is not None:  # its end would keep us awake
-                return
+            if key.data.silent:  # it takes a while to end, and would keep us awake until then
+                self.selector.unregister(key.fileobj)
 
     def _hear(self, worker: _Worker) -> None:
         for event in worker.events():
@@ -279,7 +281,8 @@ class Pool:
         worker.signal(signal.SIGKILL)  # what it started and left behind
         self.workers.remove(worker)
         self.free.append(worker.slot)
-        self.selector.unregister(worker.process.stdout)
+        if worker.process.stdout in self.selector.get_map():
+            self.selector.unregister(worker.process.stdout)
         worker.process.stdout.close()
 
     def _judge(self, worker: _Worker) -> None:
