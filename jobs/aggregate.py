@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline import store
+from pipeline import garbage, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import state
 from pipeline.orchestrate.cluster import job_of
@@ -32,6 +32,7 @@ def aggregate(sweep: str, work: Path, to: Path) -> None:
     """Write TO/SWEEP/ from what is there, gaps named; that there are gaps is no failure."""
     from pipeline import report
 
+    garbage.seldom()
     store.private()
     asked = load_sweep(sweep)
     write_down_ends(asked, Work(work))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import gc
 import json
 import os
 import signal
@@ -24,6 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from pipeline import garbage
+
 WATCH_S = 3.0
 SUPERSEDED = 76  # exit code of a run that another run of its job has taken the place of
 
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     if asked.die_with_parent:
         _die_with(asked.die_with_parent)
+    garbage.seldom()
     from pipeline import store
     from pipeline.paths import Work
 
@@ -191,9 +193,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    # Importing torch and its exporter makes a million objects that all stay: looking for cycles
-    # among them again and again would be a tenth of a short cell's time, and a fifth at its end.
-    gc.set_threshold(100_000, 20, 100)
     code = main()
-    gc.freeze()
+    garbage.no_more()
     sys.exit(code)

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from pipeline import __version__, store
+from pipeline import __version__, garbage, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.strict_yaml import nearest, shown
 
@@ -26,6 +26,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    garbage.seldom()
     store.private()
     try:
         code = netpress.main(arguments, prog_name="netpress", standalone_mode=False)
