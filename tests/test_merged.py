@@ -13,7 +13,7 @@ import h5py
 import numpy
 import pytest
 
-from pipeline import hardware, report, store
+from pipeline import hardware, hdf5, report, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import plan
 from pipeline.paths import Work
@@ -300,7 +300,7 @@ def virtual(file):
 
 
 def bomb(file):
-    size = store.MOST_BYTES + 1
+    size = hdf5.MOST_BYTES + 1
     made = first(file)["measure"].create_dataset("x", (size,), "u1", chunks=(size,), compression=9)
     made.id.write_direct_chunk((0,), zlib.compress(bytes(1 << 20)))
 
@@ -351,12 +351,12 @@ def no_accuracy(file):
 
 def gaps_of_a_kind(file):
     del file["gaps"]
-    store.put(file, "gaps", '[{"cell": 3}]')
+    hdf5.put(file, "gaps", '[{"cell": 3}]')
 
 
 def deep_json(file):
     del file["gaps"]
-    store.put(file, "gaps", "[" * 100_000)
+    hdf5.put(file, "gaps", "[" * 100_000)
 
 
 def a_name_that_leads_away(file):

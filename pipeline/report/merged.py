@@ -29,7 +29,7 @@ from typing import Any
 import h5py
 from h5py import h5o
 
-from pipeline import __version__, store
+from pipeline import __version__, hdf5, store
 from pipeline.errors import UserError
 from pipeline.paths import Work, checked_name
 from pipeline.report import content, evidence, frames, reading, usage
@@ -114,12 +114,12 @@ def _put_sweep(file: h5py.File, sweep: Sweep) -> None:
             "called": content.name(sweep)}  # fmt: skip
     for name, value in said.items():
         file.attrs[name] = value
-    store.put(file, "text", sweep.text)
+    hdf5.put(file, "text", sweep.text)
     _put_json(file, "order", [cell.id for cell in sweep.cells])
 
 
 def _put_json(file: h5py.File, name: str, value: Any) -> None:
-    store.put(file, name, json.dumps(value, sort_keys=True, allow_nan=False))
+    hdf5.put(file, name, json.dumps(value, sort_keys=True, allow_nan=False))
 
 
 def _put_cells(file: h5py.File, chunks: Iterator[Chunk]) -> list[Read]:
@@ -178,14 +178,14 @@ def _check(file: h5py.File, path: Path) -> None:
     made = file.attrs["format"]
     if made != FORMAT:
         raise UserError(f"{path}: format {str(made)[:20]}, this netpress reads {FORMAT}")
-    if set(store.members(file)) != MEMBERS:
+    if set(hdf5.members(file.id)) != MEMBERS:
         raise ValueError(f"its members are not {', '.join(sorted(MEMBERS))}")
 
 
 def _sweep(file: h5py.File, path: Path, missing: dict[str, dict[str, Any]]) -> Sweep:
     """With its cells in its own order: those with a result, and `missing` (id -> cell as JSON)."""
     name, called = checked_name(str(file.attrs["name"])), str(file.attrs["called"])
-    done = store.members(file["cells"])
+    done = hdf5.members(file["cells"].id)
     order = _json(file, "order", list)
     if sorted(order) != sorted([*done, *missing]):
         raise ValueError("its cells are not those of its sweep")
@@ -203,11 +203,11 @@ def _sweep(file: h5py.File, path: Path, missing: dict[str, dict[str, Any]]) -> S
     if [cell.id for cell in cells] != order:
         raise ValueError("a cell has another one's id")
     # A path below a file: none is there, so that the sweep is called what it was called.
-    return Sweep(name, tuple(cells), path / Path(called).name, store.value_in(file, "text"))
+    return Sweep(name, tuple(cells), path / Path(called).name, hdf5.value_in(file.id, "text"))
 
 
 def _json(file: h5py.File, name: str, kind: type) -> Any:
-    found = json.loads(store.value_in(file, name))
+    found = json.loads(hdf5.value_in(file.id, name))
     if not isinstance(found, kind):
         raise ValueError(f"{name} is no JSON {kind.__name__}")
     return found

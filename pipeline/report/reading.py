@@ -26,7 +26,7 @@ import h5py
 import numpy
 from h5py import h5o
 
-from pipeline import hardware, store
+from pipeline import hardware, hdf5, store
 from pipeline.errors import Corrupt
 from pipeline.paths import CellPaths
 from pipeline.report import usage
@@ -167,7 +167,7 @@ def _chunk_shape(value: numpy.ndarray) -> tuple[int, ...]:
 @contextlib.contextmanager
 def opened(image: bytes) -> Iterator[h5py.File]:
     """The file of a chunk."""
-    with h5py.File(store.in_memory(image)) as file:
+    with h5py.File(hdf5.in_memory(image)) as file:
         yield file
 
 
