@@ -1,8 +1,8 @@
 """When Python looks for reference cycles.
 
 Importing torch, its exporter or a plotting library makes hundreds of thousands of objects that all
-stay. With Python's defaults, looking through them again and again takes a tenth of a short cell's
-time, a fifth of a report's, and more than a second when the process ends.
+stay. With Python's defaults, looking through them again and again takes a tenth of the time of a
+short cell or a report, and more than a second when a cell's process ends.
 """
 
 from __future__ import annotations
