@@ -66,17 +66,7 @@ def value_in(group, name: str) -> Any:
 
 def members(group) -> list[str]:
     """Names in a group, all of which lie in this very file; ValueError for any other link."""
-    from h5py import h5l
-
-    kinds: dict[bytes, int] = {}
-
-    def note(name: bytes, info) -> None:  # must not raise: HDF5 calls it
-        kinds[name] = info.type
-
-    group.links.iterate(note, info=True)
-    if set(kinds.values()) - {h5l.TYPE_HARD}:
-        raise ValueError("a link leads out of it")
-    return [name.decode() for name in kinds]
+    return [name.decode() for name in _inside(group.links.iterate)]
 
 
 def group_in(parent, name: str):
@@ -117,6 +107,11 @@ def datasets(
 def links(group) -> list[bytes]:
     """All names below `group`, with slashes. Leads through each group once, so that one which is
     its own member, in a file built to mislead, is no trap; ValueError for links that lead out."""
+    return _inside(group.links.visit)
+
+
+def _inside(each_link: Callable[..., Any]) -> list[bytes]:
+    """The names that one of HDF5's iterations meets; ValueError unless all are hard links."""
     from h5py import h5l
 
     kinds: dict[bytes, int] = {}
@@ -124,7 +119,7 @@ def links(group) -> list[bytes]:
     def note(name: bytes, info) -> None:  # must not raise: HDF5 calls it
         kinds[name] = info.type
 
-    group.links.visit(note, info=True)
+    each_link(note, info=True)
     if set(kinds.values()) - {h5l.TYPE_HARD}:
         raise ValueError("a link leads out of it")
     return list(kinds)

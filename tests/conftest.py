@@ -38,7 +38,7 @@ def bench(tmp_path_factory):
 @pytest.fixture(scope="session")
 def smoke(request, tmp_path_factory):
     """The sweep `smoke`, finished through the command line; see tests/lab.py. One for all processes
-    of this run: who comes second waits for the first, or for its failure."""
+    of this run: who comes second waits for the first."""
     from tests import lab
 
     shared = _shared(request.config) or tmp_path_factory.getbasetemp()
