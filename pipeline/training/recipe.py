@@ -6,6 +6,8 @@ Nesterov SGD; the learning rate rises for a part of all steps and then falls to 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +16,7 @@ from torch import nn
 from pipeline import hardware
 from pipeline.errors import UserError
 from pipeline.sweep import Recipe
+from pipeline.training.small_maps import SmallMaps
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,15 @@ class Machine:
     def precision(self) -> str:
         return "bf16" if self.bf16 else "fp32"
 
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Where the forward passes of training and evaluation run."""
+        on_cpu = self.bf16 and self.device.type == "cpu" and not self.compiled
+        with (
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16),
+            SmallMaps() if on_cpu else nullcontext(),
+        ):
+            yield
 
 
 def machine(recipe: Recipe, device: str = "auto") -> Machine:
@@ -64,7 +74,7 @@ def optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     normalization and learned scales have no direction that it could rightly shrink."""
     decayed = [p for p in network.parameters() if p.dim() > 1]
     others = [p for p in network.parameters() if p.dim() <= 1]
-    return torch.optim.SGD(
+    optim = torch.optim.SGD(
         [
             {"params": decayed, "weight_decay": recipe.weight_decay},
             {"params": others, "weight_decay": 0.0},
@@ -74,6 +84,23 @@ def optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         nesterov=recipe.momentum > 0,
         fused=True,  # one pass over the weights instead of four: the step is bound by memory
     )
+    kernels = [p for p in decayed if p.device.type == "cpu" and p.dim() == 4]
+    optim.register_step_pre_hook(lambda *_: _permute(optim, kernels, (0, 2, 3, 1)))
+    optim.register_step_post_hook(lambda *_: _permute(optim, kernels, (0, 3, 1, 2)))
+    return optim
+
+
+def _permute(optim: torch.optim.Optimizer, kernels: list[nn.Parameter], order: tuple) -> None:
+    """Kernels in channels_last, seen as they lie in memory and back: PyTorch's step on a CPU first
+    makes a copy of every gradient that is not contiguous (and then does not even read it), which
+    takes longer than the step."""
+    for p in kernels:
+        if p.grad is not None:
+            gradient, p.grad = p.grad, None  # its shape has to fit at all times
+            p.data = p.data.permute(order)
+            p.grad = gradient.permute(order)
+            for name, kept in optim.state[p].items():
+                optim.state[p][name] = kept.permute(order) if torch.is_tensor(kept) else kept
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
