@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -153,6 +154,60 @@ def test_workers_are_bounded_and_share_the_cores(bench, monkeypatch):
         assert base == line["cell"] or ended[base] <= line["time"]
     cores = len(os.sched_getaffinity(0))
     assert {line["options"][3] for line in bench.trace()} == {str(max(1, cores // 3))}
+
+
+def test_who_measures_has_the_machine_for_itself(bench):
+    bench.let(half="measure", third="work")
+    assert bench.run(SIX, workers=4, threads=1) == 0
+    spans = [
+        (a["time"], b["time"])
+        for a, b in zip(bench.trace("measures"), bench.trace("measured"), strict=True)
+    ]
+    assert len(spans) == 2 and spans[0][1] < spans[1][0]  # one after the other
+    settled = 0.3  # until the others stand still
+    steps = [line["time"] for line in bench.trace("works")]
+    assert len(steps) == 200  # they went on afterwards
+    assert min(steps) < spans[0][0] < max(steps)
+    assert not [t for a, b in spans for t in steps if a + settled < t < b]
+
+
+def test_a_signal_ends_workers_that_stand_still(bench):
+    parent, workers = _one_measures_three_stand_still(bench)
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(local.GRACE_S / 2) == 130
+    assert not any(lives(pid) for pid in workers)
+
+
+def test_workers_that_stand_still_die_with_their_parent(bench):
+    parent, workers = _one_measures_three_stand_still(bench)
+    parent.kill()
+    until(lambda: not any(lives(pid) for pid in workers))
+
+
+def _one_measures_three_stand_still(bench):
+    bench.let(half="sleep in a measurement", third="sleep")
+    parent = bench.start(workers=4)
+    bench.await_trace(1, "measures")
+
+    def standing():
+        found = [pid for pid in _children(parent.pid) if _stat(pid)[0] == "T"]
+        return len(found) == 3 and _children(parent.pid)
+
+    return parent, until(standing)
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if int(_stat(int(folder.name))[1]) == parent:
+                found.append(int(folder.name))
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """What /proc says of a process from its state on: state, parent, ..."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
 
 
 def test_a_worker_runs_this_checkout_wherever_the_user_stands(bench):

@@ -80,6 +80,16 @@ def act(action: str, cell: Cell, work: Work, note) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         note("deaf")
         time.sleep(600)
+    if action in ("measure", "sleep in a measurement"):
+        time.sleep(1.0)  # so that the others are at work by then
+        tell(cell, stage="measure", what="latency, all threads")
+        note("measures")
+        time.sleep(0.6 if action == "measure" else 600)
+        note("measured")
+    if action == "work":
+        for _ in range(100):
+            time.sleep(0.02)
+            note("works")
     if action == "nap":
         time.sleep(0.4)
     if action != "nothing":

@@ -4,6 +4,9 @@ The parent imports no torch. It knows of a worker what the worker says (progress
 line on standard output), what it left on disk, and how it ended. Workers die with the parent:
 they are given its process id and ask the kernel for that; each leads a process group, so that what
 it starts goes with it.
+
+A cell is measured alone: the other workers stand still until it is done, since its latencies would
+be those of a busy machine otherwise.
 """
 
 from __future__ import annotations
@@ -156,6 +159,7 @@ class _Worker:
     began: float
     unread: bytes = b""
     silent: bool = False  # it closed its end: nothing more will come
+    paused: bool = False
     last: dict[str, Any] = field(default_factory=dict)  # the event that it sent last
 
     def events(self) -> Iterator[dict[str, Any]]:
@@ -168,6 +172,15 @@ class _Worker:
         for line in lines:
             self.last = json.loads(line)
             yield self.last
+
+    @property
+    def measures(self) -> bool:
+        return self.last.get("stage") == "measure"
+
+    def pause(self, wanted: bool) -> None:
+        if wanted != self.paused:
+            self.signal(signal.SIGSTOP if wanted else signal.SIGCONT)
+            self.paused = wanted
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -192,6 +205,7 @@ class Pool:
         self.done = {cell.id for cell in done}
         self.failed: dict[str, str] = {}
         self.workers: list[_Worker] = []
+        self.alone: _Worker | None = None  # the one that measures
         self.elsewhere: set[str] = set()
         self.work, self.command, self.shown = work, command, shown
         self.free, self.stopping = list(slots), stopping
@@ -204,6 +218,7 @@ class Pool:
                 self._start()
                 self._listen()
                 self._reap()
+                self._make_quiet()
         finally:
             self._stop()
             self.selector.close()
@@ -213,7 +228,9 @@ class Pool:
             if cell.base_id in self.failed and not cell.is_base:
                 del self.pending[cell.id]
                 self._end(cell, f"its base failed: {self.failed[cell.base_id]}", 0)
-            elif self.free and (cell.is_base or cell.base_id in self.done):
+            elif not self.free or self.alone:
+                continue
+            elif cell.is_base or cell.base_id in self.done:
                 self._start_or_leave(cell)
 
     def _start_or_leave(self, cell: Cell) -> None:
@@ -277,6 +294,14 @@ class Pool:
             self._judge(worker)
             worker.errors.close()
 
+    def _make_quiet(self) -> None:
+        """Who measures has the machine until it is done; nobody measures: all go on. A worker that
+        has not spoken yet may not have asked the kernel to die with us: it could stand for ever."""
+        if self.alone not in self.workers:
+            self.alone = next((worker for worker in self.workers if worker.measures), None)
+        for worker in self.workers:
+            worker.pause(self.alone not in (None, worker) and bool(worker.last))
+
     def _forget(self, worker: _Worker) -> None:
         worker.signal(signal.SIGKILL)  # what it started and left behind
         self.workers.remove(worker)
@@ -326,6 +351,7 @@ class Pool:
         """Ask all workers to end, wait, end those that did not; a second signal cuts it short."""
         for worker in self.workers:
             worker.signal(signal.SIGTERM)
+            worker.pause(False)  # it could not end otherwise
         deadline = time.monotonic() + GRACE_S
         signals = len(self.stopping)
         while any(worker.process.poll() is None for worker in self.workers):
