@@ -247,7 +247,11 @@ def resume(sweep: str, cells: tuple[str, ...], profile, settings, exceptions: bo
 @click.option("--to", type=click.Path(path_type=Path), help="Folder of reports [./reports].")
 @click.option("--artifacts", "artifact_mb", type=click.FloatRange(min=0), metavar="MB",
               help="Put the models of at most so many MB into the report.")  # fmt: skip
-def report(sweep: str, as_json: bool, to: Path | None, artifact_mb: float | None) -> None:
+@click.option("--with", "earlier", type=click.Path(path_type=Path), metavar="REPORT",
+              help="Results that the work root does not have: a report's folder.")  # fmt: skip
+def report(
+    sweep: str, as_json: bool, to: Path | None, artifact_mb: float | None, earlier: Path | None
+) -> None:
     """Page, tables and figures from what is there, gaps named.
 
     SWEEP can also be a report's folder: it is then made anew from its results.h5 alone.
@@ -255,15 +259,16 @@ def report(sweep: str, as_json: bool, to: Path | None, artifact_mb: float | None
     from pipeline import paths, report
 
     if folder := paths.published_report(sweep):
-        _refuse_with_folder(sweep, {"--to": to, "--artifacts": artifact_mb})
+        _refuse_with_folder(sweep, {"--to": to, "--artifacts": artifact_mb, "--with": earlier})
         look, make = partial(report.rows_of, folder), partial(report.rebuild, folder)
     else:
         asked = _load(sweep)
         work, _ = _roots(asked)
         most_bytes = None if artifact_mb is None else int(artifact_mb * 1e6)
-        look, make = (
-            partial(report.rows, asked, work), partial(report.build, asked, work, to, most_bytes)
-        )  # fmt: skip
+        if earlier and not paths.ReportPaths(earlier).merged.is_file():
+            raise UserError(f"--with {earlier}: expected the folder of a report, with results.h5")
+        look = partial(report.rows, asked, work, earlier)
+        make = partial(report.build, asked, work, to, most_bytes, earlier)
     if as_json:
         return _show(look())
     made, listed = make()

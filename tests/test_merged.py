@@ -202,6 +202,74 @@ def test_the_report_is_made_from_it_alone_to_the_same_bytes(sweep, work, tmp_pat
     assert listed == report.rows_of(paths.folder) and len(listed["rows"]) == 5
 
 
+# --- with what an earlier report has ---------------------------------------------------------
+
+
+def test_an_earlier_report_stands_in_for_a_work_root_that_was_purged(sweep, work, tmp_path):
+    paths = report.build(sweep, work, tmp_path / "reports")[0]
+    before = h5py_content(paths.merged)
+    shutil.rmtree(work.root)
+    again, listed = report.build(sweep, work, tmp_path / "again", earlier=paths.folder)
+    after = h5py_content(again.merged)
+    gone = {name for name in before if before[name] != after.get(name)}
+    assert gone == {"gaps"} and set(after) == set(before)  # why one failed is not known any more
+    assert listed["rows"] == report.rows_of(paths.folder)["rows"] == \
+        report.rows(sweep, work, paths.folder)["rows"]  # fmt: skip
+    assert [gap["reason"] for gap in listed["gaps"]] == ["not run yet"]
+    over = report.build(sweep, work, tmp_path / "again", earlier=again.folder)[0]  # itself
+    assert h5py_content(over.merged) == after
+
+
+def test_what_the_work_root_has_goes_before_what_an_earlier_report_has(sweep, work, tmp_path):
+    paths = report.build(sweep, work, tmp_path / "reports")[0]
+    newer, damaged, *_ = ids = [cell.id for cell in frames.in_order(sweep)]
+    results.publish(sweep.by_id[newer], work, values(sweep.by_id[newer]) | {"accuracy": 0.125})
+    result = work.cell(damaged).result
+    result.write_bytes(result.read_bytes()[:-1] + b"x")
+    shutil.rmtree(work.cell(ids[2]).folder)
+    shutil.rmtree(work.cell(ids[-1]).folder)
+    results.publish(sweep.by_id[ids[-1]], work, values(sweep.by_id[ids[-1]]))
+    found = merged.write(sweep, work, tmp_path / "results.h5", paths.merged).frames
+    assert found.cells["id"].tolist() == [i for i in ids if i != damaged]
+    assert found.cells.set_index("id").accuracy[newer] == 0.125
+    assert [gap.reason.partition(":")[0] for gap in found.gaps] == ["damaged"]
+
+
+def test_of_an_earlier_report_only_cells_of_the_sweep_are_taken(sweep, work, tmp_path):
+    paths = report.build(sweep, work, tmp_path / "reports")[0]
+    path = tmp_path / "fewer.yaml"
+    path.write_text(SWEEP.replace("[0, 1]", "[1, 2]").replace("shared", "fewer"))
+    fewer, none = plan.load_sweep(path), Work(tmp_path / "none")
+    listed = report.build(fewer, none, tmp_path / "reports", earlier=paths.folder)[1]
+    assert [row["seed"] for row in listed["rows"]] == [1, 1]
+    assert len(listed["gaps"]) == 4
+
+
+def test_models_of_an_earlier_report_stay_where_the_work_root_has_none(sweep, work, tmp_path):
+    paths = report.build(sweep, work, tmp_path / "reports", artifact_bytes=10**9)[0]
+    kept = {p: p.read_bytes() for p in paths.artifacts.rglob("*") if p.is_file()}
+    shutil.rmtree(work.root)
+    for most in (10**9, None):
+        report.build(sweep, work, tmp_path / "reports", most, paths.folder)
+        assert {p: p.read_bytes() for p in paths.artifacts.rglob("*") if p.is_file()} == kept
+    other = report.build(sweep, work, tmp_path / "other", 10**9, paths.folder)[0]
+    assert len(kept) > 4 and not other.artifacts.exists()
+
+
+def test_an_earlier_report_that_is_damaged_or_none_is_no_source(sweep, work, tmp_path):
+    paths = report.build(sweep, work, tmp_path / "reports")[0]
+    with pytest.raises(FileNotFoundError):
+        report.build(sweep, work, tmp_path / "reports", earlier=tmp_path)
+    paths.merged.write_bytes(paths.merged.read_bytes()[:-1] + b"x")
+    with pytest.raises(Corrupt):
+        report.rows(sweep, work, paths.folder)
+
+
+def h5py_content(path):
+    with h5py.File(path) as file:
+        return content(file)
+
+
 # --- evidence --------------------------------------------------------------------------------
 
 

@@ -24,7 +24,11 @@ __all__ = [
 
 
 def build(
-    sweep: Sweep, work: Work, out: Path | None = None, artifact_bytes: int | None = None
+    sweep: Sweep,
+    work: Work,
+    out: Path | None = None,
+    artifact_bytes: int | None = None,
+    earlier: Path | None = None,
 ) -> tuple[ReportPaths, dict[str, Any]]:
     """Write OUT/SWEEP/ (out: ./reports) from what is there; the same results give the same bytes.
     Gives back what `rows` would as well, each result having been read once.
@@ -36,11 +40,14 @@ def build(
     `artifact_bytes`: artifacts of at most so many bytes are copied into the report; None: none is,
     but one that is there and still the cell's own stays. Raises Corrupt, when all else is done,
     where one in the work root is damaged.
+
+    `earlier`: the folder of a report whose results stand in for those that the work root does not
+    have (any more). Raises as `rebuild` where it is none.
     """
     from pipeline.report import artifacts, merged
 
     paths = report(sweep.name, out)
-    published = merged.write(sweep, work, paths.merged)
+    published = merged.write(sweep, work, paths.merged, _results_of(earlier))
     _publish(paths, made(published, paths))
     artifacts.publish(published, work, paths, artifact_bytes)
     return paths, _listed(published.frames)
@@ -91,11 +98,19 @@ def _publish(paths: ReportPaths, files: dict[Path, bytes]) -> None:
     store.publish_bytes(last, files[last])
 
 
-def rows(sweep: Sweep, work: Work) -> dict[str, Any]:
-    """What `netpress report --json` prints: `rows` and `gaps`; null where nothing was measured."""
+def rows(sweep: Sweep, work: Work, earlier: Path | None = None) -> dict[str, Any]:
+    """What `netpress report --json` prints: `rows` and `gaps`; null where nothing was measured.
+    `earlier`: as in `build`."""
     from pipeline.report import frames
 
-    return _listed(frames.read(sweep, work))
+    return _listed(frames.read(sweep, work, _results_of(earlier)))
+
+
+def _results_of(folder: Path | None) -> Path | None:
+    """Of a report, read once whole: whoever takes a cell from it later trusts its seal."""
+    from pipeline.report import merged
+
+    return None if folder is None else merged.read(ReportPaths(folder).merged).path
 
 
 def rows_of(folder: Path) -> dict[str, Any]:

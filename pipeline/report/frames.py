@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas
@@ -30,11 +31,12 @@ class Frames:
     gaps: tuple[Gap, ...]
 
 
-def read(sweep: Sweep, work: Work) -> Frames:
-    """Everything valid that there is of `sweep`; a damaged result is a gap."""
+def read(sweep: Sweep, work: Work, earlier: Path | None = None) -> Frames:
+    """Everything valid that there is of `sweep`; a damaged result is a gap. `earlier`: as in
+    `reading.from_work`."""
     cells = in_order(sweep)
     asked = [(identity(cell), work.cell(cell.id)) for cell in cells]
-    return framed(zip(cells, reading.from_work(asked), strict=True), work)
+    return framed(zip(cells, reading.from_work(asked, earlier), strict=True), work)
 
 
 def framed(found: Iterable[tuple[Cell, Read]], work: Work) -> Frames:

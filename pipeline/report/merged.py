@@ -86,8 +86,9 @@ class Published:
 # --- writing ---------------------------------------------------------------------------------
 
 
-def write(sweep: Sweep, work: Work, path: Path) -> Published:
-    """Publish `path` from what there is of `sweep`, and return what is in it.
+def write(sweep: Sweep, work: Work, path: Path, earlier: Path | None = None) -> Published:
+    """Publish `path` from what there is of `sweep`, and return what is in it. `earlier`: as in
+    `reading.from_work`; it can be `path` itself.
 
     The same results give the same bytes, whatever the order in which they came. Raises OSError
     where it cannot be written; what was there before is then still there.
@@ -98,7 +99,8 @@ def write(sweep: Sweep, work: Work, path: Path) -> Published:
 
     def fill(file: h5py.File) -> None:
         _put_sweep(file, sweep)
-        read = list(zip(cells, _put_cells(file, reading.from_work_merged(asked)), strict=True))
+        chunks = reading.from_work_merged(asked, earlier)
+        read = list(zip(cells, _put_cells(file, chunks), strict=True))
         result = frames.framed(read, work)
         said = {cell.id: found.said for cell, found in read if found.said is not None}
         _put_json(file, "gaps", [_gap_json(gap) for gap in result.gaps])

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +44,7 @@ LONG_BYTES = 4096
 
 Item, Found = TypeVar("Item"), TypeVar("Found")
 Identity = dict[str, Any]
+Asked = tuple[Identity, CellPaths]
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,16 @@ class Chunk:
     file: bytes = b""
 
 
-def from_work(cells: Iterable[tuple[Identity, CellPaths]]) -> Iterator[Read]:
-    """What there is of each cell, in order."""
-    for chunk in in_chunks(read_chunk, list(cells)):
+def from_work(cells: Iterable[Asked], earlier: Path | None = None) -> Iterator[Read]:
+    """What there is of each cell, in order. `earlier`: a results.h5 whose seal was checked, for
+    cells that have no result in the work root."""
+    for chunk in in_chunks(partial(read_chunk, earlier=earlier), list(cells)):
         yield from chunk.cells
 
 
-def from_work_merged(cells: Iterable[tuple[Identity, CellPaths]]) -> Iterator[Chunk]:
+def from_work_merged(cells: Iterable[Asked], earlier: Path | None = None) -> Iterator[Chunk]:
     """The same, with the file of each chunk."""
-    return in_chunks(read_chunk_merged, list(cells))
+    return in_chunks(partial(read_chunk_merged, earlier=earlier), list(cells))
 
 
 def from_results(path: Path, cells: Iterable[Identity]) -> Iterator[dict[str, Any]]:
@@ -87,14 +90,14 @@ def from_results(path: Path, cells: Iterable[Identity]) -> Iterator[dict[str, An
 # --- in another process ----------------------------------------------------------------------
 
 
-def read_chunk(cells: Sequence[tuple[Identity, CellPaths]]) -> Chunk:
-    return Chunk([_read(named, paths) for named, paths in cells])
+def read_chunk(cells: Sequence[Asked], earlier: Path | None = None) -> Chunk:
+    return Chunk([_read(named, paths, earlier) for named, paths in cells])
 
 
-def read_chunk_merged(cells: Sequence[tuple[Identity, CellPaths]]) -> Chunk:
+def read_chunk_merged(cells: Sequence[Asked], earlier: Path | None = None) -> Chunk:
     with _file_in_memory() as file:
         file.create_group("long")
-        return Chunk([_read(named, paths, file) for named, paths in cells], _image(file))
+        return Chunk([_read(named, paths, earlier, file) for named, paths in cells], _image(file))
 
 
 def read_merged_chunk(cells: Sequence[tuple[Path, Identity]]) -> list[dict[str, Any]]:
@@ -111,20 +114,37 @@ def result_of(file: h5py.File, cell_id: str, *, everything: bool = False) -> sto
     return result
 
 
-def _read(named: Identity, paths: CellPaths, file: h5py.File | None = None) -> Read:
+def _read(
+    named: Identity, paths: CellPaths, earlier: Path | None, file: h5py.File | None = None
+) -> Read:
     long: dict[str, str] = {}
 
     def keep(source: h5py.File, result: store.Result, manifest: dict[str, Any]) -> None:
         if file is not None and result.id == named["id"]:
-            long.update(_merge(source, result, file))
+            long.update(_merge(source["/"], result, file))
             file[result.id].attrs["artifact"] = _artifact_json(manifest, paths)
 
     said = usage.said_of(paths)
     try:
         result = valid_result(named["id"], paths, also=keep)
-    except (FileNotFoundError, Corrupt) as error:
+    except FileNotFoundError as error:
+        return _read_earlier(named, earlier, file) or Read(error=error, said=said)
+    except Corrupt as error:
         return Read(error=error, said=said)
     return Read(row(named, result), said=said, long=long)
+
+
+def _read_earlier(named: Identity, path: Path | None, file: h5py.File | None) -> Read | None:
+    """From a results.h5: what a cell has there."""
+    if path is None:
+        return None
+    with store.open_hdf5(path, checked=True) as source:
+        if named["id"] not in hdf5.members(source["cells"].id):
+            return None
+        said = json.loads(hdf5.value_in(source.id, "usage")).get(named["id"])
+        result = result_of(source, named["id"], everything=file is not None)
+        long = {} if file is None else _merge(source["cells"][named["id"]], result, file)
+        return Read(row(named, result), said=said if usage.is_whole(said) else None, long=long)
 
 
 def _artifact_json(manifest: dict[str, Any], paths: CellPaths) -> str:
@@ -134,10 +154,10 @@ def _artifact_json(manifest: dict[str, Any], paths: CellPaths) -> str:
     return json.dumps(files, sort_keys=True)
 
 
-def _merge(source: h5py.File, result: store.Result, file: h5py.File) -> dict[str, str]:
+def _merge(source: h5py.Group, result: store.Result, file: h5py.File) -> dict[str, str]:
     """Copies a result into the chunk's file. Its history is not read before, which would cost as
     much again: whoever shows it reads it from there, with every check."""
-    h5o.copy(source.id, b"/", file.id, result.id.encode())
+    h5o.copy(source.id, b".", file.id, result.id.encode())
     measure, long = file[result.id]["measure"], {}
     for name, value in result.measured.items():
         if isinstance(value, numpy.ndarray) and value.nbytes >= LONG_BYTES:
