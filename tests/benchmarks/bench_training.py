@@ -3,7 +3,8 @@
     env/run python tests/benchmarks/bench_training.py [--width 1.0] [--images 8192] [--grey]
 
 The bare loop has the same batches, network, optimizer and arithmetic, but no checkpoints, metrics,
-progress or schedule. Variants take turns, round after round; the ratios are medians over rounds.
+progress or schedule. The plain one is bare, with PyTorch's own autocast and fused SGD as they come.
+Variants take turns, round after round; the ratios are medians over rounds.
 Checkpoints are written for real, to a temporary folder; each costs the same however short the
 epoch, so few ``--images`` make the loop look worse than it is. On a GPU it also prints images/s as
 a share of the bf16 peak, and a plain DataLoader loop (images as PIL would give them, float32 on the
@@ -37,7 +38,8 @@ def main() -> None:
     split = _images(asked.images, (1, 28, 28) if asked.grey else (3, 32, 32))
     variants = {
         "loop bf16": lambda: _loop(split, asked, "bf16"),
-        "bare bf16": lambda: _bare(split, asked, "bf16"),
+        "bare bf16": lambda: _bare(split, asked),
+        "plain bf16": lambda: _bare(split, asked, plain=True),
         "loop fp32": lambda: _loop(split, asked, "fp32"),
     }
     if machine(Recipe(), asked.device).device.type == "cuda":
@@ -53,7 +55,7 @@ def _print(speeds: dict[str, list[float]], asked) -> None:
     for name, values in speeds.items():
         print(f"{name:16} {statistics.median(values):10.1f} images/s")
     for a, b in (("loop bf16", "loop fp32"), ("loop bf16", "bare bf16"),
-                 ("loop bf16", "DataLoader bf16")):  # fmt: skip
+                 ("loop bf16", "plain bf16"), ("loop bf16", "DataLoader bf16")):  # fmt: skip
         if b in speeds:
             ratios = [x / y for x, y in zip(speeds[a], speeds[b], strict=True)]
             print(f"{a} / {b}: {statistics.median(ratios):.3f}")
@@ -102,17 +104,21 @@ def _loop(split, asked, precision: str) -> float:
         return len(split.train) / (time.perf_counter() - start)
 
 
-def _bare(split, asked, precision: str) -> float:
-    recipe = Recipe(precision=precision, batch_size=asked.batch, learning_rate=0.01)
+def _bare(split, asked, plain: bool = False) -> float:
+    recipe = Recipe(precision="bf16", batch_size=asked.batch, learning_rate=0.01)
     where = machine(recipe, asked.device)
     net = network.new(_spec(asked), 0).network
     net.to(where.device, memory_format=torch.channels_last).train()
     optim, train = optimizer(net, recipe), split.train.to(where.device)
+    if plain:
+        optim = torch.optim.SGD(
+            net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
+        )
     generator = seeded(where.device, 0, 0)
     _synchronize()
     start = time.perf_counter()
     for images, labels in data.batches(train, asked.batch, generator, crop=4, fill=128):
-        with where.autocast():
+        with torch.autocast(where.device.type, torch.bfloat16) if plain else where.autocast():
             loss = torch.nn.functional.cross_entropy(net(images).float(), labels)
         optim.zero_grad(set_to_none=True)
         loss.backward()
