@@ -657,8 +657,11 @@ def test_train_and_held_out(labels, holdout, seed, images):
     sizes = np.bincount(found.train_labels[kept])
     held = np.bincount(found.train_labels[held_out], minlength=len(sizes))
     assert (held >= 1).all() and (held < sizes).all() and len(sizes) == len(found.classes)
-    # in proportion, but for rounding and for the one image that each part must have
-    assert (np.abs(held - holdout * sizes) <= 1.0 + len(sizes) * (sizes < 2 / holdout)).all()
+    # in proportion, but for rounding and for the one image that each
+    # part must have of every class, and which other classes then lack
+    wanted = holdout * sizes
+    forced = np.maximum(0, 1 - wanted).sum() + np.maximum(0, 1 - (sizes - wanted)).sum()
+    assert (np.abs(held - wanted) <= 1.0 + forced).all()
     again = train_and_held_out(found, images, holdout, seed)
     assert np.array_equal(again[0], train) and np.array_equal(again[1], held_out)
 
