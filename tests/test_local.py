@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pty
@@ -13,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline import paths, store
@@ -181,7 +181,7 @@ def test_a_signal_ends_workers_that_stand_still(bench):
 def test_workers_that_stand_still_die_with_their_parent(bench):
     parent, workers = _one_measures_three_stand_still(bench)
     parent.kill()
-    until(lambda: not any(lives(pid) for pid in workers))
+    assert until(lambda: not any(lives(pid) for pid in workers))
 
 
 def _one_measures_three_stand_still(bench):
@@ -190,24 +190,11 @@ def _one_measures_three_stand_still(bench):
     bench.await_trace(1, "measures")
 
     def standing():
-        found = [pid for pid in _children(parent.pid) if _stat(pid)[0] == "T"]
-        return len(found) == 3 and _children(parent.pid)
+        workers = psutil.Process(parent.pid).children()
+        states = [worker.status() for worker in workers]
+        return states.count(psutil.STATUS_STOPPED) == 3 and [worker.pid for worker in workers]
 
     return parent, until(standing)
-
-
-def _children(parent: int) -> list[int]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            if int(_stat(int(folder.name))[1]) == parent:
-                found.append(int(folder.name))
-    return found
-
-
-def _stat(pid: int) -> list[str]:
-    """What /proc says of a process from its state on: state, parent, ..."""
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
 
 
 def test_a_worker_runs_this_checkout_wherever_the_user_stands(bench):

@@ -1,3 +1,8 @@
+"""Products in place of convolutions over small maps: the same numbers, nowhere else; and the
+steps of SGD on kernels seen as they lie in memory."""
+
+from __future__ import annotations
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +21,7 @@ def _numbers(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _gradients(images, weight, bias, how, convolve=F.conv2d):
+def _gradients(images, weight, bias, how):
     """(output, gradient of each input) of a convolution within ``how``, in float32."""
     images, weight = (x.clone().requires_grad_() for x in (images, weight))
     images_last = images.contiguous(memory_format=torch.channels_last)
@@ -25,7 +30,7 @@ def _gradients(images, weight, bias, how, convolve=F.conv2d):
         bias = bias.clone().requires_grad_()
         leaves.append(bias)
     with how:
-        output = convolve(images_last, weight, bias, padding=weight.shape[-1] // 2)
+        output = F.conv2d(images_last, weight, bias, padding=weight.shape[-1] // 2)
     output.float().backward(_numbers(*output.shape, seed=9))
     return [output.detach().float(), *(x.grad for x in leaves)]
 
