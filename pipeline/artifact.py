@@ -7,6 +7,7 @@ It runs on plain ONNX Runtime.
 A quantized model is written as the float network with ONNX Runtime's own quantizer around it: QDQ,
 weights int8 a scale a filter, activations uint8, and the scales that training ended with. Since
 normalization is one zero point and one scale, the image itself is the first quantized tensor.
+Large convolutions over small maps become matrix products; see ``im2col.py``.
 """
 
 from __future__ import annotations
@@ -111,6 +112,8 @@ def _quantized(state: ModelState, calibration: np.ndarray) -> onnx.ModelProto:
     import onnx
     from onnxruntime import quantization as ort
 
+    from pipeline import im2col
+
     plain = _exported(_without_simulation(state))
     # The exporter has folded constants and inferred shapes already, which is what ONNX Runtime's
     # pre-processing would do; this is its own sign that it need not warn.
@@ -129,6 +132,7 @@ def _quantized(state: ModelState, calibration: np.ndarray) -> onnx.ModelProto:
         model = onnx.load(target)
     _feed_integers(model)
     _leave_as_floats(model)
+    model = im2col.rewritten(model)
     _anonymous(model)
     onnx.checker.check_model(model)
     return model

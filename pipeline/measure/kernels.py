@@ -56,13 +56,13 @@ def executed(artifact: Artifact) -> Kernels:
 
 
 def _macs(kernel: dict) -> int:
-    """Of one convolution (weight [K, C, h, w]) or matrix product on one image: positions of the
-    output times the weights. The runtime moves channels to where it likes them, so positions are
-    what is left of the output without its K channels."""
+    """Of one convolution (weight [K, C, h, w]) or matrix product ([M, taps] times the weight, K
+    columns) on one image: positions of the output times the weights. The runtime moves channels to
+    where it likes them, so positions are what is left of the output without its K channels."""
     weight = _shape(kernel["input_type_shape"][PRODUCTS[kernel["op_name"]][0]])
     output = _shape(kernel["output_type_shape"][0])
-    positions = math.prod(output) // weight[0] if len(weight) == 4 else 1
-    return positions * math.prod(weight)
+    filters = weight[0] if len(weight) == 4 else output[-1]
+    return math.prod(output) // filters * math.prod(weight)
 
 
 def _shape(entry: dict) -> list[int]:

@@ -1,0 +1,143 @@
+"""Convolutions over small maps as one matrix product each, in the graph that is deployed.
+
+ONNX Runtime divides a quantized convolution among its threads by the pixels of a map; of the 4x4
+and 2x2 that VGG's last blocks see, that leaves little to divide, and each thread reads all of the
+weights. What a kernel sees of each pixel, gathered side by side (im2col: Chellapilla et al. 2006,
+section 4.1), makes it a product that is divided by its filters. The integers are the same, and so
+is what comes out, bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+LARGEST = 64  # pixels of a map (8x8): above, copying them costs more than the product saves
+LEAST = 2**18  # weights: below, a few more operators cost more than the product saves
+
+
+def rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The QDQ graph of ``model`` with products for those of its convolutions that have at least
+    ``LEAST`` weights, and at most ``LARGEST`` pixels in input and output; groups, and sizes that
+    are not known, stay convolutions."""
+    whole = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    by_pixel: dict[ir.Value, ir.Value] = {}
+    for node in [n for n in whole.graph if n.op_type == "Conv"]:
+        found = _match(node)
+        if found is not None:
+            _replace(whole.graph, found, by_pixel)
+    passes.RemoveUnusedNodesPass()(whole)
+    passes.DeduplicateInitializersPass()(whole)
+    result = ir.to_proto(whole)
+    del result.graph.value_info[:]  # shapes that a reader infers again
+    return result
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """A convolution between integers: image [N, C, H, W], weight [K, C, h, w] -> [N, K, P, Q]."""
+
+    node: ir.Node
+    image: ir.Node  # DequantizeLinear
+    weight: ir.Node  # DequantizeLinear
+    rounding: ir.Node  # QuantizeLinear
+    kernel: np.ndarray = field(repr=False)
+    size: tuple[int, int]  # H, W
+    output_size: tuple[int, int]  # P, Q
+
+
+def _match(conv: ir.Node) -> _Convolution | None:
+    image, weight = (value.producer() for value in conv.inputs[:2])
+    readers = conv.outputs[0].consumers()
+    sizes = [_pixels(value) for value in (conv.inputs[0], conv.outputs[0])]
+    if (
+        [n and n.op_type for n in (image, weight)] != ["DequantizeLinear"] * 2
+        or [n.op_type for n in readers] != ["QuantizeLinear"]
+        or conv.outputs[0].is_graph_output()
+        or weight.inputs[0].const_value is None
+        or any(size is None or size[0] * size[1] > LARGEST for size in sizes)
+        or _attribute(conv, "group", 1) != 1
+        or _attribute(conv, "auto_pad", "NOTSET") != "NOTSET"
+    ):
+        return None
+    kernel = weight.inputs[0].const_value.numpy()
+    if kernel.size < LEAST:
+        return None
+    return _Convolution(conv, image, weight, readers[0], kernel, *sizes)
+
+
+def _replace(graph: ir.Graph, conv: _Convolution, by_pixel: dict[ir.Value, ir.Value]) -> None:
+    """``by_pixel`` holds, for each tensor of integers [N, C, H, W], the same as [N, H W, C] where
+    that is at hand: between two products nothing is moved."""
+    tape, name = ir.tape.Tape(), conv.node.name
+    filters, channels = conv.kernel.shape[:2]
+    image, scale, zero_point = conv.image.inputs
+    table = _table(conv)
+    taps = table.shape[1] * channels
+
+    def constant(values: np.ndarray, what: str) -> ir.Value:
+        return tape.initializer(ir.tensor(values, name=f"{name}_{what}"))
+
+    def reshaped(value: ir.Value, *shape: int) -> ir.Value:
+        return tape.op("Reshape", [value, constant(np.array(shape), f"shape_{len(tape.nodes)}")])
+
+    pixels = by_pixel.get(image)
+    if pixels is None:
+        last = tape.op("Transpose", [image], {"perm": [0, 2, 3, 1]})
+        pixels = reshaped(last, 0, -1, channels)
+    outside = conv.size[0] * conv.size[1]
+    if (table == outside).any():  # one more pixel for all that lies outside, which is zero there
+        more = constant(np.array([0, 0, 0, 0, 1, 0]), "more")
+        pixels = tape.op("Pad", [pixels, more, zero_point])
+    columns = tape.op("Gather", [pixels, constant(table.reshape(-1), "table")], {"axis": 1})
+    columns = reshaped(columns, -1, taps)  # [N P Q, taps]
+    matrix = constant(conv.kernel.transpose(2, 3, 1, 0).reshape(taps, filters), "matrix")
+    product = tape.op("Gemm", [
+        tape.op("DequantizeLinear", [columns, scale, zero_point]),
+        tape.op("DequantizeLinear", [matrix, *conv.weight.inputs[1:]], {"axis": 1}),
+        *conv.node.inputs[2:],
+    ])  # fmt: skip
+    rounded = tape.op("QuantizeLinear", [product, *conv.rounding.inputs[1:]])
+    of_output = reshaped(rounded, -1, len(table), filters)
+    last = reshaped(rounded, -1, *conv.output_size, filters)
+    maps = tape.op("Transpose", [last], {"perm": [0, 3, 1, 2]})
+    for value in tape.initializers:
+        graph.register_initializer(value)
+    ir.convenience.replace_nodes_and_values(
+        graph, conv.rounding, [conv.node, conv.rounding], tape.nodes, conv.rounding.outputs, [maps]
+    )
+    by_pixel[maps] = of_output
+
+
+def _table(conv: _Convolution) -> np.ndarray:
+    """int32 [P Q, h w] -> which pixel of the input each tap of each output sees; H W: outside."""
+    strides = _attribute(conv.node, "strides", (1, 1))
+    dilations = _attribute(conv.node, "dilations", (1, 1))
+    before = _attribute(conv.node, "pads", (0, 0, 0, 0))[:2]
+    height, width = conv.size
+    rows, columns = (
+        np.arange(n)[:, None] * stride + np.arange(taps) * dilation - pad
+        for n, taps, stride, dilation, pad in zip(
+            conv.output_size, conv.kernel.shape[2:], strides, dilations, before, strict=True
+        )
+    )
+    rows, columns = rows[:, None, :, None], columns[None, :, None, :]  # [P, Q, h, w]
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    seen = np.where(inside, rows * width + columns, height * width)
+    return seen.reshape(len(rows) * columns.shape[1], -1).astype(np.int32)
+
+
+def _pixels(value: ir.Value) -> tuple[int, int] | None:
+    """(H, W) of a tensor [N, C, H, W]; None where they are not known."""
+    shape = value.shape
+    if shape is None or len(shape) != 4 or not all(isinstance(n, int) for n in shape[2:]):
+        return None
+    return tuple(shape[2:])
+
+
+def _attribute(node: ir.Node, name: str, default):
+    return node.attributes[name].value if name in node.attributes else default
