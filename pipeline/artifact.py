@@ -70,9 +70,12 @@ def write(
 
 
 def _float(state: ModelState) -> onnx.ModelProto:
+    from pipeline import im2col
     from pipeline.models.network import fold
 
-    return _exported(fold(state))
+    model = im2col.rewritten(_exported(fold(state)))
+    _anonymous(model)
+    return model
 
 
 def _exported(state: ModelState) -> onnx.ModelProto:
