@@ -74,9 +74,12 @@ def run(checkout: Path, *command: str, env: dict[str, str], cwd: Path | None = N
 
 
 def start(checkout: Path, *command: str, env: dict[str, str]) -> subprocess.Popen:
+    """As from a terminal: tests that a script runs in the background inherit that Ctrl-C is to be
+    ignored, and so would all that they start."""
     return subprocess.Popen(
         [checkout / "env" / "run", *command], env=env, cwd=checkout, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
