@@ -190,12 +190,19 @@ def recorded(log: list, name: str, seconds: float = 0.0):
     return run
 
 
-def test_contenders_take_turns_each_after_a_run_that_is_not_timed():
+def test_contenders_take_turns_each_after_runs_that_are_not_timed():
     log: list[str] = []
-    found = latency.interleaved({n: recorded(log, n) for n in "ab"}, repeats=4, seconds=60)
-    warm = ["a"] * latency.WARM_UP + ["b"] * latency.WARM_UP
-    assert log == warm + ["a", "a", "b", "b"] * 4
-    assert {name: len(ms) for name, ms in found.items()} == {"a": 4, "b": 4}
+    found = latency.interleaved({n: recorded(log, n) for n in "abs"}, 3, 60, spinning={"s"})
+    warm = [n for n in "abs" for _ in range(latency.WARM_UP)]
+    turns = [n for order in ("abs", "bas", "abs") for n in order]  # who spins is always last
+    assert log == warm + [n for n in turns for _ in range(latency.UNTIMED + 1)]
+    assert {name: len(ms) for name, ms in found.items()} == {"a": 3, "b": 3, "s": 3}
+
+
+def test_what_is_slow_is_warm_after_one_run():
+    log: list[str] = []
+    latency.interleaved({"slow": recorded(log, "slow", 0.05)}, repeats=2, seconds=60)
+    assert len(log) == latency.WARM_UP + 2 * (1 + 1)
 
 
 def test_a_sample_is_the_time_of_one_run_in_milliseconds():

@@ -157,14 +157,17 @@ def _latency(mine: Candidate, base: Candidate, settings: Measure, threads: str) 
     with _torch_threads(number), torch.inference_mode():
         for batch in BATCHES:
             images = _images(mine.artifact.shape, batch)
-            contenders = {
+            deployed = {
                 f"onnxruntime/{who}": _session_run(session, images)
                 for who, session in sessions.items()
-            } | {
+            }
+            eager = {
                 f"pytorch/{who}": _network_run(network, torch.from_numpy(images))
                 for who, network in networks.items()
-            }  # fmt: skip
-            timed = latency.interleaved(contenders, settings.repeats, settings.seconds)
+            }
+            timed = latency.interleaved(
+                deployed | eager, settings.repeats, settings.seconds, spinning=eager
+            )
             found |= {f"latency/{who}/{threads}/batch{batch}": ms for who, ms in timed.items()}
     return found
 

@@ -142,9 +142,9 @@ def results(frames: Frames, columns: Sequence[Column] = RESULTS) -> Section:
     said = (
         "Everything here is of the artifact that would be deployed: its bytes on disk as stored "
         "and as run, its own accuracy on the test set, its speed on ONNX Runtime. How much faster "
-        "it is: the median latency of the base artifact over that of this one, interleaved in one "
-        "process with all threads; theoretically: the same of multiply-accumulate operations "
-        "(MACs). It agrees with its base on the images that both give the same class. "
+        "it is: the median latency of the base artifact over that of this one, both warm and "
+        "interleaved in one process with all threads; theoretically: the same of "
+        "multiply-accumulate operations (MACs). It agrees with its base on the images that both give the same class. "
     )
     return Section(
         "results", "Results", ((f"{said}{_spread_said(frames)}",),), tables(frames, columns)

@@ -23,6 +23,8 @@ from pipeline.orchestrate.plan import load_sweep
 from pipeline.paths import Work
 from pipeline.training.checkpoint import read_model
 
+EAGER = "base in PyTorch eager"
+
 
 def main() -> int:
     asked = _parser().parse_args()
@@ -48,23 +50,23 @@ def _race(work, base_id, cells, asked) -> None:
     for threads in sorted({1, hardware.cores()}):
         torch.set_num_threads(threads)
         for batch in (1, 64):
-            images = _images(artifacts["base"].shape, batch)
-            contenders = {n: _session(a, threads, images) for n, a in artifacts.items()}
-            contenders["base in PyTorch eager"] = _eager(network, torch.from_numpy(images))
+            images = images_of(artifacts["base"].shape, batch)
+            contenders = {n: session_of(a, threads, images) for n, a in artifacts.items()}
+            contenders[EAGER] = _eager(network, torch.from_numpy(images))
             with torch.inference_mode():
-                timed = latency.interleaved(contenders, asked.repeats, asked.seconds)
+                timed = latency.interleaved(contenders, asked.repeats, asked.seconds, [EAGER])
             _print(timed, threads, batch)
 
 
 def _print(timed, threads, batch) -> None:
     ms = {name: float(np.median(samples)) for name, samples in timed.items()}
     for name, own in ms.items():
-        ratios = ms["base"] / own, ms["base in PyTorch eager"] / own
+        ratios = ms["base"] / own, ms[EAGER] / own
         print(f"{name:24}{threads:8}{batch:6}{own:10.3f}{ratios[0]:9.2f}{ratios[1]:11.2f}"
               f"{len(timed[name]):8}")  # fmt: skip
 
 
-def _session(loaded, threads: int, images: np.ndarray):
+def session_of(loaded, threads: int, images: np.ndarray):
     session = loaded.session(threads)
     return lambda: session.run([artifact.OUTPUT], {artifact.INPUT: images})
 
@@ -73,7 +75,7 @@ def _eager(network, images: torch.Tensor):
     return lambda: network(images)
 
 
-def _images(shape, batch: int) -> np.ndarray:
+def images_of(shape, batch: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (batch, *shape), np.uint8)
 
 
