@@ -144,7 +144,8 @@ def results(frames: Frames, columns: Sequence[Column] = RESULTS) -> Section:
         "and as run, its own accuracy on the test set, its speed on ONNX Runtime. How much faster "
         "it is: the median latency of the base artifact over that of this one, both warm and "
         "interleaved in one process with all threads; theoretically: the same of "
-        "multiply-accumulate operations (MACs). It agrees with its base on the images that both give the same class. "
+        "multiply-accumulate operations (MACs). It agrees with its base on the images that both "
+        "give the same class. "
     )
     return Section(
         "results", "Results", ((f"{said}{_spread_said(frames)}",),), tables(frames, columns)
