@@ -70,12 +70,9 @@ def write(
 
 
 def _float(state: ModelState) -> onnx.ModelProto:
-    from pipeline import im2col
     from pipeline.models.network import fold
 
-    model = im2col.rewritten(_exported(fold(state)))
-    _anonymous(model)
-    return model
+    return _exported(fold(state))
 
 
 def _exported(state: ModelState) -> onnx.ModelProto:
