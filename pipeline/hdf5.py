@@ -88,9 +88,10 @@ def datasets(
     from h5py import h5g, h5o
 
     names = sorted(links(group))
+    with_members = {name.rpartition(b"/")[0] for name in names}
     parents: dict[bytes, Any] = {b"": group}
-    for name, following in itertools.zip_longest(names, names[1:], fillvalue=b""):
-        if following.startswith(name + b"/"):  # a group: not opened for itself
+    for name in names:
+        if name in with_members:  # a group: not opened for itself
             continue
         path, _, last = name.rpartition(b"/")
         if not wanted(name.decode()):

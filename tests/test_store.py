@@ -578,6 +578,13 @@ def test_a_result_is_read_back_as_it_was(tmp_path, history, values, known):
     assert str(store.read_history(path)) == str(_sorted(history))
 
 
+def test_a_group_is_one_whatever_name_stands_between_it_and_its_members(tmp_path):
+    """In the order of bytes, "a.y" and "a-y" come before "a/x"."""
+    values = {"a/x": 1, "a.y": 2, "a-y": 3, "a/b/x": 4, "a/b-": 5}
+    store.publish_bytes(tmp_path / "result.h5", store.result_bytes({"id": ID}, {}, [], values))
+    assert store.read_result(tmp_path / "result.h5").measured == values
+
+
 def _sorted(history):
     return [StageHistory(h.index, h.stage, dict(sorted(h.columns.items()))) for h in history]
 
