@@ -14,7 +14,7 @@ convolutions of floats stay what they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -50,7 +50,7 @@ class _Convolution:
     image: ir.Node  # DequantizeLinear
     weight: ir.Node  # DequantizeLinear
     rounding: ir.Node  # QuantizeLinear
-    kernel: np.ndarray = field(repr=False)
+    kernel: np.ndarray
     size: tuple[int, int]  # H, W
     output_size: tuple[int, int]  # P, Q
 
@@ -66,8 +66,8 @@ def _match(conv: ir.Node) -> _Convolution | None:
         or conv.outputs[0].is_graph_output()
         or weight.inputs[0].const_value is None
         or any(size is None or size[0] * size[1] > LARGEST for size in sizes)
-        or _attribute(conv, "group", 1) != 1
-        or _attribute(conv, "auto_pad", "NOTSET") != "NOTSET"
+        or conv.attributes.get_int("group", 1) != 1
+        or conv.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
     ):
         return None
     kernel = weight.inputs[0].const_value.numpy()
@@ -121,9 +121,10 @@ def _replace(graph: ir.Graph, conv: _Convolution, by_pixel: dict[ir.Value, ir.Va
 
 def _table(conv: _Convolution) -> np.ndarray:
     """int32 [P Q, h w] -> which pixel of the input each tap of each output sees; H W: outside."""
-    strides = _attribute(conv.node, "strides", (1, 1))
-    dilations = _attribute(conv.node, "dilations", (1, 1))
-    before = _attribute(conv.node, "pads", (0, 0, 0, 0))[:2]
+    attributes = conv.node.attributes
+    strides = attributes.get_ints("strides", (1, 1))
+    dilations = attributes.get_ints("dilations", (1, 1))
+    before = attributes.get_ints("pads", (0, 0, 0, 0))[:2]
     height, width = conv.size
     rows, columns = (
         np.arange(n)[:, None] * stride + np.arange(taps) * dilation - pad
@@ -143,7 +144,3 @@ def _pixels(value: ir.Value) -> tuple[int, int] | None:
     if shape is None or len(shape) != 4 or not all(isinstance(n, int) for n in shape[2:]):
         return None
     return tuple(shape[2:])
-
-
-def _attribute(node: ir.Node, name: str, default):
-    return node.attributes[name].value if name in node.attributes else default
