@@ -62,7 +62,7 @@ def fit(
     one that was never stopped (same seed, device and threads: bit for bit).
     """
     network = training.state.network.to(machine.device, memory_format=torch.channels_last)
-    optim = optimizer(network, recipe)
+    optim = optimizer(network, recipe, clipped=not training.state.spec.batch_norm)
     _restore_buffers(network, optim, training.buffers)
     train, held_out = split.train.to(machine.device), split.held_out.to(machine.device)
     called = torch.compile(network) if machine.compiled else network

@@ -18,6 +18,8 @@ from pipeline.errors import UserError
 from pipeline.sweep import Recipe
 from pipeline.training.small_maps import SmallMaps
 
+LARGEST_GRADIENT = 1.0  # norm of a clipped step's gradients, all together
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -69,9 +71,15 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def optimizer(network: nn.Module, recipe: Recipe, clipped: bool = False) -> torch.optim.Optimizer:
     """SGD (Sutskever et al. 2013). Weight decay acts on matrices and kernels alone: biases,
-    normalization and learned scales have no direction that it could rightly shrink."""
+    normalization and learned scales have no direction that it could rightly shrink.
+
+    ``clipped``: gradients whose norm is larger than LARGEST_GRADIENT are scaled down to it (Pascanu
+    et al. 2013, algorithm 1). For networks without normalization, which quantization's are too:
+    nothing else keeps one bad step from making the next one worse, until all that was learned is
+    lost while the loss still is a number.
+    """
     decayed = [p for p in network.parameters() if p.dim() > 1]
     others = [p for p in network.parameters() if p.dim() <= 1]
     optim = torch.optim.SGD(
@@ -84,10 +92,16 @@ def optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         nesterov=recipe.momentum > 0,
         fused=True,  # one pass over the weights instead of four: the step is bound by memory
     )
+    if clipped:
+        optim.register_step_pre_hook(lambda *_: _clip([*decayed, *others]))
     kernels = [p for p in decayed if p.device.type == "cpu" and p.dim() == 4]
     optim.register_step_pre_hook(lambda *_: _permute(optim, kernels, (0, 2, 3, 1)))
     optim.register_step_post_hook(lambda *_: _permute(optim, kernels, (0, 3, 1, 2)))
     return optim
+
+
+def _clip(parameters: list[nn.Parameter]) -> None:
+    nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)  # its result would be taken for a step's
 
 
 def _permute(optim: torch.optim.Optimizer, kernels: list[nn.Parameter], order: tuple) -> None:
