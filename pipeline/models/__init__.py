@@ -25,7 +25,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "vgg19_bn": (_VGG, "VGG-19 in the CIFAR form, with batch normalization"),
     "vgg11": (_VGG, "VGG-11 without batch normalization"),
     "vgg13": (_VGG, "VGG-13 without batch normalization"),
-    "vgg16": (_VGG, "VGG-16 without batch normalization (wants a learning rate near 0.02)"),
+    "vgg16": (_VGG, "VGG-16 without batch normalization"),
     "vgg19": (_VGG, "VGG-19 without batch normalization"),
 }
 
