@@ -27,7 +27,7 @@ from pipeline.sweep import Recipe
 from pipeline.training import checkpoint, losses
 from pipeline.training.checkpoint import Checkpointer, Snapshot
 from pipeline.training.loop import Diverged, Training, evaluate, fit, seeded
-from pipeline.training.recipe import learning_rate, machine, optimizer
+from pipeline.training.recipe import LARGEST_GRADIENT, learning_rate, machine, optimizer
 from tests import cells
 
 SHAPE = (1, 8, 8)
@@ -118,6 +118,21 @@ def test_weights_alone_decay_and_not_biases_normalization_or_ranges():
     assert decayed["weight_decay"] == 5e-4 and others["weight_decay"] == 0
     ends = {names[p].rsplit(".", 1)[1] for p in others["params"]}
     assert ends == {"bias", "input_scale", "weight_scale"}
+
+
+@pytest.mark.parametrize("factor, moved", [(0.25, 0.25), (50.0, LARGEST_GRADIENT)])
+def test_a_clipped_step_is_as_long_as_its_gradients_but_no_longer_than_the_bound(factor, moved):
+    recipe = Recipe(learning_rate=1.0, momentum=0.0, weight_decay=0.0)
+    net = network.new(replace(SPEC, batch_norm=False), 0).network
+    net = net.to(memory_format=torch.channels_last)
+    before = [p.detach().clone() for p in net.parameters()]
+    directions = [torch.randn_like(p) for p in net.parameters()]
+    length = math.sqrt(sum(float(d.square().sum()) for d in directions))
+    for p, direction in zip(net.parameters(), directions, strict=True):
+        p.grad = direction * (factor / length)
+    optimizer(net, recipe, clipped=True).step()
+    for p, old, direction in zip(net.parameters(), before, directions, strict=True):
+        assert torch.allclose(old - p, direction * (moved / length), rtol=1e-2, atol=1e-6)
 
 
 # --- objectives ------------------------------------------------------------------------------
