@@ -547,6 +547,11 @@ def history_bytes(history: Sequence[StageHistory]) -> bytes:
     return _hdf5_bytes(lambda file: _put_history(file, history))
 
 
+def cell_text(cell: dict[str, Any]) -> str:
+    """The attribute `cell` of a result: Cell.to_json() as text."""
+    return json.dumps(cell, sort_keys=True, allow_nan=False)
+
+
 def result_bytes(
     cell: dict[str, Any],
     facts: dict[str, Any],
@@ -562,7 +567,7 @@ def result_bytes(
 
     def fill(file):
         file.attrs["id"] = cell.get("id", "") if cell_id is None else cell_id
-        file.attrs["cell"] = json.dumps(cell, sort_keys=True, allow_nan=False)
+        file.attrs["cell"] = cell_text(cell)
         file.attrs["facts"] = json.dumps(facts, sort_keys=True, allow_nan=False)
         _put_history(file, history)
         group = file.create_group("measure")

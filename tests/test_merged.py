@@ -516,3 +516,17 @@ def test_hdf5_of_a_result_with_a_link_is_no_result(sweep, work, tmp_path):
     assert [gap.cell.id for gap in published.frames.gaps][0] == cell.id
     assert "leads out" in published.frames.gaps[0].reason
     merged.read(published.path)
+
+
+def test_a_cell_that_another_sweep_made_is_called_what_this_one_calls_it(sweep, work, tmp_path):
+    """With its operating points beside it, a `kd` that is there already is `kd-0.9`."""
+    path = tmp_path / "points.yaml"
+    path.write_text(SWEEP + "grid: {kd: {distill.soft: [0.9, 0.5]}}\n")
+    points = plan.load_sweep(path)
+    shared = {cell.id for cell in points.cells} & {cell.id for cell in sweep.cells}
+    assert {points.by_id[i].technique for i in shared} == {"base", "ptq-int8", "kd-0.9"}
+    written = merged.write(points, work, tmp_path / "points.h5")
+    again = merged.read(tmp_path / "points.h5")
+    assert "kd-0.9" in set(written.frames.cells["technique"])
+    assert again.frames.cells.equals(written.frames.cells)
+    assert again.frames.gaps == written.frames.gaps

@@ -7,10 +7,11 @@
     /gaps                       JSON: [{cell, reason}]
     /usage                      JSON: {id: what the cell said of its job, where it ran in one}
     /cells/ID/                  attributes and members as in the cell's result.h5, in the report's
-                                order, and the attribute artifact: JSON {file of its artifact:
-                                {bytes, sha256}}; long arrays are compressed, and those that are
-                                the same in several cells (labels, predictions of a base) are there
-                                once, under all of their names
+                                order, its technique called as in this sweep, and the attribute
+                                artifact: JSON {file of its artifact: {bytes, sha256}}; long arrays
+                                are compressed, and those that are the same in several cells
+                                (labels, predictions of a base) are there once, under all of their
+                                names
 
 Written from a work root in one pass, or read back without one: page, tables and figures then come
 out the same to the byte. A file of others is not trusted: its checksum is no signature.
@@ -100,7 +101,7 @@ def write(sweep: Sweep, work: Work, path: Path, earlier: Path | None = None) -> 
     def fill(file: h5py.File) -> None:
         _put_sweep(file, sweep)
         chunks = reading.from_work_merged(asked, earlier)
-        read = list(zip(cells, _put_cells(file, chunks), strict=True))
+        read = list(zip(cells, _put_cells(file, chunks, sweep), strict=True))
         result = frames.framed(read, work)
         said = {cell.id: found.said for cell, found in read if found.said is not None}
         _put_json(file, "gaps", [_gap_json(gap) for gap in result.gaps])
@@ -124,8 +125,12 @@ def _put_json(file: h5py.File, name: str, value: Any) -> None:
     hdf5.put(file, name, json.dumps(value, sort_keys=True, allow_nan=False))
 
 
-def _put_cells(file: h5py.File, chunks: Iterator[Chunk]) -> list[Read]:
-    """Copies what chunks have to /cells; returns what was found of each cell."""
+def _put_cells(file: h5py.File, chunks: Iterator[Chunk], sweep: Sweep) -> list[Read]:
+    """Copies what chunks have to /cells; returns what was found of each cell.
+
+    A result says what the sweep that it was made in called its technique; here it is called what
+    this sweep calls it.
+    """
     found: list[Read] = []
     target = file.create_group("cells", track_order=True)
     first: dict[str, str] = {}
@@ -133,7 +138,9 @@ def _put_cells(file: h5py.File, chunks: Iterator[Chunk]) -> list[Read]:
         with reading.opened(chunk.file) as source:
             for read in chunk.cells:
                 if read.row is not None:
-                    _put_cell(target, source, read.row["id"], read.long, first)
+                    cell_id = read.row["id"]
+                    _put_cell(target, source, cell_id, read.long, first)
+                    target[cell_id].attrs["cell"] = store.cell_text(sweep.by_id[cell_id].to_json())
         found += chunk.cells
     return found
 
