@@ -93,15 +93,16 @@ def optimizer(network: nn.Module, recipe: Recipe, clipped: bool = False) -> torc
         fused=True,  # one pass over the weights instead of four: the step is bound by memory
     )
     if clipped:
-        optim.register_step_pre_hook(lambda *_: _clip([*decayed, *others]))
+        optim.register_step_pre_hook(lambda *_: _clip(network))
     kernels = [p for p in decayed if p.device.type == "cpu" and p.dim() == 4]
     optim.register_step_pre_hook(lambda *_: _permute(optim, kernels, (0, 2, 3, 1)))
     optim.register_step_post_hook(lambda *_: _permute(optim, kernels, (0, 3, 1, 2)))
     return optim
 
 
-def _clip(parameters: list[nn.Parameter]) -> None:
-    nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)  # its result would be taken for a step's
+def _clip(network: nn.Module) -> None:
+    """As a hook may: what one returns takes the place of the step's arguments."""
+    nn.utils.clip_grad_norm_(network.parameters(), LARGEST_GRADIENT)
 
 
 def _permute(optim: torch.optim.Optimizer, kernels: list[nn.Parameter], order: tuple) -> None:
