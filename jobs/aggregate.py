@@ -13,28 +13,30 @@ from pipeline import garbage, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import state
 from pipeline.orchestrate.cluster import job_of
-from pipeline.orchestrate.plan import load_sweep
+from pipeline.orchestrate.plan import load_again, load_sweep
 from pipeline.paths import Work
 from pipeline.sweep import Sweep
 
 
 class Report:
-    """For submitit: the sweep's file, the work root, the folder of reports."""
+    """For submitit: the sweep's file and what it held, the work root, the folder of reports.
 
-    def __init__(self, sweep: str, work: str, to: str):
-        self.sweep, self.work, self.to = sweep, work, to
+    What it held, because days may pass until this runs: by then the file is the user's next idea.
+    """
+
+    def __init__(self, sweep: str, text: str, work: str, to: str):
+        self.sweep, self.text, self.work, self.to = sweep, text, work, to
 
     def __call__(self) -> None:
-        aggregate(self.sweep, Path(self.work), Path(self.to))
+        aggregate(load_again(Path(self.sweep), self.text), Path(self.work), Path(self.to))
 
 
-def aggregate(sweep: str, work: Path, to: Path) -> None:
+def aggregate(asked: Sweep, work: Path, to: Path) -> None:
     """Write TO/SWEEP/ from what is there, gaps named; that there are gaps is no failure."""
     from pipeline import report
 
     garbage.seldom()
     store.private()
-    asked = load_sweep(sweep)
     write_down_ends(asked, Work(work))
     made, listed = report.build(asked, Work(work), to)
     report.print_summary(listed, sys.stdout)
@@ -67,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, required=True, help="the folder of reports")
     asked = parser.parse_args(arguments)
     try:
-        aggregate(asked.sweep, asked.work, asked.to)
+        aggregate(load_sweep(asked.sweep), asked.work, asked.to)
     except UserError as error:
         print(f"netpress: {error}", file=sys.stderr)
         return 2

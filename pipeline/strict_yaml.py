@@ -63,9 +63,13 @@ class Document:
             raise self.error(at + loc if name_keys else at, problem) from None
 
 
-def read(path: Path) -> Document:
-    """Read the mapping in the YAML file `path`; raises UserError for whatever is not one."""
-    text = _text(path)
+def read(path: Path, text: str | None = None) -> Document:
+    """Read the mapping in the YAML file `path`; raises UserError for whatever is not one.
+
+    text: what the file held when it was read before; it is not read again, and need not be there.
+    """
+    if text is None:
+        text = _text(path)
     try:
         _check_depth(text, path)
         root = yaml.compose(text, Loader=_Loader)

@@ -266,9 +266,12 @@ def canonical_json(data: Any) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def load(path: Path, catalog: Catalog) -> Sweep:
-    """The sweep in the YAML file `path`; raises UserError, one sentence, for whatever is wrong."""
-    document = strict_yaml.read(Path(path))
+def load(path: Path, catalog: Catalog, text: str | None = None) -> Sweep:
+    """The sweep in the YAML file `path`; raises UserError, one sentence, for whatever is wrong.
+
+    text: what the file held when it was read before, in place of what it holds now.
+    """
+    document = strict_yaml.read(Path(path), text)
     source = _Source(document, _read_file(document), catalog)
     techniques = _techniques(source)
     datasets, recipes = _datasets(source)

@@ -11,12 +11,14 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.aggregate import Report
 from pipeline import report, store
 from pipeline.errors import UserError
 from pipeline.orchestrate.export import export
@@ -25,6 +27,12 @@ from pipeline.paths import CODE, Work
 from pipeline.report import answer, frames, gaps, merged, tables, usage
 from pipeline.report.metrics import COMPARED, METRIC, METRICS, Metric
 from tests import results
+
+MINE = """name: mine
+models: [vgg16_bn]
+datasets: [digits]
+techniques: [base, ptq-int8]
+"""
 
 
 @pytest.fixture
@@ -50,6 +58,24 @@ def promised(row):
     assert set(row["latency_ms"]) == set(row["speedup"]) == {"batch1", "batch64"}
     assert all(set(times) == {"p50", "p90", "p99"} for times in row["latency_ms"].values())
     return True
+
+
+# --- when it is made on a cluster ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("name: [another")])
+def test_the_job_of_the_report_takes_the_sweep_as_it_was(change, work, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINE)
+    asked = load_sweep(path)
+    publish_all(asked, work)
+    job = Report(str(path), asked.text, str(work.root), str(tmp_path / "reports"))
+    change(path)
+    job()
+    made = tmp_path / "reports" / "mine"
+    assert (made / "sweep.yaml").read_text() == MINE
+    with open(made / "results.csv", newline="") as file:
+        assert {row["id"] for row in csv.DictReader(file)} == set(asked.by_id)
 
 
 # --- rows ------------------------------------------------------------------------------------

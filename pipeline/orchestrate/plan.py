@@ -141,6 +141,11 @@ def load_sweep(name_or_path: str | Path) -> Sweep:
     return sweep.load(paths.sweep_file(name_or_path), catalog())
 
 
+def load_again(path: Path, text: str) -> Sweep:
+    """A sweep as it was when its file, which may have changed or be gone, held this text."""
+    return sweep.load(path, catalog(), text)
+
+
 def roots(asked: Sweep, profile=None) -> tuple[paths.Work, Path]:
     """(work root, data root) of the sweep on this machine.
 

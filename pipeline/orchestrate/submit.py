@@ -426,7 +426,8 @@ def _function(batch: Batch, item: Prepared, reports: Path):
     from jobs.task import Task
 
     if item.array.name == REPORT:
-        return Report(str(Path(batch.sweep.path).absolute()), str(batch.work.root), str(reports))
+        path, text = str(batch.sweep.path.absolute()), batch.sweep.text
+        return Report(path, text, str(batch.work.root), str(reports))
     root, data_root = str(batch.work.root), str(batch.data_root)
     folder = str(item.job.folder)
     lead_s = batch.cluster.profile.signal_s

@@ -92,6 +92,18 @@ def test_a_base_that_is_there_costs_no_job(desk):
     assert "--dependency" not in planned["jobs"][0]["script"]
 
 
+def test_the_report_is_of_what_was_submitted(desk):
+    sweep = desk.sweep("noted", techniques="[base]")
+    file = desk.folder / sweep
+    submitted = file.read_text()
+    desk.submit(sweep)
+    file.write_text("techniques: [what comes next")
+    made = desk.folder / "reports" / "noted"
+    wait_for(lambda: (made / "report.md").exists(), seconds=150)
+    assert (made / "sweep.yaml").read_text() == submitted
+    assert "1 of 1 cell" in (made / "report.md").read_text()
+
+
 def test_a_warning_that_is_no_time_limit_is_no_reason_to_give_up(desk):
     """USR2 in the middle, as before a preemption: back into the queue, though nothing was made."""
     sweep = desk.sweep("warned", techniques="[base]", epochs=LONG)
