@@ -251,9 +251,15 @@ def run(
         local.require_data(cells, data_root)
         made = batch(asked, work, data_root, cluster, found, known, cells, picked.request)
         sent = send(made, known, paths.reports_root())
-        if sent and found.view and (old := found.view.alive_report):
+        if sent.report and found.view and (old := found.view.alive_report):
             slurm.scancel([str(old)])  # it would build the report before the new jobs are done
-    return made, found, sent
+    if sent.problem:
+        jobs = ", ".join(map(str, sent.jobs.values())) or "nothing"
+        again = f"netpress {'resume' if pick else 'submit'} {plan.called(asked)}"
+        raise type(sent.problem)(
+            f"{sent.problem} (submitted: {jobs}; `{again}` sends the rest)"
+        ) from sent.problem
+    return made, found, sent.jobs
 
 
 def planned(asked: Sweep, work: paths.Work, data_root: Path, cluster: Cluster) -> plan.Plan:
@@ -359,20 +365,57 @@ def _owners(known: ledger.Ledger) -> str:
 # --- sending ---------------------------------------------------------------------------------
 
 
-def send(batch: Batch, known: ledger.Ledger, reports: Path) -> dict[str, int]:
-    """Submit every array of the batch, with the ledger's lock held; {array's name: job id}.
+@dataclass
+class Sent:
+    """Job ids by job's name, whether the report's is among them, and why others are not."""
 
-    Raises Refused or Unreachable at the first that could not be sent, with what was sent before.
+    jobs: dict[str, int] = field(default_factory=dict)
+    report: bool = False
+    problem: UserError | None = None
+
+
+def send(batch: Batch, known: ledger.Ledger, reports: Path) -> Sent:
+    """Submit every array of the batch, with the ledger's lock held.
+
+    What Slurm refuses, and what would wait for that, is left out, and the report waits for the
+    others. Where Slurm does not answer, nothing more is sent.
     """
-    jobs: dict[str, int] = {}
+    sent, lacking = Sent(), set()
     for item in batch.prepared:
+        is_report = item.array.name == REPORT
+        if is_report and lacking:
+            item = _after_others(batch, item, lacking)
+            if not item.array.after:
+                continue
+        elif lacking & _waits_for(item.array):
+            lacking.add(item.array.name)
+            continue
         try:
-            jobs[item.name] = _send_somewhere(batch, item, jobs, known, reports)
+            sent.jobs[item.name] = _send_somewhere(batch, item, sent.jobs, known, reports)
+            sent.report |= is_report
+        except slurm.Refused as refused:
+            lacking.add(item.array.name)
+            sent.problem = sent.problem or refused
         except UserError as error:
-            sent = ", ".join(map(str, jobs.values())) or "nothing"
-            again = f"`netpress submit {plan.called(batch.sweep)}` sends the rest"
-            raise type(error)(f"{error} (submitted before: {sent}; {again})") from None
-    return jobs
+            sent.problem = error
+            break
+    return sent
+
+
+def _waits_for(array: Array) -> set[str]:
+    """Names of arrays and ids of jobs, whole or by one task of them."""
+    return {*array.after, *(on.rpartition("_")[0] for on in array.after)}
+
+
+def _after_others(batch: Batch, report: Prepared, lacking: set[str]) -> Prepared:
+    """The report's job, which does not wait for the arrays that are lacking."""
+    from pipeline.orchestrate import executor
+
+    after = tuple(on for on in report.array.after if on not in lacking)
+    array = replace(report.array, after=after)
+    names = {item.array.name: item.name for item in batch.prepared}
+    wants = ask(array, batch.cluster, report.name, report.job, _dependency(array, names))
+    return replace(report, array=array, script=executor.script(wants))
 
 
 def _cells(batch: Batch) -> Iterator[Cell]:
