@@ -31,6 +31,8 @@ class Usage:
         self.path = path
         self.began, self.clock = time.time(), time.monotonic()
         self.peak_bytes = 0
+        self.peak_cores = 0.0
+        self._worked = (self.clock, _cpu_s())  # when, and how much until then
         self.gpu_peak_bytes = 0
         self.gpu_busy: list[float] = []
         self.training_s, self.epochs = 0.0, 0
@@ -70,8 +72,6 @@ class Usage:
 
     def to_json(self, ended: float | None) -> dict[str, Any]:
         wall_s = time.monotonic() - self.clock
-        cpu = psutil.Process().cpu_times()
-        cpu_s = cpu.user + cpu.system + cpu.children_user + cpu.children_system
         return {
             "job": job(),
             "host": socket.gethostname(),
@@ -83,7 +83,7 @@ class Usage:
             "asked": asked(),
             "used": {
                 "memory_bytes": self.peak_bytes,
-                "cores": round(cpu_s / wall_s, 2) if wall_s > 0.1 else 0.0,
+                "cores": round(self.peak_cores, 2),
                 "gpu_memory_bytes": self.gpu_peak_bytes,
                 "gpu_busy": round(sum(self.gpu_busy) / len(self.gpu_busy), 3)
                 if self.gpu_busy
@@ -101,6 +101,11 @@ class Usage:
 
     def _look(self) -> None:
         self.peak_bytes = max(self.peak_bytes, _memory_bytes())
+        now, cpu_s = time.monotonic(), _cpu_s()
+        passed_s = now - self._worked[0]
+        if passed_s > LOOK_S / 2 or (passed_s > 0.1 and not self.peak_cores):  # else too coarse
+            self.peak_cores = max(self.peak_cores, (cpu_s - self._worked[1]) / passed_s)
+            self._worked = (now, cpu_s)
         if self._gpus:
             busy, memory = _gpu_now(self._gpus)
             self.gpu_peak_bytes = max(self.gpu_peak_bytes, memory)
@@ -124,6 +129,19 @@ def asked() -> dict[str, int]:
         "memory_bytes": int(os.environ.get("SLURM_MEM_PER_NODE") or 0) * 1024**2,
         "gpus": int(gpus) if gpus.isdecimal() else 0,
     }
+
+
+def _cpu_s() -> float:
+    """Processor time of this process and all below it, those that have ended among them."""
+    me = psutil.Process()
+    total = 0.0
+    for process in (me, *me.children(recursive=True)):
+        try:
+            used = process.cpu_times()
+        except psutil.Error:  # it has just ended
+            continue
+        total += used.user + used.system + used.children_user + used.children_system
+    return total
 
 
 def _memory_bytes() -> int:

@@ -173,7 +173,9 @@ def submit(context, sweep: str, profile, settings, dry_run: bool, as_json: bool)
     if dry_run:
         planned = submit.planned(asked, *roots, cluster)
         return _show(planned.to_json() if as_json else planned.lines())
-    _show(submit.lines(*submit.run(asked, *roots, cluster)))
+    made, found, sent = submit.run(asked, *roots, cluster)
+    _show(submit.lines(made, found, sent))
+    sent.check()
 
 
 @netpress.command()
@@ -238,7 +240,9 @@ def resume(sweep: str, cells: tuple[str, ...], profile, settings, exceptions: bo
     cluster = _cluster(asked, profile, settings, needed=True)
     chosen = [plan.find_cell(asked, cell) for cell in cells]
     roots = _roots(asked, cluster)
-    _show(resume.lines(*resume.run(asked, *roots, cluster, chosen, exceptions)))
+    made, found, sent, said = resume.run(asked, *roots, cluster, chosen, exceptions)
+    _show(resume.lines(made, found, sent, said))
+    sent.check()
 
 
 @netpress.command()

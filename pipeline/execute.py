@@ -87,6 +87,7 @@ class _Run:
         self.split = data.load(cell.dataset, cell.recipe, cell.seed, data_root, work.cache)
         self.checkpoints = Checkpointer(paths.checkpoint, paths.metrics)
         self.stages = cell.stages or (Stage("train", train.Settings()),)
+        self.trained_s = 0.0  # by the attempts before this one
         self._base: network.ModelState | None = None
 
     def go(self) -> None:
@@ -111,6 +112,9 @@ class _Run:
         index = snapshot.index if snapshot else 0
         history = list(snapshot.history) if snapshot else []
         state = snapshot.training.state if snapshot else self.first()
+        if snapshot:
+            columns = (*(stage.columns for stage in history), snapshot.training.columns)
+            self.trained_s = sum(sum(column.get("seconds", ())) for column in columns)
         for i in range(index, len(self.stages)):
             here = snapshot if snapshot and snapshot.index == i else None
             state = self.stage(i, state, history, here)
@@ -239,7 +243,7 @@ class _Run:
             "precision": self.machine.precision,
             "threads": torch.get_num_threads(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
-            "seconds": time.time() - self.began,
+            "seconds": self.trained_s + time.time() - self.began,
             "dataset_fingerprint": self.split.fingerprint,
             "peak_memory_bytes": peak_memory_bytes(),
             "peak_gpu_memory_bytes": peak_gpu_memory_bytes(self.machine.device),

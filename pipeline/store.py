@@ -728,21 +728,22 @@ def result_in(
     file, with_history: bool = True, wanted: Callable[[str], bool] = lambda name: True
 ) -> Result:
     """The result in an open file or group; of what was measured, that whose name is `wanted`.
+    Without history: of each stage how long its epochs took, and nothing else.
 
     Raises one of many errors for what is none: use it in `open_hdf5`.
     """
     texts = {name: file.attrs[name] for name in ("id", "cell", "facts")}
     cell, facts = json.loads(texts["cell"]), json.loads(texts["facts"])
     measured = dict(hdf5.datasets(hdf5.group_in(file.id, "measure"), wanted))
-    history = _get_history(file) if with_history else []
+    history = _get_history(file, lambda name: with_history or name == "seconds")
     return Result(str(texts["id"]), cell, facts, history, measured)
 
 
-def _get_history(file) -> list[StageHistory]:
+def _get_history(file, wanted: Callable[[str], bool] = lambda name: True) -> list[StageHistory]:
     stages = []
     root = hdf5.group_in(file.id, "history")
     for name in hdf5.members(root):
         index, _, stage = name.partition("-")
-        columns = {k: v.tolist() for k, v in hdf5.datasets(hdf5.group_in(root, name))}
+        columns = {k: v.tolist() for k, v in hdf5.datasets(hdf5.group_in(root, name), wanted)}
         stages.append(StageHistory(int(index), stage, columns))
     return sorted(stages, key=lambda s: s.index)

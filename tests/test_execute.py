@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,6 +152,18 @@ def test_what_is_damaged_is_set_aside_and_made_again_without_training(bench, spo
     assert store.read_result(paths.result).history == history
     aside = {p.name for p in paths.folder.iterdir() if ".corrupt-" in p.name}
     assert f"{damaged.split('/')[0]}.corrupt-1" in aside and "manifest.json.corrupt-1" in aside
+
+
+def test_the_seconds_of_a_cell_are_those_of_all_its_attempts(bench, spoiled, monkeypatch):
+    cell = quick(bench)
+    result = spoiled.cell(cell.id).result
+    result.unlink()
+    clock = SimpleNamespace(time=lambda: 1e9, strftime=time.strftime, gmtime=time.gmtime)
+    monkeypatch.setattr(execute, "time", clock)  # this attempt only measures, in no time
+    cells.run(cell, spoiled)
+    again = store.read_result(result)
+    trained_s = sum(s for stage in again.history for s in stage.columns["seconds"])
+    assert again.facts["seconds"] == pytest.approx(trained_s) and trained_s > 0
 
 
 def test_damaged_weights_are_trained_anew_and_come_out_the_same(bench, spoiled):

@@ -26,6 +26,7 @@ from pipeline.orchestrate.plan import load_sweep
 from pipeline.paths import CODE, Work
 from pipeline.report import answer, frames, gaps, merged, tables, usage
 from pipeline.report.metrics import COMPARED, METRIC, METRICS, Metric
+from pipeline.store import StageHistory
 from tests import results
 
 MINE = """name: mine
@@ -58,6 +59,20 @@ def promised(row):
     assert set(row["latency_ms"]) == set(row["speedup"]) == {"batch1", "batch64"}
     assert all(set(times) == {"p50", "p90", "p99"} for times in row["latency_ms"].values())
     return True
+
+
+def test_the_time_of_training_is_that_of_all_epochs_whoever_made_the_result(work, tmp_path):
+    """A result that was measured anew long after its training."""
+    sweep = results.sweep(techniques=("half",))
+    for cell in sweep.cells:
+        results.publish(cell, work)
+        stages = [StageHistory(i, "train", {"seconds": [1800.0, 1800.0]}) for i in (0, 1)]
+        data = store.result_bytes(cell.to_json(), results.FACTS, stages, results.measured(cell))
+        store.publish_bytes(work.cell(cell.id).result, data)
+        store.write_manifest(work.cell(cell.id))
+    text = built(sweep, work, tmp_path)[1]
+    assert [row["training_seconds"] for row in report.rows(sweep, work)["rows"]] == [7200.0] * 2
+    assert "- Training of all cells together: 4.0 hours" in text
 
 
 # --- when it is made on a cluster ------------------------------------------------------------
@@ -234,6 +249,14 @@ def test_where_all_lose_too_much_the_base_is_the_answer(work, tmp_path):
     assert text.count("the base itself, 99.00 % in 58.9 MB; no compressed model qualifies") == 3
     assert report.best(report.rows(sweep, work)["rows"])["is_base"]
     assert report.best([]) is None
+
+
+def test_where_what_qualifies_is_larger_and_slower_it_is_not_said_that_nothing_does(work, tmp_path):
+    sweep = results.sweep(techniques=("large",))
+    publish_all(sweep, work, ratio=0.5, drop=0.0)
+    text = built(sweep, work, tmp_path)[1]
+    assert text.count("; no compressed model that qualifies is smaller.") == 2
+    assert text.count("; no compressed model that qualifies is faster.") == 1
 
 
 def test_how_far_the_nearest_is_from_qualifying_is_said(work):

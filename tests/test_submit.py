@@ -427,7 +427,10 @@ def test_estimates_come_from_the_best_there_is(tmp_path):
     used(small.cells[1], root, gpu_bytes=GIB)
     assert "1 cells rehearsed on a GPU" in estimate.best(asked, work, "a100:1", small, root).source
 
-    used(cell, work)
+    used(asked.cells[1], work)  # on a CPU, which says nothing of a GPU
+    assert "rehearsed on a GPU" in estimate.best(asked, work, "a100:1", small, root).source
+    assert "1 finished cells" in estimate.best(asked, work, None, small, root).source
+    used(cell, work, gpu_bytes=GIB)
     found = estimate.best(asked, work, "a100:1", small, root)
     assert found.source == "from 1 finished cells of this sweep"
     assert found.seconds(cell) == pytest.approx(100.0)
@@ -443,6 +446,44 @@ def test_what_was_used_and_a_better_request(tmp_path):
     first, second = usage.lines(usage.read(asked.cells, work))
     assert first == "At most 3.0 of 40 GiB and 2.5 of 24 cores were used (1 job)."
     assert second == "This would do: --set cores=4 --set memory_gib=4"
+    used(asked.cells[0], work, job=None, memory_bytes=GIB)  # finished outside of jobs, later
+    assert next(usage.lines(usage.read(asked.cells, work))) == first
+    said = usage.said_of(work.cell(asked.cells[0].id))
+    assert said["all"] == {"attempts": 2, "wall_s": 100.0, "gpu_s": 100.0}
+
+
+def test_the_cores_that_were_used_are_the_most_at_any_time(tmp_path, monkeypatch):
+    """An hour on one core and half a minute on eight: with two, the half minute would be longer."""
+    from jobs import usage
+
+    looks = [(0.0, 0.0), (3600.0, 3600.0), (3630.0, 3840.0), (3630.05, 3841.0)]
+    monkeypatch.setattr(usage.time, "monotonic", lambda: looks[0][0])
+    monkeypatch.setattr(usage, "_cpu_s", lambda: looks[0][1])
+    seen = usage.Usage(tmp_path / "usage.json")
+    while len(looks) > 1:
+        del looks[0]
+        seen._look()
+    assert seen.to_json(None)["used"]["cores"] == 8.0
+
+
+def test_a_report_in_the_queue_counts_if_it_is_of_this_text_and_after_all_others(tmp_path):
+    work = Work(tmp_path)
+    with ledger.locked(work.sweep("test")) as known:
+        for job, (kind, text) in enumerate([("cells", "a"), ("report", "a"), ("report", "b")]):
+            intend(known, f"i{job}", kind=kind, sweep=text)
+            known.append("submitted", intent=f"i{job}", job=job)
+
+    def view(*alive):
+        return cluster.View(known, work, {f"{job}_0": Row(job, 0, "PENDING") for job in alive})
+
+    assert view(0, 1).has_report("a") and not view(0, 1).has_report("b")
+    assert view(0, 1, 2).has_report("b") and not view(0, 1, 2).has_report("a")
+    assert not view(0).has_report("a") and not view().has_report("a")
+    assert view(0, 1, 2).alive_reports == [1, 2]
+    with ledger.locked(work.sweep("test")) as known:
+        intend(known, "i3", sweep="b")
+        known.append("submitted", intent="i3", job=3)
+    assert not view(2, 3).has_report("b")  # it would not wait for what came after it
 
 
 def test_a_rehearsal_is_the_same_matrix_in_small():

@@ -281,6 +281,13 @@ def test_files_added_to_an_artifact_and_strange_ones_are_found(shared):
                                       "results.h5 has no such result"]  # fmt: skip
 
 
+def test_what_is_missing_is_counted_whatever_else_is_there(shared):
+    (shared.paths.artifacts / "notes.txt").write_text("x")
+    shutil.rmtree(shared.paths.artifact(shared.small))
+    [missing] = [c.why for c in shared.checks() if c.what == "artifacts"]
+    assert missing.startswith("1 of 2 results have theirs not in this report")
+
+
 def test_a_link_in_place_of_a_model_is_found(shared):
     model = shared.paths.artifact(shared.small) / "model.onnx"
     model.rename(shared.folder / "elsewhere")

@@ -27,8 +27,8 @@ def run(asked: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
         shared = [cell for cell in asked.cells if view.task(cell.id) in tasks]
         if shared:
             known.append("cancelled", cells=[cell.id for cell in shared])
-        report = [] if cells else [view.alive_report]
-        slurm.scancel([*_grouped(tasks), *(str(job) for job in report if job)])
+        reports = [] if cells else view.alive_reports
+        slurm.scancel([*_grouped(tasks), *map(str, reports)])
     others = len(shared) - len(chosen)
     yield f"{len(chosen)} cell{'s' * (len(chosen) != 1)} cancelled" + (
         f", and {others} more that shared their jobs" if others else ""

@@ -86,12 +86,21 @@ class View:
         return sorted(jobs & alive)
 
     @property
-    def alive_report(self) -> int | None:
-        for entry in self.known.entries.values():
-            row = self.rows.get(f"{entry.job}_0") if entry.kind == "report" else None
-            if row is not None and row.state not in slurm.FINAL:
-                return row.job
-        return None
+    def alive_reports(self) -> list[int]:
+        """Ids of the jobs in the queue that build this sweep's report."""
+        return [e.job for e in self._alive if e.kind == "report"]
+
+    def has_report(self, sweep: str) -> bool:
+        """Whether a job in the queue builds the report of this text of the sweep, and was submitted
+        after all others, so that it waits for them."""
+        alive = self._alive
+        return bool(alive) and alive[-1].kind == "report" and alive[-1].sweep == sweep
+
+    @property
+    def _alive(self) -> list[ledger.Entry]:
+        """What was submitted for this sweep and is in the queue, in the order of submission."""
+        alive = {row.job for row in self.rows.values() if row.state not in slurm.FINAL}
+        return [entry for entry in self.known.entries.values() if entry.job in alive]
 
     def __post_init__(self) -> None:
         self.last = self.known.last

@@ -85,7 +85,7 @@ class Estimate:
 def best(asked: Sweep, work: Work, gpu: str | None = "a100:1", rehearsed: Sweep | None = None,
          rehearsal: Work | None = None) -> Estimate:  # fmt: skip
     """The best estimate there is for the cells of a sweep on `gpu` (as a profile names it)."""
-    own = _from_cells(_finished(asked.cells, work))
+    own = _from_cells(_finished(asked.cells, work, on_gpu=bool(gpu)))
     if own:
         return Estimate(*own[:2], f"from {own[2]} finished cells of this sweep")
     if rehearsed is not None and rehearsal is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline import store
 from pipeline.errors import Corrupt, UserError
+from pipeline.orchestrate.plan import called
 from pipeline.paths import CellPaths, Work
 from pipeline.report import gaps
 from pipeline.sweep import Cell, Sweep
@@ -28,7 +29,7 @@ def export(sweep: Sweep, cell: Cell, work: Work, to: Path) -> Path:
         files = _artifact(paths)
         store.publish_folder(target, lambda folder: _copy(paths, files, folder))
     except Corrupt as error:
-        again = f"`netpress run {sweep.name}` makes it again"
+        again = f"`netpress run {called(sweep)}` makes it again"
         raise UserError(f"{cell.name} ({cell.id}) is damaged: {error}; {again}") from error
     except OSError as error:
         raise UserError(f"{to}: cannot be written: {error.strerror or error}") from error

@@ -43,6 +43,7 @@ class Entry:
     user: str
     request: Mapping[str, Any]
     after: tuple[str, ...] = ()
+    sweep: str = ""  # which text of its file
     job: int | None = None
     ended: str | None = None  # why there is no job: Slurm's words, or `void`
 
@@ -97,7 +98,7 @@ class Ledger:
             tasks = {int(index): tuple(ids) for index, ids in line["tasks"].items()}
             entry = Entry(
                 line["intent"], line["name"], line["kind"], tasks, line["at"], line["user"],
-                line["request"], tuple(line["after"]),
+                line["request"], tuple(line["after"]), line.get("sweep", ""),
             )  # fmt: skip
             self.entries[entry.intent] = entry
             for ids in tasks.values():

@@ -32,7 +32,7 @@ def run(
     cluster: Cluster,
     cells: Sequence[Cell] = (),
     exceptions: bool = False,
-) -> tuple[submit.Batch, state.Found, dict[str, int], list[str]]:
+) -> tuple[submit.Batch, state.Found, submit.Sent, list[str]]:
     """As `submit.run`, and lines about the cells that failed: what each is given, or why it is not.
 
     cells: only these and the bases that they need, whatever ended them. exceptions: also cells

@@ -37,6 +37,7 @@ TRANSIENT = re.compile(
 )
 GONE = "Invalid job id specified"
 CLOCKS_APART = timedelta(minutes=5)
+NO_NODE = "node configuration is not available"  # no node has all that is asked for
 MARK = "\x1f"  # between the fields of squeue and sacct; a `|` may stand in a job's name
 
 

@@ -60,6 +60,21 @@ class Batch:
         return sum(len(item.array.cells) for item in self.prepared)
 
 
+@dataclass
+class Sent:
+    """What was sent, job ids by the jobs' names, and what kept the rest from being sent."""
+
+    jobs: dict[str, int] = field(default_factory=dict)
+    problem: UserError | None = None
+
+    def check(self) -> None:
+        """Raises UserError, of the problem's own kind, where something was not sent."""
+        if self.problem:
+            jobs = ", ".join(map(str, self.jobs.values())) or "nothing"
+            said = f"{self.problem} (submitted: {jobs}; the same command sends the rest)"
+            raise type(self.problem)(said) from self.problem
+
+
 @dataclass(frozen=True)
 class Picked:
     """Which cells to submit, and what each asks for."""
@@ -223,7 +238,7 @@ def batch(
             queued[cell.id] = Queued(at.entry.job, at.index)
     made = prepare(asked, work, data_root, cluster, cells, known=known, request=request,
                    queued=queued, waits_for=alive)  # fmt: skip
-    if not made.prepared and alive and view and view.alive_report is None:
+    if not made.prepared and alive and view and not view.has_report(text_id(asked)):
         return report_only(made, known, alive)
     return made
 
@@ -235,8 +250,9 @@ def run(
     cluster: Cluster,
     *,
     pick: Callable[[state.Found], Picked] | None = None,
-) -> tuple[Batch, state.Found, dict[str, int]]:
-    """Send what is missing of the sweep, or what is picked; (what, the states before, job ids).
+) -> tuple[Batch, state.Found, Sent]:
+    """Send what is missing of the sweep, or what is picked; (what, the states before, what of it
+    was sent).
 
     Raises UserError before anything is sent where data is missing; Unreachable where the queue
     cannot be seen, since then nobody knows what is in it.
@@ -251,15 +267,9 @@ def run(
         local.require_data(cells, data_root)
         made = batch(asked, work, data_root, cluster, found, known, cells, picked.request)
         sent = send(made, known, paths.reports_root())
-        if sent.report and found.view and (old := found.view.alive_report):
-            slurm.scancel([str(old)])  # it would build the report before the new jobs are done
-    if sent.problem:
-        jobs = ", ".join(map(str, sent.jobs.values())) or "nothing"
-        again = f"netpress {'resume' if pick else 'submit'} {plan.called(asked)}"
-        raise type(sent.problem)(
-            f"{sent.problem} (submitted: {jobs}; `{again}` sends the rest)"
-        ) from sent.problem
-    return made, found, sent.jobs
+        if sent.jobs and found.view:  # they would build the report before the new jobs are done
+            slurm.scancel(list(map(str, found.view.alive_reports)))
+    return made, found, sent
 
 
 def planned(asked: Sweep, work: paths.Work, data_root: Path, cluster: Cluster) -> plan.Plan:
@@ -312,16 +322,18 @@ def _cost(made: Batch, work: paths.Work, cluster: Cluster) -> dict:
     }
 
 
-def lines(made: Batch, found: state.Found, sent: Mapping[str, int]) -> Iterator[str]:
+def lines(made: Batch, found: state.Found, sent: Sent) -> Iterator[str]:
     """What was submitted, for people."""
     called = plan.called(made.sweep)
     for item in made.prepared:
-        cells = len(item.array.cells)
+        cells, job = len(item.array.cells), sent.jobs.get(item.name)
+        if job is None:
+            continue
         if not cells:
-            yield f"job {sent[item.name]}: the report, after all others"
+            yield f"job {job}: the report, after all others"
             continue
         waits = f", waits for {item.array.after[0]}" if item.array.after else ""
-        yield f"job {sent[item.name]}: {cells} cell{'s' if cells != 1 else ''}{waits}"
+        yield f"job {job}: {cells} cell{'s' if cells != 1 else ''}{waits}"
     if not made.prepared:
         yield "Nothing to submit."
     if waiting := _held_back(made, found):
@@ -333,7 +345,7 @@ def lines(made: Batch, found: state.Found, sent: Mapping[str, int]) -> Iterator[
     if left:
         counts = ", ".join(f"{count} {name}" for name, count in left.items())
         yield f"{counts}: `netpress resume {called}` takes care of them"
-    if made.prepared:
+    if sent.jobs:
         yield f"`netpress status {called}` tells how it goes; you may log out"
 
 
@@ -365,15 +377,6 @@ def _owners(known: ledger.Ledger) -> str:
 # --- sending ---------------------------------------------------------------------------------
 
 
-@dataclass
-class Sent:
-    """Job ids by job's name, whether the report's is among them, and why others are not."""
-
-    jobs: dict[str, int] = field(default_factory=dict)
-    report: bool = False
-    problem: UserError | None = None
-
-
 def send(batch: Batch, known: ledger.Ledger, reports: Path) -> Sent:
     """Submit every array of the batch, with the ledger's lock held.
 
@@ -382,8 +385,7 @@ def send(batch: Batch, known: ledger.Ledger, reports: Path) -> Sent:
     """
     sent, lacking = Sent(), set()
     for item in batch.prepared:
-        is_report = item.array.name == REPORT
-        if is_report and lacking:
+        if item.array.name == REPORT and lacking:
             item = _after_others(batch, item, lacking)
             if not item.array.after:
                 continue
@@ -392,7 +394,6 @@ def send(batch: Batch, known: ledger.Ledger, reports: Path) -> Sent:
             continue
         try:
             sent.jobs[item.name] = _send_somewhere(batch, item, sent.jobs, known, reports)
-            sent.report |= is_report
         except slurm.Refused as refused:
             lacking.add(item.array.name)
             sent.problem = sent.problem or refused
@@ -400,6 +401,11 @@ def send(batch: Batch, known: ledger.Ledger, reports: Path) -> Sent:
             sent.problem = error
             break
     return sent
+
+
+def text_id(asked: Sweep) -> str:
+    """Which text of the sweep's file the report is of, in the ledger."""
+    return hashlib.sha256(asked.text.encode()).hexdigest()[:10]
 
 
 def _waits_for(array: Array) -> set[str]:
@@ -428,9 +434,9 @@ def _send_somewhere(batch: Batch, item: Prepared, jobs, known, reports: Path) ->
     """`_send`; where Slurm has no node but those that are to be left out, on one of them."""
     try:
         return _send(batch, item, jobs, known, reports)
-    except slurm.Refused:
+    except slurm.Refused as refused:
         exclude = item.array.request.exclude
-        if not exclude:
+        if not exclude or slurm.NO_NODE not in str(refused):
             raise
     nodes = ",".join(exclude)
     print(f"netpress: Slurm has no node but {nodes} for {item.array.name}: not left out",
@@ -451,6 +457,7 @@ def _send(batch: Batch, item: Prepared, jobs: Mapping[str, int], known, reports:
         kind=REPORT if item.array.name == REPORT else "cells",
         tasks={str(index): list(ids) for index, ids in item.array.tasks.items()},
         request=asdict(item.array.request), after=list(item.array.after), user=slurm.user(),
+        sweep=text_id(batch.sweep),
     )  # fmt: skip
     cells = {i: batch.sweep.by_id[i].to_json() for i in item.array.cells}
     executor.write(item.job, script, _function(batch, item, reports), item.minutes, cells)

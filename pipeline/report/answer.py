@@ -49,6 +49,10 @@ class Group:
         """At batch 1, all threads; NaN where it was not measured."""
         return mean(row["speedup"]["batch1"] for row in self.rows)
 
+    def within(self, limit: float) -> bool:
+        """Whether it loses at most `limit`."""
+        return _within(self.drop, limit)
+
     def cell(self, limit: float) -> Row:
         """The one to take away: the smallest seed that is itself within `limit`."""
         good = [row for row in self.rows if _within(row["accuracy_drop"], limit)]
@@ -107,7 +111,7 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def _good(rows: Iterable[Row], limit: float) -> list[Group]:
-    return [group for group in _candidates(rows) if _within(group.drop, limit)]
+    return [group for group in _candidates(rows) if group.within(limit)]
 
 
 def _candidates(rows: Iterable[Row]) -> list[Group]:

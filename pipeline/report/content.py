@@ -258,21 +258,25 @@ def answers(sweep: Sweep, rows: list[Row]) -> list[Answer]:
 
 def _answer(sweep: Sweep, dataset: str, model: str, rows: list[Row]) -> Answer:
     asked = (
-        ("Smallest at no loss", smallest(rows, 0.0), 0.0),
-        ("Smallest within one point", smallest(rows), ONE_POINT),
-        ("Fastest within one point", fastest(rows), ONE_POINT),
+        ("Smallest at no loss", smallest(rows, 0.0), 0.0, "smaller"),
+        ("Smallest within one point", smallest(rows), ONE_POINT, "smaller"),
+        ("Fastest within one point", fastest(rows), ONE_POINT, "faster"),
     )
     near = nearest(rows)
-    points = ((question, _sentence(sweep, group, limit, near)) for question, group, limit in asked)
+    points = ((said, _sentence(sweep, *best, near)) for said, *best in asked)
     return Answer(dataset, model, tuple(points))
 
 
-def _sentence(sweep: Sweep, group: Group | None, limit: float, near: Group | None) -> Sentence:
+def _sentence(
+    sweep: Sweep, group: Group | None, limit: float, better: str, near: Group | None
+) -> Sentence:
     if group is None:
         return ("no model that was measured", *_nearest(near))
     if group.is_base:
-        said = f"the base itself, {_numbers(group)}; no compressed model qualifies"
-        return (said, *_nearest(near))
+        said = f"the base itself, {_numbers(group)}; no compressed model "
+        if near is not None and near.within(limit):
+            return (f"{said}that qualifies is {better}.",)
+        return (f"{said}qualifies", *_nearest(near))
     cell = group.cell(limit)
     seed = f" (seed {cell['seed']})" if len(group.rows) > 1 else ""
     return (

@@ -17,8 +17,8 @@ from pipeline.report.metrics import (
 # Beside the keys that DESIGN.md promises; all of them are metrics of the one table.
 EXTRA = ("base_accuracy", "agreement", "base_stored_bytes", "stored_ratio", "macs_ratio",
          "integer_share", "integer_kernels", "subnormals", "simulated_accuracy",
-         "simulated_agreement", "base_test_set_seconds", "seconds",
-         "peak_memory_bytes")  # fmt: skip
+         "simulated_agreement", "base_test_set_seconds",
+         "training_seconds", "seconds", "peak_memory_bytes")  # fmt: skip
 
 
 def rows(frames: Frames) -> list[dict[str, Any]]:

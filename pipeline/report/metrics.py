@@ -122,6 +122,7 @@ METRICS = (
     Metric("subnormals", "subnormal numbers", "", "lower", ",.0f"),
     Metric("simulated_accuracy", "accuracy, simulated", "%", "higher", ".2f"),
     Metric("simulated_agreement", "simulated agrees with deployed", "%", "higher", ".2f"),
+    Metric("training_seconds", "trained in", "s", "lower"),
     Metric("seconds", "made in", "s", "lower"),
     Metric("peak_memory_bytes", "peak memory", "MB", "lower"),
 )

@@ -40,7 +40,7 @@ LARGE_LINES = 500  # of all tables: from here on those out of sight are not laid
 UPRIGHT_COLUMNS = 9
 NARROW_GROUPS = ("accuracy", "size", "speed")  # what a narrow screen shows at first
 EVERY_CELL = ("accuracy", "accuracy_drop", "stored_bytes", "stored_ratio", "speedup_all_batch1",
-              "seconds", "peak_memory_bytes")  # fmt: skip
+              "training_seconds", "peak_memory_bytes")  # fmt: skip
 # Control characters, halves of pairs, and what turns the direction of the text around it.
 UNFIT = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"

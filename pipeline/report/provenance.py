@@ -72,7 +72,7 @@ def _machines(frames: Frames) -> list[tuple[str, str]]:
         ("Precision of training", _counted(fact.get("precision") for fact in said)),
         ("Versions", _counted(_versions(fact.get("versions") or {}) for fact in said)),
         ("Commit", _counted(fact.get("commit") for fact in said)),
-        ("Time of all cells together", _time(frames)),
+        ("Training of all cells together", _training(frames)),
     )
     return [(label, value) for label, value in found if value]
 
@@ -113,8 +113,8 @@ def _versions(versions: dict[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
 
 
-def _time(frames: Frames) -> str:
-    seconds = frames.cells["seconds"].dropna()
+def _training(frames: Frames) -> str:
+    seconds = frames.cells["training_seconds"].dropna()
     minutes = seconds.sum() / 60
     if seconds.empty:
         return ""

@@ -53,6 +53,8 @@ def row(named: dict[str, Any], result: store.Result) -> dict[str, Any]:
     row |= _speedups(row, named["is_base"])
     for key in ("seconds", "peak_memory_bytes"):
         row[key] = _number(result.facts.get(key))
+    took = (stage.columns.get("seconds", ()) for stage in result.history)
+    row["training_seconds"] = sum(_number(seconds) for stage in took for seconds in stage)
     return row
 
 

@@ -85,15 +85,14 @@ def request(used: Used) -> Sequence[tuple[str, int]]:
 
 
 def said_of(cell: CellPaths) -> dict | None:
-    """What the last attempt at a cell said of its job, and of `all` attempts the number and the
-    seconds; None where it ran in no job."""
+    """What the last attempt at a cell that ran in a job said of it, and of `all` attempts the
+    number and the seconds; None where none did."""
     last = store.last_attempt(cell)
-    said = _said(last) if last else None
-    if said is None:
+    attempts = (cell.attempt(number) for number in range(1, last.number + 1)) if last else ()
+    every = [said for attempt in attempts if (said := _said(attempt))]
+    if not every:
         return None
-    earlier = (_said(cell.attempt(number)) for number in range(1, last.number))
-    every = [*(one for one in earlier if one), said]
-    return {**said, "all": {
+    return {**every[-1], "all": {
         "attempts": last.number,
         "wall_s": sum(wall_s(one) for one in every),
         "gpu_s": sum(wall_s(one) * gpus(one) for one in every),

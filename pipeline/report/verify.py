@@ -194,7 +194,7 @@ def _artifacts(bench: _Bench, accuracy: bool, speed: bool) -> Iterator[Check]:
             yield Check(name, DIFFERS, "results.h5 has no such result")
             continue
         yield from _artifact(bench, bench.published.sweep.by_id[folder.name], accuracy, speed)
-    if missing := len(done) - len(present):
+    if missing := len(done - {folder.name for folder in present}):
         yield Check(
             "artifacts", UNCHECKED,
             f"{missing} of {len(done)} results have theirs not in this report; "

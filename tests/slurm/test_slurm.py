@@ -75,7 +75,8 @@ def test_a_whole_sweep_with_dependencies_and_its_report(desk):
     assert usage["asked"] == {"cores": 1, "memory_bytes": 2 * 1024**3, "gpus": 0}
     assert usage["used"]["memory_bytes"] > 100e6 and usage["used"]["cores"] > 0
     assert usage["epochs"] == 1 and usage["wall_s"] > 0
-    assert "finished cells of this sweep" in desk.netpress("plan", sweep, "--profile", "generic")[0]
+    planned = desk.netpress("plan", sweep, "--profile", "generic", *SMALL)[0]
+    assert "finished cells of this sweep" in planned
     said = desk.netpress("logs", sweep, "vgg16_bn-w0.125/digits/quick/0")[0]
     assert "0-finetune, epoch 1/1" in said
     desk.counted()
@@ -101,7 +102,7 @@ def test_what_slurm_refuses_costs_itself_and_what_waits_for_it(desk):
     try:
         [line] = desk.submit(sweep, code=2)[1].splitlines()
         bases, report = desk.jobs("limited")
-        assert "submit limit" in line and f"(submitted: {bases}, {report}; `netpress submit" in line
+        assert "submit limit" in line and f"(submitted: {bases}, {report}; the same" in line
         dependency = desk.box.ask("squeue", "-h", "-o", "%E", "-j", str(report))
         assert set(re.findall(r"\w+:(\d+)", dependency)) == {str(bases)}
     finally:
@@ -124,6 +125,20 @@ def test_the_report_is_of_what_was_submitted(desk):
     wait_for(lambda: (made / "report.md").exists(), seconds=150)
     assert (made / "sweep.yaml").read_text() == submitted
     assert "1 of 1 cell" in (made / "report.md").read_text()
+
+
+def test_a_sweep_that_changed_gets_another_report(desk):
+    sweep = desk.sweep("changed", techniques="[base, quick]")
+    desk.submit(sweep, *LATER)
+    [_, _, first] = desk.jobs("changed")
+    assert "Nothing to submit" in desk.submit(sweep, *LATER)[0]
+    (desk.folder / sweep).write_text((desk.folder / sweep).read_text() + "# another thought\n")
+    assert ": the report, after all others" in desk.submit(sweep, *LATER)[0]
+    assert "Nothing to submit" in desk.submit(sweep, *LATER)[0]
+    [*_, second] = desk.jobs("changed")
+    waiting = desk.box.ask("squeue", "-h", "-t", "PD", "-o", "%F").split()
+    assert str(second) in waiting and str(first) not in waiting
+    desk.netpress("cancel", sweep)
 
 
 def test_a_warning_that_is_no_time_limit_is_no_reason_to_give_up(desk):
