@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,24 +134,21 @@ def asked() -> dict[str, int]:
 
 def _cpu_s() -> float:
     """Processor time of this process and all below it, those that have ended among them."""
-    me = psutil.Process()
-    total = 0.0
-    for process in (me, *me.children(recursive=True)):
-        try:
-            used = process.cpu_times()
-        except psutil.Error:  # it has just ended
-            continue
-        total += used.user + used.system + used.children_user + used.children_system
-    return total
+    return _over_all(lambda process: sum(process.cpu_times()[:4]))  # user, system, and children's
 
 
 def _memory_bytes() -> int:
     """What this process and all below it hold now; shared pages count once for each."""
+    return int(_over_all(lambda process: process.memory_info().rss))
+
+
+def _over_all(measure: Callable[[psutil.Process], float]) -> float:
+    """The sum over this process and all below it."""
     me = psutil.Process()
-    total = 0
+    total = 0.0
     for process in (me, *me.children(recursive=True)):
         try:
-            total += process.memory_info().rss
+            total += measure(process)
         except psutil.Error:  # it has just ended
             continue
     return total

@@ -82,8 +82,7 @@ class View:
         """Ids of the jobs in the queue that work on this sweep, the report's left out."""
         jobs = {e.job for e in self.known.entries.values() if e.kind == "cells"}
         jobs |= {self.last[cell].entry.job for cell in self.shared}
-        alive = {row.job for row in self.rows.values() if row.state not in slurm.FINAL}
-        return sorted(jobs & alive)
+        return sorted(jobs & self._in_queue)
 
     @property
     def alive_reports(self) -> list[int]:
@@ -99,8 +98,12 @@ class View:
     @property
     def _alive(self) -> list[ledger.Entry]:
         """What was submitted for this sweep and is in the queue, in the order of submission."""
-        alive = {row.job for row in self.rows.values() if row.state not in slurm.FINAL}
+        alive = self._in_queue
         return [entry for entry in self.known.entries.values() if entry.job in alive]
+
+    @property
+    def _in_queue(self) -> set[int]:
+        return {row.job for row in self.rows.values() if row.state not in slurm.FINAL}
 
     def __post_init__(self) -> None:
         self.last = self.known.last
