@@ -21,8 +21,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-INSTALL = ["-I", "-m", "pip", "install", "--no-input", "--disable-pip-version-check",
-           "--only-binary=:all:"]  # fmt: skip
+INSTALL = [
+    "-I",
+    "-m",
+    "pip",
+    "install",
+    "--no-input",
+    "--disable-pip-version-check",
+    "--only-binary=:all:",
+]
 
 
 class Failed(Exception):
@@ -83,9 +90,14 @@ def run(command: list[str], log, lock: int) -> None:
     """Run `command` to its end with its output in `log`; its failure is one sentence."""
     # The child holds the lock too: where it can outlive this process, the next one waits for it.
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-        env=environ_for_pip(), pass_fds=[lock], preexec_fn=dies_with_parent(),
-    )  # fmt: skip
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=environ_for_pip(),
+        pass_fds=[lock],
+        preexec_fn=dies_with_parent(),
+    )
     try:
         while (status := wait(process)) is None:
             show(last_line(log.name))

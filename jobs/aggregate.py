@@ -1,6 +1,6 @@
 """The report of a sweep, built on the cluster when all its jobs have ended, however they did.
 
-    python -m jobs.aggregate SWEEP --work ROOT --to FOLDER
+python -m jobs.aggregate SWEEP --work ROOT --to FOLDER
 """
 
 from __future__ import annotations

@@ -58,9 +58,14 @@ class Task(Checkpointable):
     """
 
     def __init__(
-        self, folder: str, work: str, data: str, cells: Mapping[int, tuple[str, ...]],
-        lenient: bool = False, lead_s: int = 120,
-    ):  # fmt: skip
+        self,
+        folder: str,
+        work: str,
+        data: str,
+        cells: Mapping[int, tuple[str, ...]],
+        lenient: bool = False,
+        lead_s: int = 120,
+    ):
         self.folder, self.work, self.data = folder, work, data
         self.cells, self.lenient, self.lead_s = dict(cells), lenient, lead_s
         self.running: subprocess.Popen | None = None
@@ -126,9 +131,12 @@ class Task(Checkpointable):
         command = cell_command(Work(Path(self.work)), Path(self.data), [cell.id], *options)
         try:
             self.running = subprocess.Popen(
-                command, cwd=CODE, stdin=subprocess.DEVNULL, start_new_session=True,
+                command,
+                cwd=CODE,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
                 preexec_fn=_ignore_signals,
-            )  # fmt: skip
+            )
             # Not wait(): a signal handler that runs in it would find its lock taken.
             while (code := self.running.poll()) is None:
                 time.sleep(POLL_S)

@@ -21,8 +21,11 @@ from pipeline import store
 
 LOOK_S = 3.0
 PUBLISH_S = 30.0
-GPU_QUERY = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used",
-             "--format=csv,noheader,nounits")  # fmt: skip
+GPU_QUERY = (
+    "nvidia-smi",
+    "--query-gpu=utilization.gpu,memory.used",
+    "--format=csv,noheader,nounits",
+)
 
 
 class Usage:

@@ -87,10 +87,16 @@ def _exported(state: ModelState) -> onnx.ModelProto:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
         program = torch.onnx.export(
-            network, (images,), dynamo=True, external_data=False, verbose=False,
-            input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET,
+            network,
+            (images,),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=OPSET,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )  # fmt: skip
+        )
     model = program.model_proto
     _anonymous(model)
     return model
@@ -122,13 +128,29 @@ def _quantized(state: ModelState, calibration: np.ndarray) -> onnx.ModelProto:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(plain, source)
         ort.quantize_static(
-            source, target, _Reader(calibration), quant_format=ort.QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Gemm", "MatMul", "MaxPool", "Relu", "Reshape", "Flatten",
-                                  "Add", "GlobalAveragePool", "AveragePool", "ReduceMean"],
-            per_channel=True, activation_type=ort.QuantType.QUInt8, weight_type=ort.QuantType.QInt8,
+            source,
+            target,
+            _Reader(calibration),
+            quant_format=ort.QuantFormat.QDQ,
+            op_types_to_quantize=[
+                "Conv",
+                "Gemm",
+                "MatMul",
+                "MaxPool",
+                "Relu",
+                "Reshape",
+                "Flatten",
+                "Add",
+                "GlobalAveragePool",
+                "AveragePool",
+                "ReduceMean",
+            ],
+            per_channel=True,
+            activation_type=ort.QuantType.QUInt8,
+            weight_type=ort.QuantType.QInt8,
             reduce_range=state.spec.quantization.weight_bits == 7,
             extra_options={"TensorQuantOverrides": _overrides(plain, state)},
-        )  # fmt: skip
+        )
         model = onnx.load(target)
     _feed_integers(model)
     _leave_as_floats(model)
@@ -185,11 +207,13 @@ def _overrides(model: onnx.ModelProto, state: ModelState) -> dict[str, list[dict
         ]
         tensor = node.input[0]
         while True:
-            found[tensor] = [{
-                "quant_type": QuantType.QUInt8,
-                "scale": _f32(layer.input_scale.item()),
-                "zero_point": _u8(layer.input_zero_point.item()),
-            }]  # fmt: skip
+            found[tensor] = [
+                {
+                    "quant_type": QuantType.QUInt8,
+                    "scale": _f32(layer.input_scale.item()),
+                    "zero_point": _u8(layer.input_zero_point.item()),
+                }
+            ]
             if tensor not in makers or makers[tensor].op_type not in PASSING:
                 break
             tensor = makers[tensor].input[0]
@@ -349,11 +373,13 @@ def _well_formed(manifest: dict) -> bool:
     shape, classes = manifest["shape"], manifest["classes"]
     return (
         isinstance(manifest["files"][MODEL]["sha256"], str)
-        and isinstance(shape, list) and len(shape) == 3
+        and isinstance(shape, list)
+        and len(shape) == 3
         and all(type(n) is int and n > 0 for n in shape)
-        and isinstance(classes, list) and all(isinstance(c, str) for c in classes)
+        and isinstance(classes, list)
+        and all(isinstance(c, str) for c in classes)
         and manifest["kind"] in ("int8", "float32")
-    )  # fmt: skip
+    )
 
 
 def _read(path: Path) -> bytes:
@@ -396,8 +422,9 @@ def _tensors(message) -> Iterator[onnx.TensorProto]:
 
 def _dimensions(value: onnx.ValueInfoProto) -> tuple:
     """(name, size of each dimension); None for one that is free."""
-    sizes = (d.dim_value if d.HasField("dim_value") else None
-             for d in value.type.tensor_type.shape.dim)  # fmt: skip
+    sizes = (
+        d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim
+    )
     return (value.name, *sizes)
 
 

@@ -103,19 +103,33 @@ _sweep = click.argument("sweep")
 _cell = click.argument("cell")
 _cells = click.argument("cells", nargs=-1, metavar="[CELL ...]")
 _profile = click.option("--profile", help="How the cluster is asked: a name or a file.")
-_set = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-                    help="Override one setting of the profile; may be repeated.")  # fmt: skip
-_device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
-                       help="What trains [a GPU where there is one].")  # fmt: skip
+_set = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one setting of the profile; may be repeated.",
+)
+_device = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="What trains [a GPU where there is one].",
+)
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 
 
 @netpress.command()
 @_sweep
-@click.option("--workers", type=click.IntRange(1, 1024), metavar="N",
-              help="Cells at once [one a GPU, or one].")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1, 4096), metavar="N",
-              help="CPU threads each [cores/workers].")  # fmt: skip
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Cells at once [one a GPU, or one].",
+)
+@click.option(
+    "--threads", type=click.IntRange(1, 4096), metavar="N", help="CPU threads each [cores/workers]."
+)
 @_device
 def run(sweep: str, workers: int | None, threads: int | None, device: str) -> int:
     """Train, compress and measure on this machine; then the report."""
@@ -249,10 +263,20 @@ def resume(sweep: str, cells: tuple[str, ...], profile, settings, exceptions: bo
 @_sweep
 @_json
 @click.option("--to", type=click.Path(path_type=Path), help="Folder of reports [./reports].")
-@click.option("--artifacts", "artifact_mb", type=click.FloatRange(min=0), metavar="MB",
-              help="Put the models of at most so many MB into the report.")  # fmt: skip
-@click.option("--with", "earlier", type=click.Path(path_type=Path), metavar="REPORT",
-              help="Results that the work root does not have: a report's folder.")  # fmt: skip
+@click.option(
+    "--artifacts",
+    "artifact_mb",
+    type=click.FloatRange(min=0),
+    metavar="MB",
+    help="Put the models of at most so many MB into the report.",
+)
+@click.option(
+    "--with",
+    "earlier",
+    type=click.Path(path_type=Path),
+    metavar="REPORT",
+    help="Results that the work root does not have: a report's folder.",
+)
 def report(
     sweep: str, as_json: bool, to: Path | None, artifact_mb: float | None, earlier: Path | None
 ) -> None:
@@ -399,9 +423,16 @@ def _cluster(asked, name: str | None = None, settings: Sequence[str] = (), neede
 
     if settings and not (name or asked.profile or needed):
         name = profile.DEFAULT
-    return profile.chosen(asked, name or (profile.DEFAULT if needed and not asked.profile
-                                          and "NETPRESS_PROFILE" not in os.environ else None),
-                          settings)  # fmt: skip
+    return profile.chosen(
+        asked,
+        name
+        or (
+            profile.DEFAULT
+            if needed and not asked.profile and "NETPRESS_PROFILE" not in os.environ
+            else None
+        ),
+        settings,
+    )
 
 
 def _roots(asked, cluster=None) -> tuple[Any, Path]:

@@ -134,9 +134,13 @@ class _Run:
         if not self.cell.is_base:
             return self.base()
         spec = module_of(self.cell.model.name).spec(
-            self.cell.model.name, self.cell.model.width, self.split.shape,
-            len(self.split.classes), self.split.zero_point, self.split.scale,
-        )  # fmt: skip
+            self.cell.model.name,
+            self.cell.model.width,
+            self.split.shape,
+            len(self.split.classes),
+            self.split.zero_point,
+            self.split.scale,
+        )
         return network.new(spec, self.cell.seed)
 
     def stage(self, index, state, history, snapshot: Snapshot | None) -> network.ModelState:
@@ -166,20 +170,40 @@ class _Run:
             self.checkpoints.save(Snapshot(index, self.name(index), now, history))
             last = {k: now.columns[k][-1] for k in ("loss", "held_out_accuracy", "seconds")}
             self.progress(
-                {"stage": name, "epoch": now.epoch, "epochs": epochs, "loss": last["loss"],
-                 "accuracy": last["held_out_accuracy"],
-                 "seconds_left": (epochs - now.epoch) * last["seconds"]}
-            )  # fmt: skip
+                {
+                    "stage": name,
+                    "epoch": now.epoch,
+                    "epochs": epochs,
+                    "loss": last["loss"],
+                    "accuracy": last["held_out_accuracy"],
+                    "seconds_left": (epochs - now.epoch) * last["seconds"],
+                }
+            )
 
         def tick(event: dict) -> None:
             part = event["step"] / event["steps"]
             left = event["seconds"] / part * (epochs - event["epoch"] - part)
-            self.progress({"stage": name, "epoch": event["epoch"] + part, "epochs": epochs,
-                           "seconds_left": left})  # fmt: skip
+            self.progress(
+                {
+                    "stage": name,
+                    "epoch": event["epoch"] + part,
+                    "epochs": epochs,
+                    "seconds_left": left,
+                }
+            )
 
         self.progress({"stage": name, "epoch": training.epoch, "epochs": epochs})
-        fit(training, self.split, recipe, epochs, objective(training.state), self.machine, seed,
-            keep=keep, tick=tick)  # fmt: skip
+        fit(
+            training,
+            self.split,
+            recipe,
+            epochs,
+            objective(training.state),
+            self.machine,
+            seed,
+            keep=keep,
+            tick=tick,
+        )
 
     # --- the base --------------------------------------------------------------------------------
 
@@ -262,8 +286,9 @@ def commit() -> str | None:
     git = ["git", "--no-optional-locks", "-C", str(CODE)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"],
-                                 capture_output=True, text=True)  # fmt: skip
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+        )
     except FileNotFoundError:  # no git on this machine
         return None
     if head.returncode:
@@ -302,9 +327,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 # How PyTorch and ONNX Runtime say so where they have no error of its own for it.
 _NO_MEMORY = (
-    "can't allocate memory", "Failed to allocate memory", "bad_alloc", "ALLOC_FAILED",
+    "can't allocate memory",
+    "Failed to allocate memory",
+    "bad_alloc",
+    "ALLOC_FAILED",
     "Cannot allocate memory",
-)  # fmt: skip
+)
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -81,9 +81,7 @@ def group_in(parent, name: str):
     return child
 
 
-def datasets(
-    group, wanted: Callable[[str], bool] = lambda name: True
-) -> Iterator[tuple[str, Any]]:
+def datasets(group, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Any]]:
     """Every wanted dataset under `group`, by its name from there."""
     from h5py import h5g, h5o
 

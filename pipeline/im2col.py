@@ -102,11 +102,14 @@ def _replace(graph: ir.Graph, conv: _Convolution, by_pixel: dict[ir.Value, ir.Va
     columns = tape.op("Gather", [pixels, constant(table.reshape(-1), "table")], {"axis": 1})
     columns = reshaped(columns, -1, taps)  # [N P Q, taps]
     matrix = constant(conv.kernel.transpose(2, 3, 1, 0).reshape(taps, filters), "matrix")
-    product = tape.op("Gemm", [
-        tape.op("DequantizeLinear", [columns, scale, zero_point]),
-        tape.op("DequantizeLinear", [matrix, *conv.weight.inputs[1:]], {"axis": 1}),
-        *conv.node.inputs[2:],
-    ])  # fmt: skip
+    product = tape.op(
+        "Gemm",
+        [
+            tape.op("DequantizeLinear", [columns, scale, zero_point]),
+            tape.op("DequantizeLinear", [matrix, *conv.weight.inputs[1:]], {"axis": 1}),
+            *conv.node.inputs[2:],
+        ],
+    )
     rounded = tape.op("QuantizeLinear", [product, *conv.rounding.inputs[1:]])
     of_output = reshaped(rounded, -1, len(table), filters)
     last = reshaped(rounded, -1, *conv.output_size, filters)

@@ -1,12 +1,12 @@
 """The one place that knows where a file lies: nobody else joins names.
 
-    WORK/cells/ID/{cell.json, checkpoint/, metrics.h5, attempts/N/, result.h5, artifact/,
-                   manifest.json, lock}
-    WORK/sweeps/NAME/{ledger.jsonl, jobs/}
-    WORK/submit.lock
-    WORK/cache/
-    REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, tables/, figures/,
-                   artifacts/ID/}
+WORK/cells/ID/{cell.json, checkpoint/, metrics.h5, attempts/N/, result.h5, artifact/,
+               manifest.json, lock}
+WORK/sweeps/NAME/{ledger.jsonl, jobs/}
+WORK/submit.lock
+WORK/cache/
+REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, tables/, figures/,
+               artifacts/ID/}
 """
 
 from __future__ import annotations
@@ -218,8 +218,11 @@ class ReportPaths:
 
     def drawn_or_set(self) -> list[Path]:
         """The figures and the tables for LaTeX that are there, of whichever report."""
-        found = (*self.figures.glob("*.svg"), *self.figures.glob("*.pdf"),
-                 *self.tables.glob("*.tex"))  # fmt: skip
+        found = (
+            *self.figures.glob("*.svg"),
+            *self.figures.glob("*.pdf"),
+            *self.tables.glob("*.tex"),
+        )
         return sorted(found)
 
     def name(self, path: Path) -> str:

@@ -255,26 +255,39 @@ def _kind(node: yaml.Node) -> str:
 # --- what pydantic found, in a sentence ------------------------------------------------------
 
 _EXPECTED = {
-    "int_type": "a whole number", "int_parsing": "a whole number",
-    "int_from_float": "a whole number", "int_parsing_size": "a whole number",
-    "float_type": "a number", "float_parsing": "a number",
-    "bool_type": "true or false", "bool_parsing": "true or false",
-    "string_type": "text", "list_type": "a list", "tuple_type": "a list",
-    "dict_type": "a mapping (`key: value`)", "model_type": "a mapping (`key: value`)",
-    "model_attributes_type": "a mapping (`key: value`)", "dataclass_type": "a mapping",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping (`key: value`)",
+    "model_type": "a mapping (`key: value`)",
+    "model_attributes_type": "a mapping (`key: value`)",
+    "dataclass_type": "a mapping",
     "none_required": "nothing",
-}  # fmt: skip
+}
 _BOUND = {
-    "greater_than": ("gt", "more than"), "greater_than_equal": ("ge", "at least"),
-    "less_than": ("lt", "less than"), "less_than_equal": ("le", "at most"),
-}  # fmt: skip
+    "greater_than": ("gt", "more than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
 
 
 def _sentence(error: Any, model: type[BaseModel]) -> tuple[Key, str]:
     """(where, what is wrong; what would be right) of one of pydantic's errors on a `model`."""
     kind, loc, value, context = (
-        error["type"], tuple(error["loc"]), error["input"], error.get("ctx", {})
-    )  # fmt: skip
+        error["type"],
+        tuple(error["loc"]),
+        error["input"],
+        error.get("ctx", {}),
+    )
     if kind == "extra_forbidden":
         hint = nearest(loc[-1], model.model_fields) if len(loc) == 1 else "remove it"
         return loc, f"unknown key; {hint}"
@@ -302,8 +315,12 @@ NAME_RULE = "expected 1 to 64 of A-Z a-z 0-9 . _ - and not . or - as the first"
 def _bounds(loc: Key, model: type[BaseModel], error: Any) -> Iterator[str]:
     """All bounds of the field, not only the one that was hit: 'more than 0', 'at most 1'."""
     info = model.model_fields.get(str(loc[-1])) if len(loc) == 1 else None
-    stated = {name: getattr(item, name) for item in (info.metadata if info else ())
-              for name, _ in _BOUND.values() if getattr(item, name, None) is not None}  # fmt: skip
+    stated = {
+        name: getattr(item, name)
+        for item in (info.metadata if info else ())
+        for name, _ in _BOUND.values()
+        if getattr(item, name, None) is not None
+    }
     for name, words in _BOUND.values():
         bound = (stated or error["ctx"]).get(name)
         if bound is not None:

@@ -217,8 +217,10 @@ class Cell:
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a cell of this version of netpress: {error!r}") from error
         if cell.id != expected:
-            raise ValueError(f"cell {expected} was made by another version of netpress, "
-                             f"to this one it is {cell.id}")  # fmt: skip
+            raise ValueError(
+                f"cell {expected} was made by another version of netpress, "
+                f"to this one it is {cell.id}"
+            )
         return cell
 
 

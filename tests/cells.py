@@ -26,9 +26,13 @@ MEASURE = {"repeats": 1, "seconds": 0.1}
 def cells(folder: Path, techniques, **more) -> dict[str, Cell]:
     """Technique -> cell, through a sweep file as a user writes it; `more` are other keys of it."""
     asked = {
-        "name": "test", "models": [MODEL], "datasets": ["digits"], "techniques": list(techniques),
-        "training": TRAINING, "measure": MEASURE,
-    } | more  # fmt: skip
+        "name": "test",
+        "models": [MODEL],
+        "datasets": ["digits"],
+        "techniques": list(techniques),
+        "training": TRAINING,
+        "measure": MEASURE,
+    } | more
     path = folder / "test.yaml"
     path.write_text(yaml.safe_dump(asked))
     return {cell.technique: cell for cell in sweep.load(path, plan.catalog()).cells}
@@ -94,6 +98,10 @@ def python(*arguments: str, **more) -> subprocess.CompletedProcess:
     """This interpreter in a process of its own, where the code of this checkout is."""
     environment = {**os.environ, "PYTHONPATH": str(CODE), **more.pop("env", {})}
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=CODE, env=environment,
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=CODE,
+        env=environment,
         **more,
-    )  # fmt: skip
+    )

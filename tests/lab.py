@@ -62,8 +62,12 @@ class Lab:
 
     def ask(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         """One command, to its end."""
-        return subprocess.run([*NETPRESS, *map(str, arguments)], **self._facts(environment),
-                              capture_output=True, timeout=PATIENCE_S)  # fmt: skip
+        return subprocess.run(
+            [*NETPRESS, *map(str, arguments)],
+            **self._facts(environment),
+            capture_output=True,
+            timeout=PATIENCE_S,
+        )
 
     def run(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         """`netpress run`, with one thread a worker: so that it repeats bit for bit."""
@@ -100,14 +104,20 @@ class Lab:
 
     def left_behind(self) -> list[list[str]]:
         """Command lines of processes that still work here."""
-        found = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline", "status"])
-                 if p.info["status"] != psutil.STATUS_ZOMBIE]  # fmt: skip
+        found = [
+            p.info["cmdline"] or []
+            for p in psutil.process_iter(["cmdline", "status"])
+            if p.info["status"] != psutil.STATUS_ZOMBIE
+        ]
         return [line for line in found if str(self.work.root) in line]
 
     def times(self, *but: str) -> dict[str, int]:
         """When each file was changed."""
-        return {str(p.relative_to(self.folder)): os.stat(p).st_mtime_ns
-                for p in self.folder.rglob("*") if p.name not in but}  # fmt: skip
+        return {
+            str(p.relative_to(self.folder)): os.stat(p).st_mtime_ns
+            for p in self.folder.rglob("*")
+            if p.name not in but
+        }
 
     def products(self, cell_id: str) -> dict[str, str]:
         """SHA-256 of what a cell was run for: final weights, deployed model, class names."""
@@ -118,8 +128,10 @@ class Lab:
     def history(self, cell_id: str) -> dict[str, dict[str, list[float]]]:
         """What repeats of the history in result.h5, by stage."""
         stages = store.read_result(self.work.cell(cell_id).result).history
-        return {f"{s.index}-{s.stage}": {k: v for k, v in s.columns.items()
-                                         if k not in NOT_REPEATED} for s in stages}  # fmt: skip
+        return {
+            f"{s.index}-{s.stage}": {k: v for k, v in s.columns.items() if k not in NOT_REPEATED}
+            for s in stages
+        }
 
 
 @dataclass(frozen=True)
@@ -141,8 +153,13 @@ class Started(subprocess.Popen):
     """A `netpress run`, and what it said so far on standard error."""
 
     def __init__(self, command, **facts):
-        super().__init__(command, **facts, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                         start_new_session=True)  # fmt: skip
+        super().__init__(
+            command,
+            **facts,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
         self.said = ""
 
     def await_line(self, *words: str) -> str:
@@ -179,18 +196,26 @@ def check_whole(cell: CellPaths) -> None:
     if store.read_manifest(cell) is not None:
         store.verify(cell)
     for path, read in (
-        (cell.cell_json, _json), (cell.metrics, store.read_history),
-        (cell.result, store.read_result), (cell.checkpoint / "index.json", _json),
+        (cell.cell_json, _json),
+        (cell.metrics, store.read_history),
+        (cell.result, store.read_result),
+        (cell.checkpoint / "index.json", _json),
         (cell.artifact / "manifest.json", _json),
-    ):  # fmt: skip
+    ):
         try:
             read(path)
         except FileNotFoundError:
             continue
-    _check_named(cell.checkpoint / "index.json", cell.checkpoint,
-                 lambda index: {e["file"]: e["sha256"] for e in index[-1:]})  # fmt: skip
-    _check_named(cell.artifact / "manifest.json", cell.artifact,
-                 lambda names: {n: f["sha256"] for n, f in names["files"].items()})  # fmt: skip
+    _check_named(
+        cell.checkpoint / "index.json",
+        cell.checkpoint,
+        lambda index: {e["file"]: e["sha256"] for e in index[-1:]},
+    )
+    _check_named(
+        cell.artifact / "manifest.json",
+        cell.artifact,
+        lambda names: {n: f["sha256"] for n, f in names["files"].items()},
+    )
 
 
 def _check_named(names: Path, folder: Path, sums) -> None:

@@ -20,8 +20,13 @@ from pipeline.report.row import identity, row
 from pipeline.store import StageHistory
 from pipeline.sweep import Cell, Dataset, Measure, Model, Recipe, Stage, Sweep
 
-BASE = {"stored_bytes": 58_900_000, "runnable_bytes": 58_950_000, "parameters": 14_728_266,
-        "macs": 313_700_000, "test_set_seconds": 12.5}  # fmt: skip
+BASE = {
+    "stored_bytes": 58_900_000,
+    "runnable_bytes": 58_950_000,
+    "parameters": 14_728_266,
+    "macs": 313_700_000,
+    "test_set_seconds": 12.5,
+}
 FACTS = {
     "versions": {"python": "3.11.7", "torch": "2.14.1", "onnxruntime": "1.32.0"},
     "commit": "0123456789abcdef",
@@ -39,17 +44,34 @@ class Strength(BaseModel):
     factor: float
 
 
-def sweep(name="test", techniques=("half",), seeds=(0,), datasets=("digits",),
-          models=(("vgg16_bn", 1.0),), text="name: test\n", checked=True) -> Sweep:  # fmt: skip
+def sweep(
+    name="test",
+    techniques=("half",),
+    seeds=(0,),
+    datasets=("digits",),
+    models=(("vgg16_bn", 1.0),),
+    text="name: test\n",
+    checked=True,
+) -> Sweep:
     """Cells as sweep.load would give them, bases first; a name ending in -0.5 is a grid point.
     `checked`: names of data sets and models are such as a sweep file may have."""
     dataset, model = (kind if checked else kind.model_construct for kind in (Dataset, Model))
     cells = [
-        Cell(dataset(name=d), model(name=m, width=w), technique, _family(technique), seed,
-             _stages(technique), Recipe(epochs=2), Measure())
-        for technique in ("base", *techniques) for d in datasets for m, w in models
+        Cell(
+            dataset(name=d),
+            model(name=m, width=w),
+            technique,
+            _family(technique),
+            seed,
+            _stages(technique),
+            Recipe(epochs=2),
+            Measure(),
+        )
+        for technique in ("base", *techniques)
+        for d in datasets
+        for m, w in models
         for seed in seeds
-    ]  # fmt: skip
+    ]
     return Sweep(name, tuple(cells), Path(f"{name}.yaml"), text)
 
 
@@ -71,14 +93,24 @@ def measured(cell: Cell, ratio: float = 4.0, drop: float = 0.002, **changed: Any
     found: dict[str, Any] = {f"base_{key}": value for key, value in BASE.items()}
     found |= {key: type(value)(value / ratio) for key, value in BASE.items()}
     found |= {
-        "base_accuracy": base_accuracy, "accuracy": base_accuracy - drop, "accuracy_drop": drop,
-        "agreement": 1 - drop, "simulated_accuracy": base_accuracy - drop,
-        "simulated_agreement": 0.9998, "integer_share": 0.0, "integer_kernels": 0, "subnormals": 0,
+        "base_accuracy": base_accuracy,
+        "accuracy": base_accuracy - drop,
+        "accuracy_drop": drop,
+        "agreement": 1 - drop,
+        "simulated_accuracy": base_accuracy - drop,
+        "simulated_agreement": 0.9998,
+        "integer_share": 0.0,
+        "integer_kernels": 0,
+        "subnormals": 0,
         "predictions": random.integers(0, 10, 50).astype(numpy.uint16),
         "channels": random.integers(8, 512, 13),
-    }  # fmt: skip
-    timed = (("onnxruntime", "artifact", 1 / ratio), ("onnxruntime", "base", 1),
-             ("pytorch", "simulated", 2.5), ("pytorch", "base", 2))  # fmt: skip
+    }
+    timed = (
+        ("onnxruntime", "artifact", 1 / ratio),
+        ("onnxruntime", "base", 1),
+        ("pytorch", "simulated", 2.5),
+        ("pytorch", "base", 2),
+    )
     for runtime, model, factor in timed:
         for threads in ("one", "all"):
             for batch, ms in (("batch1", 5.0), ("batch64", 200.0)):
@@ -110,8 +142,15 @@ def trained(epochs: int = 8, stages: tuple[str, ...] = ("finetune",)) -> list[St
     return found
 
 
-def recorded(cell: Cell, ratio: float = 4.0, drop: float = 0.002, images: int = 1000,
-             classes: int = 10, channels: int = 3, **changed: Any) -> dict[str, Any]:  # fmt: skip
+def recorded(
+    cell: Cell,
+    ratio: float = 4.0,
+    drop: float = 0.002,
+    images: int = 1000,
+    classes: int = 10,
+    channels: int = 3,
+    **changed: Any,
+) -> dict[str, Any]:
     """`measured` with labels, predictions that are as good as it says, the channels of VGG-16, and
     the images that differ most."""
     widths = numpy.array([64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512])
@@ -121,9 +160,11 @@ def recorded(cell: Cell, ratio: float = 4.0, drop: float = 0.002, images: int = 
     base = own if cell.is_base else _wrong(labels, found["base_accuracy"], classes, cell.seed)
     kept = numpy.ones(13) if cell.is_base else numpy.linspace(0.9, 1 / ratio, 13)
     found |= {
-        "labels": labels.astype(numpy.uint16), "predictions": own, "base_predictions": base,
+        "labels": labels.astype(numpy.uint16),
+        "predictions": own,
+        "base_predictions": base,
         "channels": (widths * kept).round().astype(numpy.int64),
-    }  # fmt: skip
+    }
     if not cell.is_base:
         found |= _differing(own, base, labels, channels)
     return found | changed
@@ -145,11 +186,13 @@ def _differing(own, base, labels, channels: int, count: int = 16) -> dict[str, n
         picture[:, :, 3 * labels[i] % 32 :][..., :3] = 220
         picture[0, :8] += 20
     return {
-        "differing/index": index.astype(numpy.int64), "differing/pixels": pixels,
-        "differing/own": own[index], "differing/base": base[index],
+        "differing/index": index.astype(numpy.int64),
+        "differing/pixels": pixels,
+        "differing/own": own[index],
+        "differing/base": base[index],
         "differing/label": labels[index].astype(numpy.uint16),
         "differing/distance": numpy.linspace(9, 1, len(index), dtype=numpy.float32),
-    }  # fmt: skip
+    }
 
 
 def in_memory(
@@ -203,10 +246,21 @@ def markdown(asked: Sweep, work: Work, said: dict[str, Any] | None = None) -> st
 def ran_as_job(cell: Cell, work: Work, wall_s=3600.0, job="7_0", gpus=1, **used: Any) -> None:
     """One more attempt at a cell, which says what it took."""
     gib = 2**30
-    said = {"job": job, "ended": "now", "wall_s": wall_s, "training_s": wall_s / 2, "epochs": 2,
-            "asked": {"cores": 24, "memory_bytes": 40 * gib, "gpus": gpus},
-            "used": {"memory_bytes": 3 * gib, "cores": 2.5, "gpu_memory_bytes": 5 * gib,
-                     "gpu_busy": 0.61, **used}}  # fmt: skip
+    said = {
+        "job": job,
+        "ended": "now",
+        "wall_s": wall_s,
+        "training_s": wall_s / 2,
+        "epochs": 2,
+        "asked": {"cores": 24, "memory_bytes": 40 * gib, "gpus": gpus},
+        "used": {
+            "memory_bytes": 3 * gib,
+            "cores": 2.5,
+            "gpu_memory_bytes": 5 * gib,
+            "gpu_busy": 0.61,
+            **used,
+        },
+    }
     store.publish_json(store.new_attempt(work.cell(cell.id)).usage, said)
 
 

@@ -385,10 +385,12 @@ def test_a_manifest_that_is_none_is_corrupt(copied, content):
 @pytest.mark.parametrize(
     "changed",
     [
-        {"classes": list("0123456789a")}, {"classes": []}, {"shape": [3, 32, 32]},
+        {"classes": list("0123456789a")},
+        {"classes": []},
+        {"shape": [3, 32, 32]},
         {"shape": [1, 10**6, 10**6]},
     ],
-)  # fmt: skip
+)
 def test_a_manifest_that_does_not_fit_its_model_is_corrupt(copied, changed):
     rewrite(copied, **changed)
     with pytest.raises(Corrupt, match="takes or gives another shape than its manifest.json says"):
@@ -416,8 +418,9 @@ def with_sparse(model):
 
 def with_subgraph(model):
     inner = helper.make_graph([], "inner", [], [], [external("stolen")])
-    model.graph.node.append(helper.make_node("If", ["c"], ["o"], then_branch=inner,
-                                             else_branch=inner))  # fmt: skip
+    model.graph.node.append(
+        helper.make_node("If", ["c"], ["o"], then_branch=inner, else_branch=inner)
+    )
 
 
 def with_function(model):

@@ -72,13 +72,17 @@ def put(lab, changes: dict[str, str] | str) -> str:
         ({"datasets": "[{name: leaves, folder: nowhere}]"}, ["mine.yaml:3", "nowhere"]),
         ({"exclude": "[{model: vgg16_bn}]"}, ["mine.yaml:6: exclude", "every cell"]),
         ({"define": "{kd: [finetune]}"}, ["define.kd", "kd"]),
-        ({"define": "{mine: [{prune: {parameters_kept: 7}}]}", "techniques": "[mine]"},
-         ["define.mine", "parameters_kept", "7"]),
-        ({"define": "{mine: [{prun: {}}]}", "techniques": "[mine]"},
-         ["define.mine", "did you mean 'prune'?"]),
+        (
+            {"define": "{mine: [{prune: {parameters_kept: 7}}]}", "techniques": "[mine]"},
+            ["define.mine", "parameters_kept", "7"],
+        ),
+        (
+            {"define": "{mine: [{prun: {}}]}", "techniques": "[mine]"},
+            ["define.mine", "did you mean 'prune'?"],
+        ),
         ({"grid": "{kd: {distill.temprature: [1, 2]}}"}, ["grid", "did you mean", "temperature"]),
     ],
-)  # fmt: skip
+)
 def test_sweep_files(lab, changes, words):
     sentence = refused(lab, "run", put(lab, changes))
     assert [word for word in words if word not in sentence] == [], sentence
@@ -145,7 +149,6 @@ def test_a_damaged_download_is_named_before_anything_runs(lab):
     assert "`netpress fetch SWEEP` brings it anew" in line
 
 
-
 def test_images_and_models_for_predict(lab, smoke):
     model = lab.folder / "model"
     shutil.copytree(smoke.lab.work.cell(smoke.ids["ptq-int8"]).artifact, model)
@@ -179,7 +182,8 @@ def test_export_of_what_is_not_there_or_was_changed(lab, smoke):
     sentence = refused(lab, "export", "smoke", cell.id[:8])
     assert "kd/0" in sentence and "is damaged" in sentence and "`netpress run smoke`" in sentence
     assert "did you mean" in refused(lab, "export", "smoke", "digits/vgg16_bn-w0.125/kb/0")
-    assert "is there already" in refused(lab, "export", "smoke", smoke.ids["base"],
-                                          "--to", "mine.yaml")
+    assert "is there already" in refused(
+        lab, "export", "smoke", smoke.ids["base"], "--to", "mine.yaml"
+    )
     shutil.rmtree(lab.work.root)
     assert "no model to export yet: not run yet" in refused(lab, "export", "smoke", cell.id)

@@ -124,8 +124,15 @@ def test_plan_and_status_as_one_json_object(ask, mine):
     found = json.loads(out)
     assert (code, err) == (0, "") and found["counts"] == {"done": 1, "failed": 1}
     assert list(found["cells"][1]) == [
-        "id", "model", "dataset", "technique", "seed", "state", "attempts", "reason"
-    ]  # fmt: skip
+        "id",
+        "model",
+        "dataset",
+        "technique",
+        "seed",
+        "state",
+        "attempts",
+        "reason",
+    ]
     assert found["cells"][1]["reason"] == "exception: ValueError: no"
 
 
@@ -238,8 +245,9 @@ def test_the_command_works_from_anywhere(here):
 def test_a_reader_that_leaves_is_no_error(mine, here, arguments):
     seeds = ", ".join(map(str, range(3000)))
     (here / "large.yaml").write_text(SWEEP + f"seeds: [{seeds}]\n")
-    process = subprocess.Popen([*NETPRESS, *arguments.split()], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [*NETPRESS, *arguments.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() in (0, 1)
     process.stderr.close()

@@ -27,8 +27,14 @@ def asked(tmp_path):
     """A sweep through a file as a user writes it."""
 
     def asked(techniques, seeds=(0,), **more):
-        said = {"name": "test", "models": ["vgg16_bn"], "datasets": ["mnist"], "seeds": [*seeds],
-                "techniques": [*techniques], "training": {"epochs": 10}} | more  # fmt: skip
+        said = {
+            "name": "test",
+            "models": ["vgg16_bn"],
+            "datasets": ["mnist"],
+            "seeds": [*seeds],
+            "techniques": [*techniques],
+            "training": {"epochs": 10},
+        } | more
         path = tmp_path / "test.yaml"
         path.write_text(yaml.safe_dump(said))
         return sweep.load(path, plan.catalog())
@@ -75,10 +81,13 @@ def test_controls_are_trained_as_what_they_control(asked):
     cells = {cell.technique: cell for cell in asked(TECHNIQUES).cells}
     assert len({cell.recipe for cell in cells.values()}) == 1
     rates = {
-        name: [stage.settings.learning_rate_factor for stage in cell.stages
-               if stage_epochs(stage.settings, cell.recipe)]
+        name: [
+            stage.settings.learning_rate_factor
+            for stage in cell.stages
+            if stage_epochs(stage.settings, cell.recipe)
+        ]
         for name, cell in cells.items()
-    }  # fmt: skip
+    }
     assert rates["prune-random"] == rates["prune-filters"] == rates["base-longer"] == [0.5]
     assert rates["student-alone"] == rates["kd"] == rates["pruned-from-scratch"] == [1.0]
 
@@ -105,21 +114,35 @@ def pairs(sweep_, work):
 
 
 def test_each_stands_beside_what_has_its_operating_point(asked, work):
-    grid = {"prune-filters": {"prune.parameters_kept": [0.5, 0.25]},
-            "prune-random": {"prune.parameters_kept": [0.25, 0.125]},
-            "kd": {"distill.width": [0.5, 0.25]}}  # fmt: skip
+    grid = {
+        "prune-filters": {"prune.parameters_kept": [0.5, 0.25]},
+        "prune-random": {"prune.parameters_kept": [0.25, 0.125]},
+        "kd": {"distill.width": [0.5, 0.25]},
+    }
     define = {"mine": [{"prune": {"parameters_kept": 0.25, "criterion": "random"}}, "finetune"]}
     define["mine"][0]["prune"]["scope"] = "layer"
-    names = ["prune-filters", "prune-random", "kd", "student-alone", "base-longer", "ptq-int8",
-             "qat-int8", "mine"]  # fmt: skip
+    names = [
+        "prune-filters",
+        "prune-random",
+        "kd",
+        "student-alone",
+        "base-longer",
+        "ptq-int8",
+        "qat-int8",
+        "mine",
+    ]
     cells = asked(names, grid=grid, define=define)
     publish(cells.cells, work, {})
     found = {(pair.technique.technique, pair.control.technique) for pair in pairs(cells, work)}
     assert found == {
-        ("prune-filters-0.25", "prune-random-0.25"), ("mine", "prune-random-0.25"),
-        ("kd-0.5", "student-alone"), ("prune-filters-0.5", "base-longer"),
-        ("prune-filters-0.25", "base-longer"), ("mine", "base-longer"), ("qat-int8", "base-longer"),
-    }  # fmt: skip
+        ("prune-filters-0.25", "prune-random-0.25"),
+        ("mine", "prune-random-0.25"),
+        ("kd-0.5", "student-alone"),
+        ("prune-filters-0.5", "base-longer"),
+        ("prune-filters-0.25", "base-longer"),
+        ("mine", "base-longer"),
+        ("qat-int8", "base-longer"),
+    }
 
 
 def test_pruning_in_steps_has_the_operating_point_of_its_last(asked):
@@ -131,9 +154,14 @@ def test_pruning_in_steps_has_the_operating_point_of_its_last(asked):
 
 def test_differences_are_of_the_same_seed_and_others_are_left_out(asked, work):
     cells = asked(["kd", "student-alone"], seeds=(0, 1, 2, 3))
-    accuracy = {("kd", 0): 0.96, ("kd", 1): 0.95, ("kd", 3): 0.99,
-                ("student-alone", 0): 0.95, ("student-alone", 1): 0.92,
-                ("student-alone", 2): 0.5}  # fmt: skip
+    accuracy = {
+        ("kd", 0): 0.96,
+        ("kd", 1): 0.95,
+        ("kd", 3): 0.99,
+        ("student-alone", 0): 0.95,
+        ("student-alone", 1): 0.92,
+        ("student-alone", 2): 0.5,
+    }
     for cell in cells.cells:
         value = accuracy.get((cell.technique, cell.seed), 0.99)
         if cell.is_base or (cell.technique, cell.seed) in accuracy:

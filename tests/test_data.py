@@ -384,8 +384,10 @@ def test_a_folder_of_images(tmp_path, mode, channels):
     assert (len(found.train), len(found.held_out), len(found.test)) == (6, 2, 4)
     assert found.test.labels.tolist() == [0, 0, 1, 1]
     first = np.asarray(Image.open(top / "test/cat/0000.png"))
-    assert np.array_equal(found.test.pixels[0].squeeze(0).numpy().reshape(channels, 8, 8),
-                          first.reshape(8, 8, channels).transpose(2, 0, 1))  # fmt: skip
+    assert np.array_equal(
+        found.test.pixels[0].squeeze(0).numpy().reshape(channels, 8, 8),
+        first.reshape(8, 8, channels).transpose(2, 0, 1),
+    )
     assert not found.flip and load(own(top, flip=True), tmp_path).flip
 
 
@@ -538,9 +540,11 @@ def test_a_damaged_cache_is_set_aside_and_made_again(tmp_path, name, damage):
 
 tiny = cache.Decoded(
     ("a", "b"),
-    np.arange(16, dtype=np.uint8).reshape(4, 1, 2, 2), np.array([0, 1, 0, 1]),
-    np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2), np.array([0, 1]),
-)  # fmt: skip
+    np.arange(16, dtype=np.uint8).reshape(4, 1, 2, 2),
+    np.array([0, 1, 0, 1]),
+    np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2),
+    np.array([0, 1]),
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -601,9 +605,11 @@ print(cache.load(home, "slow", "1" * 64, decode).fingerprint)
 @contextlib.contextmanager
 def builder(home: Path, seconds: float):
     process = subprocess.Popen(
-        [sys.executable, "-c", BUILDER, str(home), str(seconds)], cwd=CODE,
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", BUILDER, str(home), str(seconds)],
+        cwd=CODE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         yield process
     finally:
@@ -752,8 +758,15 @@ def epoch(images, size=4, seed=0, **settings):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7), st.integers(0, 4), st.booleans(),
-       st.integers(0, 255), st.integers(0, 2**40))  # fmt: skip
+@given(
+    st.integers(1, 3),
+    st.integers(1, 7),
+    st.integers(1, 7),
+    st.integers(0, 4),
+    st.booleans(),
+    st.integers(0, 255),
+    st.integers(0, 2**40),
+)
 def test_an_augmented_image_is_a_window_of_the_padded_one(c, h, w, crop, flip, fill, seed):
     images = images_of(6, (c, h, w))
     padded = torch.nn.functional.pad(images.pixels, (crop,) * 4, value=fill)

@@ -24,17 +24,50 @@ from tests.lab import KILLED, Lab, check_whole, until, watched
 
 pytestmark = pytest.mark.timeout(900)  # processes on a machine that others use, too
 
-TECHNIQUES = ["base", "ptq-int8", "qat-int8", "prune-filters", "kd", "attention-transfer",
-              "small-and-int8"]  # fmt: skip
-ROW = {"id", "model", "dataset", "technique", "seed", "accuracy", "accuracy_drop", "stored_bytes",
-       "runnable_bytes", "parameters", "macs", "latency_ms", "speedup",
-       "test_set_seconds"}  # fmt: skip
-COLUMNS = {"epoch", "loss", "accuracy", "held_out_loss", "held_out_accuracy", "learning_rate",
-           "seconds", "images_per_second"}  # fmt: skip
-STAGES = {"base": {"0-train": 2}, "ptq-int8": {}, "qat-int8": {"0-quantize": 1},
-          "prune-filters": {"1-finetune": 2}, "kd": {"0-distill": 2},
-          "attention-transfer": {"0-distill": 2},
-          "small-and-int8": {"1-finetune": 2, "2-quantize": 1}}  # fmt: skip
+TECHNIQUES = [
+    "base",
+    "ptq-int8",
+    "qat-int8",
+    "prune-filters",
+    "kd",
+    "attention-transfer",
+    "small-and-int8",
+]
+ROW = {
+    "id",
+    "model",
+    "dataset",
+    "technique",
+    "seed",
+    "accuracy",
+    "accuracy_drop",
+    "stored_bytes",
+    "runnable_bytes",
+    "parameters",
+    "macs",
+    "latency_ms",
+    "speedup",
+    "test_set_seconds",
+}
+COLUMNS = {
+    "epoch",
+    "loss",
+    "accuracy",
+    "held_out_loss",
+    "held_out_accuracy",
+    "learning_rate",
+    "seconds",
+    "images_per_second",
+}
+STAGES = {
+    "base": {"0-train": 2},
+    "ptq-int8": {},
+    "qat-int8": {"0-quantize": 1},
+    "prune-filters": {"1-finetune": 2},
+    "kd": {"0-distill": 2},
+    "attention-transfer": {"0-distill": 2},
+    "small-and-int8": {"1-finetune": 2, "2-quantize": 1},
+}
 
 
 @pytest.fixture
@@ -170,8 +203,10 @@ def test_the_exported_model_works_with_and_without_netpress(smoke, tmp_path):
     ]
     plain = subprocess.run(
         [sys.executable, "-I", "-c", PLAIN, tmp_path / "model/model.onnx", tmp_path / "images.npy"],
-        capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert plain.stdout.split() == [row["class"] for row in rows], plain.stderr
     assert store.sha256(tmp_path / "model/model.onnx") == store.sha256(cell.artifact / "model.onnx")
 
@@ -199,8 +234,10 @@ def same(lab: Lab, other: Lab, cell_id: str) -> None:
 def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path, smoke):
     """At chosen moments, and beside it, on another core, at random ones."""
     with ThreadPoolExecutor(2) as pool:
-        chains = [pool.submit(chain, Lab(tmp_path / chain.__name__), smoke)
-                  for chain in (killed_at_chosen_moments, killed_at_random_moments)]  # fmt: skip
+        chains = [
+            pool.submit(chain, Lab(tmp_path / chain.__name__), smoke)
+            for chain in (killed_at_chosen_moments, killed_at_random_moments)
+        ]
     for chain in chains:
         chain.result()
 

@@ -68,19 +68,29 @@ def environ(home: Path, **changes: str) -> dict[str, str]:
 
 def run(checkout: Path, *command: str, env: dict[str, str], cwd: Path | None = None):
     return subprocess.run(
-        [checkout / "env" / "run", *command], env=env, cwd=cwd or checkout, text=True,
-        capture_output=True, stdin=subprocess.DEVNULL, timeout=60,
-    )  # fmt: skip
+        [checkout / "env" / "run", *command],
+        env=env,
+        cwd=cwd or checkout,
+        text=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+    )
 
 
 def start(checkout: Path, *command: str, env: dict[str, str]) -> subprocess.Popen:
     """As from a terminal: tests that a script runs in the background inherit that Ctrl-C is to be
     ignored, and so would all that they start."""
     return subprocess.Popen(
-        [checkout / "env" / "run", *command], env=env, cwd=checkout, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        [checkout / "env" / "run", *command],
+        env=env,
+        cwd=checkout,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
 
 
 @dataclass

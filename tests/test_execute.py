@@ -77,14 +77,24 @@ def flip_a_bit(path) -> None:
 def test_a_finished_cell_is_complete_and_says_so_last(bench, done):
     paths = done[0].cell(quick(bench).id)
     assert sorted(p.name for p in paths.folder.iterdir()) == [
-        "artifact", "cell.json", "checkpoint", "lock", "manifest.json", "metrics.h5", "result.h5",
-    ]  # fmt: skip
+        "artifact",
+        "cell.json",
+        "checkpoint",
+        "lock",
+        "manifest.json",
+        "metrics.h5",
+        "result.h5",
+    ]
     assert sorted(os.listdir(paths.checkpoint)) == ["index.json", "model.safetensors"]
     named = store.verify(paths, deep=True)["files"]
     assert set(named) == {
-        "artifact/manifest.json", "artifact/model.onnx", "cell.json",
-        "checkpoint/model.safetensors", "metrics.h5", "result.h5",
-    }  # fmt: skip
+        "artifact/manifest.json",
+        "artifact/model.onnx",
+        "cell.json",
+        "checkpoint/model.safetensors",
+        "metrics.h5",
+        "result.h5",
+    }
     files = [p for p in paths.folder.rglob("*") if p.is_file() and p.name != "lock"]
     assert max(files, key=lambda p: p.stat().st_mtime_ns).name == "manifest.json"
     assert not [p for p in paths.folder.rglob("*") if store.TEMPORARY.fullmatch(p.name)]
@@ -203,8 +213,10 @@ def test_killed_after_training_it_goes_on_from_there(bench, done, work, at):
 
 
 def curves(paths) -> list:
-    return [(h.index, h.stage, {k: v for k, v in h.columns.items() if k not in CLOCKS})
-            for h in store.read_history(paths.metrics)]  # fmt: skip
+    return [
+        (h.index, h.stage, {k: v for k, v in h.columns.items() if k not in CLOCKS})
+        for h in store.read_history(paths.metrics)
+    ]
 
 
 def test_a_damaged_checkpoint_costs_the_epochs_since_the_one_before(bench, work):
@@ -265,9 +277,11 @@ def test_a_base_that_saw_other_images_is_not_built_upon(bench, work, tmp_path):
 
     draw(12)
     asked = cells.cells(
-        tmp_path, ["base", "ptq-int8"], datasets=[{"name": "mine", "folder": str(folder)}],
+        tmp_path,
+        ["base", "ptq-int8"],
+        datasets=[{"name": "mine", "folder": str(folder)}],
         training={"epochs": 1, "batch_size": 4, "crop": 0},
-    )  # fmt: skip
+    )
     cells.run(asked["base"], work)
     draw(14)
     with pytest.raises(UserError, match="mine: its images changed since the base") as told:
@@ -463,9 +477,11 @@ def test_a_failing_cell_does_not_stop_the_next_and_each_explains_itself(bench, w
     events = [json.loads(line) for line in ran.stdout.splitlines()]  # nothing but events
     ends = {e["cell"]: e for e in events if e["stage"] in ("done", "failed", "busy")}
     assert ends[asked["bad"].id] == {
-        "cell": asked["bad"].id, "stage": "failed", "kind": "exception",
+        "cell": asked["bad"].id,
+        "stage": "failed",
+        "kind": "exception",
         "reason": "ValueError: no such",
-    }  # fmt: skip
+    }
     assert ends["0123456789abcdef"]["stage"] == "failed"
     assert "cell.json" in ends["0123456789abcdef"]["reason"]
     assert ends[asked["good"].id]["stage"] == "done" and ends[asked["good"].id]["seconds"] > 0
@@ -497,8 +513,16 @@ def test_a_failing_cell_does_not_stop_the_next_and_each_explains_itself(bench, w
 def test_what_strikes_before_an_attempt_is_an_event_too(tmp_path):
     (tmp_path / "file").write_text("no folder")
     work = Work(tmp_path / "file")
-    ran = cells.python("-m", "jobs.compress", "--work", str(work.root), "--data", str(tmp_path),
-                       "0123456789abcdef", "../../etc")  # fmt: skip
+    ran = cells.python(
+        "-m",
+        "jobs.compress",
+        "--work",
+        str(work.root),
+        "--data",
+        str(tmp_path),
+        "0123456789abcdef",
+        "../../etc",
+    )
     assert ran.returncode == 1
     events = [json.loads(line) for line in ran.stdout.splitlines()]
     assert [e["stage"] for e in events] == ["failed", "failed"]

@@ -40,8 +40,10 @@ def test_one_failure_costs_one_cell(lab, smoke):
     ids = lab.ids(asked, TROUBLE="on")
     found = {c["technique"]: c for c in lab.json("status", asked, TROUBLE="on")["cells"]}
     assert {t: c["state"] for t, c in found.items()} == {
-        "base": "done", "ptq-int8": "done", **dict.fromkeys(REASONS, "failed")
-    }  # fmt: skip
+        "base": "done",
+        "ptq-int8": "done",
+        **dict.fromkeys(REASONS, "failed"),
+    }
     gaps = {g["id"]: g["reason"] for g in lab.json("report", asked, TROUBLE="on")["gaps"]}
     report = (lab.folder / "reports/tiny/report.md").read_text()
     for technique, reason in REASONS.items():
@@ -93,8 +95,10 @@ def test_a_full_disk_costs_the_cells_that_need_more(small_disk, smoke):
     assert ran.returncode == 1 and "Traceback" not in ran.stderr
     cells = {c["technique"]: c for c in lab.json("status", asked)["cells"]}
     assert {t: c["state"] for t, c in cells.items()} == {
-        "base": "done", "base-longer": "failed", "ptq-int8": "done"
-    }  # fmt: skip
+        "base": "done",
+        "base-longer": "failed",
+        "ptq-int8": "done",
+    }
     assert cells["base-longer"]["reason"] == "disk full: No space left on device"
     assert "disk full" in (lab.folder / "reports/tiny/report.md").read_text()
     check_whole(lab.work.cell(cells["base-longer"]["id"]))

@@ -109,8 +109,12 @@ def test_marks_are_where_the_numbers_are():
 
 
 def test_the_frontier_steps_over_the_means_that_nothing_beats():
-    shapes = {"small": (8, 0.004), "worse": (4, 0.006), "good": (2, 0.001),
-              "student-alone": (16, 0.0)}  # fmt: skip
+    shapes = {
+        "small": (8, 0.004),
+        "worse": (4, 0.006),
+        "good": (2, 0.001),
+        "student-alone": (16, 0.0),
+    }
     sweep = results.sweep(techniques=tuple(shapes))
     rows, evidence = results.in_memory(
         sweep, lambda cell: results.recorded(cell, *shapes.get(cell.technique, (1, 0)))
@@ -126,9 +130,10 @@ def test_operating_points_are_joined_controls_with_dashes():
     rows, evidence = some(("tiny-0.5", "tiny-0.25", "student-alone-0.5", "student-alone-0.25"))
     axis = drawn(rows, evidence)["accuracy-bytes"].canvas.axes[0]
     joined = {
-        line.get_color(): line for line in axis.lines
+        line.get_color(): line
+        for line in axis.lines
         if len(line.get_xdata()) == 2 and list(line.get_xdata()) != [0, 1]  # across the panel
-    }  # fmt: skip
+    }
     assert not joined[look.COLOURS[0]].is_dashed() and joined[look.GREYS[0]].is_dashed()
 
 
@@ -168,10 +173,18 @@ def test_names_that_are_alike_when_shortened_stay_apart():
 
 def test_many_techniques_are_dots_and_the_frontier_is_named():
     rows = [
-        {"dataset": "d", "model": "m", "technique": f"t{i}", "family": f"t{i}", "seed": 0,
-         "is_base": i == 0, "accuracy": 0.5 + (i % 997) / 2000, "stored_bytes": 1000 + i}
+        {
+            "dataset": "d",
+            "model": "m",
+            "technique": f"t{i}",
+            "family": f"t{i}",
+            "seed": 0,
+            "is_base": i == 0,
+            "accuracy": 0.5 + (i % 997) / 2000,
+            "stored_bytes": 1000 + i,
+        }
         for i in range(3000)
-    ]  # fmt: skip
+    ]
     figure = tradeoff.draw(rows, tradeoff.STORED)
     assert "2,969 more techniques" in figure.caption
     assert len(figure.figure().svg) < 300_000
@@ -270,8 +283,10 @@ def test_the_change_of_a_class_is_in_points():
         own = labels if cell.is_base else numpy.array([0, 0, 0, 1, 1, 1, 0], dtype=numpy.uint16)
         base = numpy.array([0, 0, 1, 1, 1, 1, 3], dtype=numpy.uint16)
         return results.measured(cell) | {
-            "labels": labels, "predictions": own, "base_predictions": base,
-        }  # fmt: skip
+            "labels": labels,
+            "predictions": own,
+            "base_predictions": base,
+        }
 
     rows, evidence = results.in_memory(results.sweep(), values)
     figure = drawn(rows, evidence)["classes"]
@@ -361,12 +376,17 @@ def test_evidence_is_read_once_and_of_few_cells():
 
 @pytest.mark.parametrize(
     "shape",
-    [{"techniques": ()},
-     {"techniques": ("_x",), "models": (("m", 1.0), ("m", 0.5), ("n", 1.0))},
-     {"techniques": tuple(f"a-long-name-of-a-technique-{'x' * i}" for i in range(30)),
-      "seeds": (0, 1, 2), "datasets": ("a", "b", "c", "d")}],
+    [
+        {"techniques": ()},
+        {"techniques": ("_x",), "models": (("m", 1.0), ("m", 0.5), ("n", 1.0))},
+        {
+            "techniques": tuple(f"a-long-name-of-a-technique-{'x' * i}" for i in range(30)),
+            "seeds": (0, 1, 2),
+            "datasets": ("a", "b", "c", "d"),
+        },
+    ],
     ids=["base only", "three panels", "thirty techniques on four data sets"],
-)  # fmt: skip
+)
 def test_any_shape_of_sweep_can_be_drawn_and_stays_small(shape):
     rows, evidence = some(**shape)
     for name, figure in figures.draw(None, rows, evidence).items():
@@ -385,9 +405,13 @@ for name, figure in found.items():
 """
     said = {
         subprocess.run(
-            [sys.executable, "-c", script], cwd=CODE, check=True, capture_output=True, text=True,
+            [sys.executable, "-c", script],
+            cwd=CODE,
+            check=True,
+            capture_output=True,
+            text=True,
             env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(CODE)},
         ).stdout
         for seed in "12"
-    }  # fmt: skip
+    }
     assert len(said) == 1 and said.pop().count("\n") == 7

@@ -63,10 +63,19 @@ def qdq(layers, channels, size, seed=0, group=1) -> onnx.ModelProto:
             nothing = tensor(f"bz{i}", np.zeros(layer.filters, np.int32))
             inputs.append(node("DequantizeLinear", [bias, both, nothing], f"bd{i}", axis=0))
         about = (
-            tensor(f"s{i}", np.float32(0.05)), tensor(f"z{i}", np.uint8(layer.zero_point)),
-        )  # fmt: skip
-        node("Conv", inputs, f"c{i}", kernel_shape=layer.window, strides=layer.strides,
-             dilations=layer.dilations, pads=layer.pads, group=group)  # fmt: skip
+            tensor(f"s{i}", np.float32(0.05)),
+            tensor(f"z{i}", np.uint8(layer.zero_point)),
+        )
+        node(
+            "Conv",
+            inputs,
+            f"c{i}",
+            kernel_shape=layer.window,
+            strides=layer.strides,
+            dilations=layer.dilations,
+            pads=layer.pads,
+            group=group,
+        )
         at = node("QuantizeLinear", [f"c{i}", *about], f"q{i}")
         if layer.pooled:
             node("DequantizeLinear", [at, *about], f"p{i}")
@@ -74,11 +83,12 @@ def qdq(layers, channels, size, seed=0, group=1) -> onnx.ModelProto:
             at = node("QuantizeLinear", [f"m{i}", *about], f"mq{i}")
         channels = layer.filters
     graph = helper.make_graph(
-        nodes, "graph",
+        nodes,
+        "graph",
         [helper.make_tensor_value_info("images", TensorProto.UINT8, shape_in)],
         [helper.make_tensor_value_info(at, TensorProto.UINT8, ["batch", channels, None, None])],
         tensors,
-    )  # fmt: skip
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
@@ -105,10 +115,14 @@ def small_ones_too(monkeypatch):
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 drawn = st.builds(
     Layer,
-    filters=st.integers(1, 9), window=pairs, strides=pairs, dilations=pairs,
-    pads=st.tuples(*[st.integers(0, 3)] * 4), zero_point=st.sampled_from([0, 3, 255]),
+    filters=st.integers(1, 9),
+    window=pairs,
+    strides=pairs,
+    dilations=pairs,
+    pads=st.tuples(*[st.integers(0, 3)] * 4),
+    zero_point=st.sampled_from([0, 3, 255]),
     bias=st.booleans(),
-)  # fmt: skip
+)
 
 
 def fits(layers, size) -> bool:
@@ -123,10 +137,12 @@ def fits(layers, size) -> bool:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    layers=st.lists(drawn, min_size=1, max_size=3), channels=st.integers(1, 5),
-    size=st.tuples(st.integers(1, 9), st.integers(1, 9)), batch=st.integers(1, 3),
+    layers=st.lists(drawn, min_size=1, max_size=3),
+    channels=st.integers(1, 5),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    batch=st.integers(1, 3),
     seed=st.integers(0, 99),
-)  # fmt: skip
+)
 def test_whatever_the_convolution_the_same_integers_come_out(layers, channels, size, batch, seed):
     assume(fits(layers, size))
     model = qdq(layers, channels, size, seed)

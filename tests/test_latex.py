@@ -38,8 +38,11 @@ def cells(line: str) -> int:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The tables of a whole report: study, controls, several seeds, several data sets."""
-    asked = results.sweep(techniques=("qat-int8", "kd", "_x"), seeds=(0, 1, 2),
-                          datasets=("mnist", "cifar10-jpeg", "data_set.1"))  # fmt: skip
+    asked = results.sweep(
+        techniques=("qat-int8", "kd", "_x"),
+        seeds=(0, 1, 2),
+        datasets=("mnist", "cifar10-jpeg", "data_set.1"),
+    )
     work = Work(tmp_path_factory.mktemp("work"))
     for cell in asked.cells:
         results.publish(cell, work)
@@ -62,8 +65,9 @@ def test_lines_have_as_many_cells_as_there_are_columns(made):
         assert {cells(line) for line in body(text)} == {len(columns)}, name
         for rule in re.findall(r"\\cmidrule\(lr\)\{(\d+)-(\d+)\}", text):
             assert 1 <= int(rule[0]) <= int(rule[1]) <= len(columns)
-        assert [len(re.findall(rf"^\\{r}$", text, re.M)) for r in
-                ("toprule", "midrule", "bottomrule")] == [1, 1, 1]  # fmt: skip
+        assert [
+            len(re.findall(rf"^\\{r}$", text, re.M)) for r in ("toprule", "midrule", "bottomrule")
+        ] == [1, 1, 1]
 
 
 def test_a_line_is_what_was_measured(made):
@@ -84,10 +88,18 @@ def test_text_stands_for_itself(text):
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("a_b%", r"a\_b\%"), ("-0.12 ± 0.03", r"$-$0.12 $\pm$ 0.03"), ("a--b", "a-{}-b"),
-     ("\\", r"\textbackslash{}"), ("a\nb", "a b"), ("☃", "[U+2603]"), ("×", r"$\times$"),
-     ("kd-0.5", "kd-0.5"), ("<script>", r"\textless{}script\textgreater{}")],
-)  # fmt: skip
+    [
+        ("a_b%", r"a\_b\%"),
+        ("-0.12 ± 0.03", r"$-$0.12 $\pm$ 0.03"),
+        ("a--b", "a-{}-b"),
+        ("\\", r"\textbackslash{}"),
+        ("a\nb", "a b"),
+        ("☃", "[U+2603]"),
+        ("×", r"$\times$"),
+        ("kd-0.5", "kd-0.5"),
+        ("<script>", r"\textless{}script\textgreater{}"),
+    ],
+)
 def test_escaped(text, shown):
     assert latex.escape(text) == shown
 
@@ -144,8 +156,12 @@ def test_they_compile(made, tmp_path):
         "\\documentclass{article}\\usepackage{booktabs}\n"
         f"\\begin{{document}}\n{inputs}\n\\end{{document}}\n"
     )
-    asked = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
-                           cwd=tmp_path, capture_output=True, text=True)  # fmt: skip
+    asked = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert asked.returncode == 0, asked.stdout[-2000:]
     log = (tmp_path / "all.log").read_text(errors="replace")
     assert "Output written on all.pdf" in log and "Missing character" not in log

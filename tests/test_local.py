@@ -39,14 +39,26 @@ class Bench:
 
     def run(self, asked, workers: int | None = 1, **options) -> int:
         return local.run(
-            asked, self.work, self.work.root, device="cpu", workers=workers,
-            command=tiny_worker.command(self.work, self.actions, self.trace_file), **options,
-        )  # fmt: skip
+            asked,
+            self.work,
+            self.work.root,
+            device="cpu",
+            workers=workers,
+            command=tiny_worker.command(self.work, self.actions, self.trace_file),
+            **options,
+        )
 
     def start(self, workers: int = 1, **options) -> subprocess.Popen:
         """The same in a process of its own, with the sweep of `tiny_worker.run`."""
-        command = [sys.executable, tiny_worker.__file__, "run", self.work.root, self.actions,
-                   self.trace_file, str(workers)]  # fmt: skip
+        command = [
+            sys.executable,
+            tiny_worker.__file__,
+            "run",
+            self.work.root,
+            self.actions,
+            self.trace_file,
+            str(workers),
+        ]
         return subprocess.Popen(command, **options)
 
     def trace(self, what: str = "start") -> list[dict]:
@@ -57,8 +69,9 @@ class Bench:
         return until(lambda: len(self.trace(what)) >= count and self.trace(what))
 
     def states(self, asked) -> dict[str, str]:
-        return {f"{s.cell.technique}/{s.cell.seed}": s.state
-                for s in state.states(asked, self.work)}  # fmt: skip
+        return {
+            f"{s.cell.technique}/{s.cell.seed}": s.state for s in state.states(asked, self.work)
+        }
 
 
 def until(ask):
@@ -208,20 +221,33 @@ def test_the_command_of_a_worker_is_the_one_of_the_plan(bench):
     cell = ASKED.cells[0]
     command = local._worker_command(bench.work, Path("/data"))(cell, ["--threads", "2"])
     assert command == [
-        sys.executable, "-m", "jobs.compress", "--work", str(bench.work.root), "--data", "/data",
-        "--threads", "2", "--die-with-parent", str(os.getpid()), cell.id,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "jobs.compress",
+        "--work",
+        str(bench.work.root),
+        "--data",
+        "/data",
+        "--threads",
+        "2",
+        "--die-with-parent",
+        str(os.getpid()),
+        cell.id,
+    ]
 
 
 def test_every_gpu_gets_a_worker_of_its_own(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     slots = local._slots("auto", None, None)
     assert [slot.environment for slot in slots] == [
-        {"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}
-    ]  # fmt: skip
+        {"CUDA_VISIBLE_DEVICES": "2"},
+        {"CUDA_VISIBLE_DEVICES": "5"},
+    ]
     assert [s.environment["CUDA_VISIBLE_DEVICES"] for s in local._slots("auto", 3, None)] == [
-        "2", "5", "2"
-    ]  # fmt: skip
+        "2",
+        "5",
+        "2",
+    ]
     assert local._slots("cpu", None, None)[0].environment == {}
 
 
@@ -303,9 +329,12 @@ def test_a_cell_that_cannot_be_started_costs_itself(bench, capsys):
     works = tiny_worker.command(bench.work, bench.actions, bench.trace_file)
     broken = ASKED.cells[1]
     code = local.run(
-        ASKED, bench.work, bench.work.root, device="cpu",
+        ASKED,
+        bench.work,
+        bench.work.root,
+        device="cpu",
         command=lambda cell, options: ["/no/such"] if cell is broken else works(cell, options),
-    )  # fmt: skip
+    )
     assert code == 1 and len(bench.trace()) == 2 and bench.states(ASKED)["half/0"] == "failed"
     assert "half/0: failed (exception: its process cannot be started: " in capsys.readouterr().err
 
@@ -441,9 +470,13 @@ def test_cell_json_is_written_only_where_it_differs(bench):
 def test_states_come_from_the_disk(bench):
     base, other_base, half, other_half, third, other_third = SIX.cells
     assert bench.states(SIX) == {
-        "base/0": "missing", "base/1": "missing", "half/0": "waiting", "half/1": "waiting",
-        "third/0": "waiting", "third/1": "waiting",
-    }  # fmt: skip
+        "base/0": "missing",
+        "base/1": "missing",
+        "half/0": "waiting",
+        "half/1": "waiting",
+        "third/0": "waiting",
+        "third/1": "waiting",
+    }
     results.publish(base, bench.work)
     results.fail(half, bench.work, "out_of_memory", "12 of 8 GiB")
     store.new_attempt(bench.work.cell(third.id))  # killed: it began, and nothing says how it ended
@@ -458,8 +491,12 @@ def test_states_come_from_the_disk(bench):
         ("waiting", 0, f"its base {other_base.id} is running"),
     ]
     assert state.to_json(tuple(found.values()))["counts"] == {
-        "done": 1, "running": 1, "failed": 1, "waiting": 2, "missing": 1
-    }  # fmt: skip
+        "done": 1,
+        "running": 1,
+        "failed": 1,
+        "waiting": 2,
+        "missing": 1,
+    }
 
 
 def test_looking_at_a_sweep_writes_nothing(bench):

@@ -153,7 +153,7 @@ def test_everything_is_measured_beside_the_base(bench):
         for who in ("onnxruntime/artifact", "onnxruntime/base", "pytorch/simulated", "pytorch/base")
         for threads in ("one", "all")
         for batch in ("batch1", "batch64")
-    }  # fmt: skip
+    }
     assert series.keys() == expected
     assert all(len(ms) == 3 and (ms > 0).all() for ms in series.values())
 
@@ -249,9 +249,11 @@ def test_cores_are_those_that_this_process_may_use():
 
 def test_seven_bits_are_for_x86_without_vnni_alone(monkeypatch):
     saturating = {
-        ("x86_64", ("avx2", "avx512f")): True, ("x86_64", ("avx2", "avx512_vnni")): False,
-        ("AMD64", ("avx2", "avx_vnni")): False, ("aarch64", ("asimd",)): False,
-    }  # fmt: skip
+        ("x86_64", ("avx2", "avx512f")): True,
+        ("x86_64", ("avx2", "avx512_vnni")): False,
+        ("AMD64", ("avx2", "avx_vnni")): False,
+        ("aarch64", ("asimd",)): False,
+    }
     for (machine, flags), expected in saturating.items():
         monkeypatch.setattr(hardware.platform, "machine", lambda machine=machine: machine)
         monkeypatch.setattr(hardware, "cpu_flags", lambda flags=flags: flags)

@@ -43,8 +43,9 @@ def values(cell):
     base = LABELS.copy()
     base[cell.seed :: 400] = 0
     own = base if cell.is_base else numpy.where(base == len(cell.technique) % 10, 1, base)
-    return results.measured(cell, labels=LABELS, base_predictions=base,
-                            predictions=own.astype(numpy.uint16))  # fmt: skip
+    return results.measured(
+        cell, labels=LABELS, base_predictions=base, predictions=own.astype(numpy.uint16)
+    )
 
 
 def publish_all(sweep, work):
@@ -58,9 +59,11 @@ def publish_all(sweep, work):
     return work
 
 
-USED = {"job": "12", "asked": {"memory_bytes": 4 << 30, "cores": 4},
-        "used": {"memory_bytes": 1 << 30, "cores": 1.5, "gpu_memory_bytes": 0,
-                 "gpu_busy": None}}  # fmt: skip
+USED = {
+    "job": "12",
+    "asked": {"memory_bytes": 4 << 30, "cores": 4},
+    "used": {"memory_bytes": 1 << 30, "cores": 1.5, "gpu_memory_bytes": 0, "gpu_busy": None},
+}
 
 
 @pytest.fixture
@@ -213,8 +216,11 @@ def test_an_earlier_report_stands_in_for_a_work_root_that_was_purged(sweep, work
     after = h5py_content(again.merged)
     gone = {name for name in before if before[name] != after.get(name)}
     assert gone == {"gaps"} and set(after) == set(before)  # why one failed is not known any more
-    assert listed["rows"] == report.rows_of(paths.folder)["rows"] == \
-        report.rows(sweep, work, paths.folder)["rows"]  # fmt: skip
+    assert (
+        listed["rows"]
+        == report.rows_of(paths.folder)["rows"]
+        == report.rows(sweep, work, paths.folder)["rows"]
+    )
     assert [gap["reason"] for gap in listed["gaps"]] == ["not run yet"]
     over = report.build(sweep, work, tmp_path / "again", earlier=again.folder)[0]  # itself
     assert h5py_content(over.merged) == after
@@ -276,8 +282,11 @@ def h5py_content(path):
 def test_evidence_is_what_was_recorded(sweep, work, tmp_path):
     cell = sweep.cells[2]
     k = 3
-    differing = {"pixels": numpy.zeros((k, 1, 8, 8), numpy.uint8), "index": numpy.arange(k),
-                 "distance": numpy.ones(k, numpy.float32)}  # fmt: skip
+    differing = {
+        "pixels": numpy.zeros((k, 1, 8, 8), numpy.uint8),
+        "index": numpy.arange(k),
+        "distance": numpy.ones(k, numpy.float32),
+    }
     differing |= {name: numpy.ones(k, numpy.uint16) for name in ("own", "base", "label")}
     measured = values(cell) | {f"differing/{name}": value for name, value in differing.items()}
     results.publish(cell, work, measured)
@@ -295,11 +304,15 @@ def test_evidence_is_what_was_recorded(sweep, work, tmp_path):
 
 @pytest.mark.parametrize(
     "changed",
-    [{"predictions": LABELS[:5]}, {"labels": 3.5}, {"predictions": LABELS.astype(float)},
-     {"differing/pixels": numpy.zeros((2, 1, 4, 4), numpy.uint8)},
-     {"latency/onnxruntime/artifact/all/batch1": numpy.array([1.0, numpy.nan])},
-     {"channels": "many"}],
-)  # fmt: skip
+    [
+        {"predictions": LABELS[:5]},
+        {"labels": 3.5},
+        {"predictions": LABELS.astype(float)},
+        {"differing/pixels": numpy.zeros((2, 1, 4, 4), numpy.uint8)},
+        {"latency/onnxruntime/artifact/all/batch1": numpy.array([1.0, numpy.nan])},
+        {"channels": "many"},
+    ],
+)
 def test_what_makes_no_sense_counts_as_not_there(sweep, work, tmp_path, changed):
     cell = sweep.cells[2]
     results.publish(cell, work, values(cell) | changed)
@@ -433,10 +446,26 @@ def a_name_that_leads_away(file):
 
 @pytest.mark.parametrize(
     "change",
-    [external_link, soft_link, soft_link_as_text, external_storage, virtual, bomb, never_written,
-     half_written, a_plug_in, another_member, another_cell, a_cell_less, swapped, no_accuracy,
-     gaps_of_a_kind, deep_json, a_name_that_leads_away],
-)  # fmt: skip
+    [
+        external_link,
+        soft_link,
+        soft_link_as_text,
+        external_storage,
+        virtual,
+        bomb,
+        never_written,
+        half_written,
+        a_plug_in,
+        another_member,
+        another_cell,
+        a_cell_less,
+        swapped,
+        no_accuracy,
+        gaps_of_a_kind,
+        deep_json,
+        a_name_that_leads_away,
+    ],
+)
 def test_a_file_built_to_mislead_is_refused(published, change):
     changed_and_sealed(published.path, change)
     with pytest.raises(Corrupt):

@@ -29,8 +29,14 @@ from tests import results
 
 CHROMIUM = shutil.which("chromium")
 REQUIRED = os.environ.get("NETPRESS_REQUIRE_BROWSER") == "1"
-ARGUMENTS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]  # fmt: skip
+ARGUMENTS = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 EVIL = "<script>document.title='run'</script>\"'&amp;<img src=x onerror=alert(1)>"
 OPENS_IN_S = 3.0  # of a processor, so that a busy machine is no failure
 CONTRAST = 4.5  # WCAG 2, AA
@@ -98,16 +104,29 @@ SMALL = {"ten": (10.0, 0.002), "two": (2.0, 0.0), "nine": (9.0, 0.01), "kd-0.5":
 def small(tmp_path_factory):
     """Two data sets, five techniques, two seeds, one technique that failed."""
     folder = tmp_path_factory.mktemp("small")
-    return built(folder, SMALL, ("gone",), seeds=(0, 1), datasets=("digits", "mnist"),
-                 text="name: test\n# </code><script>alert(1)</script>\n")  # fmt: skip
+    return built(
+        folder,
+        SMALL,
+        ("gone",),
+        seeds=(0, 1),
+        datasets=("digits", "mnist"),
+        text="name: test\n# </code><script>alert(1)</script>\n",
+    )
 
 
 @pytest.fixture(scope="module")
 def evil(tmp_path_factory):
     """Names and reasons full of markup, which no sweep file could have and a page must bear."""
-    return built(tmp_path_factory.mktemp("evil"), {EVIL: (4.0, 0.001)}, (f"gone{EVIL}",),
-                 seeds=(0, 1), datasets=(f"d{EVIL}",), models=((f"m{EVIL}", 1.0),),
-                 text=f"name: test # {EVIL}\n", checked=False)  # fmt: skip
+    return built(
+        tmp_path_factory.mktemp("evil"),
+        {EVIL: (4.0, 0.001)},
+        (f"gone{EVIL}",),
+        seeds=(0, 1),
+        datasets=(f"d{EVIL}",),
+        models=((f"m{EVIL}", 1.0),),
+        text=f"name: test # {EVIL}\n",
+        checked=False,
+    )
 
 
 def many(folder: Path, techniques: int, seeds: int, settings: int = 1) -> Path:
@@ -269,20 +288,34 @@ def test_the_same_results_give_the_same_page_in_any_order(tmp_path):
             if cell.technique != "gone":
                 results.publish(cell, work)
         paths = report.build(sweep, work, tmp_path / name)[0]
-        pages.append({p.relative_to(paths.folder): p.read_bytes()
-                      for p in paths.folder.rglob("*") if p.is_file()})  # fmt: skip
+        pages.append(
+            {
+                p.relative_to(paths.folder): p.read_bytes()
+                for p in paths.folder.rglob("*")
+                if p.is_file()
+            }
+        )
         assert str(tmp_path).encode() not in b"".join(pages[-1].values())
     assert pages[0] == pages[1]
 
 
 def test_a_first_click_brings_the_best_up():
-    columns = (Column("technique"), Column("n"), Column("accuracy", "accuracy"),
-               Column("stored", "stored_bytes"), Column("id"))  # fmt: skip
+    columns = (
+        Column("technique"),
+        Column("n"),
+        Column("accuracy", "accuracy"),
+        Column("stored", "stored_bytes"),
+        Column("id"),
+    )
     line = (Value("a"), Value("1", 1), Value("98.00", 0.98), Value("", None), Value("x1"))
     heads = list(page.View("t", "", columns, (line,)).heads)
     assert [h["first"] for h in heads] == [
-        "ascending", "descending", "descending", "ascending", "ascending"
-    ]  # fmt: skip
+        "ascending",
+        "descending",
+        "descending",
+        "ascending",
+        "ascending",
+    ]
     assert [h["classes"] for h in heads] == ["name", "n", "n", "n", "text"]
 
 

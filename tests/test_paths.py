@@ -14,8 +14,16 @@ ID = "0123456789abcdef"
 def test_a_cells_files_lie_in_its_folder(tmp_path):
     cell = Work(tmp_path).cell(ID)
     assert cell.id == ID and cell.folder == tmp_path / "cells" / ID
-    for path in (cell.cell_json, cell.result, cell.metrics, cell.manifest, cell.lock,
-                 cell.checkpoint, cell.artifact, cell.attempts):  # fmt: skip
+    for path in (
+        cell.cell_json,
+        cell.result,
+        cell.metrics,
+        cell.manifest,
+        cell.lock,
+        cell.checkpoint,
+        cell.artifact,
+        cell.attempts,
+    ):
         assert path.parent == cell.folder
     assert cell.attempt(3).log.parent == cell.attempts / "3" and cell.attempt(3).number == 3
 

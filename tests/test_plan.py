@@ -42,8 +42,15 @@ def test_every_shipped_sweep_is_valid_and_opens_with_its_header(name):
 
 
 def test_the_shipped_sweeps_are_those_of_the_design():
-    seven = {"base", "ptq-int8", "qat-int8", "prune-filters", "kd", "attention-transfer",
-             "small-and-int8"}  # fmt: skip
+    seven = {
+        "base",
+        "ptq-int8",
+        "qat-int8",
+        "prune-filters",
+        "kd",
+        "attention-transfer",
+        "small-and-int8",
+    }
     quick, paper = plan.load_sweep("quickstart").cells, plan.load_sweep("paper").cells
     assert len(quick) == 7 and {cell.family for cell in quick} == seven
     assert {(c.dataset.name, c.model.label) for c in quick} == {("digits", "vgg16_bn-w0.25")}
@@ -62,9 +69,15 @@ def test_the_paper_has_every_control_at_the_operating_points_of_what_it_controls
     assert points["prune-filters"] == points["prune-random"] == points["pruned-from-scratch"]
     assert points["student-alone"] == points["kd"] == points["attention-transfer"]
     assert {family: len(found) for family, found in points.items() if len(found) > 1} == {
-        "prune-filters": 4, "prune-random": 4, "pruned-from-scratch": 4, "small-and-int8": 4,
-        "kd": 2, "attention-transfer": 2, "attention-transfer-kd": 2, "student-alone": 2,
-    }  # fmt: skip
+        "prune-filters": 4,
+        "prune-random": 4,
+        "pruned-from-scratch": 4,
+        "small-and-int8": 4,
+        "kd": 2,
+        "attention-transfer": 2,
+        "attention-transfer-kd": 2,
+        "student-alone": 2,
+    }
 
 
 def test_every_technique_there_is_can_be_resolved(tmp_path):
@@ -113,8 +126,9 @@ def test_the_script_of_a_job_runs_as_it_stands(planned):
     """Here only as far as it says that there is nothing to do yet: cell.json is not there."""
     script = planned().jobs[0].script
     assert shlex.split(script)[-5:-1] == ["--work", shlex.split(script)[-4], "--data", "/data"]
-    asked = subprocess.run(["sh", "-c", f"{script.rsplit(' ', 1)[0]} --help"], capture_output=True,
-                           text=True, cwd="/")  # fmt: skip
+    asked = subprocess.run(
+        ["sh", "-c", f"{script.rsplit(' ', 1)[0]} --help"], capture_output=True, text=True, cwd="/"
+    )
     assert asked.returncode == 0 and "python -m jobs.compress" in asked.stdout
 
 
@@ -139,9 +153,13 @@ def test_a_cell_has_many_names():
     asked = plan.load_sweep("quickstart")
     kd = next(cell for cell in asked.cells if cell.technique == "kd")
     for name in (
-        kd.id, kd.id[:10], "digits/vgg16_bn-w0.25/kd/0", "vgg16_bn-w0.25/digits/kd/0",
-        "vgg16_bn/digits/kd/0", "digits/vgg16_bn/kd/0",
-    ):  # fmt: skip
+        kd.id,
+        kd.id[:10],
+        "digits/vgg16_bn-w0.25/kd/0",
+        "vgg16_bn-w0.25/digits/kd/0",
+        "vgg16_bn/digits/kd/0",
+        "digits/vgg16_bn/kd/0",
+    ):
         assert plan.find_cell(asked, name) is kd
 
 
@@ -150,11 +168,13 @@ def test_a_cell_has_many_names():
     [
         ("", "no cell '' in sweep paper; expected an id, or dataset/model/technique/seed"),
         ("zz", "no cell 'zz' in sweep paper; expected an id"),
-        ("mnist/vgg16_bn/qat-in8/0",
-         "did you mean 'mnist/vgg16_bn/qat-int8/0'? (`netpress plan paper`"),
+        (
+            "mnist/vgg16_bn/qat-in8/0",
+            "did you mean 'mnist/vgg16_bn/qat-int8/0'? (`netpress plan paper`",
+        ),
         ("mnist/vgg16_bn/base/7", "no cell 'mnist/vgg16_bn/base/7' in sweep paper; did you mean"),
     ],
-)  # fmt: skip
+)
 def test_a_cell_that_is_not_there(text, said):
     with pytest.raises(UserError) as raised:
         plan.find_cell(plan.load_sweep("paper"), text)
@@ -200,16 +220,29 @@ print(json.dumps({"code": code, "heavy": heavy, "s": seconds}), file=sys.stderr)
 @pytest.mark.alone
 @pytest.mark.parametrize(
     "arguments",
-    ["plan paper", "plan paper --json", "status paper", "techniques", "models", "datasets",
-     "sweeps", "--help"],
-)  # fmt: skip
+    [
+        "plan paper",
+        "plan paper --json",
+        "status paper",
+        "techniques",
+        "models",
+        "datasets",
+        "sweeps",
+        "--help",
+    ],
+)
 def test_looking_needs_no_torch_and_half_a_second(arguments, tmp_path):
     """Processor time, the best of three: how long a busy machine lets us wait is not ours."""
     env = {**os.environ, "PYTHONPATH": str(paths.CODE), "NETPRESS_WORK": str(tmp_path / "work")}
     seconds = []
     for _ in range(3):
-        asked = subprocess.run([sys.executable, "-c", ASK, *arguments.split()], env=env,
-                               capture_output=True, text=True, cwd=tmp_path)  # fmt: skip
+        asked = subprocess.run(
+            [sys.executable, "-c", ASK, *arguments.split()],
+            env=env,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
         found = json.loads(asked.stderr.splitlines()[-1])
         assert (found["code"], found["heavy"]) == (0, []), asked.stderr
         seconds.append(found["s"])
@@ -226,7 +259,11 @@ def test_ten_thousand_cells_are_planned_quickly(tmp_path):
     seven = plan.load_sweep("quickstart").text
     file.write_text(seven.replace("seeds: [0]", f"seeds: [{seeds}]"))
     env = {**os.environ, "PYTHONPATH": str(paths.CODE), "NETPRESS_WORK": str(tmp_path / "work")}
-    asked = subprocess.run([sys.executable, "-c", ASK, "plan", str(file), "--json"], env=env,
-                           capture_output=True, text=True)  # fmt: skip
+    asked = subprocess.run(
+        [sys.executable, "-c", ASK, "plan", str(file), "--json"],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     assert len(json.loads(asked.stdout)["cells"]) == 10_003
     assert json.loads(asked.stderr.splitlines()[-1])["s"] < 2

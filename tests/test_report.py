@@ -53,9 +53,22 @@ def built(sweep, work, tmp_path):
 
 def promised(row):
     """Exactly the keys of DESIGN.md, with the nested ones."""
-    assert {"id", "model", "dataset", "technique", "seed", "accuracy", "accuracy_drop",
-            "stored_bytes", "runnable_bytes", "parameters", "macs", "latency_ms", "speedup",
-            "test_set_seconds"} <= set(row)  # fmt: skip
+    assert {
+        "id",
+        "model",
+        "dataset",
+        "technique",
+        "seed",
+        "accuracy",
+        "accuracy_drop",
+        "stored_bytes",
+        "runnable_bytes",
+        "parameters",
+        "macs",
+        "latency_ms",
+        "speedup",
+        "test_set_seconds",
+    } <= set(row)
     assert set(row["latency_ms"]) == set(row["speedup"]) == {"batch1", "batch64"}
     assert all(set(times) == {"p50", "p90", "p99"} for times in row["latency_ms"].values())
     return True
@@ -122,8 +135,13 @@ def test_rows_say_what_was_measured(work):
 def test_what_was_not_measured_is_null_and_never_nan(work):
     sweep = results.sweep()
     for cell in sweep.cells:
-        bare = {"accuracy": 0.9, "stored_bytes": 1000, "macs": math.inf, "agreement": math.nan,
-                "latency/onnxruntime/artifact/all/batch1": [1.0, math.nan]}  # fmt: skip
+        bare = {
+            "accuracy": 0.9,
+            "stored_bytes": 1000,
+            "macs": math.inf,
+            "agreement": math.nan,
+            "latency/onnxruntime/artifact/all/batch1": [1.0, math.nan],
+        }
         results.publish(cell, work, bare, facts={})
     found = report.rows(sweep, work)
     json.dumps(found, allow_nan=False)
@@ -224,8 +242,13 @@ def test_the_same_results_give_the_same_bytes_in_any_order(tmp_path):
 
 def test_the_answer_is_computed(work, tmp_path):
     sweep = results.sweep(techniques=("exact", "small", "fast", "bad"))
-    shapes = {"base": (1, 0), "exact": (2, 0), "small": (16, 0.009), "fast": (8, 0.01),
-              "bad": (64, 0.02)}  # fmt: skip
+    shapes = {
+        "base": (1, 0),
+        "exact": (2, 0),
+        "small": (16, 0.009),
+        "fast": (8, 0.01),
+        "bad": (64, 0.02),
+    }
     for cell in sweep.cells:
         ratio, drop = shapes[cell.technique]
         values = results.measured(cell, ratio, drop)
@@ -234,8 +257,11 @@ def test_the_answer_is_computed(work, tmp_path):
         results.publish(cell, work, values)
     _, text = built(sweep, work, tmp_path)
     ids = {cell.technique: cell.id for cell in sweep.cells}
-    for question, technique in (("Smallest at no loss", "exact"), ("Smallest within one point",
-                                "small"), ("Fastest within one point", "fast")):  # fmt: skip
+    for question, technique in (
+        ("Smallest at no loss", "exact"),
+        ("Smallest within one point", "small"),
+        ("Fastest within one point", "fast"),
+    ):
         line = next(line for line in text.splitlines() if question in line)
         assert f"`{technique}`" in line and f"export test.yaml {ids[technique]}`" in line
     assert "16.0 times smaller" in text and "0.90 points below its base" in text
@@ -265,8 +291,12 @@ def test_how_far_the_nearest_is_from_qualifying_is_said(work):
         drop = {"far": 0.3, "near": 0.02}.get(cell.technique, 0.0)
         results.publish(cell, work, results.measured(cell, 4.0, drop))
     text = results.markdown(sweep, work)
-    assert text.count("no compressed model qualifies; the nearest, `near`, is 2.00 points below "
-                      "its base.\n") == 3  # fmt: skip
+    assert (
+        text.count(
+            "no compressed model qualifies; the nearest, `near`, is 2.00 points below its base.\n"
+        )
+        == 3
+    )
 
 
 def test_without_the_base_there_may_be_no_answer_and_that_is_said(work):
@@ -280,9 +310,17 @@ def test_without_the_base_there_may_be_no_answer_and_that_is_said(work):
 
 def test_seeds_are_judged_by_their_mean():
     def row(technique, seed, drop, size):
-        return {"dataset": "d", "model": "m", "technique": technique, "seed": seed,
-                "accuracy_drop": drop, "stored_bytes": size, "is_base": False, "family": technique,
-                "speedup": {"batch1": 2.0}}  # fmt: skip
+        return {
+            "dataset": "d",
+            "model": "m",
+            "technique": technique,
+            "seed": seed,
+            "accuracy_drop": drop,
+            "stored_bytes": size,
+            "is_base": False,
+            "family": technique,
+            "speedup": {"batch1": 2.0},
+        }
 
     lucky = [row("lucky", 0, 0.0, 10), row("lucky", 1, 0.03, 10)]
     steady = [row("steady", 0, 0.015, 20), row("steady", 1, 0.002, 21)]
@@ -332,9 +370,11 @@ def test_what_was_shared_and_what_a_seed_decides_is_said(work):
 
 def test_a_recipe_that_differs_or_takes_a_sliver_is_said(tmp_path, work):
     file = tmp_path / "own.yaml"
-    file.write_text("name: own\nmodels: [vgg16_bn]\ntechniques: [base]\n"
-                    "datasets: [{name: mnist, training: {epochs: 3, crop: 0}}, digits]\n"
-                    "training: {epochs: 9, train_images: 1200, test_images: 100}\n")  # fmt: skip
+    file.write_text(
+        "name: own\nmodels: [vgg16_bn]\ntechniques: [base]\n"
+        "datasets: [{name: mnist, training: {epochs: 3, crop: 0}}, digits]\n"
+        "training: {epochs: 9, train_images: 1200, test_images: 100}\n"
+    )
     text = results.markdown(load_sweep(file), work)
     one, other = (line for line in text.splitlines() if line.startswith("- Recipe on"))
     assert one.startswith("- Recipe on mnist: 3 epochs, ") and "moved" not in one
@@ -376,8 +416,13 @@ def test_gpu_hours_without_jobs_are_those_of_cells_on_a_gpu(work):
 
 
 def test_usage_of_others_is_not_trusted():
-    said = {"job": "1", "wall_s": "many", "asked": {"cores": 1, "memory_bytes": 1, "gpus": []},
-            "used": {}, "all": "x"}  # fmt: skip
+    said = {
+        "job": "1",
+        "wall_s": "many",
+        "asked": {"cores": 1, "memory_bytes": 1, "gpus": []},
+        "used": {},
+        "all": "x",
+    }
     assert usage.of_all(said, "wall_s") == usage.gpu_hours([said, {**said, "all": {}}]) == 0
 
 
@@ -472,12 +517,23 @@ def test_the_summary_fits_eighty_columns_and_names_gaps(work):
 
 @pytest.mark.parametrize(
     ("key", "value", "shown"),
-    [("accuracy", 0.98765, "98.77"), ("accuracy_drop", -1e-7, "0.00"), ("stored_bytes", 0, "0"),
-     ("stored_bytes", 58_900_000, "58.9"), ("stored_bytes", 921_400, "0.921"),
-     ("stored_bytes", 3_100, "0.00310"), ("macs", 313_700_000, "314"), ("macs", 4e12, "4,000,000"),
-     ("stored_ratio", 0.99999, "1.00"), ("stored_ratio", 999.9, "1,000"), ("macs", 0.0, "0"),
-     ("accuracy", None, ""), ("accuracy", math.nan, ""), ("integer_kernels", 14.0, "14")],
-)  # fmt: skip
+    [
+        ("accuracy", 0.98765, "98.77"),
+        ("accuracy_drop", -1e-7, "0.00"),
+        ("stored_bytes", 0, "0"),
+        ("stored_bytes", 58_900_000, "58.9"),
+        ("stored_bytes", 921_400, "0.921"),
+        ("stored_bytes", 3_100, "0.00310"),
+        ("macs", 313_700_000, "314"),
+        ("macs", 4e12, "4,000,000"),
+        ("stored_ratio", 0.99999, "1.00"),
+        ("stored_ratio", 999.9, "1,000"),
+        ("macs", 0.0, "0"),
+        ("accuracy", None, ""),
+        ("accuracy", math.nan, ""),
+        ("integer_kernels", 14.0, "14"),
+    ],
+)
 def test_numbers_are_shown_in_their_unit(key, value, shown):
     assert METRIC[key].show(value) == shown
 

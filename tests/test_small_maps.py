@@ -38,9 +38,9 @@ def _gradients(images, weight, bias, how):
 @pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(
-    ("size", "kernel"), [((4, 4), 3), ((2, 2), 3), ((1, 1), 3), ((3, 4), 3), ((4, 4), 1),
-                         ((2, 4), 5)],
-)  # fmt: skip
+    ("size", "kernel"),
+    [((4, 4), 3), ((2, 2), 3), ((1, 1), 3), ((3, 4), 3), ((4, 4), 1), ((2, 4), 5)],
+)
 def test_the_product_is_the_convolution_with_all_its_gradients(size, kernel, biased, weight_format):
     images = _numbers(5, 24, *size)
     weight = (_numbers(40, 24, kernel, kernel, seed=1) / 8).contiguous(memory_format=weight_format)
@@ -72,10 +72,14 @@ def no_product(monkeypatch):
 @pytest.mark.parametrize(
     "how",
     [
-        {"stride": 2, "padding": 1}, {"dilation": 2, "padding": 1}, {"groups": 2, "padding": 1},
-        {"padding": 0}, {"padding": (1, 0)}, {"padding": "same"},
+        {"stride": 2, "padding": 1},
+        {"dilation": 2, "padding": 1},
+        {"groups": 2, "padding": 1},
+        {"padding": 0},
+        {"padding": (1, 0)},
+        {"padding": "same"},
     ],
-)  # fmt: skip
+)
 def test_every_other_convolution_stays_one(how, no_product):
     images, weight = _numbers(2, 8, 4, 4), _numbers(8, 8 // how.get("groups", 1), 3, 3, seed=1)
     with CPU_BF16.autocast():

@@ -187,8 +187,10 @@ def test_killed_at_any_moment_every_file_is_absent_or_complete(cell):
     for _ in range(12):
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(PUBLISHER), str(cell.folder)],
-            cwd=CODE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(CODE)},
-        )  # fmt: skip
+            cwd=CODE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(CODE)},
+        )
         process.stdout.readline()  # it has published once
         time.sleep(random.uniform(0, 0.04))
         process.send_signal(signal.SIGKILL)
@@ -511,8 +513,12 @@ def test_withdraw_sets_aside_only_what_is_damaged(done):
 def test_withdraw_trusts_nothing_without_a_manifest_that_reads(done):
     done.manifest.write_text("{")
     names = {p.name for p in store.withdraw(done)}
-    assert names == {"manifest.json.corrupt-1", "result.h5.corrupt-1", "artifact.corrupt-1",
-                     "metrics.h5.corrupt-1"}  # fmt: skip
+    assert names == {
+        "manifest.json.corrupt-1",
+        "result.h5.corrupt-1",
+        "artifact.corrupt-1",
+        "metrics.h5.corrupt-1",
+    }
 
 
 def test_set_aside_never_overwrites(tmp_path):
@@ -552,8 +558,9 @@ scalars = st.one_of(
 arrays = st.sampled_from(["f8", "f4", "i8", "u2", "u1", "?"]).flatmap(
     lambda kind: hnp.arrays(kind, hnp.array_shapes(max_dims=2, min_side=0, max_side=6))
 )
-measured = st.dictionaries(names.map(lambda n: f"{n}/x" if len(n) % 2 else f"{n}y"),
-                           scalars | arrays, max_size=6)  # fmt: skip
+measured = st.dictionaries(
+    names.map(lambda n: f"{n}/x" if len(n) % 2 else f"{n}y"), scalars | arrays, max_size=6
+)
 facts = st.dictionaries(st.text(max_size=8), st.text(max_size=20) | st.integers(), max_size=4)
 
 
@@ -655,9 +662,16 @@ def test_a_result_of_another_checksum_is_corrupt(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "error"),
-    [(None, TypeError), ([None], TypeError), ({}, TypeError), (["a"], TypeError), (1j, TypeError),
-     ("a\0b", ValueError), (2**70, TypeError)],
-)  # fmt: skip
+    [
+        (None, TypeError),
+        ([None], TypeError),
+        ({}, TypeError),
+        (["a"], TypeError),
+        (1j, TypeError),
+        ("a\0b", ValueError),
+        (2**70, TypeError),
+    ],
+)
 def test_what_would_not_be_read_back_is_refused(value, error):
     with pytest.raises(error):
         store.result_bytes({"id": ID}, {}, [], {"x": value})
@@ -740,9 +754,22 @@ def bad_facts(file):
 
 @pytest.mark.parametrize(
     "fill",
-    [external_link, soft_link, external_storage, virtual, never_written, compressed_bomb,
-     its_own_member, a_reference, long_strings, not_utf8, no_measure, not_a_group, bad_facts],
-)  # fmt: skip
+    [
+        external_link,
+        soft_link,
+        external_storage,
+        virtual,
+        never_written,
+        compressed_bomb,
+        its_own_member,
+        a_reference,
+        long_strings,
+        not_utf8,
+        no_measure,
+        not_a_group,
+        bad_facts,
+    ],
+)
 def test_a_file_built_to_mislead_is_corrupt(tmp_path, fill):
     path = tmp_path / "result.h5"
     path.write_bytes(sealed(fill))

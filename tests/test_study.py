@@ -73,9 +73,10 @@ def test_what_it_has_and_we_do_not_is_a_line_without_ours(made):
     section, text = made(techniques=("qat-int8",), leave_out=("qat-int8",))
     found = [[value.text for value in line] for line in section.tables[0].lines]
     assert [line[:3] for line in found[1:]] == [
-        ["quantization-aware training", "no result", "0"], ["pruning", "no result", "0"],
+        ["quantization-aware training", "no result", "0"],
+        ["pruning", "no result", "0"],
         ["distillation (soft logits; attention transfer)", "no result", "0"],
-    ]  # fmt: skip
+    ]
     assert found[1][7:] == [""] * 6
     assert "the int8 artifact takes" not in text
 

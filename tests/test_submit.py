@@ -79,10 +79,7 @@ def made(counts, limit, queued=None, pack=None):
     """The arrays for bases with so many techniques each."""
     techniques = tuple(f"t-{i}" for i in range(max(counts, default=0)))
     asked = results.sweep(techniques=techniques, seeds=tuple(range(len(counts))))
-    cells = [
-        c for c in asked.cells
-        if c.is_base or int(c.technique.split("-")[1]) < counts[c.seed]
-    ]  # fmt: skip
+    cells = [c for c in asked.cells if c.is_base or int(c.technique.split("-")[1]) < counts[c.seed]]
     missing = [c for c in cells if not (queued and c.id in queued)]
     return cells, graph.arrays(missing, lambda cell: ASKED, limit, queued=queued, pack=pack)
 
@@ -140,9 +137,13 @@ def test_the_scripts_are_these():
     sol = profile.load("sol", ["mail=a@asu.edu", "python=/env/bin/python"])
     asked = results.sweep(techniques=("half", "tiny"), seeds=(0, 1))
     batch = submit.prepare(
-        asked, Work(Path("/scratch/sparky/it's here")), Path("/data"), sol, asked.cells,
+        asked,
+        Work(Path("/scratch/sparky/it's here")),
+        Path("/data"),
+        sol,
+        asked.cells,
         known=ledger.Ledger(Work(Path("/none")).sweep("test")),
-    )  # fmt: skip
+    )
     intents = {item.intent: f"INTENT{n}" for n, item in enumerate(batch.prepared)}
     for item in batch.prepared:
         text = item.script.replace(str(paths.CODE), "/CHECKOUT")
@@ -167,8 +168,14 @@ def test_the_logs_are_where_submitit_puts_them(tmp_path):
 def test_a_folder_that_slurm_would_misread_is_refused(name):
     asked = results.sweep()
     with pytest.raises(UserError, match="Slurm cannot write logs"):
-        submit.prepare(asked, Work(Path("/w") / name), Path("/d"), profile.load("generic"),
-                       asked.cells, known=ledger.Ledger(Work(Path("/n")).sweep("t")))  # fmt: skip
+        submit.prepare(
+            asked,
+            Work(Path("/w") / name),
+            Path("/d"),
+            profile.load("generic"),
+            asked.cells,
+            known=ledger.Ledger(Work(Path("/n")).sweep("t")),
+        )
 
 
 def test_a_job_folder_holds_no_code_and_is_private(tmp_path):
@@ -184,8 +191,14 @@ def test_a_job_folder_holds_no_code_and_is_private(tmp_path):
 
 
 def intend(known, intent="a1", cells=("c1",), **more):
-    facts = dict(name=f"netpress-{intent}", kind="cells", tasks={"0": list(cells)}, request={},
-                 after=[], user="me")  # fmt: skip
+    facts = dict(
+        name=f"netpress-{intent}",
+        kind="cells",
+        tasks={"0": list(cells)},
+        request={},
+        after=[],
+        user="me",
+    )
     known.append("intent", intent=intent, **{**facts, **more})
 
 
@@ -249,35 +262,74 @@ GIB = 1024**3
 @pytest.mark.parametrize(
     "row, more, kind, reason",
     [
-        (Row(1, 0, "FAILED"), {"log": "x exceeded memory limit (44238372864 > 42949672960), b"},
-         "out_of_memory", "out of memory: 41.2 of 40 GiB"),
-        (Row(1, 0, "OUT_OF_MEMORY", peak_bytes=39 * GIB, asked_bytes=40 * GIB), {},
-         "out_of_memory", "out of memory: 40.0 of 40 GiB"),
+        (
+            Row(1, 0, "FAILED"),
+            {"log": "x exceeded memory limit (44238372864 > 42949672960), b"},
+            "out_of_memory",
+            "out of memory: 41.2 of 40 GiB",
+        ),
+        (
+            Row(1, 0, "OUT_OF_MEMORY", peak_bytes=39 * GIB, asked_bytes=40 * GIB),
+            {},
+            "out_of_memory",
+            "out of memory: 40.0 of 40 GiB",
+        ),
         (Row(1, 0, "TIMEOUT"), {}, "stuck", "time limit: job 1_0 was ended by it before anything"),
-        (Row(1, 0, "TIMEOUT"), {"rounds": 4, "progress": True}, "time_limit",
-         "time limit after 3 requeues: job 1_0"),
+        (
+            Row(1, 0, "TIMEOUT"),
+            {"rounds": 4, "progress": True},
+            "time_limit",
+            "time limit after 3 requeues: job 1_0",
+        ),
         (Row(1, 0, "NODE_FAIL", nodes="cn042"), {}, "node_failure", "node cn042 failed"),
         (Row(1, 0, "PREEMPTED"), {}, "preempted", "preempted"),
         (Row(1, 0, "CANCELLED", by="1000"), {}, "cancelled", "cancelled by 1000"),
         (Row(1, 0, "CANCELLED", "Dependency"), {}, "base_failed", "its base failed"),
-        (Row(1, 0, "FAILED", exit_code="1:0"), {"log": "a\nImportError: b"}, "exception",
-         "job 1_0 failed with exit code 1:0: ImportError: b"),
-        (Row(1, 0, "FAILED", exit_code="9:0"), {"log": "srun: Force Terminated StepId=1.0"},
-         "killed", "job 1_0 was killed from outside (exit code 9:0)"),
+        (
+            Row(1, 0, "FAILED", exit_code="1:0"),
+            {"log": "a\nImportError: b"},
+            "exception",
+            "job 1_0 failed with exit code 1:0: ImportError: b",
+        ),
+        (
+            Row(1, 0, "FAILED", exit_code="9:0"),
+            {"log": "srun: Force Terminated StepId=1.0"},
+            "killed",
+            "job 1_0 was killed from outside (exit code 9:0)",
+        ),
         (Row(1, 0, "FAILED", exit_code="0:9"), {}, "killed", "killed from outside"),
         (Row(1, 0, "FAILED"), {"log": "srun: error: n2: task 0: Killed"}, "killed", "killed"),
-        (Row(1, 0, "FAILED", exit_code="1:0"), {"log": "CalledProcessError: Command '['scontrol', "
-         "'requeue', '1_0']' returned non-zero exit status 1."}, "not_requeued", "did not take"),
-        (Row(1, 0, "FAILED", exit_code="1:0"), {"cell": "ab", "log": "netpress: cell ab is being "
-         "worked on by process 1 on x in job 2_0\nsrun: error"}, "busy", "on x in job 2_0 when"),
-        (Row(1, 0, "FAILED"), {"failure": {"kind": "exception", "reason": "ValueError: at"}},
-         "exception", "exception: ValueError: at"),
+        (
+            Row(1, 0, "FAILED", exit_code="1:0"),
+            {
+                "log": "CalledProcessError: Command '['scontrol', "
+                "'requeue', '1_0']' returned non-zero exit status 1."
+            },
+            "not_requeued",
+            "did not take",
+        ),
+        (
+            Row(1, 0, "FAILED", exit_code="1:0"),
+            {
+                "cell": "ab",
+                "log": "netpress: cell ab is being "
+                "worked on by process 1 on x in job 2_0\nsrun: error",
+            },
+            "busy",
+            "on x in job 2_0 when",
+        ),
+        (
+            Row(1, 0, "FAILED"),
+            {"failure": {"kind": "exception", "reason": "ValueError: at"}},
+            "exception",
+            "exception: ValueError: at",
+        ),
         (Row(1, 0, "FAILED"), {"setup": "set-up failed with exit code 1: x"}, "set_up", "set-up"),
         (Row(1, 0, "COMPLETED"), {}, "lost", "completed, and left no result"),
         (Row(1, 0, "FROBNICATED"), {}, "lost", "Slurm says FROBNICATED"),
         (None, {"task": "1_0"}, "lost", "job 1_0 is gone without a trace"),
     ],
-)  # fmt: skip
+)
 def test_causes(row, more, kind, reason):
     found = retry.cause(row, **more)
     assert found.kind == kind and reason in found.reason
@@ -285,12 +337,36 @@ def test_causes(row, more, kind, reason):
 
 # All of squeue's and sacct's manual pages, Slurm 20.11 to 25.05.
 DOCUMENTED = (
-    "BOOT_FAIL", "CANCELLED", "COMPLETED", "COMPLETING", "CONFIGURING", "DEADLINE",
-    "EXPEDITING", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PENDING",
-    "POWER_UP_NODE", "PREEMPTED", "RECONFIG_FAIL", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD",
-    "RESIZING", "RESV_DEL_HOLD", "REVOKED", "RUNNING", "SIGNALING", "SPECIAL_EXIT",
-    "STAGE_OUT", "STOPPED", "SUSPENDED", "TIMEOUT", "UPDATE_DB",
-)  # fmt: skip
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "COMPLETING",
+    "CONFIGURING",
+    "DEADLINE",
+    "EXPEDITING",
+    "FAILED",
+    "LAUNCH_FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PENDING",
+    "POWER_UP_NODE",
+    "PREEMPTED",
+    "RECONFIG_FAIL",
+    "REQUEUED",
+    "REQUEUE_FED",
+    "REQUEUE_HOLD",
+    "RESIZING",
+    "RESV_DEL_HOLD",
+    "REVOKED",
+    "RUNNING",
+    "SIGNALING",
+    "SPECIAL_EXIT",
+    "STAGE_OUT",
+    "STOPPED",
+    "SUSPENDED",
+    "TIMEOUT",
+    "UPDATE_DB",
+)
 
 
 def test_every_final_state_has_a_rule():
@@ -314,8 +390,10 @@ def test_every_state_of_slurm_and_what_it_is_for_a_cell(name, tmp_path):
     assert view.in_queue(cell.id) is (name not in slurm.FINAL)
     if name in slurm.IN_QUEUE:
         assert found.state == slurm.IN_QUEUE[name] and "job 7_0" in found.reason
-        assert name in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "FROBNICATED") or \
-            name.lower() in found.reason
+        assert (
+            name in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "FROBNICATED")
+            or name.lower() in found.reason
+        )
     elif name in slurm.FINAL:
         assert found.state not in ("running", "queued") and found.reason
     else:
@@ -383,17 +461,22 @@ def test_rows_of_squeue_and_sacct():
     line = mark.join(["13", "5-6%4", "PENDING", "None", "", "2026-01-01T00:00:00", "(null)", "a|b"])
     rows = list(slurm._queue_rows(line))
     assert [(r.task, r.after, r.name) for r in rows] == [("13_5", "", "a|b"), ("13_6", "", "a|b")]
-    text = "\n".join(mark.join(fields) for fields in (
-        ("7_0", "CANCELLED by 1000", "None", "n1", "0:0", "", "2G", "9", "x"),
-        ("7_0.0", "CANCELLED", "", "n1", "0:9", "1048576K", "", "9", "python"),
-        ("7_1", "FAILED", "None", "n1", "1:0", "", "2G", "9", "x"),
-        ("7_1.0", "OUT_OF_MEMORY", "", "n1", "0:125", "3G", "", "9", "python"),
-    ))  # fmt: skip
+    text = "\n".join(
+        mark.join(fields)
+        for fields in (
+            ("7_0", "CANCELLED by 1000", "None", "n1", "0:0", "", "2G", "9", "x"),
+            ("7_0.0", "CANCELLED", "", "n1", "0:9", "1048576K", "", "9", "python"),
+            ("7_1", "FAILED", "None", "n1", "1:0", "", "2G", "9", "x"),
+            ("7_1.0", "OUT_OF_MEMORY", "", "n1", "0:125", "3G", "", "9", "python"),
+        )
+    )
     first, second = slurm._accounted(text)
     assert (first.state, first.by, first.peak_bytes) == ("CANCELLED", "1000", GIB)
     assert (second.state, second.peak_bytes, second.asked_bytes) == (
-        "OUT_OF_MEMORY", 3 * GIB, 2 * GIB
-    )  # fmt: skip
+        "OUT_OF_MEMORY",
+        3 * GIB,
+        2 * GIB,
+    )
 
 
 # --- estimates and rehearsals ----------------------------------------------------------------
@@ -404,10 +487,21 @@ def used(cell, work, wall_s=100.0, training_s=60.0, epochs=2, gpu_bytes=0, job="
     from pipeline import store
 
     results.publish(cell, work)
-    said = {"job": job, "ended": "now", "wall_s": wall_s, "training_s": training_s,
-            "epochs": epochs, "asked": {"cores": 24, "memory_bytes": 40 * GIB, "gpus": 1},
-            "used": {"memory_bytes": 3 * GIB, "cores": 2.5, "gpu_memory_bytes": gpu_bytes,
-                     "gpu_busy": None, **more}}  # fmt: skip
+    said = {
+        "job": job,
+        "ended": "now",
+        "wall_s": wall_s,
+        "training_s": training_s,
+        "epochs": epochs,
+        "asked": {"cores": 24, "memory_bytes": 40 * GIB, "gpus": 1},
+        "used": {
+            "memory_bytes": 3 * GIB,
+            "cores": 2.5,
+            "gpu_memory_bytes": gpu_bytes,
+            "gpu_busy": None,
+            **more,
+        },
+    }
     store.publish_json(store.new_attempt(work.cell(cell.id)).usage, said)
 
 

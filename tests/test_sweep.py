@@ -174,8 +174,9 @@ def test_define_makes_a_technique(load):
 
 def test_a_definition_that_no_cell_uses_is_noted(load):
     [note] = load(HEAD + "define: {tiny: [finetune]}\n").notes
-    assert note.endswith("sweep.yaml:5: define.tiny: defined, but no cell uses it; "
-                         "name it in `techniques` as well")  # fmt: skip
+    assert note.endswith(
+        "sweep.yaml:5: define.tiny: defined, but no cell uses it; name it in `techniques` as well"
+    )
 
 
 def test_a_stage_that_stands_for_several_becomes_them(load):
@@ -189,9 +190,11 @@ def test_grid_makes_operating_points(load):
     found = load(HEAD + GRID + "{prune.parameters_kept: [0.5, 0.25], finetune.epochs: [1, 2]}}")
     points = [cell for cell in found.cells if cell.family == "prune-filters"]
     assert [cell.technique for cell in points] == [
-        "prune-filters-0.5-1", "prune-filters-0.5-2", "prune-filters-0.25-1",
+        "prune-filters-0.5-1",
+        "prune-filters-0.5-2",
+        "prune-filters-0.25-1",
         "prune-filters-0.25-2",
-    ]  # fmt: skip
+    ]
     assert points[1].stages[0].settings.parameters_kept == 0.5
     assert points[1].stages[1].settings.epochs == 2
     assert len({cell.id for cell in points}) == 4
@@ -284,7 +287,7 @@ WRONG = [
     ("exclude: [{seed: '0'}]", "5: exclude[0].seed: expected a whole number, got the text '0'"),
     ("exclude: [{dataset: mnist}]", "5: exclude: excludes every cell; leave at least one"),
     ("exclude: [{technique: base}]", "5: exclude[0]: excludes the base that mnist/vgg16_bn/ptq-"),
-    ("exclude: [{seed: 0}, {seed: 0}]", "5: exclude[1]: {\"seed\": 0} stands here twice"),
+    ("exclude: [{seed: 0}, {seed: 0}]", '5: exclude[1]: {"seed": 0} stands here twice'),
     ("grid: {nothing: {}}", "5: grid.nothing: 'nothing' is not in `techniques`; valid: base"),
     ("grid: {ptq: {}}", "5: grid.ptq: 'ptq' is not in `techniques`; did you mean 'ptq-int8'?"),
     (GRID + "{}}", "5: grid.prune-filters: expected `stage.setting: [values]`"),
@@ -343,23 +346,34 @@ REPLACED = [
     ("[vgg16_bn]", "[vgg11, {name: vgg11, width: 1}]", "2: models[1]: vgg11 stands here twice"),
     ("[vgg16_bn]", "[3]", "2: models[0]: expected a name, or a mapping with it, got 3"),
     ("[vgg16_bn]", "[{width: 1}]", "2: models[0]: the key 'name' is missing; add it"),
-    ("[vgg16_bn]", "[{name: vgg11, width: 0}]", "2: models[0].width: 0 is out of range; expected "
-     "more than 0 and at most 4"),
+    (
+        "[vgg16_bn]",
+        "[{name: vgg11, width: 0}]",
+        "2: models[0].width: 0 is out of range; expected more than 0 and at most 4",
+    ),
     ("[vgg16_bn]", "[{name: vgg11, width: 5}]", "2: models[0].width: 5 is out of range"),
     ("[vgg16_bn]", "[{name: vgg11, wide: 1}]", "2: models[0].wide: unknown key; did you mean"),
-    ("[mnist]", "[imagenet]", "3: datasets[0]: unknown data set 'imagenet'; valid: cifar10, cifar10"
-     "-jpeg, mnist (`netpress datasets` lists them)"),
+    (
+        "[mnist]",
+        "[imagenet]",
+        "3: datasets[0]: unknown data set 'imagenet'; valid: cifar10, cifar10"
+        "-jpeg, mnist (`netpress datasets` lists them)",
+    ),
     ("[mnist]", "[mnist, {name: mnist, size: 32}]", "3: datasets[1]: 'mnist' stands here al"),
     ("[mnist]", "[{name: x, folder: /not/there}]", "3: datasets[0].folder: '/not/there' is not "),
     ("[mnist]", "[{name: mnist, folder: /}]", "3: datasets[0].name: 'mnist' is a data set that "),
     ("[mnist]", "[{name: x}]", "3: datasets[0]: unknown data set 'x'"),
     ("[mnist]", "[{name: mnist, size: 0}]", "3: datasets[0].size: 0 is out of range"),
     ("base, ", "base, base, ", "4: techniques[1]: 'base' stands here twice; name it once"),
-    ("ptq-int8", "ptq-int4", "4: techniques[1]: unknown technique 'ptq-int4'; did you mean "
-     "'ptq-int8'? (`netpress techniques` lists them)"),
+    (
+        "ptq-int8",
+        "ptq-int4",
+        "4: techniques[1]: unknown technique 'ptq-int4'; did you mean "
+        "'ptq-int8'? (`netpress techniques` lists them)",
+    ),
     ("ptq-int8", "8", "4: techniques[1]: expected text, got 8"),
     ("base, ", "same, ", "4: techniques[0]: unknown technique 'same'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("old, new, said", REPLACED, ids=[said[:60] for _, _, said in REPLACED])
@@ -403,8 +417,9 @@ def test_two_techniques_of_one_label(load):
     with pytest.raises(UserError, match="two techniques would be called 'prune-filters-0.5'"):
         load(
             HEAD.replace("base, ", "prune-filters-0.5, ")
-            + GRID + "{prune.parameters_kept: [0.5]}}\ndefine: {prune-filters-0.5: [finetune]}\n"
-        )  # fmt: skip
+            + GRID
+            + "{prune.parameters_kept: [0.5]}}\ndefine: {prune-filters-0.5: [finetune]}\n"
+        )
 
 
 def test_a_label_that_gets_too_long(load):
@@ -494,12 +509,13 @@ recipes = st.builds(
     train_images=st.none() | st.integers(1, 10**6),
 )
 stages = st.lists(
-    st.builds(Prune, criterion=st.sampled_from(["l1", "l2"]), parameters_kept=st.floats(0.001, 1))
-    .map(lambda settings: Stage("prune", settings))
+    st.builds(
+        Prune, criterion=st.sampled_from(["l1", "l2"]), parameters_kept=st.floats(0.001, 1)
+    ).map(lambda settings: Stage("prune", settings))
     | st.builds(Finetune, epochs=st.none() | st.integers(1, 99)).map(lambda s: Stage("finetune", s))
     | st.builds(Quantize, aware=st.booleans()).map(lambda s: Stage("quantize", s)),
     max_size=4,
-).map(tuple)  # fmt: skip
+).map(tuple)
 cells = st.builds(
     Cell,
     dataset=datasets,
@@ -546,9 +562,17 @@ def test_only_a_base_is_its_own_base(cell):
 @pytest.mark.parametrize("field", [*Recipe.model_fields])
 def test_an_id_depends_on_every_key_of_the_recipe(field):
     changed = {
-        "schedule": "cosine", "precision": "fp32", "compile": "off", "flip": True, "warmup": 0.5,
-        "epochs": 7, "batch_size": 7, "crop": 7, "train_images": 7, "test_images": 7,
-    }.get(field, 0.51)  # fmt: skip
+        "schedule": "cosine",
+        "precision": "fp32",
+        "compile": "off",
+        "flip": True,
+        "warmup": 0.5,
+        "epochs": 7,
+        "batch_size": 7,
+        "crop": 7,
+        "train_images": 7,
+        "test_images": 7,
+    }.get(field, 0.51)
     other = replace(CELL, recipe=Recipe(**{field: changed}))
     assert other.id != CELL.id and other.base_id != CELL.base_id
 
@@ -597,9 +621,13 @@ def test_no_text_gives_anything_but_a_sentence(text):
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-        lambda inner: st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["name", "width", "prune", "epochs", "seed", "x"]), inner, max_size=3
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["name", "width", "prune", "epochs", "seed", "x"]),
+                inner,
+                max_size=3,
+            )
         ),
         max_leaves=6,
     ),

@@ -43,9 +43,16 @@ NOT_SMALLER = {"base", "base-longer", "taught-afresh"}  # as many weights, all o
 # Those whose artifacts are written and run; all others have the shape of one of these, or are
 # made of the same stages.
 DEPLOYED = [
-    "base", "ptq-int8", "qat-int8", "prune-filters", "kd", "small-and-int8", "minmax", "seven-bits",
+    "base",
+    "ptq-int8",
+    "qat-int8",
+    "prune-filters",
+    "kd",
+    "small-and-int8",
+    "minmax",
+    "seven-bits",
     "learned",
-]  # fmt: skip
+]
 CLOCKS = {"seconds", "images_per_second"}
 
 
@@ -71,8 +78,10 @@ class Made:
 
     @property
     def curves(self) -> list:
-        return [(h.index, h.stage, {k: v for k, v in h.columns.items() if k not in CLOCKS})
-                for h in self.history]  # fmt: skip
+        return [
+            (h.index, h.stage, {k: v for k, v in h.columns.items() if k not in CLOCKS})
+            for h in self.history
+        ]
 
 
 def cell_of(bench, name: str) -> Cell:
@@ -349,8 +358,10 @@ def test_a_student_may_be_of_another_depth_and_width(bench):
 
 
 def test_teachers_differ_so_students_do(bench):
-    contents = {made(bench, n).content for n in
-                ("kd", "attention-transfer", "attention-transfer-kd", "student-alone")}  # fmt: skip
+    contents = {
+        made(bench, n).content
+        for n in ("kd", "attention-transfer", "attention-transfer-kd", "student-alone")
+    }
     assert len(contents) == 4
 
 
@@ -446,10 +457,13 @@ def test_a_quantized_network_can_be_cut_and_tuned_further(bench):
 @pytest.mark.parametrize(
     "settings, epochs, rate",
     [
-        ({}, 60, 0.1), ({"share": 0.2}, 12, 0.1), ({"share": 0.001}, 1, 0.1),
-        ({"epochs": 7, "share": 0.5}, 7, 0.1), ({"learning_rate_factor": 0.5}, 60, 0.05),
+        ({}, 60, 0.1),
+        ({"share": 0.2}, 12, 0.1),
+        ({"share": 0.001}, 1, 0.1),
+        ({"epochs": 7, "share": 0.5}, 7, 0.1),
+        ({"learning_rate_factor": 0.5}, 60, 0.05),
     ],
-)  # fmt: skip
+)
 def test_how_long_and_how_fast_a_stage_trains(settings, epochs, rate):
     train = stage_module("train").Settings(**settings)
     assert train.epochs_of(Recipe()) == epochs

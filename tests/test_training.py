@@ -203,8 +203,10 @@ def test_attention_is_zagoruykos_and_channels_may_differ_in_number(soft):
     theirs = [torch.randn(5, c, s, s, generator=random) for c, s in ((12, 4), (4, 2))]
     objective = losses.attention(Fixed(TEACHER, theirs), 1000.0, 4.0, soft, 0.0)
     loss, _ = objective(Fixed(LOGITS, mine), None, LABELS)
-    gaps = [np.mean((naive_attention(a) - naive_attention(b)) ** 2)
-            for a, b in zip(mine, theirs, strict=True)]  # fmt: skip
+    gaps = [
+        np.mean((naive_attention(a) - naive_attention(b)) ** 2)
+        for a, b in zip(mine, theirs, strict=True)
+    ]
     expected = soft * naive_distance(4.0) + (1 - soft) * naive_cross_entropy() + 1000 * sum(gaps)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
@@ -265,8 +267,11 @@ def test_another_seed_is_another_training():
 
 
 def test_no_two_epochs_of_any_two_stages_share_a_generator():
-    seeds = {seeded(torch.device("cpu"), seed, epoch).initial_seed()
-             for seed in range(20) for epoch in range(50)}  # fmt: skip
+    seeds = {
+        seeded(torch.device("cpu"), seed, epoch).initial_seed()
+        for seed in range(20)
+        for epoch in range(50)
+    }
     assert len(seeds) == 1000
     largest = seeded(torch.device("cpu"), (2**31 - 1) * 1009 + 50, 99_999).initial_seed()
     assert 0 <= largest < 2**63
@@ -466,13 +471,22 @@ def test_two_damaged_states_mean_a_new_beginning(kept):
 
 
 HOSTILE = [
-    b"", b"{", b"null", b"7", b'"text"', b"[7]", b"[[]]", b'{"file": "state-3.safetensors"}',
-    b"[" * 100_000, b"\xff\xfe", b'[{"number": 3}]',
+    b"",
+    b"{",
+    b"null",
+    b"7",
+    b'"text"',
+    b"[7]",
+    b"[[]]",
+    b'{"file": "state-3.safetensors"}',
+    b"[" * 100_000,
+    b"\xff\xfe",
+    b'[{"number": 3}]',
     b'[{"number": "3", "file": "state-3.safetensors", "sha256": "' + b"0" * 64 + b'"}]',
     b'[{"number": 3, "file": "../../precious.safetensors", "sha256": "' + b"0" * 64 + b'"}]',
     b'[{"number": 3, "file": 3, "sha256": "' + b"0" * 64 + b'"}]',
     b'[{"number": 3, "file": "state-3.safetensors", "sha256": null}]',
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("content", HOSTILE, ids=range(len(HOSTILE)))
@@ -508,8 +522,10 @@ def test_a_full_disk_is_an_oserror_and_the_state_before_stays(tmp_path):
 
 def test_what_is_saved_is_a_copy_that_training_goes_on_beside(tmp_path):
     training, kept = trained(network.new(SPEC, 0), 1), open_again(tmp_path)
-    live = [*training.state.network.state_dict().values(),
-            *(t for buffers in training.buffers.values() for t in buffers.values())]  # fmt: skip
+    live = [
+        *training.state.network.state_dict().values(),
+        *(t for buffers in training.buffers.values() for t in buffers.values()),
+    ]
     handed = checkpoint._tensors(Snapshot(0, "train", training, ())).values()
     assert len(handed) == len(live)
     assert not {t.data_ptr() for t in handed} & {t.data_ptr() for t in live}
@@ -565,21 +581,44 @@ def file_with(header: dict | bytes | None, tensors=None) -> bytes:
 
 
 SOUND = {
-    "index": 0, "stage": "train", "epoch": 1, "spec": SPEC.to_json(), "columns": {}, "history": [],
-}  # fmt: skip
+    "index": 0,
+    "stage": "train",
+    "epoch": 1,
+    "spec": SPEC.to_json(),
+    "columns": {},
+    "history": [],
+}
 SIZE = (10).to_bytes(8, "little")
 MISLEADING = [
-    b"", b"\0", SIZE, SIZE + b"{}", (2**63).to_bytes(8, "little") + b"{}", b"\xff" * 64,
-    SIZE + b"[" * 10, (200_000).to_bytes(8, "little") + b"[" * 200_000,
-    SIZE + b'{"a": [[]]', SIZE + b'"abcdefgh"', None, {}, [], SOUND,
-    {**SOUND, "spec": {}}, {**SOUND, "spec": None}, {**SOUND, "spec": {**SPEC.to_json(), "x": 1}},
-    {**SPEC.to_json(), "model": "resnet"}, {**SPEC.to_json(), "model": []},
-    {**SPEC.to_json(), "channels": "abc"}, {**SPEC.to_json(), "channels": [8]},
-    {**SPEC.to_json(), "channels": [-1] * 8}, {**SPEC.to_json(), "shape": []},
-    {**SPEC.to_json(), "shape": [1, 2, "x"]}, {**SPEC.to_json(), "classes": -3},
-    {**SPEC.to_json(), "zero_point": {}}, {**SPEC.to_json(), "quantization": "int8"},
+    b"",
+    b"\0",
+    SIZE,
+    SIZE + b"{}",
+    (2**63).to_bytes(8, "little") + b"{}",
+    b"\xff" * 64,
+    SIZE + b"[" * 10,
+    (200_000).to_bytes(8, "little") + b"[" * 200_000,
+    SIZE + b'{"a": [[]]',
+    SIZE + b'"abcdefgh"',
+    None,
+    {},
+    [],
+    SOUND,
+    {**SOUND, "spec": {}},
+    {**SOUND, "spec": None},
+    {**SOUND, "spec": {**SPEC.to_json(), "x": 1}},
+    {**SPEC.to_json(), "model": "resnet"},
+    {**SPEC.to_json(), "model": []},
+    {**SPEC.to_json(), "channels": "abc"},
+    {**SPEC.to_json(), "channels": [8]},
+    {**SPEC.to_json(), "channels": [-1] * 8},
+    {**SPEC.to_json(), "shape": []},
+    {**SPEC.to_json(), "shape": [1, 2, "x"]},
+    {**SPEC.to_json(), "classes": -3},
+    {**SPEC.to_json(), "zero_point": {}},
+    {**SPEC.to_json(), "quantization": "int8"},
     {**SPEC.to_json(), "channels": [2**40] * 8},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("header", MISLEADING, ids=range(len(MISLEADING)))
@@ -601,11 +640,19 @@ def good_tensors() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "change",
     [
-        {"epoch": -1}, {"epoch": "1"}, {"epoch": 1.5}, {"epoch": True}, {"index": None},
-        {"columns": []}, {"columns": {"loss": "abc"}}, {"columns": {"loss": [None]}},
-        {"history": 3}, {"history": [[0]]}, {"history": [[0, "train", []]]},
+        {"epoch": -1},
+        {"epoch": "1"},
+        {"epoch": 1.5},
+        {"epoch": True},
+        {"index": None},
+        {"columns": []},
+        {"columns": {"loss": "abc"}},
+        {"columns": {"loss": [None]}},
+        {"history": 3},
+        {"history": [[0]]},
+        {"history": [[0, "train", []]]},
     ],
-)  # fmt: skip
+)
 def test_a_state_whose_header_lies_about_types_is_corrupt(tmp_path, change):
     path = tmp_path / "state-1.safetensors"
     texts = {"netpress": json.dumps(SOUND)}

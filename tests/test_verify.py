@@ -277,8 +277,11 @@ def test_files_added_to_an_artifact_and_strange_ones_are_found(shared):
     (shared.paths.artifacts / ("0" * 16)).mkdir()
     (shared.paths.artifacts / "notes.txt").write_text("x")
     found = shared.wrong()
-    assert sorted(found.values()) == ["more.bin is not part of it", "results.h5 has no such result",
-                                      "results.h5 has no such result"]  # fmt: skip
+    assert sorted(found.values()) == [
+        "more.bin is not part of it",
+        "results.h5 has no such result",
+        "results.h5 has no such result",
+    ]
 
 
 def test_what_is_missing_is_counted_whatever_else_is_there(shared):
@@ -406,9 +409,11 @@ def images(folder: Path, random) -> None:
 def test_images_that_are_not_here_are_named_with_what_brings_them(tmp_path):
     images(tmp_path / "pictures", numpy.random.default_rng(0))
     asked = cells.cells(
-        tmp_path, ["base"], datasets=[{"name": "leaves", "folder": "pictures"}],
+        tmp_path,
+        ["base"],
+        datasets=[{"name": "leaves", "folder": "pictures"}],
         training={"epochs": 1, "batch_size": 16},
-    )  # fmt: skip
+    )
     work = Work(tmp_path / "work")
     cells.run(asked["base"], work)
     sweep = plan.load_sweep(tmp_path / "test.yaml")
@@ -416,8 +421,11 @@ def test_images_that_are_not_here_are_named_with_what_brings_them(tmp_path):
 
     def accuracy(data_root):
         cache = tmp_path / "cache"
-        return next(c for c in verify.checks(paths.folder, data_root, cache, speed=False)
-                    if c.what.endswith("accuracy"))  # fmt: skip
+        return next(
+            c
+            for c in verify.checks(paths.folder, data_root, cache, speed=False)
+            if c.what.endswith("accuracy")
+        )
 
     found = accuracy(tmp_path / "elsewhere")
     assert found.found == UNCHECKED

@@ -114,9 +114,13 @@ def run(root: str, actions: str, trace: str, workers: str) -> int:
 
     work = Work(Path(root))
     return local.run(
-        results.sweep(techniques=("half", "third"), seeds=(0, 1)), work, Path(root),
-        device="cpu", workers=int(workers), command=command(work, Path(actions), Path(trace)),
-    )  # fmt: skip
+        results.sweep(techniques=("half", "third"), seeds=(0, 1)),
+        work,
+        Path(root),
+        device="cpu",
+        workers=int(workers),
+        command=command(work, Path(actions), Path(trace)),
+    )
 
 
 if __name__ == "__main__":

@@ -31,9 +31,22 @@ if TYPE_CHECKING:
     from pipeline.sweep import Dataset, Recipe
 
 __all__ = [
-    "DATASETS", "FOLDERS", "Images", "Split", "batch_count", "batches", "facts", "fetch",
-    "images_from", "load", "ordered", "prepare", "read_image", "require", "sample",
-]  # fmt: skip
+    "DATASETS",
+    "FOLDERS",
+    "Images",
+    "Split",
+    "batch_count",
+    "batches",
+    "facts",
+    "fetch",
+    "images_from",
+    "load",
+    "ordered",
+    "prepare",
+    "read_image",
+    "require",
+    "sample",
+]
 
 
 class Entry(NamedTuple):

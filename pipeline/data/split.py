@@ -62,9 +62,15 @@ def split(found: Checked, name: str, recipe, seed: int, flip: bool) -> Split:
     zero_point, scale = normalization(parts["train"].pixels, name)
     shape = tuple(data.train_pixels.shape[1:])
     return Split(
-        name, data.classes, **parts, shape=shape, zero_point=zero_point, scale=scale, flip=flip,
+        name,
+        data.classes,
+        **parts,
+        shape=shape,
+        zero_point=zero_point,
+        scale=scale,
+        flip=flip,
         fingerprint=found.fingerprint,
-    )  # fmt: skip
+    )
 
 
 def train_and_held_out(
@@ -164,11 +170,12 @@ def resized(data: Decoded, size: int | None) -> Decoded:
 
 def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
     parts = [
-        torch.nn.functional.interpolate(
-            part.float(), (size, size), mode="bilinear", antialias=True
-        ).round().clamp(0, 255).to(torch.uint8)
+        torch.nn.functional.interpolate(part.float(), (size, size), mode="bilinear", antialias=True)
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
         for part in torch.from_numpy(pixels).split(1000)
-    ]  # fmt: skip
+    ]
     return torch.cat(parts).numpy()
 
 

@@ -77,8 +77,6 @@ def shrink(state: ModelState, kept: list[torch.Tensor]) -> ModelState:
     return ModelState(spec, network)
 
 
-
-
 @torch.no_grad()
 def fold(state: ModelState) -> ModelState:
     """Batch normalization moved into the convolution before it (Jacob et al. 2018, section 3.2):

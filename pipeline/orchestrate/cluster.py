@@ -116,18 +116,28 @@ class View:
         if cell.id in self.known.cancelled and (row is None or row.state == "CANCELLED"):
             return Cause("cancelled", "cancelled by `netpress cancel`")
         job = self.known.paths.job(at.entry.intent)
-        found = cause(row, failure=made.failure, setup=_text(job.setup(task)),
-                      log=_text(job.err(task)), rounds=made.rounds, progress=made.progress,
-                      task=task, cell=cell.id)  # fmt: skip
+        found = cause(
+            row,
+            failure=made.failure,
+            setup=_text(job.setup(task)),
+            log=_text(job.err(task)),
+            rounds=made.rounds,
+            progress=made.progress,
+            task=task,
+            cell=cell.id,
+        )
         if row is None and made.failure is None and not self.accounting:
             return Cause(found.kind, f"{found.reason} (accounting is not available)")
         return found
 
 
 def look(
-    asked: Sweep, work: Work, done: Iterable[str], patient: bool = False,
+    asked: Sweep,
+    work: Work,
+    done: Iterable[str],
+    patient: bool = False,
     known: ledger.Ledger | None = None,
-) -> View | None:  # fmt: skip
+) -> View | None:
     """One squeue, and a sacct if a cell that is not done left the queue; None: never submitted.
 
     Raises Unreachable if `patient` and the controller does not answer, else notes it.
@@ -191,14 +201,17 @@ def _account(view: View, asked: Sweep, done: set[str]) -> None:
     gone = {
         at.entry.job
         for cell in asked.cells
-        if cell.id not in done and (at := view.last.get(cell.id)) and at.entry.job is not None
+        if cell.id not in done
+        and (at := view.last.get(cell.id))
+        and at.entry.job is not None
         and at.task not in view.rows
-    }  # fmt: skip
+    }
     # A job that ended a moment ago is in the queue still, but only sacct knows its memory.
     gone |= {
-        row.job for cell in asked.cells
+        row.job
+        for cell in asked.cells
         if cell.id not in done and (row := view.row(cell.id)) and row.state in slurm.FINAL
-    }  # fmt: skip
+    }
     if not gone:
         return
     try:

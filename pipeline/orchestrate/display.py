@@ -111,9 +111,11 @@ class Bars(Lines):
             event = {**before, **event}
         self.seen[cell.id] = event
         self.bars.update(
-            self.tasks[cell.id], total=event.get("epochs"), completed=event.get("epoch", 0),
+            self.tasks[cell.id],
+            total=event.get("epochs"),
+            completed=event.get("epoch", 0),
             facts=tersely(event),
-        )  # fmt: skip
+        )
 
     def end(self, cell: Cell, state: str, reason: str | None, seconds: float) -> None:
         if cell.id in self.tasks:
@@ -132,8 +134,10 @@ def _short_names(cells: Sequence[Cell]) -> dict[str, str]:
     parts = {cell.id: cell.name.split("/") for cell in cells}
     differ = [len(set(column)) > 1 for column in zip(*parts.values(), strict=True)]
     differ[2] = True  # the technique is always told
-    return {id_: "/".join(p for p, d in zip(name, differ, strict=True) if d)
-            for id_, name in parts.items()}  # fmt: skip
+    return {
+        id_: "/".join(p for p, d in zip(name, differ, strict=True) if d)
+        for id_, name in parts.items()
+    }
 
 
 @dataclass

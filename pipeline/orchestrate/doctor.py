@@ -28,8 +28,16 @@ from pipeline.orchestrate.profile import Cluster
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "h5py", "pandas", "submitit", "safetensors")
 LEAST_FREE_BYTES = 20 * 1024**3
-LIMITS = ("State", "MaxTime", "MaxNodes", "PreemptMode", "GraceTime", "QoS", "AllowQos",
-          "AllowAccounts")  # fmt: skip
+LIMITS = (
+    "State",
+    "MaxTime",
+    "MaxNodes",
+    "PreemptMode",
+    "GraceTime",
+    "QoS",
+    "AllowQos",
+    "AllowAccounts",
+)
 REMEDIES = {
     "Invalid partition": "`sinfo` lists them: --set partition=NAME",
     "Invalid qos": "`you may use` below lists yours: --set qos=NAME",
@@ -151,8 +159,11 @@ def _controller():
     for key in ("MaxArraySize", "MaxJobCount", "MinJobAge", "PreemptMode", "PreemptType"):
         yield Check(key, None, found.get(key, "not said"))
     requeue = found.get("JobRequeue", "1")
-    yield Check("requeue", None, "on by default" if requeue == "1" else
-                "off by default; netpress asks for it in each job")  # fmt: skip
+    yield Check(
+        "requeue",
+        None,
+        "on by default" if requeue == "1" else "off by default; netpress asks for it in each job",
+    )
     return True
 
 
@@ -291,9 +302,14 @@ def _probed(found: dict | None, cluster: Cluster, data: Path, folder: Path) -> I
     if found is None:
         log = folder / "log.txt"
         lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-        said = lines[-1][:300] if lines else (
-            f"its job did not start within {PROBE_S:.0f} s, or could not write to {folder.parent}; "
-            "`--no-jobs` leaves it out"
+        said = (
+            lines[-1][:300]
+            if lines
+            else (
+                f"its job did not start within {PROBE_S:.0f} s, or could not write to "
+                f"{folder.parent}; "
+                "`--no-jobs` leaves it out"
+            )
         )
         remedy = "; correct the profile's `setup`" if "set-up failed" in said else ""
         yield Check("compute node", False, said.removeprefix("netpress: ") + remedy)
@@ -302,10 +318,17 @@ def _probed(found: dict | None, cluster: Cluster, data: Path, folder: Path) -> I
     said = f"{found['host']}, Python {found['python']}, {more}"
     yield Check("compute node", "broken" not in found, said)
     listed = found["data"]
-    yield Check("data there", True if listed else None,
-                f"{data}: {', '.join(listed) if listed else 'nothing'}")  # fmt: skip
+    yield Check(
+        "data there",
+        True if listed else None,
+        f"{data}: {', '.join(listed) if listed else 'nothing'}",
+    )
     if cluster.profile.gpus:
         gpus = found.get("gpus") or []
-        yield Check("gpu there", len(gpus) >= cluster.profile.gpus,
-                    ", ".join(gpus) or f"Slurm gave device {found['devices'] or 'none'}, torch "
-                    "sees none: the node's driver, or a torch without CUDA in this environment")
+        yield Check(
+            "gpu there",
+            len(gpus) >= cluster.profile.gpus,
+            ", ".join(gpus)
+            or f"Slurm gave device {found['devices'] or 'none'}, torch "
+            "sees none: the node's driver, or a torch without CUDA in this environment",
+        )

@@ -63,9 +63,22 @@ def _pixels(dataset: Dataset, recipe: Recipe) -> float:
 
 # Peak TFLOP/s in the 16-bit format that training uses, from the data sheets (dense).
 PEAK = {
-    "v100": 125, "t4": 65, "a10": 125, "a30": 165, "a40": 150, "a100": 312, "l4": 121, "l40": 181,
-    "l40s": 362, "h100": 989, "h200": 989, "gh200": 989, "b200": 2250, "mi200": 383, "mi250": 383,
-}  # fmt: skip
+    "v100": 125,
+    "t4": 65,
+    "a10": 125,
+    "a30": 165,
+    "a40": 150,
+    "a100": 312,
+    "l4": 121,
+    "l40": 181,
+    "l40s": 362,
+    "h100": 989,
+    "h200": 989,
+    "gh200": 989,
+    "b200": 2250,
+    "mi200": 383,
+    "mi250": 383,
+}
 LEAST_EPOCHS = 1
 MOST_CELLS = 200  # that are read; more would make plan slow and the mean no better
 
@@ -82,8 +95,13 @@ class Estimate:
         return self.overhead_s + epochs(cell) * _epoch_s(cell) * self.scale
 
 
-def best(asked: Sweep, work: Work, gpu: str | None = "a100:1", rehearsed: Sweep | None = None,
-         rehearsal: Work | None = None) -> Estimate:  # fmt: skip
+def best(
+    asked: Sweep,
+    work: Work,
+    gpu: str | None = "a100:1",
+    rehearsed: Sweep | None = None,
+    rehearsal: Work | None = None,
+) -> Estimate:
     """The best estimate there is for the cells of a sweep on `gpu` (as a profile names it)."""
     own = _from_cells(_finished(asked.cells, work, on_gpu=bool(gpu)))
     if own:

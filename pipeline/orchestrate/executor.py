@@ -75,8 +75,16 @@ def probe(cluster, folder: Path, arguments: Sequence[str]) -> str:
     """The script of a job that runs a Python file in place of cells, with the same set-up."""
     profile = cluster.profile
     job = paths.JobPaths(folder)
-    ask = Ask(profile, "netpress-doctor", job, (0,), profile.cores, profile.memory_gib,
-              profile.minutes, profile.gres)  # fmt: skip
+    ask = Ask(
+        profile,
+        "netpress-doctor",
+        job,
+        (0,),
+        profile.cores,
+        profile.memory_gib,
+        profile.minutes,
+        profile.gres,
+    )
     executor = _Executor(folder, NEVER_TOO_OFTEN, python=_python(profile))
     parameters = _parameters(ask)
     parameters["additional_parameters"]["output"] = str(folder / "log.txt")
@@ -166,7 +174,7 @@ def _setup(ask: Ask) -> list[str]:
 
 # Not in files that the set-up sources (conda's `activate`): there, only the last status counts.
 _ON_ERROR = (
-    'said=$?; if [ ${#BASH_SOURCE[@]} -le 1 ]; then '
+    "said=$?; if [ ${#BASH_SOURCE[@]} -le 1 ]; then "
     'line="set-up failed with exit code $said: $BASH_COMMAND"; '
     'echo "netpress: $line" >&2; echo "$line" >"$folder/$task.setup"; '
     f"exit {SETUP_FAILED}; fi"

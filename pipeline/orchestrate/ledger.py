@@ -97,9 +97,16 @@ class Ledger:
         if event == "intent":
             tasks = {int(index): tuple(ids) for index, ids in line["tasks"].items()}
             entry = Entry(
-                line["intent"], line["name"], line["kind"], tasks, line["at"], line["user"],
-                line["request"], tuple(line["after"]), line.get("sweep", ""),
-            )  # fmt: skip
+                line["intent"],
+                line["name"],
+                line["kind"],
+                tasks,
+                line["at"],
+                line["user"],
+                line["request"],
+                tuple(line["after"]),
+                line.get("sweep", ""),
+            )
             self.entries[entry.intent] = entry
             for ids in tasks.values():
                 for cell in ids:

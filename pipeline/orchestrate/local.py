@@ -268,9 +268,14 @@ class Pool:
         )
         os.set_blocking(process.stdout.fileno(), False)
         worker = _Worker(
-            cell, process, self.free.pop(0), errors, attempt.number if attempt else 0,
-            ended.kills(), time.monotonic(),
-        )  # fmt: skip
+            cell,
+            process,
+            self.free.pop(0),
+            errors,
+            attempt.number if attempt else 0,
+            ended.kills(),
+            time.monotonic(),
+        )
         self.workers.append(worker)
         self.selector.register(process.stdout, selectors.EVENT_READ, worker)
         self.shown.start(cell)

@@ -31,9 +31,24 @@ Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1000}$")]
 Option = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/=@%+,-]{1,128}$")]
 # What a job is made of is not for a profile to say: nothing would find it, or find its base.
-OURS = ("array", "chdir", "comment", "dependency", "error", "job-name", "kill-on-invalid-dep",
-        "no-requeue", "open-mode", "output", "parsable", "requeue", "signal", "test-only", "wait",
-        "wrap")  # fmt: skip
+OURS = (
+    "array",
+    "chdir",
+    "comment",
+    "dependency",
+    "error",
+    "job-name",
+    "kill-on-invalid-dep",
+    "no-requeue",
+    "open-mode",
+    "output",
+    "parsable",
+    "requeue",
+    "signal",
+    "test-only",
+    "wait",
+    "wrap",
+)
 
 
 def _not_ours(name: str) -> str:

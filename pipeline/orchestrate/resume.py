@@ -75,8 +75,11 @@ def _decide(choice: Choice, cell_state: state.CellState, found, work, cluster: C
     if isinstance(next_one, str):
         choice.said.append(f"{cell.id} {cell.name}: left alone, {cell_state.reason}; {next_one}")
         return
-    next_one = replace(next_one, memory_gib=max(next_one.memory_gib, profile.memory_gib),
-                       minutes=max(next_one.minutes, profile.minutes))  # fmt: skip
+    next_one = replace(
+        next_one,
+        memory_gib=max(next_one.memory_gib, profile.memory_gib),
+        minutes=max(next_one.minutes, profile.minutes),
+    )
     choice.requests[cell.id] = next_one
     if cell_state.state in ("failed", "cancelled"):
         choice.said.append(

@@ -121,8 +121,11 @@ def cause(
     if cell and (busy := re.search(rf"^netpress: (cell {cell} is being .*)$", log, re.MULTILINE)):
         return Cause("busy", f"{busy[1]} when job {task} came to it")
     if row is None:
-        return Cause("lost", f"job {task} is gone without a trace: cancelled while it was pending, "
-                             "or its records are")  # fmt: skip
+        return Cause(
+            "lost",
+            f"job {task} is gone without a trace: cancelled while it was pending, "
+            "or its records are",
+        )
     return _from_state(row, log, rounds, progress)
 
 
@@ -139,10 +142,10 @@ def _from_state(row: Row, log: str, rounds: int, progress: bool) -> Cause:
     reasons = {
         "time_limit": f"time limit{requeues}: job {row.task} was ended by it",
         "stuck": f"time limit: job {row.task} was ended by it before anything was finished that "
-                 "another could go on from",
+        "another could go on from",
         "not_requeued": f"time limit: Slurm did not take job {row.task} back: {last}",
         "killed": f"job {row.task} was killed from outside (exit code "
-                  f"{row.exit_code or 'unknown'}): {last}",
+        f"{row.exit_code or 'unknown'}): {last}",
         "node_failure": f"node {row.nodes or 'unknown'} failed under job {row.task}{requeues}",
         "preempted": f"preempted{requeues}, and not put into the queue again",
         "cancelled": f"cancelled{by}",

@@ -260,9 +260,14 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     CALLS[command[0]] += 1
     try:
         return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            timeout=TIMEOUT_S, env=environment(),
-        )  # fmt: skip
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_S,
+            env=environment(),
+        )
     except FileNotFoundError:
         raise UserError(
             f"{command[0]} is not on PATH: this machine has no Slurm; `netpress run` needs none"
@@ -294,8 +299,10 @@ def _error(name: str, ended: subprocess.CompletedProcess[str]) -> UserError:
 
 def _words(said: str) -> str:
     """What Slurm said as one line: without its prefixes, what it repeats once."""
-    lines = [re.sub(r"^(\w+: )?(error|fatal|allocation failure): ", "", line.strip())
-             for line in said.splitlines()]  # fmt: skip
+    lines = [
+        re.sub(r"^(\w+: )?(error|fatal|allocation failure): ", "", line.strip())
+        for line in said.splitlines()
+    ]
     return "; ".join(dict.fromkeys(line for line in lines if line))
 
 
@@ -323,17 +330,27 @@ IN_QUEUE = {
     "UPDATE_DB": "running",
 }
 FINAL = frozenset(
-    ("COMPLETED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL",
-     "LAUNCH_FAILED", "RECONFIG_FAIL", "PREEMPTED", "CANCELLED", "REVOKED")
-)  # fmt: skip
+    (
+        "COMPLETED",
+        "FAILED",
+        "TIMEOUT",
+        "DEADLINE",
+        "OUT_OF_MEMORY",
+        "NODE_FAIL",
+        "BOOT_FAIL",
+        "LAUNCH_FAILED",
+        "RECONFIG_FAIL",
+        "PREEMPTED",
+        "CANCELLED",
+        "REVOKED",
+    )
+)
 
 
 def _queue_rows(line: str) -> Iterator[Row]:
     job, indices, state, reason, nodes, submitted, after, name = line.split(MARK, 7)
     for index in expanded(indices):
-        yield Row(
-            int(job), index, state, _none(reason), nodes, name, submitted, after=_none(after)
-        )
+        yield Row(int(job), index, state, _none(reason), nodes, name, submitted, after=_none(after))
 
 
 def expanded(indices: str) -> Iterable[int | None]:
@@ -362,11 +379,21 @@ def _accounted(text: str) -> list[Row]:
         job, _, indices = spelled.partition("_")
         rows[spelled] = [
             Row(
-                int(job), index, state.strip(), _none(reason), _none(nodes), name, "", exit_code,
-                0, _bytes(asked), int(elapsed or 0), by,
+                int(job),
+                index,
+                state.strip(),
+                _none(reason),
+                _none(nodes),
+                name,
+                "",
+                exit_code,
+                0,
+                _bytes(asked),
+                int(elapsed or 0),
+                by,
             )
             for index in expanded(indices)
-        ]  # fmt: skip
+        ]
     return [row for found in rows.values() for row in found]
 
 

@@ -88,8 +88,12 @@ def find(
             continue
         base, is_done = found.get(cell.base_id), cell.id in done
         found[cell.id] = _state(cell, work, is_done, base, view)
-        if view and found[cell.id].state in OVER and not is_done and \
-                store.is_done(work.cell(cell.id)):  # fmt: skip
+        if (
+            view
+            and found[cell.id].state in OVER
+            and not is_done
+            and store.is_done(work.cell(cell.id))
+        ):
             # It was published after we had looked, and its job left the queue before we asked.
             found[cell.id] = _state(cell, work, True, base, view)
     return Found(tuple(found.values()), view, hidden)
@@ -130,8 +134,8 @@ def _state(
     if done:
         return made("done")
     if view is None or cell.id not in view.last:
-        return made("running") if is_held(folder) else made(
-            *_without_job(cell, work, base, attempt)
+        return (
+            made("running") if is_held(folder) else made(*_without_job(cell, work, base, attempt))
         )
     if view.reachable and view.in_queue(cell.id):
         return made(*_queued(cell, work, view.row(cell.id), view))
@@ -184,8 +188,14 @@ def _after_job(cell, work, base, view, attempt) -> tuple[State, str]:
     if is_newer(cell, work, view):  # run by hand since
         return _without_job(cell, work, base, attempt)
     row = view.row(cell.id)
-    if cause.kind == "cancelled" and base and base.state == "failed" and row and not row.by \
-            and cell.id not in view.known.cancelled:  # fmt: skip
+    if (
+        cause.kind == "cancelled"
+        and base
+        and base.state == "failed"
+        and row
+        and not row.by
+        and cell.id not in view.known.cancelled
+    ):
         # Slurm says first that, then by whom or why: nobody did it, its base had failed.
         cause = replace(cause, kind="base_failed")
     if cause.kind == "base_failed" and base is not None and base.state != "done":

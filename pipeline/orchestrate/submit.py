@@ -161,8 +161,15 @@ def _report(arrays: Sequence[Array], cluster: Cluster, waits_for: Iterable[int])
 
 def _intent(asked: Sweep, work: paths.Work, number: int, array: Array) -> str:
     """The id of an array in the ledger: known before it is sent, so that plan can show the name."""
-    said = [str(work.root), slurm.user(), asked.name, number, array.name, *map(str, array.tasks),
-            *array.cells]  # fmt: skip
+    said = [
+        str(work.root),
+        slurm.user(),
+        asked.name,
+        number,
+        array.name,
+        *map(str, array.tasks),
+        *array.cells,
+    ]
     return hashlib.sha256("\n".join(map(str, said)).encode()).hexdigest()[:10]
 
 
@@ -185,13 +192,23 @@ def ask(array: Array, cluster: Cluster, name: str, job: paths.JobPaths, dependen
 
     profile, asked = cluster.profile, array.request
     common = dict(
-        profile=profile, name=name, job=job, indices=tuple(array.tasks),
-        memory_gib=asked.memory_gib, minutes=asked.minutes, dependency=dependency,
-    )  # fmt: skip
+        profile=profile,
+        name=name,
+        job=job,
+        indices=tuple(array.tasks),
+        memory_gib=asked.memory_gib,
+        minutes=asked.minutes,
+        dependency=dependency,
+    )
     if array.name == REPORT:
         report = profile.report
-        return Ask(**common, cores=report.cores, mail=profile.mail, partition=report.partition,
-                   qos=report.qos)  # fmt: skip
+        return Ask(
+            **common,
+            cores=report.cores,
+            mail=profile.mail,
+            partition=report.partition,
+            qos=report.qos,
+        )
     return Ask(**common, cores=profile.cores, gres=profile.gres, exclude=asked.exclude)
 
 
@@ -202,14 +219,15 @@ def choose(
     them. One whose base a process outside of SLURM works on has nothing that it could wait for."""
     view = found.view
     free = [
-        s.cell for s in found.cells
-        if s.state not in ("done", "running") and wanted(s)
+        s.cell
+        for s in found.cells
+        if s.state not in ("done", "running")
+        and wanted(s)
         and not (view and view.in_queue(s.cell.id))
-    ]  # fmt: skip
+    ]
     made = {cell.id for cell in free} | {
-        s.cell.id for s in found.cells
-        if s.state == "done" or (view and view.in_queue(s.cell.id))
-    }  # fmt: skip
+        s.cell.id for s in found.cells if s.state == "done" or (view and view.in_queue(s.cell.id))
+    }
     return [cell for cell in free if cell.base_id in made]
 
 
@@ -236,8 +254,17 @@ def batch(
         if view and cell.is_base and view.in_queue(cell.id):
             at = view.last[cell.id]
             queued[cell.id] = Queued(at.entry.job, at.index)
-    made = prepare(asked, work, data_root, cluster, cells, known=known, request=request,
-                   queued=queued, waits_for=alive)  # fmt: skip
+    made = prepare(
+        asked,
+        work,
+        data_root,
+        cluster,
+        cells,
+        known=known,
+        request=request,
+        queued=queued,
+        waits_for=alive,
+    )
     if not made.prepared and alive and view and not view.has_report(text_id(asked)):
         return report_only(made, known, alive)
     return made
@@ -279,8 +306,13 @@ def planned(asked: Sweep, work: paths.Work, data_root: Path, cluster: Cluster) -
     made = batch(asked, work, data_root, cluster, found, known, choose(asked, found, is_missing))
     names = {item.array.name: item.name for item in made.prepared}
     jobs = tuple(
-        plan.Job(item.name, item.array.cells, tuple(_on(names, item.array)), item.script,
-                 len(item.array.tasks))  # fmt: skip
+        plan.Job(
+            item.name,
+            item.array.cells,
+            tuple(_on(names, item.array)),
+            item.script,
+            len(item.array.tasks),
+        )
         for item in made.prepared
     )
     states = {s.cell.id: s.state for s in found.cells}
@@ -306,10 +338,12 @@ def _cost(made: Batch, work: paths.Work, cluster: Cluster) -> dict:
     seconds = {cell.id: guess.seconds(cell) for cell in _cells(made)}
     total_s = sum(seconds.values())
     chain_s = max(
-        (s + seconds.get(made.sweep.by_id[i].base_id, 0.0) * (not made.sweep.by_id[i].is_base)
-         for i, s in seconds.items()),
+        (
+            s + seconds.get(made.sweep.by_id[i].base_id, 0.0) * (not made.sweep.by_id[i].is_base)
+            for i, s in seconds.items()
+        ),
         default=0.0,
-    )  # fmt: skip
+    )
     an_hour = profile.charge_an_hour()
     return {
         "gpu_hours": total_s * profile.gpus / 3600,
@@ -355,9 +389,11 @@ def _held_back(made: Batch, found: state.Found) -> int:
     return sum(
         found.by_id[s.cell.base_id].state == "running"
         for s in found.cells
-        if is_missing(s) and s.cell.id not in sent and not s.cell.is_base
+        if is_missing(s)
+        and s.cell.id not in sent
+        and not s.cell.is_base
         and not (found.view and found.view.in_queue(s.cell.id))
-    )  # fmt: skip
+    )
 
 
 def _require_roots(cluster: Cluster, work: paths.Work) -> None:
@@ -439,8 +475,10 @@ def _send_somewhere(batch: Batch, item: Prepared, jobs, known, reports: Path) ->
         if not exclude or slurm.NO_NODE not in str(refused):
             raise
     nodes = ",".join(exclude)
-    print(f"netpress: Slurm has no node but {nodes} for {item.array.name}: not left out",
-          file=sys.stderr)  # fmt: skip
+    print(
+        f"netpress: Slurm has no node but {nodes} for {item.array.name}: not left out",
+        file=sys.stderr,
+    )
     script = item.script.replace(f"#SBATCH --exclude={nodes}\n", "")
     anywhere = replace(item.array, request=replace(item.array.request, exclude=()))
     return _send(batch, replace(item, script=script, array=anywhere), jobs, known, reports)
@@ -453,12 +491,16 @@ def _send(batch: Batch, item: Prepared, jobs: Mapping[str, int], known, reports:
     for name, job in jobs.items():
         script = script.replace(f"@{name}@", str(job))
     known.append(
-        "intent", intent=item.intent, name=item.name,
+        "intent",
+        intent=item.intent,
+        name=item.name,
         kind=REPORT if item.array.name == REPORT else "cells",
         tasks={str(index): list(ids) for index, ids in item.array.tasks.items()},
-        request=asdict(item.array.request), after=list(item.array.after), user=slurm.user(),
+        request=asdict(item.array.request),
+        after=list(item.array.after),
+        user=slurm.user(),
         sweep=text_id(batch.sweep),
-    )  # fmt: skip
+    )
     cells = {i: batch.sweep.by_id[i].to_json() for i in item.array.cells}
     executor.write(item.job, script, _function(batch, item, reports), item.minutes, cells)
     try:
@@ -528,4 +570,3 @@ def settle(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
             known.append("void", intent=entry.intent, reason="no job of this name in the queue")
         else:
             known.append("submitted", intent=entry.intent, job=job)
-

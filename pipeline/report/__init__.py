@@ -19,8 +19,14 @@ if TYPE_CHECKING:
     from pipeline.sweep import Sweep
 
 __all__ = [
-    "best", "build", "made", "print_summary", "rebuild", "rows", "rows_of",
-]  # fmt: skip
+    "best",
+    "build",
+    "made",
+    "print_summary",
+    "rebuild",
+    "rows",
+    "rows_of",
+]
 
 
 def build(

@@ -18,8 +18,11 @@ def publish(published: Published, work: Work, paths: ReportPaths, most_bytes: in
     that are no longer a cell's own. Raises Corrupt, after all others, where one in the work root is
     damaged. A cell of an earlier report has none in the work root: what is in the report stays."""
     wanted = {} if most_bytes is None else _within(published, most_bytes)
-    wanted = {i: files for i, files in wanted.items()
-              if work.cell(i).manifest.exists() or paths.artifact(i).exists()}  # fmt: skip
+    wanted = {
+        i: files
+        for i, files in wanted.items()
+        if work.cell(i).manifest.exists() or paths.artifact(i).exists()
+    }
     damaged = [error for error in (_bring(*one, work, paths) for one in wanted.items()) if error]
     for folder in present(paths):
         if folder.name not in wanted and (most_bytes is not None or _is_stale(published, folder)):

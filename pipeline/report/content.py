@@ -77,8 +77,12 @@ class Table:
     def headings(self) -> list[str]:
         """Where there are no groups: those that several columns have say their group as well."""
         often = Counter(column.heading for column in self.columns)
-        return [f"{column.group}: {column.heading}" if column.group and often[column.heading] > 1
-                else column.heading for column in self.columns]  # fmt: skip
+        return [
+            f"{column.group}: {column.heading}"
+            if column.group and often[column.heading] > 1
+            else column.heading
+            for column in self.columns
+        ]
 
     @cached_property
     def are_numbers(self) -> tuple[bool, ...]:
@@ -131,11 +135,14 @@ SIMULATED = tuple(
         ("faster than the base there, ×", "simulated_speedup_all_batch1", "simulated, in PyTorch"),
         ("ms", "onnxruntime_artifact_all_batch1_p50_ms", "deployed artifact"),
         ("faster than the base artifact, ×", "speedup_all_batch1", "deployed artifact"),
-        ("faster than the base in PyTorch, ×", "speedup_over_pytorch_all_batch1",
-         "deployed artifact"),
+        (
+            "faster than the base in PyTorch, ×",
+            "speedup_over_pytorch_all_batch1",
+            "deployed artifact",
+        ),
         ("predictions in which both agree, %", "simulated_agreement", ""),
     )
-)  # fmt: skip
+)
 
 
 def results(frames: Frames, columns: Sequence[Column] = RESULTS) -> Section:
@@ -190,10 +197,16 @@ def tables(frames: Frames, columns: Sequence[Column]) -> tuple[Table, ...]:
         numbers = {column.key: cells[column.key].tolist() for column in present}
         named = zip(cells["technique"].astype(str), cells["family"], strict=True)
         lines = [
-            (Value(shown(*name)), Value(str(len(seeds)), len(seeds)),
-             *(spread([numbers[column.key][i] for i in seeds], column.key) for column in present))
+            (
+                Value(shown(*name)),
+                Value(str(len(seeds)), len(seeds)),
+                *(
+                    spread([numbers[column.key][i] for i in seeds], column.key)
+                    for column in present
+                ),
+            )
             for name, seeds in _places(named).items()
-        ]  # fmt: skip
+        ]
         head = (Column("technique"), Column("n"), *present)
         found.append(table_of(dataset, model, head, lines))
     return tuple(found)

@@ -15,10 +15,22 @@ from pipeline.report.metrics import (
 )
 
 # Beside the keys that DESIGN.md promises; all of them are metrics of the one table.
-EXTRA = ("base_accuracy", "agreement", "base_stored_bytes", "stored_ratio", "macs_ratio",
-         "integer_share", "integer_kernels", "subnormals", "simulated_accuracy",
-         "simulated_agreement", "base_test_set_seconds",
-         "training_seconds", "seconds", "peak_memory_bytes")  # fmt: skip
+EXTRA = (
+    "base_accuracy",
+    "agreement",
+    "base_stored_bytes",
+    "stored_ratio",
+    "macs_ratio",
+    "integer_share",
+    "integer_kernels",
+    "subnormals",
+    "simulated_accuracy",
+    "simulated_agreement",
+    "base_test_set_seconds",
+    "training_seconds",
+    "seconds",
+    "peak_memory_bytes",
+)
 
 
 def rows(frames: Frames) -> list[dict[str, Any]]:
@@ -26,9 +38,7 @@ def rows(frames: Frames) -> list[dict[str, Any]]:
 
 
 def gaps(frames: Frames) -> list[dict[str, Any]]:
-    return [
-        {"id": gap.cell.id, "name": gap.cell.name, "reason": gap.reason} for gap in frames.gaps
-    ]
+    return [{"id": gap.cell.id, "name": gap.cell.name, "reason": gap.reason} for gap in frames.gaps]
 
 
 def _row(values: dict[str, Any]) -> dict[str, Any]:
@@ -39,8 +49,10 @@ def _row(values: dict[str, Any]) -> dict[str, Any]:
         return int(value) if key in COUNTS else float(value)
 
     def latency(runtime: str, model: str, threads: str) -> dict[str, dict[str, float | None]]:
-        return {b: {f"p{p}": number(latency_key(runtime, model, threads, b, p))
-                    for p in PERCENTILES} for b in BATCHES}  # fmt: skip
+        return {
+            b: {f"p{p}": number(latency_key(runtime, model, threads, b, p)) for p in PERCENTILES}
+            for b in BATCHES
+        }
 
     def speedup(kind: str, threads: str) -> dict[str, float | None]:
         return {batch: number(speedup_key(kind, threads, batch)) for batch in BATCHES}

@@ -113,8 +113,12 @@ def write(sweep: Sweep, work: Work, path: Path, earlier: Path | None = None) -> 
 
 
 def _put_sweep(file: h5py.File, sweep: Sweep) -> None:
-    said = {"format": FORMAT, "netpress": __version__, "name": sweep.name,
-            "called": content.name(sweep)}  # fmt: skip
+    said = {
+        "format": FORMAT,
+        "netpress": __version__,
+        "name": sweep.name,
+        "called": content.name(sweep),
+    }
     for name, value in said.items():
         file.attrs[name] = value
     hdf5.put(file, "text", sweep.text)

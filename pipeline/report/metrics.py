@@ -78,11 +78,17 @@ def speedup_key(kind: str, threads: str, batch: str) -> str:
 
 def _latencies() -> tuple[Metric, ...]:
     return tuple(
-        Metric(latency_key(runtime, model, threads, batch, p),
-               f"{model} on {runtime}, threads: {threads}, {batch}, p{p}", "ms", "lower")
-        for runtime, model in TIMED for threads in THREADS
-        for batch in BATCHES for p in PERCENTILES
-    )  # fmt: skip
+        Metric(
+            latency_key(runtime, model, threads, batch, p),
+            f"{model} on {runtime}, threads: {threads}, {batch}, p{p}",
+            "ms",
+            "lower",
+        )
+        for runtime, model in TIMED
+        for threads in THREADS
+        for batch in BATCHES
+        for p in PERCENTILES
+    )
 
 
 def _speedups() -> tuple[Metric, ...]:
@@ -92,10 +98,16 @@ def _speedups() -> tuple[Metric, ...]:
         "simulated_speedup": "simulated model faster, in PyTorch eager",
     }
     return tuple(
-        Metric(speedup_key(kind, threads, batch),
-               f"{label}, batch {batch.removeprefix('batch')}", "×", "higher")
-        for kind, label in kinds.items() for threads in THREADS for batch in BATCHES
-    )  # fmt: skip
+        Metric(
+            speedup_key(kind, threads, batch),
+            f"{label}, batch {batch.removeprefix('batch')}",
+            "×",
+            "higher",
+        )
+        for kind, label in kinds.items()
+        for threads in THREADS
+        for batch in BATCHES
+    )
 
 
 METRICS = (
@@ -140,6 +152,7 @@ COMPARED = (
 METRIC = {metric.key: metric for metric in (*METRICS, *COMPARED)}
 # Whole numbers where they are stored; a mean over seeds need not be one.
 COUNTS = frozenset(
-    f"{base}{key}" for base in ("", "base_")
+    f"{base}{key}"
+    for base in ("", "base_")
     for key in ("stored_bytes", "runnable_bytes", "parameters", "macs")
-)  # fmt: skip
+)

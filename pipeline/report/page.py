@@ -39,8 +39,15 @@ MOST_LINES = (200, 2000)  # that are rows of one table, and of all of them
 LARGE_LINES = 500  # of all tables: from here on those out of sight are not laid out
 UPRIGHT_COLUMNS = 9
 NARROW_GROUPS = ("accuracy", "size", "speed")  # what a narrow screen shows at first
-EVERY_CELL = ("accuracy", "accuracy_drop", "stored_bytes", "stored_ratio", "speedup_all_batch1",
-              "training_seconds", "peak_memory_bytes")  # fmt: skip
+EVERY_CELL = (
+    "accuracy",
+    "accuracy_drop",
+    "stored_bytes",
+    "stored_ratio",
+    "speedup_all_batch1",
+    "training_seconds",
+    "peak_memory_bytes",
+)
 # Control characters, halves of pairs, and what turns the direction of the text around it.
 UNFIT = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
@@ -144,17 +151,32 @@ def html(
     views = [*(view for part in (*parts, gaps, *used) for view in part.tables), every_cell]
     style = _file("page.css") + "".join(rule for view in views for rule in view.hiding)
     script = _file("page.js")
-    page = _environment().get_template("page.html.j2").render(
-        version=__version__, policy=_policy(style, script), style=style, script=script,
-        title=content.title(sweep), counts=content.counts(sweep, frames),
-        answers=content.answers(sweep, rows), several_seeds=_several_seeds(frames),
-        parts=parts, gaps=gaps, every_cell=every_cell,
-        figures=[_figure(name, figure) for name, figure in figures.items()],
-        used=used, facts=provenance.facts(sweep, frames, said),
-        command=content.repeat(sweep), sweep_text=sweep.text,
-        files=files, first_lines=_first_lines(len(views)), narrow_groups=NARROW_GROUPS,
-        large=sum(len(view.lines) for view in views) > LARGE_LINES,
-    )  # fmt: skip
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            version=__version__,
+            policy=_policy(style, script),
+            style=style,
+            script=script,
+            title=content.title(sweep),
+            counts=content.counts(sweep, frames),
+            answers=content.answers(sweep, rows),
+            several_seeds=_several_seeds(frames),
+            parts=parts,
+            gaps=gaps,
+            every_cell=every_cell,
+            figures=[_figure(name, figure) for name, figure in figures.items()],
+            used=used,
+            facts=provenance.facts(sweep, frames, said),
+            command=content.repeat(sweep),
+            sweep_text=sweep.text,
+            files=files,
+            first_lines=_first_lines(len(views)),
+            narrow_groups=NARROW_GROUPS,
+            large=sum(len(view.lines) for view in views) > LARGE_LINES,
+        )
+    )
     return page.encode()
 
 
@@ -232,11 +254,13 @@ def _every_cell(frames: Frames) -> View:
     columns = (Column("cell"), *(Column(METRIC[key].heading, key) for key in keys), Column("id"))
     shown = frames.cells[["dataset", "model", "technique", "seed", *keys, "id"]]
     lines = (
-        (Value("/".join(map(str, values[:4]))),
-         *(spread([value], key) for key, value in zip(keys, values[4:], strict=False)),
-         Value(values[-1]))
+        (
+            Value("/".join(map(str, values[:4]))),
+            *(spread([value], key) for key, value in zip(keys, values[4:], strict=False)),
+            Value(values[-1]),
+        )
         for values in shown.itertuples(index=False, name=None)
-    )  # fmt: skip
+    )
     return View("cells", "Every cell", columns, tuple(lines))
 
 
@@ -265,9 +289,13 @@ def _size(svg: bytes) -> str:
 
 def _environment() -> jinja2.Environment:
     made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(page_template()), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=_finalized,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(page_template()),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalized,
+    )
     made.filters["slug"] = slug
     made.tests["code"] = lambda part: isinstance(part, Code)
     return made

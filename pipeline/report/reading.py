@@ -149,8 +149,11 @@ def _read_earlier(named: Identity, path: Path | None, file: h5py.File | None) ->
 
 def _artifact_json(manifest: dict[str, Any], paths: CellPaths) -> str:
     prefix = f"{paths.artifact.name}/"
-    files = {name.removeprefix(prefix): said for name, said in manifest["files"].items()
-             if name.startswith(prefix)}  # fmt: skip
+    files = {
+        name.removeprefix(prefix): said
+        for name, said in manifest["files"].items()
+        if name.startswith(prefix)
+    }
     return json.dumps(files, sort_keys=True)
 
 

@@ -21,8 +21,9 @@ from pipeline.sweep import Cell
 
 IDENTITY = ("id", "dataset", "model", "technique", "family", "seed", "is_base")
 COLUMNS = (*IDENTITY, *(metric.key for metric in METRICS), "facts")
-ALL_TIMED = tuple((*timed, threads, batch)
-                  for timed in TIMED for threads in THREADS for batch in BATCHES)  # fmt: skip
+ALL_TIMED = tuple(
+    (*timed, threads, batch) for timed in TIMED for threads in THREADS for batch in BATCHES
+)
 LATENCY_KEYS = tuple(latency_key(*timed, p) for timed in ALL_TIMED for p in PERCENTILES)
 
 
@@ -43,8 +44,14 @@ def row(named: dict[str, Any], result: store.Result) -> dict[str, Any]:
     row = {**named, "facts": json.dumps(result.facts, sort_keys=True)}
     row |= {m.key: _number(result.measured.get(m.key)) for m in METRICS}
     if named["is_base"]:  # it is its own base
-        for key in ("accuracy", "stored_bytes", "runnable_bytes", "parameters", "macs",
-                    "test_set_seconds"):  # fmt: skip
+        for key in (
+            "accuracy",
+            "stored_bytes",
+            "runnable_bytes",
+            "parameters",
+            "macs",
+            "test_set_seconds",
+        ):
             row[f"base_{key}"] = row[key]
     row["accuracy_drop"] = row["base_accuracy"] - row["accuracy"]
     row["stored_ratio"] = _ratio(row["base_stored_bytes"], row["stored_bytes"])

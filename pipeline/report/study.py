@@ -69,9 +69,10 @@ COLUMNS = (
 def section(rows: list[Row]) -> Section | None:
     """None where the report is not about the study's network on one of its data sets."""
     found = [
-        (dataset, model, members) for (dataset, model), members in settings(rows).items()
+        (dataset, model, members)
+        for (dataset, model), members in settings(rows).items()
         if dataset in STUDY and model.startswith("vgg16")
-    ]  # fmt: skip
+    ]
     if not found:
         return None
     about = (*_about(one[:2] for one in found), *(_why(*one) for one in found))
@@ -112,8 +113,10 @@ WHY = {
 def _why(dataset: str, model: str, rows: list[Row]) -> Sentence:
     """Why theirs came out slower than their base, and what the same takes here; one batch of 64."""
     theirs = [_of_base(STUDY[dataset], row) for row in STUDY[dataset] if row != BASE]
-    said = [f"{dataset}, {model}: every compressed model of the study is slower than its base "
-            f"({_range(theirs)} times its time)."]  # fmt: skip
+    said = [
+        f"{dataset}, {model}: every compressed model of the study is slower than its base "
+        f"({_range(theirs)} times its time)."
+    ]
     by_row = _by_row(rows)
     for name, text in WHY.items():
         simulated = [_average(_simulated, group) for group in by_row[name]]
@@ -130,9 +133,12 @@ def _range(times: Sequence[float]) -> str:
 
 
 def _table(dataset: str, model: str, rows: list[Row]) -> Table:
-    lines = [_line(name, STUDY[dataset], group)
-             for name, found in _by_row(rows).items() for group in found or (None,)
-             if found or name != NOT_THERE]  # fmt: skip
+    lines = [
+        _line(name, STUDY[dataset], group)
+        for name, found in _by_row(rows).items()
+        for group in found or (None,)
+        if found or name != NOT_THERE
+    ]
     return table_of(dataset, model, COLUMNS, lines)
 
 
@@ -140,8 +146,10 @@ def _by_row(rows: Iterable[Row]) -> dict[str, list[Group]]:
     """Row of the study, and then what is not in it -> what is here of it."""
     found = groups(rows)
     wanted = {**ROWS, NOT_THERE: MORE}
-    return {name: [group for group in found if group.rows[0]["family"] in families]
-            for name, families in wanted.items()}  # fmt: skip
+    return {
+        name: [group for group in found if group.rows[0]["family"] in families]
+        for name, families in wanted.items()
+    }
 
 
 def _line(name: str, study: dict[str, Theirs], group: Group | None) -> tuple[Value, ...]:
@@ -151,11 +159,15 @@ def _line(name: str, study: dict[str, Theirs], group: Group | None) -> tuple[Val
         Value(group.technique if group else "no result"),
         Value(str(len(rows)), len(rows)),
         *_theirs(study, name),
-        *(spread([row[key] for row in rows], key)
-          for key in ("stored_bytes", "accuracy", "test_set_seconds")),
-        *(spread([ratio(row) for row in rows], "time_of_base")
-          for ratio in (_test_set, _deployed, _simulated)),
-    )  # fmt: skip
+        *(
+            spread([row[key] for row in rows], key)
+            for key in ("stored_bytes", "accuracy", "test_set_seconds")
+        ),
+        *(
+            spread([ratio(row) for row in rows], "time_of_base")
+            for ratio in (_test_set, _deployed, _simulated)
+        ),
+    )
 
 
 def _theirs(study: dict[str, Theirs], name: str) -> tuple[Value, ...]:

@@ -81,11 +81,14 @@ SUMMARY = (  # heading, metric, where a row of --json has it
     ("drop\npoints", "accuracy_drop", ("accuracy_drop",)),
     ("stored\nMB", "stored_bytes", ("stored_bytes",)),
     ("smaller\n×", "stored_ratio", ("stored_ratio",)),
-    ("batch 1\nms", latency_key("onnxruntime", "artifact", "all", "batch1", 50),
-     ("latency_ms", "batch1", "p50")),
+    (
+        "batch 1\nms",
+        latency_key("onnxruntime", "artifact", "all", "batch1", 50),
+        ("latency_ms", "batch1", "p50"),
+    ),
     ("faster\n×", speedup_key("speedup", "all", "batch1"), ("speedup", "batch1")),
     ("batch 64\n×", speedup_key("speedup", "all", "batch64"), ("speedup", "batch64")),
-)  # fmt: skip
+)
 
 
 def print_summary(report: dict[str, Any], file: IO[str] | None = None) -> None:

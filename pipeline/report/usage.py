@@ -92,11 +92,14 @@ def said_of(cell: CellPaths) -> dict | None:
     every = [said for attempt in attempts if (said := _said(attempt))]
     if not every:
         return None
-    return {**every[-1], "all": {
-        "attempts": last.number,
-        "wall_s": sum(wall_s(one) for one in every),
-        "gpu_s": sum(wall_s(one) * gpus(one) for one in every),
-    }}  # fmt: skip
+    return {
+        **every[-1],
+        "all": {
+            "attempts": last.number,
+            "wall_s": sum(wall_s(one) for one in every),
+            "gpu_s": sum(wall_s(one) * gpus(one) for one in every),
+        },
+    }
 
 
 def _said(attempt: AttemptPaths) -> dict | None:
@@ -136,8 +139,14 @@ def is_whole(said: object) -> bool:
     """Whether it has everything that `total` reads."""
     try:
         asked, used = said["asked"], said["used"]
-        numbers = (asked["memory_bytes"], asked["cores"], used["memory_bytes"], used["cores"],
-                   used["gpu_memory_bytes"], used["gpu_busy"] or 0.0)  # fmt: skip
+        numbers = (
+            asked["memory_bytes"],
+            asked["cores"],
+            used["memory_bytes"],
+            used["cores"],
+            used["gpu_memory_bytes"],
+            used["gpu_busy"] or 0.0,
+        )
         asked_for = said["job"] and asked["memory_bytes"] and asked["cores"]
     except (KeyError, TypeError):
         return False

@@ -116,11 +116,14 @@ def _numbers_of(asked: Sequence[tuple[Path, str]]) -> tuple[int, list[Check]]:
             expected = _from_predictions(measured)
             known += bool(expected)
             wrong += [
-                Check(f"{cell_id} {name}", DIFFERS,
-                      f"{measured.get(name)} recorded, its predictions give {value}")
+                Check(
+                    f"{cell_id} {name}",
+                    DIFFERS,
+                    f"{measured.get(name)} recorded, its predictions give {value}",
+                )
                 for name, value in expected.items()
                 if not _same(measured.get(name), value)
-            ]  # fmt: skip
+            ]
     return known, wrong
 
 
@@ -131,9 +134,12 @@ def _from_predictions(measured: dict[str, Any]) -> dict[str, float]:
         return {}
     own, base, labels = found
     accuracy, base_accuracy = float(numpy.mean(own == labels)), float(numpy.mean(base == labels))
-    return {"accuracy": accuracy, "base_accuracy": base_accuracy,
-            "accuracy_drop": base_accuracy - accuracy,
-            "agreement": float(numpy.mean(own == base))}  # fmt: skip
+    return {
+        "accuracy": accuracy,
+        "base_accuracy": base_accuracy,
+        "accuracy_drop": base_accuracy - accuracy,
+        "agreement": float(numpy.mean(own == base)),
+    }
 
 
 def _same(recorded: Any, value: float) -> bool:
@@ -196,10 +202,11 @@ def _artifacts(bench: _Bench, accuracy: bool, speed: bool) -> Iterator[Check]:
         yield from _artifact(bench, bench.published.sweep.by_id[folder.name], accuracy, speed)
     if missing := len(done - {folder.name for folder in present}):
         yield Check(
-            "artifacts", UNCHECKED,
+            "artifacts",
+            UNCHECKED,
             f"{missing} of {len(done)} results have theirs not in this report; "
             f"`netpress run {bench.called}` makes them again",
-        )  # fmt: skip
+        )
 
 
 def _artifact(bench: _Bench, cell: Cell, accuracy: bool, speed: bool) -> Iterator[Check]:
@@ -226,8 +233,10 @@ def _artifact(bench: _Bench, cell: Cell, accuracy: bool, speed: bool) -> Iterato
 
 
 def _stored(what: str, loaded: Artifact, result: store.Result) -> Iterator[Check]:
-    for name, value in (("stored_bytes", loaded.stored_bytes),
-                        ("runnable_bytes", loaded.runnable_bytes)):  # fmt: skip
+    for name, value in (
+        ("stored_bytes", loaded.stored_bytes),
+        ("runnable_bytes", loaded.runnable_bytes),
+    ):
         recorded = result.measured.get(name)
         if recorded != value:
             yield Check(f"{what} {name}", DIFFERS, f"{value} here, {recorded} recorded")
@@ -436,9 +445,13 @@ def _random_base(cell: Cell, loaded: Artifact) -> Artifact:
 
     said = loaded.manifest["network"]
     spec = module_of(cell.model.name).spec(
-        cell.model.name, cell.model.width, loaded.shape, len(loaded.classes),
-        int(said["zero_point"]), float(said["scale"]),
-    )  # fmt: skip
+        cell.model.name,
+        cell.model.width,
+        loaded.shape,
+        len(loaded.classes),
+        int(said["zero_point"]),
+        float(said["scale"]),
+    )
     with tempfile.TemporaryDirectory() as folder:
         made_in = Path(folder) / "base"
         blank = numpy.zeros((1, *loaded.shape), numpy.uint8)

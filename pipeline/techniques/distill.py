@@ -34,9 +34,12 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 
     def with_attention(_):
         return losses.attention(
-            context.base().network, settings.attention, settings.temperature, settings.soft,
+            context.base().network,
+            settings.attention,
+            settings.temperature,
+            settings.soft,
             recipe.label_smoothing,
-        )  # fmt: skip
+        )
 
     spec = student_spec(context, settings.student, settings.width)
     return context.train(

@@ -92,6 +92,8 @@ def _settled(state: ModelState) -> ModelState:
         if not layer.learned:
             layer.weight_scale.copy_(fakequant.widest(layer.weight, layer.weight_max))
         elif min(layer.input_scale.min(), layer.weight_scale.min()) <= 0:
-            raise Diverged(f"a learned range of {name} is not positive any more; "
-                           "try a smaller quantize.learning_rate_factor")  # fmt: skip
+            raise Diverged(
+                f"a learned range of {name} is not positive any more; "
+                "try a smaller quantize.learning_rate_factor"
+            )
     return state

@@ -58,6 +58,10 @@ def student_spec(context: Context, model: str | None, width: float):
     cell, split = context.cell, context.split
     name = model or cell.model.name
     return module_of(name).spec(
-        name, cell.model.width * width, split.shape, len(split.classes),
-        split.zero_point, split.scale,
-    )  # fmt: skip
+        name,
+        cell.model.width * width,
+        split.shape,
+        len(split.classes),
+        split.zero_point,
+        split.scale,
+    )

@@ -20,9 +20,15 @@ from pipeline.training.losses import Objective
 from pipeline.training.recipe import Machine, learning_rate, optimizer
 
 METRICS = (
-    "epoch", "loss", "accuracy", "held_out_loss", "held_out_accuracy", "learning_rate",
-    "seconds", "images_per_second",
-)  # fmt: skip
+    "epoch",
+    "loss",
+    "accuracy",
+    "held_out_loss",
+    "held_out_accuracy",
+    "learning_rate",
+    "seconds",
+    "images_per_second",
+)
 EVALUATION_BATCH = 500
 
 
@@ -70,18 +76,30 @@ def fit(
         began = time.perf_counter()
         generator = seeded(machine.device, seed, training.epoch)
         row = _epoch(
-            called, optim, train, split, recipe, epochs, training.epoch, objective, machine,
-            generator, tick,
-        )  # fmt: skip
+            called,
+            optim,
+            train,
+            split,
+            recipe,
+            epochs,
+            training.epoch,
+            objective,
+            machine,
+            generator,
+            tick,
+        )
         seconds = time.perf_counter() - began
         loss, accuracy = evaluate(called, held_out, machine)
         if len(held_out) and not math.isfinite(loss):  # the last step may have done it
             raise _diverged(loss, training.epoch, recipe)
         row |= {
-            "epoch": training.epoch + 1, "held_out_loss": loss, "held_out_accuracy": accuracy,
-            "learning_rate": optim.param_groups[0]["lr"], "seconds": seconds,
+            "epoch": training.epoch + 1,
+            "held_out_loss": loss,
+            "held_out_accuracy": accuracy,
+            "learning_rate": optim.param_groups[0]["lr"],
+            "seconds": seconds,
             "images_per_second": row.pop("images") / seconds,
-        }  # fmt: skip
+        }
         for metric in METRICS:
             training.columns[metric].append(float(row[metric]))
         training.epoch += 1
@@ -107,8 +125,9 @@ def _epoch(
     images_seen, told, began = 0, time.perf_counter(), time.perf_counter()
     steps = data.batch_count(len(train.labels), recipe.batch_size)
     flip = split.flip if recipe.flip is None else recipe.flip
-    batches = data.batches(train, recipe.batch_size, generator, crop=recipe.crop, flip=flip,
-                           fill=split.zero_point)  # fmt: skip
+    batches = data.batches(
+        train, recipe.batch_size, generator, crop=recipe.crop, flip=flip, fill=split.zero_point
+    )
     for step, (images, labels) in enumerate(batches):
         for group in optim.param_groups:
             group["lr"] = learning_rate(recipe, epoch * steps + step, epochs * steps)

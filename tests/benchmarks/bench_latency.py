@@ -62,8 +62,10 @@ def _print(timed, threads, batch) -> None:
     ms = {name: float(np.median(samples)) for name, samples in timed.items()}
     for name, own in ms.items():
         ratios = ms["base"] / own, ms[EAGER] / own
-        print(f"{name:24}{threads:8}{batch:6}{own:10.3f}{ratios[0]:9.2f}{ratios[1]:11.2f}"
-              f"{len(timed[name]):8}")  # fmt: skip
+        print(
+            f"{name:24}{threads:8}{batch:6}{own:10.3f}{ratios[0]:9.2f}{ratios[1]:11.2f}"
+            f"{len(timed[name]):8}"
+        )
 
 
 def session_of(loaded, threads: int, images: np.ndarray):

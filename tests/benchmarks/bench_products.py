@@ -53,8 +53,10 @@ def _race(cell, state, folder: Path, asked) -> None:
             timed = latency.interleaved(contenders, asked.repeats, asked.seconds)
             ms = {name: float(np.median(samples)) for name, samples in timed.items()}
             name = f"{cell.dataset.name} {cell.technique}"
-            print(f"{name:32}{threads:8}{batch:6}{ms['without']:10.3f}{ms['with']:10.3f}"
-                  f"{ms['without'] / ms['with']:7.2f}{len(timed['with']):8}")  # fmt: skip
+            print(
+                f"{name:32}{threads:8}{batch:6}{ms['without']:10.3f}{ms['with']:10.3f}"
+                f"{ms['without'] / ms['with']:7.2f}{len(timed['with']):8}"
+            )
 
 
 if __name__ == "__main__":

@@ -21,8 +21,10 @@ def main(results: int = 10_000) -> None:
         many.publish(many.sweep(results), Work(folder / "work"))
         print(f"{results} results made in {time.process_time() - began:.1f} s of CPU")
         took = built(results, folder, folder)
-        print(f"report: {took.wall_s:.1f} s, {took.cpu_s:.1f} s of CPU, "
-              f"{took.peak_bytes / 1e6:.0f} MB at most in all processes")  # fmt: skip
+        print(
+            f"report: {took.wall_s:.1f} s, {took.cpu_s:.1f} s of CPU, "
+            f"{took.peak_bytes / 1e6:.0f} MB at most in all processes"
+        )
         for path in sorted(report("many", folder).folder.rglob("*")):
             if path.is_file():
                 print(f"  {path.stat().st_size / 1e6:8.2f} MB  {path.name}")

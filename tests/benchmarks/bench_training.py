@@ -54,8 +54,12 @@ def main() -> None:
 def _print(speeds: dict[str, list[float]], asked) -> None:
     for name, values in speeds.items():
         print(f"{name:16} {statistics.median(values):10.1f} images/s")
-    for a, b in (("loop bf16", "loop fp32"), ("loop bf16", "bare bf16"),
-                 ("loop bf16", "plain bf16"), ("loop bf16", "DataLoader bf16")):  # fmt: skip
+    for a, b in (
+        ("loop bf16", "loop fp32"),
+        ("loop bf16", "bare bf16"),
+        ("loop bf16", "plain bf16"),
+        ("loop bf16", "DataLoader bf16"),
+    ):
         if b in speeds:
             ratios = [x / y for x, y in zip(speeds[a], speeds[b], strict=True)]
             print(f"{a} / {b}: {statistics.median(ratios):.3f}")
@@ -70,8 +74,10 @@ def _print_share(images_per_second: float, asked) -> None:
     macs = complexity.count(_spec(asked))[1]
     if peak:
         share = images_per_second * macs * 2 * 3 / (peak * 1e12)
-        print(f"{name}: {share:.1%} of the bf16 peak; an epoch of 50,000 images takes "
-              f"{50_000 / images_per_second:.2f} s")  # fmt: skip
+        print(
+            f"{name}: {share:.1%} of the bf16 peak; an epoch of 50,000 images takes "
+            f"{50_000 / images_per_second:.2f} s"
+        )
 
 
 def _images(count: int, shape) -> data.Split:
@@ -97,8 +103,16 @@ def _loop(split, asked, precision: str) -> float:
         where = machine(recipe, asked.device)
         _synchronize()
         start = time.perf_counter()
-        fit(training, split, recipe, 1, losses.labels_only(0.0), where, 0,
-            keep=lambda now: kept.save(Snapshot(0, "train", now, ())))  # fmt: skip
+        fit(
+            training,
+            split,
+            recipe,
+            1,
+            losses.labels_only(0.0),
+            where,
+            0,
+            keep=lambda now: kept.save(Snapshot(0, "train", now, ())),
+        )
         kept.wait()
         _synchronize()
         return len(split.train) / (time.perf_counter() - start)
@@ -132,9 +146,13 @@ def _loader(split, asked) -> float:
     where = machine(Recipe(precision="bf16"), asked.device)
     floats = (split.train.pixels.float() - 128) / 74
     loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(floats, split.train.labels), asked.batch, shuffle=True,
-        num_workers=4, pin_memory=True, drop_last=True,
-    )  # fmt: skip
+        torch.utils.data.TensorDataset(floats, split.train.labels),
+        asked.batch,
+        shuffle=True,
+        num_workers=4,
+        pin_memory=True,
+        drop_last=True,
+    )
     net = network.new(_spec(asked), 0).network.to(where.device).train()
     net.normalize = torch.nn.Identity()
     optim = optimizer(net, Recipe(batch_size=asked.batch, learning_rate=0.01))

@@ -88,8 +88,10 @@ class Box:
     def __call__(self, *arguments: str) -> str:
         ended = subprocess.run(
             [str(SLURMBOX), arguments[0], str(self.folder), *arguments[1:]],
-            capture_output=True, text=True, timeout=180,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
         assert ended.returncode == 0, ended.stderr
         return ended.stdout
 
@@ -99,8 +101,13 @@ class Box:
 
     def ask(self, *command: str) -> str:
         """Any of Slurm's commands, as a user types it; not counted."""
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=60,
-                               env={**os.environ, "SLURM_CONF": str(self.conf)})  # fmt: skip
+        ended = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "SLURM_CONF": str(self.conf)},
+        )
         assert ended.returncode == 0, ended.stderr
         return ended.stdout.strip()
 
@@ -157,8 +164,14 @@ class Desk:
     def work(self) -> Work:
         return Work(self.folder / "runs")
 
-    def sweep(self, name: str, techniques: str = "[base, quick]", seeds: str = "[0]",
-              epochs: int = 1, more: str = "") -> str:  # fmt: skip
+    def sweep(
+        self,
+        name: str,
+        techniques: str = "[base, quick]",
+        seeds: str = "[0]",
+        epochs: int = 1,
+        more: str = "",
+    ) -> str:
         path = self.folder / f"{name}.yaml"
         path.write_text(
             QUICK.format(name=name, techniques=techniques, seeds=seeds, epochs=epochs) + more
@@ -168,9 +181,13 @@ class Desk:
     def start(self, *arguments: str, program: tuple[str, ...] = ()) -> subprocess.Popen:
         program = program or (str(NETPRESS),)
         return subprocess.Popen(
-            [sys.executable, *program, *arguments], cwd=self.folder, env=self.env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            [sys.executable, *program, *arguments],
+            cwd=self.folder,
+            env=self.env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def netpress(self, *arguments: str, code: int | None = 0, **more) -> tuple[str, str]:
         """(stdout, stderr) of a command, which has to end with `code`."""
@@ -241,9 +258,7 @@ class Halted:
         os.kill(self.pid, signal.SIGCONT)
 
 
-def halt(
-    cell: CellPaths, epochs: int = 1, seconds: float = 90, task: str | None = None
-) -> Halted:
+def halt(cell: CellPaths, epochs: int = 1, seconds: float = 90, task: str | None = None) -> Halted:
     """Stop the process that works on a cell after its first epoch, or, with 0, as soon as it has
     the cell. So what is done to its job comes in time, however fast the machine. `task`: only the
     process of this one; that of an earlier job may be there still, dead and not yet buried."""
@@ -299,7 +314,11 @@ def at_desk(box: Box, tmp_path: Path) -> Iterator[Desk]:
     folder.mkdir()
     ours = ("NETPRESS", "SLURM", "SBATCH")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
-    env = {**kept, "PATH": f"{shims}:{PATH}", "SLURM_CONF": str(box.conf),
-           "NETPRESS_CALLS": str(tmp_path / "calls")}  # fmt: skip
+    env = {
+        **kept,
+        "PATH": f"{shims}:{PATH}",
+        "SLURM_CONF": str(box.conf),
+        "NETPRESS_CALLS": str(tmp_path / "calls"),
+    }
     yield Desk(box, folder, tmp_path / "calls", env)
     box.ask("scancel", "--user", os.environ.get("USER") or "root")

@@ -35,8 +35,10 @@ def test_two_sweeps_share_their_base(desk):
     desk.submit(second, *LATER)
     assert desk.counted()["sbatch"] == 2
     [other, report] = desk.jobs("second")
-    scripts = {job: desk.box.ask("scontrol", "write", "batch_script", str(job), "-")
-               for job in (other, report)}  # fmt: skip
+    scripts = {
+        job: desk.box.ask("scontrol", "write", "batch_script", str(job), "-")
+        for job in (other, report)
+    }
     assert f"--dependency=aftercorr:{base}\n" in scripts[other]
     assert f"--dependency=afterany:{base}:{quick}:{other}\n" in scripts[report]
     found = desk.status(second)
@@ -216,8 +218,10 @@ def test_another_users_sweep(shared_desk):
 
     # As netpress makes it, all of it is private: one sentence.
     _, err = nobody("status", sweep, code=2)
-    assert err == f"netpress: work root {desk.work.root} belongs to root, and private: " \
-                  "only they can look at it"  # fmt: skip
+    assert (
+        err == f"netpress: work root {desk.work.root} belongs to root, and private: "
+        "only they can look at it"
+    )
 
     # The ledger may be read, the cells may not.
     desk.work.root.chmod(0o755)

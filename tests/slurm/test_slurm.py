@@ -46,8 +46,10 @@ def test_a_whole_sweep_with_dependencies_and_its_report(desk):
         for name, number in ids.items():
             expected = expected.replace(f"@{name}@", str(number))
         assert sent[job["name"]] == expected
-        assert desk.box.ask("scontrol", "write", "batch_script", str(ids[job["name"]]), "-") == \
-            expected.strip()
+        assert (
+            desk.box.ask("scontrol", "write", "batch_script", str(ids[job["name"]]), "-")
+            == expected.strip()
+        )
 
     # Calling it again submits nothing, since all of it is in the queue.
     out, _ = desk.submit(sweep)
@@ -69,9 +71,7 @@ def test_a_whole_sweep_with_dependencies_and_its_report(desk):
     assert len(rows["rows"]) == 4 and rows["gaps"] == []
 
     # What was used stands beside what was asked.
-    usage = json.loads(
-        store.last_attempt(desk.work.cell(found["quick/0"]["id"])).usage.read_text()
-    )
+    usage = json.loads(store.last_attempt(desk.work.cell(found["quick/0"]["id"])).usage.read_text())
     assert usage["asked"] == {"cores": 1, "memory_bytes": 2 * 1024**3, "gpus": 0}
     assert usage["used"]["memory_bytes"] > 100e6 and usage["used"]["cores"] > 0
     assert usage["epochs"] == 1 and usage["wall_s"] > 0
@@ -180,8 +180,22 @@ def test_preemption_costs_nothing(desk):
     halt(cell)
     epochs = len(store.read_history(cell.metrics)[0].columns["epoch"])
     node = desk.box.ask("squeue", "-h", "-o", "%N", "-j", f"{job}_0")
-    desk.box.ask("sbatch", "-p", "high", "-c", "24", "--mem=100", "-w", node, "-t", "1",
-                 "-o", "/dev/null", "--wrap", "sleep 3")  # fmt: skip
+    desk.box.ask(
+        "sbatch",
+        "-p",
+        "high",
+        "-c",
+        "24",
+        "--mem=100",
+        "-w",
+        node,
+        "-t",
+        "1",
+        "-o",
+        "/dev/null",
+        "--wrap",
+        "sleep 3",
+    )
     wait_for(lambda: "Restarts=1" in restarts(desk, job), 90)
     found = desk.settled(sweep)["base/0"]
     assert found["state"] == "done" and found["attempts"] == 2
@@ -446,8 +460,9 @@ def test_without_python_on_the_login_node(desk):
 
 
 def test_a_pack_runs_its_cells_one_after_the_other(desk):
-    sweep = desk.sweep("pack", techniques="[base, broken, quick]", seeds="[12]",
-                       more="pack: {minutes: 60}\n")  # fmt: skip
+    sweep = desk.sweep(
+        "pack", techniques="[base, broken, quick]", seeds="[12]", more="pack: {minutes: 60}\n"
+    )
     desk.submit(sweep)
     found = desk.settled(sweep)
     states = {name: cell["state"] for name, cell in found.items()}
@@ -466,8 +481,9 @@ def test_doctor_asks_the_cluster(desk):
     assert "ok    compute node: " in out and "BAD" not in out
     assert not desk.work.root.exists()  # nothing that stays was made
     assert "ok    jobs as profile generic asks: Job" in out
-    out, _ = desk.netpress("doctor", "--profile", "generic", *SMALL, "--set", "partition=nope",
-                           code=1)  # fmt: skip
+    out, _ = desk.netpress(
+        "doctor", "--profile", "generic", *SMALL, "--set", "partition=nope", code=1
+    )
     assert "BAD   jobs as profile generic asks: " in out and "Invalid partition name" in out
     assert "BAD   partition: " in out and "`sinfo` lists them: --set partition=NAME" in out
     assert "note  compute node: not looked at" in out
@@ -476,8 +492,9 @@ def test_doctor_asks_the_cluster(desk):
     assert "BAD   gpu there: Slurm gave device " in out and "torch sees none" in out
     assert "note  partition public: State UP, MaxTime 7-00:00:00" in out
     assert "note  qos: Name public" in out
-    out, _ = desk.netpress("doctor", "--profile", "generic", *SMALL, "--set",
-                           'setup=["module load nonsense"]', code=1)  # fmt: skip
+    out, _ = desk.netpress(
+        "doctor", "--profile", "generic", *SMALL, "--set", 'setup=["module load nonsense"]', code=1
+    )
     assert "BAD   compute node: set-up failed with exit code 127: module load nonsense" in out
     assert not desk.work.root.exists()
     assert desk.box.ask("squeue", "-h") == ""
@@ -485,17 +502,37 @@ def test_doctor_asks_the_cluster(desk):
 
 def test_two_users(desk):
     """What another user has in the queue is neither seen as ours nor touched, whatever its name."""
-    desk.box.ask("sacctmgr", "-i", "add", "user", "nobody", "account=public", "qos=normal,public",
-                 "defaultqos=public")  # fmt: skip
-    sweep = desk.sweep("ours", techniques="[base]", seeds="[4]")
-    planned = json.loads(
-        desk.netpress("submit", sweep, *SMALL, *LATER, "--dry-run", "--json")[0]
+    desk.box.ask(
+        "sacctmgr",
+        "-i",
+        "add",
+        "user",
+        "nobody",
+        "account=public",
+        "qos=normal,public",
+        "defaultqos=public",
     )
+    sweep = desk.sweep("ours", techniques="[base]", seeds="[4]")
+    planned = json.loads(desk.netpress("submit", sweep, *SMALL, *LATER, "--dry-run", "--json")[0])
     name = planned["jobs"][0]["name"]
-    theirs = desk.box.ask("runuser", "-u", "nobody", "--", "env", f"SLURM_CONF={desk.box.conf}",
-                          "sbatch", "--parsable", f"--job-name={name}", "--begin=now+1hour",
-                          "--mem=10", "--chdir=/tmp", "-o", "/dev/null",
-                          "--wrap", "true")  # fmt: skip
+    theirs = desk.box.ask(
+        "runuser",
+        "-u",
+        "nobody",
+        "--",
+        "env",
+        f"SLURM_CONF={desk.box.conf}",
+        "sbatch",
+        "--parsable",
+        f"--job-name={name}",
+        "--begin=now+1hour",
+        "--mem=10",
+        "--chdir=/tmp",
+        "-o",
+        "/dev/null",
+        "--wrap",
+        "true",
+    )
     desk.submit(sweep, *LATER)
     assert int(theirs) not in desk.jobs("ours") and len(desk.jobs("ours")) == 2
     assert desk.states(sweep) == {"base/4": "queued"}

@@ -33,8 +33,9 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
             counts += map(len, left.values())
     if not panels:
         return None
-    canvas = heat.draw(panels, "cividis", (0.0, 1.0), "layer", "left, %",
-                       lambda share: f"{100 * share:g}")  # fmt: skip
+    canvas = heat.draw(
+        panels, "cividis", (0.0, 1.0), "layer", "left, %", lambda share: f"{100 * share:g}"
+    )
     said = CAPTION.format(n=chosen.several(counts))
     left_out = chosen.left_out([r for r in rows if r["is_base"]] + smaller, names)
     return Drawn(canvas, "Channels left in each layer", f"{said} {left_out}".strip(), _alt(panels))
@@ -48,8 +49,13 @@ def _smaller(rows: Iterable[Row]) -> list[Row]:
     for row in rows:
         if row["is_base"] and row["parameters"] is not None:
             most[row["dataset"], row["model"]] = row["parameters"]
-    return [row for row in rows if not row["is_base"] and row["parameters"] is not None
-            and row["parameters"] < most.get((row["dataset"], row["model"]), 0)]  # fmt: skip
+    return [
+        row
+        for row in rows
+        if not row["is_base"]
+        and row["parameters"] is not None
+        and row["parameters"] < most.get((row["dataset"], row["model"]), 0)
+    ]
 
 
 def _channels(rows: Iterable[Row], read: Read) -> list[numpy.ndarray]:
@@ -64,8 +70,9 @@ def _fewer(left: Sequence[numpy.ndarray], base: Sequence[numpy.ndarray]) -> bool
     return bool((numpy.mean(left, axis=0) < numpy.mean(base, axis=0)).any())
 
 
-def _heat(heading: str, base: list[numpy.ndarray],
-          left: dict[chosen.Line, list[numpy.ndarray]]) -> Heat:  # fmt: skip
+def _heat(
+    heading: str, base: list[numpy.ndarray], left: dict[chosen.Line, list[numpy.ndarray]]
+) -> Heat:
     means = {("base", "base"): numpy.mean(base, axis=0)}
     means |= {name: numpy.mean(found, axis=0) for name, found in left.items()}
     values = numpy.array(list(means.values()))
@@ -82,8 +89,10 @@ def _alt(panels: Iterable[Heat]) -> str:
     """How much is left in the layer that loses most, of each technique."""
     said = [
         f"On {panel.heading}: "
-        + ", ".join(f"{name} {100 * values.min():.0f} %" for name, values
-                    in zip(panel.lines[1:], panel.values[1:], strict=True))
+        + ", ".join(
+            f"{name} {100 * values.min():.0f} %"
+            for name, values in zip(panel.lines[1:], panel.values[1:], strict=True)
+        )
         for panel in panels
-    ]  # fmt: skip
+    ]
     return f"Least share of the base's channels that is left in a layer. {'. '.join(said)}."

@@ -16,8 +16,10 @@ Read = Callable[[str], Evidence | None]
 Line = tuple[str, str]  # a technique, and how a line says it
 MOST_PANELS = 4  # of figures that read evidence
 MOST_SEEDS = 5
-RULE = ("of each technique's operating points the smallest that loses at most one point on "
-        "average, or else the most accurate")  # fmt: skip
+RULE = (
+    "of each technique's operating points the smallest that loses at most one point on "
+    "average, or else the most accurate"
+)
 LEAST_LOSS = "techniques before controls, those that lose least first"
 CLASSES = "Classes are named as in the data set, those of images of one's own by their numbers."
 FILLED = "then others in the order of the sweep"

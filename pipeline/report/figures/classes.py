@@ -35,22 +35,30 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     if not panels:
         return None
     limit = max(LEAST_RANGE, *(float(numpy.nanmax(abs(panel.values))) for panel in panels))
-    canvas = heat.draw(panels, "PuOr", (-limit, limit), "class", "change, points",
-                       lambda value: f"{value:+.3g}" if value else "0")  # fmt: skip
-    return Drawn(canvas, "Change of accuracy by class", _caption(rows, names, counts, most),
-                 _alt(panels))  # fmt: skip
+    canvas = heat.draw(
+        panels,
+        "PuOr",
+        (-limit, limit),
+        "class",
+        "change, points",
+        lambda value: f"{value:+.3g}" if value else "0",
+    )
+    return Drawn(
+        canvas, "Change of accuracy by class", _caption(rows, names, counts, most), _alt(panels)
+    )
 
 
 def change(evidence: Evidence | None) -> numpy.ndarray | None:
     """[classes], points: the cell's accuracy on the images of a class less its base's; NaN for a
     class without images. None where something for it is missing."""
     if evidence is None or any(
-        part is None
-        for part in (evidence.labels, evidence.predictions, evidence.base_predictions)
-    ):  # fmt: skip
+        part is None for part in (evidence.labels, evidence.predictions, evidence.base_predictions)
+    ):
         return None
-    own, base = (predicted == evidence.labels
-                 for predicted in (evidence.predictions, evidence.base_predictions))  # fmt: skip
+    own, base = (
+        predicted == evidence.labels
+        for predicted in (evidence.predictions, evidence.base_predictions)
+    )
     images = numpy.bincount(evidence.labels)
     gained = numpy.bincount(evidence.labels, own.astype(float) - base, len(images))
     return 100 * gained / numpy.where(images > 0, images, numpy.nan)
@@ -89,9 +97,11 @@ def _text(points: float) -> str:
 
 
 def _caption(rows: Sequence[Row], names: Sequence[str], counts: list[int], most: int) -> str:
-    said = [f"Accuracy on the test images of each class: the technique's less its base's of the "
-            f"same seed, in points, mean over seeds ({chosen.several(counts)}). Below 0 the "
-            f"compressed network is worse. {chosen.CLASSES}"]  # fmt: skip
+    said = [
+        f"Accuracy on the test images of each class: the technique's less its base's of the "
+        f"same seed, in points, mean over seeds ({chosen.several(counts)}). Below 0 the "
+        f"compressed network is worse. {chosen.CLASSES}"
+    ]
     if most > MOST_CLASSES:
         said.append(f"Shown are the {MOST_CLASSES} of {most:,} classes that change most.")
     said.append(chosen.left_out(rows, names))
@@ -102,6 +112,8 @@ def _alt(panels: Iterable[Heat]) -> str:
     said = []
     for panel in panels:
         i, j = numpy.unravel_index(numpy.nanargmin(panel.values), panel.values.shape)
-        said.append(f"On {panel.heading} the largest loss is that of {panel.lines[i]} on class "
-                    f"{panel.columns[j]}: {panel.values[i, j]:+.2f} points.")  # fmt: skip
+        said.append(
+            f"On {panel.heading} the largest loss is that of {panel.lines[i]} on class "
+            f"{panel.columns[j]}: {panel.values[i, j]:+.2f} points."
+        )
     return " ".join(["Change of accuracy by class and technique.", *said])

@@ -65,10 +65,15 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
         return None
     marks = _marks(rows, [c for curves in found.values() for c in curves])
     width = PANEL_INCHES[0] * max(2, len(keys))
-    panels = [(setting, key) for setting, members in found.items() for key in keys
-              if any(curves.lines(key) for curves in members)]  # fmt: skip
-    canvas, axes = look.grid(len(panels), len(keys), PANEL_INCHES,
-                             look.legend_rows(list(marks), width), width)  # fmt: skip
+    panels = [
+        (setting, key)
+        for setting, members in found.items()
+        for key in keys
+        if any(curves.lines(key) for curves in members)
+    ]
+    canvas, axes = look.grid(
+        len(panels), len(keys), PANEL_INCHES, look.legend_rows(list(marks), width), width
+    )
     every = _every(found, keys)
     for axis, (setting, key) in zip(axes, panels, strict=True):
         look.heading(axis, ", ".join(setting))
@@ -83,8 +88,12 @@ def _curves(rows: Sequence[Row], names: Sequence[str], read: Read) -> Iterator[C
         if members:
             first = members[0]
             histories = (_trained(read(row["id"])) for row in members)
-            yield Curves(first["technique"], first["family"], first["is_base"],
-                         tuple(history for history in histories if history))  # fmt: skip
+            yield Curves(
+                first["technique"],
+                first["family"],
+                first["is_base"],
+                tuple(history for history in histories if history),
+            )
 
 
 def _trained(evidence) -> tuple[StageHistory, ...]:
@@ -120,8 +129,13 @@ def _keys(found: dict[Setting, list[Curves]]) -> list[str]:
 
 def _every(found: dict[Setting, list[Curves]], keys: Sequence[str]) -> int:
     """One in how many epochs is drawn."""
-    points = sum(line.shape[1] for members in found.values() for curves in members
-                 for key in keys for line in curves.lines(key))  # fmt: skip
+    points = sum(
+        line.shape[1]
+        for members in found.values()
+        for curves in members
+        for key in keys
+        for line in curves.lines(key)
+    )
     return -(-points // MOST_POINTS)
 
 
@@ -197,13 +211,19 @@ def _marks(rows: Sequence[Row], found: Iterable[Curves]) -> dict[str, dict]:
         marks = look.looks_of({c.technique: c.family for c in shown.values() if not c.is_base})
     else:
         marks = look.looks(rows)
-    return {name: _mark(c, BASE if c.is_base else marks[name if own else c.family])
-            for name, c in shown.items()}  # fmt: skip
+    return {
+        name: _mark(c, BASE if c.is_base else marks[name if own else c.family])
+        for name, c in shown.items()
+    }
 
 
 def _mark(curves: Curves, mark: dict) -> dict:
-    return {**mark, "markersize": 0.8 * mark["markersize"], "linewidth": 1.4,
-            "linestyle": look.dashes(curves.family)}  # fmt: skip
+    return {
+        **mark,
+        "markersize": 0.8 * mark["markersize"],
+        "linewidth": 1.4,
+        "linestyle": look.dashes(curves.family),
+    }
 
 
 def _order(rows: Iterable[Row]):
@@ -217,13 +237,17 @@ def _order(rows: Iterable[Row]):
 
 def _caption(found: dict[Setting, list[Curves]], every: int) -> str:
     seeds = [len(curves.histories) for members in found.values() for curves in members]
-    said = ["Epochs of a cell's own stages, one after the other; all but the base start after the "
-            f"base's training. {_stages(found)}"]  # fmt: skip
+    said = [
+        "Epochs of a cell's own stages, one after the other; all but the base start after the "
+        f"base's training. {_stages(found)}"
+    ]
     if any(curves.ends for members in found.values() for curves in members):
         said.append("A dotted vertical line is where a stage ends and the next begins.")
     if max(seeds) > 1:
-        said.append(f"Thin lines are seeds ({chosen.several(seeds)}, at most the first "
-                    f"{chosen.MOST_SEEDS}), the thick line is their mean.")  # fmt: skip
+        said.append(
+            f"Thin lines are seeds ({chosen.several(seeds)}, at most the first "
+            f"{chosen.MOST_SEEDS}), the thick line is their mean."
+        )
     else:
         said.append("One seed each (n = 1).")
     said.append("Marks are at the ends of stages.")

@@ -33,9 +33,13 @@ class Heat:
 
 
 def draw(
-    panels: Sequence[Heat], colours: str, limits: tuple[float, float], axis_label: str,
-    bar_label: str, bar_tick: Callable[[float], str],
-) -> Canvas:  # fmt: skip
+    panels: Sequence[Heat],
+    colours: str,
+    limits: tuple[float, float],
+    axis_label: str,
+    bar_label: str,
+    bar_tick: Callable[[float], str],
+) -> Canvas:
     """Panels below each other, as high as their lines."""
     heights = [LINE_INCHES * len(panel.lines) + AROUND_INCHES for panel in panels]
     canvas = Canvas(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
@@ -46,8 +50,14 @@ def draw(
         look.heading(axis, panel.heading)
         _panel(axis, panel, colours, norm, with_numbers)
         axis.set_xlabel(axis_label)
-    bar = canvas.colorbar(ScalarMappable(norm, colours), ax=axes, fraction=0.03, pad=0.015,
-                          aspect=16, shrink=min(1.0, 2.4 / sum(heights)))  # fmt: skip
+    bar = canvas.colorbar(
+        ScalarMappable(norm, colours),
+        ax=axes,
+        fraction=0.03,
+        pad=0.015,
+        aspect=16,
+        shrink=min(1.0, 2.4 / sum(heights)),
+    )
     bar.set_label(bar_label)
     bar.ax.yaxis.set_major_formatter(lambda value, _: bar_tick(value))
     bar.outline.set_visible(False)
@@ -83,8 +93,15 @@ def _numbers(axis: Axes, panel: Heat, mesh) -> None:
     for i, texts in enumerate(panel.texts):
         for j, text in enumerate(texts):
             colour = mesh.to_rgba(panel.values[i, j])
-            axis.text(j + 0.5, i + 0.53, text, ha="center", va="center", fontsize=7,
-                      color="white" if _luminance(colour) < 0.45 else "black")  # fmt: skip
+            axis.text(
+                j + 0.5,
+                i + 0.53,
+                text,
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if _luminance(colour) < 0.45 else "black",
+            )
 
 
 def _luminance(colour: Sequence[float]) -> float:

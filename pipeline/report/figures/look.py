@@ -203,8 +203,13 @@ def short(name: str, most: int = LONGEST_NAME) -> str:
 # --- panels and legends ----------------------------------------------------------------------
 
 
-def grid(panels: int, columns: int, panel_inches: tuple[float, float], legend_rows: int = 0,
-         least_width: float = 0.0) -> tuple[Canvas, list[Axes]]:  # fmt: skip
+def grid(
+    panels: int,
+    columns: int,
+    panel_inches: tuple[float, float],
+    legend_rows: int = 0,
+    least_width: float = 0.0,
+) -> tuple[Canvas, list[Axes]]:
     """Panels in lines of `columns`, with room for a legend of so many rows below them."""
     lines = -(-panels // columns)
     legend = LEGEND_ROW_INCHES * legend_rows + 0.15 if legend_rows else 0.0
@@ -261,9 +266,13 @@ def legend(canvas: Canvas, marks: Mapping[str, dict]) -> None:
     names = list(marks)
     handles = [Line2D([], [], **{"linestyle": "none", **mark}) for mark in marks.values()]
     made = canvas.legend(
-        handles, [str(i) for i in range(len(names))], loc="lower left", frameon=False,
-        ncols=legend_columns(names, canvas.get_figwidth()), fontsize=8.5,
-    )  # fmt: skip
+        handles,
+        [str(i) for i in range(len(names))],
+        loc="lower left",
+        frameon=False,
+        ncols=legend_columns(names, canvas.get_figwidth()),
+        fontsize=8.5,
+    )
     # Set afterwards: matplotlib would hide a name that starts with an underscore.
     for text, name in zip(made.get_texts(), names, strict=True):
         text.set_text(short(name))

@@ -47,15 +47,19 @@ class Line:
 def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     """None where no cell has such images."""
     names = chosen.techniques(rows, chosen.room(rows, *MOST_LINES))
-    lines = [line for setting, members in chosen.panels(rows).items()
-             for line in _lines(setting, members, names, read)]  # fmt: skip
+    lines = [
+        line
+        for setting, members in chosen.panels(rows).items()
+        for line in _lines(setting, members, names, read)
+    ]
     if not lines:
         return None
     seeds = ", ".join(map(str, sorted({line.seed for line in lines})))
     said = CAPTION.format(seeds=seeds, classes=chosen.CLASSES)
     said = f"{said} {chosen.left_out(rows, names)}".strip()
-    return Drawn(_draw(lines), "Images on which base and compressed network differ most", said,
-                 _alt(lines))  # fmt: skip
+    return Drawn(
+        _draw(lines), "Images on which base and compressed network differ most", said, _alt(lines)
+    )
 
 
 def _lines(
@@ -103,14 +107,27 @@ def _line(axis: Axes, line: Line, top: float, columns: int) -> None:
         left = LEFT_INCHES + STEP_INCHES * j
         _picture(axis, shown["pixels"], left, top + 0.46)
         middle = left + SIDE_INCHES / 2
-        axis.text(middle, top + 0.385, f"{shown['index']}", fontsize=7, ha="center", va="center",
-                  color="#444444")  # fmt: skip
+        axis.text(
+            middle,
+            top + 0.385,
+            f"{shown['index']}",
+            fontsize=7,
+            ha="center",
+            va="center",
+            color="#444444",
+        )
         for i, (_, key) in enumerate(SAID):
             name, wrong = line.classes[int(shown[key])], shown[key] != shown["label"]
             shown_as = look.short(name, LONGEST_CLASS) + (" ×" if wrong else "")
-            axis.text(middle, below + ROW_INCHES * i, shown_as,
-                      fontsize=7.5, ha="center", va="center",
-                      fontweight="bold" if wrong else "normal")  # fmt: skip
+            axis.text(
+                middle,
+                below + ROW_INCHES * i,
+                shown_as,
+                fontsize=7.5,
+                ha="center",
+                va="center",
+                fontweight="bold" if wrong else "normal",
+            )
 
 
 def _picture(axis: Axes, pixels: numpy.ndarray, left: float, top: float) -> None:
@@ -130,6 +147,8 @@ def _alt(lines: Sequence[Line]) -> str:
         found = line.differing
         wrong = int((found["own"] != found["label"]).sum())
         base = int((found["base"] != found["label"]).sum())
-        said.append(f"{line.heading}: {line.pictures} images, of which the compressed network gets "
-                    f"{wrong} wrong and the base {base}.")  # fmt: skip
+        said.append(
+            f"{line.heading}: {line.pictures} images, of which the compressed network gets "
+            f"{wrong} wrong and the base {base}."
+        )
     return " ".join(said)

@@ -127,8 +127,17 @@ def _box(axis: Axes, samples: numpy.ndarray, y: float, mark: dict) -> None:
     colour = mark["color"]
     inside = "white" if "markerfacecolor" in mark else "#9CCBE8"
     axis.plot([least, most], [y, y], color=colour, linewidth=1, zorder=2)
-    axis.add_patch(Rectangle((low, y - BOX_HEIGHT / 2), high - low, BOX_HEIGHT, linewidth=0.8,
-                             facecolor=inside, edgecolor=colour, zorder=3))  # fmt: skip
+    axis.add_patch(
+        Rectangle(
+            (low, y - BOX_HEIGHT / 2),
+            high - low,
+            BOX_HEIGHT,
+            linewidth=0.8,
+            facecolor=inside,
+            edgecolor=colour,
+            zorder=3,
+        )
+    )
     axis.plot([middle], [y], zorder=4, linestyle="none", **mark)
 
 

@@ -129,10 +129,13 @@ def frontier(points: Iterable[Point]) -> list[Point]:
 
 def _points(rows: Iterable[Row], cost: Cost) -> list[Point]:
     return [
-        Point(group, tuple(cost.of(row) for row in group.rows),
-              tuple(100 * row["accuracy"] for row in group.rows))
+        Point(
+            group,
+            tuple(cost.of(row) for row in group.rows),
+            tuple(100 * row["accuracy"] for row in group.rows),
+        )
         for group in groups(rows)
-    ]  # fmt: skip
+    ]
 
 
 def _marks(rows: Sequence[Row], panels: Iterable[Sequence[Point]]) -> dict[str, dict]:
@@ -189,10 +192,24 @@ def _mark(axis: Axes, point: Point, mark: dict, seeds: bool) -> None:
     """The mean over seeds with its standard deviation; each seed as a small dot."""
     if len(point.costs) > 1:
         if seeds:
-            axis.plot(point.costs, point.accuracies, linestyle="none", marker=".", markersize=3.5,
-                      color=mark["color"], alpha=0.6, zorder=2)  # fmt: skip
-        axis.errorbar(*point.at, yerr=deviation(point.accuracies), color=mark["color"],
-                      capsize=2.5, linewidth=1, zorder=2)  # fmt: skip
+            axis.plot(
+                point.costs,
+                point.accuracies,
+                linestyle="none",
+                marker=".",
+                markersize=3.5,
+                color=mark["color"],
+                alpha=0.6,
+                zorder=2,
+            )
+        axis.errorbar(
+            *point.at,
+            yerr=deviation(point.accuracies),
+            color=mark["color"],
+            capsize=2.5,
+            linewidth=1,
+            zorder=2,
+        )
     axis.plot(*point.at, linestyle="none", zorder=3, **mark)
 
 
@@ -202,8 +219,10 @@ def _dots(axis: Axes, points: Sequence[Point]) -> None:
     span = math.log(right / left)
     kept = {}
     for x, y in (point.at for point in points):
-        place = (int(DOT_CELLS[0] * math.log(x / left) / span),
-                 int(DOT_CELLS[1] * (y - bottom) / (top - bottom)))  # fmt: skip
+        place = (
+            int(DOT_CELLS[0] * math.log(x / left) / span),
+            int(DOT_CELLS[1] * (y - bottom) / (top - bottom)),
+        )
         kept.setdefault(place, (x, y))
     if kept:
         axis.plot(*zip(*kept.values(), strict=True), linestyle="none", zorder=1, **DOT)
@@ -216,8 +235,13 @@ def _join_operating_points(axis: Axes, points: Sequence[Point], marks: dict[str,
     for family, members in families.items():
         if len(members) > 1:
             places = sorted(point.at for point in members)
-            axis.plot(*zip(*places, strict=True), color=marks[family]["color"], linewidth=1,
-                      linestyle=look.dashes(family), zorder=1)  # fmt: skip
+            axis.plot(
+                *zip(*places, strict=True),
+                color=marks[family]["color"],
+                linewidth=1,
+                linestyle=look.dashes(family),
+                zorder=1,
+            )
 
 
 def _step(axis: Axes, best: Sequence[Point]) -> None:
@@ -252,21 +276,26 @@ def _reaches_one_point(points: Sequence[Point]) -> bool:
 
 
 def _caption(panels: dict[tuple[str, str], list[Point]], dots: int, others: int) -> str:
-    said = ["Each mark is a technique on the test set, the star the base; operating points of one "
-            "technique are joined. The grey steps are the frontier: no technique is both cheaper "
-            "and more accurate than those on it."]  # fmt: skip
+    said = [
+        "Each mark is a technique on the test set, the star the base; operating points of one "
+        "technique are joined. The grey steps are the frontier: no technique is both cheaper "
+        "and more accurate than those on it."
+    ]
     counts = [len(point.costs) for points in panels.values() for point in points]
     said.append(_seeds_said(counts, dots <= MOST_SEED_DOTS))
     if any(point.family in CONTROLS for points in panels.values() for point in points):
         said.append("Controls are hollow, grey and dashed, and not on the frontier.")
     if others:
-        said.append(f"{others:,} more techniques are small dots, of those at one place the first: "
-                    f"marks are for the base, for at most {MOST_FAMILIES} techniques, those on "
-                    f"the frontier before others, and where one panel would have more than "
-                    f"{MOST_MARKED}, for those on the frontier and controls.")  # fmt: skip
+        said.append(
+            f"{others:,} more techniques are small dots, of those at one place the first: "
+            f"marks are for the base, for at most {MOST_FAMILIES} techniques, those on "
+            f"the frontier before others, and where one panel would have more than "
+            f"{MOST_MARKED}, for those on the frontier and controls."
+        )
     if len(panels) > MOST_PANELS:
-        said.append(f"Shown are the first {MOST_PANELS} of {len(panels)} pairs of data set and "
-                    "model.")  # fmt: skip
+        said.append(
+            f"Shown are the first {MOST_PANELS} of {len(panels)} pairs of data set and model."
+        )
     return " ".join(said)
 
 
