@@ -1,0 +1,103 @@
+"""Seeded runs of every stage, small and on one core, in figures that can be compared.
+
+``python -m tests.golden``: the figures of this code, as JSON; ``--write`` puts them into
+``golden.json``, which ``test_golden.py`` holds the code against. A figure that changes without a
+version that was raised makes old results count for what they are not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+GOLDEN = Path(__file__).with_name("golden.json")
+MODEL = {"name": "vgg11_bn", "width": 0.125}
+TRAINING = {
+    "epochs": 2,
+    "batch_size": 64,
+    "learning_rate": 0.05,
+    "train_images": 400,
+    "precision": "fp32",
+}
+CHAINS: dict[str, list[dict[str, dict]]] = {
+    "finetune": [{"finetune": {"epochs": 1}}],
+    "finetune-taught": [{"finetune": {"epochs": 1, "teacher": "base"}}],
+    "prune": [{"prune": {"parameters_kept": 0.4}}],
+    "prune-layer": [{"prune": {"parameters_kept": 0.4, "scope": "layer", "criterion": "bn-scale"}}],
+    "prune-by-chance": [{"prune": {"parameters_kept": 0.4, "criterion": "random"}}],
+    "train": [{"train": {"width": 0.5}}],
+    "distill": [{"distill": {}}],
+    "distill-attention": [{"distill": {"attention": 100.0}}],
+    "quantize": [{"quantize": {"reduce_range": "off"}}],
+    "quantize-7": [{"quantize": {"reduce_range": "on", "calibration": "minmax"}}],
+    "quantize-aware": [{"quantize": {"aware": True, "epochs": 1, "reduce_range": "off"}}],
+    "quantize-learned": [
+        {"quantize": {"aware": True, "ranges": "learned", "epochs": 1, "reduce_range": "off"}}
+    ],
+    "all": [
+        {"prune": {"parameters_kept": 0.4}},
+        {"finetune": {"epochs": 1, "teacher": "base"}},
+        {"quantize": {"aware": True, "epochs": 1, "teacher": "base", "reduce_range": "off"}},
+    ],
+}
+
+
+def figures(folder: Path, **training: Any) -> dict[str, dict[str, Any]]:
+    """Chain -> what its weights and its history come to."""
+    from tests import cells
+
+    made = cells.cells(
+        folder,
+        ["base", *CHAINS],
+        models=[MODEL],
+        training={**TRAINING, **training},
+        define=CHAINS,
+    )
+    return {name: _figures(cell, folder) for name, cell in made.items()}
+
+
+def _figures(cell, folder: Path) -> dict[str, Any]:
+    import torch
+
+    from pipeline import execute, store
+    from pipeline.paths import Work
+    from tests import cells
+
+    work = Work(folder / "work")
+    with cells.one_core(), store.lock_cell(work.cell(cell.id)):
+        torch.set_num_threads(1)
+        if cell.is_base:
+            execute.run_cell(cell, work, work.root, device="cpu", threads=1)
+        run = execute._Run(cell, work, work.cell(cell.id), work.root, "cpu", lambda event: None)
+        state, history = run.staged()
+        run.checkpoints.close()
+    tensors = {n: t.detach().contiguous() for n, t in sorted(state.network.state_dict().items())}
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    last = history[-1].columns if history else {}
+    return {
+        "sha256": digest.hexdigest(),
+        "weights": sum(float(t.double().abs().sum()) for t in tensors.values()),
+        "loss": [round(value, 6) for value in last.get("loss", [])],
+        "held_out_loss": [round(value, 6) for value in last.get("held_out_loss", [])],
+    }
+
+
+def main() -> None:
+    import torch
+
+    training = json.loads(sys.argv[1]) if sys.argv[1:] and sys.argv[1] != "--write" else {}
+    with tempfile.TemporaryDirectory() as folder:
+        text = json.dumps(figures(Path(folder), **training), indent=1)
+    if "--write" in sys.argv:
+        GOLDEN.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
