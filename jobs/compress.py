@@ -104,10 +104,9 @@ def _attempted(paths, attempt, work, data_root, tell, device, threads) -> bool:
 
     began = time.time()
     try:
-        from pipeline import execute
-        from pipeline.orchestrate.plan import catalog
+        from pipeline import catalog, execute
 
-        cell = execute.read_cell(paths, catalog())
+        cell = execute.read_cell(paths, catalog.built_in())
         execute.run_cell(cell, work, data_root, device=device, threads=threads, progress=tell)
         tell({"stage": "done", "seconds": time.time() - began})
         return True

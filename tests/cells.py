@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import store, sweep
-from pipeline.orchestrate import plan
+from pipeline import catalog, store, sweep
 from pipeline.paths import CODE, Work
 from pipeline.sweep import Cell
 
@@ -35,7 +34,7 @@ def cells(folder: Path, techniques, **more) -> dict[str, Cell]:
     } | more
     path = folder / "test.yaml"
     path.write_text(yaml.safe_dump(asked))
-    return {cell.technique: cell for cell in sweep.load(path, plan.catalog()).cells}
+    return {cell.technique: cell for cell in sweep.load(path, catalog.built_in()).cells}
 
 
 def run(cell: Cell, work: Work, progress=lambda event: None) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline import data, report, sweep
+from pipeline import catalog, data, report, sweep
 from pipeline.models import module_of, network
 from pipeline.orchestrate import plan
 from pipeline.paths import Work
@@ -37,7 +37,7 @@ def asked(tmp_path):
         } | more
         path = tmp_path / "test.yaml"
         path.write_text(yaml.safe_dump(said))
-        return sweep.load(path, plan.catalog())
+        return sweep.load(path, catalog.built_in())
 
     return asked
 

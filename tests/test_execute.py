@@ -19,9 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import artifact, execute, store
+from pipeline import artifact, catalog, execute, store
 from pipeline.errors import Corrupt, UserError
-from pipeline.orchestrate import plan
 from pipeline.paths import CODE, Work
 from pipeline.sweep import Dataset
 from pipeline.techniques import STAGES
@@ -300,7 +299,7 @@ def test_where_a_folder_lies_does_not_decide_the_cell(bench):
 
 def test_a_cell_is_read_back_from_its_folder(bench, done):
     cell = quick(bench)
-    assert execute.read_cell(done[0].cell(cell.id), plan.catalog()) == cell
+    assert execute.read_cell(done[0].cell(cell.id), catalog.built_in()) == cell
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b"[" * 100_000, b"\xff"])
@@ -308,7 +307,7 @@ def test_what_is_no_cell_is_corrupt(bench, spoiled, content):
     paths = spoiled.cell(quick(bench).id)
     paths.cell_json.write_bytes(content)
     with pytest.raises(Corrupt, match=r"cell\.json"):
-        execute.read_cell(paths, plan.catalog())
+        execute.read_cell(paths, catalog.built_in())
 
 
 def test_a_cell_in_the_folder_of_another_is_refused(bench, spoiled):
@@ -316,7 +315,7 @@ def test_a_cell_in_the_folder_of_another_is_refused(bench, spoiled):
     cell = quick(bench)
     shutil.copy(spoiled.cell(cell.base_id).cell_json, spoiled.cell(cell.id).cell_json)
     with pytest.raises(Corrupt, match=f"is cell {cell.base_id}, expected {cell.id}"):
-        execute.read_cell(spoiled.cell(cell.id), plan.catalog())
+        execute.read_cell(spoiled.cell(cell.id), catalog.built_in())
 
 
 # --- how it failed ---------------------------------------------------------------------------
@@ -454,9 +453,9 @@ def spoken(tmp_path, monkeypatch):
     (tmp_path / "my_job.py").write_text(MAIN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(STAGES, "spoken", "my_spoken")
-    plan.catalog.cache_clear()
+    catalog.built_in.cache_clear()
     yield tmp_path
-    plan.catalog.cache_clear()
+    catalog.built_in.cache_clear()
 
 
 def job(folder: Path, work: Work, *ids: str) -> subprocess.CompletedProcess:

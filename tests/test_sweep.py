@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
 from pipeline import sweep
+from pipeline.catalog import Catalog
 from pipeline.errors import UserError
-from pipeline.sweep import Catalog, Cell, Dataset, Frozen, Measure, Model, Recipe, Stage
+from pipeline.sweep import Cell, Dataset, Frozen, Measure, Model, Recipe, Stage
+from pipeline.sweep.file import SweepFile
 
 
 class Prune(Frozen):
@@ -631,7 +633,7 @@ def test_no_text_gives_anything_but_a_sentence(text):
         ),
         max_leaves=6,
     ),
-    st.sampled_from([*sweep._File.model_fields]),
+    st.sampled_from([*SweepFile.model_fields]),
 )
 def test_no_value_of_any_key_gives_anything_but_a_sentence(value, key):
     import tempfile

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import artifact, data, execute, store
+from pipeline import artifact, catalog, data, execute, store
 from pipeline.errors import UserError
 from pipeline.measure import complexity, kernels
 from pipeline.models import fakequant, network
-from pipeline.orchestrate import plan
 from pipeline.paths import Work
 from pipeline.sweep import Cell, Recipe
 from pipeline.techniques import STAGES, TECHNIQUES, prune, quantize, stage_module
@@ -237,7 +236,7 @@ def test_settings_are_frozen_described_and_whole_without_a_word(stage):
 
 
 def test_a_registry_is_read_without_torch():
-    code = "import sys; from pipeline.orchestrate.plan import catalog; catalog(); "
+    code = "import sys; from pipeline import catalog; catalog.built_in(); "
     code += "print([m for m in ('torch', 'numpy', 'onnx') if m in sys.modules])"
     assert cells.python("-c", code).stdout == "[]\n"
 
@@ -503,9 +502,9 @@ def own_stage(tmp_path, monkeypatch):
     (tmp_path / "my_zeros.py").write_text(textwrap.dedent(STAGE))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(STAGES, "zeros", "my_zeros")
-    plan.catalog.cache_clear()
+    catalog.built_in.cache_clear()
     yield
-    plan.catalog.cache_clear()
+    catalog.built_in.cache_clear()
 
 
 def test_a_stage_in_one_file_and_one_line_is_a_technique_like_any_other(bench, own_stage):
@@ -543,10 +542,10 @@ def test_a_stage_that_trains_twice_is_told_that_it_could_not_be_resumed(
     (tmp_path / "my_twice.py").write_text(textwrap.dedent(TWICE))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(STAGES, "twice", "my_twice")
-    plan.catalog.cache_clear()
+    catalog.built_in.cache_clear()
     try:
         cell = bench.cells(["mine"], define={"mine": [{"twice": {}}]})["mine"]
         with pytest.raises(RuntimeError, match="twice trains twice; expected one training a stage"):
             staged(cell, beside(bench, "twice"))
     finally:
-        plan.catalog.cache_clear()
+        catalog.built_in.cache_clear()

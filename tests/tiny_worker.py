@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.compress import _die_with  # noqa: E402
 from pipeline import store  # noqa: E402
+from pipeline.catalog import Catalog  # noqa: E402
 from pipeline.paths import Work  # noqa: E402
-from pipeline.sweep import Catalog, Cell  # noqa: E402
+from pipeline.sweep import Cell  # noqa: E402
 from tests import results  # noqa: E402
 
 CATALOG = Catalog({}, {}, {"shrink": results.Strength}, {})

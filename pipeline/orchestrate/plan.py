@@ -11,16 +11,14 @@ import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pipeline import paths, store, sweep
+from pipeline import catalog, paths, store, sweep
 from pipeline.errors import UserError
 from pipeline.orchestrate import estimate
 from pipeline.strict_yaml import nearest, shown
-from pipeline.sweep import Catalog, Cell, Sweep
+from pipeline.sweep import Cell, Sweep
 
 REPORT = "report"
 
@@ -118,32 +116,14 @@ class Plan:
             yield f"{self.wall_hours:.2f} hours from start to end, without waiting in the queue"
 
 
-@cache
-def catalog() -> Catalog:
-    """What a sweep file may name, from the three registries."""
-    from pipeline.data import DATASETS, FOLDERS
-    from pipeline.models import MODELS
-    from pipeline.techniques import STAGES, TECHNIQUES
-
-    modules = {name: import_module(path) for name, path in STAGES.items()}
-    return Catalog(
-        models={name: description for name, (_, description) in MODELS.items()},
-        datasets={name: entry.description for name, entry in DATASETS.items()},
-        stages={name: module.Settings for name, module in modules.items()},
-        techniques={name: chain for name, (_, chain) in TECHNIQUES.items()},
-        expanders={n: module.expand for n, module in modules.items() if hasattr(module, "expand")},
-        folders=FOLDERS,
-    )
-
-
 def load_sweep(name_or_path: str | Path) -> Sweep:
     """The sweep in a file, or the one that ships under this name; UserError if it is not valid."""
-    return sweep.load(paths.sweep_file(name_or_path), catalog())
+    return sweep.load(paths.sweep_file(name_or_path), catalog.built_in())
 
 
 def load_again(path: Path, text: str) -> Sweep:
     """A sweep as it was when its file, which may have changed or be gone, held this text."""
-    return sweep.load(path, catalog(), text)
+    return sweep.load(path, catalog.built_in(), text)
 
 
 def roots(asked: Sweep, profile=None) -> tuple[paths.Work, Path]:
@@ -270,7 +250,7 @@ def listing(what: str) -> dict[str, str]:
         from pipeline.techniques import TECHNIQUES
 
         return {name: f"{said}: {_chain(chain)}" for name, (said, chain) in TECHNIQUES.items()}
-    return dict(getattr(catalog(), what))
+    return dict(getattr(catalog.built_in(), what))
 
 
 def _headline(path: Path) -> str:
@@ -278,7 +258,7 @@ def _headline(path: Path) -> str:
     return first.removeprefix("#").strip()
 
 
-def _chain(chain: sweep.Chain) -> str:
+def _chain(chain: catalog.Chain) -> str:
     return " > ".join(name for step in chain for name in step) or "train"
 
 

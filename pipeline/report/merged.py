@@ -23,14 +23,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import h5py
 from h5py import h5o
 
-from pipeline import __version__, hdf5, store
+from pipeline import __version__, catalog, hdf5, store
 from pipeline.errors import UserError
 from pipeline.paths import Work, checked_name
 from pipeline.report import content, evidence, frames, reading, usage
@@ -40,7 +39,7 @@ from pipeline.report.gaps import Gap
 from pipeline.report.reading import Chunk, Read
 from pipeline.report.row import identity
 from pipeline.report.usage import Used
-from pipeline.sweep import Catalog, Cell, Sweep
+from pipeline.sweep import Cell, Sweep
 
 FORMAT = 1
 MEMBERS = {"text", "order", "gaps", "usage", "cells"}
@@ -202,7 +201,7 @@ def _sweep(file: h5py.File, path: Path, missing: dict[str, dict[str, Any]]) -> S
     order = _json(file, "order", list)
     if sorted(order) != sorted([*done, *missing]):
         raise ValueError("its cells are not those of its sweep")
-    known = _catalog()
+    known = catalog.built_in()
     cells = []
     for cell_id in order:
         said = missing.get(cell_id) or json.loads(file["cells"][cell_id].attrs["cell"])
@@ -224,11 +223,3 @@ def _json(file: h5py.File, name: str, kind: type) -> Any:
     if not isinstance(found, kind):
         raise ValueError(f"{name} is no JSON {kind.__name__}")
     return found
-
-
-def _catalog() -> Catalog:
-    """The stages that there are: all that a resolved cell names."""
-    from pipeline.techniques import STAGES
-
-    stages = {name: import_module(module).Settings for name, module in STAGES.items()}
-    return Catalog(models={}, datasets={}, stages=stages, techniques={})

@@ -1,0 +1,182 @@
+"""A sweep file's keys: read and checked, with models and data sets that the catalog knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from pipeline.errors import UserError
+from pipeline.strict_yaml import Document, Key, described, nearest, shown
+from pipeline.sweep.cell import (
+    Dataset,
+    Frozen,
+    Measure,
+    Model,
+    Name,
+    Pack,
+    Recipe,
+    Seed,
+    canonical_json,
+)
+
+if TYPE_CHECKING:
+    from pipeline.catalog import Catalog
+
+MAX_CELLS = 1_000_000
+
+
+class Exclude(Frozen):
+    dataset: str | None = None
+    model: str | None = None
+    technique: str | None = None
+    seed: int | None = None
+
+
+class SweepFile(Frozen):
+    """The keys of a sweep file; what depends on the catalog is checked after this."""
+
+    name: Name
+    models: list[Any] = Field(min_length=1)
+    datasets: list[Any] = Field(min_length=1)
+    seeds: list[Seed] = Field([0], min_length=1)
+    techniques: list[str] = Field(min_length=1)
+    training: Recipe = Recipe()
+    measure: Measure = Measure()
+    exclude: list[Exclude] = []
+    define: dict[str, Any] = {}
+    grid: dict[str, Any] = {}
+    profile: Name | None = None
+    pack: Pack | None = None
+
+
+class _DatasetEntry(Dataset):
+    """An entry of `datasets`; its `training` is what differs from the sweep's on this data set."""
+
+    training: dict[str, Any] = {}
+
+
+class _Label(Frozen):
+    label: Name
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the reading functions below share: the document, its keys, what it may name."""
+
+    document: Document
+    config: SweepFile
+    catalog: Catalog
+
+    def error(self, at: Key, problem: str) -> UserError:
+        return self.document.error(at, problem)
+
+    def known(self, at: Key, what: str, name: str, valid: Iterable[str], command: str) -> None:
+        if name not in valid:
+            raise self.error(
+                at,
+                f"unknown {what} {shown(name)}; {nearest(name, valid)} "
+                f"(`netpress {command}` lists them)",
+            )
+
+    def check_label(self, at: Key, label: str) -> None:
+        self.document.check(at, _Label, {"label": label}, name_keys=False)
+
+
+def read_config(document: Document) -> SweepFile:
+    data = document.data
+    for key in ("models", "datasets", "seeds", "techniques"):
+        if data.get(key, ...) in ([], None):
+            raise document.error((key,), "names nothing, so the matrix is empty; name at least one")
+    for at, part, value in _parts(data):  # on their own, so that each can name its nearest key
+        document.check(at, part, value)
+    config = document.check((), SweepFile, data)
+    for key in ("models", "datasets", "seeds", "techniques", "exclude"):
+        refuse_twins(document, (key,), data.get(key, []))
+    return config
+
+
+def _parts(data: dict[str, Any]) -> Iterator[tuple[Key, type[Frozen], Any]]:
+    for key, part in (("training", Recipe), ("measure", Measure), ("pack", Pack)):
+        if key in data:
+            yield (key,), part, data[key]
+    if isinstance(data.get("exclude"), list):
+        for i, entry in enumerate(data["exclude"]):
+            yield ("exclude", i), Exclude, entry
+
+
+def refuse_twins(document: Document, at: Key, values: Sequence[Any]) -> None:
+    seen: set[str] = set()
+    for i, value in enumerate(values):
+        text = canonical_json(value)
+        if text in seen:
+            raise document.error((*at, i), f"{shown(value)} stands here twice; name it once")
+        seen.add(text)
+
+
+def read_models(source: Source) -> list[Model]:
+    models: dict[str, Model] = {}
+    for i, value in enumerate(source.config.models):
+        at = ("models", i)
+        model = _entry(source.document, at, Model, value)
+        source.known(at, "model", model.name, source.catalog.models, "models")
+        if model.label in models:
+            raise source.error(at, f"{model.label} stands here twice; name it once")
+        models[model.label] = model
+    return list(models.values())
+
+
+def read_datasets(source: Source) -> tuple[list[Dataset], dict[str, Recipe]]:
+    """The data sets, and the recipe on each by its name."""
+    datasets: dict[str, Dataset] = {}
+    recipes: dict[str, Recipe] = {}
+    for i, value in enumerate(source.config.datasets):
+        at = ("datasets", i)
+        entry = _entry(source.document, at, _DatasetEntry, value)
+        dataset = Dataset(**entry.model_dump(exclude={"training"}))
+        if dataset.folder is not None:
+            dataset = _with_folder(source, at, dataset)
+        else:
+            source.known(at, "data set", dataset.name, source.catalog.datasets, "datasets")
+        if dataset.name in datasets:
+            raise source.error(at, f"{shown(dataset.name)} stands here already; names must differ")
+        datasets[dataset.name] = dataset
+        recipes[dataset.name] = _recipe(source, (*at, "training"), entry.training)
+    return list(datasets.values()), recipes
+
+
+def _recipe(source: Source, at: Key, differs: dict[str, Any]) -> Recipe:
+    if not differs:
+        return source.config.training
+    source.document.check(at, Recipe, differs)
+    return Recipe(**{**source.config.training.model_dump(), **differs})
+
+
+def _entry(document: Document, at: Key, part: type[Frozen], value: Any) -> Any:
+    """An entry of `models` or `datasets`: a name, or a mapping with `name` and more."""
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict):
+        raise document.error(at, f"expected a name, or a mapping with it, got {described(value)}")
+    return document.check(at, part, value)
+
+
+def _with_folder(source: Source, at: Key, dataset: Dataset) -> Dataset:
+    """The data set with its folder made absolute; a relative one starts at the sweep file."""
+    if dataset.name in set(source.catalog.datasets) - source.catalog.folders:
+        raise source.error(
+            (*at, "name"),
+            f"{shown(dataset.name)} is a data set that netpress has; give the folder another name",
+        )
+    here = source.document.path.parent
+    folder = (here / Path(dataset.folder or "").expanduser()).resolve()
+    if not folder.is_dir():
+        raise source.error(
+            (*at, "folder"),
+            f"{shown(str(folder))} is not there; expected a folder with train/CLASS/ and "
+            "test/CLASS/ in it",
+        )
+    return dataset.model_copy(update={"folder": str(folder)})

@@ -1,0 +1,69 @@
+"""From a sweep file to a Sweep: every step of reading one, in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import strict_yaml
+from pipeline.sweep.cell import Cell, Pack
+from pipeline.sweep.file import Source, read_config, read_datasets, read_models
+from pipeline.sweep.matrix import build_cells
+from pipeline.sweep.techniques import resolve_techniques
+
+if TYPE_CHECKING:
+    from pipeline.catalog import Catalog
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What one sweep file asks for: its cells, bases first, and how to run them.
+
+    `text` is the file as it was read; `notes` are lines for the user about what is odd in it.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    path: Path
+    text: str = field(repr=False)
+    profile: str | None = None
+    pack: Pack | None = None
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def by_id(self) -> dict[str, Cell]:
+        return {cell.id: cell for cell in self.cells}
+
+
+def load(path: Path, catalog: Catalog, text: str | None = None) -> Sweep:
+    """The sweep in the YAML file `path`; raises UserError, one sentence, for whatever is wrong.
+
+    text: what the file held when it was read before, in place of what it holds now.
+    """
+    document = strict_yaml.read(Path(path), text)
+    source = Source(document, read_config(document), catalog)
+    techniques = resolve_techniques(source)
+    datasets, recipes = read_datasets(source)
+    cells = build_cells(source, datasets, recipes, read_models(source), techniques)
+    config = source.config
+    return Sweep(
+        name=config.name,
+        cells=cells,
+        path=document.path,
+        text=document.text,
+        profile=config.profile,
+        pack=config.pack,
+        notes=_notes(source),
+    )
+
+
+def _notes(source: Source) -> tuple[str, ...]:
+    config, document = source.config, source.document
+    return tuple(
+        f"{document.path}:{document.line(('define', name))}: define.{name}: defined, but no cell "
+        "uses it; name it in `techniques` as well"
+        for name in config.define
+        if name not in config.techniques
+    )

@@ -1,0 +1,176 @@
+"""The techniques of a sweep: built-in chains, `define`, and the operating points of `grid`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from pipeline.strict_yaml import Key, nearest, shown
+from pipeline.sweep.cell import Stage, strictly
+from pipeline.sweep.file import MAX_CELLS, Source, refuse_twins
+
+if TYPE_CHECKING:
+    from pipeline.catalog import Chain
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A stage as it is written, before its settings are checked and expanded."""
+
+    stage: str
+    written: dict[str, Any]
+    at: Key
+
+
+@dataclass(frozen=True)
+class Technique:
+    label: str
+    family: str
+    stages: tuple[Stage, ...]
+    at: Key  # where the sweep file asks for it
+
+
+def resolve_techniques(source: Source) -> list[Technique]:
+    """Every technique and operating point of the sweep, resolved once."""
+    config, built_in = source.config, source.catalog.techniques
+    chains = {name: _defined(source, name) for name in config.define}
+    for family in config.grid:
+        if family not in config.techniques:
+            raise source.error(
+                ("grid", family),
+                f"{shown(family)} is not in `techniques`; {nearest(family, config.techniques)}",
+            )
+    techniques: list[Technique] = []
+    for i, name in enumerate(config.techniques):
+        at = ("techniques", i)
+        source.known(at, "technique", name, {*built_in, *chains}, "techniques")
+        chain = chains[name] if name in chains else _built_in(built_in[name], at)
+        techniques += _points(source, name, chain, at)
+    _refuse_same(source, techniques)
+    return techniques
+
+
+def _built_in(chain: Chain, at: Key) -> list[_Step]:
+    return [_Step(name, dict(written), at) for step in chain for name, written in step.items()]
+
+
+def _defined(source: Source, name: str) -> list[_Step]:
+    """The chain under `define: NAME`, a list of `- stage: {settings}`, checked to its end."""
+    at, chain = ("define", name), source.config.define[name]
+    source.check_label(at, name)
+    if name in source.catalog.techniques:
+        raise source.error(at, "is a technique that netpress has; define it under another name")
+    if not isinstance(chain, list) or not chain:
+        raise source.error(at, "expected a list of stages, such as `- finetune: {epochs: 5}`")
+    steps = [_step(source, (*at, i), step) for i, step in enumerate(chain)]
+    _resolve(source, steps)  # also where no cell uses it
+    return steps
+
+
+def _step(source: Source, at: Key, step: Any) -> _Step:
+    if isinstance(step, str):
+        step = {step: {}}
+    if not isinstance(step, dict) or len(step) != 1:
+        raise source.error(
+            at, "expected one stage and its settings, such as `- finetune: {epochs: 5}`"
+        )
+    [(stage, written)] = step.items()
+    if stage not in source.catalog.stages:
+        raise source.error(
+            (*at, stage), f"unknown stage {shown(stage)}; {nearest(stage, source.catalog.stages)}"
+        )
+    return _Step(stage, {} if written is None else written, (*at, stage))
+
+
+def _resolve(source: Source, steps: Sequence[_Step]) -> tuple[Stage, ...]:
+    """Settings checked and filled in; a stage that stands for several becomes them."""
+    stages: list[Stage] = []
+    for step in steps:
+        settings = source.document.check(step.at, source.catalog.stages[step.stage], step.written)
+        expand = source.catalog.expanders.get(step.stage)
+        for name, expanded in expand(settings) if expand else [(step.stage, settings)]:
+            if not isinstance(expanded, BaseModel):
+                expanded = strictly(source.catalog.stages[name], expanded)
+            stages.append(Stage(name, expanded))
+    return tuple(stages)
+
+
+def _points(source: Source, family: str, chain: list[_Step], at: Key) -> Iterator[Technique]:
+    """The technique, or one for each operating point that `grid` asks for."""
+    if family not in source.config.grid:
+        yield Technique(family, family, _resolve(source, chain), at)
+        return
+    axes = _axes(source, family, chain)
+    if math.prod(map(len, axes.values())) > MAX_CELLS:
+        raise source.error(("grid", family), f"has more than {MAX_CELLS:,} points; leave some out")
+    for values in itertools.product(*axes.values()):
+        label = "-".join([family, *map(_spelled, values)])
+        source.check_label(("grid", family), label)
+        point = _at_point(family, chain, dict(zip(axes, values, strict=True)))
+        yield Technique(label, family, _resolve(source, point), at)
+
+
+def _axes(source: Source, family: str, chain: list[_Step]) -> dict[str, list[Any]]:
+    """`grid: FAMILY:` checked: {"prune.parameters_kept": [0.5, 0.25]}."""
+    axes, at = source.config.grid[family], ("grid", family)
+    if not isinstance(axes, dict) or not axes:
+        raise source.error(at, "expected `stage.setting: [values]`")
+    settings = source.catalog.stages
+    valid = {f"{step.stage}.{key}" for step in chain for key in settings[step.stage].model_fields}
+    for key, values in axes.items():
+        if key not in valid:
+            raise source.error((*at, key), f"no stage of {family!r} has it; {nearest(key, valid)}")
+        if not isinstance(values, list) or not values:
+            raise source.error((*at, key), "expected a list of values, at least one")
+        refuse_twins(source.document, (*at, key), values)
+        _check_axis(source, (*at, key), chain, values)
+    return axes
+
+
+def _check_axis(source: Source, at: Key, chain: list[_Step], values: list[Any]) -> None:
+    """Each value tried alone, so that the sentence about a bad one names its place in the grid."""
+    stage, setting = at[-1].split(".", 1)
+    for step in chain:
+        for i, value in enumerate(values):
+            if step.stage == stage:
+                changed, settings = {**step.written, setting: value}, source.catalog.stages[stage]
+                source.document.check((*at, i), settings, changed, name_keys=False)
+
+
+def _at_point(family: str, chain: list[_Step], point: dict[str, Any]) -> list[_Step]:
+    """The chain with the settings of one point of the grid; every stage of a name takes them."""
+    steps = []
+    for step in chain:
+        mine = {key: value for key, value in point.items() if key.split(".", 1)[0] == step.stage}
+        written = {**step.written, **{key.split(".", 1)[1]: mine[key] for key in mine}}
+        steps.append(_Step(step.stage, written, ("grid", family) if mine else step.at))
+    return steps
+
+
+def _spelled(value: Any) -> str:
+    """A grid value in a label: 0.25, true, l1."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _refuse_same(source: Source, techniques: list[Technique]) -> None:
+    """No two techniques of one name, and no two names for one cell."""
+    labels: set[str] = set()
+    chains: dict[tuple[str, ...], Technique] = {}
+    for technique in techniques:
+        label = technique.label
+        if label in labels:
+            raise source.error(
+                technique.at, f"two techniques would be called {label!r}; rename one"
+            )
+        labels.add(label)
+        twin = chains.setdefault(tuple(stage.canonical for stage in technique.stages), technique)
+        if twin is not technique:
+            raise source.error(
+                technique.at, f"{label!r} does the same as {twin.label!r}, stage by stage; keep one"
+            )
