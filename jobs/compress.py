@@ -68,7 +68,7 @@ def compress(cell_id, work, data_root, events, device="auto", threads=None) -> b
 
                 return _attempted(paths, attempt, work, data_root, heard, device, threads)
     except store.Busy as busy:
-        print(f"netpress: {busy}", file=sys.stderr)  # `status` looks for it in the job's log
+        print(f"netpress: {busy}", file=sys.stderr)
         tell({"stage": "busy", "reason": str(busy)})
     except Exception as error:  # no attempt to write it down in: a full disk, another user's folder
         traceback.print_exc()

@@ -187,8 +187,8 @@ def submit(context, sweep: str, profile, settings, dry_run: bool, as_json: bool)
     if dry_run:
         planned = submit.planned(asked, *roots, cluster)
         return _show(planned.to_json() if as_json else planned.lines())
-    made, found, sent = submit.run(asked, *roots, cluster)
-    _show(submit.lines(made, found, sent))
+    batch, states, sent = submit.run(asked, *roots, cluster, _job_functions())
+    _show(line.text for line in submit.lines(batch, states, sent))
     sent.check()
 
 
@@ -254,8 +254,11 @@ def resume(sweep: str, cells: tuple[str, ...], profile, settings, exceptions: bo
     cluster = _cluster(asked, profile, settings, needed=True)
     chosen = [plan.find_cell(asked, cell) for cell in cells]
     roots = _roots(asked, cluster)
-    made, found, sent, said = resume.run(asked, *roots, cluster, chosen, exceptions)
-    _show(resume.lines(made, found, sent, said))
+    functions = _job_functions()
+    batch, states, sent, decisions = resume.run(
+        asked, *roots, cluster, functions, chosen, exceptions
+    )
+    _show(line.text for line in resume.lines(batch, states, sent, decisions))
     sent.check()
 
 
@@ -433,6 +436,15 @@ def _cluster(asked, name: str | None = None, settings: Sequence[str] = (), neede
         ),
         settings,
     )
+
+
+def _job_functions():
+    """What the jobs of a sweep call: `jobs` is above the library, so it is passed in from here."""
+    from jobs.aggregate import Report
+    from jobs.task import Task
+    from pipeline.orchestrate.send import JobFunctions
+
+    return JobFunctions(cells=Task, report=Report)
 
 
 def _roots(asked, cluster=None) -> tuple[Any, Path]:

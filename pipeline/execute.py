@@ -310,7 +310,8 @@ def failure_of(error: BaseException) -> tuple[str, str]:
     line = (str(error).strip().splitlines() or ["no message"])[0][:500]
     named = f"{type(error).__name__}: {line}"
     if any(map(_out_of_memory, _causes(error))):
-        return "out_of_memory", named
+        of_gpu = any(map(_gpu_out_of_memory, _causes(error)))
+        return "gpu_out_of_memory" if of_gpu else "out_of_memory", named
     if full := next(filter(_disk_full, _causes(error)), None):
         return "disk_full", getattr(full, "strerror", None) or line
     if isinstance(error, NoBase):
@@ -338,6 +339,11 @@ _NO_MEMORY = (
 def _out_of_memory(error: BaseException) -> bool:
     own = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return own or any(text in str(error) for text in _NO_MEMORY)
+
+
+def _gpu_out_of_memory(error: BaseException) -> bool:
+    """PyTorch has an error of its own for a GPU's memory; CUDA's libraries have a status."""
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
 
 
 def _disk_full(error: BaseException) -> bool:

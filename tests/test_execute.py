@@ -339,6 +339,15 @@ def test_memory_that_ran_out_is_told_from_other_errors():
         assert kind == "out_of_memory" and "Error: " in reason and "\n" not in reason
 
 
+def test_memory_of_a_gpu_is_told_from_memory_of_the_machine():
+    gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert execute.failure_of(gpu)[0] == "gpu_out_of_memory"
+    wrapped = Corrupt("a model cannot be read")
+    wrapped.__cause__ = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+    assert execute.failure_of(wrapped)[0] == "gpu_out_of_memory"
+    assert execute.failure_of(MemoryError("of CUDA.bin"))[0] == "out_of_memory"
+
+
 def test_memory_that_ran_out_inside_of_another_error_is_found():
     def wrapped():
         try:

@@ -791,7 +791,7 @@ def test_a_missing_result_is_file_not_found(tmp_path):
 
 
 def test_planning_and_status_need_no_hdf5():
-    script = "import sys, pipeline.store, pipeline.report.gaps; print(*sys.modules)"
+    script = "import sys, pipeline.store, pipeline.gaps; print(*sys.modules)"
     command = [sys.executable, "-c", script]
     loaded = subprocess.run(command, cwd=CODE, capture_output=True, text=True, check=True).stdout
     assert not {"h5py", "numpy", "pandas", "torch", "matplotlib"} & set(loaded.split())

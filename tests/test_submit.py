@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,20 @@ from hypothesis import strategies as some
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.orchestrate import cluster, executor, graph, ledger, profile, retry, slurm, submit
+from pipeline.orchestrate import (
+    batch,
+    cluster,
+    executor,
+    graph,
+    ledger,
+    profile,
+    resume,
+    retry,
+    send,
+    slurm,
+    state,
+    submit,
+)
 from pipeline.orchestrate.graph import Queued, Request
 from pipeline.orchestrate.slurm import Row
 from pipeline.paths import Work
@@ -136,7 +151,7 @@ def test_the_scripts_are_these():
     """Golden: `ACCEPT_GOLDEN=1 pytest tests/test_submit.py -k scripts` accepts a change."""
     sol = profile.load("sol", ["mail=a@asu.edu", "python=/env/bin/python"])
     asked = results.sweep(techniques=("half", "tiny"), seeds=(0, 1))
-    batch = submit.prepare(
+    made = batch.prepare(
         asked,
         Work(Path("/scratch/sparky/it's here")),
         Path("/data"),
@@ -144,8 +159,8 @@ def test_the_scripts_are_these():
         asked.cells,
         known=ledger.Ledger(Work(Path("/none")).sweep("test")),
     )
-    intents = {item.intent: f"INTENT{n}" for n, item in enumerate(batch.prepared)}
-    for item in batch.prepared:
+    intents = {item.intent: f"INTENT{n}" for n, item in enumerate(made.prepared)}
+    for item in made.prepared:
         text = item.script.replace(str(paths.CODE), "/CHECKOUT")
         for intent, name in intents.items():
             text = text.replace(intent, name)
@@ -168,7 +183,7 @@ def test_the_logs_are_where_submitit_puts_them(tmp_path):
 def test_a_folder_that_slurm_would_misread_is_refused(name):
     asked = results.sweep()
     with pytest.raises(UserError, match="Slurm cannot write logs"):
-        submit.prepare(
+        batch.prepare(
             asked,
             Work(Path("/w") / name),
             Path("/d"),
@@ -311,9 +326,8 @@ GIB = 1024**3
         (
             Row(1, 0, "FAILED", exit_code="1:0"),
             {
-                "cell": "ab",
-                "log": "netpress: cell ab is being "
-                "worked on by process 1 on x in job 2_0\nsrun: error",
+                "busy": "cell ab is being worked on by process 1 on x in job 2_0",
+                "log": "srun: error",
             },
             "busy",
             "on x in job 2_0 when",
@@ -398,6 +412,68 @@ def test_every_state_of_slurm_and_what_it_is_for_a_cell(name, tmp_path):
         assert found.state not in ("running", "queued") and found.reason
     else:
         assert name == "FROBNICATED" in found.reason and found.state == "running"
+
+
+def test_a_busy_cell_is_known_by_the_event_of_its_job(tmp_path):
+    """Not by words in a log, which a user's own code may print as well."""
+    asked, work = results.sweep(techniques=("half",)), Work(tmp_path)
+    first, second = asked.cells
+    with ledger.locked(work.sweep("test")) as known:
+        ids = (first.id, second.id)
+        intend(known, cells=ids, request={"memory_gib": 1, "minutes": 1, "exclude": []})
+        known.append("submitted", intent="a1", job=7)
+    job = known.paths.job("a1")
+    job.folder.mkdir(parents=True)
+    reason = f"cell {first.id} is being worked on by process 1 on x"
+    events = [{"cell": first.id, "stage": "busy", "reason": reason}]
+    events += [{"cell": second.id, "stage": "base", "epoch": n} for n in range(500)]
+    job.out("7_0").write_text('"busy"\n' + "".join(json.dumps(e) + "\n" for e in events))
+    job.err("7_0").write_text(f"netpress: cell {second.id} is being watched\n")
+    view = cluster.View(known, work, {"7_0": Row(7, 0, "FAILED", exit_code="1:0")})
+    cause = view.cause(first)
+    assert (cause.kind, cause.reason) == ("busy", f"{reason} when job 7_0 came to it")
+    assert view.cause(second).kind == "exception"
+
+
+def test_memory_of_a_gpu_is_a_kind_of_its_own_and_reads_as_before():
+    reason = "OutOfMemoryError: CUDA out of memory"
+    cause = retry.cause(None, failure={"kind": "gpu_out_of_memory", "reason": reason})
+    assert (cause.kind, cause.reason) == ("gpu_out_of_memory", f"out of memory: {reason}")
+    assert not cause.rule.again
+    host = {"kind": "out_of_memory", "reason": "MemoryError: reading /data/CUDA.bin"}
+    assert retry.cause(None, failure=host).kind == "out_of_memory"
+
+
+def test_resume_leaves_out_its_own_advice_and_nothing_else(tmp_path):
+    """By what a line is for: the name of the sweep's file is in other lines too."""
+    asked = replace(results.sweep(), path=tmp_path / "netpress resume.yaml")
+    work, sol = Work(tmp_path), profile.load("generic")
+    states = tuple(state.CellState(cell, "failed", 1, "x") for cell in asked.cells)
+    nothing, sent = batch.Batch(asked, work, tmp_path, sol), send.Sent({"netpress-a": 7})
+    *others, hint, last = submit.lines(nothing, state.Found(states), sent)
+    assert "takes care of them" in hint.text and "tells how it goes" in last.text
+    lines = list(resume.lines(nothing, state.Found(states), sent, ["a decision"]))
+    assert lines == [submit.Line("a decision"), *others, last]
+
+
+def test_the_functions_of_jobs_are_passed_in(tmp_path):
+    from jobs.aggregate import Report
+    from jobs.task import Task
+
+    asked, work = results.sweep(), Work(tmp_path)
+    known = ledger.Ledger(work.sweep("test"))
+    made = batch.prepare(asked, work, tmp_path, profile.load("generic"), asked.cells, known=known)
+    functions = send.JobFunctions(cells=Task, report=Report)
+    kinds = [type(send._function(made, functions, tmp_path, item)) for item in made.prepared]
+    assert kinds == [Task] * (len(kinds) - 1) + [Report]
+
+
+def test_orchestrate_does_not_reach_up_into_jobs():
+    for file in Path(batch.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any(name.split(".")[0] == "jobs" for name in names), file
 
 
 def test_what_is_asked_for_next_time():

@@ -6,10 +6,12 @@ never makes a cell done: only a published, valid result does.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from pathlib import Path
 
 from pipeline import store
 from pipeline.errors import UserError
@@ -124,7 +126,7 @@ class View:
             rounds=made.rounds,
             progress=made.progress,
             task=task,
-            cell=cell.id,
+            busy="" if made.failure else _busy(job.out(task), cell.id),
         )
         if row is None and made.failure is None and not self.accounting:
             return Cause(found.kind, f"{found.reason} (accounting is not available)")
@@ -278,6 +280,24 @@ def failed_in(work: Work, cell: Cell, task: str) -> dict | None:
 def pending(row: slurm.Row) -> str:
     """Why a job that is in the queue does not run, in words where there are some."""
     return PENDING.get(row.reason, row.reason).replace("JOB", row.task)
+
+
+def _busy(events: Path, cell_id: str) -> str:
+    """Why the job left the cell to another process, by the events of the job; empty if it did not.
+
+    The whole file is read: in a pack, other cells' events follow."""
+    reason = ""
+    with contextlib.suppress(FileNotFoundError), open(events, "rb") as lines:
+        for line in lines:
+            if b'"busy"' not in line:
+                continue
+            try:
+                event = json.loads(line)
+                if event["cell"] == cell_id and event["stage"] == "busy":
+                    reason = str(event["reason"])
+            except (ValueError, KeyError, TypeError, RecursionError):  # not an event
+                continue
+    return reason
 
 
 def _json(path) -> dict:

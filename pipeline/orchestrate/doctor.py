@@ -206,15 +206,15 @@ def _remedy(said: str) -> str:
 
 def _script(cluster: Cluster, work: Path, report: bool = False) -> str:
     """The real script of a job, or of the report, in a folder that need not exist."""
-    from pipeline.orchestrate import submit
+    from pipeline.orchestrate.batch import REPORT, slurm_request
     from pipeline.orchestrate.executor import script
     from pipeline.orchestrate.graph import Array, Request
 
     profile = cluster.profile.report if report else cluster.profile
     asked = Request(profile.memory_gib, profile.minutes)
-    array = Array(submit.REPORT if report else "cells", {0: ()}, asked)
+    array = Array(REPORT if report else "cells", {0: ()}, asked)
     job = paths.Work(work).sweep("doctor").job("test")
-    return script(submit.ask(array, cluster, "netpress-doctor", job, None))
+    return script(slurm_request(array, cluster, "netpress-doctor", job, None))
 
 
 def _accounting(cluster: Cluster) -> Iterator[Check]:

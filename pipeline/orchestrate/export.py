@@ -6,11 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-from pipeline import store
+from pipeline import gaps, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate.plan import called
 from pipeline.paths import CellPaths, Work
-from pipeline.report import gaps
 from pipeline.sweep import Cell, Sweep
 
 

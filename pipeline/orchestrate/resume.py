@@ -8,31 +8,35 @@ from dataclasses import dataclass, field, replace
 from pipeline import store
 from pipeline.orchestrate import cluster as clusters
 from pipeline.orchestrate import state, submit
+from pipeline.orchestrate.batch import Batch
 from pipeline.orchestrate.graph import Request
 from pipeline.orchestrate.profile import Cluster
 from pipeline.orchestrate.retry import Cause, escalated
+from pipeline.orchestrate.send import JobFunctions, Sent
 from pipeline.paths import Work
 from pipeline.sweep import Cell, Sweep
 
 
 @dataclass
 class Choice:
-    """What is resumed, and how: requests by cell, and a line for each cell that failed."""
+    """What is resumed, and how: requests by cell, and a line for people about each cell that
+    failed."""
 
     named: frozenset[str]
     exceptions: bool
     requests: dict[str, Request] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)
+    decisions: list[str] = field(default_factory=list)
 
 
 def run(
-    asked: Sweep,
+    sweep: Sweep,
     work: Work,
     data_root,
     cluster: Cluster,
+    functions: JobFunctions,
     cells: Sequence[Cell] = (),
     exceptions: bool = False,
-) -> tuple[submit.Batch, state.Found, submit.Sent, list[str]]:
+) -> tuple[Batch, state.Found, Sent, list[str]]:
     """As `submit.run`, and lines about the cells that failed: what each is given, or why it is not.
 
     cells: only these and the bases that they need, whatever ended them. exceptions: also cells
@@ -40,40 +44,42 @@ def run(
     """
     choice = Choice(frozenset(cell.id for cell in cells), exceptions)
 
-    def pick(found: state.Found) -> submit.Picked:
-        for cell_state in found.cells:
-            _decide(choice, cell_state, found, work, cluster)
+    def pick(states: state.Found) -> submit.Picked:
+        for cell_state in states.cells:
+            _decide(choice, cell_state, states, work, cluster)
         return submit.Picked(
             lambda cell_state: cell_state.cell.id in choice.requests,
             lambda cell: choice.requests[cell.id],
         )
 
-    made, found, sent = submit.run(asked, work, data_root, cluster, pick=pick)
-    return made, found, sent, choice.said
+    batch, states, sent = submit.run(sweep, work, data_root, cluster, functions, pick=pick)
+    return batch, states, sent, choice.decisions
 
 
-def _decide(choice: Choice, cell_state: state.CellState, found, work, cluster: Cluster) -> None:
+def _decide(choice: Choice, cell_state: state.CellState, states, work, cluster: Cluster) -> None:
     """Note what the cell's next job asks for; nothing, where it is to have none."""
-    cell, view = cell_state.cell, found.view
+    cell, view = cell_state.cell, states.view
     if cell_state.state in ("done", "running") or (view and view.in_queue(cell.id)):
         return
-    if choice.named and cell.id not in choice.named and not _is_base_of(cell, choice, found):
+    if choice.named and cell.id not in choice.named and not _is_base_of(cell, choice, states):
         return
-    if not _has_base(cell, choice, found):
-        choice.said.append(f"{cell.id} {cell.name}: left alone, as its base is")
+    if not _has_base(cell, choice, states):
+        choice.decisions.append(f"{cell.id} {cell.name}: left alone, as its base is")
         return
     cause = _cause(cell_state, work, view)
     if not (cause.rule.again or choice.exceptions or cell.id in choice.named):
-        choice.said.append(f"{cell.id} {cell.name}: left alone, {cell_state.reason}")
+        choice.decisions.append(f"{cell.id} {cell.name}: left alone, {cell_state.reason}")
         return
-    asked = _asked(cell, view, cluster)
+    request = _last_request(cell, view, cluster)
     if (base := choice.requests.get(cell.base_id)) and cause.kind == "base_failed":
         # It has not run yet, and needs about what its base turned out to need.
-        asked = replace(asked, memory_gib=max(asked.memory_gib, base.memory_gib))
+        request = replace(request, memory_gib=max(request.memory_gib, base.memory_gib))
     profile = cluster.profile
-    next_one = escalated(cause, asked, profile.cap_gib, profile.cap_minutes)
+    next_one = escalated(cause, request, profile.cap_gib, profile.cap_minutes)
     if isinstance(next_one, str):
-        choice.said.append(f"{cell.id} {cell.name}: left alone, {cell_state.reason}; {next_one}")
+        choice.decisions.append(
+            f"{cell.id} {cell.name}: left alone, {cell_state.reason}; {next_one}"
+        )
         return
     next_one = replace(
         next_one,
@@ -82,24 +88,24 @@ def _decide(choice: Choice, cell_state: state.CellState, found, work, cluster: C
     )
     choice.requests[cell.id] = next_one
     if cell_state.state in ("failed", "cancelled"):
-        choice.said.append(
-            f"{cell.id} {cell.name}: again{_more(asked, next_one)}, it ended with "
+        choice.decisions.append(
+            f"{cell.id} {cell.name}: again{_more(request, next_one)}, it ended with "
             f"{cell_state.reason}"
         )
 
 
-def _has_base(cell: Cell, choice: Choice, found: state.Found) -> bool:
+def _has_base(cell: Cell, choice: Choice, states: state.Found) -> bool:
     """Whether the cell's base is there, or will be; true for a base itself."""
     if cell.is_base or cell.base_id in choice.requests:
         return True
-    base = found.by_id[cell.base_id]
-    in_queue = found.view is not None and found.view.in_queue(cell.base_id)
+    base = states.by_id[cell.base_id]
+    in_queue = states.view is not None and states.view.in_queue(cell.base_id)
     return base.state in ("done", "running") or in_queue
 
 
-def _is_base_of(cell: Cell, choice: Choice, found: state.Found) -> bool:
+def _is_base_of(cell: Cell, choice: Choice, states: state.Found) -> bool:
     """Whether a named cell stands on this one."""
-    return any(found.by_id[i].cell.base_id == cell.id for i in choice.named)
+    return any(states.by_id[i].cell.base_id == cell.id for i in choice.named)
 
 
 def _cause(cell_state: state.CellState, work: Work, view: clusters.View | None) -> Cause:
@@ -115,7 +121,7 @@ def _cause(cell_state: state.CellState, work: Work, view: clusters.View | None) 
     return Cause(failure["kind"], "")
 
 
-def _asked(cell: Cell, view: clusters.View | None, cluster: Cluster) -> Request:
+def _last_request(cell: Cell, view: clusters.View | None, cluster: Cluster) -> Request:
     """What its last job asked for; without one, what the profile says."""
     at = view.last.get(cell.id) if view else None
     if at is None:
@@ -124,19 +130,22 @@ def _asked(cell: Cell, view: clusters.View | None, cluster: Cluster) -> Request:
     return Request(last["memory_gib"], last["minutes"], tuple(last["exclude"]))
 
 
-def _more(asked: Request, given: Request) -> str:
+def _more(request: Request, given: Request) -> str:
     more = []
-    if given.memory_gib != asked.memory_gib:
-        more.append(f"{given.memory_gib} GiB instead of {asked.memory_gib}")
-    if given.minutes != asked.minutes:
-        more.append(f"{given.minutes} minutes instead of {asked.minutes}")
-    if given.exclude != asked.exclude:
+    if given.memory_gib != request.memory_gib:
+        more.append(f"{given.memory_gib} GiB instead of {request.memory_gib}")
+    if given.minutes != request.minutes:
+        more.append(f"{given.minutes} minutes instead of {request.minutes}")
+    if given.exclude != request.exclude:
         more.append(f"without {', '.join(given.exclude)}")
     return f" with {', '.join(more)}" if more else ""
 
 
-def lines(made: submit.Batch, found: state.Found, sent, said: Sequence[str]) -> Iterator[str]:
-    yield from said
-    for line in submit.lines(made, found, sent):
-        if "netpress resume" not in line:
+def lines(
+    batch: Batch, states: state.Found, sent: Sent, decisions: Sequence[str]
+) -> Iterator[submit.Line]:
+    """What was decided and submitted; not the advice to call `resume`, which this was."""
+    yield from map(submit.Line, decisions)
+    for line in submit.lines(batch, states, sent):
+        if line.kind is not submit.Kind.RESUME_HINT:
             yield line

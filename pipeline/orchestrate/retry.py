@@ -10,9 +10,9 @@ import math
 import re
 from dataclasses import dataclass
 
+from pipeline.gaps import in_one_line
 from pipeline.orchestrate.graph import Request
 from pipeline.orchestrate.slurm import Row
-from pipeline.report.gaps import said
 
 GIB = 1024**3
 
@@ -101,25 +101,24 @@ def cause(
     rounds: int = 0,
     progress: bool = False,
     task: str = "",
-    cell: str = "",
+    busy: str = "",
 ) -> Cause:
     """The cause of a cell's end.
 
     row: what Slurm knows of its job, None for nothing. failure: what its attempt in this job wrote
     down. setup: what the set-up wrote down. log: the end of the job's stderr. rounds: how often the
-    job started. progress: whether it published anything when it ran last.
+    job started. progress: whether it published anything when it ran last. busy: who was at the cell
+    when this job came to it; empty for nobody.
     """
     killed = failure is None or failure["kind"] == "killed"
     if killed and (memory := _out_of_memory(row, log)):
         return Cause("out_of_memory", memory)
     if failure is not None and not (killed and row and row.state in ("NODE_FAIL", "PREEMPTED")):
-        of_gpu = failure["kind"] == "out_of_memory" and "CUDA" in failure["reason"]
-        kind = "gpu_out_of_memory" if of_gpu else failure["kind"]
-        return Cause(kind, said(failure), str(failure.get("node", "")))
+        return Cause(failure["kind"], in_one_line(failure), str(failure.get("node", "")))
     if setup:
         return Cause("set_up", setup)
-    if cell and (busy := re.search(rf"^netpress: (cell {cell} is being .*)$", log, re.MULTILINE)):
-        return Cause("busy", f"{busy[1]} when job {task} came to it")
+    if busy:
+        return Cause("busy", f"{busy} when job {task} came to it")
     if row is None:
         return Cause(
             "lost",

@@ -14,11 +14,11 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
-from pipeline import store
+from pipeline import gaps, store
 from pipeline.orchestrate import cluster, ledger, slurm
 from pipeline.orchestrate.plan import aligned, identity
 from pipeline.paths import CellPaths, Work
-from pipeline.report import gaps, usage
+from pipeline.report import usage
 from pipeline.sweep import Cell, Sweep
 
 State = Literal["done", "running", "queued", "waiting", "failed", "cancelled", "missing"]
@@ -176,7 +176,7 @@ def _queued(cell: Cell, work: Work, row: slurm.Row, view: cluster.View) -> tuple
     if len(pack) > 1 and row.state == "RUNNING" and not is_held(work.cell(cell.id)):
         failure = cluster.failed_in(work, cell, row.task)
         if failure is not None:
-            return "failed", gaps.said(failure)
+            return "failed", gaps.in_one_line(failure)
         if not cluster.started(work, cell, row.task):
             return "queued", f"in {where}, which has {len(pack)} cells one after the other"
     return "running", where

@@ -1,7 +1,7 @@
 """From published results to what people read. Works on partial results and names each gap.
 
 Never imports torch. pandas and matplotlib are loaded when a report is asked for, so that
-`pipeline.report.gaps` stays cheap for status.
+`pipeline.gaps` stays cheap for status.
 """
 
 from __future__ import annotations

@@ -13,10 +13,11 @@ from typing import Any
 
 import pandas
 
+from pipeline import gaps
 from pipeline.errors import Corrupt
+from pipeline.gaps import Gap
 from pipeline.paths import Work
-from pipeline.report import gaps, reading
-from pipeline.report.gaps import Gap
+from pipeline.report import reading
 from pipeline.report.reading import Read
 from pipeline.report.row import COLUMNS, identity
 from pipeline.sweep import Cell, Sweep

@@ -1,58 +1,6 @@
-"""Why a cell has no result: read from its folder, in one line. Imports nothing heavy."""
+"""Under its earlier name; what it holds is in `pipeline.gaps`, below all that reads it."""
 
-from __future__ import annotations
+from pipeline.gaps import in_one_line as said
+from pipeline.gaps import reason
 
-import json
-from dataclasses import dataclass
-
-from pipeline import store
-from pipeline.errors import Corrupt
-from pipeline.paths import CellPaths, Work
-from pipeline.sweep import Cell
-
-NOT_RUN = "not run yet"
-
-
-@dataclass(frozen=True)
-class Gap:
-    """A cell of the sweep without a valid result, and why."""
-
-    cell: Cell
-    reason: str
-
-
-def reason(cell: Cell, work: Work) -> str:
-    """Why `cell`, which has no valid result, has none: its own last attempt, else its base's."""
-    own = _own_reason(work.cell(cell.id))
-    if own != NOT_RUN or cell.is_base or store.is_done(work.cell(cell.base_id)):
-        return own
-    base = _own_reason(work.cell(cell.base_id))
-    return NOT_RUN if base == NOT_RUN else f"its base is missing: {base}"
-
-
-def _own_reason(cell: CellPaths) -> str:
-    try:
-        if store.read_manifest(cell) is not None:
-            store.verify(cell, deep=False)
-    except Corrupt as error:
-        return damaged(error, cell)
-    attempt = store.last_attempt(cell)
-    if attempt is None:
-        return "started, not finished" if cell.metrics.exists() else NOT_RUN
-    try:
-        return said(json.loads(attempt.failure.read_bytes()))
-    except FileNotFoundError:
-        return "started, not finished"
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return f"failed in attempt {attempt.number}, and its failure.json cannot be read"
-
-
-def said(failure: dict) -> str:
-    """`kind: reason` of a failure.json in one line, the kind once."""
-    kind, reason = failure["kind"].replace("_", " "), " ".join(failure["reason"].split())
-    return reason if reason.startswith(kind) else f"{kind}: {reason}"
-
-
-def damaged(error: Corrupt, cell: CellPaths) -> str:
-    """Without the path of the work root, which differs from machine to machine."""
-    return f"damaged: {str(error).replace(f'{cell.folder}/', '')}"
+__all__ = ["reason", "said"]

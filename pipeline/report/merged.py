@@ -31,11 +31,11 @@ from h5py import h5o
 
 from pipeline import __version__, catalog, hdf5, store
 from pipeline.errors import UserError
+from pipeline.gaps import Gap
 from pipeline.paths import Work, checked_name
 from pipeline.report import content, evidence, frames, reading, usage
 from pipeline.report.evidence import Evidence
 from pipeline.report.frames import Frames
-from pipeline.report.gaps import Gap
 from pipeline.report.reading import Chunk, Read
 from pipeline.report.row import identity
 from pipeline.report.usage import Used

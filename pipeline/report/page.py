@@ -22,12 +22,12 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline import __version__
+from pipeline.gaps import Gap
 from pipeline.paths import page_template
 from pipeline.report import content, jobs, provenance
 from pipeline.report.answer import Row
 from pipeline.report.content import Code, Column, Section, Sentence, Table, Value, spread
 from pipeline.report.frames import Frames
-from pipeline.report.gaps import Gap
 from pipeline.report.jobs import Said
 from pipeline.report.metrics import METRIC
 from pipeline.sweep import Sweep

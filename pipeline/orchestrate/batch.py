@@ -1,0 +1,252 @@
+"""What one call of `submit` sends: which cells, in which arrays and packs, after which jobs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline import paths
+from pipeline.errors import UserError
+from pipeline.orchestrate import estimate, graph, ledger, rehearse, slurm, state
+from pipeline.orchestrate.graph import Array, Queued, Request
+from pipeline.orchestrate.profile import Cluster
+from pipeline.sweep import Cell, Sweep
+
+REPORT = "report"
+DEFAULT_MAX_ARRAY_SIZE = 1001
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An array as it will be sent. `script` has `@NAME` where a job id is not known before."""
+
+    array: Array
+    intent: str
+    name: str
+    job: paths.JobPaths
+    script: str
+    minutes: int
+
+
+@dataclass
+class Batch:
+    """What one call of submit sends, in this order, and what of it is known in the queue."""
+
+    sweep: Sweep
+    work: paths.Work
+    data_root: Path
+    cluster: Cluster
+    prepared: list[Prepared] = field(default_factory=list)
+
+    @property
+    def cells(self) -> int:
+        return sum(len(item.array.cells) for item in self.prepared)
+
+
+def limit(cluster: Cluster) -> int:
+    """Tasks that one array may have: the profile's word, the cluster's, or Slurm's default."""
+    if cluster.profile.max_array_size:
+        return cluster.profile.max_array_size
+    if slurm.available():
+        try:
+            return int(slurm.config().get("MaxArraySize", DEFAULT_MAX_ARRAY_SIZE))
+        except (UserError, ValueError):  # no controller: what is shown then is for reading only
+            return DEFAULT_MAX_ARRAY_SIZE
+    return DEFAULT_MAX_ARRAY_SIZE
+
+
+def standard(cluster: Cluster) -> Callable[[Cell], Request]:
+    """The request of a cell that has not failed."""
+    request = Request(cluster.profile.memory_gib, cluster.profile.minutes)
+    return lambda cell: request
+
+
+def is_missing(cell_state: state.CellState) -> bool:
+    """What `submit` sends; what failed or was cancelled is for `resume`."""
+    return cell_state.state in ("missing", "waiting")
+
+
+def choose(
+    sweep: Sweep, states: state.Found, wanted: Callable[[state.CellState], bool]
+) -> list[Cell]:
+    """The cells to submit: wanted, in no job, and with a base that is done, in the queue or among
+    them. One whose base a process outside of SLURM works on has nothing that it could wait for."""
+    view = states.view
+    free = [
+        s.cell
+        for s in states.cells
+        if s.state not in ("done", "running")
+        and wanted(s)
+        and not (view and view.in_queue(s.cell.id))
+    ]
+    with_base = {cell.id for cell in free} | {
+        s.cell.id for s in states.cells if s.state == "done" or (view and view.in_queue(s.cell.id))
+    }
+    return [cell for cell in free if cell.base_id in with_base]
+
+
+def make(
+    sweep: Sweep,
+    work: paths.Work,
+    data_root: Path,
+    cluster: Cluster,
+    states: state.Found,
+    known: ledger.Ledger,
+    cells: Sequence[Cell],
+    request: Callable[[Cell], Request] | None = None,
+) -> Batch:
+    """What is sent for these cells, the queue as it is; or the report alone, if it is lacking."""
+    view = states.view
+    alive = view.alive_jobs if view else []
+    queued = {}
+    for cell in sweep.cells:
+        if view and cell.is_base and view.in_queue(cell.id):
+            at = view.last[cell.id]
+            queued[cell.id] = Queued(at.entry.job, at.index)
+    batch = prepare(
+        sweep,
+        work,
+        data_root,
+        cluster,
+        cells,
+        known=known,
+        request=request,
+        queued=queued,
+        waits_for=alive,
+    )
+    if not batch.prepared and alive and view and not view.has_report(text_id(sweep)):
+        return report_only(batch, known, alive)
+    return batch
+
+
+def prepare(
+    sweep: Sweep,
+    work: paths.Work,
+    data_root: Path,
+    cluster: Cluster,
+    cells: Sequence[Cell],
+    *,
+    known: ledger.Ledger,
+    request: Callable[[Cell], Request] | None = None,
+    queued: Mapping[str, Queued] | None = None,
+    waits_for: Iterable[int] = (),
+) -> Batch:
+    """The arrays for `cells` and the report after them, complete scripts; nothing is touched.
+
+    waits_for: jobs of this sweep that are in the queue already; the report waits for them as well.
+    """
+    from pipeline.orchestrate import executor  # submitit costs 0.15 s
+
+    request = request or standard(cluster)
+    pack = None
+    if sweep.pack:
+        guess = estimated(sweep, work, cluster)
+        pack = graph.packer(sweep.pack.minutes, guess.seconds)
+    arrays = graph.arrays(cells, request, limit(cluster), queued=queued, pack=pack)
+    batch = Batch(sweep, work, data_root, cluster)
+    if not arrays:
+        return batch
+    names: dict[str, str] = {}
+    for number, array in enumerate([*arrays, _report(arrays, cluster, waits_for)]):
+        intent = _intent(sweep, work, len(known.entries) + number, array)
+        names[array.name] = name = f"netpress-{intent}-{sweep.name}-{array.name}"
+        job = work.sweep(sweep.name).job(intent)
+        wants = slurm_request(array, cluster, name, job, dependency(array, names))
+        text = executor.script(wants)
+        batch.prepared.append(Prepared(array, intent, name, job, text, wants.minutes))
+    return batch
+
+
+def report_only(batch: Batch, known: ledger.Ledger, waits_for: Sequence[int]) -> Batch:
+    """A batch of the report alone, for jobs that are in the queue without one after them."""
+    from pipeline.orchestrate import executor
+
+    array = _report([], batch.cluster, waits_for)
+    intent = _intent(batch.sweep, batch.work, len(known.entries), array)
+    name = f"netpress-{intent}-{batch.sweep.name}-{array.name}"
+    job = batch.work.sweep(batch.sweep.name).job(intent)
+    wants = slurm_request(array, batch.cluster, name, job, dependency(array, {}))
+    text = executor.script(wants)
+    batch.prepared.append(Prepared(array, intent, name, job, text, wants.minutes))
+    return batch
+
+
+def _report(arrays: Sequence[Array], cluster: Cluster, waits_for: Iterable[int]) -> Array:
+    request = Request(cluster.profile.report.memory_gib, cluster.profile.report.minutes)
+    after = (*map(str, sorted(waits_for)), *(array.name for array in arrays))
+    return Array(REPORT, {0: ()}, request, "afterany", after)
+
+
+def _intent(sweep: Sweep, work: paths.Work, number: int, array: Array) -> str:
+    """The id of an array in the ledger: known before it is sent, so that plan can show the name."""
+    facts = [
+        str(work.root),
+        slurm.user(),
+        sweep.name,
+        number,
+        array.name,
+        *map(str, array.tasks),
+        *array.cells,
+    ]
+    return hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()[:10]
+
+
+def text_id(sweep: Sweep) -> str:
+    """Which text of the sweep's file the report is of, in the ledger."""
+    return hashlib.sha256(sweep.text.encode()).hexdigest()[:10]
+
+
+def dependency(array: Array, names: Mapping[str, str]) -> str | None:
+    """`aftercorr:@NAME`, with the names of this batch's jobs where their ids will stand."""
+    if not array.after:
+        return None
+    return f"{array.kind}:" + ":".join(_placed(on, names) for on in array.after)
+
+
+def _placed(on: str, names: Mapping[str, str]) -> str:
+    name, _, index = on.rpartition("_")
+    if name in names:
+        return f"@{names[name]}@_{index}"
+    return f"@{names[on]}@" if on in names else on
+
+
+def slurm_request(
+    array: Array, cluster: Cluster, name: str, job: paths.JobPaths, dependency: str | None
+):
+    from pipeline.orchestrate.executor import Ask
+
+    profile, request = cluster.profile, array.request
+    common = dict(
+        profile=profile,
+        name=name,
+        job=job,
+        indices=tuple(array.tasks),
+        memory_gib=request.memory_gib,
+        minutes=request.minutes,
+        dependency=dependency,
+    )
+    if array.name == REPORT:
+        report = profile.report
+        return Ask(
+            **common,
+            cores=report.cores,
+            mail=profile.mail,
+            partition=report.partition,
+            qos=report.qos,
+        )
+    return Ask(**common, cores=profile.cores, gres=profile.gres, exclude=request.exclude)
+
+
+def estimated(sweep: Sweep, work: paths.Work, cluster: Cluster) -> estimate.Estimate:
+    rehearsal = rehearse.root(work)
+    if not rehearsal.root.is_dir():
+        return estimate.best(sweep, work, cluster.profile.gpu)
+    return estimate.best(sweep, work, cluster.profile.gpu, rehearse.sliver(sweep), rehearsal)
+
+
+def cells_of(batch: Batch) -> Iterator[Cell]:
+    for item in batch.prepared:
+        for cell_id in item.array.cells:
+            yield batch.sweep.by_id[cell_id]

@@ -1,0 +1,200 @@
+"""Sends a batch, each array in the ledger before it goes out, and settles what is unclear.
+
+What is certain after a kill, by the last line of the ledger about an array:
+
+    no line       nothing of it was sent
+    intent        open: its name is looked for in the queue, and in accounting where it is not there
+    submitted     sent
+    refused       Slurm said no; nothing of it was sent
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.orchestrate import ledger, slurm
+from pipeline.orchestrate.batch import REPORT, Batch, Prepared, dependency, slurm_request, text_id
+from pipeline.orchestrate.graph import Array
+
+GHOST_S = 3.0  # how long a controller that hung may take to execute what it had received
+SEND_PAUSES_S = (2.0, 5.0, 15.0)
+
+
+@dataclass(frozen=True)
+class JobFunctions:
+    """What jobs call, passed in by who stands above: `cells` makes the function of an array of
+    cells, `report` that of the report. Importable by name, so that the pickle holds nothing else.
+    """
+
+    cells: Callable[..., Any]
+    report: Callable[..., Any]
+
+
+@dataclass
+class Sent:
+    """What was sent, job ids by the jobs' names, and what kept the rest from being sent."""
+
+    jobs: dict[str, int] = field(default_factory=dict)
+    problem: UserError | None = None
+
+    def check(self) -> None:
+        """Raises UserError, of the problem's own kind, where something was not sent."""
+        if self.problem:
+            jobs = ", ".join(map(str, self.jobs.values())) or "nothing"
+            message = f"{self.problem} (submitted: {jobs}; the same command sends the rest)"
+            raise type(self.problem)(message) from self.problem
+
+
+def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions, reports: Path) -> Sent:
+    """Submit every array of the batch, with the ledger's lock held.
+
+    What Slurm refuses, and what would wait for that, is left out, and the report waits for the
+    others. Where Slurm does not answer, nothing more is sent.
+    """
+    sent, lacking = Sent(), set()
+    function_of = partial(_function, batch, functions, reports)
+    for item in batch.prepared:
+        if item.array.name == REPORT and lacking:
+            item = _after_others(batch, item, lacking)
+            if not item.array.after:
+                continue
+        elif lacking & _waits_for(item.array):
+            lacking.add(item.array.name)
+            continue
+        try:
+            sent.jobs[item.name] = _send_somewhere(batch, item, sent.jobs, known, function_of)
+        except slurm.Refused as refused:
+            lacking.add(item.array.name)
+            sent.problem = sent.problem or refused
+        except UserError as error:
+            sent.problem = error
+            break
+    return sent
+
+
+def _waits_for(array: Array) -> set[str]:
+    """Names of arrays and ids of jobs, whole or by one task of them."""
+    return {*array.after, *(on.rpartition("_")[0] for on in array.after)}
+
+
+def _after_others(batch: Batch, report: Prepared, lacking: set[str]) -> Prepared:
+    """The report's job, which does not wait for the arrays that are lacking."""
+    from pipeline.orchestrate import executor
+
+    after = tuple(on for on in report.array.after if on not in lacking)
+    array = replace(report.array, after=after)
+    names = {item.array.name: item.name for item in batch.prepared}
+    wants = slurm_request(array, batch.cluster, report.name, report.job, dependency(array, names))
+    return replace(report, array=array, script=executor.script(wants))
+
+
+def _send_somewhere(batch: Batch, item: Prepared, jobs, known, function_of) -> int:
+    """`_send`; where Slurm has no node but those that are to be left out, on one of them."""
+    try:
+        return _send(batch, item, jobs, known, function_of)
+    except slurm.Refused as refused:
+        exclude = item.array.request.exclude
+        if not exclude or slurm.NO_NODE not in str(refused):
+            raise
+    nodes = ",".join(exclude)
+    print(
+        f"netpress: Slurm has no node but {nodes} for {item.array.name}: not left out",
+        file=sys.stderr,
+    )
+    script = item.script.replace(f"#SBATCH --exclude={nodes}\n", "")
+    anywhere = replace(item.array, request=replace(item.array.request, exclude=()))
+    return _send(batch, replace(item, script=script, array=anywhere), jobs, known, function_of)
+
+
+def _send(batch: Batch, item: Prepared, jobs: Mapping[str, int], known, function_of) -> int:
+    from pipeline.orchestrate import executor
+
+    script = item.script
+    for name, job in jobs.items():
+        script = script.replace(f"@{name}@", str(job))
+    known.append(
+        "intent",
+        intent=item.intent,
+        name=item.name,
+        kind=REPORT if item.array.name == REPORT else "cells",
+        tasks={str(index): list(ids) for index, ids in item.array.tasks.items()},
+        request=asdict(item.array.request),
+        after=list(item.array.after),
+        user=slurm.user(),
+        sweep=text_id(batch.sweep),
+    )
+    cells = {i: batch.sweep.by_id[i].to_json() for i in item.array.cells}
+    executor.write(item.job, script, function_of(item), item.minutes, cells)
+    try:
+        job = _submitted(item, known)
+    except slurm.Refused as refused:
+        known.append("refused", intent=item.intent, reason=str(refused))
+        raise
+    known.append("submitted", intent=item.intent, job=job)
+    return job
+
+
+def _function(batch: Batch, functions: JobFunctions, reports: Path, item: Prepared) -> Any:
+    """What the job calls."""
+    if item.array.name == REPORT:
+        path, text = str(batch.sweep.path.absolute()), batch.sweep.text
+        return functions.report(path, text, str(batch.work.root), str(reports))
+    root, data_root = str(batch.work.root), str(batch.data_root)
+    folder = str(item.job.folder)
+    lead_s = batch.cluster.profile.signal_s
+    return functions.cells(
+        folder, root, data_root, dict(item.array.tasks), item.array.shares, lead_s
+    )
+
+
+def _submitted(item: Prepared, known: ledger.Ledger) -> int:
+    """sbatch, until it is known what became of it: one that timed out may have made its job."""
+    since = known.entries[item.intent].at
+    for pause_s in (*SEND_PAUSES_S, None):
+        try:
+            return slurm.sbatch(item.job.script)
+        except slurm.Unreachable as error:
+            print(f"netpress: {error}; looking whether the job is there", file=sys.stderr)
+            job = _look(item.name, since)
+            if job is not None:
+                return job
+            if pause_s is None:
+                raise
+        time.sleep(pause_s)
+    raise AssertionError("the last pass either returned or raised")
+
+
+def _look(name: str, since: str) -> int | None:
+    """The job of this name, submitted since then. Asked twice: a controller that hung executes
+    what it had received when it wakes, maybe after it answers us."""
+    for pause_s in (GHOST_S, 0):
+        job = slurm.find(slurm.squeue(patient=True), name, since)
+        if job is not None:
+            return job
+        time.sleep(pause_s)
+    return None
+
+
+def settle(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
+    """Close every open intent: submitted, where a job has its name; void, where none has.
+
+    Only with the lock held, so that the submitter of an open intent is dead, and only with rows
+    from a controller that answered. A job that ended and left the queue is no reason to keep an
+    intent open: nothing of it runs any more, and its cells tell by themselves if they are done.
+    """
+    for entry in [entry for entry in known.entries.values() if entry.open]:
+        job = slurm.find(rows, entry.name, entry.at)
+        if job is None:
+            time.sleep(GHOST_S)
+            job = slurm.find(slurm.squeue(entry.user, patient=True), entry.name, entry.at)
+        if job is None:
+            known.append("void", intent=entry.intent, reason="no job of this name in the queue")
+        else:
+            known.append("submitted", intent=entry.intent, job=job)
