@@ -320,8 +320,7 @@ def _refuse_with_folder(sweep: str, options: dict[str, Any]) -> None:
 @click.option("--speed/--no-speed", default=True, help="Time the models against their bases again.")
 def verify(report: Path, as_json: bool, accuracy: bool, speed: bool) -> int:
     """Measure a shared report again: its files, and its models."""
-    from pipeline import paths
-    from pipeline.report import verify
+    from pipeline import paths, verify
 
     work, data_root = paths.Work(paths.work_root()), paths.data_root()
     checks = []

@@ -12,7 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline import artifact, im2col
+from pipeline import artifact
+from pipeline.artifact import im2col
 from pipeline.measure import kernels
 from tests.test_techniques import made, split_of
 

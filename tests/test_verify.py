@@ -15,14 +15,14 @@ import numpy
 import pytest
 from PIL import Image
 
-from pipeline import artifact, hardware, report, store
+from pipeline import artifact, hardware, report, store, verify
 from pipeline.cli import main
 from pipeline.errors import Corrupt
 from pipeline.orchestrate import plan
 from pipeline.paths import ReportPaths, Work
-from pipeline.report import artifacts, merged, verify
-from pipeline.report.verify import DIFFERS, NOTE, OK, UNCHECKED
+from pipeline.report import artifacts, merged
 from pipeline.sweep import Sweep
+from pipeline.verify import DIFFERS, NOTE, OK, UNCHECKED
 from tests import cells
 
 
@@ -49,7 +49,7 @@ class Shared:
         return list(verify.checks(self.folder, self.folder, cache, accuracy=accuracy, speed=speed))
 
     def wrong(self, **more) -> dict[str, str]:
-        return {c.what: c.why for c in self.checks(**more) if c.found == DIFFERS}
+        return {c.what: c.why for c in self.checks(**more) if c.outcome == DIFFERS}
 
     def change(self, change) -> None:
         """results.h5 by another hand, sealed again. The files made from it count as right: what is
@@ -78,7 +78,7 @@ def made(published, paths):
 def made_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "made", made)
-        patch.setattr(verify, "made", made)
+        patch.setattr(verify.files, "made", made)
         yield
 
 
@@ -117,7 +117,7 @@ def test_an_untouched_report_holds(shared):
     before = {p: p.stat().st_mtime_ns for p in shared.folder.rglob("*")}
     found = shared.checks(speed=True)
     timed = [check for check in found if " speed, " in check.what]  # in a few milliseconds
-    assert {check.found for check in found if check not in timed} == {OK, NOTE}
+    assert {check.outcome for check in found if check not in timed} == {OK, NOTE}
     said = {check.what: check for check in found}
     named = f"artifacts/{shared.small} digits/vgg11_bn-w0.125/ptq-int8/0"
     assert "0 of 450 predictions differ" in said[f"{named} accuracy"].why
@@ -133,14 +133,14 @@ def test_a_base_that_is_not_there_is_made_with_random_weights(shared):
     shutil.rmtree(shared.paths.artifact(shared.sweep.cells[0].id))
     found = shared.checks(accuracy=False, speed=True)
     assert any("a base of its shape with random weights" in check.why for check in found)
-    assert [check.what for check in found if check.found == UNCHECKED] == ["artifacts"]
+    assert [check.what for check in found if check.outcome == UNCHECKED] == ["artifacts"]
     assert "1 of 2 results" in found[-1].why and "netpress run test.yaml" in found[-1].why
-    assert not [c for c in found if c.found == DIFFERS and " speed, " not in c.what]
+    assert not [c for c in found if c.outcome == DIFFERS and " speed, " not in c.what]
 
 
 def test_the_random_base_has_the_recorded_shape(shared, bench):
     cell = shared.sweep.cells[1]
-    made = verify._random_base(cell, artifact.load(shared.paths.artifact(cell.id)))
+    made = verify.artifacts._random_base(cell, artifact.load(shared.paths.artifact(cell.id)))
     real = artifact.load(bench.work.cell(cell.base_id).artifact)
     assert made.manifest["network"] == real.manifest["network"]
     assert len(made.model) == pytest.approx(len(real.model), rel=0.02)
@@ -223,9 +223,9 @@ def test_a_file_that_is_missing_or_too_many_is_found(shared):
 def test_a_figure_of_another_matplotlib_is_not_called_changed(shared, kind, mark):
     path = next(p for p in shared.paths.drawn_or_set() if p.suffix == kind)
     changed = path.read_bytes().replace(mark, mark + b" ", 1)
-    path.write_bytes(verify.DRAWN_BY.sub(b"Matplotlib v0.1", changed))
+    path.write_bytes(verify.files.DRAWN_BY.sub(b"Matplotlib v0.1", changed))
     found = {check.what: check for check in shared.checks(accuracy=False)}
-    assert found[shared.paths.name(path)].found == UNCHECKED
+    assert found[shared.paths.name(path)].outcome == UNCHECKED
     assert "drawn by matplotlib 0.1, here is" in found[shared.paths.name(path)].why
     path.write_bytes(changed)
     assert shared.wrong(accuracy=False) == {shared.paths.name(path): "is not what results.h5 gives"}
@@ -237,20 +237,20 @@ def test_figures_in_the_page_of_another_matplotlib_may_differ_but_its_text_may_n
     def other(version: bytes) -> bytes:
         def redrawn(picture: re.Match[bytes]) -> bytes:
             drawn = base64.b64decode(picture[0].partition(b",")[2])
-            svg = verify.DRAWN_BY.sub(version, drawn) + b"\n"
+            svg = verify.files.DRAWN_BY.sub(version, drawn) + b"\n"
             return b"data:image/svg+xml;base64," + base64.b64encode(svg)
 
-        return verify.IN_PAGE.sub(redrawn, page)
+        return verify.files.IN_PAGE.sub(redrawn, page)
 
     shared.paths.page.write_bytes(other(b"Matplotlib v0.1"))
     found = {check.what: check for check in shared.checks(accuracy=False)}
-    assert found["index.html"].found == UNCHECKED
+    assert found["index.html"].outcome == UNCHECKED
     assert "drawn by matplotlib 0.1, here is" in found["index.html"].why
     shared.paths.page.write_bytes(other(b"Matplotlib v0.1").replace(b"</h1>", b"!</h1>", 1))
     assert "index.html" in shared.wrong(accuracy=False)
     shared.paths.page.write_bytes(other(rb"\g<0>"))  # this one's own version drew something else
     assert "index.html" in shared.wrong(accuracy=False)
-    cut = verify.IN_PAGE.sub(lambda m: m[0][:-3], page)
+    cut = verify.files.IN_PAGE.sub(lambda m: m[0][:-3], page)
     shared.paths.page.write_bytes(cut)
     assert "index.html" in shared.wrong(accuracy=False)
 
@@ -380,7 +380,7 @@ def test_a_model_that_is_slower_than_recorded_is_found(shared):
 
     shared.change(elsewhere)
     checks = shared.checks(accuracy=False, speed=True)
-    assert not [check for check in checks if check.found == DIFFERS]  # it may be slow there
+    assert not [check for check in checks if check.outcome == DIFFERS]  # it may be slow there
     assert any("recorded on Other ?[31m" in check.line for check in checks)
 
 
@@ -393,7 +393,7 @@ def test_other_images_than_those_that_were_measured_prove_nothing(shared):
         cell.attrs["facts"] = json.dumps(facts | {"dataset_fingerprint": "0" * 64})
 
     shared.change(other)
-    unchecked = [check for check in shared.checks() if check.found == UNCHECKED]
+    unchecked = [check for check in shared.checks() if check.outcome == UNCHECKED]
     assert len(unchecked) == 1 and "not those that were measured" in unchecked[0].why
 
 
@@ -428,15 +428,15 @@ def test_images_that_are_not_here_are_named_with_what_brings_them(tmp_path):
         )
 
     found = accuracy(tmp_path / "elsewhere")
-    assert found.found == UNCHECKED
+    assert found.outcome == UNCHECKED
     assert "netpress fetch test.yaml" in found.why and f"{tmp_path}/elsewhere/leaves" in found.why
     shutil.move(tmp_path / "pictures", tmp_path / "elsewhere" / "leaves")
-    assert accuracy(tmp_path / "elsewhere").found == OK
+    assert accuracy(tmp_path / "elsewhere").outcome == OK
 
 
 def test_a_few_predictions_may_differ_on_other_hardware_and_none_on_the_same(shared):
     loaded = artifact.load(shared.paths.artifact(shared.small))
-    judge = verify._judged
+    judge = verify.artifacts._judged
     assert judge(0, 10_000, loaded, "", "") == (OK, "")
     assert judge(1, 10_000, loaded, "", "")[0] == DIFFERS
     assert judge(20, 10_000, loaded, "other flags", "")[0] == OK

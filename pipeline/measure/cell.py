@@ -6,7 +6,6 @@ to a reader. Images are uint8 [N, C, H, W].
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline import hardware
-from pipeline.artifact import INPUT, OUTPUT, Artifact, logits, softmax
+from pipeline.artifact import Artifact, softmax
 from pipeline.data import Images, Split, ordered
-from pipeline.measure import complexity, kernels, latency
+from pipeline.measure import accuracy, complexity, inference, kernels, latency
 from pipeline.models.network import ModelState
 from pipeline.sweep import Measure
 
@@ -85,16 +83,12 @@ def _kernels(mine: Candidate) -> dict[str, object]:
 def _accuracy(mine: Candidate, base: Candidate, split: Split, device: torch.device) -> dict:
     """On the whole test set: the artifacts', and the PyTorch networks' that they were made from."""
     images, labels = split.test.pixels.numpy(), split.test.labels.numpy()
-    own_logits, own_seconds = _logits(mine.artifact, images)
-    base_logits, base_seconds = _logits(base.artifact, images)
+    own_logits, own_seconds = inference.timed_logits(mine.artifact, images)
+    base_logits, base_seconds = inference.timed_logits(base.artifact, images)
     own, others = own_logits.argmax(1), base_logits.argmax(1)
     simulated = predict(mine.state.network.to(device), split.test, device).numpy()
-    accuracy, base_accuracy = float(np.mean(own == labels)), float(np.mean(others == labels))
     return {
-        "accuracy": accuracy,
-        "base_accuracy": base_accuracy,
-        "accuracy_drop": base_accuracy - accuracy,
-        "agreement": float(np.mean(own == others)),
+        **accuracy.of_predictions(own, others, labels),
         "simulated_accuracy": float(np.mean(simulated == labels)),
         "simulated_agreement": float(np.mean(simulated == own)),
         "test_set_seconds": own_seconds,
@@ -109,7 +103,7 @@ def _accuracy(mine: Candidate, base: Candidate, split: Split, device: torch.devi
 def _differing(own: np.ndarray, base: np.ndarray, images: np.ndarray, labels: np.ndarray) -> dict:
     """The images [K] on which the two name different classes, those first on which their class
     probabilities are farthest apart (total variation, 0..1), at most DIFFERING; none: no entry."""
-    own_shares, base_shares = (softmax(found.astype(np.float64)) for found in (own, base))
+    own_shares, base_shares = (softmax(scores.astype(np.float64)) for scores in (own, base))
     distance = np.abs(own_shares - base_shares).sum(1) / 2
     differ = np.flatnonzero(own.argmax(1) != base.argmax(1))
     index = differ[np.argsort(-distance[differ], kind="stable")][:DIFFERING]
@@ -131,34 +125,25 @@ def predict(network: torch.nn.Module, images: Images, device: torch.device) -> t
     network.eval()
     # TF32, which cuDNN takes for float32 unless told otherwise, has 10 bits of mantissa.
     with torch.backends.cudnn.flags(allow_tf32=False):
-        found = [
+        classes = [
             network(batch).argmax(1).cpu()
             for batch, _ in ordered(images.to(device), EVALUATION_BATCH)
         ]
-    return torch.cat(found)
-
-
-def _logits(artifact: Artifact, images: np.ndarray) -> tuple[np.ndarray, float]:
-    """(logits [N, classes], seconds for all): 64 at a time, all threads, after one warm batch."""
-    session = artifact.session()
-    next(logits(session, images))
-    start = time.perf_counter()
-    found = list(logits(session, images))
-    return np.concatenate(found), time.perf_counter() - start
+    return torch.cat(classes)
 
 
 def _latency(mine: Candidate, base: Candidate, settings: Measure, threads: str) -> dict:
     """Samples in ms. The deployed artifacts race each other and then, in the same rounds, what the
     study timed: the base and the simulated network in PyTorch (float32, eager)."""
-    number = 1 if threads == "one" else hardware.cores()
+    number = inference.thread_count(threads)
     sessions = {"artifact": mine.artifact.session(number), "base": base.artifact.session(number)}
     networks = {"simulated": _eager(mine.state), "base": _eager(base.state)}
-    found = {}
+    samples = {}
     with _torch_threads(number), torch.inference_mode():
         for batch in BATCHES:
-            images = _images(mine.artifact.shape, batch)
+            images = inference.any_images(mine.artifact.shape, batch)
             deployed = {
-                f"onnxruntime/{who}": _session_run(session, images)
+                f"onnxruntime/{who}": inference.run_of(session, images)
                 for who, session in sessions.items()
             }
             eager = {
@@ -168,8 +153,8 @@ def _latency(mine: Candidate, base: Candidate, settings: Measure, threads: str) 
             timed = latency.interleaved(
                 deployed | eager, settings.repeats, settings.seconds, spinning=eager
             )
-            found |= {f"latency/{who}/{threads}/batch{batch}": ms for who, ms in timed.items()}
-    return found
+            samples |= {f"latency/{who}/{threads}/batch{batch}": ms for who, ms in timed.items()}
+    return samples
 
 
 def _eager(state: ModelState) -> torch.nn.Module:
@@ -179,18 +164,8 @@ def _eager(state: ModelState) -> torch.nn.Module:
     return network.to(memory_format=torch.contiguous_format)
 
 
-def _session_run(session, images: np.ndarray):
-    feed = {INPUT: images}
-    return lambda: session.run([OUTPUT], feed)
-
-
 def _network_run(network: torch.nn.Module, images: torch.Tensor):
     return lambda: network(images)
-
-
-def _images(shape: tuple[int, int, int], batch: int) -> np.ndarray:
-    """Any pixels do: the time that dense products take does not depend on them."""
-    return np.random.default_rng(0).integers(0, 256, (batch, *shape), np.uint8)
 
 
 @contextmanager

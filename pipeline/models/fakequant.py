@@ -3,7 +3,7 @@
 Every convolution and linear layer rounds its input (per tensor, uint8) and its weight (per filter,
 symmetric int8). Its bias (int32, in steps of input scale x weight scale) is rounded in evaluation
 alone: too fine for training to notice, but without it a value in a thousand is another one than
-the deployed model's. That one is another thing, ``pipeline/artifact.py``; it takes these scales as
+the deployed model's. That one is another thing, ``pipeline/artifact/``; it takes these scales as
 they are.
 
 x [N, C, H, W], weight [K, C, h, w] or [K, C], weight scale [K], input scale and zero point [].

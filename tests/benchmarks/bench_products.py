@@ -1,4 +1,4 @@
-"""What matrix products in place of convolutions gain, in one process; see pipeline/im2col.py.
+"""What matrix products in place of convolutions gain, in one process: artifact/im2col.py.
 
     env/run python -m tests.benchmarks.bench_products SWEEP [--repeats 100] [--seconds 10]
 
@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import artifact, hardware, im2col, paths
+from pipeline import artifact, hardware, paths
+from pipeline.artifact import im2col
 from pipeline.measure import latency
 from pipeline.orchestrate.plan import load_sweep
 from pipeline.paths import Work

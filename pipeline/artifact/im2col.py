@@ -32,9 +32,9 @@ def rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
     whole = ir.from_proto(onnx.shape_inference.infer_shapes(model))
     by_pixel: dict[ir.Value, ir.Value] = {}
     for node in [n for n in whole.graph if n.op_type == "Conv"]:
-        found = _match(node)
-        if found is not None:
-            _replace(whole.graph, found, by_pixel)
+        convolution = _match(node)
+        if convolution is not None:
+            _replace(whole.graph, convolution, by_pixel)
     passes.RemoveUnusedNodesPass()(whole)
     passes.DeduplicateInitializersPass()(whole)
     result = ir.to_proto(whole)

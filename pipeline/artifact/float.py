@@ -1,0 +1,62 @@
+"""The float export: a PyTorch network as an ONNX graph."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from pipeline.artifact.format import INPUT, OUTPUT
+
+if TYPE_CHECKING:
+    import onnx
+
+    from pipeline.models.network import ModelState
+
+OPSET = 20
+
+
+def float_model(state: ModelState) -> onnx.ModelProto:
+    """The float model as it is deployed, with batch normalization folded into its layers."""
+    from pipeline.models.network import fold
+
+    return exported(fold(state))
+
+
+def exported(state: ModelState) -> onnx.ModelProto:
+    """The float graph, without the file names and stack traces that the exporter leaves in it."""
+    import copy
+
+    import torch
+
+    network = copy.deepcopy(state.network).cpu().float().eval()
+    network = network.to(memory_format=torch.contiguous_format)
+    images = torch.zeros((2, *state.spec.shape), dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        program = torch.onnx.export(
+            network,
+            (images,),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=OPSET,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    model = program.model_proto
+    strip_metadata(model)
+    return model
+
+
+def strip_metadata(model: onnx.ModelProto) -> None:
+    """Takes away what the tools that made the graph wrote beside it."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    graph = model.graph
+    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    for tensor in graph.initializer:
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]

@@ -1,0 +1,36 @@
+"""Running an artifact to measure it: its logits on a test set, and one batch to be timed."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from pipeline import hardware
+from pipeline.artifact import INPUT, OUTPUT, Artifact, logits
+from pipeline.measure.latency import Run
+
+
+def timed_logits(artifact: Artifact, images: np.ndarray) -> tuple[np.ndarray, float]:
+    """(logits [N, classes], seconds for all): 64 at a time, all threads, after one warm batch."""
+    session = artifact.session()
+    next(logits(session, images))
+    start = time.perf_counter()
+    batches = list(logits(session, images))
+    return np.concatenate(batches), time.perf_counter() - start
+
+
+def thread_count(threads: str) -> int:
+    """Of "one" or "all"."""
+    return 1 if threads == "one" else hardware.cores()
+
+
+def any_images(shape: tuple[int, int, int], batch: int) -> np.ndarray:
+    """Any pixels do: the time that dense products take does not depend on them."""
+    return np.random.default_rng(0).integers(0, 256, (batch, *shape), np.uint8)
+
+
+def run_of(session, images: np.ndarray) -> Run:
+    """One run of an ONNX Runtime session on these images, for `latency.interleaved`."""
+    feed = {INPUT: images}
+    return lambda: session.run([OUTPUT], feed)

@@ -1,0 +1,102 @@
+"""The files of a report: results.h5 in itself, and every other file against it."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from pipeline import store
+from pipeline.measure import accuracy
+from pipeline.paths import ReportPaths
+from pipeline.report import made, reading
+from pipeline.report.merged import Published
+from pipeline.verify.check import DIFFERS, OK, UNCHECKED, Check, same
+
+DRAWN_BY = re.compile(rb"Matplotlib v([0-9][\w.]*)")
+IN_PAGE = re.compile(rb"data:image/svg\+xml;base64,([A-Za-z0-9+/]*)=*")
+
+
+def numbers(published: Published) -> Iterator[Check]:
+    """Accuracy and agreement follow from the predictions that were recorded beside them."""
+    recorded = [(published.path, cell_id) for cell_id in published.frames.cells["id"]]
+    known, wrong = 0, False
+    for checked, differences in reading.in_chunks(_numbers_of, recorded):
+        known, wrong = known + checked, wrong or bool(differences)
+        yield from differences
+    if known and not wrong:
+        yield Check("accuracies", OK, f"follow from the predictions in {known} results")
+
+
+def _numbers_of(recorded: Sequence[tuple[Path, str]]) -> tuple[int, list[Check]]:
+    """How many of these results have predictions, and what does not follow from them."""
+    known, wrong = 0, []
+    with store.open_hdf5(recorded[0][0], checked=True) as file:
+        for _, cell_id in recorded:
+            measured = reading.result_of(file, cell_id, everything=True).measured
+            expected = _from_predictions(measured)
+            known += bool(expected)
+            wrong += [
+                Check(
+                    f"{cell_id} {name}",
+                    DIFFERS,
+                    f"{measured.get(name)} recorded, its predictions give {value}",
+                )
+                for name, value in expected.items()
+                if not same(measured.get(name), value)
+            ]
+    return known, wrong
+
+
+def _from_predictions(measured: dict[str, Any]) -> dict[str, float]:
+    names = ("predictions", "base_predictions", "labels")
+    arrays = [measured.get(name) for name in names]
+    if not all(isinstance(a, numpy.ndarray) and a.shape == arrays[0].shape for a in arrays):
+        return {}
+    return accuracy.of_predictions(*arrays)
+
+
+def files(published: Published, paths: ReportPaths) -> Iterator[Check]:
+    """Every other file is what results.h5 gives, to the byte."""
+    expected = made(published, paths)
+    for path, data in expected.items():
+        yield Check(paths.name(path), *_compared(path, data))
+    for path in paths.drawn_or_set():
+        if path not in expected:
+            yield Check(paths.name(path), DIFFERS, "is not part of this report")
+
+
+def _compared(path: Path, expected: bytes) -> tuple[str, str]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return DIFFERS, f"cannot be read ({error.strerror})"
+    if data == expected:
+        return OK, ""
+    if drawn := _other_drawing(data, expected):
+        return UNCHECKED, drawn
+    return DIFFERS, "is not what results.h5 gives"
+
+
+def _other_drawing(data: bytes, expected: bytes) -> str:
+    """Where only another matplotlib drew the figure, or those in the page: which one. Its lines of
+    the same numbers are not the same bytes."""
+    theirs, ours = _drawn_by(data), _drawn_by(expected)
+    if not theirs or not ours or theirs == ours:
+        return ""
+    if IN_PAGE.search(expected) and IN_PAGE.sub(b"", data) != IN_PAGE.sub(b"", expected):
+        return ""
+    return f"drawn by matplotlib {theirs}, here is {ours}"
+
+
+def _drawn_by(data: bytes) -> str:
+    """What a figure says, or the first one of a page; "" where none says it."""
+    if picture := IN_PAGE.search(data):
+        whole = len(picture[1]) // 4 * 4  # somebody may have cut it
+        data = base64.b64decode(picture[1][:whole])
+    version = DRAWN_BY.search(data)
+    return version[1].decode() if version else ""
