@@ -30,7 +30,7 @@ from typing import Any
 import h5py
 from h5py import h5o
 
-from pipeline import __version__, hdf5, store
+from pipeline import __version__, store
 from pipeline.errors import UserError
 from pipeline.paths import Work, checked_name
 from pipeline.report import content, evidence, frames, reading, usage
@@ -40,6 +40,7 @@ from pipeline.report.gaps import Gap
 from pipeline.report.reading import Chunk, Read
 from pipeline.report.row import identity
 from pipeline.report.usage import Used
+from pipeline.store import hdf5
 from pipeline.sweep import Catalog, Cell, Sweep
 
 FORMAT = 1
