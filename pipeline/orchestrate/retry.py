@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.orchestrate.graph import Request
 from pipeline.orchestrate.slurm import Row
-from pipeline.report.gaps import said
+from pipeline.store import Failure
 
 GIB = 1024**3
 
@@ -95,7 +95,7 @@ class Cause:
 def cause(
     row: Row | None,
     *,
-    failure: dict | None = None,
+    failure: Failure | None = None,
     setup: str = "",
     log: str = "",
     rounds: int = 0,
@@ -109,13 +109,13 @@ def cause(
     down. setup: what the set-up wrote down. log: the end of the job's stderr. rounds: how often the
     job started. progress: whether it published anything when it ran last.
     """
-    killed = failure is None or failure["kind"] == "killed"
+    killed = failure is None or failure.kind == "killed"
     if killed and (memory := _out_of_memory(row, log)):
         return Cause("out_of_memory", memory)
     if failure is not None and not (killed and row and row.state in ("NODE_FAIL", "PREEMPTED")):
-        of_gpu = failure["kind"] == "out_of_memory" and "CUDA" in failure["reason"]
-        kind = "gpu_out_of_memory" if of_gpu else failure["kind"]
-        return Cause(kind, said(failure), str(failure.get("node", "")))
+        of_gpu = failure.kind == "out_of_memory" and "CUDA" in failure.reason
+        kind = "gpu_out_of_memory" if of_gpu else failure.kind
+        return Cause(kind, failure.line, failure.node or "")
     if setup:
         return Cause("set_up", setup)
     if cell and (busy := re.search(rf"^netpress: (cell {cell} is being .*)$", log, re.MULTILINE)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from pipeline import store
@@ -40,17 +39,10 @@ def _own_reason(cell: CellPaths) -> str:
     if attempt is None:
         return "started, not finished" if cell.metrics.exists() else NOT_RUN
     try:
-        return said(json.loads(attempt.failure.read_bytes()))
-    except FileNotFoundError:
-        return "started, not finished"
-    except (ValueError, TypeError, KeyError, AttributeError):
+        failure = store.read_failure(attempt)
+    except Corrupt:
         return f"failed in attempt {attempt.number}, and its failure.json cannot be read"
-
-
-def said(failure: dict) -> str:
-    """`kind: reason` of a failure.json in one line, the kind once."""
-    kind, reason = failure["kind"].replace("_", " "), " ".join(failure["reason"].split())
-    return reason if reason.startswith(kind) else f"{kind}: {reason}"
+    return failure.line if failure else "started, not finished"
 
 
 def damaged(error: Corrupt, cell: CellPaths) -> str:

@@ -5,7 +5,18 @@ attempts: one run of a job for a cell, how it failed and what it used. Other lay
 here and know no module below.
 """
 
-from pipeline.store.attempts import last_attempt, new_attempt
+from pipeline.store.attempts import (
+    Failure,
+    Peaks,
+    Requested,
+    Usage,
+    last_attempt,
+    new_attempt,
+    read_failure,
+    read_usage,
+    write_failure,
+    write_usage,
+)
 from pipeline.store.files import (
     TEMPORARY,
     json_bytes,
@@ -46,6 +57,14 @@ from pipeline.store.results import (
 )
 
 __all__ = [
+    "Failure",
+    "Peaks",
+    "Requested",
+    "Usage",
+    "read_failure",
+    "read_usage",
+    "write_failure",
+    "write_usage",
     "HOLDER",
     "SEAL_BYTES",
     "TEMPORARY",
