@@ -58,8 +58,7 @@ def write_down_ends(asked: Sweep, work: Work) -> None:
         if attempt is None or job_of(attempt) != task or attempt.failure.exists():
             continue
         cause = view.cause(now.cell)
-        failure = {"kind": cause.kind, "reason": cause.reason, "node": cause.node, "traceback": ""}
-        store.publish_json(attempt.failure, failure)
+        store.write_failure(attempt, store.Failure(cause.kind, cause.reason, node=cause.node))
 
 
 def main(arguments: list[str] | None = None) -> int:

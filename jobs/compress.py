@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def compress(cell_id, work, data_root, events, device="auto", threads=None) -> bool:
     """One cell, in an attempt of its own; whether it is done."""
-    from jobs.usage import Usage, job
+    from jobs.usage import Monitor, job
     from pipeline import store
     from pipeline.orchestrate import slurm
 
@@ -60,10 +60,10 @@ def compress(cell_id, work, data_root, events, device="auto", threads=None) -> b
         paths = work.cell(cell_id)
         with store.lock_cell(paths, job(), slurm.is_working) as held, _gives_way(held):
             attempt = store.new_attempt(paths, job())
-            with _logged(attempt.log), Usage(attempt.usage) as usage:
+            with _logged(attempt.log), Monitor(attempt) as monitor:
 
                 def heard(event: dict) -> None:
-                    usage.event(event)
+                    monitor.event(event)
                     tell(event)
 
                 return _attempted(paths, attempt, work, data_root, heard, device, threads)
@@ -113,9 +113,9 @@ def _attempted(paths, attempt, work, data_root, tell, device, threads) -> bool:
     except Exception as error:
         traceback.print_exc()
         kind, reason = _failure_of(error)
-        failure = {"kind": kind, "reason": reason, "traceback": traceback.format_exc()}
+        failure = store.Failure(kind, reason, traceback.format_exc())
         try:
-            store.publish_json(attempt.failure, failure)
+            store.write_failure(attempt, failure)
         except OSError:  # a full disk; the log, the event and the exit code say it
             traceback.print_exc()
         tell({"stage": "failed", "kind": kind, "reason": reason})

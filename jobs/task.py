@@ -25,7 +25,7 @@ from pathlib import Path
 from submitit.core.utils import DelayedSubmission
 from submitit.helpers import Checkpointable
 
-from jobs.usage import asked, job
+from jobs.usage import job, requested
 from pipeline import store
 from pipeline.hardware import cores
 from pipeline.orchestrate import slurm
@@ -107,8 +107,7 @@ class Task(Checkpointable):
                 attempt = store.last_attempt(cell)
                 if attempt is None or job_of(attempt) != job():
                     attempt = store.new_attempt(cell, job())
-                failure = {"kind": kind, "reason": reason, "traceback": ""}
-                store.publish_json(attempt.failure, failure)
+                store.write_failure(attempt, store.Failure(kind, reason))
 
     def _publish_cells(self) -> None:
         """cell.json of each, from which its process knows what to do."""
@@ -190,6 +189,6 @@ def _record(cell: CellPaths, earlier, code: int, memory_ran_out: bool) -> None:
     if attempt is None or (earlier is not None and attempt.number == earlier.number):
         attempt = store.new_attempt(cell, job())
     kind, reason = cause(code, "", memory_ran_out, ADVICE)
-    if memory_ran_out and (limit := asked()["memory_bytes"]):
+    if memory_ran_out and (limit := requested().memory_bytes):
         reason = out_of_memory(limit, limit)  # the kernel ends it when all of it is in use
-    store.publish_json(attempt.failure, {"kind": kind, "reason": reason, "traceback": ""})
+    store.write_failure(attempt, store.Failure(kind, reason))

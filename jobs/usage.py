@@ -1,4 +1,4 @@
-"""What an attempt used of what its job asked for: attempts/N/usage.json.
+"""What an attempt used of what its job requested, measured while it runs.
 
 A thread looks at this process and its children every few seconds, and publishes now and then, so
 that something is there whatever ends the process.
@@ -12,12 +12,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from pipeline import store
+from pipeline.paths import AttemptPaths
 
 LOOK_S = 3.0
 PUBLISH_S = 30.0
@@ -28,11 +28,11 @@ GPU_QUERY = (
 )
 
 
-class Usage:
-    """Measures from `with` to its end. `event` is told what the cell says of its progress."""
+class Monitor:
+    """Measures from `with` to its end. `event` is given the events of the cell's progress."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, attempt: AttemptPaths):
+        self.attempt = attempt
         self.began, self.clock = time.time(), time.monotonic()
         self.peak_bytes = 0
         self.peak_cores = 0.0
@@ -45,7 +45,7 @@ class Usage:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._gpus = _gpus()
 
-    def __enter__(self) -> Usage:
+    def __enter__(self) -> Monitor:
         self._look()
         self._publish(None)
         self._thread.start()
@@ -59,7 +59,7 @@ class Usage:
 
     def _publish(self, ended: float | None) -> None:
         try:
-            store.publish_json(self.path, self.to_json(ended))
+            store.write_usage(self.attempt, self.usage(ended))
         except OSError as error:  # a full disk ends the cell, not its observer
             print(f"usage.json could not be written: {error}")
 
@@ -74,26 +74,20 @@ class Usage:
             self.epochs += int(epoch) - int(self._last[1])
         self._last = (stage, epoch, now)
 
-    def to_json(self, ended: float | None) -> dict[str, Any]:
-        wall_s = time.monotonic() - self.clock
-        return {
-            "job": job(),
-            "host": socket.gethostname(),
-            "started": _stamp(self.began),
-            "ended": _stamp(ended) if ended else None,
-            "wall_s": round(wall_s, 2),
-            "training_s": round(self.training_s, 2),
-            "epochs": self.epochs,
-            "asked": asked(),
-            "used": {
-                "memory_bytes": self.peak_bytes,
-                "cores": round(self.peak_cores, 2),
-                "gpu_memory_bytes": self.gpu_peak_bytes,
-                "gpu_busy": round(sum(self.gpu_busy) / len(self.gpu_busy), 3)
-                if self.gpu_busy
-                else None,
-            },
-        }
+    def usage(self, ended: float | None) -> store.Usage:
+        """So far; `ended`: when the attempt did, None while it runs."""
+        busy = round(sum(self.gpu_busy) / len(self.gpu_busy), 3) if self.gpu_busy else None
+        return store.Usage(
+            job=job(),
+            host=socket.gethostname(),
+            started=_stamp(self.began),
+            ended=_stamp(ended) if ended else None,
+            wall_s=round(time.monotonic() - self.clock, 2),
+            training_s=round(self.training_s, 2),
+            epochs=self.epochs,
+            requested=requested(),
+            used=store.Peaks(self.peak_bytes, round(self.peak_cores, 2), self.gpu_peak_bytes, busy),
+        )
 
     def _watch(self) -> None:
         published = time.monotonic()
@@ -125,14 +119,13 @@ def job() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def asked() -> dict[str, int]:
-    """What the job asked for, 0 where nobody said: cores, bytes of memory, GPUs."""
+def requested() -> store.Requested:
     gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
-    return {
-        "cores": int(os.environ.get("SLURM_CPUS_PER_TASK") or 0),
-        "memory_bytes": int(os.environ.get("SLURM_MEM_PER_NODE") or 0) * 1024**2,
-        "gpus": int(gpus) if gpus.isdecimal() else 0,
-    }
+    return store.Requested(
+        cores=int(os.environ.get("SLURM_CPUS_PER_TASK") or 0),
+        memory_bytes=int(os.environ.get("SLURM_MEM_PER_NODE") or 0) * 1024**2,
+        gpus=int(gpus) if gpus.isdecimal() else 0,
+    )
 
 
 def _cpu_s() -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from pipeline import store
@@ -11,7 +10,6 @@ from pipeline.paths import CellPaths, Work
 from pipeline.sweep import Cell
 
 NOT_RUN = "not run yet"
-KIND_WORDS = {"gpu_out_of_memory": "out of memory"}  # others are their own words
 
 
 @dataclass(frozen=True)
@@ -41,18 +39,10 @@ def _own_reason(cell: CellPaths) -> str:
     if attempt is None:
         return "started, not finished" if cell.metrics.exists() else NOT_RUN
     try:
-        return in_one_line(json.loads(attempt.failure.read_bytes()))
-    except FileNotFoundError:
-        return "started, not finished"
-    except (ValueError, TypeError, KeyError, AttributeError):
+        failure = store.read_failure(attempt)
+    except Corrupt:
         return f"failed in attempt {attempt.number}, and its failure.json cannot be read"
-
-
-def in_one_line(failure: dict) -> str:
-    """`kind: reason` of a failure.json in one line, the kind once."""
-    kind = KIND_WORDS.get(failure["kind"], failure["kind"].replace("_", " "))
-    reason = " ".join(failure["reason"].split())
-    return reason if reason.startswith(kind) else f"{kind}: {reason}"
+    return failure.line if failure else "started, not finished"
 
 
 def damaged(error: Corrupt, cell: CellPaths) -> str:

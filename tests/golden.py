@@ -89,7 +89,6 @@ def _figures(cell, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    import torch
 
     training = json.loads(sys.argv[1]) if sys.argv[1:] and sys.argv[1] != "--write" else {}
     with tempfile.TemporaryDirectory() as folder:

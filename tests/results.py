@@ -266,4 +266,4 @@ def ran_as_job(cell: Cell, work: Work, wall_s=3600.0, job="7_0", gpus=1, **used:
 
 def fail(cell: Cell, work: Work, kind: str, reason: str) -> None:
     attempt = store.new_attempt(work.cell(cell.id))
-    store.publish_json(attempt.failure, {"kind": kind, "reason": reason, "traceback": ""})
+    store.write_failure(attempt, store.Failure(kind, reason))

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline import paths, store
 from pipeline.errors import UserError
-from pipeline.orchestrate import display, local, state
+from pipeline.orchestrate import display, local, pool, state
 from pipeline.paths import Work
 from tests import results, tiny_worker
 
@@ -104,13 +104,13 @@ SIX = results.sweep(techniques=("half", "third"), seeds=(0, 1))  # what `bench.s
 
 def test_a_worker_that_is_silent_and_still_there_does_not_keep_us_busy(bench, monkeypatch):
     bench.let(base="linger")
-    looks, listen = [], local.Pool._listen
+    looks, listen = [], pool.Pool._listen
 
-    def counted(pool):
+    def counted(workers):
         looks.append(time.monotonic())
-        listen(pool)
+        listen(workers)
 
-    monkeypatch.setattr(local.Pool, "_listen", counted)
+    monkeypatch.setattr(pool.Pool, "_listen", counted)
     assert bench.run(results.sweep(techniques=())) == 0
     assert looks[-1] - looks[0] > 1 and len(looks) < 30  # it spoke, fell silent, and was awaited
 
@@ -187,7 +187,7 @@ def test_who_measures_has_the_machine_for_itself(bench):
 def test_a_signal_ends_workers_that_stand_still(bench):
     parent, workers = _one_measures_three_stand_still(bench)
     parent.send_signal(signal.SIGTERM)
-    assert parent.wait(local.GRACE_S / 2) == 130
+    assert parent.wait(pool.GRACE_S / 2) == 130
     assert not any(lives(pid) for pid in workers)
 
 
@@ -316,7 +316,7 @@ def test_an_end_without_a_word_is_written_down_for_the_worker(bench, action, kin
 
 def test_memory_that_ran_out_is_told_from_a_kill(bench, monkeypatch):
     counts = iter(range(100))
-    monkeypatch.setattr(local.ended, "kills", lambda: next(counts))  # the kernel's counter goes up
+    monkeypatch.setattr(pool.ended, "kills", lambda: next(counts))  # the kernel's counter goes up
     bench.let(half="SIGKILL")
     results.publish(results.sweep().cells[0], bench.work)
     assert bench.run(results.sweep(techniques=("half",))) == 1
@@ -391,7 +391,7 @@ def test_a_second_signal_does_not_wait_for_a_deaf_worker(bench):
     time.sleep(1)
     assert process.poll() is None and lives(line["pid"])
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=local.GRACE_S / 2) == 130
+    assert process.wait(timeout=pool.GRACE_S / 2) == 130
     until(lambda: not lives(line["pid"]))
 
 
@@ -458,12 +458,12 @@ def test_durations(seconds, said):
 
 def test_cell_json_is_written_only_where_it_differs(bench):
     cell, folder = ASKED.cells[0], bench.work.cell(ASKED.cells[0].id)
-    local.publish_cell(cell, folder)
+    pool.publish_cell(cell, folder)
     before = os.stat(folder.cell_json)
-    local.publish_cell(cell, folder)
+    pool.publish_cell(cell, folder)
     assert os.stat(folder.cell_json).st_ino == before.st_ino
     folder.cell_json.write_text("{}")
-    local.publish_cell(cell, folder)
+    pool.publish_cell(cell, folder)
     assert json.loads(folder.cell_json.read_bytes()) == cell.to_json()
 
 

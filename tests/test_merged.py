@@ -13,11 +13,12 @@ import h5py
 import numpy
 import pytest
 
-from pipeline import hardware, hdf5, report, store
+from pipeline import hardware, report, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import plan
 from pipeline.paths import Work
 from pipeline.report import evidence, frames, merged, reading, row
+from pipeline.store import hdf5
 from tests import cells, many, results
 
 SWEEP = """\

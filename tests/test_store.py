@@ -378,14 +378,14 @@ def test_an_attempt_says_which_job_it_is_made_in_and_is_never_there_without(cell
     def full(path, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store, "_write_synced", full)
+    monkeypatch.setattr(store.files, "write_synced", full)
     with pytest.raises(OSError, match="No space left"):
         store.new_attempt(cell, "12_4")
     assert os.listdir(cell.attempts) == ["1"]
 
 
 def test_an_attempt_is_made_though_another_process_clears_its_draft(cell, monkeypatch):
-    write = store._write_synced
+    write = store.files.write_synced
 
     def cleared(path, data):
         write(path, data)
@@ -393,7 +393,7 @@ def test_an_attempt_is_made_though_another_process_clears_its_draft(cell, monkey
         with store.lock_cell(cell):
             assert not path.exists()
 
-    monkeypatch.setattr(store, "_write_synced", cleared)
+    monkeypatch.setattr(store.files, "write_synced", cleared)
     assert store.new_attempt(cell, "12_3").number == 1
     assert os.listdir(cell.attempts) == ["1"]
 
@@ -465,7 +465,7 @@ def test_a_flipped_bit_anywhere_is_found(done, data):
 
 
 def test_shallow_finds_what_is_missing_cut_or_a_link(done, monkeypatch, tmp_path):
-    monkeypatch.setattr(store, "RETRIES_S", (0.0,))
+    monkeypatch.setattr(store.files, "RETRIES_S", (0.0,))
     model = done.artifact / "model.onnx"
     model.write_bytes(b"cut")
     with pytest.raises(Corrupt, match="has 3 bytes, its manifest says 7"):
@@ -536,7 +536,7 @@ def test_a_file_that_appears_late_is_waited_for(done, monkeypatch):
     hidden = done.folder / "hidden"
     os.rename(done.result, hidden)
     appear = lambda seconds: hidden.exists() and hidden.rename(done.result)  # noqa: E731
-    monkeypatch.setattr(store.time, "sleep", appear)
+    monkeypatch.setattr(store.files.time, "sleep", appear)
     assert store.is_done(done, deep=True)
 
 
@@ -690,7 +690,7 @@ def sealed(fill) -> bytes:
         file.create_group("history")
         fill(file)
     body = buffer.getvalue()[store.SEAL_BYTES :]
-    return store._seal(body) + body
+    return store.results._seal(body) + body
 
 
 def external_link(file):
@@ -779,7 +779,7 @@ def test_a_file_built_to_mislead_is_corrupt(tmp_path, fill):
 
 def test_what_is_no_hdf5_is_corrupt(tmp_path):
     path = tmp_path / "result.h5"
-    for body in (b"", b"hello", store._seal(b"hello") + b"hello", store._seal(b"")):
+    for body in (b"", b"hello", store.results._seal(b"hello") + b"hello", store.results._seal(b"")):
         path.write_bytes(body)
         with pytest.raises(Corrupt):
             store.read_result(path)

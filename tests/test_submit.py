@@ -30,7 +30,8 @@ from pipeline.orchestrate import (
 )
 from pipeline.orchestrate.graph import Queued, Request
 from pipeline.orchestrate.slurm import Row
-from pipeline.paths import Work
+from pipeline.paths import AttemptPaths, Work
+from pipeline.store import Failure
 from tests import results
 
 ASKED = Request(40, 240)
@@ -334,7 +335,7 @@ GIB = 1024**3
         ),
         (
             Row(1, 0, "FAILED"),
-            {"failure": {"kind": "exception", "reason": "ValueError: at"}},
+            {"failure": Failure("exception", "ValueError: at")},
             "exception",
             "exception: ValueError: at",
         ),
@@ -629,11 +630,11 @@ def test_the_cores_that_were_used_are_the_most_at_any_time(tmp_path, monkeypatch
     looks = [(0.0, 0.0), (3600.0, 3600.0), (3630.0, 3840.0), (3630.05, 3841.0)]
     monkeypatch.setattr(usage.time, "monotonic", lambda: looks[0][0])
     monkeypatch.setattr(usage, "_cpu_s", lambda: looks[0][1])
-    seen = usage.Usage(tmp_path / "usage.json")
+    seen = usage.Monitor(AttemptPaths(tmp_path))
     while len(looks) > 1:
         del looks[0]
         seen._look()
-    assert seen.to_json(None)["used"]["cores"] == 8.0
+    assert seen.usage(None).used.cores == 8.0
 
 
 def test_a_report_in_the_queue_counts_if_it_is_of_this_text_and_after_all_others(tmp_path):

@@ -66,9 +66,7 @@ def act(action: str, cell: Cell, work: Work, note) -> int:
     for epoch in range(3):
         tell(cell, stage="0-shrink", epoch=epoch, epochs=2, loss=1 / (1 + epoch), seconds_left=1.5)
     if action == "fail":
-        results.store.publish_json(
-            attempt.failure, {"kind": "exception", "reason": "ValueError: no", "traceback": "..."}
-        )
+        store.write_failure(attempt, store.Failure("exception", "ValueError: no", "..."))
         return 1
     if action == "fail on a full disk":
         tell(cell, stage="failed", kind="disk_full", reason="disk full: no space left on device")

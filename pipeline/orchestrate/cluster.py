@@ -14,10 +14,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from pipeline import store
-from pipeline.errors import UserError
+from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import ledger, slurm
 from pipeline.orchestrate.retry import Cause, cause
 from pipeline.paths import AttemptPaths, CellPaths, Work
+from pipeline.store import Failure
 from pipeline.sweep import Cell, Sweep
 
 LOG_TAIL_BYTES = 4000
@@ -41,7 +42,7 @@ class InJob:
     failed, and whether anything was published since it began."""
 
     rounds: int = 0
-    failure: dict | None = None
+    failure: Failure | None = None
     progress: bool = False
 
 
@@ -245,26 +246,31 @@ def in_job(folder: CellPaths, task: str) -> InJob:
 
 def _progress(folder: CellPaths, attempt: AttemptPaths) -> bool:
     """Whether the attempt got as far as to publish something that the next one goes on from."""
-    usage = _json(attempt.usage)
-    if usage.get("epochs"):
+    usage = store.read_usage(attempt)
+    if usage is None:
+        return False
+    if usage.epochs:
         return True
     try:
-        began = datetime.strptime(usage.get("started", ""), "%Y-%m-%dT%H:%M:%SZ")
+        began = datetime.strptime(usage.started or "", "%Y-%m-%dT%H:%M:%SZ")
         return folder.metrics.stat().st_mtime >= began.replace(tzinfo=timezone.utc).timestamp()
     except (ValueError, OSError):
         return False
 
 
-def failure_of(attempt) -> dict | None:
-    """What an attempt wrote down about its failure, or what was written down for it."""
-    said = _json(attempt.failure) if attempt else {}
-    whole = isinstance(said.get("kind"), str) and isinstance(said.get("reason"), str)
-    return said if whole else None
+def failure_of(attempt: AttemptPaths) -> Failure | None:
+    """What an attempt wrote down about its failure, or what was written down for it. None also
+    where that cannot be read: then SLURM's records tell how the job ended."""
+    try:
+        return store.read_failure(attempt)
+    except (Corrupt, OSError):
+        return None
 
 
-def job_of(attempt) -> str | None:
+def job_of(attempt: AttemptPaths) -> str | None:
     """The SLURM job that an attempt was made in; None outside of one."""
-    return _json(attempt.usage).get("job")
+    usage = store.read_usage(attempt)
+    return usage.job if usage else None
 
 
 def started(work: Work, cell: Cell, task: str) -> bool:
@@ -272,7 +278,7 @@ def started(work: Work, cell: Cell, task: str) -> bool:
     return in_job(work.cell(cell.id), task).rounds > 0
 
 
-def failed_in(work: Work, cell: Cell, task: str) -> dict | None:
+def failed_in(work: Work, cell: Cell, task: str) -> Failure | None:
     """What the cell's last attempt in this task wrote down about its failure."""
     return in_job(work.cell(cell.id), task).failure
 
@@ -298,14 +304,6 @@ def _busy(events: Path, cell_id: str) -> str:
             except (ValueError, KeyError, TypeError, RecursionError):  # not an event
                 continue
     return reason
-
-
-def _json(path) -> dict:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _text(path) -> str:

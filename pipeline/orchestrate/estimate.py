@@ -8,7 +8,6 @@ a narrow network tells about the others.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
@@ -134,15 +133,16 @@ def _finished(cells: Iterable[Cell], work: Work, on_gpu: bool = False) -> Iterat
         attempt = store.last_attempt(folder)
         if found >= MOST_CELLS or attempt is None or not store.is_done(folder):
             continue
-        try:
-            usage = json.loads(attempt.usage.read_bytes())
-            wall_s, training_s = float(usage["wall_s"]), float(usage["training_s"])
-            done, gpu = int(usage["epochs"]), usage["used"]["gpu_memory_bytes"]
-        except (OSError, ValueError, KeyError, TypeError):
+        usage = store.read_usage(attempt)
+        if usage is None or usage.used is None or not usage.ended:
             continue
-        if usage["ended"] and (gpu or not on_gpu):
+        wall_s, training_s, trained = usage.wall_s, usage.training_s, usage.epochs
+        if wall_s is None or training_s is None or trained is None:
+            continue
+        if usage.used.gpu_memory_bytes or not on_gpu:
             found += 1
-            yield cell, wall_s - training_s, training_s / done if done >= LEAST_EPOCHS else None
+            epoch_s = training_s / trained if trained >= LEAST_EPOCHS else None
+            yield cell, wall_s - training_s, epoch_s
 
 
 def _from_cells(measured: Iterable[tuple]) -> tuple[float, float, int] | None:

@@ -1,48 +1,25 @@
-"""A sweep on this machine: every missing cell in a process of its own, a bounded number at once.
-
-The parent imports no torch. It knows of a worker what the worker says (progress, one JSON object a
-line on standard output), what it left on disk, and how it ended. Workers die with the parent:
-they are given its process id and ask the kernel for that; each leads a process group, so that what
-it starts goes with it.
-
-A cell is measured alone: the other workers stand still until it is done, since its latencies would
-be those of a busy machine otherwise.
-"""
+"""A sweep on this machine: devices and data are checked, what is missing is made, then reported."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
 import os
-import selectors
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
 
 from pipeline import paths, store
 from pipeline.errors import UserError
-from pipeline.orchestrate import ended, plan, state
-from pipeline.orchestrate.display import Lines, display
-from pipeline.report import gaps
+from pipeline.orchestrate import plan
+from pipeline.orchestrate.display import display
+from pipeline.orchestrate.pool import Command, Pool, Slot
 from pipeline.sweep import Cell, Sweep
-
-POLL_S = 0.2
-ENDS = ("done", "failed", "busy")  # last events of a worker; its end on disk says more
-ADVICE = "use fewer --workers, a smaller training.batch_size, or a machine with more memory"
-GRACE_S = 10.0  # from asking a worker to end to ending it
-
-Command = Callable[[Cell, Sequence[str]], list[str]]  # (cell, more options) -> what to execute
 
 
 def run(
-    asked: Sweep,
+    sweep: Sweep,
     work: paths.Work,
     data_root: Path,
     *,
@@ -57,29 +34,21 @@ def run(
     0: every cell has its result. 1: some failed. 130: it was interrupted, and can be called again.
     Raises UserError, before anything runs, where a device or data is missing, or an image is bad.
     """
-    done = [cell for cell in asked.cells if store.is_done(work.cell(cell.id), deep=True)]
+    done = [cell for cell in sweep.cells if store.is_done(work.cell(cell.id), deep=True)]
     ids = {cell.id for cell in done}
-    missing = [cell for cell in asked.cells if cell.id not in ids]
+    missing = [cell for cell in sweep.cells if cell.id not in ids]
     if missing:
         slots = _slots(device, workers, threads)
         _prepare_data(missing, work, data_root)
         command = command or _worker_command(work, data_root)
-        with display(asked.cells, done) as shown, _signals() as stopping:
+        with display(sweep.cells, done) as shown, _signals() as stopping:
             pool = Pool(missing, done, work, command, slots, shown, stopping)
             pool.run()
         if stopping:
-            again = f"`netpress run {plan.called(asked)}` goes on from the last finished epoch"
+            again = f"`netpress run {plan.called(sweep)}` goes on from the last finished epoch"
             print(f"netpress: stopped; {again}", file=sys.stderr)
             return 130
-    return (conclude or _report)(asked, work)
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A place for one worker: what it is told, and what is added to its environment."""
-
-    options: tuple[str, ...]
-    environment: dict[str, str]
+    return (conclude or _report)(sweep, work)
 
 
 def _slots(device: str, workers: int | None, threads: int | None) -> list[Slot]:
@@ -133,7 +102,7 @@ def _worker_command(work: paths.Work, data_root: Path) -> Command:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The signals that asked us to stop, while this lasts. A flag instead of an exception: none
+    """The signals that stop us, while this lasts. A flag instead of an exception: none
     can strike between the start of a process and the moment at which we know of it."""
     received: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
@@ -145,281 +114,18 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(kind, handler)
 
 
-# --- workers ---------------------------------------------------------------------------------
-
-
-@dataclass
-class _Worker:
-    cell: Cell
-    process: subprocess.Popen[bytes]
-    slot: Slot
-    errors: IO[bytes]  # its standard error until it has a log of its own
-    attempts_before: int
-    kills_before: int
-    began: float
-    unread: bytes = b""
-    silent: bool = False  # it closed its end: nothing more will come
-    paused: bool = False
-    last: dict[str, Any] = field(default_factory=dict)  # the event that it sent last
-
-    def events(self) -> Iterator[dict[str, Any]]:
-        """What it has said since; never waits."""
-        with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(self.process.stdout.fileno(), 1 << 16):
-                self.unread += chunk
-            self.silent = True
-        *lines, self.unread = self.unread.split(b"\n")
-        for line in lines:
-            self.last = json.loads(line)
-            yield self.last
-
-    @property
-    def measures(self) -> bool:
-        return self.last.get("stage") == "measure"
-
-    def pause(self, wanted: bool) -> None:
-        if wanted != self.paused:
-            self.signal(signal.SIGSTOP if wanted else signal.SIGCONT)
-            self.paused = wanted
-
-    def signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
-
-
-class Pool:
-    """Runs cells in workers: bases before what stands on them, one failure costs one cell (and,
-    if it is a base, those on it)."""
-
-    def __init__(
-        self,
-        cells: Sequence[Cell],
-        done: Sequence[Cell],
-        work: paths.Work,
-        command: Command,
-        slots: Sequence[Slot],
-        shown: Lines,
-        stopping: Sequence[int] = (),
-    ):
-        self.pending = {cell.id: cell for cell in cells}
-        self.done = {cell.id for cell in done}
-        self.failed: dict[str, str] = {}
-        self.workers: list[_Worker] = []
-        self.alone: _Worker | None = None  # the one that measures
-        self.elsewhere: set[str] = set()
-        self.work, self.command, self.shown = work, command, shown
-        self.free, self.stopping = list(slots), stopping
-        self.selector = selectors.DefaultSelector()
-
-    def run(self) -> None:
-        """Until every cell has ended, or a signal came; no worker is left behind."""
-        try:
-            while (self.pending or self.workers) and not self.stopping:
-                self._start()
-                self._listen()
-                self._reap()
-                self._make_quiet()
-        finally:
-            self._stop()
-            self.selector.close()
-
-    def _start(self) -> None:
-        for cell in list(self.pending.values()):
-            if cell.base_id in self.failed and not cell.is_base:
-                del self.pending[cell.id]
-                self._end(cell, f"its base failed: {self.failed[cell.base_id]}", 0)
-            elif not self.free or self.alone:
-                continue
-            elif cell.is_base or cell.base_id in self.done:
-                self._start_or_leave(cell)
-
-    def _start_or_leave(self, cell: Cell) -> None:
-        """Launch the cell, unless another process is at it: then that one's end is awaited."""
-        folder = self.work.cell(cell.id)
-        if state.is_held(folder):
-            if cell.id not in self.elsewhere:
-                self.shown.say(f"{cell.name}: another process is at it; waiting for its end")
-            self.elsewhere.add(cell.id)
-            return
-        del self.pending[cell.id]
-        if cell.id in self.elsewhere and store.is_done(folder):
-            self._end(cell, None, 0)
-            return
-        try:
-            self._launch(cell, folder)
-        except OSError as error:  # a full disk, no more processes: it costs this cell only
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            failure = {"kind": "disk_full" if full else "exception", "traceback": ""}
-            failure["reason"] = f"its process cannot be started: {error}"
-            self._end(cell, self._write_down(folder, None, failure), 0)
-
-    def _launch(self, cell: Cell, folder: paths.CellPaths) -> None:
-        publish_cell(cell, folder)
-        attempt = store.last_attempt(folder)
-        errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
-        process = subprocess.Popen(
-            self.command(cell, self.free[0].options),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            cwd=paths.CODE,  # not ours: `python -m` would take a `jobs` that lies there
-            env=_environment(self.free[0]),
-            start_new_session=True,
-        )
-        os.set_blocking(process.stdout.fileno(), False)
-        worker = _Worker(
-            cell,
-            process,
-            self.free.pop(0),
-            errors,
-            attempt.number if attempt else 0,
-            ended.kills(),
-            time.monotonic(),
-        )
-        self.workers.append(worker)
-        self.selector.register(process.stdout, selectors.EVENT_READ, worker)
-        self.shown.start(cell)
-
-    def _listen(self) -> None:
-        """Pass on what workers say, for a moment."""
-        for key, _ in self.selector.select(POLL_S):
-            self._hear(key.data)
-            if key.data.silent:  # it takes a while to end, and would keep us awake until then
-                self.selector.unregister(key.fileobj)
-
-    def _hear(self, worker: _Worker) -> None:
-        for event in worker.events():
-            if event["stage"] not in ENDS:
-                self.shown.event(worker.cell, event)
-
-    def _reap(self) -> None:
-        for worker in [w for w in self.workers if w.process.poll() is not None]:
-            self._hear(worker)
-            self._forget(worker)
-            self._judge(worker)
-            worker.errors.close()
-
-    def _make_quiet(self) -> None:
-        """Who measures has the machine until it is done; nobody measures: all go on. A worker that
-        has not spoken yet may not have asked the kernel to die with us: it could stand for ever."""
-        if self.alone not in self.workers:
-            self.alone = next((worker for worker in self.workers if worker.measures), None)
-        for worker in self.workers:
-            worker.pause(self.alone not in (None, worker) and bool(worker.last))
-
-    def _forget(self, worker: _Worker) -> None:
-        worker.signal(signal.SIGKILL)  # what it started and left behind
-        self.workers.remove(worker)
-        self.free.append(worker.slot)
-        if worker.process.stdout in self.selector.get_map():
-            self.selector.unregister(worker.process.stdout)
-        worker.process.stdout.close()
-
-    def _judge(self, worker: _Worker) -> None:
-        """What became of a cell whose worker ended: the disk decides, not the exit code."""
-        cell, folder = worker.cell, self.work.cell(worker.cell.id)
-        if store.is_done(folder):
-            self._end(cell, None, time.monotonic() - worker.began)
-        elif worker.last.get("stage") == "busy":  # another process was faster
-            self.elsewhere.add(cell.id)
-            self.pending[cell.id] = cell
-        else:
-            self._end(cell, self._reason(worker, folder), time.monotonic() - worker.began)
-
-    def _reason(self, worker: _Worker, folder: paths.CellPaths) -> str:
-        """Why the worker failed: what it wrote down, else what we can tell, written down for it."""
-        attempt = store.last_attempt(folder)
-        mine = attempt is not None and attempt.number > worker.attempts_before
-        if mine and attempt.failure.exists():
-            return gaps.reason(worker.cell, self.work)
-        return self._write_down(folder, attempt if mine else None, _failure(worker))
-
-    def _write_down(
-        self, folder: paths.CellPaths, attempt: paths.AttemptPaths | None, failure: dict[str, str]
-    ) -> str:
-        """failure.json of the attempt (None: of a new one); returns the reason in a line."""
-        try:
-            attempt = attempt or store.new_attempt(folder)
-            store.publish_json(attempt.failure, failure)
-        except OSError as error:  # such as a full disk: it is said here, and lost
-            self.shown.say(f"netpress: the reason cannot be kept: {error}")
-        return gaps.said(failure)
-
-    def _end(self, cell: Cell, failure: str | None, seconds: float) -> None:
-        if failure is None:
-            self.done.add(cell.id)
-        else:
-            self.failed[cell.id] = failure
-        self.shown.end(cell, "failed" if failure else "done", failure, seconds)
-
-    def _stop(self) -> None:
-        """Ask all workers to end, wait, end those that did not; a second signal cuts it short."""
-        for worker in self.workers:
-            worker.signal(signal.SIGTERM)
-            worker.pause(False)  # it could not end otherwise
-        deadline = time.monotonic() + GRACE_S
-        signals = len(self.stopping)
-        while any(worker.process.poll() is None for worker in self.workers):
-            if time.monotonic() > deadline or len(self.stopping) > signals:
-                break
-            time.sleep(0.05)
-        for worker in list(self.workers):
-            self._forget(worker)
-            worker.process.wait()
-            worker.errors.close()
-
-
-def publish_cell(cell: Cell, folder: paths.CellPaths) -> None:
-    """cell.json, from which a worker knows what to do. Written anew where it differs: where a data
-    set's folder lies is not part of the id, and may have changed."""
-    data = store.json_bytes(cell.to_json())
-    try:
-        if folder.cell_json.read_bytes() == data:
-            return
-    except FileNotFoundError:
-        pass
-    store.publish_bytes(folder.cell_json, data)
-
-
-def _environment(slot: Slot) -> dict[str, str]:
-    mine = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join([str(paths.CODE), *([mine] if mine else [])])
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **slot.environment}
-
-
-# --- how a worker ended, where it could not say so itself ---------------------------------------
-
-
-def _failure(worker: _Worker) -> dict[str, str]:
-    """What belongs into failure.json: from its last event, else from how its process ended."""
-    worker.errors.seek(0)
-    said = worker.errors.read()[-20_000:].decode(errors="replace").strip()
-    kind, reason = _cause(worker, said)
-    if worker.last.get("stage") == "failed":
-        kind, reason = worker.last["kind"], worker.last["reason"]
-    return {"kind": kind, "reason": reason, "traceback": said}
-
-
-def _cause(worker: _Worker, said: str) -> tuple[str, str]:
-    ran_out = ended.kills() > worker.kills_before
-    return ended.cause(worker.process.returncode, said, ran_out, ADVICE)
-
-
-# --- the end ---------------------------------------------------------------------------------
-
-
-def _report(asked: Sweep, work: paths.Work) -> int:
+def _report(sweep: Sweep, work: paths.Work) -> int:
     """The table, the report, and what to take away; 1 where a cell has no result."""
     from pipeline import report
 
-    made, listed = report.build(asked, work)
+    made, listed = report.build(sweep, work)
     report.print_summary(listed)
     print(f"Report: {made.page}")
     best = report.best(listed["rows"])
     if best:
-        cell = asked.by_id[best["id"]]
+        cell = sweep.by_id[best["id"]]
         folder = work.cell(cell.id).artifact
         print(f"Smallest good model: {cell.name} in {folder}")
-        print(f"  netpress export {plan.called(asked)} {cell.id}")
+        print(f"  netpress export {plan.called(sweep)} {cell.id}")
         print(f"  netpress predict {folder} IMAGE ...")
     return 1 if listed["gaps"] else 0

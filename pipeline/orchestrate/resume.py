@@ -118,7 +118,7 @@ def _cause(cell_state: state.CellState, work: Work, view: clusters.View | None) 
     failure = clusters.failure_of(store.last_attempt(work.cell(cell.id)))
     if failure is None:  # it failed because its base did
         return Cause("base_failed", "")
-    return Cause(failure["kind"], "")
+    return Cause(failure.kind, "")
 
 
 def _last_request(cell: Cell, view: clusters.View | None, cluster: Cluster) -> Request:

@@ -10,9 +10,9 @@ import math
 import re
 from dataclasses import dataclass
 
-from pipeline.gaps import in_one_line
 from pipeline.orchestrate.graph import Request
 from pipeline.orchestrate.slurm import Row
+from pipeline.store import Failure
 
 GIB = 1024**3
 
@@ -95,7 +95,7 @@ class Cause:
 def cause(
     row: Row | None,
     *,
-    failure: dict | None = None,
+    failure: Failure | None = None,
     setup: str = "",
     log: str = "",
     rounds: int = 0,
@@ -110,11 +110,11 @@ def cause(
     job started. progress: whether it published anything when it ran last. busy: who was at the cell
     when this job came to it; empty for nobody.
     """
-    killed = failure is None or failure["kind"] == "killed"
+    killed = failure is None or failure.kind == "killed"
     if killed and (memory := _out_of_memory(row, log)):
         return Cause("out_of_memory", memory)
     if failure is not None and not (killed and row and row.state in ("NODE_FAIL", "PREEMPTED")):
-        return Cause(failure["kind"], in_one_line(failure), str(failure.get("node", "")))
+        return Cause(failure.kind, failure.line, failure.node or "")
     if setup:
         return Cause("set_up", setup)
     if busy:

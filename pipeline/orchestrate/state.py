@@ -176,7 +176,7 @@ def _queued(cell: Cell, work: Work, row: slurm.Row, view: cluster.View) -> tuple
     if len(pack) > 1 and row.state == "RUNNING" and not is_held(work.cell(cell.id)):
         failure = cluster.failed_in(work, cell, row.task)
         if failure is not None:
-            return "failed", gaps.in_one_line(failure)
+            return "failed", failure.line
         if not cluster.started(work, cell, row.task):
             return "queued", f"in {where}, which has {len(pack)} cells one after the other"
     return "running", where

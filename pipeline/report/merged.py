@@ -29,7 +29,7 @@ from typing import Any
 import h5py
 from h5py import h5o
 
-from pipeline import __version__, catalog, hdf5, store
+from pipeline import __version__, catalog, store
 from pipeline.errors import UserError
 from pipeline.gaps import Gap
 from pipeline.paths import Work, checked_name
@@ -39,6 +39,7 @@ from pipeline.report.frames import Frames
 from pipeline.report.reading import Chunk, Read
 from pipeline.report.row import identity
 from pipeline.report.usage import Used
+from pipeline.store import hdf5
 from pipeline.sweep import Cell, Sweep
 
 FORMAT = 1

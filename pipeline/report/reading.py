@@ -27,12 +27,13 @@ import h5py
 import numpy
 from h5py import h5o
 
-from pipeline import hardware, hdf5, store
+from pipeline import hardware, store
 from pipeline.errors import Corrupt
 from pipeline.paths import CellPaths
 from pipeline.report import usage
 from pipeline.report.evidence import check_result, is_row_evidence, valid_result
 from pipeline.report.row import row
+from pipeline.store import hdf5
 
 CHUNK = 50
 # Starting a process costs as much as reading some hundred results.

@@ -6,7 +6,6 @@ nothing was asked for.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -103,10 +102,8 @@ def said_of(cell: CellPaths) -> dict | None:
 
 
 def _said(attempt: AttemptPaths) -> dict | None:
-    try:
-        said = json.loads(attempt.usage.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
+    usage = store.read_usage(attempt)
+    said = usage.to_json() if usage else None
     return said if is_whole(said) else None
 
 

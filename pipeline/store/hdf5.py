@@ -1,4 +1,4 @@
-"""Values in and out of an open HDF5 file; `pipeline.store` says what netpress keeps in one.
+"""Values in and out of an open HDF5 file; `pipeline.store.results` says what netpress keeps in one.
 
 Reading trusts nothing: a file may have been built to mislead, and reports are passed on. It goes
 through h5py's low-level calls, so that every link and layout is looked at before anything is

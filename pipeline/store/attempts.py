@@ -1,0 +1,212 @@
+"""A cell's attempts: attempts/N/, one for each run of a job, with how it failed and what it used.
+
+failure.json and usage.json are written and read here alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import Corrupt
+from pipeline.paths import AttemptPaths, CellPaths
+from pipeline.store import files
+
+KIND_WORDS = {"gpu_out_of_memory": "out of memory"}  # others are their own words
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How an attempt failed. The kind decides what `resume` does, the reason is one line for
+    people. `node`: where it ran, known of failures that only SLURM can tell."""
+
+    kind: str
+    reason: str
+    traceback: str = ""
+    node: str | None = None
+
+    @property
+    def line(self) -> str:
+        """`kind: reason` in one line, the kind once."""
+        kind = KIND_WORDS.get(self.kind, self.kind.replace("_", " "))
+        reason = " ".join(self.reason.split())
+        return reason if reason.startswith(kind) else f"{kind}: {reason}"
+
+
+@dataclass(frozen=True)
+class Requested:
+    """What a job requested, 0 where that is unknown."""
+
+    cores: float = 0
+    memory_bytes: float = 0
+    gpus: float = 0
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """The most that an attempt used at any time. `gpu_busy`: the mean share of time in which its
+    GPU was at work; None where that was not measured."""
+
+    memory_bytes: float
+    cores: float
+    gpu_memory_bytes: float
+    gpu_busy: float | None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an attempt used of what its job requested; of one that has just begun, the job alone.
+    Times are UTC as `2026-01-31T12:00:00Z`; `ended` is None while it runs."""
+
+    job: str | None
+    host: str | None = None
+    started: str | None = None
+    ended: str | None = None
+    wall_s: float | None = None
+    training_s: float | None = None
+    epochs: int | None = None
+    requested: Requested | None = None
+    used: Peaks | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """With the keys of usage.json."""
+        if self.used is None:
+            return {"job": self.job}
+        values = asdict(self)
+        values["asked"] = values.pop("requested")
+        return values
+
+
+def write_failure(attempt: AttemptPaths, failure: Failure) -> None:
+    """Publish failure.json; raises OSError (ENOSPC, ...)."""
+    values = asdict(failure)
+    if failure.node is None:
+        del values["node"]
+    files.publish_json(attempt.failure, values)
+
+
+def read_failure(attempt: AttemptPaths) -> Failure | None:
+    """None where the attempt has no failure.json; raises Corrupt where that is damaged."""
+    try:
+        data = attempt.failure.read_bytes()
+    except FileNotFoundError:
+        return None
+    values = _object(data)
+    kind, reason = values.get("kind"), values.get("reason")
+    if not isinstance(kind, str) or not isinstance(reason, str):
+        raise Corrupt(f"{attempt.failure}: expected a JSON object with a kind and a reason")
+    node = _text(values, "node")
+    return Failure(kind, reason, _text(values, "traceback") or "", node)
+
+
+def write_usage(attempt: AttemptPaths, usage: Usage) -> None:
+    """Publish usage.json; raises OSError (ENOSPC, ...)."""
+    files.publish_bytes(attempt.usage, _usage_bytes(usage))
+
+
+def _usage_bytes(usage: Usage) -> bytes:
+    return files.json_bytes(usage.to_json())
+
+
+def read_usage(attempt: AttemptPaths) -> Usage | None:
+    """None where there is no usage.json, or it cannot be read. Usage decides nothing, so a damaged
+    value is an unknown one: None."""
+    try:
+        values = _object(attempt.usage.read_bytes())
+    except OSError:
+        return None
+    epochs = _number(values, "epochs")
+    return Usage(
+        job=_text(values, "job"),
+        host=_text(values, "host"),
+        started=_text(values, "started"),
+        ended=_text(values, "ended"),
+        wall_s=_number(values, "wall_s"),
+        training_s=_number(values, "training_s"),
+        epochs=None if epochs is None else int(epochs),
+        requested=_requested(values.get("asked")),
+        used=_peaks(values.get("used")),
+    )
+
+
+def _requested(values: Any) -> Requested | None:
+    if not isinstance(values, dict):
+        return None
+    cores, memory_bytes = _number(values, "cores"), _number(values, "memory_bytes")
+    if cores is None or memory_bytes is None:
+        return None
+    return Requested(cores, memory_bytes, _number(values, "gpus") or 0)
+
+
+def _peaks(values: Any) -> Peaks | None:
+    if not isinstance(values, dict):
+        return None
+    memory_bytes, cores = _number(values, "memory_bytes"), _number(values, "cores")
+    gpu_memory_bytes, gpu_busy = _number(values, "gpu_memory_bytes"), _number(values, "gpu_busy")
+    if memory_bytes is None or cores is None or gpu_memory_bytes is None:
+        return None
+    if gpu_busy is None and values.get("gpu_busy") is not None:
+        return None
+    return Peaks(memory_bytes, cores, gpu_memory_bytes, gpu_busy)
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    """A JSON object; an empty one for anything else."""
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _text(values: dict[str, Any], key: str) -> str | None:
+    value = values.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _number(values: dict[str, Any], key: str) -> float | None:
+    """As it is, so that a whole number stays one; None for NaN and infinities, too."""
+    value = values.get(key)
+    return value if isinstance(value, (int, float)) and abs(value) < math.inf else None
+
+
+def new_attempt(cell: CellPaths, job: str | None = None) -> AttemptPaths:
+    """The next free attempts/N/, in which it says from the first moment which job it is made in.
+
+    Two processes never get the same one: a rename onto a folder that holds something fails.
+    """
+    return files.again_if_cleared(_new_attempt_once, cell, job)
+
+
+def _new_attempt_once(cell: CellPaths, job: str | None) -> AttemptPaths:
+    last = last_attempt(cell)
+    attempt = cell.attempt(last.number + 1 if last else 1)
+    with files.draft_of(attempt.folder) as draft:
+        files.write_synced(AttemptPaths(draft).usage, _usage_bytes(Usage(job)))
+        while not _moved_to_free_name(draft, attempt.folder):
+            attempt = cell.attempt(attempt.number + 1)
+    return attempt
+
+
+def _moved_to_free_name(folder: Path, name: Path) -> bool:
+    try:
+        os.rename(folder, name)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
+def last_attempt(cell: CellPaths) -> AttemptPaths | None:
+    """The attempt with the highest number, or None before the first."""
+    try:
+        numbers = [int(name) for name in os.listdir(cell.attempts) if name.isdecimal()]
+    except FileNotFoundError:
+        return None
+    return cell.attempt(max(numbers)) if numbers else None

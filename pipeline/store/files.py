@@ -1,0 +1,212 @@
+"""Atomic publication: what is at a name is whole, or is not there.
+
+Bytes go to a temporary name in the same folder, are flushed and fsynced, renamed, and the folder
+is fsynced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-\d+-[0-9a-f]{8}")
+# NFS may show a rename seconds late: a file that is known to exist is looked for again.
+RETRIES_S = (0.05, 0.2, 0.5, 1.0)
+
+
+def private() -> None:
+    """Everything that this process creates from now on is for its user alone."""
+    os.umask(0o077)
+
+
+def make_folder(folder: Path) -> Path:
+    """Make `folder` and its parents, readable by the user alone."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+    return folder
+
+
+def publish_bytes(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, whole or not at all; raises OSError (ENOSPC, ...), leaves no trace."""
+    make_folder(path.parent)
+    again_if_cleared(_publish_once, path, data)
+    sync_folder(path.parent)
+
+
+def _publish_once(path: Path, data: bytes) -> None:
+    with replacing(path) as temporary:
+        write_synced(temporary, data)
+
+
+def again_if_cleared(act: Callable[..., Any], *arguments: Any) -> Any:
+    """For those who do not hold the cell: a process that locked it just now may have taken our
+    temporary for a dead one's."""
+    try:
+        return act(*arguments)
+    except FileNotFoundError:
+        return act(*arguments)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, whose synced file takes its place in the end, or goes."""
+    temporary = _beside(path, "tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write that finds no room names no file
+        raise
+
+
+def publish_json(path: Path, value: Any) -> None:
+    """Put `value` at `path` as JSON with sorted keys; raises ValueError for NaN and infinities."""
+    publish_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Put what `write` leaves in the folder it is given at `folder`, whole or not at all.
+
+    An old folder is moved aside first, since no portable call swaps two. Killed between the two
+    renames, the old one is brought back by the next `lock_cell`.
+    """
+    with draft_of(folder) as temporary:
+        write(temporary)
+        _sync_tree(temporary)
+        _replace_folder(temporary, folder)
+
+
+@contextlib.contextmanager
+def draft_of(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, to be renamed in the end; it goes where that fails."""
+    make_folder(folder.parent)
+    temporary = _beside(folder, "tmp")
+    temporary.mkdir(mode=0o700)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to NAME.corrupt-N, so that it can be looked at and redone."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
+        number += 1
+    os.rename(path, aside)
+    sync_folder(path.parent)
+    return aside
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems cannot: their rename has to do
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)  # a network file system may report a full disk only here
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _sync_file(Path(root) / name)
+        os.chmod(root, 0o700)
+        sync_folder(Path(root))
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fchmod(descriptor, 0o600)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    old = _beside(folder, "old")
+    try:
+        os.rename(folder, old)
+    except FileNotFoundError:
+        old = None
+    try:
+        os.rename(new, folder)
+    except BaseException:
+        if old:
+            os.rename(old, folder)
+        raise
+    sync_folder(folder.parent)
+    if old:  # published already: what cannot be removed now goes at the next lock
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb", buffering=0) as file:
+        return rest_sha256(file)
+
+
+def rest_sha256(file) -> str:
+    """Of an open file, from where it stands."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def patiently(look: Callable[[], Any]) -> Any:
+    """Look again after ENOENT and ESTALE: what is known to exist may be late on a file system."""
+    for delay_s in RETRIES_S:
+        try:
+            return look()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):
+                raise
+        time.sleep(delay_s)
+    return look()
+
+
+def read_patiently(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno != errno.ESTALE:  # replaced on the server between our open and our read
+            raise
+        return patiently(path.read_bytes)

@@ -1,0 +1,123 @@
+"""One process at a time for each cell, and what a dead one left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.paths import CellPaths
+from pipeline.store import files
+
+SUPERSEDE_S = 60.0  # for an earlier run of the same job to see that it has to end
+# What the lock file says of its holder. One that was killed leaves it there.
+HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>\S+)(?: in job (?P<job>\S+))?")
+
+
+class Busy(Exception):
+    """Another process works on this cell."""
+
+
+@contextlib.contextmanager
+def lock_cell(
+    cell: CellPaths, job: str | None = None, lives: Callable[[str], bool] | None = None
+) -> Iterator[Callable[[], bool]]:
+    """Hold the cell alone; raises Busy when another process does, and clears what a dead one left.
+
+    The lock goes with its process, however that ends. The lock file itself stays: removing it
+    would let two processes hold two different files of one name. Some network file systems keep
+    locks to one machine; so the file also says who has it, until that one lets it go. A holder on
+    another machine, in a job that is not `job`, our own, is asked for with `lives`. An earlier run
+    of our own job has to give way: it may go on working on a node that the scheduler has lost.
+    What is yielded tells whether it is still ours; a holder that it denies ends at once.
+    """
+    descriptor = _open_lock(cell)
+    mine = f"process {os.getpid()} on {socket.gethostname()}" + (f" in job {job}" if job else "")
+    try:
+        holder = _holder(descriptor)
+        other = HOLDER.fullmatch(holder)
+        away = other is not None and other["host"] != socket.gethostname()
+        again = away and job is not None and other["job"] == job
+        if not (_take(descriptor) or (again and _supersede(descriptor, mine))):
+            raise Busy(f"cell {cell.id} is being worked on by {holder or 'another process'}")
+        # Only the scheduler can tell whether it lives.
+        if away and not again and lives and other["job"] and lives(other["job"]):
+            raise Busy(f"cell {cell.id} is being worked on by {holder}")
+        _sign(descriptor, mine)
+        _clear_leftovers(cell.folder)
+        yield lambda: _signed(cell.lock) in (mine, None)
+        if _holder(descriptor) == mine:
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _supersede(descriptor: int, mine: str) -> bool:
+    """Sign for the lock that an earlier run of our job has, and wait for it to see that and end."""
+    _sign(descriptor, mine)
+    deadline = time.monotonic() + SUPERSEDE_S
+    while not (taken := _take(descriptor)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return taken
+
+
+def _sign(descriptor: int, mine: str) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{mine}\n".encode(), 0)
+    os.fsync(descriptor)  # for who looks from another machine
+
+
+def _signed(lock: Path) -> str | None:
+    """What the file says now, opened anew so that a network file system looks; None: cannot say."""
+    try:
+        return lock.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+
+
+def _open_lock(cell: CellPaths) -> int:
+    try:
+        files.make_folder(cell.folder)
+        return os.open(cell.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except PermissionError:
+        raise UserError(
+            f"{cell.folder}: not writable, it may belong to another user; "
+            "set NETPRESS_WORK to a folder of your own"
+        ) from None
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Remove temporaries of a process that died; bring back what it had only moved aside."""
+    for root, folders, names in os.walk(folder):
+        for name in sorted([*folders, *names]):
+            if match := files.TEMPORARY.fullmatch(name):
+                _clear(Path(root) / name, Path(root) / match["name"], match["kind"])
+        folders[:] = [name for name in folders if not files.TEMPORARY.fullmatch(name)]
+
+
+def _clear(leftover: Path, live: Path, kind: str) -> None:
+    if kind == "old" and not live.exists():
+        os.rename(leftover, live)
+    elif leftover.is_dir():
+        shutil.rmtree(leftover)
+    else:
+        leftover.unlink()
