@@ -173,6 +173,6 @@ def _leave_as_floats(graph: ir.Graph) -> None:
     if last.op_type != "DequantizeLinear":
         return
     product = last.inputs[0].producer().inputs[0]
-    name, logits.name, product.name = logits.name, None, logits.name
+    logits.name, product.name = None, logits.name
     product.shape, product.type = logits.shape, logits.type
     graph.outputs[0] = product

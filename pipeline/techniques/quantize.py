@@ -1,7 +1,7 @@
 """Quantization to int8: after training, or with training that sees it.
 
-What training sees is simulated (``models/transforms/fakequant.py``); what is measured as small and fast is the
-artifact, whose integers have exactly the scales found here.
+What training sees is simulated (``models/transforms/fakequant.py``); what is measured as small and
+fast is the artifact, whose integers have exactly the scales found here.
 """
 
 from __future__ import annotations
