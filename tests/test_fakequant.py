@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.models import fakequant, network, vgg
-from pipeline.models.spec import Quantization
+from pipeline.models import network, vgg
+from pipeline.models.spec import Graph
+from pipeline.models.transforms import fakequant
+from pipeline.models.transforms.fakequant import FakeQuantized
 from tests.test_models import images, lively
 
 SPEC = vgg.spec("vgg11_bn", 0.125, (3, 32, 32), 10, 120, 1 / 64)
@@ -22,22 +24,21 @@ def conv(bits=8, learned=False, seed=0) -> fakequant.FakeQuantConv2d:
     torch.manual_seed(seed)
     layer = nn.Conv2d(3, 4, 3, padding=1)
     layer.__class__ = fakequant.FakeQuantConv2d
-    layer.prepare(Quantization(bits, learned))
+    layer.prepare(FakeQuantized(bits, learned))
     with torch.no_grad():
-        layer.weight_scale.copy_(fakequant.widest(layer.weight, layer.weight_max))
-        layer.input_scale.fill_(0.05)
-        layer.input_zero_point.fill_(30)
+        layer.weight_quantizer.scale.copy_(layer.weight_quantizer.widest(layer.weight))
+        layer.input_quantizer.scale.fill_(0.05)
+        layer.input_quantizer.zero_point.fill_(30)
     return layer.eval()
 
 
-def quantized(state: network.ModelState, method="minmax", bits=8, learned=False, batches=None):
+def quantized(state: network.ModelState, method="minmax", **settings):
     """The network of `state`, folded, fake-quantized and calibrated."""
-    folded = network.fold(state)
-    copy = network.restore(folded.spec, folded.network.state_dict())
-    fakequant.insert(copy.network, Quantization(bits, learned))
-    batches = [images(SPEC.shape, 32)] if batches is None else batches
-    fakequant.calibrate(copy.network, iter(batches), method, (SPEC.zero_point, SPEC.scale))
-    return copy.network
+    made = network.with_transform(network.fold(state), FakeQuantized(**settings))
+    batches = [made.network.normalize(images(SPEC.shape, 32))]
+    image = SPEC.zero_point, SPEC.scale
+    fakequant.calibrate(made.network.module, batches, method, image)
+    return made.network
 
 
 # --- against integers ------------------------------------------------------------------------
@@ -50,9 +51,9 @@ def quantized(state: network.ModelState, method="minmax", bits=8, learned=False,
 def test_a_convolution_is_what_integers_give(bits, learned, seed):
     layer = conv(bits, learned, seed)
     x = torch.randn(2, 3, 8, 8) * 3
-    scale, zero = layer.input_scale.item(), layer.input_zero_point.item()
+    scale, zero = layer.input_quantizer.scale.item(), layer.input_quantizer.zero_point.item()
     q = np.clip(np.round(x.numpy() / np.float32(scale)) + zero, 0, 255).astype(np.int64) - zero
-    scales = layer.weight_scale.detach().numpy()[:, None, None, None]
+    scales = layer.weight_quantizer.scale.detach().numpy()[:, None, None, None]
     w = np.round(layer.weight.detach().numpy() / scales).astype(np.int64)
     assert np.abs(w).max() == 2 ** (bits - 1) - 1
     sums = F.conv2d(torch.from_numpy(q).double(), torch.from_numpy(w).double(), padding=1).numpy()
@@ -69,24 +70,26 @@ def test_a_linear_layer_is_what_integers_give(learned):
     torch.manual_seed(0)
     layer = nn.Linear(16, 5)
     layer.__class__ = fakequant.FakeQuantLinear
-    layer.prepare(Quantization(8, learned))
+    layer.prepare(FakeQuantized(8, learned))
     with torch.no_grad():
-        layer.weight_scale.copy_(fakequant.widest(layer.weight, 127))
-        layer.input_scale.fill_(0.02)
+        layer.weight_quantizer.scale.copy_(fakequant.widest(layer.weight, 127))
+        layer.input_quantizer.scale.fill_(0.02)
     x = torch.rand(7, 16) * 5
-    q = torch.clamp(torch.round(x / layer.input_scale), 0, 255)
-    w = torch.round(layer.weight / layer.weight_scale[:, None])
-    sums = q @ w.T + torch.round(layer.bias / (layer.input_scale * layer.weight_scale))
-    expected = sums * layer.input_scale * layer.weight_scale
+    q = torch.clamp(torch.round(x / layer.input_quantizer.scale), 0, 255)
+    w = torch.round(layer.weight / layer.weight_quantizer.scale[:, None])
+    sums = q @ w.T + torch.round(
+        layer.bias / (layer.input_quantizer.scale * layer.weight_quantizer.scale)
+    )
+    expected = sums * layer.input_quantizer.scale * layer.weight_quantizer.scale
     assert torch.allclose(layer.eval()(x), expected, atol=1e-5)
 
 
 def test_values_out_of_range_are_cut_off_at_both_ends():
     layer = conv()
-    found = layer.quantized_input(torch.tensor([-1e9, 1e9, 0.0]))
+    found = layer.input_quantizer(torch.tensor([-1e9, 1e9, 0.0]))
     assert found.tolist() == pytest.approx([-30 * 0.05, 225 * 0.05, 0.0])
     layer.weight.data[0] *= 1000
-    found = (layer.quantized_weight()[0] / layer.weight_scale[0]).detach()
+    found = (layer.quantized_weight()[0] / layer.weight_quantizer.scale[0]).detach()
     assert float(found.abs().max()) == pytest.approx(127)
 
 
@@ -96,24 +99,29 @@ def test_training_and_evaluation_round_alike(learned):
     layer, x = conv(learned=learned), torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         evaluated, trained = layer(x), layer.train()(x)
-    step = (layer.input_scale * layer.weight_scale).max().item()  # the bias is rounded in one
+    step = (
+        (layer.input_quantizer.scale * layer.weight_quantizer.scale).max().item()
+    )  # the bias is rounded in one
     assert float((evaluated - trained).abs().max()) <= 0.51 * step
 
 
 def test_the_image_itself_is_not_rounded_again():
     net = quantized(lively(SPEC))
     pixels = images(SPEC.shape)
-    first = next(iter(fakequant.layers(net).values()))
+    first = next(iter(fakequant.layers(net.module).values()))
     normalized = net.normalize(pixels)
-    assert first.exact_input and torch.equal(first.quantized_input(normalized), normalized)
-    q = torch.round(normalized / first.input_scale) + first.input_zero_point
+    assert first.input_quantizer.exact
+    assert torch.equal(first.input_quantizer(normalized), normalized)
+    q = torch.round(normalized / first.input_quantizer.scale) + first.input_quantizer.zero_point
     assert torch.equal(q.to(torch.uint8), pixels)
-    assert [layer.exact_input for layer in fakequant.layers(net).values()].count(True) == 1
+    assert [layer.input_quantizer.exact for layer in fakequant.layers(net.module).values()].count(
+        True
+    ) == 1
 
 
 def test_weights_move_between_the_float_network_and_its_quantized_self():
     folded = network.fold(lively(SPEC))
-    spec = network.replace(folded.spec, quantization=Quantization())
+    spec = folded.spec.with_transform(FakeQuantized())
     plain = folded.network.state_dict()
     assert set(plain) < set(network.build(spec).state_dict())
 
@@ -144,13 +152,13 @@ def test_the_scale_of_an_image_learns_from_each_image_alike():
     """Section 2.2 counts the values of one image: the mean over a batch has the same gradient."""
     layer = nn.Conv2d(2, 3, 3)
     layer.__class__ = fakequant.FakeQuantConv2d
-    layer.prepare(Quantization(8, True))
+    layer.prepare(FakeQuantized(8, True))
     x = torch.rand(1, 2, 4, 4, generator=torch.Generator().manual_seed(0)) * 300
 
     def gradient(batch):
-        layer.input_scale.grad = None
-        layer.train().quantized_input(batch).sum(dim=(1, 2, 3)).mean().backward()
-        return layer.input_scale.grad.item()
+        layer.input_quantizer.scale.grad = None
+        layer.train().input_quantizer(batch).sum(dim=(1, 2, 3)).mean().backward()
+        return layer.input_quantizer.scale.grad.item()
 
     assert gradient(x.repeat(5, 1, 1, 1)) == pytest.approx(gradient(x), rel=1e-5)
 
@@ -182,27 +190,32 @@ def test_the_gradient_of_the_scale_is_the_slope_where_nothing_rounds_differently
 def test_every_filter_learns_a_scale_of_its_own():
     layer = conv(learned=True).train()
     layer(torch.randn(2, 3, 8, 8)).square().sum().backward()
-    assert layer.weight_scale.grad.shape == (4,) and layer.weight_scale.grad.abs().min() > 0
-    assert layer.input_scale.grad.shape == () and layer.input_scale.grad.abs() > 0
+    assert (
+        layer.weight_quantizer.scale.grad.shape == (4,)
+        and layer.weight_quantizer.scale.grad.abs().min() > 0
+    )
+    assert (
+        layer.input_quantizer.scale.grad.shape == () and layer.input_quantizer.scale.grad.abs() > 0
+    )
     assert layer.weight.grad.abs().sum() > 0
 
 
 def test_a_range_that_lies_below_zero_can_learn_too():
     layer = conv(learned=True).train()
-    layer.input_zero_point.fill_(255)
+    layer.input_quantizer.zero_point.fill_(255)
     layer(-torch.rand(2, 3, 8, 8)).sum().backward()
-    assert torch.isfinite(layer.input_scale.grad)
+    assert torch.isfinite(layer.input_quantizer.scale.grad)
 
 
 def test_observed_scales_follow_the_weights_in_training_and_rest_otherwise():
     layer, x = conv(), torch.randn(1, 3, 8, 8)
-    before = layer.weight_scale.clone()
+    before = layer.weight_quantizer.scale.clone()
     layer.weight.data *= 3
     layer.eval()(x)
-    assert torch.equal(layer.weight_scale, before)
+    assert torch.equal(layer.weight_quantizer.scale, before)
     layer.train()(x)
-    assert torch.allclose(layer.weight_scale, before * 3)
-    assert not any(p is layer.weight_scale for p in layer.parameters())
+    assert torch.allclose(layer.weight_quantizer.scale, before * 3)
+    assert not any(p is layer.weight_quantizer.scale for p in layer.parameters())
 
 
 def test_gradients_pass_straight_through_to_weights_and_inputs():
@@ -210,7 +223,7 @@ def test_gradients_pass_straight_through_to_weights_and_inputs():
     layer = conv().train()
     x = torch.randn(1, 3, 8, 8, requires_grad=True)
     layer(x).square().sum().backward()
-    q = layer.quantized_input(x).detach().requires_grad_()
+    q = layer.input_quantizer(x).detach().requires_grad_()
     w = layer.quantized_weight().detach().requires_grad_()
     F.conv2d(q, w, layer.bias, padding=1).square().sum().backward()
     steps = torch.round(x.detach() / 0.05) + 30
@@ -243,17 +256,20 @@ def test_a_dead_filter_takes_a_scale_that_its_bias_can_use():
 @pytest.mark.parametrize("bits", [8, 7])
 def test_the_squared_error_of_mse_is_never_above_that_of_minmax(bits):
     state = lively(SPEC, 3)
-    found = {m: quantized(state, m, bits) for m in ("minmax", "mse")}
-    plain = network.fold(state).network.state_dict()
-    for name, layer in fakequant.layers(found["minmax"]).items():
+    found = {m: quantized(state, m, weight_bits=bits) for m in ("minmax", "mse")}
+    plain = network.fold(state).network.module.state_dict()
+    for name, layer in fakequant.layers(found["minmax"].module).items():
         weight = plain[f"{name}.weight"]
         losses = {
-            method: (fakequant.layers(net)[name].quantized_weight() - weight).square().flatten(1)
+            method: (fakequant.layers(net.module)[name].quantized_weight() - weight)
+            .square()
+            .flatten(1)
             for method, net in found.items()
         }
         assert (losses["mse"].mean(1) <= losses["minmax"].mean(1) * (1 + 1e-6)).all()
-        if not layer.exact_input:
-            wide, tight = layer.input_scale, fakequant.layers(found["mse"])[name].input_scale
+        if not layer.input_quantizer.exact:
+            wide = layer.input_quantizer.scale
+            tight = fakequant.layers(found["mse"].module)[name].input_quantizer.scale
             assert 0.24 * wide <= tight <= wide
 
 
@@ -279,15 +295,19 @@ def test_inputs_that_are_as_good_as_zero_have_a_range_all_the_same(values):
 def test_after_a_rectifier_the_zero_point_is_zero():
     """So that the integers of a convolution end at zero where its ReLU would cut it."""
     net = quantized(lively(SPEC), "mse")
-    inner = [layer for layer in fakequant.layers(net).values() if not layer.exact_input]
+    inner = [
+        layer for layer in fakequant.layers(net.module).values() if not layer.input_quantizer.exact
+    ]
     assert len(inner) == len(SPEC.channels)
-    assert all(layer.input_zero_point == 0 and layer.input_scale > 0 for layer in inner)
+    assert all(
+        layer.input_quantizer.zero_point == 0 and layer.input_quantizer.scale > 0 for layer in inner
+    )
 
 
 def test_calibration_sees_all_of_an_image_and_not_its_left_edge_alone():
     """A value in 2^k, at an even distance, would come from one column of every map."""
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1))
-    fakequant.insert(net, Quantization())
+    FakeQuantized().insert(net, Graph((), (), ("0",)))
     batch = torch.zeros(64, 1, 32, 32)
     batch[:] = torch.arange(32)  # each column has a value of its own
     net[0].weight.data.fill_(1.0)
@@ -303,16 +323,16 @@ def test_calibration_leaves_the_layers_quantized_and_the_weights_alone():
     before = {n: t.clone() for n, t in network.fold(state).network.state_dict().items()}
     net = quantized(state, "mse")
     assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in before.items())
-    assert len(fakequant.layers(net)) == len(SPEC.channels) + 1
-    assert not net.training
+    assert len(fakequant.layers(net.module)) == len(SPEC.channels) + 1
+    assert not net.module.training
 
 
 def test_calibration_that_fails_leaves_the_layers_quantized():
     net = quantized(lively(SPEC))
     with pytest.raises(RuntimeError):
-        fakequant.calibrate(net, iter([torch.zeros(1, 7, 32, 32)]), "mse", (0, 1.0))
-    assert len(fakequant.layers(net)) == len(SPEC.channels) + 1
-    assert not any(layer._forward_pre_hooks for layer in fakequant.layers(net).values())
+        fakequant.calibrate(net.module, [torch.zeros(1, 7, 32, 32)], "mse", (0, 1.0))
+    assert len(fakequant.layers(net.module)) == len(SPEC.channels) + 1
+    assert not any(layer._forward_pre_hooks for layer in fakequant.layers(net.module).values())
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -320,6 +340,6 @@ def test_a_quantized_network_is_near_the_float_one(learned):
     state, pixels = lively(SPEC), images(SPEC.shape, 32)
     with torch.inference_mode():
         exact = network.fold(state).network(pixels)
-        rough = {b: quantized(state, bits=b, learned=learned)(pixels) for b in (8, 7)}
+        rough = {b: quantized(state, weight_bits=b, learned=learned)(pixels) for b in (8, 7)}
     error = {b: float((r - exact).norm() / exact.norm()) for b, r in rough.items()}
     assert 0 < error[8] < 0.05 and error[8] < error[7] < 0.1

@@ -18,7 +18,7 @@ from pipeline import artifact, hardware
 from pipeline.measure import cell as measuring
 from pipeline.measure import complexity, kernels, latency
 from pipeline.models import module_of, network
-from pipeline.models.spec import Quantization
+from pipeline.models.transforms.fakequant import FakeQuantized
 from pipeline.sweep import Measure
 from tests import cells
 from tests.test_artifact import rewrite
@@ -59,9 +59,9 @@ def by_hand(channels, shape, blocks, classes=10, batch_norm=True) -> tuple[int, 
 def test_parameters_and_operations_are_those_of_a_hand_computation(name, shape):
     spec = module_of(name).spec(name, 0.25, shape, 10, 0, 1.0)
     blocks = (1, 1, 2, 2, 2) if name == "vgg11_bn" else (2, 2, 3, 3, 3)
-    expected = by_hand(spec.channels, shape, blocks, batch_norm=spec.batch_norm)
+    expected = by_hand(spec.channels, shape, blocks, batch_norm=name.endswith("_bn"))
     assert complexity.count(spec) == expected
-    assert complexity.count(replace(spec, quantization=Quantization(8, True))) == expected
+    assert complexity.count(spec.with_transform(FakeQuantized(learned=True))) == expected
 
 
 def test_a_pruned_network_is_counted_as_it_is():
@@ -83,7 +83,7 @@ def test_subnormal_numbers_of_the_deployed_model_are_counted(bench):
 
 def test_a_network_whose_scales_shrank_to_nothing_is_deployed_without_subnormals(tmp_path):
     state = lively(module_of("vgg11_bn").spec("vgg11_bn", 0.125, (1, 32, 32), 10, 120, 1 / 64))
-    state.network.features[3].norm.weight.data[::2] = 1e-38
+    state.network.module.features[3].norm.weight.data[::2] = 1e-38
     artifact.write(state, tmp_path / "x", {}, np.empty(0), tuple("0123456789"))
     assert complexity.subnormals(artifact.load(tmp_path / "x").model) == 0
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,7 +15,10 @@ from hypothesis import strategies as st
 
 from pipeline.measure import complexity
 from pipeline.models import MODELS, module_of, network, vgg
-from pipeline.models.spec import SMALLEST_NORMAL, NetworkSpec, Normalize, Quantization
+from pipeline.models.layers import Network
+from pipeline.models.spec import SMALLEST_NORMAL, NetworkSpec
+from pipeline.models.transforms.fakequant import FakeQuantized
+from pipeline.models.transforms.folded import Folded
 
 FULL = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)  # VGG-16's filters
 SIDES = (32, 32, 16, 16, 8, 8, 8, 4, 4, 4, 2, 2, 2)  # and the side of what they give
@@ -57,9 +62,10 @@ def test_vgg16_has_the_size_that_the_field_reports():
 def test_every_model_has_its_depth_and_gives_logits(name):
     made = spec(name, classes=7)
     assert len(made.channels) == DEPTHS[name.removesuffix("_bn")]
-    assert made.batch_norm == name.endswith("_bn")
+    state = network.new(made, 0)
+    assert network.normalized(state.network) == name.endswith("_bn")
     with torch.inference_mode():
-        logits, maps = network.new(made, 0).network.eval()(images(made.shape), maps=True)
+        logits, maps = state.network.eval()(images(made.shape), maps=True)
     assert logits.shape == (4, 7) and len(maps) == 5
     assert [m.shape[1] for m in maps] == [8, 16, 32, 64, 64]
 
@@ -107,11 +113,69 @@ def test_uint8_and_float_images_are_the_same_to_a_network():
 def test_pixels_are_normalized_by_one_zero_point_and_one_scale():
     pixels = images((3, 4, 4))
     expected = (pixels.double() - 120) / 64
-    found = Normalize(120, 1 / 64)(pixels)
+    found = Network(torch.nn.Identity(), 120, 1 / 64)(pixels)
     assert found.dtype == torch.float32 and torch.equal(found.double(), expected)
 
 
+# --- feature maps ----------------------------------------------------------------------------
+
+
+def test_feature_maps_are_what_the_blocks_end_with():
+    net = lively(spec()).network
+    pixels, seen = images((3, 32, 32)), []
+    for i in (0, 1, 3, 5, 7):  # the last convolution of each block
+        net.module.features[i].register_forward_hook(lambda m, x, y: seen.append(y))
+    with torch.inference_mode():
+        logits, maps = net(pixels, maps=True)
+        assert torch.equal(net(pixels), logits)
+    assert len(maps) == 5 and len(seen) == 10
+    assert all(torch.equal(a, b) for a, b in zip(maps, seen[:5], strict=True))
+
+
+def test_a_copy_of_a_network_keeps_maps_of_its_own():
+    """A hook that was bound to the original would give the copy's maps to the original."""
+    net = lively(spec()).network
+    twin, pixels = copy.deepcopy(net), images((3, 32, 32))
+    with torch.no_grad():
+        twin.module.features[0].conv.weight.mul_(-1)
+    with torch.inference_mode():
+        own, others = net(pixels, maps=True)[1], twin(pixels, maps=True)[1]
+        again = net(pixels, maps=True)[1]
+    assert len(own) == len(others) == 5
+    assert not any(torch.equal(a, b) for a, b in zip(own, others, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(own, again, strict=True))
+
+
+def test_maps_of_one_call_stay_when_the_next_is_made():
+    net, pixels = lively(spec()).network, images((3, 32, 32))
+    with torch.inference_mode():
+        first = net(pixels, maps=True)[1]
+        kept = [m.clone() for m in first]
+        net(255 - pixels, maps=True)
+        net(255 - pixels)
+    assert len(first) == 5 and all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_a_compiled_network_gives_the_same_maps():
+    net, pixels = lively(spec(width=0.02)).network, images((3, 32, 32), 2)
+    compiled = torch.compile(net)
+    with torch.inference_mode():
+        expected, own = net(pixels, maps=True)
+        for _ in range(2):  # once more, from what was compiled
+            logits, maps = compiled(pixels, maps=True)
+            assert len(maps) == len(own) == 5
+            for mine, theirs in zip((logits, *maps), (expected, *own), strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(compiled(pixels), expected, rtol=1e-4, atol=1e-5)
+
+
 # --- specifications --------------------------------------------------------------------------
+
+TRANSFORMS = st.builds(Folded) | st.builds(
+    FakeQuantized, st.sampled_from([7, 8]), st.booleans(), st.booleans()
+)
 
 
 @given(
@@ -120,11 +184,11 @@ def test_pixels_are_normalized_by_one_zero_point_and_one_scale():
     st.tuples(st.integers(1, 4), st.integers(4, 64), st.integers(4, 64)),
     st.integers(2, 1000),
     st.floats(1e-4, 10),
-    st.none() | st.builds(Quantization, st.sampled_from([7, 8]), st.booleans()),
+    st.lists(TRANSFORMS, max_size=3).map(tuple),
 )
-def test_a_specification_survives_json(name, width, shape, classes, scale, quantization):
+def test_a_specification_survives_json(name, width, shape, classes, scale, transforms):
     made = module_of(name).spec(name, width, shape, classes, 33, scale)
-    made = replace(made, quantization=quantization)
+    made = replace(made, transforms=transforms)
     assert NetworkSpec.from_json(json.loads(json.dumps(made.to_json()))) == made
 
 
@@ -132,7 +196,7 @@ def test_counting_parameters_needs_no_weights_and_agrees_with_them():
     made = spec("vgg13")
     counted = sum(p.numel() for p in network.new(made, 0).network.parameters())
     assert network.parameter_count(made) == counted
-    quantized = replace(made, quantization=Quantization(learned=True))
+    quantized = made.with_transform(FakeQuantized(learned=True))
     assert network.parameter_count(quantized) == counted  # ranges are no parameters of the model
     before = torch.get_rng_state()
     network.parameter_count(spec("vgg19", width=4))
@@ -151,7 +215,7 @@ def test_weights_are_decided_by_the_seed_alone_and_leave_the_global_generator():
     second = network.new(spec(), 5).network.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     other = network.new(spec(), 6).network.state_dict()
-    assert not torch.equal(first["head.weight"], other["head.weight"])
+    assert not torch.equal(first["module.head.weight"], other["module.head.weight"])
 
 
 def test_fresh_weights_keep_the_signal_alive_through_all_layers():
@@ -181,10 +245,11 @@ def test_weights_of_another_shape_are_refused():
 @pytest.mark.parametrize("name", ["vgg11_bn", "vgg16_bn"])
 def test_folding_keeps_the_outputs(name):
     state = lively(spec(name))
-    state.network.features[2].norm.running_var[:4] = 1e-6  # as of a filter that hardly moves
+    state.network.module.features[2].norm.running_var[:4] = 1e-6  # as of a filter that hardly moves
     folded = network.fold(state)
-    assert not folded.spec.batch_norm
+    assert folded.spec.has("folded") and folded.spec.structure == folded.spec
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.network.modules())
+    assert network.fold(folded) is folded
     pixels = images(state.spec.shape, 16)
     with torch.inference_mode():
         expected, found = state.network(pixels), folded.network(pixels)
@@ -199,15 +264,15 @@ def test_folding_what_has_no_normalization_changes_nothing():
 def test_folding_leaves_no_subnormal_numbers():
     """A filter whose scale has shrunk to nothing: folded as it is, it would be slow to compute."""
     state = lively(spec())
-    norm = state.network.features[2].norm
+    norm = state.network.module.features[2].norm
     norm.weight.data[:5] = 1e-38
     norm.bias.data[:5] = 1e-41
-    plain = state.network.features[2].conv.weight[:5] * 1e-38
+    plain = state.network.module.features[2].conv.weight[:5] * 1e-38
     assert ((plain != 0) & (plain.abs() < SMALLEST_NORMAL)).any()
     folded = network.fold(state).network.state_dict()
     for tensor in folded.values():
         assert not ((tensor != 0) & (tensor.abs() < SMALLEST_NORMAL)).any()
-    assert not folded["features.2.conv.weight"][:5].any()
+    assert not folded["module.features.2.conv.weight"][:5].any()
 
 
 # --- shrinking -------------------------------------------------------------------------------
@@ -228,7 +293,7 @@ def test_a_shrunk_network_computes_what_the_masked_one_does(kept):
     state = lively(spec())
     small = network.shrink(state, kept)
     assert small.spec.channels == tuple(len(k) for k in kept)
-    assert small.network.features[3].conv.weight.shape[:2] == (len(kept[3]), len(kept[2]))
+    assert small.network.module.features[3].conv.weight.shape[:2] == (len(kept[3]), len(kept[2]))
     assert network.parameter_count(small.spec) == sum(p.numel() for p in small.network.parameters())
     pixels = images(state.spec.shape, 3)
     masked = masked_copy(state, kept)
@@ -240,7 +305,7 @@ def test_a_shrunk_network_computes_what_the_masked_one_does(kept):
 def masked_copy(state: network.ModelState, kept) -> torch.nn.Module:
     """The network with the outputs of removed filters set to zero."""
     masked = network.restore(state.spec, state.network.state_dict()).network.eval()
-    for layer, index in zip(masked.features, kept, strict=True):
+    for layer, index in zip(masked.module.features, kept, strict=True):
         gone = torch.ones(len(layer.conv.weight), dtype=torch.bool)
         gone[index] = False
         for tensor in (layer.norm.weight.data, layer.norm.bias.data):
@@ -259,19 +324,23 @@ def test_keeping_everything_is_the_same_network():
 def test_every_group_names_layers_that_are_there_and_leaves_none_out():
     for name in MODELS:
         made = spec(name)
-        modules = dict(network.build(made).named_modules())
-        groups = network.groups(made)
+        modules = dict(network.build(made).module.named_modules())
+        groups = network.graph_of(made).groups
         assert len(groups) == len(made.channels)
         for group in groups:
-            assert isinstance(modules[group.producer], torch.nn.Conv2d)
-            assert (group.norm is not None) == made.batch_norm
+            [producer] = group.producers
+            assert isinstance(modules[producer], torch.nn.Conv2d)
+            assert len(group.norms) == name.endswith("_bn")
+            for norm in group.norms:
+                assert isinstance(modules[norm], torch.nn.BatchNorm2d)
             for consumer in group.consumers:
                 inputs = modules[consumer].weight.shape[1]
-                assert inputs == modules[group.producer].weight.shape[0]
+                assert inputs == modules[producer].weight.shape[0]
 
 
 @pytest.mark.parametrize(
     ("shape", "averaged"), [((3, 32, 32), False), ((3, 63, 40), False), ((3, 64, 32), True)]
 )
 def test_five_poolings_of_vgg_and_what_they_leave_is_averaged(shape, averaged):
-    assert vgg.VGG(spec("vgg16_bn", shape=shape)).averaged is averaged
+    pool = vgg.build(spec("vgg16_bn", shape=shape)).pool
+    assert isinstance(pool, torch.nn.AdaptiveAvgPool2d) is averaged

@@ -19,9 +19,11 @@ from safetensors.torch import save as safetensors_bytes
 from pipeline import data, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure.cell import predict
-from pipeline.models import fakequant, network, vgg
+from pipeline.models import network, vgg
 from pipeline.models.network import ModelState
-from pipeline.models.spec import Quantization
+from pipeline.models.transforms import fakequant
+from pipeline.models.transforms.fakequant import FakeQuantized
+from pipeline.models.transforms.folded import Folded
 from pipeline.store import StageHistory
 from pipeline.sweep import Recipe
 from pipeline.training import checkpoint, losses
@@ -32,6 +34,7 @@ from tests import cells
 
 SHAPE = (1, 8, 8)
 SPEC = vgg.spec("vgg11_bn", 0.125, SHAPE, 4, 128, 1 / 74)
+BARE = replace(SPEC, model="vgg11")  # without normalization
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.05, crop=1, precision="fp32")
 CLOCKS = {"seconds", "images_per_second"}
 HERE = machine(RECIPE, "cpu")
@@ -63,12 +66,12 @@ def trained(state: ModelState, epochs: int, recipe=RECIPE, objective=PLAIN, **mo
 
 
 def simulated(folded: ModelState, learned: bool) -> ModelState:
-    """A folded network, its layers fake-quantized in place and calibrated."""
-    spec = replace(folded.spec, quantization=Quantization(8, learned))
-    fakequant.insert(folded.network, spec.quantization)
-    batches = iter(some_images(32).pixels.split(16))
-    fakequant.calibrate(folded.network, batches, "mse", (spec.zero_point, spec.scale))
-    return ModelState(spec, folded.network)
+    """A folded network, its layers fake-quantized and calibrated."""
+    made = network.with_transform(folded, FakeQuantized(learned=learned))
+    batches = map(made.network.normalize, some_images(32).pixels.split(16))
+    image = made.spec.zero_point, made.spec.scale
+    fakequant.calibrate(made.network.module, batches, "mse", image)
+    return made
 
 
 # --- the schedule ----------------------------------------------------------------------------
@@ -111,19 +114,20 @@ def test_the_schedules_by_hand():
 
 
 def test_weights_alone_decay_and_not_biases_normalization_or_ranges():
-    state = network.new(replace(SPEC, batch_norm=False, quantization=Quantization(8, True)), 0)
+    state = network.new(replace(SPEC, transforms=(Folded(), FakeQuantized(learned=True))), 0)
     decayed, others = optimizer(state.network, Recipe()).param_groups
     names = {p: n for n, p in state.network.named_parameters()}
     assert all(names[p].endswith("weight") for p in decayed["params"])
     assert decayed["weight_decay"] == 5e-4 and others["weight_decay"] == 0
-    ends = {names[p].rsplit(".", 1)[1] for p in others["params"]}
-    assert ends == {"bias", "input_scale", "weight_scale"}
+    ends = {".".join(names[p].split(".")[-2:]) for p in others["params"]}
+    ranges = {"input_quantizer.scale", "weight_quantizer.scale"}
+    assert ends == {"conv.bias", "head.bias"} | ranges
 
 
 @pytest.mark.parametrize("factor, moved", [(0.25, 0.25), (50.0, LARGEST_GRADIENT)])
 def test_a_clipped_step_is_as_long_as_its_gradients_but_no_longer_than_the_bound(factor, moved):
     recipe = Recipe(learning_rate=1.0, momentum=0.0, weight_decay=0.0)
-    net = network.new(replace(SPEC, batch_norm=False), 0).network
+    net = network.new(BARE, 0).network
     net = net.to(memory_format=torch.channels_last)
     before = [p.detach().clone() for p in net.parameters()]
     directions = [torch.randn_like(p) for p in net.parameters()]
@@ -300,7 +304,7 @@ def test_weights_that_the_very_last_step_ruined_are_no_result():
 
     def poisoned(net, images, labels):
         loss, logits = PLAIN(net, images, labels)
-        return loss + (net.head.weight.sum() * float("nan")).nan_to_num(0.0), logits
+        return loss + (net.module.head.weight.sum() * float("nan")).nan_to_num(0.0), logits
 
     with pytest.raises(Diverged, match="the loss became nan in epoch 1"):
         trained(state, 1, recipe, poisoned)
@@ -351,7 +355,7 @@ class Killed(BaseException):
 
 KINDS = {
     "plain": lambda: network.new(SPEC, 0),
-    "without normalization": lambda: network.new(replace(SPEC, batch_norm=False), 0),
+    "without normalization": lambda: network.new(BARE, 0),
     "observed": lambda: simulated(network.fold(network.new(SPEC, 0)), learned=False),
     "learned": lambda: simulated(network.fold(network.new(SPEC, 0)), learned=True),
 }
@@ -529,14 +533,14 @@ def test_what_is_saved_is_a_copy_that_training_goes_on_beside(tmp_path):
     handed = checkpoint._tensors(Snapshot(0, "train", training, ())).values()
     assert len(handed) == len(live)
     assert not {t.data_ptr() for t in handed} & {t.data_ptr() for t in live}
-    expected = training.state.network.head.weight.detach().clone()
+    expected = training.state.network.module.head.weight.detach().clone()
     kept.save(Snapshot(0, "train", training, ()))
     with torch.no_grad():
-        training.state.network.head.weight.zero_()
+        training.state.network.module.head.weight.zero_()
     training.columns["loss"].append(0.0)
     kept.wait()
     found = open_again(tmp_path).load().training
-    assert torch.equal(found.state.network.head.weight, expected)
+    assert torch.equal(found.state.network.module.head.weight, expected)
     assert len(found.columns["loss"]) == 1
     assert len(store.read_history(tmp_path / "metrics.h5")[0].columns["loss"]) == 1
 
@@ -616,7 +620,11 @@ MISLEADING = [
     {**SPEC.to_json(), "shape": [1, 2, "x"]},
     {**SPEC.to_json(), "classes": -3},
     {**SPEC.to_json(), "zero_point": {}},
-    {**SPEC.to_json(), "quantization": "int8"},
+    {**SPEC.to_json(), "transforms": "int8"},
+    {**SPEC.to_json(), "transforms": [{"name": "halved"}]},
+    {**SPEC.to_json(), "transforms": [{"name": "folded", "bits": 8}]},
+    {**SPEC.to_json(), "transforms": [{"name": "fake-quantized", "weight_bits": 3}]},
+    {**SPEC.to_json(), "transforms": [["folded"]]},
     {**SPEC.to_json(), "channels": [2**40] * 8},
 ]
 

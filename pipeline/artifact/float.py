@@ -17,13 +17,16 @@ OPSET = 20
 
 def float_model(state: ModelState) -> onnx.ModelProto:
     """The float model as it is deployed, with batch normalization folded into its layers."""
-    from pipeline.models.network import fold
+    from pipeline.models.network import fold, plain
 
-    return exported(fold(state))
+    model = exported(fold(plain(state)))
+    strip_metadata(model)
+    return model
 
 
 def exported(state: ModelState) -> onnx.ModelProto:
-    """The float graph, without the file names and stack traces that the exporter leaves in it."""
+    """The float graph as the exporter makes it, with the names of modules, files and stack traces
+    beside its nodes."""
     import copy
 
     import torch
@@ -44,9 +47,7 @@ def exported(state: ModelState) -> onnx.ModelProto:
             opset_version=OPSET,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
-    model = program.model_proto
-    strip_metadata(model)
-    return model
+    return program.model_proto
 
 
 def strip_metadata(model: onnx.ModelProto) -> None:

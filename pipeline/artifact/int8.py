@@ -7,19 +7,23 @@ Large convolutions over small maps become matrix products; see ``im2col.py``.
 
 from __future__ import annotations
 
+import ast
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
 
 from pipeline.artifact.float import exported, strip_metadata
-from pipeline.artifact.format import INPUT, OUTPUT
+from pipeline.artifact.format import INPUT
 
 if TYPE_CHECKING:
     import onnx
 
     from pipeline.models.network import ModelState
+    from pipeline.models.transforms import Integers
 
 QUANTIZED = [
     "Conv",
@@ -36,22 +40,26 @@ QUANTIZED = [
 ]
 # These hand on the numbers that they get, so what leaves them has the scale of what entered.
 PASSING = {"MaxPool", "Reshape", "Flatten", "Squeeze", "Identity"}
+PREFIX = "module."  # of a model's names inside of `Network`
 
 
-def int8_model(state: ModelState, calibration: np.ndarray) -> onnx.ModelProto:
-    """The integer model of a fake-quantized network; `calibration` as in `write`."""
+def int8_model(state: ModelState, integers: Integers, calibration: np.ndarray) -> onnx.ModelProto:
+    """The model that computes in these integers; `calibration` as in `write`."""
     import onnx
     from onnxruntime import quantization as ort
 
     from pipeline.artifact import im2col
+    from pipeline.models.network import plain
 
-    plain = exported(_without_simulation(state))
+    floats = exported(plain(state))
+    overrides = _overrides(ir.from_proto(floats), integers)
+    strip_metadata(floats)
     # The exporter has folded constants and inferred shapes already, which is what ONNX Runtime's
     # pre-processing would do; this is its own sign that it need not warn.
-    plain.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+    floats.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     with tempfile.TemporaryDirectory() as folder:  # ONNX Runtime's quantizer wants files
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        onnx.save(plain, source)
+        onnx.save(floats, source)
         ort.quantize_static(
             source,
             target,
@@ -61,13 +69,13 @@ def int8_model(state: ModelState, calibration: np.ndarray) -> onnx.ModelProto:
             per_channel=True,
             activation_type=ort.QuantType.QUInt8,
             weight_type=ort.QuantType.QInt8,
-            reduce_range=state.spec.quantization.weight_bits == 7,
-            extra_options={"TensorQuantOverrides": _overrides(plain, state)},
+            extra_options={"TensorQuantOverrides": overrides},
         )
-        model = onnx.load(target)
-    _feed_integers(model)
-    _leave_as_floats(model)
-    model = im2col.rewritten(model)
+        whole = ir.load(target)
+    _feed_integers(whole.graph)
+    _leave_as_floats(whole.graph)
+    passes.RemoveUnusedNodesPass()(whole)
+    model = im2col.rewritten(ir.to_proto(whole))
     strip_metadata(model)
     onnx.checker.check_model(model)
     return model
@@ -83,54 +91,52 @@ class _Reader:
         return next(self._batches, None)
 
 
-def _without_simulation(state: ModelState) -> ModelState:
-    """The float network with the rounded weights of a fake-quantized one: rounded again at the same
-    scale, as integers, they are the same, also where the simulation cut them off at its range."""
-    import copy
-    from dataclasses import replace
-
-    from pipeline.models import fakequant
-    from pipeline.models.network import restore
-
-    spec = replace(state.spec, quantization=None)
-    network = copy.deepcopy(state.network).cpu().eval()
-    tensors = network.state_dict()
-    for name, layer in fakequant.layers(network).items():
-        tensors[f"{name}.weight"] = layer.quantized_weight()
-    scales = {n for n in tensors if n.rsplit(".", 1)[1].startswith(("input_", "weight_scale"))}
-    return restore(spec, {n: t for n, t in tensors.items() if n not in scales})
+SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter says which module a node comes from
 
 
-def _overrides(model: onnx.ModelProto, state: ModelState) -> dict[str, list[dict]]:
+def _overrides(model: ir.Model, integers: Integers) -> dict[str, list[dict]]:
     """What training decided, in the words of ONNX Runtime: for each weight its filters' scales, for
-    each layer's input one scale and zero point, handed back through what only passes numbers on."""
+    each quantization point the scale and zero point of the tensor that it reads, handed back
+    through what only passes numbers on."""
     from onnxruntime.quantization import QuantType
 
-    from pipeline.models import fakequant
-
-    makers = {name: node for node in model.graph.node for name in node.output}
+    readers = _readers(model.graph, {name.partition(":")[0] for name in integers.inputs})
     overrides: dict[str, list[dict]] = {}
-    for name, layer in fakequant.layers(state.network).items():
-        node = next(n for n in model.graph.node if f"{name}.weight" in n.input)
-        scales = layer.weight_scale.detach().cpu().numpy()
-        assert (scales > 0).all(), f"{name}: a weight scale is not positive"
-        overrides[f"{name}.weight"] = [
+    for name, weight in integers.weights.items():
+        assert min(weight.scale) > 0, f"{name}: a weight scale is not positive"
+        overrides[f"{PREFIX}{name}.weight"] = [
             {"quant_type": QuantType.QInt8, "axis": 0, "scale": _f32(s), "zero_point": _i8(0)}
-            for s in scales
+            for s in weight.scale
         ]
-        tensor = node.input[0]
+    for name, point in integers.inputs.items():
+        layer, _, operand = name.partition(":")
+        tensor = readers[layer].inputs[int(operand or 0)]
         while True:
-            overrides[tensor] = [
+            decided = [
                 {
                     "quant_type": QuantType.QUInt8,
-                    "scale": _f32(layer.input_scale.item()),
-                    "zero_point": _u8(layer.input_zero_point.item()),
+                    "scale": _f32(point.scale[0]),
+                    "zero_point": _u8(point.zero_point),
                 }
             ]
-            if tensor not in makers or makers[tensor].op_type not in PASSING:
+            if overrides.setdefault(tensor.name, decided) != decided:
+                raise AssertionError(f"{name}: reads a tensor that another one rounds otherwise")
+            maker = tensor.producer()
+            if maker is None or maker.op_type not in PASSING:
                 break
-            tensor = makers[tensor].input[0]
+            tensor = maker.inputs[0]
     return overrides
+
+
+def _readers(graph: ir.Graph, names: set[str]) -> dict[str, ir.Node]:
+    """Name of a module -> its node that reads what the module is given: the first one."""
+    found: dict[str, ir.Node] = {}
+    for node in graph:
+        for scope in ast.literal_eval(node.metadata_props.get(SCOPES, "[]")):
+            name = scope.removeprefix(PREFIX)
+            if name in names:
+                found.setdefault(name, node)
+    return found
 
 
 def _f32(value: float) -> np.ndarray:
@@ -145,48 +151,28 @@ def _u8(value: int) -> np.ndarray:
     return np.array(value, dtype=np.uint8)
 
 
-def _feed_integers(model: onnx.ModelProto) -> None:
+def _feed_integers(graph: ir.Graph) -> None:
     """Cuts the normalization out of a quantized graph: what it and the quantizer behind it computed
     is the image again, so the image goes straight to where the integers are read."""
-    graph = model.graph
-    makers = {name: node for node in graph.node for name in node.output}
-    for node in [n for n in graph.node if n.op_type == "QuantizeLinear"]:
-        chain, tensor = [node], node.input[0]
-        while tensor in makers and makers[tensor].op_type in ("Mul", "Sub", "Cast"):
-            chain.append(makers[tensor])
-            tensor = makers[tensor].input[0]
-        if tensor != INPUT:
+    for node in graph:
+        if node.op_type != "QuantizeLinear":
             continue
-        for reader in graph.node:
-            for i, name in enumerate(reader.input):
-                if name == node.output[0]:
-                    reader.input[i] = INPUT
-        for dead in chain:
-            graph.node.remove(dead)
-        _drop_unused(graph)
-        return
+        tensor = node.inputs[0]
+        while (maker := tensor.producer()) and maker.op_type in ("Mul", "Sub", "Cast"):
+            tensor = maker.inputs[0]
+        if tensor is graph.inputs[0]:
+            ir.convenience.replace_all_uses_with(node.outputs[0], tensor)
+            return
     raise AssertionError("the quantized graph does not begin with a normalization")
 
 
-def _leave_as_floats(model: onnx.ModelProto) -> None:
+def _leave_as_floats(graph: ir.Graph) -> None:
     """Takes the last rounding off the logits: an integer product can give floats as it ends."""
-    graph = model.graph
-    makers = {name: node for node in graph.node for name in node.output}
-    last = makers[OUTPUT]
+    logits = graph.outputs[0]
+    last = logits.producer()
     if last.op_type != "DequantizeLinear":
         return
-    rounding = makers[last.input[0]]
-    product = makers[rounding.input[0]]
-    product.output[0] = OUTPUT
-    graph.node.remove(last)
-    graph.node.remove(rounding)
-    _drop_unused(graph)
-
-
-def _drop_unused(graph) -> None:
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [t for t in graph.initializer if t.name not in used]:
-        graph.initializer.remove(tensor)
-    made = {name for node in graph.node for name in node.output}
-    for value in [v for v in graph.value_info if v.name not in made]:
-        graph.value_info.remove(value)
+    product = last.inputs[0].producer().inputs[0]
+    logits.name, product.name = None, logits.name
+    product.shape, product.type = logits.shape, logits.type
+    graph.outputs[0] = product

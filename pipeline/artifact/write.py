@@ -25,11 +25,14 @@ def write(
     ``facts`` go into the manifest as they are; on ``calibration`` (uint8 [n, C, H, W], training
     images) ONNX Runtime finds ranges for those tensors that training gave no scale of their own.
     """
-    model = int8_model(state, calibration) if state.spec.quantization else float_model(state)
+    from pipeline.models import network
+
+    integers = network.integers(state)
+    model = int8_model(state, integers, calibration) if integers else float_model(state)
     data = model.SerializeToString()
     manifest = {
         "format": FORMAT,
-        "kind": "int8" if state.spec.quantization else "float32",
+        "kind": "int8" if integers else "float32",
         "classes": list(classes),
         "shape": list(state.spec.shape),
         "network": state.spec.to_json(),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import nn
@@ -22,7 +20,7 @@ def count(spec: NetworkSpec) -> tuple[int, int]:
         macs += outputs * module.weight.numel()
 
     with torch.device("meta"):
-        network = build(replace(spec, quantization=None)).eval()
+        network = build(spec.structure).eval()
         for module in network.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 module.register_forward_hook(add)

@@ -4,9 +4,9 @@ shorter list.
 A model is one file and one line in MODELS. Its module gives three functions:
 
 - ``spec(name, width, shape, classes, zero_point, scale) -> NetworkSpec``
-- ``build(spec) -> torch.nn.Module``: uint8 or float images [N, C, H, W] in, logits [N, classes]
-  out; ``forward(images, maps=True)`` gives (logits, [the feature map at the end of each block])
-- ``groups(spec) -> tuple[Group, ...]``: what has to be cut together when a filter goes
+- ``build(spec) -> torch.nn.Module``: normalized float images [N, C, H, W] in, logits [N, classes]
+  out; without the spec's transforms, which ``network.build`` puts on it
+- ``graph(spec) -> Graph``: how its layers hang together, see ``spec.Graph``
 
 Nothing here imports torch before a network is built: ``netpress plan`` reads this table.
 """

@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from pipeline.models import fakequant, module_of
-from pipeline.models.spec import SMALLEST_NORMAL, Group, NetworkSpec
+from pipeline.models import module_of
+from pipeline.models.layers import Network
+from pipeline.models.spec import SMALLEST_NORMAL, Graph, NetworkSpec
+from pipeline.models.transforms import Integers, Transform
+from pipeline.models.transforms.folded import Folded
 
 
 @dataclass(frozen=True)
@@ -19,15 +22,24 @@ class ModelState:
     """What a stage takes and returns."""
 
     spec: NetworkSpec
-    network: nn.Module
+    network: Network
+
+    def after_step(self) -> None:
+        """What transforms do after each optimizer step."""
+        for transform in self.spec.transforms:
+            transform.after_step(self.network.module)
 
 
-def build(spec: NetworkSpec) -> nn.Module:
+def build(spec: NetworkSpec) -> Network:
     """A module of this shape with fresh weights (from torch's global generator)."""
-    network = module_of(spec.model).build(replace(spec, quantization=None))
-    if spec.quantization is not None:
-        fakequant.insert(network, spec.quantization)
-    return network
+    module, graph = module_of(spec.model).build(spec), graph_of(spec)
+    for transform in spec.transforms:
+        transform.insert(module, graph)
+    return Network(module, spec.zero_point, spec.scale, graph.maps)
+
+
+def graph_of(spec: NetworkSpec) -> Graph:
+    return module_of(spec.model).graph(spec)
 
 
 def new(spec: NetworkSpec, seed: int) -> ModelState:
@@ -50,12 +62,46 @@ def restore(spec: NetworkSpec, tensors: dict[str, torch.Tensor]) -> ModelState:
 def parameter_count(spec: NetworkSpec) -> int:
     """Trainable parameters of the float network of this shape, without making its weights."""
     with torch.device("meta"):
-        network = module_of(spec.model).build(replace(spec, quantization=None))
+        network = build(spec.structure)
     return sum(p.numel() for p in network.parameters())
 
 
-def groups(spec: NetworkSpec) -> tuple[Group, ...]:
-    return module_of(spec.model).groups(spec)
+def with_transform(state: ModelState, transform: Transform) -> ModelState:
+    """The same network with one more transform on it."""
+    spec = state.spec.with_transform(transform)
+    placed = restore(state.spec, state.network.state_dict())
+    placed.network.to(next(state.network.parameters()).device)
+    transform.insert(placed.network.module, graph_of(spec))
+    placed.network.to(next(state.network.parameters()).device)
+    return ModelState(spec, placed.network)
+
+
+def normalized(network: nn.Module) -> bool:
+    """Whether batch normalization holds the network's activations in their range."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
+
+
+@torch.no_grad()
+def plain(state: ModelState) -> ModelState:
+    """The float network with the weights that are deployed, on the CPU: what only changes how
+    numbers are computed is taken off, the last first."""
+    import copy
+
+    network = copy.deepcopy(state.network).cpu().eval()
+    tensors = {n.removeprefix("module."): t for n, t in network.state_dict().items()}
+    for transform in reversed(state.spec.transforms):
+        if not transform.structural:
+            tensors = transform.plain(network.module, tensors)
+    return restore(state.spec.structure, {f"module.{n}": t for n, t in tensors.items()})
+
+
+def integers(state: ModelState) -> Integers | None:
+    """How its artifact computes in integers; None where it computes in floats."""
+    for transform in reversed(state.spec.transforms):
+        described = transform.integers(state.network.module)
+        if described is not None:
+            return described
+    return None
 
 
 @torch.no_grad()
@@ -63,17 +109,22 @@ def shrink(state: ModelState, kept: list[torch.Tensor]) -> ModelState:
     """Removes filters for real: ``kept[i]`` holds the indices (int64, ascending) of the filters of
     group i that stay. The result is a smaller network of the same kind, not a mask."""
     spec = replace(state.spec, channels=tuple(len(k) for k in kept))
+    device = next(state.network.parameters()).device
     with torch.random.fork_rng(devices=[]):
-        network = build(spec).to(next(state.network.parameters()).device)
-    tensors = dict(state.network.state_dict())
-    for group, index in zip(groups(state.spec), kept, strict=True):
-        for owner in filter(None, (group.producer, group.norm)):
-            for name in [n for n in tensors if n.rpartition(".")[0] == owner and tensors[n].dim()]:
-                tensors[name] = tensors[name].index_select(0, index.to(tensors[name].device))
+        network = build(spec).to(device)
+    tensors = dict(state.network.module.state_dict())
+    groups = zip(graph_of(state.spec).groups, state.spec.channels, kept, strict=True)
+    for group, filters, index in groups:
+        index = index.to(device)
+        for owner in (*group.producers, *group.norms):
+            for name in [n for n in tensors if n.startswith(f"{owner}.") and tensors[n].dim()]:
+                tensors[name] = tensors[name].index_select(0, index)
         for consumer in group.consumers:
             name = f"{consumer}.weight"
-            tensors[name] = tensors[name].index_select(1, index.to(tensors[name].device))
-    network.load_state_dict(tensors)
+            inputs = tensors[name].shape[1] // filters  # of each channel, where maps are flattened
+            wide = (index[:, None] * inputs + torch.arange(inputs, device=device)).flatten()
+            tensors[name] = tensors[name].index_select(1, wide)
+    network.module.load_state_dict(tensors)
     return ModelState(spec, network)
 
 
@@ -81,21 +132,22 @@ def shrink(state: ModelState, kept: list[torch.Tensor]) -> ModelState:
 def fold(state: ModelState) -> ModelState:
     """Batch normalization moved into the convolution before it (Jacob et al. 2018, section 3.2):
     ``w' = w * gamma / sqrt(var + eps)``. What becomes subnormal by that is set to zero."""
-    if not state.spec.batch_norm:
+    norms = graph_of(state.spec).norms
+    if not norms or state.spec.has(Folded.name):
         return state
-    spec = replace(state.spec, batch_norm=False)
+    spec = state.spec.with_transform(Folded())
     with torch.random.fork_rng(devices=[]):
         network = build(spec).to(next(state.network.parameters()).device)
-    tensors = dict(state.network.state_dict())
-    modules = dict(state.network.named_modules())
-    for group in groups(state.spec):
-        conv, norm = modules[group.producer], modules[group.norm]
+    tensors = dict(state.network.module.state_dict())
+    for conv_name, norm_name in norms:
+        conv = state.network.module.get_submodule(conv_name)
+        norm = state.network.module.get_submodule(norm_name)
         factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        tensors[f"{group.producer}.weight"] = _flushed(conv.weight * factor[:, None, None, None])
+        tensors[f"{conv_name}.weight"] = _flushed(conv.weight * factor[:, None, None, None])
         bias = (0.0 if conv.bias is None else conv.bias) - norm.running_mean
-        tensors[f"{group.producer}.bias"] = _flushed(norm.bias + bias * factor)
-        tensors = {n: t for n, t in tensors.items() if n.rpartition(".")[0] != group.norm}
-    network.load_state_dict(tensors)
+        tensors[f"{conv_name}.bias"] = _flushed(norm.bias + bias * factor)
+        tensors = {n: t for n, t in tensors.items() if not n.startswith(f"{norm_name}.")}
+    network.module.load_state_dict(tensors)
     return ModelState(spec, network)
 
 

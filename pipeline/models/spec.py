@@ -1,81 +1,97 @@
-"""What a network is specified by, and the entrance that all have.
+"""What a network is specified by, and how its layers hang together.
 
-N images, C colour channels, H x W pixels.
+N images, C colour channels, H x W pixels, K filters.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+
+from pipeline.models.transforms import Transform, from_json, to_json
 
 # Below this a float32 is subnormal: x86 computes with it up to a hundred times slower.
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
-class Quantization:
-    """How weights and activations are brought to integers.
-
-    ``weight_bits`` is 8, or 7 where 8-bit products saturate (x86 without VNNI).
-    ``learned``: scales are parameters (LSQ, Esser et al. 2020, section 2); otherwise activation
-    ranges are fixed by calibration and weight scales follow the weights.
-    """
-
-    weight_bits: int = 8
-    learned: bool = False
-
-
-@dataclass(frozen=True)
 class NetworkSpec:
     """All that is needed to build the module anew; its weights come from a checkpoint.
 
-    A pixel p (0..255) enters as ``(p - zero_point) * scale``: one integer and one factor for all
-    channels, so that a uint8 image is a quantized tensor already and loses nothing.
+    ``channels``: filters of each pruning group, in the order of ``Graph.groups``. ``transforms``:
+    what stages left on the network, in the order in which they are put on it. A pixel p (0..255)
+    enters as ``(p - zero_point) * scale``: one integer and one factor for all channels, so that a
+    uint8 image is a quantized tensor already and loses nothing.
     """
 
     model: str
     channels: tuple[int, ...]
-    batch_norm: bool
     shape: tuple[int, int, int]
     classes: int
     zero_point: int
     scale: float
-    quantization: Quantization | None = None
+    transforms: tuple[Transform, ...] = ()
 
-    def to_json(self) -> dict:
-        return asdict(self)
+    @property
+    def structure(self) -> NetworkSpec:
+        """The float network of this shape: without what only changes how numbers are computed."""
+        return replace(self, transforms=tuple(t for t in self.transforms if t.structural))
+
+    def with_transform(self, transform: Transform) -> NetworkSpec:
+        return replace(self, transforms=(*self.transforms, transform))
+
+    def has(self, name: str) -> bool:
+        return any(transform.name == name for transform in self.transforms)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "channels": list(self.channels),
+            "shape": list(self.shape),
+            "classes": self.classes,
+            "zero_point": self.zero_point,
+            "scale": self.scale,
+            "transforms": [to_json(transform) for transform in self.transforms],
+        }
 
     @staticmethod
-    def from_json(data: dict) -> NetworkSpec:
-        quantization = data["quantization"]
+    def from_json(data: dict[str, Any]) -> NetworkSpec:
+        """The spec that ``to_json`` wrote; KeyError, TypeError or ValueError where it is none."""
         return NetworkSpec(
             **{
                 **data,
                 "channels": tuple(data["channels"]),
                 "shape": tuple(data["shape"]),
-                "quantization": Quantization(**quantization) if quantization else None,
+                "transforms": tuple(from_json(transform) for transform in data["transforms"]),
             }
         )
 
 
 class Group(NamedTuple):
-    """Filters that live and die together: those of ``producer``, with the channels of its
-    normalization (None: there is none) and the inputs of every consumer."""
+    """Filters that are removed together (names of layers): those of all ``producers``, which are
+    several where their outputs are summed; the channels of their ``norms``; and the inputs of all
+    ``consumers``. Where a consumer reads a flattened map, each channel has several inputs."""
 
-    producer: str
-    norm: str | None
+    producers: tuple[str, ...]
+    norms: tuple[str, ...]
     consumers: tuple[str, ...]
 
 
-class Normalize(nn.Module):
-    """Pixels 0..255 [N, C, H, W], uint8 or float -> float32 around zero."""
+@dataclass(frozen=True)
+class Graph:
+    """How the layers of a model hang together; names are those of its submodules.
 
-    def __init__(self, zero_point: int, scale: float):
-        super().__init__()
-        self.zero_point, self.scale = float(zero_point), float(scale)
+    ``groups``: what pruning may cut, each group as one. ``norms``: (convolution, the batch
+    normalization that alone reads its output), whether it can be pruned or not. ``shared``: sets
+    of quantization points that read the same tensor, which is quantized once: a layer's name for
+    its input, or ``NAME:0`` and ``NAME:1`` for the operands of a ``Sum``. ``image``: layers that
+    read the image itself. ``maps``: modules at whose outputs the blocks end, for attention.
+    """
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return (images.float() - self.zero_point) * self.scale
+    groups: tuple[Group, ...]
+    norms: tuple[tuple[str, str], ...]
+    image: tuple[str, ...]
+    maps: tuple[str, ...] = ()
+    shared: tuple[tuple[str, ...], ...] = ()

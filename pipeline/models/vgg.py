@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.models.spec import Group, NetworkSpec, Normalize
+from pipeline.models.spec import Graph, Group, NetworkSpec
 
 # Convolutions in each of the five blocks; a pooling ends each block.
 BLOCKS = {
@@ -36,20 +36,21 @@ def spec(name, width, shape, classes, zero_point, scale) -> NetworkSpec:
         for c, n in zip(per_block, BLOCKS[name.removesuffix("_bn")], strict=True)
         for _ in range(n)
     ]
-    return NetworkSpec(
-        name, tuple(channels), name.endswith("_bn"), tuple(shape), classes, zero_point, scale
-    )
+    return NetworkSpec(name, tuple(channels), tuple(shape), classes, zero_point, scale)
 
 
-def groups(spec: NetworkSpec) -> tuple[Group, ...]:
-    last = len(spec.channels) - 1
-    return tuple(
-        Group(
-            f"features.{i}.conv",
-            f"features.{i}.norm" if spec.batch_norm else None,
-            ("head",) if i == last else (f"features.{i + 1}.conv",),
-        )
-        for i in range(last + 1)
+def graph(spec: NetworkSpec) -> Graph:
+    layers = [f"features.{i}" for i in range(len(spec.channels))]
+    norms = [f"{layer}.norm" for layer in layers] if _normalized(spec) else []
+    readers = [*(f"{layer}.conv" for layer in layers[1:]), "head"]
+    return Graph(
+        groups=tuple(
+            Group((f"{layer}.conv",), tuple(norms[i : i + 1]), (readers[i],))
+            for i, layer in enumerate(layers)
+        ),
+        norms=tuple((f"{layer}.conv", f"{layer}.norm") for layer in layers if norms),
+        image=("features.0.conv",),
+        maps=tuple(layers[i] for i in _block_ends(spec.model)),
     )
 
 
@@ -72,35 +73,34 @@ class Layer(nn.Module):
 class VGG(nn.Module):
     def __init__(self, spec: NetworkSpec):
         super().__init__()
-        self.normalize = Normalize(spec.zero_point, spec.scale)
         inputs = (spec.shape[0], *spec.channels[:-1])
         paddings = (_first_padding(spec), *[(1, 1)] * (len(inputs) - 1))
         self.features = nn.ModuleList(
-            Layer(i, o, spec.batch_norm, p)
+            Layer(i, o, _normalized(spec), p)
             for i, o, p in zip(inputs, spec.channels, paddings, strict=True)
         )
         self.head = nn.Linear(spec.channels[-1], spec.classes)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
         self.block_ends = _block_ends(spec.model)
-        self.averaged = max(spec.shape[1:]) >= 2 * SMALLEST
+        averaged = max(spec.shape[1:]) >= 2 * SMALLEST
+        self.pool = nn.AdaptiveAvgPool2d(1) if averaged else nn.Identity()
 
-    def forward(self, images: torch.Tensor, maps: bool = False):
-        x, ends = self.normalize(images), []
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalized images [N, C, H, W] -> logits [N, classes]."""
         for i, layer in enumerate(self.features):
             x = layer(x)
-            if maps and i in self.block_ends:
-                ends.append(x)
             if i in self.block_ends:
                 x = F.max_pool2d(x, 2)
-        if self.averaged:
-            x = F.adaptive_avg_pool2d(x, 1)
-        logits = self.head(torch.flatten(x, 1))
-        return (logits, ends) if maps else logits
+        return self.head(torch.flatten(self.pool(x), 1))
 
 
 def build(spec: NetworkSpec) -> nn.Module:
     return VGG(spec)
+
+
+def _normalized(spec: NetworkSpec) -> bool:
+    return spec.model.endswith("_bn")
 
 
 def _block_ends(model: str) -> tuple[int, ...]:

@@ -69,10 +69,12 @@ def _scores(state: ModelState, settings: Settings, seed: int) -> list[torch.Tens
 
     from pipeline.models import network
 
-    tensors, generator = state.network.state_dict(), torch.Generator().manual_seed(seed)
+    tensors, generator = state.network.module.state_dict(), torch.Generator().manual_seed(seed)
     scores = []
-    for group in network.groups(state.spec):
-        weight = tensors[f"{group.producer}.weight"].float().cpu().flatten(1)
+    for group in network.graph_of(state.spec).groups:
+        # Where outputs are summed, a filter is what all producers put into one channel.
+        weights = [tensors[f"{name}.weight"].float().cpu().flatten(1) for name in group.producers]
+        weight = torch.cat(weights, 1)
         if settings.criterion == "random":
             score = torch.rand(len(weight), generator=generator) + 0.5
         elif settings.criterion == "bn-scale":
@@ -84,11 +86,16 @@ def _scores(state: ModelState, settings: Settings, seed: int) -> list[torch.Tens
 
 
 def _bn_scale(tensors, group) -> torch.Tensor:
-    if group.norm is None:
+    import torch
+
+    scales = [
+        tensors[n].float().cpu() for n in map("{}.weight".format, group.norms) if n in tensors
+    ]
+    if not scales:
         raise UserError(
             "prune.criterion: bn-scale needs a model with batch normalization; expected l1 or l2"
         )
-    return tensors[f"{group.norm}.weight"].float().cpu().abs()
+    return torch.stack(scales).abs().mean(0)
 
 
 def _counts(spec, scores, settings: Settings, target: float) -> list[int]:

@@ -1,12 +1,11 @@
 """Quantization to int8: after training, or with training that sees it.
 
-What training sees is simulated (``models/fakequant.py``); what is measured as small and fast is the
-artifact, whose integers have exactly the scales found here.
+What training sees is simulated (``models/transforms/fakequant.py``); what is measured as small and
+fast is the artifact, whose integers have exactly the scales found here.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -16,7 +15,7 @@ from pipeline.techniques.settings import Trained
 
 if TYPE_CHECKING:
     from pipeline.models.network import ModelState
-    from pipeline.models.spec import Quantization
+    from pipeline.models.transforms.fakequant import FakeQuantized
     from pipeline.techniques.context import Context
 
 
@@ -32,7 +31,9 @@ class Settings(Trained):
     calibration: Literal["mse", "minmax"] = Field("mse", description="how a range is chosen")
     calibration_images: int = Field(1024, ge=1, le=1_000_000, description="from the training set")
     reduce_range: Literal["auto", "on", "off"] = Field(
-        "auto", description="7-bit weights: where 8-bit products saturate (x86 without VNNI)"
+        "auto",
+        description="8-bit products saturate on x86 without VNNI; auto: 8-bit weights none of "
+        "whose products can; on: 7-bit weights; off: any 8-bit weights, for CPUs that have VNNI",
     )
     share: float = 0.2
     learning_rate_factor: float = 0.02
@@ -54,44 +55,45 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 def _calibrated(state: ModelState, settings: Settings, context: Context) -> ModelState:
     """The folded network with every layer fake-quantized and every scale set."""
     from pipeline import data
-    from pipeline.models import fakequant, network
+    from pipeline.models import network
+    from pipeline.models.transforms.fakequant import FakeQuantized, calibrate
 
-    if state.spec.quantization:
+    if state.spec.has(FakeQuantized.name):
         raise UserError("quantize: the network is quantized already; expected one such stage")
-    folded = network.fold(state)
-    spec = replace(folded.spec, quantization=_quantization(settings))
     device, split = context.machine.device, context.split
-    quantized = network.restore(replace(spec, quantization=None), folded.network.state_dict())
-    quantized.network.to(device)
-    fakequant.insert(quantized.network, spec.quantization)
-    quantized.network.to(device)
+    folded = network.fold(state)
+    folded.network.to(device)
+    quantized = network.with_transform(folded, _transform(settings))
     sample = data.sample(split.train, settings.calibration_images, context.seed)
-    batches = (images for images, _ in data.ordered(sample.to(device), 64))
-    fakequant.calibrate(
-        quantized.network, batches, settings.calibration, (spec.zero_point, spec.scale)
+    wrapped = quantized.network
+    batches = (wrapped.normalize(images) for images, _ in data.ordered(sample.to(device), 64))
+    image = quantized.spec.zero_point, quantized.spec.scale
+    calibrate(wrapped.module, batches, settings.calibration, image)
+    return quantized
+
+
+def _transform(settings: Settings) -> FakeQuantized:
+    from pipeline.models.transforms.fakequant import FakeQuantized
+
+    return FakeQuantized(
+        weight_bits=7 if settings.reduce_range == "on" else 8,
+        learned=settings.aware and settings.ranges == "learned",
+        pairs=settings.reduce_range == "auto",
     )
-    return network.ModelState(spec, quantized.network)
-
-
-def _quantization(settings: Settings) -> Quantization:
-    from pipeline import hardware
-    from pipeline.models.spec import Quantization
-
-    reduced = settings.reduce_range == "on" or (
-        settings.reduce_range == "auto" and hardware.saturates()
-    )
-    return Quantization(7 if reduced else 8, settings.aware and settings.ranges == "learned")
 
 
 def _settled(state: ModelState) -> ModelState:
     """Observed weight scales follow the weights; the last step moved them once more."""
-    from pipeline.models import fakequant
+    from pipeline.models.transforms.fakequant import layers, points
     from pipeline.training.loop import Diverged
 
-    for name, layer in fakequant.layers(state.network).items():
-        if not layer.learned:
-            layer.weight_scale.copy_(fakequant.widest(layer.weight, layer.weight_max))
-        elif min(layer.input_scale.min(), layer.weight_scale.min()) <= 0:
+    module = state.network.module
+    for layer in layers(module).values():
+        if not layer.weight_quantizer.learned:
+            layer.weight_quantizer.scale.copy_(layer.weight_quantizer.widest(layer.weight))
+    weights = {name: layer.weight_quantizer for name, layer in layers(module).items()}
+    for name, quantizer in (*weights.items(), *points(module).items()):
+        if quantizer.scale.min() <= 0:
             raise Diverged(
                 f"a learned range of {name} is not positive any more; "
                 "try a smaller quantize.learning_rate_factor"

@@ -39,8 +39,12 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
     recipe = context.cell.recipe
 
     def fresh() -> ModelState:
-        if spec.quantization:  # its ranges would be nobody's
-            raise UserError("train: starts from fresh weights; expected it before quantize")
+        if spec != spec.structure:  # its ranges would be nobody's
+            left = ", ".join(t.name for t in spec.transforms if not t.structural)
+            raise UserError(
+                f"train: starts from fresh weights, but the network is {left} already; "
+                "expected it before the stage that does this"
+            )
         return network.new(spec, context.seed)
 
     return context.train(

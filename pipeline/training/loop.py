@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pipeline import data
-from pipeline.models.network import ModelState
+from pipeline.models.network import ModelState, normalized
 from pipeline.sweep import Recipe
 from pipeline.training.losses import Objective
 from pipeline.training.recipe import Machine, learning_rate, optimizer
@@ -68,7 +68,7 @@ def fit(
     one that was never stopped (same seed, device and threads: bit for bit).
     """
     network = training.state.network.to(machine.device, memory_format=torch.channels_last)
-    optim = optimizer(network, recipe, clipped=not training.state.spec.batch_norm)
+    optim = optimizer(network, recipe, clipped=not normalized(network))
     _restore_buffers(network, optim, training.buffers)
     train, held_out = split.train.to(machine.device), split.held_out.to(machine.device)
     called = torch.compile(network) if machine.compiled else network

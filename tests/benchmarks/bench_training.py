@@ -153,8 +153,7 @@ def _loader(split, asked) -> float:
         pin_memory=True,
         drop_last=True,
     )
-    net = network.new(_spec(asked), 0).network.to(where.device).train()
-    net.normalize = torch.nn.Identity()
+    net = network.new(_spec(asked), 0).network.module.to(where.device).train()  # takes floats
     optim = optimizer(net, Recipe(batch_size=asked.batch, learning_rate=0.01))
     _synchronize()
     start = time.perf_counter()

@@ -1,0 +1,52 @@
+"""Modules that the networks share, and the one that all of them are wrapped in.
+
+N images, C colour channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Sum(nn.Module):
+    """a + b, both [N, K, H, W]: a module of its own, since a residual sum is quantized."""
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a + b
+
+
+class Network(nn.Module):
+    """A model with what is the same around all of them: ``module`` takes float images and gives
+    logits; this takes uint8 pixels, and can give the feature maps inside as well."""
+
+    def __init__(self, module: nn.Module, zero_point: int, scale: float, maps: Sequence[str] = ()):
+        super().__init__()
+        self.module = module
+        self.zero_point, self.scale = float(zero_point), float(scale)
+        self._ends: list[torch.Tensor] | None = None
+        for name in maps:
+            # A bound method: a copy of the network keeps maps of its own.
+            module.get_submodule(name).register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        if self._ends is not None:
+            self._ends.append(output)
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Pixels 0..255, uint8 or float -> float32 around zero, of the same shape."""
+        return (images.float() - self.zero_point) * self.scale
+
+    def forward(self, images: torch.Tensor, maps: bool = False) -> Any:
+        """uint8 or float pixels 0..255 [N, C, H, W] -> logits [N, classes]; with ``maps``, (logits,
+        [the feature map [N, K, h, w] at the end of each block])."""
+        x = self.normalize(images)
+        if not maps:
+            return self.module(x)
+        self._ends = ends = []
+        logits = self.module(x)
+        self._ends = None
+        return logits, ends

@@ -1,0 +1,76 @@
+"""What stages leave on a network beside its weights: named, frozen, part of its specification.
+
+A transform is one file and one line in TRANSFORMS. Its class, a frozen dataclass of plain values,
+derives from ``Transform`` and overrides what differs. ``NetworkSpec.transforms`` holds those of a
+network in the order in which ``network.build`` puts them on it again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from pipeline.models.spec import Graph
+
+TRANSFORMS: dict[str, str] = {
+    # name: "module:class"
+    "folded": "pipeline.models.transforms.folded:Folded",
+    "fake-quantized": "pipeline.models.transforms.fakequant:FakeQuantized",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """The affine quantization of one tensor: q = round(x / scale) + zero_point, clipped to uint8
+    for activations; of a weight, a scale for each filter, symmetric int8."""
+
+    scale: tuple[float, ...]
+    zero_point: int = 0
+
+
+@dataclass(frozen=True)
+class Integers:
+    """How an artifact computes in integers: name of a layer -> the quantization of its weight
+    [K, ...]; name of a quantization point (see ``Graph.shared``) -> that of the tensor it reads."""
+
+    weights: dict[str, Point]
+    inputs: dict[str, Point]
+
+
+class Transform:
+    """``structural``: it changes which layers there are, and so parameters and MACs."""
+
+    name: ClassVar[str]
+    structural: ClassVar[bool] = False
+
+    def insert(self, module: nn.Module, graph: Graph) -> None:
+        """Puts itself on a freshly built ``module``; its tensors come from a checkpoint."""
+        raise NotImplementedError
+
+    def after_step(self, module: nn.Module) -> None:
+        """Called after each optimizer step: masks, projections. Without gradients."""
+
+    def plain(self, module: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """``tensors`` (a state dict of ``module``) as those of the network without this transform:
+        the weights that are deployed."""
+        return tensors
+
+    def integers(self, module: nn.Module) -> Integers | None:
+        """How the artifact computes in integers; None where it computes in floats."""
+        return None
+
+
+def to_json(transform: Transform) -> dict[str, Any]:
+    return {"name": transform.name, **asdict(transform)}  # type: ignore[call-overload]
+
+
+def from_json(data: dict[str, Any]) -> Transform:
+    """KeyError for a name that is not in TRANSFORMS, TypeError for settings that it has not."""
+    module, _, kind = TRANSFORMS[data["name"]].partition(":")
+    settings = {key: value for key, value in data.items() if key != "name"}
+    return getattr(import_module(module), kind)(**settings)

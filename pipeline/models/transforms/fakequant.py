@@ -1,0 +1,405 @@
+"""Simulated quantization: float arithmetic on values that integers can express.
+
+Every convolution and linear layer rounds its input (per tensor, uint8) and its weight (per filter,
+symmetric int8); sums and average poolings round their inputs. Two that read the same tensor share
+its quantization. A bias (int32, in steps of input scale x weight scale) is rounded in evaluation
+alone: too fine for training to notice, but without it a value in a thousand is another one than
+the deployed model's. That one is another thing, ``pipeline/artifact/``; it takes these scales as
+they are.
+
+x [N, C, H, W], weight [K, C, h, w] or [K, C], weight scale [K], input scale and zero point [].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from pipeline.models.layers import Sum
+from pipeline.models.transforms import Integers, Point, Transform, pairs
+
+if TYPE_CHECKING:
+    from pipeline.models.spec import Graph
+
+ACTIVATION_MAX = 255  # uint8
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class FakeQuantized(Transform):
+    """Jacob et al. 2018, section 3; Krishnamoorthi 2018.
+
+    ``weight_bits``: 8, or 7 (|w| <= 63). ``pairs``: 8 bits whose products overflow no 16-bit sum,
+    see ``pairs.py``. ``learned``: scales are parameters (LSQ, Esser et al. 2020, section 2);
+    otherwise activation ranges are fixed by calibration and weight scales follow the weights.
+    """
+
+    name: ClassVar[str] = "fake-quantized"
+
+    weight_bits: int = 8
+    learned: bool = False
+    pairs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.weight_bits not in (7, 8):
+            raise ValueError(f"weight_bits: expected 7 or 8, got {self.weight_bits!r}")
+
+    def insert(self, module: nn.Module, graph: Graph) -> None:
+        for layer in module.modules():
+            if type(layer) in SIMULATED:
+                layer.__class__ = SIMULATED[type(layer)]
+                layer.prepare(self)
+        by_name = points(module)
+        for name in graph.image:
+            by_name[name].exact = True
+        for readers in graph.shared:
+            for name in readers[1:]:
+                _set_point(module, name, by_name[readers[0]])
+
+    def plain(self, module: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """With the rounded weights: rounded again at the same scale they are the same integers,
+        also where the simulation cut them off at its range."""
+        module.eval()
+        kept = {n: t for n, t in tensors.items() if not {*n.split(".")} & set(QUANTIZERS)}
+        with torch.no_grad():
+            rounded = {
+                f"{name}.weight": layer.quantized_weight() for name, layer in layers(module).items()
+            }
+        return kept | rounded
+
+    def integers(self, module: nn.Module) -> Integers:
+        return Integers(
+            weights={
+                name: Point(tuple(layer.weight_quantizer.scale.detach().cpu().tolist()))
+                for name, layer in layers(module).items()
+            },
+            inputs={
+                name: Point((float(point.scale),), int(point.zero_point))
+                for name, point in points(module).items()
+            },
+        )
+
+
+QUANTIZERS = ("input_quantizer", "input_quantizers", "weight_quantizer")
+
+
+class InputQuantizer(nn.Module):
+    """Rounds a tensor of activations to uint8. ``exact``: the image itself, which is integers."""
+
+    def __init__(self, learned: bool):
+        super().__init__()
+        self.learned, self.exact = learned, False
+        _add_scale(self, torch.ones(()), learned)
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.exact:
+            return x
+        if self.learned and self.training:
+            shift = self.zero_point
+            low, high = -shift, ACTIVATION_MAX - shift
+            return _lsq(x.float(), self.scale, low, high, ACTIVATION_MAX, x[0].numel())
+        return torch.fake_quantize_per_tensor_affine(
+            x.float(), self.scale.detach(), self.zero_point, 0, ACTIVATION_MAX
+        )
+
+
+class WeightQuantizer(nn.Module):
+    """Rounds a weight [K, ...] to integers -limit..limit times a scale a filter."""
+
+    def __init__(self, filters: int, settings: FakeQuantized):
+        super().__init__()
+        self.limit = 2 ** (settings.weight_bits - 1) - 1
+        self.learned, self.pairs = settings.learned, settings.pairs
+        _add_scale(self, torch.ones(filters), self.learned)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        if self.learned and self.training:
+            scale = self.scale.reshape(-1, *[1] * (weight.dim() - 1))
+            rounded = _lsq(weight, scale, -self.limit, self.limit, self.limit, weight[0].numel())
+        else:
+            if self.training:
+                self.scale.copy_(self.widest(weight))
+            rounded = self.rounded(weight, self.scale.detach())
+        return self.safe(rounded, self.scale.detach()) if self.pairs else rounded
+
+    def rounded(self, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """To the nearest multiples of ``scale`` [K]; straight-through gradient inside the range."""
+        zero = torch.zeros(len(scale), dtype=torch.int32, device=scale.device)
+        return torch.fake_quantize_per_channel_affine(
+            weight, scale, zero, 0, -self.limit, self.limit
+        )
+
+    def safe(self, rounded: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Its pairs moved to where no 16-bit sum overflows; the gradient goes straight through."""
+        scale = scale.reshape(-1, *[1] * (rounded.dim() - 1))
+        moved = pairs.projected(torch.round(rounded.detach() / scale)) * scale
+        return moved if not rounded.requires_grad else rounded + (moved - rounded.detach())
+
+    def deployed(self, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """What is left of ``weight`` at this scale [K]."""
+        rounded = self.rounded(weight, scale)
+        return self.safe(rounded, scale) if self.pairs else rounded
+
+    def widest(self, weight: torch.Tensor) -> torch.Tensor:
+        """The scale [K] with which each filter just fits, as it is; see ``widest``."""
+        fitting = widest(weight, self.limit)
+        if not self.pairs:
+            return fitting
+        by_pairs = pairs.largest(weight.detach()) / pairs.LIMIT
+        return torch.maximum(fitting, by_pairs)
+
+
+def _add_scale(module: nn.Module, scale: torch.Tensor, learned: bool) -> None:
+    if learned:
+        module.scale = nn.Parameter(scale)
+    else:
+        module.register_buffer("scale", scale)
+
+
+class _Weighted:
+    """What the convolution and the linear layer share; weight names stay those of the float layer,
+    so that a state dict moves between the two."""
+
+    def prepare(self, settings: FakeQuantized) -> None:
+        self.input_quantizer = InputQuantizer(settings.learned)
+        self.weight_quantizer = WeightQuantizer(len(self.weight), settings)
+
+    def quantized_weight(self) -> torch.Tensor:
+        return self.weight_quantizer(self.weight)
+
+    def quantized_bias(self) -> torch.Tensor | None:
+        if self.bias is None or self.training:
+            return self.bias
+        step = self.input_quantizer.scale.detach() * self.weight_quantizer.scale.detach()
+        return torch.round(self.bias / step) * step
+
+
+class FakeQuantConv2d(_Weighted, nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.quantized_weight(), self.quantized_bias()
+        return self._conv_forward(self.input_quantizer(x), weight, bias)
+
+
+class FakeQuantLinear(_Weighted, nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.quantized_weight(), self.quantized_bias()
+        return F.linear(self.input_quantizer(x), weight, bias)
+
+
+class FakeQuantSum(Sum):
+    def prepare(self, settings: FakeQuantized) -> None:
+        both = (InputQuantizer(settings.learned) for _ in range(2))
+        self.input_quantizers = nn.ModuleList(both)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        first, second = self.input_quantizers
+        return first(a) + second(b)
+
+
+class FakeQuantAvgPool2d(nn.AdaptiveAvgPool2d):
+    def prepare(self, settings: FakeQuantized) -> None:
+        self.input_quantizer = InputQuantizer(settings.learned)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.input_quantizer(x))
+
+
+SIMULATED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: FakeQuantConv2d,
+    nn.Linear: FakeQuantLinear,
+    Sum: FakeQuantSum,
+    nn.AdaptiveAvgPool2d: FakeQuantAvgPool2d,
+}
+FLOATS = {simulated: float_kind for float_kind, simulated in SIMULATED.items()}
+
+
+def layers(module: nn.Module) -> dict[str, FakeQuantConv2d | FakeQuantLinear]:
+    """Name -> layer with a quantized weight, in the order in which they were registered (that of
+    the data, in a chain)."""
+    return {n: m for n, m in module.named_modules() if isinstance(m, _Weighted)}
+
+
+def points(module: nn.Module) -> dict[str, InputQuantizer]:
+    """Name of each quantization point (see ``Graph.shared``) -> what rounds its tensor; the same
+    object for those that read the same tensor."""
+    found = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, FakeQuantSum):
+            found |= {f"{name}:{i}": each for i, each in enumerate(layer.input_quantizers)}
+        elif type(layer) in FLOATS:
+            found[name] = layer.input_quantizer
+    return found
+
+
+def _set_point(module: nn.Module, name: str, quantizer: InputQuantizer) -> None:
+    layer_name, _, operand = name.partition(":")
+    layer = module.get_submodule(layer_name)
+    if operand:
+        layer.input_quantizers[int(operand)] = quantizer
+    else:
+        layer.input_quantizer = quantizer
+
+
+def _lsq(x, scale, low, high, bound: int, values: int):
+    """Rounds to multiples of ``scale``, from ``low`` to ``high`` of them, with the gradients of
+    Esser et al. (2020). ``bound`` is the largest integer that the scale is multiplied with,
+    ``values`` how many values have one scale (of an image: more of them in a batch teach the same
+    scale). Their root damps the scale's gradient, so that it moves as fast as the weights do
+    (section 2.2)."""
+    return _LearnedStep.apply(x, scale, low, high, (values * bound) ** -0.5)
+
+
+class _LearnedStep(torch.autograd.Function):
+    """Equations 1 to 3: straight through inside the range, and for the scale ``round(v) - v``
+    inside, the bound outside, v being x / scale. Written as one function, since a chain of them
+    would go through the activations, which bound the time, twenty times instead of twelve."""
+
+    @staticmethod
+    def forward(ctx, x, scale, low, high, damping):
+        rounded = (x / scale).clamp_(low, high).round_().mul_(scale)
+        ctx.save_for_backward(x, scale, rounded)
+        ctx.low, ctx.high, ctx.damping = low, high, damping
+        return rounded
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, scale, rounded = ctx.saved_tensors
+        inside = (x >= ctx.low * scale).logical_and_(x <= ctx.high * scale)
+        steps = torch.where(inside, x, 0).neg_().add_(rounded).mul_(gradient)
+        to_scale = steps.sum_to_size(scale.shape) * (ctx.damping / scale)
+        return torch.where(inside, gradient, 0), to_scale, None, None, None
+
+
+def widest(weight: torch.Tensor, weight_max: int) -> torch.Tensor:
+    """The scale [K] with which each filter's largest weight just fits.
+
+    A filter of zeros gets the largest scale of the others, 1 without others: any scale would do for
+    its weights, but its bias is deployed as a multiple of it. So does one whose own scale would be
+    subnormal, as its inverse is infinite; its weights all round to zero.
+    """
+    scale = weight.detach().abs().flatten(1).amax(1) / weight_max
+    usable = scale >= SMALLEST_NORMAL
+    largest = torch.where(usable.any(), scale.amax(), torch.ones_like(scale[0]))
+    return torch.where(usable, scale, largest)
+
+
+@torch.no_grad()
+def calibrate(
+    module: nn.Module, batches: Iterable[torch.Tensor], method: str, image: tuple[int, float]
+) -> None:
+    """Sets every scale and zero point from what the float network sees on training images.
+
+    ``batches``: what ``module`` takes. ``image`` is (zero_point, scale) of the images themselves.
+    ``method``: ``minmax`` takes the whole range seen, ``mse`` the part that loses least in squared
+    error (of 32 candidates).
+    """
+    seen = _observe(module, batches)
+    for layer in layers(module).values():
+        layer.weight_quantizer.scale.copy_(_weight_scale(layer, method))
+    for name, point in points(module).items():
+        zero_point, scale = image
+        if not point.exact:
+            scale, zero_point = _range(seen[name], method)
+        point.scale.fill_(scale)
+        point.zero_point.fill_(zero_point)
+
+
+SAMPLE = 16384  # values kept of each input and batch: enough for a histogram, small in memory
+
+
+def _observe(module: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Runs the float network; name of point -> a sample of its values, extremes included."""
+    seen: dict[str, list[torch.Tensor]] = {}
+
+    def keep(names):
+        def hook(_, inputs):
+            for name, tensor in zip(names, inputs, strict=True):
+                flat = tensor.float().flatten()
+                sample = flat[:: _stride(flat.numel())]
+                seen.setdefault(name, []).extend((sample, flat.amin()[None], flat.amax()[None]))
+
+        return hook
+
+    by_layer: dict[str, list[str]] = {}
+    for name in points(module):
+        by_layer.setdefault(name.partition(":")[0], []).append(name)
+    handles = [
+        module.get_submodule(layer).register_forward_pre_hook(keep(names))
+        for layer, names in by_layer.items()
+    ]
+    try:
+        with _as_floats(module):
+            module.eval()
+            for images in batches:
+                module(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: torch.cat(values) for name, values in seen.items()}
+
+
+@contextmanager
+def _as_floats(module: nn.Module) -> Iterator[None]:
+    simulated = [m for m in module.modules() if type(m) in FLOATS]
+    kinds = [type(m) for m in simulated]
+    for layer, kind in zip(simulated, kinds, strict=True):
+        layer.__class__ = FLOATS[kind]
+    try:
+        yield
+    finally:
+        for layer, kind in zip(simulated, kinds, strict=True):
+            layer.__class__ = kind
+
+
+def _stride(values: int) -> int:
+    """About one value in ``values / SAMPLE``, at a distance that shares no factor with the sides of
+    feature maps: a power of two would look at the left edge of each image, and nowhere else."""
+    step = max(1, values // SAMPLE)
+    while math.gcd(step, 2 * 3 * 5 * 7) > 1:
+        step += 1
+    return step
+
+
+# Parts of the range that are tried, 0.25 to 1.
+CANDIDATES = tuple((31 + 3 * i) / 124 for i in range(32))
+
+
+def _range(values: torch.Tensor, method: str) -> tuple[float, int]:
+    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    if high - low < ACTIVATION_MAX * SMALLEST_NORMAL:  # nothing but zeros, as good as
+        return 1.0, 0
+    parts = CANDIDATES if method == "mse" else (1.0,)
+    return min((_affine(low * p, high * p) for p in parts), key=lambda a: _loss(values, *a))
+
+
+def _affine(low: float, high: float) -> tuple[float, int]:
+    scale = (high - low) / ACTIVATION_MAX
+    return scale, round(-low / scale)
+
+
+def _loss(values: torch.Tensor, scale: float, zero_point: int) -> float:
+    rounded = torch.fake_quantize_per_tensor_affine(values, scale, zero_point, 0, ACTIVATION_MAX)
+    return float(torch.mean((rounded - values) ** 2))
+
+
+def _weight_scale(layer: _Weighted, method: str) -> torch.Tensor:
+    quantizer = layer.weight_quantizer
+    full = quantizer.widest(layer.weight)
+    if method != "mse":
+        return full
+    best, scale = torch.full_like(full, float("inf")), full
+    for part in CANDIDATES:
+        left = quantizer.deployed(layer.weight, full * part)
+        loss = (left - layer.weight).square().flatten(1).mean(1)
+        best, scale = torch.minimum(loss, best), torch.where(loss < best, full * part, scale)
+    return scale

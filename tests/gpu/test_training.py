@@ -1,0 +1,109 @@
+"""What holds on a CPU holds on a GPU: `env/run pytest -m gpu tests/gpu`; skipped without one."""
+
+from __future__ import annotations
+
+
+import pytest
+import torch
+
+from pipeline import data, execute, store
+from pipeline.models import module_of, network
+from pipeline.paths import Work
+from pipeline.sweep import Recipe
+from pipeline.techniques import TECHNIQUES
+from pipeline.training import losses
+from pipeline.training.checkpoint import Checkpointer, Snapshot
+from pipeline.training.loop import Training, fit
+from pipeline.training.recipe import machine
+from tests import cells
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that CUDA can use"),
+    pytest.mark.timeout(600),
+]
+SPEC = module_of("vgg11_bn").spec("vgg11_bn", 0.25, (3, 32, 32), 10, 128, 1 / 74)
+RECIPE = Recipe(epochs=4, batch_size=128, learning_rate=0.05)
+
+
+def images() -> data.Split:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(2_000) % 10
+    pixels = torch.randint(0, 128, (2_000, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    pixels += (labels * 12).to(torch.uint8)[:, None, None, None]
+    every = data.Images(pixels, labels)
+    first = data.Images(pixels[:512], labels[:512])
+    names, shape = tuple("0123456789"), (3, 32, 32)
+    return data.Split("made", names, every, first, first, shape, 128, 1 / 74, True, "made")
+
+
+def trained(folder, stop_at: int | None) -> dict[str, torch.Tensor]:
+    """The weights after all epochs; stopped after some, written, read and gone on where asked."""
+    gpu, split = machine(RECIPE, "cuda"), images()
+    kept = Checkpointer(folder / "checkpoint", folder / "metrics.h5")
+
+    def keep(training: Training) -> None:
+        kept.save(Snapshot(0, "train", training, ()), wait=True)
+        if training.epoch == stop_at:
+            raise KeyboardInterrupt
+
+    def go(training: Training, hook) -> Training:
+        objective = losses.labels_only(0.0)
+        return fit(training, split, RECIPE, RECIPE.epochs, objective, gpu, 7, keep=hook)
+
+    try:
+        training = go(Training(network.new(SPEC, 0)), keep)
+    except KeyboardInterrupt:
+        training = go(kept.load().training, lambda training: None)
+    kept.close()
+    return {n: t.cpu() for n, t in training.state.network.state_dict().items()}
+
+
+def test_a_training_that_was_stopped_ends_with_the_same_bits(tmp_path):
+    whole, resumed = trained(tmp_path / "whole", None), trained(tmp_path / "resumed", 2)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return Work(tmp_path_factory.mktemp("gpu") / "work")
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_every_technique_gives_the_artifact_that_training_saw(technique, work, tmp_path):
+    made = cells.cells(tmp_path, ["base", technique] if technique != "base" else ["base"])
+    for cell in made.values():
+        with store.lock_cell(work.cell(cell.id)):
+            execute.run_cell(cell, work, work.root, device="cuda")
+    measured = store.read_result(work.cell(made[technique].id).result).measured
+    assert measured["simulated_agreement"] >= 0.99
+    assert measured["accuracy"] > 0.3
+    if "int8" in technique:
+        assert measured["integer_share"] >= 0.99
+
+
+def test_feature_maps_of_a_compiled_network_are_those_of_the_eager_one():
+    made = network.new(SPEC, 0).network.cuda().eval()
+    pixels = images().test.pixels[:64].cuda()
+    with torch.no_grad():
+        logits, maps = made(pixels, maps=True)
+        compiled_logits, compiled_maps = torch.compile(made)(pixels, maps=True)
+    assert len(maps) == len(compiled_maps) == 5
+    for a, b in zip([logits, *maps], [compiled_logits, *compiled_maps], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+
+def test_a_full_gpu_is_a_failure_of_its_own():
+    free, _ = torch.cuda.mem_get_info()
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        torch.empty(2 * free, dtype=torch.uint8, device="cuda")
+    kind, line = execute.failure_of(raised.value)
+    assert kind == "gpu_out_of_memory" and "CUDA out of memory" in line
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    first, second = trained(tmp_path / "a", None), trained(tmp_path / "b", None)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    started = network.new(SPEC, 0).network.state_dict()
+    assert not torch.equal(first["module.head.weight"], started["module.head.weight"])
