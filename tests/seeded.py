@@ -94,9 +94,6 @@ def _figures(cell, folder: Path) -> dict[str, Any]:
     }
 
 
-<<<<<<< HEAD:tests/golden.py
-def main() -> None:
-=======
 def _size(tensor) -> float:
     return float(tensor.double().abs().mean()) or 1.0
 
@@ -104,7 +101,6 @@ def _size(tensor) -> float:
 def machine() -> dict[str, Any]:
     """What decides the last bits: other kernels add in another order."""
     import torch
->>>>>>> wt-repr:tests/seeded.py
 
     from pipeline import hardware
 

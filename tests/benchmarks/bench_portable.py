@@ -1,6 +1,6 @@
 """What it costs that no product of an int8 artifact can overflow, in accuracy.
 
-    env/run python -m tests.benchmarks.bench_portable [--datasets mnist cifar10-jpeg] [--seeds 0 1 2]
+    env/run python -m tests.benchmarks.bench_portable [--datasets mnist cifar10-jpeg] [--seeds 0 1]
 
 Trains a base for each data set and seed, and from it ptq-int8, qat-int8 and small-and-int8 with
 each ``quantize.reduce_range``: ``off`` (any 8-bit weights), ``auto`` (8 bits, no pair overflows a
