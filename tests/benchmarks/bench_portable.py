@@ -61,6 +61,7 @@ def _processes(runs: list[tuple[str, int]], options) -> Iterable[list[dict]]:
     for dataset, seed in runs:
         own = ["--one", dataset, str(seed), "--width", str(options.width)]
         own += ["--keep", options.keep] if options.keep and seed == options.seeds[0] else []
+        own += ["--techniques", *options.techniques]
         own += ["--train-images", str(options.train_images)] if options.train_images else []
         command = [sys.executable, "-m", "tests.benchmarks.bench_portable", *own]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
@@ -91,7 +92,8 @@ def _cells(folder: Path, dataset: str, seed: int, options) -> tuple[Cell, ...]:
             *chain[:-1],
             {"quantize": {**chain[-1]["quantize"], "reduce_range": mode}},
         ]
-        for technique, chain in CHAINS.items()
+        for technique in options.techniques
+        for chain in [CHAINS[technique]]
         for mode in MODES
     }
     training = dict(TRAINING[dataset], holdout=0.1)
@@ -126,10 +128,9 @@ def _row(cell: Cell, work: Work, options) -> Iterable[dict]:
             store.publish_bytes(paths.result, bytes_of)
             store.write_manifest(paths)
     technique, _, mode = cell.technique.partition(".")
-    print(cell.name, file=sys.stderr, flush=True)
     if options.keep and (cell.is_base or mode == "auto"):
         _keep(paths.artifact, Path(options.keep) / f"{cell.dataset.name}-{technique}")
-    yield {
+    row = {
         "dataset": cell.dataset.name,
         "seed": cell.seed,
         "technique": technique,
@@ -137,6 +138,8 @@ def _row(cell: Cell, work: Work, options) -> Iterable[dict]:
         "held_out": _accuracy(state, run.split.held_out, cell),
         "test": _accuracy(state, run.split.test, cell),
     }
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    yield row
 
 
 def _keep(source: Path, target: Path) -> None:
@@ -181,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--datasets", nargs="+", default=["mnist", "cifar10-jpeg"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--techniques", nargs="+", choices=CHAINS, default=list(CHAINS))
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--train-images", type=int)
     parser.add_argument("--keep")
