@@ -401,7 +401,8 @@ def test_nothing_writes_once_a_failed_attempt_has_returned(bench, work):
     cell = bench.cells(["base-longer"])["base-longer"]
 
     def listen(event):
-        if event.get("epoch") == 1:
+        # With a loss: a tick within the last step says epoch 1, too, and nothing is kept by then.
+        if event.get("epoch") == 1 and "loss" in event:
             raise ValueError("in the middle of writing")
 
     with pytest.raises(ValueError, match="in the middle"):

@@ -13,7 +13,7 @@ GOLDEN = json.loads(seeded.GOLDEN.read_text())
 
 # Other CPUs add in another order: each sum differs by about 1e-7, and training multiplies that step
 # after step. With the kernels of AVX2 and SSE in place of AVX-512's, losses differed by at most
-# 1.9e-3 (relative), the sum of all weights by 6e-5, and the mean logarithm of a tensor's mean size
+# 1.9e-3 (relative), the sum of all weights by 2e-4, and the mean logarithm of a tensor's mean size
 # by 3e-3 (calibration takes the next of its 32 candidates).
 LOSSES, WEIGHTS, LOGARITHMS = 5e-3, 1e-3, 1e-2
 # Scales of normalization are nearly tied after two epochs, and other filters stay: 8e-4 and 9e-3.
