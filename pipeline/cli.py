@@ -199,14 +199,14 @@ def submit(context, sweep: str, profile, settings, dry_run: bool, as_json: bool)
 @click.option("--watch", is_flag=True, help="Again every few seconds, until nothing is left to do.")
 def status(sweep: str, as_json: bool, profile: str | None, watch: bool):
     """What is done, running, queued, waiting, failed or missing."""
-    from pipeline.orchestrate import state
+    from pipeline.orchestrate import images, state
 
     asked = _load(sweep)
-    work, _ = _roots(asked, _cluster(asked, profile))
+    work, data_root = _roots(asked, _cluster(asked, profile))
     if watch:
-        return state.watch(asked, work)
+        return state.watch(asked, work, data_root)
     found = state.find(asked, work)
-    for note in found.notes:
+    for note in (*found.notes, *images.notes(found.done, work, data_root)):
         click.echo(f"netpress: {note}", err=True)
     if as_json:
         return _show(state.to_json(found.cells))
@@ -288,13 +288,16 @@ def report(
     SWEEP can also be a report's folder: it is then made anew from its results.h5 alone.
     """
     from pipeline import paths, report
+    from pipeline.orchestrate import images
 
     if folder := paths.published_report(sweep):
         _refuse_with_folder(sweep, {"--to": to, "--artifacts": artifact_mb, "--with": earlier})
         look, make = partial(report.rows_of, folder), partial(report.rebuild, folder)
     else:
         asked = _load(sweep)
-        work, _ = _roots(asked)
+        work, data_root = _roots(asked)
+        for note in images.notes(asked.cells, work, data_root):
+            click.echo(f"netpress: {note}", err=True)
         most_bytes = None if artifact_mb is None else int(artifact_mb * 1e6)
         if earlier and not paths.ReportPaths(earlier).merged.is_file():
             raise UserError(f"--with {earlier}: expected the folder of a report, with results.h5")

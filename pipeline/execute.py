@@ -10,19 +10,17 @@ import errno
 import json
 import platform
 import resource
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from pipeline import artifact, data, hardware, store
+from pipeline import artifact, data, hardware, origin, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import cell as measuring
 from pipeline.models import module_of, network
-from pipeline.paths import CODE, CellPaths, Work
+from pipeline.paths import CellPaths, Work
 from pipeline.store import StageHistory
 from pipeline.sweep import Cell, Recipe, Stage
 from pipeline.techniques import context, stage_module, train
@@ -32,7 +30,6 @@ from pipeline.training.recipe import Machine, machine
 
 Progress = Callable[[dict], None]
 CALIBRATION_IMAGES = 64  # for the tensors that training left without a scale of their own
-PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "h5py")
 
 
 class NoBase(Exception):
@@ -84,6 +81,7 @@ class _Run:
         self.progress = lambda event: progress({"cell": cell.id, **event})
         self.machine: Machine = machine(cell.recipe, device)
         self.began = time.time()
+        self.origin = origin.loaded()
         self.split = data.load(cell.dataset, cell.recipe, cell.seed, data_root, work.cache)
         self.checkpoints = Checkpointer(paths.checkpoint, paths.metrics)
         self.stages = cell.stages or (Stage("train", train.Settings()),)
@@ -101,7 +99,9 @@ class _Run:
         result = store.result_bytes(self.cell.to_json(), facts, history, measured)
         store.publish_bytes(self.paths.result, result)
         store.publish_bytes(self.paths.metrics, store.history_bytes(history))
-        store.write_manifest(self.paths, {"accuracy": measured["accuracy"]})
+        images = {"key": self.split.key, "fingerprint": self.split.fingerprint}
+        extra = {"accuracy": measured["accuracy"], "images": images}
+        store.write_manifest(self.paths, extra)
 
     # --- stages ----------------------------------------------------------------------------------
 
@@ -260,8 +260,7 @@ class _Run:
 
     def facts(self) -> dict:
         return {
-            "versions": versions(),
-            "commit": commit(),
+            **self.origin.facts(),
             "hardware": hardware.describe(),
             "device": str(self.machine.device),
             "precision": self.machine.precision,
@@ -272,28 +271,6 @@ class _Run:
             "peak_memory_bytes": peak_memory_bytes(),
             "peak_gpu_memory_bytes": peak_gpu_memory_bytes(self.machine.device),
         }
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}}
-
-
-def commit() -> str | None:
-    """The commit that the code is at, with a + where it was changed; None outside of git."""
-    if not (CODE / ".git").exists():  # installed somewhere, perhaps inside of another repository
-        return None
-    # Without optional locks: a status that refreshes the index could get into the user's way.
-    git = ["git", "--no-optional-locks", "-C", str(CODE)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
-        )
-    except FileNotFoundError:  # no git on this machine
-        return None
-    if head.returncode:
-        return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def peak_memory_bytes() -> int:

@@ -402,6 +402,91 @@ def test_a_folder_with_what_lies_about_in_folders(tmp_path):
     assert len(load(own(top), tmp_path).train) == 7  # of 4 + 1 + 4, one of each class held out
 
 
+def test_linked_folders_are_read_and_each_once(tmp_path):
+    top, apart = image_folder(tmp_path / "own"), tmp_path / "apart"
+    apart.mkdir()
+    for i in range(5):
+        picture(70 + i).save(apart / f"{i}.png")
+    (apart / "back").symlink_to(apart)
+    (top / "train/cat/more").symlink_to(apart)
+    (top / "train/cat/same").symlink_to(apart)
+    (top / "train/eel").symlink_to(apart)
+    (top / "test/eel").symlink_to(apart)
+    found = load(own(top), tmp_path, Recipe(holdout=0.25))
+    counts = {name: 0 for name in found.classes}
+    for part in (found.train, found.held_out):
+        for label in part.labels.tolist():
+            counts[found.classes[label]] += 1
+    assert counts == {"cat": 4 + 5, "dog": 4, "eel": 5}
+    said = data.unread(own(top), tmp_path)
+    assert any("train/cat" in line and "not followed: back, same" in line for line in said)
+
+
+def test_a_link_to_itself_is_one_sentence(tmp_path):
+    top = image_folder(tmp_path / "own")
+    (top / "train/cat/loop").symlink_to(top / "train/cat/loop")
+    with pytest.raises(UserError) as caught:
+        load(own(top), tmp_path)
+    assert "train/cat/loop" in sentence(caught)
+
+
+def test_every_name_that_a_jpeg_or_png_may_have_is_read(tmp_path):
+    top = image_folder(tmp_path / "own")
+    for i, extension in enumerate(("jfif", "JPE", "apng", "pnm")):
+        kind = {"apng": "png", "pnm": "ppm"}.get(extension, "jpeg")
+        picture(50 + i).save(top / f"train/cat/other.{extension}", kind)
+    found = load(own(top), tmp_path, Recipe(holdout=0.25))
+    assert len(found.train) + len(found.held_out) == 8 + 4
+    assert data.unread(own(top), tmp_path) == []
+
+
+def test_what_is_not_read_is_counted_and_named(tmp_path):
+    top = image_folder(tmp_path / "own")
+    for i in range(8):
+        (top / f"train/dog/{i}.heic").write_bytes(b"x")
+    (top / "test/cat/deeper").mkdir()
+    (top / "test/cat/deeper/a.AVIF").write_bytes(b"x")
+    (top / "test/cat/b.heic").write_bytes(b"x")
+    (top / "test/cat/none").write_bytes(b"x")
+    picture(0).save(top / "train/loose.png")
+    lines = [
+        "own: 1 file in train, outside of the class folders, was not read: .png",
+        "own: 8 files in train/dog were not read: .heic",
+        "own: 3 files in test/cat were not read: .avif (1), .heic (1), no extension (1)",
+    ]
+    assert data.unread(own(top), tmp_path) == lines
+    said: list[str] = []
+    data.fetch(own(top), tmp_path, say=said.append)
+    assert said[1:] == lines
+    for tell in (
+        lambda say: data.require(own(top), tmp_path, say),
+        lambda say: data.prepare(own(top), tmp_path, tmp_path / "cache", say),
+    ):
+        said.clear()
+        tell(said.append)
+        assert said[: len(lines)] == lines
+
+
+def test_a_thousand_folders_are_not_a_thousand_lines(tmp_path):
+    top = image_folder(tmp_path / "own")
+    for i in range(30):
+        for part in ("train", "test"):
+            (top / part / f"k{i:02}").mkdir()
+            picture(i).save(top / part / f"k{i:02}/0.png")
+            (top / part / f"k{i:02}/0.heic").write_bytes(b"x")
+    lines = data.unread(own(top), tmp_path)
+    assert len(lines) == 11 and lines[-1] == "own: and so in 50 more folders"
+
+
+def test_a_class_without_one_readable_image_says_what_it_has(tmp_path):
+    top = image_folder(tmp_path / "own")
+    for file in (top / "train/dog").iterdir():
+        file.rename(file.with_suffix(".heic"))
+    with pytest.raises(UserError) as caught:
+        load(own(top), tmp_path)
+    assert "has no images; 4 files in train/dog were not read: .heic" in sentence(caught)
+
+
 def test_images_of_several_sizes_need_a_size(tmp_path):
     top = image_folder(tmp_path / "own")
     picture(5, size=(10, 8)).save(top / "test/dog/0001.png")
@@ -861,6 +946,48 @@ def test_read_image_takes_every_usual_mode(tmp_path, mode):
     for channels in (1, 3):
         found = data.read_image(path, (channels, 8, 8))
         assert found.shape == (channels, 8, 8) and found.std() > 10
+
+
+def drawn_on_nothing(mode: str) -> Image.Image:
+    """Left half transparent above black, right half opaque dark grey."""
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((60, 60, 60, 255), (4, 0, 8, 8))
+    return image if mode == "RGBA" else image.convert(mode)
+
+
+def palette(mode: str = "P") -> Image.Image:
+    image = Image.new(mode, (8, 8), 0)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 60, 60, 60])
+    image.paste(1 if mode == "P" else 60, (4, 0, 8, 8))
+    return image
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "image", "options"),
+    [
+        ("rgba.png", drawn_on_nothing("RGBA"), {}),
+        ("grey.png", drawn_on_nothing("LA"), {}),
+        ("rgba.webp", drawn_on_nothing("RGBA"), {"lossless": True, "exact": True}),
+        ("rgba.tiff", drawn_on_nothing("RGBA"), {}),
+        ("palette.png", palette(), {"transparency": 0}),
+        ("palette.gif", palette(), {"transparency": 0}),
+        ("one-grey.png", palette("L"), {"transparency": 0}),
+        ("one-colour.png", palette("L").convert("RGB"), {"transparency": (0, 0, 0)}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_transparent_is_white(tmp_path, name, image, options, channels):
+    image.save(tmp_path / name, **options)
+    found = data.read_image(tmp_path / name, (channels, 8, 8))
+    assert (found[:, :, :4] == 255).all() and (found[:, :, 4:] == 60).all()
+
+
+def test_what_is_half_transparent_is_half_white(tmp_path):
+    Image.new("RGBA", (4, 4), (100, 0, 200, 51)).save(tmp_path / "a.png")
+    found = data.read_image(tmp_path / "a.png", (3, 4, 4))[:, 0, 0]
+    assert np.abs(found.astype(int) - [224, 204, 244]).max() <= 1
 
 
 def test_read_image_turns_a_photograph_upright(tmp_path):

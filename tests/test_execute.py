@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import artifact, catalog, execute, store
+from pipeline import artifact, catalog, execute, origin, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.paths import CODE, Work
 from pipeline.sweep import Dataset
@@ -413,7 +413,7 @@ def test_nothing_writes_once_a_failed_attempt_has_returned(bench, work):
 
 
 def test_the_commit_is_that_of_this_checkout():
-    found = execute.commit()
+    found = origin.commit()
     head = subprocess.run(
         ["git", "-C", str(CODE), "rev-parse", "HEAD"], capture_output=True, text=True
     )
@@ -421,6 +421,39 @@ def test_the_commit_is_that_of_this_checkout():
         assert found is None
     else:
         assert found.rstrip("+") == head.stdout.strip()
+
+
+def test_the_origin_is_that_of_the_start(bench, work, monkeypatch):
+    """A checkout or an update while a cell is trained is not what made it."""
+    cell = bench.cells(["base-longer"])["base-longer"]
+    before = origin.loaded()
+
+    def listen(event):
+        if event.get("epoch") == 1:
+            monkeypatch.setattr(origin, "commit", lambda: "another")
+            monkeypatch.setattr(origin, "code_sha256", lambda: "0" * 64)
+
+    cells.run(cell, work, listen)
+    facts = store.read_result(work.cell(cell.id).result).facts
+    assert facts["commit"] == before.commit and facts["versions"] == before.versions
+    assert facts["code_sha256"] == before.code != "0" * 64
+    assert facts["changed_meanwhile"] == ["commit", "code"]
+
+
+def test_the_sources_have_a_checksum_of_names_and_content(tmp_path, monkeypatch):
+    monkeypatch.setattr(origin, "CODE", tmp_path)
+    found = []
+    for name, text in (("a.py", "1"), ("a.py", "2"), ("deeper/b.py", "3"), ("notes.txt", "4")):
+        path = tmp_path / "pipeline" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        found.append(origin.code_sha256())
+    assert len(set(found[:3])) == 3 and found[3] == found[2]
+
+
+def test_a_package_that_went_away_costs_no_result(monkeypatch):
+    monkeypatch.setattr(origin, "PACKAGES", ("numpy", "no-such-package"))
+    assert origin.versions()["no-such-package"] == "not installed"
 
 
 # --- the job ---------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pipeline.data import entries
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,19 +34,23 @@ if TYPE_CHECKING:
 __all__ = [
     "DATASETS",
     "FOLDERS",
+    "VERSION",
     "Images",
     "Split",
     "batch_count",
     "batches",
+    "current",
     "facts",
     "fetch",
     "images_from",
+    "is_folder",
     "load",
     "ordered",
     "prepare",
     "read_image",
     "require",
     "sample",
+    "unread",
 ]
 
 
@@ -74,6 +79,7 @@ DATASETS = {
         "CIFAR-10 as JPEG files, pixels differ a little; DATA_ROOT/cifar10-jpeg/{train,test}/CLASS",
     ),
 }
+VERSION = 2  # raise it when pixels or their order change
 FOLDERS = frozenset({"cifar10-jpeg"})  # those that may lie elsewhere, by `folder:`
 OWN_FOLDER = "pipeline.data.folder"  # any other name, given with `folder:` in the sweep file
 
@@ -106,9 +112,8 @@ def load(dataset: Dataset, recipe: Recipe, seed: int, root: Path, cache: Path) -
     from pipeline.data.split import split
 
     module = _module(dataset)
-    found = decoded.load(
-        cache, dataset.name, module.key(dataset, root), lambda: module.decode(dataset, root)
-    )
+    key = module.key(dataset, root)
+    found = decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key))
     flip = module.FLIP if dataset.flip is None else dataset.flip
     return split(found, dataset.name, recipe, seed, flip)
 
@@ -120,23 +125,63 @@ def facts(
     return _module(dataset).facts(dataset, root)
 
 
-def require(dataset: Dataset, root: Path) -> None:
-    """Raises UserError where files of the data set are missing, and names what brings them."""
+def require(dataset: Dataset, root: Path, say: Callable[[str], None]) -> None:
+    """Raises UserError where files of the data set are missing, and names what brings them; says
+    what there is not read."""
     _module(dataset).key(dataset, root)
+    for line in unread(dataset, root):
+        say(line)
 
 
 def prepare(dataset: Dataset, root: Path, cache: Path, say: Callable[[str], None]) -> None:
     """As `require`; what is not decoded yet is verified, and where nobody knows what its files
     should be (images of the user's own), all are decoded into `cache`. Raises UserError naming the
-    first that is damaged; nothing is written then."""
+    first that is damaged; nothing is written then. Says what there is not read."""
     from pipeline.data import cache as decoded
 
     module = _module(dataset)
     key = module.key(dataset, root)
+    for line in unread(dataset, root):
+        say(line)
     if not decoded.is_there(cache, dataset.name, key) and not module.verify(dataset, root):
-        say(f"{dataset.name}: reading all images, once")
-        found = module.decode(dataset, root)
-        decoded.load(cache, dataset.name, key, lambda: found)
+        decode(dataset, root, cache, say)
+
+
+def decode(dataset: Dataset, root: Path, cache: Path, say: Callable[[str], None]) -> None:
+    """Decode all images into `cache`; UserError names the first that is damaged."""
+    from pipeline.data import cache as decoded
+
+    key = _module(dataset).key(dataset, root)
+    say(f"{dataset.name}: reading all images, once")
+    found = _decoded(dataset, root, key)  # before the cache has a folder for it
+    decoded.load(cache, dataset.name, key, lambda: found)
+
+
+def unread(dataset: Dataset, root: Path) -> list[str]:
+    """What lies in a folder of images and is not read, a sentence each. UserError as in `load`."""
+    return _module(dataset).unread(dataset, root) if is_folder(dataset) else []
+
+
+def is_folder(dataset: Dataset) -> bool:
+    """Whether it is a folder of images, which may change; other data sets have checksums."""
+    return dataset.name in FOLDERS or dataset.name not in DATASETS
+
+
+class Current(NamedTuple):
+    """A folder's images as they are now: the key of their names, sizes and times, and their
+    fingerprint, None where they were not decoded yet."""
+
+    key: str
+    fingerprint: str | None
+
+
+def current(dataset: Dataset, root: Path, cache: Path) -> Current | None:
+    """Cheap: nothing is decoded. None where it is no folder of images, or not on this machine.
+    UserError where it is not a data set (any more)."""
+    if not is_folder(dataset) or not _module(dataset).is_there(dataset, root):
+        return None
+    key = _module(dataset).key(dataset, root)
+    return Current(key, entries.fingerprint(cache, dataset.name, key))
 
 
 def fetch(
@@ -155,7 +200,19 @@ def fetch(
         from pipeline.data import cache as decoded
 
         key = module.key(dataset, root)
-        decoded.load(cache, dataset.name, key, lambda: module.decode(dataset, root))
+        decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key))
+
+
+def _decoded(dataset: Dataset, root: Path, key: str):
+    """All images, if they are still those of the key: another's would be kept under it."""
+    module = _module(dataset)
+    found = module.decode(dataset, root)
+    if module.key(dataset, root) != key:
+        raise UserError(
+            f"{dataset.name}: its files changed while they were read; expected them to stay as "
+            "they are, call the same command again"
+        )
+    return found
 
 
 def _module(dataset: Dataset):

@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import store
+from pipeline.data import entries
+from pipeline.data.entries import FORMAT
 from pipeline.errors import Corrupt, UserError
 
-FORMAT = 1
 ARRAYS = ("train_pixels", "train_labels", "test_pixels", "test_labels")
 
 
@@ -44,28 +45,24 @@ class Decoded:
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """Decoded, and its fingerprint: SHA-256 over class names, shapes, pixels and labels."""
+    """Decoded, its fingerprint (entries.fingerprint_of), and the key of its files."""
 
     data: Decoded
     fingerprint: str
+    key: str
 
 
 def load(home: Path, name: str, key: str, decode: Callable[[], Decoded]) -> Checked:
     """The data set of this name and key: from the cache where it is sound, else by `decode()`."""
     with contextlib.suppress(Corrupt):
-        if found := _read(_arrays(home, name, key), key):
+        if found := _read(entries.arrays(home, name, key), key):
             return found
     return _load_alone(home, name, key, decode)
 
 
 def is_there(home: Path, name: str, key: str) -> bool:
     """Whether the cache has something under this name and key, sound or not."""
-    return _arrays(home, name, key).exists()
-
-
-def source_key(*parts: object) -> str:
-    """A key from all that decides the decoded pixels."""
-    return hashlib.sha256(json.dumps([FORMAT, *parts]).encode()).hexdigest()
+    return entries.arrays(home, name, key).exists()
 
 
 def digest(array: np.ndarray) -> str:
@@ -76,7 +73,7 @@ def digest(array: np.ndarray) -> str:
 
 
 def _load_alone(home: Path, name: str, key: str, decode: Callable[[], Decoded]) -> Checked:
-    arrays = _arrays(home, name, key)
+    arrays = entries.arrays(home, name, key)
     with lock(arrays.with_name("lock")):
         _clear_leftovers(arrays.parent)
         try:
@@ -88,12 +85,8 @@ def _load_alone(home: Path, name: str, key: str, decode: Callable[[], Decoded]) 
             data = decode()
             digests = data.digests()
             store.publish_folder(arrays, lambda folder: _write(folder, key, data, digests))
-            found = Checked(data, _fingerprint(data.classes, digests))
+            found = Checked(data, entries.fingerprint_of(data.classes, digests), key)
         return found
-
-
-def _arrays(home: Path, name: str, key: str) -> Path:
-    return Path(home) / "data" / f"{name}-{key[:16]}" / "arrays"
 
 
 def _write(folder: Path, key: str, data: Decoded, digests: dict[str, str]) -> None:
@@ -126,7 +119,7 @@ def _read(folder: Path, key: str) -> Checked | None:
         raise Corrupt(f"{folder}: {error}") from error
     if not intact:
         raise Corrupt(f"{folder}: does not match its checksums")
-    return Checked(data, _fingerprint(data.classes, digests))
+    return Checked(data, entries.fingerprint_of(data.classes, digests), key)
 
 
 def _array(path: Path) -> np.ndarray:
@@ -134,10 +127,6 @@ def _array(path: Path) -> np.ndarray:
     # for as much memory as a damaged header says.
     np.load(path, mmap_mode="r", allow_pickle=False)
     return np.load(path, allow_pickle=False)
-
-
-def _fingerprint(classes: tuple[str, ...], digests: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps([classes, digests], sort_keys=True).encode()).hexdigest()
 
 
 def _clear_leftovers(folder: Path) -> None:

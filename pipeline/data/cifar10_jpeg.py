@@ -6,8 +6,18 @@ Compression changed its pixels a little, so what is measured on it is never call
 from __future__ import annotations
 
 from pipeline.data.cifar10 import CLASSES  # which are in alphabetical order there, too
-from pipeline.data.folder import decode, facts, fetch, key, verify
+from pipeline.data.folder import decode, facts, fetch, is_there, key, unread, verify
 
-__all__ = ["CLASSES", "FLIP", "decode", "facts", "fetch", "key", "verify"]
+__all__ = [
+    "CLASSES",
+    "FLIP",
+    "decode",
+    "facts",
+    "fetch",
+    "is_there",
+    "key",
+    "unread",
+    "verify",
+]
 
 FLIP = True

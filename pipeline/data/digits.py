@@ -22,7 +22,7 @@ def facts(dataset, root):
 
 
 def key(dataset, root) -> str:
-    from pipeline.data.cache import source_key
+    from pipeline.data.entries import source_key
 
     return source_key("digits", version("scikit-learn"), dataset.size)
 

@@ -9,7 +9,8 @@ from http.client import HTTPException
 from pathlib import Path
 
 from pipeline import store
-from pipeline.data.cache import lock, source_key
+from pipeline.data.cache import lock
+from pipeline.data.entries import source_key
 from pipeline.errors import UserError
 
 SILENCE_S = 60.0  # a server that says nothing for so long is given up

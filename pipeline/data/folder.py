@@ -1,14 +1,16 @@
 """Any folder of images: FOLDER/train/CLASS/*.jpg and FOLDER/test/CLASS/*.jpg.
 
 The layout of torchvision's ImageFolder: classes are the sub-folders in alphabetical order, images
-may lie in sub-folders of theirs, hidden files and other kinds of files are passed over. Images are
-grey [1, H, W] where the first one of every class is, else colour [3, H, W].
+may lie in sub-folders of theirs, links to folders are followed. Hidden files are passed over; other
+files that are not read are counted and named. Images are grey [1, H, W] where the first one of
+every class is, else colour [3, H, W].
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,17 +19,32 @@ from typing import NamedTuple
 from pipeline.errors import UserError
 
 FLIP = False  # digits and letters must not be mirrored; a sweep file may say `flip: true`
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff", ".gif")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif"),
+    *(".png", ".apng"),
+    *(".pbm", ".pgm", ".ppm", ".pnm"),
+    *(".bmp", ".gif", ".tif", ".tiff", ".webp"),
+)
 PARTS = ("train", "test")
+MOST_NAMED = 10  # folders with files that are not read; of the others the number is enough
 AT_ONCE = 64  # files a task: for tiny images one task each would cost more than decoding
 
 
+class Unread(NamedTuple):
+    """What in a folder is no image: files by extension, links that lead back."""
+
+    files: Counter[str]
+    links: Counter[str]
+
+
 class Found(NamedTuple):
-    """The image files of a data set, {part: {class: files}}, all in alphabetical order."""
+    """The image files of a data set, {part: {class: files}}, all in alphabetical order; `unread`:
+    {folder below `top`: what in it is not read}."""
 
     top: str
     classes: tuple[str, ...]
     files: dict[str, dict[str, list[os.DirEntry]]]
+    unread: dict[str, Unread]
 
     def images(self, part: str) -> list[os.DirEntry]:
         return [file for name in self.classes for file in self.files[part][name]]
@@ -39,7 +56,7 @@ def facts(dataset, root):
 
 
 def key(dataset, root) -> str:
-    from pipeline.data.cache import source_key
+    from pipeline.data.entries import source_key
 
     found = search(dataset.name, place(dataset, root))
     listing = hashlib.sha256()
@@ -77,6 +94,17 @@ def fetch(dataset, root, say) -> None:
     found = search(dataset.name, top)
     counts = " and ".join(f"{len(found.images(part)):,} for {part}" for part in PARTS)
     say(f"{dataset.name}: {top} has {len(found.classes)} classes, images: {counts}")
+    for line in _unread_lines(dataset.name, found):
+        say(line)
+
+
+def unread(dataset, root) -> list[str]:
+    """What lies there and is not read, a sentence a folder; none where all is."""
+    return _unread_lines(dataset.name, search(dataset.name, place(dataset, root)))
+
+
+def is_there(dataset, root) -> bool:
+    return all((place(dataset, root) / part).is_dir() for part in PARTS)
 
 
 def place(dataset, root) -> Path:
@@ -92,13 +120,39 @@ def search(name: str, top: Path) -> Found:
                 f"{name}: no images in {top / part}, expected {top}/train/CLASS/*.jpg and "
                 f"{top}/test/CLASS/*.jpg; put them there, or set NETPRESS_DATA or `folder:`"
             )
-    files = {part: _by_class(top / part) for part in PARTS}
-    _check_classes(name, top, files)
-    return Found(str(top), tuple(files["train"]), files)
+    passed: dict[str, Unread] = {}
+    files = {part: _by_class(top, part, passed) for part in PARTS}
+    _check_classes(name, top, files, passed)
+    return Found(str(top), tuple(files["train"]), files, passed)
 
 
-def _by_class(folder: Path) -> dict[str, list[os.DirEntry]]:
-    return {e.name: list(_images(e.path)) for e in _entries(folder) if e.is_dir()}
+def _by_class(top: Path, part: str, passed: dict[str, Unread]) -> dict[str, list[os.DirEntry]]:
+    """{class: files} of a part; what is not read goes to `passed`."""
+    above = {_identity(os.stat(folder)) for folder in (top, top / part)}
+    beside = passed[part] = Unread(Counter(), Counter())
+    found = {}
+    for entry in _entries(top / part):
+        if not _is_folder(entry):
+            beside.files[_extension(entry.name)] += 1  # it belongs to no class
+        elif _identity(_stat(entry)) in above:
+            beside.links[entry.name] += 1
+        else:
+            mine = passed[f"{part}/{entry.name}"] = Unread(Counter(), Counter())
+            seen = above | {_identity(_stat(entry))}
+            found[entry.name] = list(_images(entry.path, seen, mine))
+    return found
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int]:
+    """The same for a folder, whichever path or link leads to it."""
+    return stat.st_dev, stat.st_ino
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:  # such as a link to itself
+        raise UserError(f"{entry.path}: cannot be read ({error.strerror})") from error
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry]:
@@ -116,15 +170,65 @@ def _stat(file: os.DirEntry) -> os.stat_result:
         raise UserError(f"{file.path}: cannot be read ({error.strerror})") from error
 
 
-def _images(folder: str) -> Iterator[os.DirEntry]:
+def _images(folder: str, seen: set[tuple[int, int]], passed: Unread) -> Iterator[os.DirEntry]:
+    """`seen`: the folders that were entered for this class, and those above it; a second time would
+    count images twice, or never end."""
     for entry in _entries(folder):
-        if entry.is_dir(follow_symlinks=False):  # a link upwards would never end
-            yield from _images(entry.path)
-        elif entry.name.lower().endswith(EXTENSIONS):
-            yield entry
+        if not _is_folder(entry):
+            if entry.name.lower().endswith(EXTENSIONS):
+                yield entry
+            else:
+                passed.files[_extension(entry.name)] += 1
+        elif (identity := _identity(_stat(entry))) not in seen:
+            seen.add(identity)
+            yield from _images(entry.path, seen, passed)
+        elif entry.is_symlink():
+            passed.links[entry.name] += 1
 
 
-def _check_classes(name: str, top: Path, files: dict[str, dict[str, list]]) -> None:
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "no extension"
+
+
+def _unread_lines(name: str, found: Found) -> list[str]:
+    lines = [
+        f"{name}: {line}"
+        for folder, passed in found.unread.items()
+        for line in (_files_unread(folder, passed.files), _links_unread(folder, passed.links))
+        if line
+    ]
+    more = len(lines) - MOST_NAMED
+    return lines if more < 2 else [*lines[:MOST_NAMED], f"{name}: and so in {more} more folders"]
+
+
+def _files_unread(folder: str, files: Counter[str]) -> str:
+    """`8 files in train/b were not read: .heic`."""
+    if not files:
+        return ""
+    kinds = sorted(files)
+    listed = ", ".join(kinds if len(kinds) == 1 else (f"{kind} ({files[kind]})" for kind in kinds))
+    count = files.total()
+    are = "1 file" if count == 1 else f"{count:,} files"
+    place = f"{folder}, outside of the class folders," if folder in PARTS else _printable(folder)
+    return f"{are} in {place} {'was' if count == 1 else 'were'} not read: {_printable(listed)}"
+
+
+def _links_unread(folder: str, links: Counter[str]) -> str:
+    if not links:
+        return ""
+    return (
+        f"links in {_printable(folder)} to folders above, or to such as were read already, were "
+        f"not followed: {_printable(', '.join(sorted(links)))}"
+    )
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _check_classes(
+    name: str, top: Path, files: dict[str, dict[str, list]], passed: dict[str, Unread]
+) -> None:
     train, test = set(files["train"]), set(files["test"])
     if len(train) < 2:
         raise UserError(f"{name}: {len(train)} class in {top / 'train'}, expected at least 2")
@@ -136,7 +240,9 @@ def _check_classes(name: str, top: Path, files: dict[str, dict[str, list]]) -> N
     for part in PARTS:
         for label, images in files[part].items():
             if not images:
-                raise UserError(f"{name}: class folder {top / part / label} has no images")
+                unread = _files_unread(f"{part}/{label}", passed[f"{part}/{label}"].files)
+                but = f"; {unread}" if unread else ""
+                raise UserError(f"{name}: class folder {top / part / label} has no images{but}")
             if not label.isprintable():
                 raise UserError(f"{name}: class name {label!r} is not printable, rename its folder")
 

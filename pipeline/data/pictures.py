@@ -23,8 +23,9 @@ MODES = {1: "L", 3: "RGB"}
 
 
 def read_image(path: str | Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """The image at `path` as uint8 [C, H, W]: turned as its EXIF data says, grey or colour by C,
-    resized (bilinear) where its size differs. Raises UserError when it cannot be read."""
+    """The image at `path` as uint8 [C, H, W]: turned as its EXIF data says, transparent parts on
+    white, grey or colour by C, resized (bilinear) where its size differs. Raises UserError when it
+    cannot be read."""
     with quietly():
         return pixels(open_image(path), path, shape[0], shape[1:])
 
@@ -56,12 +57,23 @@ def pixels(
 ) -> np.ndarray:
     """uint8 [C, H, W] of an opened image, resized to `size` (H, W) where it has another."""
     with _readable(path):
+        if image.has_transparency_data:
+            image = _on_white(image)
         if image.mode != MODES[channels]:
             image = image.convert(MODES[channels])
         if size and (image.height, image.width) != tuple(size):
             image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
         array = np.asarray(image)
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """What lies below a transparent pixel is arbitrary, and nobody sees it: often black."""
+    if image.mode == "La":  # premultiplied, which Pillow turns into nothing but this
+        image = image.convert("LA")
+    seen = Image.new("RGBA", image.size, "white")
+    seen.alpha_composite(image.convert("RGBA"))
+    return seen
 
 
 def _check_kind(path: str | Path) -> None:

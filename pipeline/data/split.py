@@ -35,7 +35,8 @@ class Images:
 class Split:
     """The data of one cell. A pixel p is normalized as (p - zero_point) * scale, where both come
     from the training part alone: one integer and one factor for all channels, so that uint8 images
-    are a quantized tensor already. `fingerprint` is of the whole data set, before the split."""
+    are a quantized tensor already. `fingerprint` is of the whole data set, before the split; `key`
+    of the files that it was read from."""
 
     name: str
     classes: tuple[str, ...]
@@ -47,6 +48,7 @@ class Split:
     scale: float
     flip: bool
     fingerprint: str
+    key: str = ""
 
 
 def split(found: Checked, name: str, recipe, seed: int, flip: bool) -> Split:
@@ -70,6 +72,7 @@ def split(found: Checked, name: str, recipe, seed: int, flip: bool) -> Split:
         scale=scale,
         flip=flip,
         fingerprint=found.fingerprint,
+        key=found.key,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline import paths, store
 from pipeline.errors import UserError
-from pipeline.orchestrate import plan
+from pipeline.orchestrate import images, plan
 from pipeline.orchestrate.display import display
 from pipeline.orchestrate.pool import Command, Pool, Slot
 from pipeline.sweep import Cell, Sweep
@@ -28,17 +28,21 @@ def run(
     threads: int | None = None,
     command: Command | None = None,
     conclude: Callable[[Sweep, paths.Work], int] | None = None,
+    remedy: str = images.OTHER_NAME,
 ) -> int:
     """Make what is missing of the sweep, then the report; returns the exit code.
 
     0: every cell has its result. 1: some failed. 130: it was interrupted, and can be called again.
-    Raises UserError, before anything runs, where a device or data is missing, or an image is bad.
+    Raises UserError, before anything runs, where a device or data is missing, an image is bad, or
+    images are others than those that results were made of (`remedy`: what else would be right).
     """
     done = [cell for cell in sweep.cells if store.is_done(work.cell(cell.id), deep=True)]
     ids = {cell.id for cell in done}
     missing = [cell for cell in sweep.cells if cell.id not in ids]
     if missing:
         slots = _slots(device, workers, threads)
+    images.check(done, work, data_root, say, remedy)
+    if missing:
         _prepare_data(missing, work, data_root)
         command = command or _worker_command(work, data_root)
         with display(sweep.cells, done) as shown, _signals() as stopping:
@@ -82,14 +86,18 @@ def _prepare_data(cells: Sequence[Cell], work: paths.Work, data_root: Path) -> N
     from pipeline import data
 
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
-        data.prepare(dataset, data_root, work.cache, lambda line: print(line, file=sys.stderr))
+        data.prepare(dataset, data_root, work.cache, say)
 
 
 def require_data(cells: Sequence[Cell], data_root: Path) -> None:
     from pipeline import data
 
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
-        data.require(dataset, data_root)
+        data.require(dataset, data_root, say)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _worker_command(work: paths.Work, data_root: Path) -> Command:

@@ -23,7 +23,14 @@ MEASURE = Measure(repeats=3, seconds=0.2)
 
 def run(asked: Sweep, work: Work, data_root: Path, device: str = "auto") -> int:
     """Rehearse the sweep on this machine; the exit code is 1 where a cell failed."""
-    return local.run(sliver(asked), root(work), data_root, device=device, conclude=_verdict)
+    return local.run(
+        sliver(asked),
+        root(work),
+        data_root,
+        device=device,
+        conclude=_verdict,
+        remedy=f"a new rehearsal: delete {root(work).root}",
+    )
 
 
 def _verdict(small: Sweep, work: Work) -> int:

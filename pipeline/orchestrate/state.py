@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import gaps, store
-from pipeline.orchestrate import cluster, ledger, slurm
+from pipeline.orchestrate import cluster, images, ledger, slurm
 from pipeline.orchestrate.plan import aligned, identity
 from pipeline.paths import CellPaths, Work
 from pipeline.report import usage
@@ -49,6 +50,10 @@ class Found:
     @cached_property
     def by_id(self) -> dict[str, CellState]:
         return {found.cell.id: found for found in self.cells}
+
+    @property
+    def done(self) -> list[Cell]:
+        return [found.cell for found in self.cells if found.state == "done"]
 
     @property
     def notes(self) -> list[str]:
@@ -298,16 +303,22 @@ def used(found: Found, work: Work) -> Iterable[str]:
     return usage.lines(measured) if measured else ()
 
 
-def watch(sweep: Sweep, work: Work) -> None:
+def watch(sweep: Sweep, work: Work, data_root: Path) -> None:
     """Print the states again and again, until no cell is running, queued or waiting.
 
-    A sweep that was submitted is looked at less often: each look asks the controller.
+    A sweep that was submitted is looked at less often: each look asks the controller. Images are
+    looked at once: there may be a million.
     """
+    changes: list[str] | None = None
     while True:
         found = find(sweep, work)
+        if changes is None:
+            changes = images.notes(found.done, work, data_root)
         if sys.stdout.isatty():
             print("\033[H\033[2J", end="")
-        print("\n".join([*found.notes, *lines(found.cells), *used(found, work)]), flush=True)
+        print(
+            "\n".join([*found.notes, *changes, *lines(found.cells), *used(found, work)]), flush=True
+        )
         if all(s.state in ("done", "failed", "cancelled") for s in found.cells):
             return
         if found.view and all(s.state not in ("running", "queued") for s in found.cells):

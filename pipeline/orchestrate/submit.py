@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.orchestrate import ledger, local, plan, slurm, state
+from pipeline.orchestrate import images, ledger, local, plan, slurm, state
 from pipeline.orchestrate.batch import (
     Batch,
     cells_of,
@@ -65,8 +65,9 @@ def run(
     """Send what is missing of the sweep, or what is picked; (what, the states before, what of it
     was sent).
 
-    Raises UserError before anything is sent where data is missing; Unreachable where the queue
-    cannot be seen, since then nobody knows what is in it.
+    Raises UserError before anything is sent where data is missing, or where images are others than
+    those that results were made of; Unreachable where the queue cannot be seen, since then nobody
+    knows what is in it.
     """
     _require_roots(cluster, work)
     with ledger.locked(work.sweep(sweep.name)) as known:
@@ -75,6 +76,7 @@ def run(
         states = state.find(sweep, work, patient=True, known=known)
         picked = pick(states) if pick else Picked(is_missing, standard(cluster))
         cells = choose(sweep, states, picked.wanted)
+        images.check(states.done, work, data_root, local.say, decode=False)
         local.require_data(cells, data_root)
         batch = make(sweep, work, data_root, cluster, states, known, cells, picked.request)
         sent = send(batch, known, functions, paths.reports_root())

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.paths import sweep_file
+from pipeline.report import images
 from pipeline.report.answer import (
     ONE_POINT,
     Group,
@@ -249,7 +250,9 @@ def counts(sweep: Sweep, frames: Frames) -> str:
     done, missing = len(frames.cells), len(frames.gaps)
     are = "1 is missing and is" if missing == 1 else f"{missing:,} are missing and are"
     gaps = f" {are} named below, with the reason." if missing else ""
-    return f"{done:,} of {done + missing:,} cells have a result ({seeds(sweep)}).{gaps}"
+    named = frames.cells[["dataset", images.APART]].to_dict("records")
+    changed = "".join(f" {said}" for said in images.sentences(named))
+    return f"{done:,} of {done + missing:,} cells have a result ({seeds(sweep)}).{gaps}{changed}"
 
 
 def seeds(sweep: Sweep) -> str:

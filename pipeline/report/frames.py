@@ -17,7 +17,7 @@ from pipeline import gaps
 from pipeline.errors import Corrupt
 from pipeline.gaps import Gap
 from pipeline.paths import Work
-from pipeline.report import reading
+from pipeline.report import images, reading
 from pipeline.report.reading import Read
 from pipeline.report.row import COLUMNS, identity
 from pipeline.sweep import Cell, Sweep
@@ -25,8 +25,8 @@ from pipeline.sweep import Cell, Sweep
 
 @dataclass(frozen=True)
 class Frames:
-    """`cells`: IDENTITY, every metric (NaN where it was not measured) and `facts` (canonical JSON);
-    `gaps`: the cells of the sweep that are not in it."""
+    """`cells`: IDENTITY, every metric (NaN where it was not measured), `facts` (canonical JSON) and
+    images.APART; `gaps`: the cells of the sweep that are not in it."""
 
     cells: pandas.DataFrame
     gaps: tuple[Gap, ...]
@@ -52,7 +52,7 @@ def framed(found: Iterable[tuple[Cell, Read]], work: Work) -> Frames:
 
 
 def frame(rows: Iterable[dict[str, Any]]) -> pandas.DataFrame:
-    return pandas.DataFrame(rows, columns=list(COLUMNS))
+    return pandas.DataFrame(images.apart(list(rows)), columns=[*COLUMNS, images.APART])
 
 
 def _reason(cell: Cell, read: Read, work: Work) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.report import images
 from pipeline.report.frames import Frames
 from pipeline.report.metrics import (
     BATCHES,
@@ -75,6 +76,7 @@ def _row(values: dict[str, Any]) -> dict[str, Any]:
         # From here on: not promised, but useful.
         "family": values["family"],
         "is_base": bool(values["is_base"]),
+        images.APART: values[images.APART] or None,
         **{key: number(key) for key in EXTRA},
         "latency_ms_one_thread": latency("onnxruntime", "artifact", "one"),
         "speedup_one_thread": speedup("speedup", "one"),

@@ -72,6 +72,7 @@ def _machines(frames: Frames) -> list[tuple[str, str]]:
         ("Precision of training", _counted(fact.get("precision") for fact in said)),
         ("Versions", _counted(_versions(fact.get("versions") or {}) for fact in said)),
         ("Commit", _counted(fact.get("commit") for fact in said)),
+        ("Changed while cells were made", _counted(map(_changed, said))),
         ("Training of all cells together", _training(frames)),
     )
     return [(label, value) for label, value in found if value]
@@ -111,6 +112,11 @@ def _listed(flags: Any) -> str:
 
 def _versions(versions: dict[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+
+
+def _changed(fact: dict[str, Any]) -> str:
+    """`code, commit`: what was not any more, at a cell's end, what is said of it above."""
+    return ", ".join(map(str, fact.get("changed_meanwhile") or ()))
 
 
 def _training(frames: Frames) -> str:

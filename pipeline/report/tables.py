@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import IO, Any
 
+from pipeline.report import images
 from pipeline.report.answer import Row, groups, mean, settings
 from pipeline.report.metrics import COUNTS, METRIC, METRICS, latency_key, speedup_key
 
@@ -103,6 +104,8 @@ def print_summary(report: dict[str, Any], file: IO[str] | None = None) -> None:
         console.print(Text(f"{dataset}, {model}", style="bold"))
         console.print(_summary_table(rows))
         console.print()
+    for said in images.sentences(report["rows"]):
+        console.print(Text(said))
     for gap in report["gaps"]:
         console.print(Text(f"{gap['name']} ({gap['id']}): {gap['reason']}"))
 

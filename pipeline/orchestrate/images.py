@@ -1,0 +1,129 @@
+"""Whether the images in a sweep's folders are still those that its results were made of.
+
+A folder's images are not in a cell's id, so results stay valid when they change; what must not
+happen is that nobody says so, or that cells of different images are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import data, store
+from pipeline.errors import Corrupt, UserError
+from pipeline.paths import Work
+from pipeline.sweep import Cell, Dataset
+
+MOST_NAMED = 3
+OTHER_NAME = "another name for this data set in the sweep file"
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Cells of a data set that were made of other images than are there now; `certain`: by their
+    pixels, else by names, sizes or times of files alone."""
+
+    dataset: Dataset
+    place: Path
+    cells: tuple[Cell, ...]
+    certain: bool
+
+    @property
+    def line(self) -> str:
+        count = len(self.cells)
+        more = f" and {count - MOST_NAMED} more" if count > MOST_NAMED else ""
+        named = ", ".join(cell.id for cell in self.cells[:MOST_NAMED])
+        cells = f"{'1 cell was' if count == 1 else f'{count} cells were'} made ({named}{more})"
+        change = "changed" if self.certain else "may have changed (names, sizes or times of files)"
+        return f"{self.dataset.name}: the images in {self.place} {change} since {cells}"
+
+
+Records = dict[Cell, dict[str, Any]]
+
+
+def notes(cells: Iterable[Cell], work: Work, data_root: Path) -> list[str]:
+    """What to say of images that changed since cells were made, or may have; nothing is decoded for
+    it. A folder that is not on this machine, or results that do not say what they were made of, are
+    no change."""
+    lines = []
+    for dataset, members in _by_folder(cells).items():
+        records = {c: found for c in members if (found := _in_manifest(c, work))}
+        try:
+            now = data.current(dataset, data_root, work.cache) if records else None
+        except UserError as error:
+            lines.append(f"{error}; its results were made of other images")
+            continue
+        if now is not None:
+            lines += [found.line for found in _compared(dataset, records, now, data_root)]
+    return lines
+
+
+def check(
+    done: Iterable[Cell],
+    work: Work,
+    data_root: Path,
+    say: Callable[[str], None],
+    remedy: str = OTHER_NAME,
+    decode: bool = True,
+) -> None:
+    """Raises UserError where images are not those that cells which are done were made of; `remedy`:
+    what would be right instead. Where names, sizes or times of files differ, all are decoded, or
+    with `decode` False (a login node is no place for it) it is said."""
+    for dataset, cells in _by_folder(done).items():
+        now = data.current(dataset, data_root, work.cache)
+        if now is None:
+            continue
+        records = {cell: _in_manifest(cell, work) or _in_result(cell, work) for cell in cells}
+        if (
+            decode
+            and now.fingerprint is None
+            and any(r.get("key") != now.key for r in records.values())
+        ):
+            data.decode(dataset, data_root, work.cache, say)
+            now = data.current(dataset, data_root, work.cache) or now
+        for found in _compared(dataset, records, now, data_root):
+            if found.certain:
+                raise UserError(f"{found.line}; expected the same images, or {remedy}")
+            say(f"{found.line}; `netpress fetch SWEEP` reads them, then it is known")
+
+
+def _by_folder(cells: Iterable[Cell]) -> dict[Dataset, list[Cell]]:
+    found: dict[Dataset, list[Cell]] = {}
+    for cell in cells:
+        if data.is_folder(cell.dataset):
+            found.setdefault(cell.dataset, []).append(cell)
+    return found
+
+
+def _in_manifest(cell: Cell, work: Work) -> dict[str, Any]:
+    """The key and the fingerprint of the images that a cell was made of; empty where its manifest
+    has none, as those of earlier versions."""
+    try:
+        manifest = store.read_manifest(work.cell(cell.id))
+    except (Corrupt, PermissionError):
+        return {}
+    recorded = (manifest or {"extra": {}})["extra"].get("images")
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def _in_result(cell: Cell, work: Work) -> dict[str, Any]:
+    facts = store.read_result(work.cell(cell.id).result, with_history=False).facts
+    return {"fingerprint": facts.get("dataset_fingerprint")}
+
+
+def _compared(
+    dataset: Dataset, records: Records, now: data.Current, data_root: Path
+) -> Iterator[Changed]:
+    from pipeline.data.folder import place
+
+    changed, unclear = [], []
+    for cell, recorded in records.items():
+        before = recorded.get("fingerprint")
+        if before is None or recorded.get("key") == now.key or before == now.fingerprint:
+            continue
+        (unclear if now.fingerprint is None else changed).append(cell)
+    for cells, certain in ((changed, True), (unclear, False)):
+        if cells:
+            yield Changed(dataset, place(dataset, data_root), tuple(cells), certain)
