@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import artifact, data, hardware, store
+from pipeline import artifact, data, hardware, runtimes, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import cell as measuring
 from pipeline.models import module_of, network
@@ -32,7 +32,7 @@ from pipeline.training.recipe import Machine, machine
 
 Progress = Callable[[dict], None]
 CALIBRATION_IMAGES = 64  # for the tensors that training left without a scale of their own
-PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "h5py")
+PACKAGES = ("torchvision", "onnx", "numpy", "h5py")
 
 
 class NoBase(Exception):
@@ -56,6 +56,8 @@ def run_cell(
     paths = work.cell(cell.id)
     if _already_done(paths):
         return
+    for runtime in cell.measure.runtimes:  # before anything is trained for it
+        runtimes.of_artifacts(runtime)
     torch.set_num_threads(threads or hardware.cores())
     run = _Run(cell, work, paths, data_root, device, progress)
     try:
@@ -260,7 +262,7 @@ class _Run:
 
     def facts(self) -> dict:
         return {
-            "versions": versions(),
+            "versions": versions(self.cell.measure.runtimes),
             "commit": commit(),
             "hardware": hardware.describe(),
             "device": str(self.machine.device),
@@ -274,8 +276,10 @@ class _Run:
         }
 
 
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}}
+def versions(of_runtimes: tuple[str, ...]) -> dict[str, str]:
+    packages = {p: version(p) for p in PACKAGES}
+    ran = runtimes.versions((*of_runtimes, runtimes.REFERENCE))
+    return {"python": platform.python_version(), **packages, **ran}
 
 
 def commit() -> str | None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.errors import UserError
+from pipeline.terminal import printable
 
 if TYPE_CHECKING:
     from pipeline.data.augment import batch_count, batches, ordered
@@ -143,7 +144,7 @@ def fetch(
     dataset: Dataset,
     root: Path,
     cache: Path | None = None,
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    say: Callable[[str], None] = lambda line: print(printable(line), file=sys.stderr),
 ) -> None:
     """Bring the data set to `root` and verify it; with `cache`, decode it there as well.
 

@@ -16,6 +16,7 @@ from pipeline.orchestrate import plan
 from pipeline.orchestrate.display import display
 from pipeline.orchestrate.pool import Command, Pool, Slot
 from pipeline.sweep import Cell, Sweep
+from pipeline.terminal import printable
 
 
 def run(
@@ -81,8 +82,11 @@ def visible_gpus() -> list[str]:
 def _prepare_data(cells: Sequence[Cell], work: paths.Work, data_root: Path) -> None:
     from pipeline import data
 
+    def say(line: str) -> None:
+        print(printable(line), file=sys.stderr)
+
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
-        data.prepare(dataset, data_root, work.cache, lambda line: print(line, file=sys.stderr))
+        data.prepare(dataset, data_root, work.cache, say)
 
 
 def require_data(cells: Sequence[Cell], data_root: Path) -> None:

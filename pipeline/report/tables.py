@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from pipeline.report.answer import Row, groups, mean, settings
 from pipeline.report.metrics import COUNTS, METRIC, METRICS, latency_key, speedup_key
+from pipeline.terminal import printable
 
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
@@ -104,7 +105,7 @@ def print_summary(report: dict[str, Any], file: IO[str] | None = None) -> None:
         console.print(_summary_table(rows))
         console.print()
     for gap in report["gaps"]:
-        console.print(Text(f"{gap['name']} ({gap['id']}): {gap['reason']}"))
+        console.print(Text(printable(f"{gap['name']} ({gap['id']}): {gap['reason']}")))
 
 
 def _summary_table(rows: list[Row]):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from pipeline import hardware, store
+from pipeline import hardware, runtimes, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.paths import ReportPaths
 from pipeline.report import artifacts as report_artifacts
@@ -62,17 +62,23 @@ def _artifact(bench: Bench, cell: Cell, accuracy: bool, speed: bool) -> Iterator
     """A tampered artifact is not measured: it is not the one that the numbers are of."""
     from pipeline import artifact
 
-    folder, result = bench.paths.artifact(cell.id), bench.published.result(cell.id)
+    folder = bench.paths.artifact(cell.id)
     what = f"{bench.paths.name(folder)} {cell.name}"
     if wrong := report_artifacts.differs(folder, bench.published.artifact(cell.id)):
         yield Check(what, DIFFERS, wrong)
         return
     try:
         loaded = artifact.load(folder)
-        loaded.session(threads=1)
+        runtimes.session(loaded, threads=1)
+        yield from _measured(bench, what, cell, loaded, accuracy, speed)
     except (Corrupt, UserError) as error:
         yield Check(what, DIFFERS, without(folder, error))
-        return
+
+
+def _measured(
+    bench: Bench, what: str, cell: Cell, loaded: Artifact, accuracy: bool, speed: bool
+) -> Iterator[Check]:
+    result = bench.published.result(cell.id)
     yield from _stored(what, loaded, result)
     yield _kernels(what, loaded, result)
     if accuracy:
@@ -94,10 +100,8 @@ def _stored(what: str, loaded: Artifact, result: store.Result) -> Iterator[Check
 
 
 def _kernels(what: str, loaded: Artifact, result: store.Result) -> Check:
-    from pipeline.measure import kernels
-
     what += " integer kernels"
-    share, recorded = kernels.executed(loaded).integer_share, result.measured.get("integer_share")
+    share, recorded = runtimes.kernels(loaded).integer_share, result.measured.get("integer_share")
     if same(recorded, share):
         return Check(what, OK, f"{share:.1%} of the work")
     shares = f"{share:.1%} of the work here, {_share(recorded)} recorded"
@@ -112,14 +116,13 @@ def _share(recorded: Any) -> str:
 
 def _other_machine(result: store.Result) -> str:
     """In what this machine differs where kernels are chosen; "" where in nothing."""
-    import onnxruntime
-
-    flags, version = _flags(result), _recorded(result, "versions", "onnxruntime")
+    [(package, here)] = runtimes.versions([runtimes.DEFAULT]).items()
+    flags, version = _flags(result), _recorded(result, "versions", package)
     parts = []
     if flags != hardware.cpu_flags():
         parts.append(f"other CPU flags: {' '.join(hardware.cpu_flags())} here, {' '.join(flags)}")
-    if version != onnxruntime.__version__:
-        parts.append(f"ONNX Runtime {onnxruntime.__version__} here, {version}")
+    if version != here:
+        parts.append(f"ONNX Runtime {here} here, {version}")
     return "; ".join(parts) + (" recorded" if parts else "")
 
 
@@ -214,7 +217,7 @@ def _speedup(loaded: Artifact, base: Artifact, cell: Cell, threads: str, batch: 
     number = inference.thread_count(threads)
     images = inference.any_images(loaded.shape, batch)
     contenders = {
-        name: inference.run_of(model.session(number), images)
+        name: inference.run_of(runtimes.session(model, number), images)
         for name, model in (("artifact", loaded), ("base", base))
     }
     ms = latency.interleaved(contenders, cell.measure.repeats, cell.measure.seconds)
