@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline import artifact, execute, runtimes
+from pipeline import artifact, catalog, execute, runtimes, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import cell as measuring
 from pipeline.models import network
 from pipeline.orchestrate import rehearse
-from pipeline.paths import CODE
-from pipeline.sweep import Measure
+from pipeline.paths import CODE, Work
+from pipeline.report.row import identity, row
+from pipeline.runtimes import openvino
+from pipeline.sweep import Cell, Measure
 from pipeline.sweep.cell import RUNTIMES
+from pipeline.verify import artifacts as verified
 from tests import cells, strangers
 from tests.test_techniques import deployed, made, split_of
 
@@ -183,9 +187,6 @@ def test_another_runtime_is_measured_where_the_sweep_names_it(bench):
 
 
 def test_a_cell_that_names_it_has_it_in_its_result_and_the_report_still_reads_it(bench, tmp_path):
-    from pipeline import store
-    from pipeline.paths import Work
-    from pipeline.report.row import identity, row
 
     told = {"measure": cells.MEASURE | {"runtimes": ["openvino", "onnxruntime"]}}
     training = cells.TRAINING | {"epochs": 1, "train_images": 64, "test_images": 64}
@@ -201,9 +202,23 @@ def test_a_cell_that_names_it_has_it_in_its_result_and_the_report_still_reads_it
     assert not any("openvino" in column for column in found)
 
 
+@pytest.mark.parametrize(
+    "recorded, outcome", [(0.5, "differs"), (None, "differs"), ("x", "differs"), ("own", "ok")]
+)
+def test_verify_classifies_on_the_other_runtime_as_well(tmp_path, tiny, recorded, outcome):
+    pixels = np.random.default_rng(2).integers(0, 256, (100, *strangers.SHAPE), np.uint8)
+    labels = runtimes.session(tiny, 1).run(pixels).argmax(1)
+    measured = {"runtimes/openvino/accuracy": 1.0 if recorded == "own" else recorded}
+    result = store.Result("x", {}, {}, [], measured)
+    bench = SimpleNamespace(images_of=lambda cell, result: (pixels, labels))
+    cell = of(tmp_path, ["onnxruntime", "openvino"])
+    [check] = verified._elsewhere(bench, "m", cell, tiny, result)
+    assert check.outcome == outcome and check.what == "m accuracy on openvino"
+    assert check.why.startswith("100.00% here")
+    assert list(verified._elsewhere(bench, "m", of(tmp_path, None), tiny, result)) == []
+
+
 def test_a_runtime_that_is_missing_costs_no_training(bench, tmp_path, monkeypatch):
-    from pipeline.paths import Work
-    from pipeline.runtimes import openvino
 
     monkeypatch.setattr(openvino, "PACKAGE", "openvino_that_nobody_has")
     told = {"measure": cells.MEASURE | {"runtimes": ["onnxruntime", "openvino"]}}
@@ -225,8 +240,6 @@ def test_the_default_is_no_part_of_a_cells_id_nor_of_its_json(tmp_path):
     assert "runtimes" not in plain.to_json()["measure"]
     more = of(tmp_path, ["onnxruntime", "openvino"])
     assert more.id != plain.id and more.id == of(tmp_path, ["openvino", "onnxruntime"]).id
-    from pipeline import catalog
-    from pipeline.sweep import Cell
 
     assert Cell.from_json(more.to_json(), catalog.built_in()) == more
     assert Cell.from_json(plain.to_json(), catalog.built_in()) == plain

@@ -105,16 +105,15 @@ def _elsewhere(mine: Candidate, split: Split, settings: Measure, measured: dict)
     """The artifact on the other runtimes that were asked for: accuracy, and agreement with what it
     says on ONNX Runtime (0..1)."""
     images, labels = split.test.pixels.numpy(), split.test.labels.numpy()
-    found = {}
+    found: dict[str, float] = {}
     for runtime in settings.runtimes[1:]:
         scores, seconds = inference.timed_logits(mine.artifact, images, runtime)
         classes = scores.argmax(1)
+        share = runtimes.kernels(mine.artifact, runtime).integer_share
         found |= {
             f"runtimes/{runtime}/accuracy": float(np.mean(classes == labels)),
             f"runtimes/{runtime}/agreement": float(np.mean(classes == measured["predictions"])),
-            f"runtimes/{runtime}/integer_share": runtimes.kernels(
-                mine.artifact, runtime
-            ).integer_share,
+            f"runtimes/{runtime}/integer_share": share,
             f"runtimes/{runtime}/test_set_seconds": seconds,
         }
     return found
@@ -156,14 +155,15 @@ def _latency(mine: Candidate, base: Candidate, settings: Measure, threads: str) 
     """Samples in ms. The deployed artifacts race each other and then, in the same rounds, what the
     study timed: the base and the simulated network in PyTorch (float32, eager)."""
     number = inference.thread_count(threads)
-    deployed, last = {}, {}
+    deployed: dict[str, runtimes.Session] = {}
+    last: dict[str, runtimes.Session] = {}
     for runtime in settings.runtimes:
         group = deployed if runtime == runtimes.DEFAULT else last
         for who, candidate in (("artifact", mine), ("base", base)):
             group[f"{runtime}/{who}"] = runtimes.session(candidate.artifact, number, runtime)
     for who, candidate in (("simulated", mine), ("base", base)):
         last[f"{runtimes.REFERENCE}/{who}"] = runtimes.reference(candidate.state, number)
-    samples = {}
+    samples: dict[str, np.ndarray] = {}
     for batch in BATCHES:
         images = inference.any_images(mine.artifact.shape, batch)
         runs = {who: inference.run_of(s, images) for who, s in (deployed | last).items()}

@@ -72,16 +72,16 @@ def of_artifacts(name: str) -> Runtime:
 def session(artifact: Artifact, threads: int | None = None, runtime: str = DEFAULT) -> Session:
     """The artifact, ready to run; `threads` None: one a core. Raises Corrupt where it cannot be
     loaded; so does `run` where it cannot be run, or does not give what its manifest says."""
-    chosen = of_artifacts(runtime)
-    checked = _Checked(chosen.LABEL, str(artifact.model_path), len(artifact.classes))
-    return checked.loaded(chosen, artifact.model, threads)
+    chosen, where = of_artifacts(runtime), str(artifact.model_path)
+    inner = _loaded(chosen, artifact.model, threads, where)
+    return _Checked(inner, chosen.LABEL, where, len(artifact.classes))
 
 
 def reference(state: ModelState, threads: int | None = None) -> Session:
-    """The network itself in float32, fake quantization included."""
-    chosen = get(REFERENCE)
-    checked = _Checked(chosen.LABEL, state.spec.model, state.spec.classes)
-    return checked.loaded(chosen, state, threads)
+    """The network itself in float32, fake quantization included; raises as `session`."""
+    chosen, where = get(REFERENCE), state.spec.model
+    inner = _loaded(chosen, state, threads, where)
+    return _Checked(inner, chosen.LABEL, where, state.spec.classes)
 
 
 def kernels(artifact: Artifact, runtime: str = DEFAULT) -> Kernels:
@@ -111,23 +111,23 @@ def _module(name: str) -> Runtime:
     return import_module(RUNTIMES[name])  # type: ignore[return-value]
 
 
-@dataclass
+def _loaded(runtime: Runtime, model: object, threads: int | None, where: str) -> Session:
+    try:
+        return runtime.load(model, threads or hardware.cores())
+    except MemoryError:
+        raise
+    except Exception as error:  # these libraries have no error that all others are of
+        raise _failure(where, runtime.LABEL, "load", error) from error
+
+
+@dataclass(frozen=True)
 class _Checked:
     """A session whose errors are sentences, and whose output is what it should be."""
 
+    inner: Session
     label: str
     where: str
     classes: int
-    inner: Session | None = None
-
-    def loaded(self, runtime: Runtime, model: object, threads: int | None) -> _Checked:
-        try:
-            self.inner = runtime.load(model, threads or hardware.cores())
-        except MemoryError:
-            raise
-        except Exception as error:  # these libraries have no error that all others are of
-            raise _failure(self.where, self.label, "load", error) from error
-        return self
 
     def run(self, images: np.ndarray) -> np.ndarray:
         try:

@@ -49,9 +49,9 @@ def load(model: ModelState, threads: int) -> Loaded:
 def kernels(model: ModelState, shape: Shape) -> Kernels:
     import torch
 
-    layers = [m for m in model.network.modules() if hasattr(m, "weight") and m.weight.dim() > 1]
-    products = [m for m in layers if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
-    return share([(False, m.weight.numel()) for m in products])
+    kinds = (torch.nn.Conv2d, torch.nn.Linear)
+    products = [layer for layer in model.network.modules() if isinstance(layer, kinds)]
+    return share([(False, layer.weight.numel()) for layer in products])  # all of them in floats
 
 
 @contextmanager

@@ -83,6 +83,7 @@ def _measured(
     yield _kernels(what, loaded, result)
     if accuracy:
         yield _accuracy(bench, what, cell, loaded, result)
+        yield from _elsewhere(bench, what, cell, loaded, result)
     if speed and not cell.is_base:
         yield from _speed(bench, what, cell, loaded, result)
 
@@ -157,6 +158,31 @@ def _accuracy(bench: Bench, what: str, cell: Cell, loaded: Artifact, result: sto
         f"{changed} of {len(known)} predictions differ"
     )
     return Check(what, *_judged(changed, len(known), loaded, _other_machine(result), message))
+
+
+def _elsewhere(
+    bench: Bench, what: str, cell: Cell, loaded: Artifact, result: store.Result
+) -> Iterator[Check]:
+    """Accuracy on the other runtimes that were measured; their predictions were not kept."""
+    from pipeline.measure import inference
+
+    for name in cell.measure.runtimes[1:]:
+        where = f"{what} accuracy on {name}"
+        try:
+            runtimes.of_artifacts(name)
+            images, labels = bench.images_of(cell, result)
+        except UserError as error:
+            yield Check(where, UNCHECKED, str(error))
+            continue
+        own = inference.timed_logits(loaded, images, name)[0].argmax(1)
+        share = float(numpy.mean(own == labels))
+        recorded = result.measured.get(f"runtimes/{name}/accuracy")
+        near = isinstance(recorded, float) and abs(share - recorded) <= OTHER_CPU
+        message = f"{share:.2%} here, {_share(recorded)} recorded"
+        if not near and loaded.quantized and hardware.saturates():
+            yield Check(where, UNCHECKED, f"{message}; 8-bit products saturate on this CPU")
+        else:
+            yield Check(where, OK if near else DIFFERS, message)
 
 
 def _judged(
