@@ -327,7 +327,7 @@ def verify(report: Path, as_json: bool, accuracy: bool, speed: bool) -> int:
     for check in verify.checks(report, data_root, work.cache, accuracy=accuracy, speed=speed):
         checks.append(check)
         if not as_json:
-            click.echo(check.line)
+            _show([check.line])
     if as_json:
         _show({"checks": [check.to_json() for check in checks]})
     else:
@@ -389,7 +389,7 @@ def doctor(profile: str | None, settings: tuple[str, ...], jobs: bool) -> int:
     checks = []
     for check in doctor.checks(cluster, jobs):
         checks.append(check)
-        click.echo(check.line)
+        _show([check.line])
     return 0 if all(check.ok is not False for check in checks) else 1
 
 

@@ -124,12 +124,12 @@ def _report(sweep: Sweep, work: paths.Work) -> int:
 
     made, listed = report.build(sweep, work)
     report.print_summary(listed)
-    print(f"Report: {made.page}")
+    print(printable(f"Report: {made.page}"))
     best = report.best(listed["rows"])
     if best:
         cell = sweep.by_id[best["id"]]
         folder = work.cell(cell.id).artifact
-        print(f"Smallest good model: {cell.name} in {folder}")
+        print(printable(f"Smallest good model: {cell.name} in {folder}"))
         print(f"  netpress export {plan.called(sweep)} {cell.id}")
-        print(f"  netpress predict {folder} IMAGE ...")
+        print(printable(f"  netpress predict {folder} IMAGE ..."))
     return 1 if listed["gaps"] else 0
