@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from pipeline import __version__, garbage, store
+from pipeline import __version__, garbage, store, terminal
 from pipeline.errors import Corrupt, UserError
 from pipeline.strict_yaml import nearest, shown
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(sentence: str, code: int = 2) -> int:
-    print(f"netpress: {sentence}", file=sys.stderr)
+    print(f"netpress: {terminal.sentence(sentence)}", file=sys.stderr)
     return code
 
 
@@ -207,7 +207,7 @@ def status(sweep: str, as_json: bool, profile: str | None, watch: bool):
         return state.watch(asked, work, data_root)
     found = state.find(asked, work)
     for note in (*found.notes, *images.notes(found.done, work, data_root)):
-        click.echo(f"netpress: {note}", err=True)
+        click.echo(f"netpress: {terminal.printable(note)}", err=True)
     if as_json:
         return _show(state.to_json(found.cells))
     _show([*state.lines(found.cells), *state.used(found, work)])
@@ -307,7 +307,7 @@ def report(
         return _show(look())
     made, listed = make()
     report.print_summary(listed)
-    click.echo(f"Report: {made.page}")
+    _show([f"Report: {made.page}"])
 
 
 def _refuse_with_folder(sweep: str, options: dict[str, Any]) -> None:
@@ -330,7 +330,7 @@ def verify(report: Path, as_json: bool, accuracy: bool, speed: bool) -> int:
     for check in verify.checks(report, data_root, work.cache, accuracy=accuracy, speed=speed):
         checks.append(check)
         if not as_json:
-            click.echo(check.line)
+            _show([check.line])
     if as_json:
         _show({"checks": [check.to_json() for check in checks]})
     else:
@@ -349,22 +349,22 @@ def export(sweep: str, cell: str, to: Path | None) -> None:
     asked = _load(sweep)
     work, _ = _roots(asked)
     chosen = plan.find_cell(asked, cell)
-    click.echo(export.export(asked, chosen, work, to or Path(chosen.name.replace("/", "-"))))
+    _show([str(export.export(asked, chosen, work, to or Path(chosen.name.replace("/", "-"))))])
 
 
 @netpress.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--runtime", default="onnxruntime", show_default=True, help="What runs the model.")
 @_json
-def predict(artifact: Path, images: tuple[Path, ...], as_json: bool) -> None:
+def predict(artifact: Path, images: tuple[Path, ...], runtime: str, as_json: bool) -> None:
     """Classify image files with an exported model."""
-    from pipeline.artifact import predict
+    from pipeline.predict import predict
 
-    found = predict(artifact, list(images))
+    found = predict(artifact, list(images), runtime)
     if as_json:
         return _show({"predictions": found})
-    for row in found:
-        click.echo(f"{row['image']}  {row['class']}  {row['confidence']:.1%}")
+    _show(f"{row['image']}  {row['class']}  {row['confidence']:.1%}" for row in found)
 
 
 @netpress.command()
@@ -392,7 +392,7 @@ def doctor(profile: str | None, settings: tuple[str, ...], jobs: bool) -> int:
     checks = []
     for check in doctor.checks(cluster, jobs):
         checks.append(check)
-        click.echo(check.line)
+        _show([check.line])
     return 0 if all(check.ok is not False for check in checks) else 1
 
 
@@ -418,7 +418,7 @@ def _load(name: str):
 
     asked = plan.load_sweep(name)
     for note in asked.notes:
-        click.echo(f"netpress: note: {note}", err=True)
+        click.echo(f"netpress: note: {terminal.printable(note)}", err=True)
     return asked
 
 
@@ -460,6 +460,6 @@ def _roots(asked, cluster=None) -> tuple[Any, Path]:
 def _show(what: dict[str, Any] | Iterable[str]) -> None:
     """One JSON object, or lines of text, on standard output."""
     if isinstance(what, dict):
-        what = [json.dumps(what, indent=2)]
+        return click.echo(json.dumps(what, indent=2))
     for line in what:
-        click.echo(line)
+        click.echo(terminal.printable(line.expandtabs()))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import artifact, data, hardware, origin, store
+from pipeline import artifact, data, hardware, origin, runtimes, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import cell as measuring
 from pipeline.models import module_of, network
@@ -53,6 +53,8 @@ def run_cell(
     paths = work.cell(cell.id)
     if _already_done(paths):
         return
+    for runtime in cell.measure.runtimes:  # before anything is trained for it
+        runtimes.of_artifacts(runtime)
     torch.set_num_threads(threads or hardware.cores())
     run = _Run(cell, work, paths, data_root, device, progress)
     try:

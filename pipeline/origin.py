@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from pipeline import runtimes
 from pipeline.paths import CODE
 
-PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "h5py")
+PACKAGES = ("torchvision", "onnx", "numpy", "h5py")
 SOURCES = ("pipeline", "jobs")
 
 
@@ -51,7 +52,8 @@ def _now() -> Origin:
 
 
 def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}}
+    packages = (*PACKAGES, *runtimes.packages())
+    return {"python": platform.python_version(), **{p: _version(p) for p in packages}}
 
 
 def _version(package: str) -> str:

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from pipeline import artifact, store
+from pipeline import artifact, runtimes, store
 from pipeline.errors import Corrupt, UserError
-from pipeline.measure import kernels
 from pipeline.models import module_of, network
 from pipeline.models.transforms import fakequant
 from pipeline.models.transforms.fakequant import FakeQuantized
 from pipeline.paths import CODE
+from pipeline.predict import predict
 from tests.test_models import images, lively
 from tests.test_techniques import deployed, made, split_of
 
@@ -70,7 +70,9 @@ def test_plain_onnx_runtime_runs_it_on_bytes_of_any_number_of_images(bench, name
     image, kind, shape, gives, classes = json.loads(ran.stdout)
     assert (image, kind, gives) == ("images", "tensor(uint8)", "tensor(float)")
     assert shape[1:] == [1, 32, 32] and isinstance(shape[0], str)
-    expected = np.concatenate([s.argmax(1) for s in artifact.logits(found.session(1), pixels)])
+    expected = np.concatenate(
+        [s.argmax(1) for s in runtimes.logits(runtimes.session(found, 1), pixels)]
+    )
     assert [len(c) for c in classes] == [1, 3, 64, len(pixels)]
     assert classes[3] == expected.tolist() and classes[2] == classes[3][:64]
 
@@ -88,15 +90,15 @@ def test_normalization_is_inside(bench):
     inner = network.restore(state.spec, state.network.state_dict()).network.module.eval()
     with torch.inference_mode():
         expected = inner(torch.from_numpy(normalized).float()).numpy()
-    [found] = artifact.logits(deployed(bench, "base").session(1), pixels.numpy())
+    [found] = runtimes.logits(runtimes.session(deployed(bench, "base"), 1), pixels.numpy())
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_batches_do_not_change_what_is_said(bench):
-    session = deployed(bench, "qat-int8").session(1)
+    session = runtimes.session(deployed(bench, "qat-int8"), 1)
     pixels = split_of(bench).test.pixels.numpy()[:70]
     at_once, one_by_one = (
-        np.concatenate(list(artifact.logits(session, pixels, n))) for n in (70, 1)
+        np.concatenate(list(runtimes.logits(session, pixels, n))) for n in (70, 1)
     )
     assert np.array_equal(at_once, one_by_one)
 
@@ -294,9 +296,9 @@ def test_other_shapes_without_normalization_and_with_an_average_at_the_end(
     simulated = quantized(state, pixels)
     artifact.write(simulated, tmp_path / "x", {}, pixels.numpy(), tuple("0123456789"))
     found = artifact.load(tmp_path / "x")
-    ran = kernels.executed(found)
+    ran = runtimes.kernels(found)
     assert ran.integer_share == 1.0 and ran.integer == ran.total
-    [said] = artifact.logits(found.session(1), pixels.numpy())
+    [said] = runtimes.logits(runtimes.session(found, 1), pixels.numpy())
     with torch.inference_mode():
         expected = simulated.network.eval()(pixels).numpy()
         plain = network.fold(state).network.eval()(pixels).numpy()
@@ -335,7 +337,8 @@ def rewrite(folder: Path, model: bytes | None = None, **changed) -> None:
     manifest = json.loads((folder / "manifest.json").read_bytes())
     if model is not None:
         (folder / "model.onnx").write_bytes(model)
-        manifest["files"]["model.onnx"]["sha256"] = store.sha256(folder / "model.onnx")
+        digest = store.sha256(folder / "model.onnx")
+        manifest["files"]["model.onnx"] = {"bytes": len(model), "sha256": digest}
     (folder / "manifest.json").write_text(json.dumps(manifest | changed))
 
 
@@ -357,7 +360,7 @@ def test_a_changed_artifact_is_one_sentence_for_who_predicts_with_it(copied, tmp
     with open(copied / "model.onnx", "ab") as file:
         file.write(b"\0")
     with pytest.raises(UserError, match=r"changed since .*; take it anew with `netpress export`"):
-        artifact.predict(copied, [tmp_path / "image.png"])
+        predict(copied, [tmp_path / "image.png"])
 
 
 @pytest.mark.parametrize("missing", ["model.onnx", "manifest.json"])
@@ -402,7 +405,9 @@ def test_no_nonsense_in_a_manifest_is_more_than_a_sentence(copied, key, value):
     except (Corrupt, UserError) as error:
         assert "\n" not in str(error)
     else:  # such as other names for the ten classes
-        assert found.shape == (1, 32, 32) and len(found.classes) == 10 and found.session(1)
+        assert (
+            found.shape == (1, 32, 32) and len(found.classes) == 10 and runtimes.session(found, 1)
+        )
 
 
 @pytest.mark.parametrize(
@@ -425,7 +430,9 @@ def test_a_manifest_that_is_none_is_corrupt(copied, content):
 )
 def test_a_manifest_that_does_not_fit_its_model_is_corrupt(copied, changed):
     rewrite(copied, **changed)
-    with pytest.raises(Corrupt, match="takes or gives another shape than its manifest.json says"):
+    with pytest.raises(
+        Corrupt, match="takes or gives another shape or type than its manifest.json says"
+    ):
         artifact.load(copied)
 
 
@@ -485,10 +492,10 @@ def test_a_model_that_the_runtime_refuses_is_corrupt(copied, tmp_path):
     model.graph.node[-1].op_type = "Nonsense"
     rewrite(copied, model.SerializeToString())
     with pytest.raises(Corrupt, match=r"ONNX Runtime cannot load it") as told:
-        artifact.load(copied).session()
+        runtimes.session(artifact.load(copied))
     assert "\n" not in str(told.value)
     with pytest.raises(UserError, match="take it anew"):
-        artifact.predict(copied, [tmp_path / "image.png"])
+        predict(copied, [tmp_path / "image.png"])
 
 
 # --- predicting ------------------------------------------------------------------------------
@@ -500,8 +507,8 @@ def test_image_files_are_classified_by_name_with_a_confidence(bench, tmp_path):
     for i in range(5):
         paths.append(tmp_path / f"{i}.png")
         Image.fromarray(split.test.pixels[i, 0].numpy()).save(paths[-1])
-    rows = artifact.predict(found.folder, paths)
-    [scores] = artifact.logits(found.session(1), split.test.pixels[:5].numpy())
+    rows = predict(found.folder, paths)
+    [scores] = runtimes.logits(runtimes.session(found, 1), split.test.pixels[:5].numpy())
     shares = torch.softmax(torch.from_numpy(scores), 1).max(1)
     assert [row["image"] for row in rows] == [str(p) for p in paths]
     assert [row["class"] for row in rows] == [split.classes[k] for k in shares.indices]
@@ -509,7 +516,8 @@ def test_image_files_are_classified_by_name_with_a_confidence(bench, tmp_path):
 
 
 def test_sessions_use_the_threads_that_they_are_told(bench):
-    session = deployed(bench, "base").session(threads=1)
-    assert session.get_session_options().intra_op_num_threads == 1
-    assert session.get_providers() == ["CPUExecutionProvider"]
-    assert isinstance(session, onnxruntime.InferenceSession)
+    session = runtimes.session(deployed(bench, "base"), 1)
+    own = session.inner.session
+    assert isinstance(own, onnxruntime.InferenceSession)
+    assert own.get_session_options().intra_op_num_threads == 1
+    assert own.get_providers() == ["CPUExecutionProvider"]

@@ -12,9 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline import artifact
+from pipeline import artifact, runtimes
 from pipeline.artifact import im2col
-from pipeline.measure import kernels
 from tests.test_techniques import made, split_of
 
 
@@ -207,8 +206,8 @@ def test_an_artifact_with_large_convolutions_says_the_same_and_counts_the_same(
         folder = tmp_path / str(least)
         artifact.write(state, folder, {"technique": "x"}, sample, split.classes)
         found = artifact.load(folder)
-        said[least] = np.concatenate(list(artifact.logits(found.session(1), pixels)))
-        shares[least] = kernels.executed(found)
+        said[least] = np.concatenate(list(runtimes.logits(runtimes.session(found, 1), pixels)))
+        shares[least] = runtimes.kernels(found)
         model = onnx.load_model_from_string(found.model)
         assert kinds(model).count("Gemm") == (7 if least == 1 else 1)
     assert np.array_equal(said[1], said[10**9])

@@ -14,9 +14,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from pipeline import artifact, hardware
+from pipeline import artifact, hardware, runtimes
 from pipeline.measure import cell as measuring
-from pipeline.measure import complexity, kernels, latency
+from pipeline.measure import complexity, latency
 from pipeline.models import module_of, network
 from pipeline.models.transforms.fakequant import FakeQuantized
 from pipeline.sweep import Measure
@@ -94,7 +94,7 @@ def test_a_network_whose_scales_shrank_to_nothing_is_deployed_without_subnormals
 @pytest.mark.parametrize("name, share", [("base", 0.0), ("ptq-int8", 1.0)])
 def test_kernels_are_read_from_what_the_runtime_ran(bench, name, share, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ran = kernels.executed(deployed(bench, name))
+    ran = runtimes.kernels(deployed(bench, name))
     assert ran.total == 9 and ran.integer == 9 * share and ran.integer_share == share
     assert os.listdir(tmp_path) == []  # no profile is left where the user is
 
@@ -114,7 +114,7 @@ def test_the_share_is_of_operations_and_not_of_layers(bench, tmp_path):
         model.graph.initializer.append(plain)
         last.input[i] = plain.name
     rewrite(tmp_path / "x", model.SerializeToString())
-    ran = kernels.executed(artifact.load(tmp_path / "x"))
+    ran = runtimes.kernels(artifact.load(tmp_path / "x"))
     macs = complexity.count(made(bench, "base").state.spec)[1]
     assert (ran.integer, ran.total) == (8, 9)
     assert ran.integer_share == pytest.approx(1 - 640 / macs)
@@ -174,7 +174,8 @@ def test_measuring_leaves_the_number_of_threads_as_it_was(bench):
 def test_what_is_timed_in_pytorch_is_a_copy_in_float32(bench):
     state = made(bench, "ptq-int8").state
     state.network.train()
-    network_ = measuring._eager(state)
+    network_ = runtimes.reference(state).inner.network
+    assert all(p.dtype == torch.float32 for p in network_.parameters())
     assert network_ is not state.network and not network_.training and state.network.training
     state.network.eval()
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline import artifact
-from pipeline.measure import kernels
+from pipeline import artifact, runtimes
 from pipeline.models import MODELS, network
 from pipeline.models.network import ModelState
 from pipeline.models.transforms import fakequant
@@ -182,7 +181,7 @@ def noisy(count: int) -> torch.Tensor:
 def test_the_artifact_computes_what_the_simulation_does(taught, tmp_path, pairs):
     simulated, pixels = quantized(taught, pairs=pairs), noisy(500)
     found = written(simulated, tmp_path / "x")
-    said = np.concatenate(list(artifact.logits(found.session(1), pixels.numpy())))
+    said = np.concatenate(list(runtimes.logits(runtimes.session(found, 1), pixels.numpy())))
     with torch.inference_mode():
         expected = simulated.network(pixels).numpy()
     assert len(set(expected.argmax(1))) == len(CLASSES)
@@ -192,7 +191,7 @@ def test_the_artifact_computes_what_the_simulation_does(taught, tmp_path, pairs)
 
 def test_the_artifact_adds_and_multiplies_integers(taught, tmp_path):
     found = written(quantized(taught, pairs=True), tmp_path / "x")
-    ran = kernels.executed(found)
+    ran = runtimes.kernels(found)
     assert ran.integer == ran.total == 4 and ran.integer_share == 1.0
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")

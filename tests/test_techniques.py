@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import artifact, catalog, data, execute, hardware, store
+from pipeline import artifact, catalog, data, execute, hardware, runtimes, store
 from pipeline.errors import UserError
-from pipeline.measure import complexity, kernels
+from pipeline.measure import complexity
 from pipeline.models import network
 from pipeline.models.transforms import fakequant, pairs
 from pipeline.models.transforms.fakequant import FakeQuantized
@@ -210,15 +210,15 @@ def test_the_artifact_says_what_the_network_says(bench, name):
     images = torch.cat((split.train.pixels, split.test.pixels))
     with torch.inference_mode():
         expected = found.state.network.eval()(images).argmax(1).numpy()
-    session = deployed(bench, name).session(threads=1)
-    said = np.concatenate([scores.argmax(1) for scores in artifact.logits(session, images.numpy())])
+    session = runtimes.session(deployed(bench, name), 1)
+    said = np.concatenate([scores.argmax(1) for scores in runtimes.logits(session, images.numpy())])
     assert np.mean(said == expected) >= 0.999
 
 
 @pytest.mark.parametrize("name", DEPLOYED)
 def test_integers_are_computed_where_the_technique_says_int8_and_nowhere_else(bench, name):
     whole = made(bench, name).state
-    ran = kernels.executed(deployed(bench, name))
+    ran = runtimes.kernels(deployed(bench, name))
     if whole.spec.has("fake-quantized"):
         assert deployed(bench, name).quantized and ran.integer_share == 1.0
         assert ran.integer == ran.total == len(whole.spec.channels) + 1

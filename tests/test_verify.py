@@ -381,7 +381,7 @@ def test_a_model_that_is_slower_than_recorded_is_found(shared):
     shared.change(elsewhere)
     checks = shared.checks(accuracy=False, speed=True)
     assert not [check for check in checks if check.outcome == DIFFERS]  # it may be slow there
-    assert any("recorded on Other ?[31m" in check.line for check in checks)
+    assert any(r"recorded on Other \x1b[31m" in check.line for check in checks)
 
 
 # --- what cannot be checked ------------------------------------------------------------------

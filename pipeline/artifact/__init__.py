@@ -5,11 +5,19 @@ A folder with ``model.onnx`` (uint8 images [N, C, H, W] as they come from a file
 It runs on plain ONNX Runtime.
 
 ``format``: the folder, and reading it. ``float`` and ``int8``: the two exports. ``write``:
-publishing. ``predict``: running. torch, onnx and onnxruntime are loaded when they are needed.
+publishing. torch and onnx are loaded when they are needed; ``pipeline.runtimes`` runs artifacts.
 """
 
-from pipeline.artifact.format import FORMAT, INPUT, MANIFEST, MODEL, OUTPUT, Artifact, load
-from pipeline.artifact.predict import logits, predict, softmax
+from pipeline.artifact.format import (
+    FORMAT,
+    INPUT,
+    MANIFEST,
+    MODEL,
+    OUTPUT,
+    Artifact,
+    load,
+    softmax,
+)
 from pipeline.artifact.write import write
 
 __all__ = [
@@ -20,8 +28,6 @@ __all__ = [
     "OUTPUT",
     "Artifact",
     "load",
-    "logits",
-    "predict",
     "softmax",
     "write",
 ]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from pipeline import store
 from pipeline.errors import Corrupt, UserError
 
 if TYPE_CHECKING:
@@ -17,6 +21,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 MODEL, MANIFEST = "model.onnx", "manifest.json"
 INPUT, OUTPUT = "images", "logits"
+MODEL_BYTES = 2**31 - 1  # what a message of protobuf, which ONNX is, can have at most
+MANIFEST_BYTES = 16 << 20
+CHANNELS = (1, 3)
+PIXELS = 1 << 24  # of an image (4096x4096): a manifest may ask for any
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,10 @@ class Artifact:
         return tuple(self.manifest["shape"])
 
     @property
+    def model_path(self) -> Path:
+        return self.folder / MODEL
+
+    @property
     def quantized(self) -> bool:
         return self.manifest["kind"] == "int8"
 
@@ -48,52 +60,32 @@ class Artifact:
     def stored_bytes(self) -> int:
         return sum(p.stat().st_size for p in self.folder.iterdir())
 
-    def session(self, threads: int | None = None, profile: Path | None = None):
-        """An ONNX Runtime session on the CPU; ``threads`` None: one a core."""
-        import onnxruntime
 
-        from pipeline import hardware
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or hardware.cores()
-        options.inter_op_num_threads = 1
-        # Threads that spin after a run would take the core from the model that is timed next.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 3
-        if profile is not None:
-            # Weights that a kernel has packed for itself would be missing in the profile.
-            options.add_session_config_entry("session.disable_prepacking", "1")
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile)
-        try:
-            return onnxruntime.InferenceSession(
-                self.model, options, providers=["CPUExecutionProvider"]
-            )
-        except MemoryError:
-            raise
-        except Exception as error:  # ONNX Runtime's errors have no base of their own
-            raise Corrupt(
-                f"{self.folder / MODEL}: ONNX Runtime cannot load it ({_first_line(error)})"
-            ) from error
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Logits [N, classes] -> what of a whole each class has, in the same precision."""
+    scaled = np.exp(logits - logits.max(1, keepdims=True))
+    return scaled / scaled.sum(1, keepdims=True)
 
 
 def load(folder: Path) -> Artifact:
     """Reads an artifact; Corrupt where its bytes are not those that its manifest names, UserError
     where there is none."""
     manifest = _manifest(folder)
-    model = _read(folder / MODEL)
-    if hashlib.sha256(model).hexdigest() != manifest["files"][MODEL]["sha256"]:
-        raise Corrupt(f"{folder / MODEL}: changed since it was written (its SHA-256 differs)")
+    written = manifest["files"][MODEL]
+    with _readable(folder / MODEL):
+        model = store.read_checked(folder / MODEL, written["bytes"], written["sha256"])
     _check_model(folder / MODEL, model, manifest)
     return Artifact(folder, manifest, model)
 
 
 def _manifest(folder: Path) -> dict:
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"{folder}: not an artifact; expected a folder with {MANIFEST} and {MODEL}")
+    with _readable(path):
+        content = store.read_regular(path, MANIFEST_BYTES)
     try:
-        manifest = json.loads(_read(path))
+        manifest = json.loads(content)
         version = manifest["format"]
         valid = version != FORMAT or _well_formed(manifest)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -101,15 +93,18 @@ def _manifest(folder: Path) -> dict:
     if not valid:
         raise Corrupt(f"{path}: not a manifest that netpress wrote")
     if version != FORMAT:
-        raise UserError(f"{path}: format {str(version)[:20]}, this netpress reads {FORMAT}")
+        raise UserError(f"{path}: format {str(version)[:20]!r}, this netpress reads {FORMAT}")
     return manifest
 
 
 def _well_formed(manifest: dict) -> bool:
     """Everything that is read later is there and of its type; whatever it raises means no."""
     shape, classes = manifest["shape"], manifest["classes"]
+    written = manifest["files"][MODEL]
     return (
-        isinstance(manifest["files"][MODEL]["sha256"], str)
+        isinstance(written["sha256"], str)
+        and type(written["bytes"]) is int
+        and 0 <= written["bytes"] <= MODEL_BYTES
         and isinstance(shape, list)
         and len(shape) == 3
         and all(type(n) is int and n > 0 for n in shape)
@@ -119,9 +114,10 @@ def _well_formed(manifest: dict) -> bool:
     )
 
 
-def _read(path: Path) -> bytes:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        return path.read_bytes()
+        yield
     except OSError as error:
         raise Corrupt(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -137,11 +133,18 @@ def _check_model(path: Path, data: bytes, manifest: dict) -> None:
         raise Corrupt(f"{path}: not an ONNX model ({_first_line(error)})") from error
     if any(t.external_data or t.data_location == t.EXTERNAL for t in _tensors(model)):
         raise Corrupt(f"{path}: refers to data outside of itself")
-    takes = [_dimensions(value) for value in model.graph.input]
-    gives = [_dimensions(value) for value in model.graph.output]
-    expected = (INPUT, None, *manifest["shape"]), (OUTPUT, None, len(manifest["classes"]))
-    if (takes, gives) != ([expected[0]], [expected[1]]):
-        raise Corrupt(f"{path}: takes or gives another shape than its {MANIFEST} says")
+    channels, height, width = manifest["shape"]
+    takes = [_described(value) for value in model.graph.input]
+    gives = [_described(value) for value in model.graph.output]
+    images = (INPUT, onnx.TensorProto.UINT8, None, *manifest["shape"])
+    logits = (OUTPUT, onnx.TensorProto.FLOAT, None, len(manifest["classes"]))
+    if (takes, gives) != ([images], [logits]):
+        raise Corrupt(f"{path}: takes or gives another shape or type than its {MANIFEST} says")
+    if channels not in CHANNELS or height * width > PIXELS:
+        raise Corrupt(
+            f"{path}: takes images of {channels} channels and {height}x{width} pixels, "
+            f"expected 1 or 3 channels and at most {PIXELS:,} pixels"
+        )
 
 
 def _tensors(message) -> Iterator[onnx.TensorProto]:
@@ -157,12 +160,11 @@ def _tensors(message) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(part)
 
 
-def _dimensions(value: onnx.ValueInfoProto) -> tuple:
-    """(name, size of each dimension); None for one that is free."""
-    sizes = (
-        d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim
-    )
-    return (value.name, *sizes)
+def _described(value: onnx.ValueInfoProto) -> tuple:
+    """(name, type, size of each dimension); None for one that is free."""
+    tensor = value.type.tensor_type
+    sizes = (d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    return (value.name, tensor.elem_type, *sizes)
 
 
 def _first_line(error: Exception) -> str:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.data import entries
 from pipeline.errors import UserError
+from pipeline.terminal import printable
 
 if TYPE_CHECKING:
     from pipeline.data.augment import batch_count, batches, ordered
@@ -188,7 +189,7 @@ def fetch(
     dataset: Dataset,
     root: Path,
     cache: Path | None = None,
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    say: Callable[[str], None] = lambda line: print(printable(line), file=sys.stderr),
 ) -> None:
     """Bring the data set to `root` and verify it; with `cache`, decode it there as well.
 

@@ -7,15 +7,15 @@ to a reader. Images are uint8 [N, C, H, W].
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from pipeline import runtimes
 from pipeline.artifact import Artifact, softmax
 from pipeline.data import Images, Split, ordered
-from pipeline.measure import accuracy, complexity, inference, kernels, latency
+from pipeline.measure import accuracy, complexity, inference, latency
 from pipeline.models.network import ModelState
 from pipeline.sweep import Measure
 
@@ -50,6 +50,7 @@ def measure(
     measured |= _kernels(mine)
     tick("accuracy")
     measured |= _accuracy(mine, base, split, device)
+    measured |= _elsewhere(mine, split, settings, measured)
     for threads in ("one", "all"):
         tick(f"latency, {threads} thread{'s' if threads == 'all' else ''}")
         measured |= _latency(mine, base, settings, threads)
@@ -67,7 +68,7 @@ def _size(candidate: Candidate) -> dict[str, object]:
 
 
 def _kernels(mine: Candidate) -> dict[str, object]:
-    ran = kernels.executed(mine.artifact)
+    ran = runtimes.kernels(mine.artifact)
     if mine.artifact.quantized and not ran.integer:
         raise NotInteger(
             "the artifact is quantized, but ONNX Runtime computed all its products in floats here"
@@ -98,6 +99,24 @@ def _accuracy(mine: Candidate, base: Candidate, split: Split, device: torch.devi
         "labels": labels.astype(np.uint16),
         **_differing(own_logits, base_logits, images, labels),
     }
+
+
+def _elsewhere(mine: Candidate, split: Split, settings: Measure, measured: dict) -> dict:
+    """The artifact on the other runtimes that were asked for: accuracy, and agreement with what it
+    says on ONNX Runtime (0..1)."""
+    images, labels = split.test.pixels.numpy(), split.test.labels.numpy()
+    found: dict[str, float] = {}
+    for runtime in settings.runtimes[1:]:
+        scores, seconds = inference.timed_logits(mine.artifact, images, runtime)
+        classes = scores.argmax(1)
+        share = runtimes.kernels(mine.artifact, runtime).integer_share
+        found |= {
+            f"runtimes/{runtime}/accuracy": float(np.mean(classes == labels)),
+            f"runtimes/{runtime}/agreement": float(np.mean(classes == measured["predictions"])),
+            f"runtimes/{runtime}/integer_share": share,
+            f"runtimes/{runtime}/test_set_seconds": seconds,
+        }
+    return found
 
 
 def _differing(own: np.ndarray, base: np.ndarray, images: np.ndarray, labels: np.ndarray) -> dict:
@@ -136,43 +155,18 @@ def _latency(mine: Candidate, base: Candidate, settings: Measure, threads: str) 
     """Samples in ms. The deployed artifacts race each other and then, in the same rounds, what the
     study timed: the base and the simulated network in PyTorch (float32, eager)."""
     number = inference.thread_count(threads)
-    sessions = {"artifact": mine.artifact.session(number), "base": base.artifact.session(number)}
-    networks = {"simulated": _eager(mine.state), "base": _eager(base.state)}
-    samples = {}
-    with _torch_threads(number), torch.inference_mode():
-        for batch in BATCHES:
-            images = inference.any_images(mine.artifact.shape, batch)
-            deployed = {
-                f"onnxruntime/{who}": inference.run_of(session, images)
-                for who, session in sessions.items()
-            }
-            eager = {
-                f"pytorch/{who}": _network_run(network, torch.from_numpy(images))
-                for who, network in networks.items()
-            }
-            timed = latency.interleaved(
-                deployed | eager, settings.repeats, settings.seconds, spinning=eager
-            )
-            samples |= {f"latency/{who}/{threads}/batch{batch}": ms for who, ms in timed.items()}
+    deployed: dict[str, runtimes.Session] = {}
+    last: dict[str, runtimes.Session] = {}
+    for runtime in settings.runtimes:
+        group = deployed if runtime == runtimes.DEFAULT else last
+        for who, candidate in (("artifact", mine), ("base", base)):
+            group[f"{runtime}/{who}"] = runtimes.session(candidate.artifact, number, runtime)
+    for who, candidate in (("simulated", mine), ("base", base)):
+        last[f"{runtimes.REFERENCE}/{who}"] = runtimes.reference(candidate.state, number)
+    samples: dict[str, np.ndarray] = {}
+    for batch in BATCHES:
+        images = inference.any_images(mine.artifact.shape, batch)
+        runs = {who: inference.run_of(s, images) for who, s in (deployed | last).items()}
+        timed = latency.interleaved(runs, settings.repeats, settings.seconds, spinning=last)
+        samples |= {f"latency/{who}/{threads}/batch{batch}": ms for who, ms in timed.items()}
     return samples
-
-
-def _eager(state: ModelState) -> torch.nn.Module:
-    import copy
-
-    network = copy.deepcopy(state.network).cpu().float().eval()
-    return network.to(memory_format=torch.contiguous_format)
-
-
-def _network_run(network: torch.nn.Module, images: torch.Tensor):
-    return lambda: network(images)
-
-
-@contextmanager
-def _torch_threads(number: int):
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

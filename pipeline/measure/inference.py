@@ -6,17 +6,19 @@ import time
 
 import numpy as np
 
-from pipeline import hardware
-from pipeline.artifact import INPUT, OUTPUT, Artifact, logits
+from pipeline import hardware, runtimes
+from pipeline.artifact import Artifact
 from pipeline.measure.latency import Run
 
 
-def timed_logits(artifact: Artifact, images: np.ndarray) -> tuple[np.ndarray, float]:
+def timed_logits(
+    artifact: Artifact, images: np.ndarray, runtime: str = runtimes.DEFAULT
+) -> tuple[np.ndarray, float]:
     """(logits [N, classes], seconds for all): 64 at a time, all threads, after one warm batch."""
-    session = artifact.session()
-    next(logits(session, images))
+    session = runtimes.session(artifact, runtime=runtime)
+    next(runtimes.logits(session, images))
     start = time.perf_counter()
-    batches = list(logits(session, images))
+    batches = list(runtimes.logits(session, images))
     return np.concatenate(batches), time.perf_counter() - start
 
 
@@ -30,7 +32,6 @@ def any_images(shape: tuple[int, int, int], batch: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (batch, *shape), np.uint8)
 
 
-def run_of(session, images: np.ndarray) -> Run:
-    """One run of an ONNX Runtime session on these images, for `latency.interleaved`."""
-    feed = {INPUT: images}
-    return lambda: session.run([OUTPUT], feed)
+def run_of(session: runtimes.Session, images: np.ndarray) -> Run:
+    """One run of a session on these images, for `latency.interleaved`."""
+    return lambda: session.run(images)

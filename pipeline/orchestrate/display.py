@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from pipeline.orchestrate import estimate
 from pipeline.sweep import Cell
+from pipeline.terminal import printable
 
 QUIET_S = 2.0  # at least between two lines about one cell, unless its stage changed
 WITHIN_S = 30.0  # the same, for lines within an epoch
@@ -39,7 +40,7 @@ class Lines:
 
     def say(self, line: str) -> None:
         with suppress(BrokenPipeError):  # whoever read it has left; the work goes on
-            print(line, file=self.file, flush=True)
+            print(printable(line), file=self.file, flush=True)
 
     def start(self, cell: Cell) -> None:
         number = self.total - self.clock.count + len(self.numbers) + 1
@@ -99,7 +100,7 @@ class Bars(Lines):
         self.bars.stop()
 
     def say(self, line: str) -> None:
-        self.console.print(line, markup=False, soft_wrap=True)
+        self.console.print(printable(line), markup=False, soft_wrap=True)
 
     def start(self, cell: Cell) -> None:
         super().start(cell)

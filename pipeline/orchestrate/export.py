@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
+from typing import Any
 
 from pipeline import gaps, store
 from pipeline.errors import Corrupt, UserError
@@ -46,18 +46,16 @@ def _refuse_taken(to: Path, target: Path) -> None:
         raise UserError(f"{to}: is a folder with files in it, expected a new or empty one")
 
 
-def _artifact(paths: CellPaths) -> dict[str, str]:
-    """The artifact's files: name in the cell's folder -> SHA-256."""
+def _artifact(paths: CellPaths) -> dict[str, dict[str, Any]]:
+    """The artifact's files: name in the cell's folder -> {"bytes", "sha256"}."""
     files = store.verify(paths, deep=False)["files"]
     prefix = f"{paths.artifact.name}/"
-    return {name: said["sha256"] for name, said in files.items() if name.startswith(prefix)}
+    return {name: said for name, said in files.items() if name.startswith(prefix)}
 
 
-def _copy(paths: CellPaths, files: dict[str, str], folder: Path) -> None:
-    for name, expected in files.items():
+def _copy(paths: CellPaths, files: dict[str, dict[str, Any]], folder: Path) -> None:
+    for name, said in files.items():
         source = paths.folder / name
         copy = folder / source.relative_to(paths.artifact)
         store.make_folder(copy.parent)
-        shutil.copyfile(source, copy)
-        if store.sha256(copy) != expected:  # of the copy, so that nothing comes in between
-            raise Corrupt(f"{source}: its SHA-256 is not the one in its manifest")
+        store.copy_checked(source, copy, said["bytes"], said["sha256"])

@@ -27,6 +27,7 @@ from typing import Any
 from pipeline import store
 from pipeline.errors import UserError
 from pipeline.paths import SweepPaths
+from pipeline.terminal import sentence
 
 WAIT_S = 600.0
 
@@ -191,7 +192,7 @@ def _take_lock(descriptor: int, paths: SweepPaths) -> None:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another one"
             if not told:
                 said = f"{holder} is at work on what is submitted; waiting for its end"
-                print(f"netpress: {said}", file=sys.stderr)
+                print(f"netpress: {sentence(said)}", file=sys.stderr)
                 told = True
             if time.monotonic() > deadline:
                 raise UserError(f"{holder} has held {paths.lock} for {WAIT_S:.0f} s") from None

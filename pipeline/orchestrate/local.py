@@ -16,6 +16,7 @@ from pipeline.orchestrate import images, plan
 from pipeline.orchestrate.display import display
 from pipeline.orchestrate.pool import Command, Pool, Slot
 from pipeline.sweep import Cell, Sweep
+from pipeline.terminal import printable
 
 
 def run(
@@ -85,6 +86,9 @@ def visible_gpus() -> list[str]:
 def _prepare_data(cells: Sequence[Cell], work: paths.Work, data_root: Path) -> None:
     from pipeline import data
 
+    def say(line: str) -> None:
+        print(printable(line), file=sys.stderr)
+
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
         data.prepare(dataset, data_root, work.cache, say)
 
@@ -128,12 +132,12 @@ def _report(sweep: Sweep, work: paths.Work) -> int:
 
     made, listed = report.build(sweep, work)
     report.print_summary(listed)
-    print(f"Report: {made.page}")
+    print(printable(f"Report: {made.page}"))
     best = report.best(listed["rows"])
     if best:
         cell = sweep.by_id[best["id"]]
         folder = work.cell(cell.id).artifact
-        print(f"Smallest good model: {cell.name} in {folder}")
+        print(printable(f"Smallest good model: {cell.name} in {folder}"))
         print(f"  netpress export {plan.called(sweep)} {cell.id}")
-        print(f"  netpress predict {folder} IMAGE ...")
+        print(printable(f"  netpress predict {folder} IMAGE ..."))
     return 1 if listed["gaps"] else 0

@@ -14,11 +14,12 @@ from typing import Any
 from pipeline.orchestrate import local, state
 from pipeline.paths import Work, checked_name
 from pipeline.sweep import Cell, Measure, Stage, Sweep
+from pipeline.terminal import printable
 
 TRAIN_IMAGES = 256
 TEST_IMAGES = 128
 BATCH = 32
-MEASURE = Measure(repeats=3, seconds=0.2)
+REPEATS, SECONDS = 3, 0.2
 
 
 def run(asked: Sweep, work: Work, data_root: Path, device: str = "auto") -> int:
@@ -37,7 +38,7 @@ def _verdict(small: Sweep, work: Work) -> int:
     """No table: what so few images teach means nothing. Whether each cell came to its end does."""
     failed = [found for found in state.states(small, work) if found.state != "done"]
     for found in failed:
-        print(f"{found.cell.name}: {found.state}: {found.reason}")
+        print(printable(f"{found.cell.name}: {found.state}: {found.reason}"))
     print(f"{len(small.cells) - len(failed)} of {len(small.cells)} cells went through.")
     return 1 if failed else 0
 
@@ -63,7 +64,8 @@ def _small(cell: Cell) -> Cell:
         }
     )
     stages = tuple(Stage(s.name, _short(s.settings)) for s in cell.stages)
-    return replace(cell, recipe=recipe, stages=stages, measure=MEASURE)
+    measure = Measure(repeats=REPEATS, seconds=SECONDS, runtimes=cell.measure.runtimes)
+    return replace(cell, recipe=recipe, stages=stages, measure=measure)
 
 
 def _short(settings: Any) -> Any:

@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.orchestrate import ledger, slurm
 from pipeline.orchestrate.batch import REPORT, Batch, Prepared, dependency, slurm_request, text_id
 from pipeline.orchestrate.graph import Array
+from pipeline.terminal import sentence
 
 GHOST_S = 3.0  # how long a controller that hung may take to execute what it had received
 SEND_PAUSES_S = (2.0, 5.0, 15.0)
@@ -161,7 +162,8 @@ def _submitted(item: Prepared, known: ledger.Ledger) -> int:
         try:
             return slurm.sbatch(item.job.script)
         except slurm.Unreachable as error:
-            print(f"netpress: {error}; looking whether the job is there", file=sys.stderr)
+            said = sentence(f"{error}; looking whether the job is there")
+            print(f"netpress: {said}", file=sys.stderr)
             job = _look(item.name, since)
             if job is not None:
                 return job

@@ -21,6 +21,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.terminal import sentence
 
 CALLS: Counter[str] = Counter()
 TIMEOUT_S = 30.0  # the clients themselves give a dead controller up after 9 s, a hung one after 10
@@ -251,7 +252,8 @@ def _ask(command: Sequence[str], patient: bool) -> str:
             error = unreachable
         if pause_s is None or not isinstance(error, Unreachable):
             raise error
-        print(f"netpress: {error}; trying again in {pause_s:.0f} s", file=sys.stderr)
+        said = sentence(f"{error}; trying again in {pause_s:.0f} s")
+        print(f"netpress: {said}", file=sys.stderr)
         time.sleep(pause_s)
     raise AssertionError("the last pass either returned or raised")
 

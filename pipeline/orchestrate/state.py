@@ -21,6 +21,7 @@ from pipeline.orchestrate.plan import aligned, identity
 from pipeline.paths import CellPaths, Work
 from pipeline.report import usage
 from pipeline.sweep import Cell, Sweep
+from pipeline.terminal import printable
 
 State = Literal["done", "running", "queued", "waiting", "failed", "cancelled", "missing"]
 OVER = ("failed", "cancelled", "missing")
@@ -316,9 +317,8 @@ def watch(sweep: Sweep, work: Work, data_root: Path) -> None:
             changes = images.notes(found.done, work, data_root)
         if sys.stdout.isatty():
             print("\033[H\033[2J", end="")
-        print(
-            "\n".join([*found.notes, *changes, *lines(found.cells), *used(found, work)]), flush=True
-        )
+        shown = [*found.notes, *changes, *lines(found.cells), *used(found, work)]
+        print("\n".join(map(printable, shown)), flush=True)
         if all(s.state in ("done", "failed", "cancelled") for s in found.cells):
             return
         if found.view and all(s.state not in ("running", "queued") for s in found.cells):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 from pathlib import Path
 
 from pipeline import store
+from pipeline.artifact.format import MODEL_BYTES
 from pipeline.errors import Corrupt
 from pipeline.paths import ReportPaths, Work
 from pipeline.report.merged import Published
@@ -58,16 +61,20 @@ def present(paths: ReportPaths) -> list[Path]:
 
 def differs(folder: Path, files: Files) -> str | None:
     """How a folder is not an artifact of these files, in a few words; None where it is."""
-    if not folder.is_dir():
+    if folder.is_symlink() or not folder.is_dir():  # a link may lead to the whole machine
         return "is missing"
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
     for name in sorted(there ^ set(files)):
         return f"{name} is {'missing' if name in files else 'not part of it'}"
     for name, said in files.items():
-        path = folder / name
-        if path.is_symlink() or path.stat().st_size != said["bytes"]:
+        status = os.lstat(folder / name)
+        if not stat.S_ISREG(status.st_mode):
+            return f"{name} is no regular file"
+        if said["bytes"] > MODEL_BYTES:
+            return f"{name} should have {said['bytes']} bytes, expected at most {MODEL_BYTES}"
+        if status.st_size != said["bytes"]:
             return f"{name} does not have its {said['bytes']} bytes"
-        if store.sha256(path) != said["sha256"]:
+        if store.sha256(folder / name) != said["sha256"]:
             return f"{name} was changed, its SHA-256 is not the recorded one"
     return None
 
@@ -85,11 +92,8 @@ def _is_stale(published: Published, folder: Path) -> bool:
 
 def _copy(source: Path, files: Files, to: Path) -> None:
     for name, said in files.items():
-        copy = to / name
-        store.make_folder(copy.parent)
+        store.make_folder((to / name).parent)
         try:
-            shutil.copyfile(source / name, copy)
+            store.copy_checked(source / name, to / name, said["bytes"], said["sha256"])
         except FileNotFoundError:
             raise Corrupt(f"{source / name}: is missing, its manifest names it") from None
-        if store.sha256(copy) != said["sha256"]:  # of the copy: nothing comes in between
-            raise Corrupt(f"{source / name}: its SHA-256 is not the one in its manifest")

@@ -12,6 +12,7 @@ from typing import IO, Any
 from pipeline.report import images
 from pipeline.report.answer import Row, groups, mean, settings
 from pipeline.report.metrics import COUNTS, METRIC, METRICS, latency_key, speedup_key
+from pipeline.terminal import printable
 
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
@@ -107,7 +108,7 @@ def print_summary(report: dict[str, Any], file: IO[str] | None = None) -> None:
     for said in images.sentences(report["rows"]):
         console.print(Text(said))
     for gap in report["gaps"]:
-        console.print(Text(f"{gap['name']} ({gap['id']}): {gap['reason']}"))
+        console.print(Text(printable(f"{gap['name']} ({gap['id']}): {gap['reason']}")))
 
 
 def _summary_table(rows: list[Row]):

@@ -1,8 +1,8 @@
 """What is on disk: a result is either absent or complete.
 
-files: atomic publication. locks: one process a cell. manifest: what is done. results: HDF5.
-attempts: one run of a job for a cell, how it failed and what it used. Other layers use the names
-here and know no module below.
+files: atomic publication. regular: reading what others may have put there. locks: one process a
+cell. manifest: what is done. results: HDF5. attempts: one run of a job for a cell, how it failed
+and what it used. Other layers use the names here and know no module below.
 """
 
 from pipeline.store.attempts import (
@@ -40,6 +40,7 @@ from pipeline.store.manifest import (
     withdraw,
     write_manifest,
 )
+from pipeline.store.regular import copy_checked, open_regular, read_checked, read_regular
 from pipeline.store.results import (
     SEAL_BYTES,
     Result,
@@ -73,6 +74,7 @@ __all__ = [
     "StageHistory",
     "cell_text",
     "check_seal",
+    "copy_checked",
     "damaged_parts",
     "history_bytes",
     "is_done",
@@ -83,13 +85,16 @@ __all__ = [
     "manifest_bytes",
     "new_attempt",
     "open_hdf5",
+    "open_regular",
     "private",
     "publish_bytes",
     "publish_folder",
     "publish_hdf5",
     "publish_json",
+    "read_checked",
     "read_history",
     "read_manifest",
+    "read_regular",
     "read_result",
     "result_bytes",
     "result_in",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from pipeline.catalog import Catalog
@@ -23,6 +23,20 @@ BASE = "base"
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+RUNTIMES = ("onnxruntime", "openvino")  # those that run artifacts, the first always
+
+
+def _runtimes(value: Any) -> tuple[str, ...]:
+    """In the order of RUNTIMES, so that the same request is the same cell."""
+    wrong = [name for name in value if name not in RUNTIMES]
+    if wrong or RUNTIMES[0] not in value or len(set(value)) < len(value):
+        raise ValueError(f"expected {RUNTIMES[0]}, and what else of {', '.join(RUNTIMES[1:])}")
+    return tuple(name for name in RUNTIMES if name in value)
+
+
+Runtimes = Annotated[tuple[str, ...], AfterValidator(_runtimes)]
 
 
 class Frozen(BaseModel):
@@ -95,10 +109,19 @@ class Recipe(Frozen):
 
 
 class Measure(Frozen):
-    """Each latency series takes at most `repeats` rounds and at most `seconds`."""
+    """Each latency series takes at most `repeats` rounds and at most `seconds`. `runtimes`: what
+    runs the artifact; the first is the one that a report's columns are of."""
 
     repeats: int = Field(100, ge=1, le=100_000)
     seconds: float = Field(3.0, gt=0, le=3600)
+    runtimes: Runtimes = ("onnxruntime",)
+
+    def decides(self) -> dict[str, Any]:
+        """Without `runtimes` where there is only the first: it is younger than many results."""
+        data = self.model_dump(mode="json")
+        return (
+            data if len(self.runtimes) > 1 else {k: v for k, v in data.items() if k != "runtimes"}
+        )
 
 
 class Pack(Frozen):
@@ -179,7 +202,7 @@ class Cell:
                 for stage in self.stages
             ],
             "recipe": self.recipe.model_dump(mode="json"),
-            "measure": self.measure.model_dump(mode="json"),
+            "measure": self.measure.decides(),
         }
 
     @classmethod

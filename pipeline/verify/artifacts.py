@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from pipeline import hardware, store
+from pipeline import hardware, runtimes, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.paths import ReportPaths
 from pipeline.report import artifacts as report_artifacts
@@ -62,21 +62,28 @@ def _artifact(bench: Bench, cell: Cell, accuracy: bool, speed: bool) -> Iterator
     """A tampered artifact is not measured: it is not the one that the numbers are of."""
     from pipeline import artifact
 
-    folder, result = bench.paths.artifact(cell.id), bench.published.result(cell.id)
+    folder = bench.paths.artifact(cell.id)
     what = f"{bench.paths.name(folder)} {cell.name}"
     if wrong := report_artifacts.differs(folder, bench.published.artifact(cell.id)):
         yield Check(what, DIFFERS, wrong)
         return
     try:
         loaded = artifact.load(folder)
-        loaded.session(threads=1)
+        runtimes.session(loaded, threads=1)
+        yield from _measured(bench, what, cell, loaded, accuracy, speed)
     except (Corrupt, UserError) as error:
         yield Check(what, DIFFERS, without(folder, error))
-        return
+
+
+def _measured(
+    bench: Bench, what: str, cell: Cell, loaded: Artifact, accuracy: bool, speed: bool
+) -> Iterator[Check]:
+    result = bench.published.result(cell.id)
     yield from _stored(what, loaded, result)
     yield _kernels(what, loaded, result)
     if accuracy:
         yield _accuracy(bench, what, cell, loaded, result)
+        yield from _elsewhere(bench, what, cell, loaded, result)
     if speed and not cell.is_base:
         yield from _speed(bench, what, cell, loaded, result)
 
@@ -94,10 +101,8 @@ def _stored(what: str, loaded: Artifact, result: store.Result) -> Iterator[Check
 
 
 def _kernels(what: str, loaded: Artifact, result: store.Result) -> Check:
-    from pipeline.measure import kernels
-
     what += " integer kernels"
-    share, recorded = kernels.executed(loaded).integer_share, result.measured.get("integer_share")
+    share, recorded = runtimes.kernels(loaded).integer_share, result.measured.get("integer_share")
     if same(recorded, share):
         return Check(what, OK, f"{share:.1%} of the work")
     shares = f"{share:.1%} of the work here, {_share(recorded)} recorded"
@@ -112,14 +117,13 @@ def _share(recorded: Any) -> str:
 
 def _other_machine(result: store.Result) -> str:
     """In what this machine differs where kernels are chosen; "" where in nothing."""
-    import onnxruntime
-
-    flags, version = _flags(result), _recorded(result, "versions", "onnxruntime")
+    [(package, here)] = runtimes.versions([runtimes.DEFAULT]).items()
+    flags, version = _flags(result), _recorded(result, "versions", package)
     parts = []
     if flags != hardware.cpu_flags():
         parts.append(f"other CPU flags: {' '.join(hardware.cpu_flags())} here, {' '.join(flags)}")
-    if version != onnxruntime.__version__:
-        parts.append(f"ONNX Runtime {onnxruntime.__version__} here, {version}")
+    if version != here:
+        parts.append(f"ONNX Runtime {here} here, {version}")
     return "; ".join(parts) + (" recorded" if parts else "")
 
 
@@ -154,6 +158,31 @@ def _accuracy(bench: Bench, what: str, cell: Cell, loaded: Artifact, result: sto
         f"{changed} of {len(known)} predictions differ"
     )
     return Check(what, *_judged(changed, len(known), loaded, _other_machine(result), message))
+
+
+def _elsewhere(
+    bench: Bench, what: str, cell: Cell, loaded: Artifact, result: store.Result
+) -> Iterator[Check]:
+    """Accuracy on the other runtimes that were measured; their predictions were not kept."""
+    from pipeline.measure import inference
+
+    for name in cell.measure.runtimes[1:]:
+        where = f"{what} accuracy on {name}"
+        try:
+            runtimes.of_artifacts(name)
+            images, labels = bench.images_of(cell, result)
+        except UserError as error:
+            yield Check(where, UNCHECKED, str(error))
+            continue
+        own = inference.timed_logits(loaded, images, name)[0].argmax(1)
+        share = float(numpy.mean(own == labels))
+        recorded = result.measured.get(f"runtimes/{name}/accuracy")
+        near = isinstance(recorded, float) and abs(share - recorded) <= OTHER_CPU
+        message = f"{share:.2%} here, {_share(recorded)} recorded"
+        if not near and loaded.quantized and hardware.saturates():
+            yield Check(where, UNCHECKED, f"{message}; 8-bit products saturate on this CPU")
+        else:
+            yield Check(where, OK if near else DIFFERS, message)
 
 
 def _judged(
@@ -214,7 +243,7 @@ def _speedup(loaded: Artifact, base: Artifact, cell: Cell, threads: str, batch: 
     number = inference.thread_count(threads)
     images = inference.any_images(loaded.shape, batch)
     contenders = {
-        name: inference.run_of(model.session(number), images)
+        name: inference.run_of(runtimes.session(model, number), images)
         for name, model in (("artifact", loaded), ("base", base))
     }
     ms = latency.interleaved(contenders, cell.measure.repeats, cell.measure.seconds)

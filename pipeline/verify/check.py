@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.terminal import printable
+
 OK, DIFFERS, UNCHECKED, NOTE = "ok", "differs", "unchecked", "note"
 SAME = 1e-9  # of numbers that are computed again from the same numbers
 
@@ -21,7 +23,7 @@ class Check:
     @property
     def line(self) -> str:
         text = f"{self.outcome:9} {self.what}{': ' if self.why else ''}{self.why}"
-        return "".join(c if c.isprintable() else "?" for c in text)  # strangers wrote some of it
+        return printable(text)  # strangers wrote some of it
 
     def to_json(self) -> dict[str, str]:
         return {"what": self.what, "found": self.outcome, "why": self.why}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy
 
 from pipeline import store
+from pipeline.errors import Corrupt
 from pipeline.measure import accuracy
 from pipeline.paths import ReportPaths
 from pipeline.report import made, reading
@@ -18,6 +19,7 @@ from pipeline.report.merged import Published
 from pipeline.verify.check import DIFFERS, OK, UNCHECKED, Check, same
 
 DRAWN_BY = re.compile(rb"Matplotlib v([0-9][\w.]*)")
+OTHER_DRAWING_BYTES = 64 << 20  # that a file can have more than ours: another matplotlib's figures
 IN_PAGE = re.compile(rb"data:image/svg\+xml;base64,([A-Za-z0-9+/]*)=*")
 
 
@@ -72,9 +74,11 @@ def files(published: Published, paths: ReportPaths) -> Iterator[Check]:
 
 def _compared(path: Path, expected: bytes) -> tuple[str, str]:
     try:
-        data = path.read_bytes()
+        data = store.read_regular(path, len(expected) + OTHER_DRAWING_BYTES)
     except OSError as error:
         return DIFFERS, f"cannot be read ({error.strerror})"
+    except Corrupt as error:
+        return DIFFERS, str(error).removeprefix(f"{path}: ")
     if data == expected:
         return OK, ""
     if drawn := _other_drawing(data, expected):

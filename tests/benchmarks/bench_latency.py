@@ -17,7 +17,7 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from pipeline import artifact, hardware, paths
+from pipeline import artifact, hardware, paths, runtimes
 from pipeline.measure import latency
 from pipeline.orchestrate.plan import load_sweep
 from pipeline.paths import Work
@@ -69,8 +69,8 @@ def _print(timed, threads, batch) -> None:
 
 
 def session_of(loaded, threads: int, images: np.ndarray):
-    session = loaded.session(threads)
-    return lambda: session.run([artifact.OUTPUT], {artifact.INPUT: images})
+    session = runtimes.session(loaded, threads)
+    return lambda: session.run(images)
 
 
 def _eager(network, images: torch.Tensor):

@@ -82,7 +82,7 @@ class FakeQuantized(Transform):
                 for name, layer in layers(module).items()
             },
             inputs={
-                name: Point((float(point.scale),), int(point.zero_point))
+                name: Point((point.scale.item(),), int(point.zero_point))
                 for name, point in points(module).items()
             },
         )

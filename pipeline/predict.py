@@ -1,0 +1,34 @@
+"""Image files -> classes, by an artifact that a stranger may have made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import artifact, data, runtimes
+from pipeline.errors import Corrupt, UserError
+
+
+def predict(folder: Path, paths: list[Path], runtime: str = runtimes.DEFAULT) -> list[dict]:
+    """Classifies image files: [{"image", "class", "confidence"}] in the order given. Raises
+    UserError, one sentence, for whatever is wrong with the artifact, an image or the runtime."""
+    runtimes.of_artifacts(runtime)
+    try:
+        found = artifact.load(folder)
+        session = runtimes.session(found, runtime=runtime)
+        images = data.images_from(paths, found.shape)
+        shares = [_shares(scores, folder) for scores in runtimes.logits(session, images)]
+    except Corrupt as error:
+        raise UserError(f"{error}; take it anew with `netpress export`") from error
+    best = [(int(s.argmax()), float(s.max())) for batch in shares for s in batch]
+    return [
+        {"image": str(path), "class": found.classes[k], "confidence": confidence}
+        for path, (k, confidence) in zip(paths, best, strict=True)
+    ]
+
+
+def _shares(scores: np.ndarray, folder: Path) -> np.ndarray:
+    if not np.isfinite(scores).all():
+        raise Corrupt(f"{folder}: what it gives for an image is no finite number")
+    return artifact.softmax(scores)

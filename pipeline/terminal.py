@@ -1,0 +1,28 @@
+"""Text on its way to a terminal: names and messages from files may hold anything.
+
+A control character moves the cursor, an escape sequence recolours or retitles the terminal, and a
+bidirectional one shows a name in another order than it has.
+"""
+
+from __future__ import annotations
+
+LONGEST = 500  # characters of a sentence
+_ENDING = 200  # of them, those from its end, which says what would be right
+
+
+def printable(text: object) -> str:
+    r"""`text` in one line, with all that is not printable as its escape: \n, \x1b, \u202e."""
+    return "".join(c if c.isprintable() else _escape(c) for c in str(text))
+
+
+def sentence(text: object) -> str:
+    """`printable`, and where it is longer than LONGEST, without its middle."""
+    line = printable(text)
+    if len(line) <= LONGEST:
+        return line
+    gap = " ... "
+    return line[: LONGEST - _ENDING - len(gap)] + gap + line[-_ENDING:]
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
