@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.aggregate import Report
-from pipeline import gaps, report, store
+from pipeline import gaps, report, store, usage
 from pipeline.errors import UserError
 from pipeline.orchestrate.export import export
 from pipeline.orchestrate.plan import load_sweep
 from pipeline.paths import CODE, Work
-from pipeline.report import answer, frames, merged, tables, usage
+from pipeline.report import answer, frames, merged, tables
 from pipeline.report.metrics import COMPARED, METRIC, METRICS, Metric
 from pipeline.store import StageHistory
 from tests import results

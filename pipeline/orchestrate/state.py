@@ -14,11 +14,10 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
-from pipeline import gaps, store
+from pipeline import gaps, store, usage
 from pipeline.orchestrate import cluster, ledger, slurm
 from pipeline.orchestrate.plan import aligned, identity
 from pipeline.paths import CellPaths, Work
-from pipeline.report import usage
 from pipeline.sweep import Cell, Sweep
 
 State = Literal["done", "running", "queued", "waiting", "failed", "cancelled", "missing"]
