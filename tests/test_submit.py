@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +75,38 @@ def test_a_bad_setting_is_one_sentence(setting, said):
     with pytest.raises(UserError) as error:
         profile.load("sol", [setting])
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["1", "2", "a100:1", "1g.10gb:1", "4090:1", "a100.20gb:2"])
+def test_a_gpu_is_named_as_sbatch_names_it(text, tmp_path):
+    """In a file, where `1` is a number, and with --set."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"gpu: {text}\n")
+    for found in (profile.load(str(file)), profile.load("generic", [f"gpu={text}"])):
+        assert found.profile.gres == f"gpu:{text}"
+        assert found.profile.gpus == int(text.rpartition(":")[2])
+
+
+@pytest.mark.parametrize("text", ["0", "true", "a100", ":1", "a b:1", "1.5", "[1]", "-1"])
+def test_what_is_no_gpu_is_refused(text, tmp_path):
+    with pytest.raises(UserError, match=r"--set gpu=.*: gpu: ") as error:
+        profile.load("generic", [f"gpu={text}"])
+    assert "\n" not in str(error.value)
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"gpu: {text!r}\n")
+    with pytest.raises(UserError, match="mine.yaml:1: gpu: .* expected KIND:COUNT"):
+        profile.load(str(file))
+
+
+def test_numbers_for_sbatch_may_stand_without_quotes(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("options: {nice: 100}\n")
+    assert profile.load(str(file)).profile.options == {"nice": "100"}
+    for setting in ("account=1234", "account=1e3", "account=0123"):
+        assert profile.load("generic", [setting]).profile.account == setting.partition("=")[2]
+    assert profile.load("generic", ["options.nice=100"]).profile.options == {"nice": "100"}
+    with pytest.raises(UserError, match="cores=1.5: cores: expected a whole number"):
+        profile.load("generic", ["cores=1.5"])
 
 
 def test_a_profile_of_ones_own(tmp_path):
@@ -438,10 +472,10 @@ def test_a_busy_cell_is_known_by_the_event_of_its_job(tmp_path):
 
 def test_memory_of_a_gpu_is_a_kind_of_its_own_and_reads_as_before():
     reason = "OutOfMemoryError: CUDA out of memory"
-    cause = retry.cause(None, failure={"kind": "gpu_out_of_memory", "reason": reason})
+    cause = retry.cause(None, failure=Failure("gpu_out_of_memory", reason))
     assert (cause.kind, cause.reason) == ("gpu_out_of_memory", f"out of memory: {reason}")
     assert not cause.rule.again
-    host = {"kind": "out_of_memory", "reason": "MemoryError: reading /data/CUDA.bin"}
+    host = Failure("out_of_memory", "MemoryError: reading /data/CUDA.bin")
     assert retry.cause(None, failure=host).kind == "out_of_memory"
 
 
@@ -475,6 +509,13 @@ def test_orchestrate_does_not_reach_up_into_jobs():
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not any(name.split(".")[0] == "jobs" for name in names), file
+
+
+def test_orchestrate_does_not_reach_up_into_the_report_to_tell_the_state():
+    code = "import sys, pipeline.orchestrate.submit, pipeline.orchestrate.resume as r; "
+    code += "print([name for name in sys.modules if name.startswith('pipeline.report')])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
 
 
 def test_what_is_asked_for_next_time():
@@ -591,6 +632,7 @@ def test_estimates_come_from_the_best_there_is(tmp_path):
     half = estimate.best(asked, work, "h100:1")
     assert "one H100 of 989 TFLOP/s" in half.source and half.scale < 0.4
     assert "not in the table" in estimate.best(asked, work, "z9:1").source
+    assert "any kind of GPU" in estimate.best(asked, work, "1").source
 
     small, root = rehearse.sliver(asked), rehearse.root(work)
     used(small.cells[0], root)
@@ -608,7 +650,7 @@ def test_estimates_come_from_the_best_there_is(tmp_path):
 
 
 def test_what_was_used_and_a_better_request(tmp_path):
-    from pipeline.report import usage
+    from pipeline import usage
 
     asked, work = results.sweep(seeds=(0, 1)), Work(tmp_path)
     assert usage.read(asked.cells, work) is None

@@ -6,6 +6,7 @@ shell, but a newline in one would leave its #SBATCH line.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from pipeline import paths, strict_yaml
 from pipeline.errors import UserError
@@ -26,10 +27,31 @@ DEFAULT = "generic"
 Plain = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 PlainList = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,-]{1,256}$")]
 Feature = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,&|*()\[\]-]{1,256}$")]
-Gpu = Annotated[str, Field(pattern=r"^([A-Za-z][A-Za-z0-9._-]{0,62}:)?[1-9][0-9]{0,2}$")]
 Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1,128}$")]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1000}$")]
-Option = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/=@%+,-]{1,128}$")]
+GPU = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62}:)?[1-9][0-9]{0,2}")
+
+
+def _number_as_text(value: Any) -> Any:
+    """sbatch takes text: `gpu: 1` is `--gres=gpu:1`. YAML's true is no number."""
+    return str(value) if type(value) is int else value
+
+
+def _gpu(text: str) -> str:
+    if not GPU.fullmatch(text):
+        raise ValueError(
+            f"{shown(text)} is not what can stand after --gres=gpu: ; expected KIND:COUNT such as "
+            "a100:1, a count such as 1 for any kind, or null for none"
+        )
+    return text
+
+
+Gpu = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_gpu)]
+Option = Annotated[
+    str,
+    BeforeValidator(_number_as_text),
+    Field(pattern=r"^[A-Za-z0-9._:/=@%+,-]{1,128}$"),
+]
 # What a job is made of is not for a profile to say: nothing would find it, or find its base.
 OURS = (
     "array",
@@ -215,20 +237,27 @@ def _changed(profile: Profile, setting: str) -> Profile:
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise UserError(f"--set {setting}: expected KEY=VALUE, such as --set minutes=120")
+    value = _value(text)
+    try:
+        return _with(profile, key, value)
+    except UserError as error:
+        if not isinstance(value, str):  # an account may be called 1234, or 1e3
+            with contextlib.suppress(UserError):
+                return _with(profile, key, text)
+        raise UserError(f"--set {setting}: {str(error).removeprefix('--set:1: ')}") from None
+
+
+def _with(profile: Profile, key: str, value: Any) -> Profile:
     outer, _, inner = key.partition(".")
     data: dict[str, Any] = profile.model_dump(mode="json")
     if inner:
         part = data.get(outer) or {}
         if not isinstance(part, dict):
-            raise UserError(f"--set {setting}: {outer} has no parts; expected {outer}=VALUE")
-        data[outer] = {**part, inner: _value(text)}
+            raise UserError(f"{outer} has no parts; expected {outer}=VALUE")
+        data[outer] = {**part, inner: value}
     else:
-        data[outer] = _value(text)
-    document = Document(Path("--set"), "", data, {(): 1})
-    try:
-        return document.check((), Profile, data)
-    except UserError as error:
-        raise UserError(f"--set {setting}: {str(error).removeprefix('--set:1: ')}") from None
+        data[outer] = value
+    return Document(Path("--set"), "", data, {(): 1}).check((), Profile, data)
 
 
 def _value(text: str) -> Any:
