@@ -2,7 +2,7 @@
 
 WORK/cells/ID/{cell.json, checkpoint/, metrics.h5, attempts/N/, result.h5, artifact/,
                manifest.json, lock}
-WORK/sweeps/NAME/{ledger.jsonl, jobs/}
+WORK/sweeps/NAME/{ledger.jsonl, roots.json, jobs/}
 WORK/submit.lock
 WORK/cache/
 REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, tables/, figures/,
@@ -106,6 +106,12 @@ class SweepPaths:
     @property
     def ledger(self) -> Path:
         return self.folder / "ledger.jsonl"
+
+    @property
+    def roots(self) -> Path:
+        """Work roots that the sweep was submitted in, the last one last; absent where it was this
+        one alone."""
+        return self.folder / "roots.json"
 
     @property
     def jobs(self) -> Path:

@@ -29,6 +29,7 @@ from pipeline.orchestrate import (
     slurm,
     state,
     submit,
+    submitted,
 )
 from pipeline.orchestrate.graph import Queued, Request
 from pipeline.orchestrate.slurm import Row
@@ -302,6 +303,70 @@ def test_an_older_job_of_the_same_name_is_not_ours():
     rows = [Row(5, 0, "PENDING", name="n", submitted="2026-01-01T00:00:00")]
     assert slurm.find(rows, "n", "2026-01-02T00:00:00") is None
     assert slurm.find(rows, "n", "2026-01-01T00:00:30") == 5
+
+
+def sent_with(cluster, work, name="test", intent="a1", **more):
+    asked = replace(results.sweep(techniques=()), name=name)
+    with ledger.locked(work.sweep(name)) as known:
+        submitted.remember(asked, work)
+        intend(known, intent, profile=submitted.profile_json(cluster), **more)
+        known.append("submitted", intent=intent, job=7)
+    return asked
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("NETPRESS_WORK", "NETPRESS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_the_profile_of_the_last_submission_is_found_wherever_it_was_sent(here, monkeypatch):
+    """In ./runs, where the profile puts the work, and again in ./runs; a refusal never counts."""
+    file = here / "mine.yaml"
+    file.write_text(f"cores: 3\nwork: {here / 'scratch'}\n")
+    mine = profile.load("mine.yaml", ["minutes=45"])
+    first = sent_with(profile.load("sol"), Work(here / "runs"))
+    assert submitted.last(first).cluster == profile.load("sol")
+    asked = sent_with(mine, Work(here / "scratch"))
+    assert submitted.last(asked).cluster == mine
+    more = submitted.last(asked, ["minutes=50", "cores=4"]).cluster
+    assert more == profile.load("mine.yaml", ["minutes=50", "cores=4"])
+    with ledger.locked(Work(here / "scratch").sweep("test")) as known:
+        intend(known, "b2", profile=submitted.profile_json(more))
+        known.append("refused", intent="b2", reason="no")
+    assert submitted.last(asked).cluster == mine
+    sent_with(profile.load("sol"), Work(here / "runs"), intent="c3")
+    assert submitted.last(asked).cluster == profile.load("sol")
+    assert submitted.last(replace(asked, name="other")) is None
+
+    monkeypatch.setenv("NETPRESS_PROFILE", "sol")
+    assert submitted.last(asked).notes == ()
+    monkeypatch.setenv("NETPRESS_PROFILE", "mine.yaml")
+    [note] = submitted.last(asked).notes
+    assert "submitted with profile sol" in note and "--profile mine.yaml" in note
+
+
+def test_a_profile_that_is_gone_counts_as_it_was(here):
+    file = here / "mine.yaml"
+    file.write_text("cores: 3\nreport: {cores: 2}\n")
+    mine = profile.load("mine.yaml", ["minutes=45"])
+    asked = sent_with(mine, Work(here / "runs"))
+    file.unlink()
+    found = submitted.last(asked, ["cores=4"])
+    assert found.cluster.profile == mine.profile.model_copy(update={"cores": 4})
+    [note] = found.notes
+    assert "mine.yaml is gone" in note
+
+
+def test_a_list_of_work_roots_that_is_damaged_is_one_sentence(here):
+    asked = results.sweep()
+    place = Work(here / "runs").sweep(asked.name)
+    place.folder.mkdir(parents=True)
+    place.roots.write_text('{"a": 1}')
+    with pytest.raises(UserError, match="roots.json: damaged; expected a JSON list"):
+        submitted.last(asked)
 
 
 # --- how jobs end ----------------------------------------------------------------------------

@@ -6,6 +6,8 @@
     {"event": "void", "intent": ID, "reason": ...}          looked for, and not there
     {"event": "cancelled", "cells": [...]}                  the user asked for it
 
+An intent has the profile that it was made with, for later commands that name none.
+
 The intent comes before sbatch runs, and its id is in the job's name; so after a kill at any moment
 an intent without an end can be settled by looking for that name. Whoever writes holds the lock.
 """
@@ -44,6 +46,7 @@ class Entry:
     request: Mapping[str, Any]
     after: tuple[str, ...] = ()
     sweep: str = ""  # which text of its file
+    profile: Mapping[str, Any] | None = None  # see submitted.py; None of older submissions
     job: int | None = None
     ended: str | None = None  # why there is no job: Slurm's words, or `void`
 
@@ -106,6 +109,7 @@ class Ledger:
                 line["request"],
                 tuple(line["after"]),
                 line.get("sweep", ""),
+                line.get("profile"),
             )
             self.entries[entry.intent] = entry
             for ids in tasks.values():

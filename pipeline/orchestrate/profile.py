@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -193,10 +193,15 @@ class Profile(Frozen):
 
 @dataclass(frozen=True)
 class Cluster:
-    """A profile by its name: what the commands that deal with SLURM are given."""
+    """A profile by its name: what the commands that deal with SLURM are given.
+
+    `source`: what `load` finds it by in any folder. `settings`: the KEY=VALUE that were given.
+    """
 
     name: str
     profile: Profile
+    source: str = ""
+    settings: tuple[str, ...] = ()
 
 
 def load(name: str, settings: Sequence[str] = ()) -> Cluster:
@@ -204,12 +209,24 @@ def load(name: str, settings: Sequence[str] = ()) -> Cluster:
 
     Raises UserError, one sentence with file and line, or with the setting, for what is not valid.
     """
-    path = _file(name)
+    path = file_of(name)
+    if path is None:
+        hint = nearest(name, shipped())
+        raise UserError(f"unknown profile {shown(name)}, and no such file; {hint}")
     document = strict_yaml.read(path)
     profile = document.check((), Profile, document.data)
+    return with_settings(Cluster(path.stem, profile, source_of(path)), settings)
+
+
+def with_settings(cluster: Cluster, settings: Sequence[str]) -> Cluster:
+    """The same with more of KEY=VALUE; of several for one key the last one counts."""
+    profile = cluster.profile
     for setting in settings:
         profile = _changed(profile, setting)
-    return Cluster(path.stem, profile)
+    every = [*cluster.settings, *settings]
+    last = {setting.partition("=")[0]: i for i, setting in enumerate(every)}
+    kept = tuple(every[i] for i in sorted(last.values()))
+    return replace(cluster, profile=profile, settings=kept)
 
 
 def chosen(asked, name: str | None = None, settings: Sequence[str] = ()) -> Cluster | None:
@@ -222,14 +239,18 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in paths.shipped_profiles().glob("*.yaml"))
 
 
-def _file(name: str) -> Path:
+def file_of(name: str) -> Path | None:
+    """The profile that ships under this name, or the file of this name; None for neither."""
     ships = paths.shipped_profiles() / f"{name}.yaml"
     if paths.NAME.fullmatch(name) and ships.is_file():
         return ships
     path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    raise UserError(f"unknown profile {shown(name)}, and no such file; {nearest(name, shipped())}")
+    return path if path.is_file() else None
+
+
+def source_of(path: Path) -> str:
+    """What `file_of` finds this one by in any folder."""
+    return path.stem if path.parent == paths.shipped_profiles() else str(path.absolute())
 
 
 def _changed(profile: Profile, setting: str) -> Profile:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.orchestrate import ledger, slurm
+from pipeline.orchestrate import ledger, slurm, submitted
 from pipeline.orchestrate.batch import REPORT, Batch, Prepared, dependency, slurm_request, text_id
 from pipeline.orchestrate.graph import Array
 
@@ -129,6 +129,7 @@ def _send(batch: Batch, item: Prepared, jobs: Mapping[str, int], known, function
         after=list(item.array.after),
         user=slurm.user(),
         sweep=text_id(batch.sweep),
+        profile=submitted.profile_json(batch.cluster),
     )
     cells = {i: batch.sweep.by_id[i].to_json() for i in item.array.cells}
     executor.write(item.job, script, function_of(item), item.minutes, cells)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.orchestrate import ledger, local, plan, slurm, state
+from pipeline.orchestrate import ledger, local, plan, slurm, state, submitted
 from pipeline.orchestrate.batch import (
     Batch,
     cells_of,
@@ -77,6 +77,8 @@ def run(
         cells = choose(sweep, states, picked.wanted)
         local.require_data(cells, data_root)
         batch = make(sweep, work, data_root, cluster, states, known, cells, picked.request)
+        if batch.prepared:
+            submitted.remember(sweep, work)
         sent = send(batch, known, functions, paths.reports_root())
         if sent.jobs and states.view:  # they would build the report before the new jobs are done
             slurm.scancel(list(map(str, states.view.alive_reports)))
