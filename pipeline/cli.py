@@ -209,8 +209,8 @@ def status(sweep: str, as_json: bool, profile: str | None, watch: bool):
     for note in found.notes:
         click.echo(f"netpress: {note}", err=True)
     if as_json:
-        return _show(state.to_json(found.cells))
-    _show([*state.lines(found.cells), *state.used(found, work)])
+        return _show(state.to_json(found.cells, found.report))
+    _show(state.everything(asked, found, work))
 
 
 @netpress.command()

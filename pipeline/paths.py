@@ -155,6 +155,16 @@ class JobPaths:
         """{cell's id: what its cell.json says}, for its task to publish."""
         return self.folder / "cells.json"
 
+    @property
+    def report(self) -> AttemptPaths:
+        """How the job of a report failed."""
+        return AttemptPaths(self.folder)
+
+    @property
+    def made(self) -> Path:
+        """There when the job of a report has made it."""
+        return self.folder / "made.json"
+
     def out(self, task: str) -> Path:
         """Standard output of task `JOB_INDEX`, under the name that submitit gives it."""
         return self.folder / f"{task}_0_log.out"

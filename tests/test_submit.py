@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from pipeline import paths
+from pipeline import paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
     batch,
@@ -23,6 +23,7 @@ from pipeline.orchestrate import (
     graph,
     ledger,
     profile,
+    report_job,
     resume,
     retry,
     send,
@@ -564,7 +565,7 @@ def test_the_functions_of_jobs_are_passed_in(tmp_path):
     known = ledger.Ledger(work.sweep("test"))
     made = batch.prepare(asked, work, tmp_path, profile.load("generic"), asked.cells, known=known)
     functions = send.JobFunctions(cells=Task, report=Report)
-    kinds = [type(send._function(made, functions, tmp_path, item)) for item in made.prepared]
+    kinds = [type(send._function(made, functions, item)) for item in made.prepared]
     assert kinds == [Task] * (len(kinds) - 1) + [Report]
 
 
@@ -762,6 +763,110 @@ def test_a_report_in_the_queue_counts_if_it_is_of_this_text_and_after_all_others
         intend(known, "i3", sweep="b")
         known.append("submitted", intent="i3", job=3)
     assert not view(2, 3).has_report("b")  # it would not wait for what came after it
+
+
+def reported(work, *, job=1, reports=None, **more):
+    """The ledger of a sweep whose report was sent as this job, after cells of job 0."""
+    reports = str(reports or work.root / "reports")
+    request = {"memory_gib": 4, "minutes": 30, "exclude": []}
+    with ledger.locked(work.sweep("test")) as known:
+        intend(known, "i0", reports=reports, request=request)
+        known.append("submitted", intent="i0", job=0)
+        if job is not None:
+            intend(known, "i1", kind="report", reports=reports, request=request, **more)
+            known.append("submitted", intent="i1", job=job)
+    return known
+
+
+def test_what_became_of_the_report(tmp_path):
+    known = reported(Work(tmp_path))
+    look = report_job.look
+    assert look(known, {"1_0": Row(1, 0, "PENDING")}, True).state == "queued"
+    assert look(known, {"1_0": Row(1, 0, "RUNNING")}, True).state == "running"
+    assert look(known, {"1_0": Row(1, 0, "COMPLETED")}, True).state == "made"
+    assert look(known, {}, False).state == "unknown"
+    lost = look(known, {}, True)
+    assert lost.state == "failed" and "gone without a trace" in lost.reason
+    by_hand = look(known, {"1_0": Row(1, 0, "CANCELLED", by="1000")}, True)
+    assert (by_hand.state, by_hand.reason) == ("failed", "cancelled by 1000")
+    assert report_job.unsettled(known) == 1
+
+    job = known.paths.job("i1")
+    job.folder.mkdir(parents=True)
+    store.write_failure(job.report, Failure("exception", "PermissionError: /x"))
+    failed = look(known, {}, True)
+    assert (failed.state, failed.reason) == ("failed", "exception: PermissionError: /x")
+    page = paths.report("test", tmp_path / "reports").page
+    page.parent.mkdir(parents=True)
+    page.touch()
+    then = job.report.failure.stat().st_mtime
+    os.utime(page, (then - 60, then - 60))
+    assert look(known, {}, True).state == "failed"
+    os.utime(page, (then + 60, then + 60))  # made by hand since
+    assert look(known, {}, True).state == "made" and report_job.unsettled(known) is None
+
+
+def test_a_report_that_says_that_it_is_made_needs_no_scheduler(tmp_path):
+    known = reported(Work(tmp_path))
+    job = known.paths.job("i1")
+    job.folder.mkdir(parents=True)
+    store.publish_json(job.made, {})
+    assert report_job.look(known, {}, False).state == "made"
+    assert report_job.unsettled(known) is None
+
+
+def test_a_report_that_was_never_sent_or_refused(tmp_path):
+    known = reported(Work(tmp_path / "a"), job=None)
+    assert report_job.look(known, {}, True).state == "missing"
+    with ledger.locked(known.paths) as known:
+        intend(known, "i1", kind="report", reports=str(tmp_path / "reports"))
+        known.append("refused", intent="i1", reason="submit limit")
+    found = report_job.look(known, {}, True)
+    assert (found.state, found.reason) == ("failed", "submit limit")
+    old = Work(tmp_path / "b")
+    with ledger.locked(old.sweep("test")) as known:  # of a version that did not say where
+        intend(known, "i1", kind="report")
+        known.append("submitted", intent="i1", job=1)
+    assert report_job.look(known, {}, True) is None
+
+
+def test_a_report_that_ran_out_gets_more():
+    generic = profile.load("generic").profile
+    request = Request(4, 30)
+
+    def after(kind):
+        state_now = report_job.ReportState("failed", retry.Cause(kind, "", "n1"), None, request)
+        return state_now.next_request(generic)
+
+    assert after("out_of_memory") == Request(6, 30) and after("stuck") == Request(4, 60)
+    assert after("node_failure") == Request(4, 30, ("n1",)) and after("exception") == request
+
+
+def test_where_the_report_goes_is_tried_before_anything_is_sent(tmp_path):
+    report_job.require_writable(tmp_path / "reports", "s")
+    assert list(tmp_path.iterdir()) == []
+    folder = tmp_path / "reports" / "s"
+    folder.mkdir(parents=True)
+    (folder / "figures").write_text("in the way")
+    with pytest.raises(UserError, match="figures is no folder; remove it"):
+        report_job.require_writable(tmp_path / "reports", "s")
+    with pytest.raises(UserError, match="cannot be written there, .* in /proc; call this from"):
+        report_job.require_writable(Path("/proc/reports"), "s")
+
+
+def test_the_job_of_a_report_says_what_became_of_it(tmp_path):
+    from jobs.aggregate import Report
+
+    job = Work(tmp_path).sweep("s").job("a1")
+    job.folder.mkdir(parents=True)
+    gone = Report(
+        str(tmp_path / "s.yaml"), "name: [", str(tmp_path), str(tmp_path), str(job.folder)
+    )
+    with pytest.raises(UserError):
+        gone()
+    failure = store.read_failure(job.report)
+    assert failure.kind == "exception" and "s.yaml:2: not valid YAML" in failure.reason
+    assert not job.made.exists()
 
 
 def test_a_rehearsal_is_the_same_matrix_in_small():

@@ -4,7 +4,7 @@
     {"event": "submitted", "intent": ID, "job": 4711}       sbatch gave this job id
     {"event": "refused", "intent": ID, "reason": ...}       Slurm's final no
     {"event": "void", "intent": ID, "reason": ...}          looked for, and not there
-    {"event": "cancelled", "cells": [...]}                  the user asked for it
+    {"event": "cancelled", "cells": [...], "reports": [...]}  the user asked for it
 
 An intent has the profile that it was made with, for later commands that name none.
 
@@ -46,6 +46,7 @@ class Entry:
     request: Mapping[str, Any]
     after: tuple[str, ...] = ()
     sweep: str = ""  # which text of its file
+    reports: str = ""  # the folder of reports; empty of older submissions
     profile: Mapping[str, Any] | None = None  # see submitted.py; None of older submissions
     job: int | None = None
     ended: str | None = None  # why there is no job: Slurm's words, or `void`
@@ -74,6 +75,7 @@ class Ledger:
     paths: SweepPaths
     entries: dict[str, Entry] = field(default_factory=dict)
     cancelled: dict[str, str] = field(default_factory=dict)  # cell -> when, since its last intent
+    cancelled_jobs: set[int] = field(default_factory=set)  # of reports
 
     @property
     def last(self) -> dict[str, At]:
@@ -109,6 +111,7 @@ class Ledger:
                 line["request"],
                 tuple(line["after"]),
                 line.get("sweep", ""),
+                line.get("reports", ""),
                 line.get("profile"),
             )
             self.entries[entry.intent] = entry
@@ -117,6 +120,7 @@ class Ledger:
                     self.cancelled.pop(cell, None)
         elif event == "cancelled":
             self.cancelled.update(dict.fromkeys(line["cells"], line["at"]))
+            self.cancelled_jobs.update(line.get("reports", ()))
         elif entry is not None and event == "submitted":
             entry.job, entry.ended = line["job"], None
         elif entry is not None and event in ("refused", "void"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from pipeline.paths import Work
 from tests.slurm.conftest import SMALL, wait_for
@@ -73,3 +74,63 @@ def test_what_slurm_refused_is_not_taken_again(desk):
     desk.submit(sweep, "--set", "partition=nope", code=2)
     desk.submit(sweep, *LATER)
     assert cells_in_queue(desk) == {"public 2G 4:00:00"}
+
+
+def report_state(desk, sweep: str) -> dict:
+    return json.loads(desk.netpress("status", sweep, "--json")[0])["report"]
+
+
+def until_report(desk, sweep: str, wanted: str) -> dict:
+    return wait_for(lambda: (r := report_state(desk, sweep))["state"] == wanted and r, 150)
+
+
+def test_a_report_that_failed_is_told_and_sent_again(desk):
+    sweep = desk.sweep("unreported", techniques="[base]", seeds="[62]")
+    desk.submit(sweep)
+    assert report_state(desk, sweep)["state"] in ("queued", "running")
+    reports = desk.folder / "reports"
+    reports.write_text("in the way")
+    found = until_report(desk, sweep, "failed")
+    assert str(reports) in found["reason"] and found["reason"].startswith("exception: ")
+    assert str(reports) in Path(found["log"]).read_text()
+    out, _ = desk.netpress("status", sweep)
+    assert f"Report: failed: {found['reason']} (log: {found['log']})\n" in out
+    assert f"`netpress submit {sweep}` sends it again" in out
+
+    # As long as it would fail again, nothing is sent; then submit sends it, and it alone.
+    jobs = desk.jobs("unreported")
+    for command in ("submit", "resume"):
+        [line] = desk.netpress(command, sweep, code=2)[1].splitlines()
+        assert f"since {reports} is no folder" in line
+    assert desk.jobs("unreported") == jobs
+    reports.unlink()
+    out, _ = desk.netpress("submit", sweep)
+    [job] = set(desk.jobs("unreported")) - set(jobs)
+    assert f"job {job}: the report, again: exception: " in out
+    assert until_report(desk, sweep, "made") == {"state": "made", "reason": None, "log": None}
+    assert (reports / "unreported" / "report.md").exists()
+    assert "Report: " not in desk.netpress("status", sweep)[0]
+    assert "Nothing to submit" in desk.netpress("submit", sweep)[0]
+    assert "Nothing to submit" in desk.netpress("resume", sweep)[0]
+
+
+def test_a_report_whose_job_could_say_nothing(desk):
+    """Out of memory: told from Slurm's records, and given more. Cancelled: for resume alone."""
+    sweep = desk.sweep("speechless", techniques="[base]", seeds="[63]")
+    desk.submit(sweep, "--set", 'setup=["sleep 1"]', "--set", "report.memory_gib=1", *LATER)
+    report = desk.jobs("speechless")[-1]
+    desk.netpress("cancel", sweep)
+    found = until_report(desk, sweep, "cancelled")
+    assert found["reason"] == "cancelled by `netpress cancel`"
+    assert "Nothing to submit" in desk.netpress("submit", sweep)[0]
+    hog = ["[ $SLURM_JOB_NAME = ${SLURM_JOB_NAME%-report} ] || python -c 'bytearray(2 << 30)'"]
+    more = ("--set", "options={}", "--set", "setup=" + json.dumps(hog))
+    assert "the report, after all others" in desk.netpress("resume", sweep, *more)[0]
+    again = desk.jobs("speechless")[-1]
+    assert again != report
+    found = until_report(desk, sweep, "failed")
+    assert found["reason"].startswith("out of memory: ") and found["reason"].endswith(" of 1 GiB")
+    desk.netpress("submit", sweep, "--set", "setup=[]")
+    last = desk.jobs("speechless")[-1]
+    assert "MinMemoryNode=2G" in desk.box.ask("scontrol", "show", "job", str(last))
+    until_report(desk, sweep, "made")
