@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from pathlib import Path
 
 from pipeline import garbage, store
@@ -14,25 +15,34 @@ from pipeline.errors import UserError
 from pipeline.orchestrate import state
 from pipeline.orchestrate.cluster import job_of
 from pipeline.orchestrate.plan import load_again, load_sweep
-from pipeline.paths import Work
+from pipeline.paths import JobPaths, Work
 from pipeline.sweep import Sweep
 
 
 class Report:
-    """For submitit: the sweep's file and what it held, the work root, the folder of reports.
+    """For submitit: the sweep's file and what it held, the work root, the folder of reports, and
+    the job's own folder, in which it says whether there is a report.
 
     What it held, because days may pass until this runs: by then the file is the user's next idea.
     """
 
-    def __init__(self, sweep: str, text: str, work: str, to: str):
+    def __init__(self, sweep: str, text: str, work: str, to: str, folder: str):
         self.sweep, self.text, self.work, self.to = sweep, text, work, to
+        self.folder = folder
 
     def __call__(self) -> None:
-        aggregate(load_again(Path(self.sweep), self.text), Path(self.work), Path(self.to))
+        job = JobPaths(Path(self.folder))
+        try:
+            asked = load_again(Path(self.sweep), self.text)
+            page = aggregate(asked, Path(self.work), Path(self.to))
+        except Exception as error:
+            store.write_failure(job.report, _failure(error))
+            raise
+        store.publish_json(job.made, {"page": str(page)})
 
 
-def aggregate(asked: Sweep, work: Path, to: Path) -> None:
-    """Write TO/SWEEP/ from what is there, gaps named; that there are gaps is no failure."""
+def aggregate(asked: Sweep, work: Path, to: Path) -> Path:
+    """Write TO/SWEEP/ from what is there, gaps named, which are no failure; the report's page."""
     from pipeline import report
 
     garbage.seldom()
@@ -41,6 +51,17 @@ def aggregate(asked: Sweep, work: Path, to: Path) -> None:
     made, listed = report.build(asked, Work(work), to)
     report.print_summary(listed, sys.stdout)
     print(f"Report: {made.page}")
+    return made.page
+
+
+def _failure(error: Exception) -> store.Failure:
+    from submitit.core.utils import UncompletedJobError
+
+    from pipeline.execute import failure_of
+
+    if isinstance(error, UncompletedJobError):  # USR2: submitit raises it wherever we are
+        return store.Failure("stuck", "the time limit came before the report was made")
+    return store.Failure(*failure_of(error), traceback.format_exc())
 
 
 def write_down_ends(asked: Sweep, work: Work) -> None:

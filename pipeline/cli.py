@@ -209,8 +209,8 @@ def status(sweep: str, as_json: bool, profile: str | None, watch: bool):
     for note in (*found.notes, *images.notes(found.done, work, data_root)):
         click.echo(f"netpress: {terminal.printable(note)}", err=True)
     if as_json:
-        return _show(state.to_json(found.cells))
-    _show([*state.lines(found.cells), *state.used(found, work)])
+        return _show(state.to_json(found.cells, found.report))
+    _show(state.everything(asked, found, work))
 
 
 @netpress.command()
@@ -423,9 +423,14 @@ def _load(name: str):
 
 
 def _cluster(asked, name: str | None = None, settings: Sequence[str] = (), needed: bool = False):
-    """The profile for a sweep; `generic` where one is needed and nobody named one, else None."""
-    from pipeline.orchestrate import profile
+    """The profile for a sweep: the one named here, else the one that it was submitted with, else
+    the sweep's or the environment's; `generic` where one is needed and there is none, else None."""
+    from pipeline.orchestrate import profile, submitted
 
+    if name is None and (found := submitted.last(asked, settings)):
+        for note in found.notes:
+            click.echo(f"netpress: note: {note}", err=True)
+        return found.cluster
     if settings and not (name or asked.profile or needed):
         name = profile.DEFAULT
     return profile.chosen(

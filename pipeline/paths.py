@@ -2,7 +2,7 @@
 
 WORK/cells/ID/{cell.json, checkpoint/, metrics.h5, attempts/N/, result.h5, artifact/,
                manifest.json, lock}
-WORK/sweeps/NAME/{ledger.jsonl, jobs/}
+WORK/sweeps/NAME/{ledger.jsonl, roots.json, jobs/}
 WORK/submit.lock
 WORK/cache/
 REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, tables/, figures/,
@@ -108,6 +108,12 @@ class SweepPaths:
         return self.folder / "ledger.jsonl"
 
     @property
+    def roots(self) -> Path:
+        """Work roots that the sweep was submitted in, the last one last; absent where it was this
+        one alone."""
+        return self.folder / "roots.json"
+
+    @property
     def jobs(self) -> Path:
         return self.folder / "jobs"
 
@@ -148,6 +154,16 @@ class JobPaths:
     def cells(self) -> Path:
         """{cell's id: what its cell.json says}, for its task to publish."""
         return self.folder / "cells.json"
+
+    @property
+    def report(self) -> AttemptPaths:
+        """How the job of a report failed."""
+        return AttemptPaths(self.folder)
+
+    @property
+    def made(self) -> Path:
+        """There when the job of a report has made it."""
+        return self.folder / "made.json"
 
     def out(self, task: str) -> Path:
         """Standard output of task `JOB_INDEX`, under the name that submitit gives it."""

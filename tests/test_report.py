@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.aggregate import Report
-from pipeline import gaps, report, store
+from pipeline import gaps, report, store, usage
 from pipeline.errors import UserError
 from pipeline.orchestrate.export import export
 from pipeline.orchestrate.plan import load_sweep
 from pipeline.paths import CODE, Work
-from pipeline.report import answer, frames, merged, tables, usage
+from pipeline.report import answer, frames, merged, tables
 from pipeline.report.metrics import COMPARED, METRIC, METRICS, Metric
 from pipeline.store import StageHistory
 from tests import results
@@ -97,9 +97,10 @@ def test_the_job_of_the_report_takes_the_sweep_as_it_was(change, work, tmp_path)
     path.write_text(MINE)
     asked = load_sweep(path)
     publish_all(asked, work)
-    job = Report(str(path), asked.text, str(work.root), str(tmp_path / "reports"))
+    job = Report(str(path), asked.text, str(work.root), str(tmp_path / "reports"), str(tmp_path))
     change(path)
     job()
+    assert (tmp_path / "made.json").exists()
     made = tmp_path / "reports" / "mine"
     assert (made / "sweep.yaml").read_text() == MINE
     with open(made / "results.csv", newline="") as file:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from pipeline import paths
+from pipeline import paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
     batch,
@@ -21,12 +23,14 @@ from pipeline.orchestrate import (
     graph,
     ledger,
     profile,
+    report_job,
     resume,
     retry,
     send,
     slurm,
     state,
     submit,
+    submitted,
 )
 from pipeline.orchestrate.graph import Queued, Request
 from pipeline.orchestrate.slurm import Row
@@ -73,6 +77,38 @@ def test_a_bad_setting_is_one_sentence(setting, said):
     with pytest.raises(UserError) as error:
         profile.load("sol", [setting])
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["1", "2", "a100:1", "1g.10gb:1", "4090:1", "a100.20gb:2"])
+def test_a_gpu_is_named_as_sbatch_names_it(text, tmp_path):
+    """In a file, where `1` is a number, and with --set."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"gpu: {text}\n")
+    for found in (profile.load(str(file)), profile.load("generic", [f"gpu={text}"])):
+        assert found.profile.gres == f"gpu:{text}"
+        assert found.profile.gpus == int(text.rpartition(":")[2])
+
+
+@pytest.mark.parametrize("text", ["0", "true", "a100", ":1", "a b:1", "1.5", "[1]", "-1"])
+def test_what_is_no_gpu_is_refused(text, tmp_path):
+    with pytest.raises(UserError, match=r"--set gpu=.*: gpu: ") as error:
+        profile.load("generic", [f"gpu={text}"])
+    assert "\n" not in str(error.value)
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"gpu: {text!r}\n")
+    with pytest.raises(UserError, match="mine.yaml:1: gpu: .* expected KIND:COUNT"):
+        profile.load(str(file))
+
+
+def test_numbers_for_sbatch_may_stand_without_quotes(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("options: {nice: 100}\n")
+    assert profile.load(str(file)).profile.options == {"nice": "100"}
+    for setting in ("account=1234", "account=1e3", "account=0123"):
+        assert profile.load("generic", [setting]).profile.account == setting.partition("=")[2]
+    assert profile.load("generic", ["options.nice=100"]).profile.options == {"nice": "100"}
+    with pytest.raises(UserError, match="cores=1.5: cores: expected a whole number"):
+        profile.load("generic", ["cores=1.5"])
 
 
 def test_a_profile_of_ones_own(tmp_path):
@@ -270,6 +306,70 @@ def test_an_older_job_of_the_same_name_is_not_ours():
     assert slurm.find(rows, "n", "2026-01-01T00:00:30") == 5
 
 
+def sent_with(cluster, work, name="test", intent="a1", **more):
+    asked = replace(results.sweep(techniques=()), name=name)
+    with ledger.locked(work.sweep(name)) as known:
+        submitted.remember(asked, work)
+        intend(known, intent, profile=submitted.profile_json(cluster), **more)
+        known.append("submitted", intent=intent, job=7)
+    return asked
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("NETPRESS_WORK", "NETPRESS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_the_profile_of_the_last_submission_is_found_wherever_it_was_sent(here, monkeypatch):
+    """In ./runs, where the profile puts the work, and again in ./runs; a refusal never counts."""
+    file = here / "mine.yaml"
+    file.write_text(f"cores: 3\nwork: {here / 'scratch'}\n")
+    mine = profile.load("mine.yaml", ["minutes=45"])
+    first = sent_with(profile.load("sol"), Work(here / "runs"))
+    assert submitted.last(first).cluster == profile.load("sol")
+    asked = sent_with(mine, Work(here / "scratch"))
+    assert submitted.last(asked).cluster == mine
+    more = submitted.last(asked, ["minutes=50", "cores=4"]).cluster
+    assert more == profile.load("mine.yaml", ["minutes=50", "cores=4"])
+    with ledger.locked(Work(here / "scratch").sweep("test")) as known:
+        intend(known, "b2", profile=submitted.profile_json(more))
+        known.append("refused", intent="b2", reason="no")
+    assert submitted.last(asked).cluster == mine
+    sent_with(profile.load("sol"), Work(here / "runs"), intent="c3")
+    assert submitted.last(asked).cluster == profile.load("sol")
+    assert submitted.last(replace(asked, name="other")) is None
+
+    monkeypatch.setenv("NETPRESS_PROFILE", "sol")
+    assert submitted.last(asked).notes == ()
+    monkeypatch.setenv("NETPRESS_PROFILE", "mine.yaml")
+    [note] = submitted.last(asked).notes
+    assert "submitted with profile sol" in note and "--profile mine.yaml" in note
+
+
+def test_a_profile_that_is_gone_counts_as_it_was(here):
+    file = here / "mine.yaml"
+    file.write_text("cores: 3\nreport: {cores: 2}\n")
+    mine = profile.load("mine.yaml", ["minutes=45"])
+    asked = sent_with(mine, Work(here / "runs"))
+    file.unlink()
+    found = submitted.last(asked, ["cores=4"])
+    assert found.cluster.profile == mine.profile.model_copy(update={"cores": 4})
+    [note] = found.notes
+    assert "mine.yaml is gone" in note
+
+
+def test_a_list_of_work_roots_that_is_damaged_is_one_sentence(here):
+    asked = results.sweep()
+    place = Work(here / "runs").sweep(asked.name)
+    place.folder.mkdir(parents=True)
+    place.roots.write_text('{"a": 1}')
+    with pytest.raises(UserError, match="roots.json: damaged; expected a JSON list"):
+        submitted.last(asked)
+
+
 # --- how jobs end ----------------------------------------------------------------------------
 
 GIB = 1024**3
@@ -438,10 +538,10 @@ def test_a_busy_cell_is_known_by_the_event_of_its_job(tmp_path):
 
 def test_memory_of_a_gpu_is_a_kind_of_its_own_and_reads_as_before():
     reason = "OutOfMemoryError: CUDA out of memory"
-    cause = retry.cause(None, failure={"kind": "gpu_out_of_memory", "reason": reason})
+    cause = retry.cause(None, failure=Failure("gpu_out_of_memory", reason))
     assert (cause.kind, cause.reason) == ("gpu_out_of_memory", f"out of memory: {reason}")
     assert not cause.rule.again
-    host = {"kind": "out_of_memory", "reason": "MemoryError: reading /data/CUDA.bin"}
+    host = Failure("out_of_memory", "MemoryError: reading /data/CUDA.bin")
     assert retry.cause(None, failure=host).kind == "out_of_memory"
 
 
@@ -465,7 +565,7 @@ def test_the_functions_of_jobs_are_passed_in(tmp_path):
     known = ledger.Ledger(work.sweep("test"))
     made = batch.prepare(asked, work, tmp_path, profile.load("generic"), asked.cells, known=known)
     functions = send.JobFunctions(cells=Task, report=Report)
-    kinds = [type(send._function(made, functions, tmp_path, item)) for item in made.prepared]
+    kinds = [type(send._function(made, functions, item)) for item in made.prepared]
     assert kinds == [Task] * (len(kinds) - 1) + [Report]
 
 
@@ -475,6 +575,13 @@ def test_orchestrate_does_not_reach_up_into_jobs():
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not any(name.split(".")[0] == "jobs" for name in names), file
+
+
+def test_orchestrate_does_not_reach_up_into_the_report_to_tell_the_state():
+    code = "import sys, pipeline.orchestrate.submit, pipeline.orchestrate.resume as r; "
+    code += "print([name for name in sys.modules if name.startswith('pipeline.report')])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
 
 
 def test_what_is_asked_for_next_time():
@@ -591,6 +698,7 @@ def test_estimates_come_from_the_best_there_is(tmp_path):
     half = estimate.best(asked, work, "h100:1")
     assert "one H100 of 989 TFLOP/s" in half.source and half.scale < 0.4
     assert "not in the table" in estimate.best(asked, work, "z9:1").source
+    assert "any kind of GPU" in estimate.best(asked, work, "1").source
 
     small, root = rehearse.sliver(asked), rehearse.root(work)
     used(small.cells[0], root)
@@ -608,7 +716,7 @@ def test_estimates_come_from_the_best_there_is(tmp_path):
 
 
 def test_what_was_used_and_a_better_request(tmp_path):
-    from pipeline.report import usage
+    from pipeline import usage
 
     asked, work = results.sweep(seeds=(0, 1)), Work(tmp_path)
     assert usage.read(asked.cells, work) is None
@@ -655,6 +763,110 @@ def test_a_report_in_the_queue_counts_if_it_is_of_this_text_and_after_all_others
         intend(known, "i3", sweep="b")
         known.append("submitted", intent="i3", job=3)
     assert not view(2, 3).has_report("b")  # it would not wait for what came after it
+
+
+def reported(work, *, job=1, reports=None, **more):
+    """The ledger of a sweep whose report was sent as this job, after cells of job 0."""
+    reports = str(reports or work.root / "reports")
+    request = {"memory_gib": 4, "minutes": 30, "exclude": []}
+    with ledger.locked(work.sweep("test")) as known:
+        intend(known, "i0", reports=reports, request=request)
+        known.append("submitted", intent="i0", job=0)
+        if job is not None:
+            intend(known, "i1", kind="report", reports=reports, request=request, **more)
+            known.append("submitted", intent="i1", job=job)
+    return known
+
+
+def test_what_became_of_the_report(tmp_path):
+    known = reported(Work(tmp_path))
+    look = report_job.look
+    assert look(known, {"1_0": Row(1, 0, "PENDING")}, True).state == "queued"
+    assert look(known, {"1_0": Row(1, 0, "RUNNING")}, True).state == "running"
+    assert look(known, {"1_0": Row(1, 0, "COMPLETED")}, True).state == "made"
+    assert look(known, {}, False).state == "unknown"
+    lost = look(known, {}, True)
+    assert lost.state == "failed" and "gone without a trace" in lost.reason
+    by_hand = look(known, {"1_0": Row(1, 0, "CANCELLED", by="1000")}, True)
+    assert (by_hand.state, by_hand.reason) == ("failed", "cancelled by 1000")
+    assert report_job.unsettled(known) == 1
+
+    job = known.paths.job("i1")
+    job.folder.mkdir(parents=True)
+    store.write_failure(job.report, Failure("exception", "PermissionError: /x"))
+    failed = look(known, {}, True)
+    assert (failed.state, failed.reason) == ("failed", "exception: PermissionError: /x")
+    page = paths.report("test", tmp_path / "reports").page
+    page.parent.mkdir(parents=True)
+    page.touch()
+    then = job.report.failure.stat().st_mtime
+    os.utime(page, (then - 60, then - 60))
+    assert look(known, {}, True).state == "failed"
+    os.utime(page, (then + 60, then + 60))  # made by hand since
+    assert look(known, {}, True).state == "made" and report_job.unsettled(known) is None
+
+
+def test_a_report_that_says_that_it_is_made_needs_no_scheduler(tmp_path):
+    known = reported(Work(tmp_path))
+    job = known.paths.job("i1")
+    job.folder.mkdir(parents=True)
+    store.publish_json(job.made, {})
+    assert report_job.look(known, {}, False).state == "made"
+    assert report_job.unsettled(known) is None
+
+
+def test_a_report_that_was_never_sent_or_refused(tmp_path):
+    known = reported(Work(tmp_path / "a"), job=None)
+    assert report_job.look(known, {}, True).state == "missing"
+    with ledger.locked(known.paths) as known:
+        intend(known, "i1", kind="report", reports=str(tmp_path / "reports"))
+        known.append("refused", intent="i1", reason="submit limit")
+    found = report_job.look(known, {}, True)
+    assert (found.state, found.reason) == ("failed", "submit limit")
+    old = Work(tmp_path / "b")
+    with ledger.locked(old.sweep("test")) as known:  # of a version that did not say where
+        intend(known, "i1", kind="report")
+        known.append("submitted", intent="i1", job=1)
+    assert report_job.look(known, {}, True) is None
+
+
+def test_a_report_that_ran_out_gets_more():
+    generic = profile.load("generic").profile
+    request = Request(4, 30)
+
+    def after(kind):
+        state_now = report_job.ReportState("failed", retry.Cause(kind, "", "n1"), None, request)
+        return state_now.next_request(generic)
+
+    assert after("out_of_memory") == Request(6, 30) and after("stuck") == Request(4, 60)
+    assert after("node_failure") == Request(4, 30, ("n1",)) and after("exception") == request
+
+
+def test_where_the_report_goes_is_tried_before_anything_is_sent(tmp_path):
+    report_job.require_writable(tmp_path / "reports", "s")
+    assert list(tmp_path.iterdir()) == []
+    folder = tmp_path / "reports" / "s"
+    folder.mkdir(parents=True)
+    (folder / "figures").write_text("in the way")
+    with pytest.raises(UserError, match="figures is no folder; remove it"):
+        report_job.require_writable(tmp_path / "reports", "s")
+    with pytest.raises(UserError, match="cannot be written there, .* in /proc; call this from"):
+        report_job.require_writable(Path("/proc/reports"), "s")
+
+
+def test_the_job_of_a_report_says_what_became_of_it(tmp_path):
+    from jobs.aggregate import Report
+
+    job = Work(tmp_path).sweep("s").job("a1")
+    job.folder.mkdir(parents=True)
+    gone = Report(
+        str(tmp_path / "s.yaml"), "name: [", str(tmp_path), str(tmp_path), str(job.folder)
+    )
+    with pytest.raises(UserError):
+        gone()
+    failure = store.read_failure(job.report)
+    assert failure.kind == "exception" and "s.yaml:2: not valid YAML" in failure.reason
+    assert not job.made.exists()
 
 
 def test_a_rehearsal_is_the_same_matrix_in_small():

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.orchestrate import estimate, graph, ledger, rehearse, slurm, state
+from pipeline.orchestrate import estimate, graph, ledger, rehearse, report_job, slurm, state
 from pipeline.orchestrate.graph import Array, Queued, Request
 from pipeline.orchestrate.profile import Cluster
+from pipeline.orchestrate.report_job import ReportState
 from pipeline.sweep import Cell, Sweep
 
-REPORT = "report"
+REPORT = report_job.KIND
+REPORTS_AGAIN = ("failed", "missing")  # states of a report that `submit` sends again
 DEFAULT_MAX_ARRAY_SIZE = 1001
 
 
@@ -39,6 +41,7 @@ class Batch:
     data_root: Path
     cluster: Cluster
     prepared: list[Prepared] = field(default_factory=list)
+    reports: Path = field(default_factory=paths.reports_root)
 
     @property
     def cells(self) -> int:
@@ -96,9 +99,12 @@ def make(
     known: ledger.Ledger,
     cells: Sequence[Cell],
     request: Callable[[Cell], Request] | None = None,
+    reports_again: Container[str] = REPORTS_AGAIN,
 ) -> Batch:
-    """What is sent for these cells, the queue as it is; or the report alone, if it is lacking."""
+    """What is sent for these cells, the queue as it is; or the report alone, if it is lacking, or
+    in one of the states `reports_again`."""
     view = states.view
+    last_report = states.report or ReportState("missing")
     alive = view.alive_jobs if view else []
     queued = {}
     for cell in sweep.cells:
@@ -115,9 +121,12 @@ def make(
         request=request,
         queued=queued,
         waits_for=alive,
+        report_request=last_report.next_request(cluster.profile),
     )
-    if not batch.prepared and alive and view and not view.has_report(text_id(sweep)):
-        return report_only(batch, known, alive)
+    if batch.prepared or view is None or view.has_report(text_id(sweep)):
+        return batch
+    if alive or (states.report and states.report.state in reports_again):
+        return report_only(batch, known, alive, last_report.next_request(cluster.profile))
     return batch
 
 
@@ -132,6 +141,7 @@ def prepare(
     request: Callable[[Cell], Request] | None = None,
     queued: Mapping[str, Queued] | None = None,
     waits_for: Iterable[int] = (),
+    report_request: Request | None = None,
 ) -> Batch:
     """The arrays for `cells` and the report after them, complete scripts; nothing is touched.
 
@@ -149,7 +159,9 @@ def prepare(
     if not arrays:
         return batch
     names: dict[str, str] = {}
-    for number, array in enumerate([*arrays, _report(arrays, cluster, waits_for)]):
+    report_request = report_request or ReportState("missing").next_request(cluster.profile)
+    report = _report(arrays, report_request, waits_for)
+    for number, array in enumerate([*arrays, report]):
         intent = _intent(sweep, work, len(known.entries) + number, array)
         names[array.name] = name = f"netpress-{intent}-{sweep.name}-{array.name}"
         job = work.sweep(sweep.name).job(intent)
@@ -159,11 +171,14 @@ def prepare(
     return batch
 
 
-def report_only(batch: Batch, known: ledger.Ledger, waits_for: Sequence[int]) -> Batch:
-    """A batch of the report alone, for jobs that are in the queue without one after them."""
+def report_only(
+    batch: Batch, known: ledger.Ledger, waits_for: Sequence[int], request: Request
+) -> Batch:
+    """A batch of the report alone, for jobs that are in the queue without one after them, or after
+    one that failed."""
     from pipeline.orchestrate import executor
 
-    array = _report([], batch.cluster, waits_for)
+    array = _report([], request, waits_for)
     intent = _intent(batch.sweep, batch.work, len(known.entries), array)
     name = f"netpress-{intent}-{batch.sweep.name}-{array.name}"
     job = batch.work.sweep(batch.sweep.name).job(intent)
@@ -173,8 +188,7 @@ def report_only(batch: Batch, known: ledger.Ledger, waits_for: Sequence[int]) ->
     return batch
 
 
-def _report(arrays: Sequence[Array], cluster: Cluster, waits_for: Iterable[int]) -> Array:
-    request = Request(cluster.profile.report.memory_gib, cluster.profile.report.minutes)
+def _report(arrays: Sequence[Array], request: Request, waits_for: Iterable[int]) -> Array:
     after = (*map(str, sorted(waits_for)), *(array.name for array in arrays))
     return Array(REPORT, {0: ()}, request, "afterany", after)
 
@@ -226,6 +240,7 @@ def slurm_request(
         memory_gib=request.memory_gib,
         minutes=request.minutes,
         dependency=dependency,
+        exclude=request.exclude,
     )
     if array.name == REPORT:
         report = profile.report
@@ -236,7 +251,7 @@ def slurm_request(
             partition=report.partition,
             qos=report.qos,
         )
-    return Ask(**common, cores=profile.cores, gres=profile.gres, exclude=request.exclude)
+    return Ask(**common, cores=profile.cores, gres=profile.gres)
 
 
 def estimated(sweep: Sweep, work: paths.Work, cluster: Cluster) -> estimate.Estimate:

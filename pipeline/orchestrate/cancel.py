@@ -25,9 +25,9 @@ def run(asked: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
         chosen = [cell for cell in cells or asked.cells if view.in_own_queue(cell.id)]
         tasks = {view.task(cell.id) for cell in chosen}
         shared = [cell for cell in asked.cells if view.task(cell.id) in tasks]
-        if shared:
-            known.append("cancelled", cells=[cell.id for cell in shared])
         reports = [] if cells else view.alive_reports
+        if shared or reports:
+            known.append("cancelled", cells=[cell.id for cell in shared], reports=reports)
         slurm.scancel([*_grouped(tasks), *map(str, reports)])
     others = len(shared) - len(chosen)
     yield f"{len(chosen)} cell{'s' * (len(chosen) != 1)} cancelled" + (

@@ -15,13 +15,11 @@ from pathlib import Path
 
 from pipeline import store
 from pipeline.errors import Corrupt, UserError
-from pipeline.orchestrate import ledger, slurm
+from pipeline.orchestrate import ledger, report_job, slurm
 from pipeline.orchestrate.retry import Cause, cause
 from pipeline.paths import AttemptPaths, CellPaths, Work
 from pipeline.store import Failure
 from pipeline.sweep import Cell, Sweep
-
-LOG_TAIL_BYTES = 4000
 
 PENDING = {  # Slurm's reasons in words; others are shown as they are
     "None": "",
@@ -122,8 +120,8 @@ class View:
         found = cause(
             row,
             failure=made.failure,
-            setup=_text(job.setup(task)),
-            log=_text(job.err(task)),
+            setup=report_job.end_of(job.setup(task)),
+            log=report_job.end_of(job.err(task)),
             rounds=made.rounds,
             progress=made.progress,
             task=task,
@@ -215,6 +213,10 @@ def _account(view: View, asked: Sweep, done: set[str]) -> None:
         for cell in asked.cells
         if cell.id not in done and (row := view.row(cell.id)) and row.state in slurm.FINAL
     }
+    report = report_job.unsettled(view.known)
+    row = view.rows.get(f"{report}_0")
+    if report is not None and (row is None or row.state in slurm.FINAL - {"COMPLETED"}):
+        gone.add(report)
     if not gone:
         return
     try:
@@ -304,14 +306,3 @@ def _busy(events: Path, cell_id: str) -> str:
             except (ValueError, KeyError, TypeError, RecursionError):  # not an event
                 continue
     return reason
-
-
-def _text(path) -> str:
-    """The end of a small text file; empty where there is none."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
-            return file.read().decode(errors="replace").strip()
-    except OSError:
-        return ""

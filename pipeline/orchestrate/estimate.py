@@ -116,13 +116,19 @@ def by_hardware(gpu: str | None) -> Estimate:
     """Arithmetic for a kind of GPU; one that is not in the table counts as an A100."""
     kind, _, part = (gpu or "").partition(":")[0].lower().partition(".")
     if kind not in PEAK or part:
-        known = f"{gpu!r} is not in the table" if gpu else "no GPU is asked for"
+        known = _unknown(gpu)
         return Estimate(OVERHEAD_S, 1.0, f"{known}, so as for an A100: {SOURCE}")
     if kind == "a100":
         return Estimate(OVERHEAD_S, 1.0, SOURCE)
     factor = PEAK["a100"] / PEAK[kind]
     said = f"one {kind.upper()} of {PEAK[kind]} TFLOP/s peak"
     return Estimate(OVERHEAD_S, factor, SOURCE.replace("one A100", said))
+
+
+def _unknown(gpu: str | None) -> str:
+    if not gpu:
+        return "no GPU is asked for"
+    return "any kind of GPU is asked for" if gpu.isdigit() else f"{gpu!r} is not in the table"
 
 
 def _finished(cells: Iterable[Cell], work: Work, on_gpu: bool = False) -> Iterator[tuple]:

@@ -4,7 +4,9 @@
     {"event": "submitted", "intent": ID, "job": 4711}       sbatch gave this job id
     {"event": "refused", "intent": ID, "reason": ...}       Slurm's final no
     {"event": "void", "intent": ID, "reason": ...}          looked for, and not there
-    {"event": "cancelled", "cells": [...]}                  the user asked for it
+    {"event": "cancelled", "cells": [...], "reports": [...]}  the user asked for it
+
+An intent has the profile that it was made with, for later commands that name none.
 
 The intent comes before sbatch runs, and its id is in the job's name; so after a kill at any moment
 an intent without an end can be settled by looking for that name. Whoever writes holds the lock.
@@ -45,6 +47,8 @@ class Entry:
     request: Mapping[str, Any]
     after: tuple[str, ...] = ()
     sweep: str = ""  # which text of its file
+    reports: str = ""  # the folder of reports; empty of older submissions
+    profile: Mapping[str, Any] | None = None  # see submitted.py; None of older submissions
     job: int | None = None
     ended: str | None = None  # why there is no job: Slurm's words, or `void`
 
@@ -72,6 +76,7 @@ class Ledger:
     paths: SweepPaths
     entries: dict[str, Entry] = field(default_factory=dict)
     cancelled: dict[str, str] = field(default_factory=dict)  # cell -> when, since its last intent
+    cancelled_jobs: set[int] = field(default_factory=set)  # of reports
 
     @property
     def last(self) -> dict[str, At]:
@@ -107,6 +112,8 @@ class Ledger:
                 line["request"],
                 tuple(line["after"]),
                 line.get("sweep", ""),
+                line.get("reports", ""),
+                line.get("profile"),
             )
             self.entries[entry.intent] = entry
             for ids in tasks.values():
@@ -114,6 +121,7 @@ class Ledger:
                     self.cancelled.pop(cell, None)
         elif event == "cancelled":
             self.cancelled.update(dict.fromkeys(line["cells"], line["at"]))
+            self.cancelled_jobs.update(line.get("reports", ()))
         elif entry is not None and event == "submitted":
             entry.job, entry.ended = line["job"], None
         elif entry is not None and event in ("refused", "void"):

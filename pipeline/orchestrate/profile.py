@@ -6,15 +6,16 @@ shell, but a newline in one would leave its #SBATCH line.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from pipeline import paths, strict_yaml
 from pipeline.errors import UserError
@@ -26,10 +27,31 @@ DEFAULT = "generic"
 Plain = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 PlainList = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,-]{1,256}$")]
 Feature = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,&|*()\[\]-]{1,256}$")]
-Gpu = Annotated[str, Field(pattern=r"^([A-Za-z][A-Za-z0-9._-]{0,62}:)?[1-9][0-9]{0,2}$")]
 Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1,128}$")]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1000}$")]
-Option = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/=@%+,-]{1,128}$")]
+GPU = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62}:)?[1-9][0-9]{0,2}")
+
+
+def _number_as_text(value: Any) -> Any:
+    """sbatch takes text: `gpu: 1` is `--gres=gpu:1`. YAML's true is no number."""
+    return str(value) if type(value) is int else value
+
+
+def _gpu(text: str) -> str:
+    if not GPU.fullmatch(text):
+        raise ValueError(
+            f"{shown(text)} is not what can stand after --gres=gpu: ; expected KIND:COUNT such as "
+            "a100:1, a count such as 1 for any kind, or null for none"
+        )
+    return text
+
+
+Gpu = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_gpu)]
+Option = Annotated[
+    str,
+    BeforeValidator(_number_as_text),
+    Field(pattern=r"^[A-Za-z0-9._:/=@%+,-]{1,128}$"),
+]
 # What a job is made of is not for a profile to say: nothing would find it, or find its base.
 OURS = (
     "array",
@@ -171,10 +193,15 @@ class Profile(Frozen):
 
 @dataclass(frozen=True)
 class Cluster:
-    """A profile by its name: what the commands that deal with SLURM are given."""
+    """A profile by its name: what the commands that deal with SLURM are given.
+
+    `source`: what `load` finds it by in any folder. `settings`: the KEY=VALUE that were given.
+    """
 
     name: str
     profile: Profile
+    source: str = ""
+    settings: tuple[str, ...] = ()
 
 
 def load(name: str, settings: Sequence[str] = ()) -> Cluster:
@@ -182,12 +209,24 @@ def load(name: str, settings: Sequence[str] = ()) -> Cluster:
 
     Raises UserError, one sentence with file and line, or with the setting, for what is not valid.
     """
-    path = _file(name)
+    path = file_of(name)
+    if path is None:
+        hint = nearest(name, shipped())
+        raise UserError(f"unknown profile {shown(name)}, and no such file; {hint}")
     document = strict_yaml.read(path)
     profile = document.check((), Profile, document.data)
+    return with_settings(Cluster(path.stem, profile, source_of(path)), settings)
+
+
+def with_settings(cluster: Cluster, settings: Sequence[str]) -> Cluster:
+    """The same with more of KEY=VALUE; of several for one key the last one counts."""
+    profile = cluster.profile
     for setting in settings:
         profile = _changed(profile, setting)
-    return Cluster(path.stem, profile)
+    every = [*cluster.settings, *settings]
+    last = {setting.partition("=")[0]: i for i, setting in enumerate(every)}
+    kept = tuple(every[i] for i in sorted(last.values()))
+    return replace(cluster, profile=profile, settings=kept)
 
 
 def chosen(asked, name: str | None = None, settings: Sequence[str] = ()) -> Cluster | None:
@@ -200,14 +239,18 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in paths.shipped_profiles().glob("*.yaml"))
 
 
-def _file(name: str) -> Path:
+def file_of(name: str) -> Path | None:
+    """The profile that ships under this name, or the file of this name; None for neither."""
     ships = paths.shipped_profiles() / f"{name}.yaml"
     if paths.NAME.fullmatch(name) and ships.is_file():
         return ships
     path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    raise UserError(f"unknown profile {shown(name)}, and no such file; {nearest(name, shipped())}")
+    return path if path.is_file() else None
+
+
+def source_of(path: Path) -> str:
+    """What `file_of` finds this one by in any folder."""
+    return path.stem if path.parent == paths.shipped_profiles() else str(path.absolute())
 
 
 def _changed(profile: Profile, setting: str) -> Profile:
@@ -215,20 +258,27 @@ def _changed(profile: Profile, setting: str) -> Profile:
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise UserError(f"--set {setting}: expected KEY=VALUE, such as --set minutes=120")
+    value = _value(text)
+    try:
+        return _with(profile, key, value)
+    except UserError as error:
+        if not isinstance(value, str):  # an account may be called 1234, or 1e3
+            with contextlib.suppress(UserError):
+                return _with(profile, key, text)
+        raise UserError(f"--set {setting}: {str(error).removeprefix('--set:1: ')}") from None
+
+
+def _with(profile: Profile, key: str, value: Any) -> Profile:
     outer, _, inner = key.partition(".")
     data: dict[str, Any] = profile.model_dump(mode="json")
     if inner:
         part = data.get(outer) or {}
         if not isinstance(part, dict):
-            raise UserError(f"--set {setting}: {outer} has no parts; expected {outer}=VALUE")
-        data[outer] = {**part, inner: _value(text)}
+            raise UserError(f"{outer} has no parts; expected {outer}=VALUE")
+        data[outer] = {**part, inner: value}
     else:
-        data[outer] = _value(text)
-    document = Document(Path("--set"), "", data, {(): 1})
-    try:
-        return document.check((), Profile, data)
-    except UserError as error:
-        raise UserError(f"--set {setting}: {str(error).removeprefix('--set:1: ')}") from None
+        data[outer] = value
+    return Document(Path("--set"), "", data, {(): 1}).check((), Profile, data)
 
 
 def _value(text: str) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pipeline import store
 from pipeline.orchestrate import cluster as clusters
 from pipeline.orchestrate import state, submit
-from pipeline.orchestrate.batch import Batch
+from pipeline.orchestrate.batch import REPORTS_AGAIN, Batch
 from pipeline.orchestrate.graph import Request
 from pipeline.orchestrate.profile import Cluster
 from pipeline.orchestrate.retry import Cause, escalated
@@ -50,6 +50,7 @@ def run(
         return submit.Picked(
             lambda cell_state: cell_state.cell.id in choice.requests,
             lambda cell: choice.requests[cell.id],
+            (*REPORTS_AGAIN, "cancelled"),
         )
 
     batch, states, sent = submit.run(sweep, work, data_root, cluster, functions, pick=pick)

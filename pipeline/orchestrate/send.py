@@ -15,11 +15,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.orchestrate import ledger, slurm
+from pipeline.orchestrate import ledger, slurm, submitted
 from pipeline.orchestrate.batch import REPORT, Batch, Prepared, dependency, slurm_request, text_id
 from pipeline.orchestrate.graph import Array
 from pipeline.terminal import sentence
@@ -53,14 +52,14 @@ class Sent:
             raise type(self.problem)(message) from self.problem
 
 
-def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions, reports: Path) -> Sent:
+def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions) -> Sent:
     """Submit every array of the batch, with the ledger's lock held.
 
     What Slurm refuses, and what would wait for that, is left out, and the report waits for the
     others. Where Slurm does not answer, nothing more is sent.
     """
     sent, lacking = Sent(), set()
-    function_of = partial(_function, batch, functions, reports)
+    function_of = partial(_function, batch, functions)
     for item in batch.prepared:
         if item.array.name == REPORT and lacking:
             item = _after_others(batch, item, lacking)
@@ -130,6 +129,8 @@ def _send(batch: Batch, item: Prepared, jobs: Mapping[str, int], known, function
         after=list(item.array.after),
         user=slurm.user(),
         sweep=text_id(batch.sweep),
+        reports=str(batch.reports),
+        profile=submitted.profile_json(batch.cluster),
     )
     cells = {i: batch.sweep.by_id[i].to_json() for i in item.array.cells}
     executor.write(item.job, script, function_of(item), item.minutes, cells)
@@ -142,13 +143,13 @@ def _send(batch: Batch, item: Prepared, jobs: Mapping[str, int], known, function
     return job
 
 
-def _function(batch: Batch, functions: JobFunctions, reports: Path, item: Prepared) -> Any:
+def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
     """What the job calls."""
-    if item.array.name == REPORT:
-        path, text = str(batch.sweep.path.absolute()), batch.sweep.text
-        return functions.report(path, text, str(batch.work.root), str(reports))
     root, data_root = str(batch.work.root), str(batch.data_root)
     folder = str(item.job.folder)
+    if item.array.name == REPORT:
+        path, text = str(batch.sweep.path.absolute()), batch.sweep.text
+        return functions.report(path, text, root, str(batch.reports), folder)
     lead_s = batch.cluster.profile.signal_s
     return functions.cells(
         folder, root, data_root, dict(item.array.tasks), item.array.shares, lead_s

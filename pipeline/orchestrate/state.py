@@ -15,11 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import gaps, store
-from pipeline.orchestrate import cluster, images, ledger, slurm
-from pipeline.orchestrate.plan import aligned, identity
+from pipeline import gaps, store, usage
+from pipeline.orchestrate import cluster, images, ledger, report_job, slurm
+from pipeline.orchestrate.plan import aligned, called, identity
 from pipeline.paths import CellPaths, Work
-from pipeline.report import usage
 from pipeline.sweep import Cell, Sweep
 from pipeline.terminal import printable
 
@@ -42,11 +41,13 @@ class CellState:
 @dataclass(frozen=True)
 class Found:
     """The states of all cells, in the sweep's order; `view`: what the cluster said, None where
-    nothing was ever submitted; `hidden`: cells whose folders we may not read."""
+    nothing was ever submitted; `hidden`: cells whose folders we may not read; `report`: of the
+    report's job, None where none was to be sent."""
 
     cells: tuple[CellState, ...]
     view: cluster.View | None = None
     hidden: frozenset[str] = frozenset()
+    report: report_job.ReportState | None = None
 
     @cached_property
     def by_id(self) -> dict[str, CellState]:
@@ -102,7 +103,8 @@ def find(
         ):
             # It was published after we had looked, and its job left the queue before we asked.
             found[cell.id] = _state(cell, work, True, base, view)
-    return Found(tuple(found.values()), view, hidden)
+    report = report_job.look(view.known, view.rows, view.reachable) if view else None
+    return Found(tuple(found.values()), view, hidden, report)
 
 
 def _published(sweep: Sweep, work: Work) -> tuple[set[str], frozenset[str]]:
@@ -279,13 +281,21 @@ def _could_lock(descriptor: int) -> bool:
     return True
 
 
-def to_json(found: Sequence[CellState]) -> dict[str, Any]:
+def to_json(
+    found: Sequence[CellState], report: report_job.ReportState | None = None
+) -> dict[str, Any]:
     return {
         "cells": [
             {**identity(s.cell), "state": s.state, "attempts": s.attempts, "reason": s.reason}
             for s in found
         ],
         "counts": dict(Counter(s.state for s in found)),
+        "report": report
+        and {
+            "state": report.state,
+            "reason": report.reason,
+            "log": str(report.log) if report.log else None,
+        },
     }
 
 
@@ -298,10 +308,28 @@ def lines(found: Sequence[CellState]) -> Iterable[str]:
     yield ", ".join(f"{count} {state}" for state, count in counts.most_common())
 
 
+def report_lines(found: Found, called: str) -> Iterable[str]:
+    """What became of the report's job, where it needs somebody."""
+    report = found.report
+    if report is None or report.state not in ("failed", "cancelled", "missing"):
+        return
+    log = f" (log: {report.log})" if report.log else ""
+    command = "resume" if report.state == "cancelled" else "submit"
+    yield f"Report: {report.state}: {report.reason}{log}"
+    yield f"`netpress {command} {called}` sends it again, `netpress report {called}` makes it here"
+
+
 def used(found: Found, work: Work) -> Iterable[str]:
     """What the jobs of the cells that are done used, for people; nothing where there were none."""
     measured = usage.read((s.cell for s in found.cells if s.state == "done"), work)
     return usage.lines(measured) if measured else ()
+
+
+def everything(sweep: Sweep, found: Found, work: Work) -> Iterable[str]:
+    """All that `status` says to people."""
+    yield from lines(found.cells)
+    yield from report_lines(found, called(sweep))
+    yield from used(found, work)
 
 
 def watch(sweep: Sweep, work: Work, data_root: Path) -> None:
@@ -317,7 +345,7 @@ def watch(sweep: Sweep, work: Work, data_root: Path) -> None:
             changes = images.notes(found.done, work, data_root)
         if sys.stdout.isatty():
             print("\033[H\033[2J", end="")
-        shown = [*found.notes, *changes, *lines(found.cells), *used(found, work)]
+        shown = [*found.notes, *changes, *everything(sweep, found, work)]
         print("\n".join(map(printable, shown)), flush=True)
         if all(s.state in ("done", "failed", "cancelled") for s in found.cells):
             return

@@ -8,14 +8,24 @@ from __future__ import annotations
 import enum
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.orchestrate import images, ledger, local, plan, slurm, state
+from pipeline.orchestrate import (
+    images,
+    ledger,
+    local,
+    plan,
+    report_job,
+    slurm,
+    state,
+    submitted,
+)
 from pipeline.orchestrate.batch import (
+    REPORTS_AGAIN,
     Batch,
     cells_of,
     choose,
@@ -51,6 +61,7 @@ class Picked:
 
     wanted: Callable[[state.CellState], bool]
     request: Callable[[Cell], Request]
+    reports_again: Container[str] = REPORTS_AGAIN
 
 
 def run(
@@ -78,8 +89,21 @@ def run(
         cells = choose(sweep, states, picked.wanted)
         images.check(states.done, work, data_root, local.say, decode=False)
         local.require_data(cells, data_root)
-        batch = make(sweep, work, data_root, cluster, states, known, cells, picked.request)
-        sent = send(batch, known, functions, paths.reports_root())
+        batch = make(
+            sweep,
+            work,
+            data_root,
+            cluster,
+            states,
+            known,
+            cells,
+            picked.request,
+            picked.reports_again,
+        )
+        if batch.prepared:
+            report_job.require_writable(batch.reports, sweep.name)
+            submitted.remember(sweep, work)
+        sent = send(batch, known, functions)
         if sent.jobs and states.view:  # they would build the report before the new jobs are done
             slurm.scancel(list(map(str, states.view.alive_reports)))
     return batch, states, sent
@@ -143,7 +167,9 @@ def lines(batch: Batch, states: state.Found, sent: Sent) -> Iterator[Line]:
         if job is None:
             continue
         if not cells:
-            yield Line(f"job {job}: the report, after all others")
+            again = states.report and states.report.reason
+            why = "after all others" if item.array.after or not again else f"again: {again}"
+            yield Line(f"job {job}: the report, {why}")
             continue
         waits = f", waits for {item.array.after[0]}" if item.array.after else ""
         yield Line(f"job {job}: {cells} cell{'s' if cells != 1 else ''}{waits}")

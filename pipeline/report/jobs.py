@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.report import usage
+from pipeline import usage
 from pipeline.report.content import Column, Section, Sentence, Table, Value, spread
 from pipeline.report.metrics import METRIC
 from pipeline.sweep import Cell, Sweep

@@ -29,18 +29,18 @@ from typing import Any
 import h5py
 from h5py import h5o
 
-from pipeline import __version__, catalog, store
+from pipeline import __version__, catalog, store, usage
 from pipeline.errors import UserError
 from pipeline.gaps import Gap
 from pipeline.paths import Work, checked_name
-from pipeline.report import content, evidence, frames, reading, usage
+from pipeline.report import content, evidence, frames, reading
 from pipeline.report.evidence import Evidence
 from pipeline.report.frames import Frames
 from pipeline.report.reading import Chunk, Read
 from pipeline.report.row import identity
-from pipeline.report.usage import Used
 from pipeline.store import hdf5
 from pipeline.sweep import Cell, Sweep
+from pipeline.usage import Used
 
 FORMAT = 1
 MEMBERS = {"text", "order", "gaps", "usage", "cells"}

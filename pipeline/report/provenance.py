@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pipeline.report import content, usage
+from pipeline import usage
+from pipeline.report import content
 from pipeline.report.frames import Frames
 from pipeline.report.jobs import Said
 from pipeline.report.metrics import METRIC

@@ -27,10 +27,9 @@ import h5py
 import numpy
 from h5py import h5o
 
-from pipeline import hardware, store
+from pipeline import hardware, store, usage
 from pipeline.errors import Corrupt
 from pipeline.paths import CellPaths
-from pipeline.report import usage
 from pipeline.report.evidence import check_result, is_row_evidence, valid_result
 from pipeline.report.row import row
 from pipeline.store import hdf5

@@ -6,7 +6,7 @@ library makes of a stranger's model is one sentence. The libraries are loaded wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING

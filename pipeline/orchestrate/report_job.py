@@ -1,0 +1,173 @@
+"""Whether the job that builds a sweep's report did so; if not, why, and where its log is.
+
+It says so itself: made.json in its folder when the report is there, failure.json when it failed.
+Where it could say nothing, Slurm's records and its log tell. A report that was made by hand since
+is as good.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pipeline import paths, store
+from pipeline.errors import Corrupt, UserError
+from pipeline.orchestrate import ledger, slurm
+from pipeline.orchestrate.graph import Request
+from pipeline.orchestrate.retry import Cause, cause, escalated
+
+KIND = "report"  # of an entry in the ledger
+LOG_TAIL_BYTES = 4000
+
+
+@dataclass(frozen=True)
+class ReportState:
+    """`made`, `queued` and `running` need nothing; `unknown`: Slurm did not answer. `cancelled`: by
+    `netpress cancel`. `missing`: it was never sent. `request`: what its job requested."""
+
+    state: Literal["made", "queued", "running", "failed", "cancelled", "missing", "unknown"]
+    cause: Cause | None = None
+    log: Path | None = None
+    request: Request | None = None
+
+    @property
+    def reason(self) -> str | None:
+        if self.cause is None:
+            return None
+        advice = f"; {self.cause.rule.advice}" if self.cause.rule.advice else ""
+        return self.cause.reason + advice
+
+    def next_request(self, profile) -> Request:
+        """For its next job: more of what it ran out of, and no less than the profile says."""
+        least = Request(profile.report.memory_gib, profile.report.minutes)
+        if self.cause is None or self.request is None:
+            return least
+        found = escalated(self.cause, self.request, profile.cap_gib, profile.cap_minutes)
+        if isinstance(found, str):
+            found = self.request
+        memory_gib = max(found.memory_gib, least.memory_gib)
+        return Request(memory_gib, max(found.minutes, least.minutes), found.exclude)
+
+
+def unsettled(known: ledger.Ledger) -> int | None:
+    """The job of the last report, where nothing on disk says that there is a report."""
+    entry = _last(known)
+    if entry is None or entry.kind != KIND or entry.job is None or _is_made(known, entry):
+        return None
+    return entry.job
+
+
+def look(
+    known: ledger.Ledger, rows: Mapping[str, slurm.Row], reachable: bool
+) -> ReportState | None:
+    """The state of the sweep's report; None where nothing was sent that one would be of."""
+    entry = _last(known)
+    if entry is None:
+        return None
+    if _is_made(known, entry):
+        return ReportState("made")
+    if entry.kind != KIND:
+        return ReportState("missing", Cause("lost", "its job was never sent"))
+    if entry.job is None:
+        if entry.ended is None:
+            return ReportState("unknown")
+        return ReportState("failed", Cause("lost", entry.ended))
+    task = f"{entry.job}_0"
+    row = rows.get(task)
+    if row is not None and row.state not in slurm.FINAL:
+        waits = slurm.IN_QUEUE.get(row.state) == "queued"
+        return ReportState("queued" if waits else "running")
+    if row is not None and row.state == "COMPLETED":
+        return ReportState("made")
+    return _ended(known, entry, row, reachable)
+
+
+def _ended(known, entry: ledger.Entry, row: slurm.Row | None, reachable: bool) -> ReportState:
+    task, job = f"{entry.job}_0", known.paths.job(entry.intent)
+    failure = _failure(job)
+    if row is None and failure is None and not reachable:
+        return ReportState("unknown")
+    if entry.job in known.cancelled_jobs and failure is None:
+        return ReportState("cancelled", Cause("cancelled", "cancelled by `netpress cancel`"))
+    setup, log = end_of(job.setup(task)), end_of(job.err(task))
+    found = cause(row, failure=failure, setup=setup, log=log, task=task)
+    request = Request(
+        entry.request["memory_gib"], entry.request["minutes"], tuple(entry.request["exclude"])
+    )
+    return ReportState("failed", found, job.err(task) if log else None, request)
+
+
+def _failure(job: paths.JobPaths) -> store.Failure | None:
+    try:
+        return store.read_failure(job.report)
+    except (Corrupt, OSError):  # then Slurm's records tell
+        return None
+
+
+def _last(known: ledger.Ledger) -> ledger.Entry | None:
+    """The last thing sent, or the last report that was refused; None in ledgers of old versions,
+    whose reports did not say whether they were made."""
+    for entry in reversed(known.entries.values()):
+        if entry.ended is None or entry.kind == KIND:
+            return entry if entry.reports else None
+    return None
+
+
+def _is_made(known: ledger.Ledger, entry: ledger.Entry) -> bool:
+    job = known.paths.job(entry.intent)
+    if entry.kind == KIND and job.made.exists():
+        return True
+    page = paths.report(known.paths.folder.name, Path(entry.reports)).page
+    try:
+        made_s = page.stat().st_mtime
+    except OSError:
+        return False
+    return made_s > _ended_s(job, entry)
+
+
+def _ended_s(job: paths.JobPaths, entry: ledger.Entry) -> float:
+    """When the job said its last word; when it was sent, where it said none."""
+    for path in (job.report.failure, job.err(f"{entry.job}_0")):
+        try:
+            return path.stat().st_mtime
+        except OSError:
+            continue
+    return datetime.fromisoformat(entry.at).timestamp()
+
+
+def end_of(path: Path) -> str:
+    """The end of a small text file; empty where there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def require_writable(reports: Path, sweep: str) -> None:
+    """Raises UserError where a report of this sweep could not be written from here; leaves nothing
+    behind."""
+    report = paths.report(sweep, reports)
+    for folder in (report.folder, report.tables, report.figures, report.artifacts):
+        if os.path.lexists(folder) or folder is report.folder:
+            _require_writable(folder)
+
+
+def _require_writable(folder: Path) -> None:
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    what = f"{folder}: the report cannot be written there"
+    remedy = "call this from a folder that you may write to"
+    if not nearest.is_dir():
+        raise UserError(f"{what}, since {nearest} is no folder; remove it, or {remedy}")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".netpress-probe-", dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(f"{what}, {error.strerror} in {nearest}; {remedy}") from None

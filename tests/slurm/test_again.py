@@ -1,0 +1,136 @@
+"""The commands after `submit`, which are not told again what it was told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipeline.paths import Work
+from tests.slurm.conftest import SMALL, wait_for
+from tests.slurm.test_slurm import LATER
+
+PROFILE = """
+partition: scavenge
+gpu: null
+cores: 1
+memory_gib: 3
+minutes: 30
+setup: ["export NETPRESS_TEST_SETUP=1"]
+work: {work}
+options: {{begin: now+1hour}}
+"""
+
+
+def cells_in_queue(desk) -> set[str]:
+    """Partition, memory and time of the jobs that make cells."""
+    lines = desk.box.ask("squeue", "-h", "-t", "PD", "-o", "%j|%P %m %l").splitlines()
+    jobs = (line.split("|") for line in lines)
+    return {asked for name, asked in jobs if not name.endswith("-report")}
+
+
+def test_commands_that_name_no_profile_take_that_of_the_submission(desk):
+    work = desk.folder / "scratch" / "netpress"
+    work.parent.mkdir()
+    profile = desk.folder / "mine.yaml"
+    profile.write_text(PROFILE.format(work=work))
+    sweep = desk.sweep("again", techniques="[base, quick]", seeds="[60]")
+    desk.netpress("submit", sweep, "--profile", "mine.yaml", "--set", "minutes=45")
+    assert cells_in_queue(desk) == {"scavenge 3G 45:00"}
+
+    # status, logs, submit and cancel look where it was sent, from the sweep's file alone.
+    assert desk.states(sweep) == {"base/60": "queued", "quick/60": "waiting"}
+    assert "it is queued" in desk.netpress("logs", sweep, "vgg16_bn/digits/base/60", code=2)[1]
+    assert "Nothing to submit" in desk.netpress("submit", sweep)[0]
+    assert "2 cells cancelled" in desk.netpress("cancel", sweep)[0]
+    wait_for(lambda: set(desk.states(sweep).values()) == {"cancelled"}, 30)
+
+    # What has changed in the file since counts, is said in one line, and moves no work root.
+    text = PROFILE.format(work=desk.folder / "elsewhere").replace("memory_gib: 3", "memory_gib: 4")
+    profile.write_text(text)
+    process = desk.start("resume", sweep)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    changed = "netpress: note: profile mine has changed since again was submitted: "
+    [line] = [line for line in err.splitlines() if line.startswith(changed)]
+    assert "memory_gib 4, was 3" in line and "the work root stays what it was" in line
+    assert cells_in_queue(desk) == {"scavenge 4G 45:00"}
+    events = [json.loads(s) for s in Work(work).sweep("again").ledger.read_text().splitlines()]
+    sent = [event["job"] for event in events if event["event"] == "submitted"]
+    script = desk.box.ask("scontrol", "write", "batch_script", str(sent[-2]), "-")
+    assert "export NETPRESS_TEST_SETUP=1" in script
+    assert desk.states(sweep) == {"base/60": "queued", "quick/60": "waiting"}
+
+    # Another one is taken where it is asked for, and from then on.
+    desk.netpress("cancel", sweep)
+    wait_for(lambda: set(desk.states(sweep).values()) == {"cancelled"}, 30)
+    desk.netpress("submit", sweep, "--profile", "generic", *SMALL, *LATER)
+    assert cells_in_queue(desk) == {"public 2G 4:00:00"}
+    assert len(desk.jobs("again")) == 3
+    assert set(desk.states(sweep).values()) == {"queued", "waiting"}
+
+
+def test_what_slurm_refused_is_not_taken_again(desk):
+    sweep = desk.sweep("refused", techniques="[base]", seeds="[61]")
+    desk.submit(sweep, "--set", "partition=nope", code=2)
+    desk.submit(sweep, *LATER)
+    assert cells_in_queue(desk) == {"public 2G 4:00:00"}
+
+
+def report_state(desk, sweep: str) -> dict:
+    return json.loads(desk.netpress("status", sweep, "--json")[0])["report"]
+
+
+def until_report(desk, sweep: str, wanted: str) -> dict:
+    return wait_for(lambda: (r := report_state(desk, sweep))["state"] == wanted and r, 150)
+
+
+def test_a_report_that_failed_is_told_and_sent_again(desk):
+    sweep = desk.sweep("unreported", techniques="[base]", seeds="[62]")
+    desk.submit(sweep)
+    assert report_state(desk, sweep)["state"] in ("queued", "running")
+    reports = desk.folder / "reports"
+    reports.write_text("in the way")
+    found = until_report(desk, sweep, "failed")
+    assert str(reports) in found["reason"] and found["reason"].startswith("exception: ")
+    assert str(reports) in Path(found["log"]).read_text()
+    out, _ = desk.netpress("status", sweep)
+    assert f"Report: failed: {found['reason']} (log: {found['log']})\n" in out
+    assert f"`netpress submit {sweep}` sends it again" in out
+
+    # As long as it would fail again, nothing is sent; then submit sends it, and it alone.
+    jobs = desk.jobs("unreported")
+    for command in ("submit", "resume"):
+        [line] = desk.netpress(command, sweep, code=2)[1].splitlines()
+        assert f"since {reports} is no folder" in line
+    assert desk.jobs("unreported") == jobs
+    reports.unlink()
+    out, _ = desk.netpress("submit", sweep)
+    [job] = set(desk.jobs("unreported")) - set(jobs)
+    assert f"job {job}: the report, again: exception: " in out
+    assert until_report(desk, sweep, "made") == {"state": "made", "reason": None, "log": None}
+    assert (reports / "unreported" / "report.md").exists()
+    assert "Report: " not in desk.netpress("status", sweep)[0]
+    assert "Nothing to submit" in desk.netpress("submit", sweep)[0]
+    assert "Nothing to submit" in desk.netpress("resume", sweep)[0]
+
+
+def test_a_report_whose_job_could_say_nothing(desk):
+    """Out of memory: told from Slurm's records, and given more. Cancelled: for resume alone."""
+    sweep = desk.sweep("speechless", techniques="[base]", seeds="[63]")
+    desk.submit(sweep, "--set", 'setup=["sleep 1"]', "--set", "report.memory_gib=1", *LATER)
+    report = desk.jobs("speechless")[-1]
+    desk.netpress("cancel", sweep)
+    found = until_report(desk, sweep, "cancelled")
+    assert found["reason"] == "cancelled by `netpress cancel`"
+    assert "Nothing to submit" in desk.netpress("submit", sweep)[0]
+    hog = ["[ $SLURM_JOB_NAME = ${SLURM_JOB_NAME%-report} ] || python -c 'bytearray(2 << 30)'"]
+    more = ("--set", "options={}", "--set", "setup=" + json.dumps(hog))
+    assert "the report, after all others" in desk.netpress("resume", sweep, *more)[0]
+    again = desk.jobs("speechless")[-1]
+    assert again != report
+    found = until_report(desk, sweep, "failed")
+    assert found["reason"].startswith("out of memory: ") and found["reason"].endswith(" of 1 GiB")
+    desk.netpress("submit", sweep, "--set", "setup=[]")
+    last = desk.jobs("speechless")[-1]
+    assert "MinMemoryNode=2G" in desk.box.ask("scontrol", "show", "job", str(last))
+    until_report(desk, sweep, "made")
