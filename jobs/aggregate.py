@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline import garbage, store
+from pipeline import garbage, store, streams
 from pipeline.errors import UserError
 from pipeline.orchestrate import state
 from pipeline.orchestrate.cluster import job_of
@@ -35,12 +35,14 @@ def aggregate(asked: Sweep, work: Path, to: Path) -> None:
     """Write TO/SWEEP/ from what is there, gaps named; that there are gaps is no failure."""
     from pipeline import report
 
+    streams.ready()
     garbage.seldom()
     store.private()
     write_down_ends(asked, Work(work))
     made, listed = report.build(asked, Work(work), to)
-    report.print_summary(listed, sys.stdout)
-    print(f"Report: {made.page}")
+    with streams.at_best():
+        report.print_summary(listed, sys.stdout)
+        print(f"Report: {made.page}")
 
 
 def write_down_ends(asked: Sweep, work: Work) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -204,7 +204,7 @@ def _file(name: str) -> Path:
     ships = paths.shipped_profiles() / f"{name}.yaml"
     if paths.NAME.fullmatch(name) and ships.is_file():
         return ships
-    path = Path(name).expanduser()
+    path = paths.expanded(name)
     if path.is_file():
         return path
     raise UserError(f"unknown profile {shown(name)}, and no such file; {nearest(name, shipped())}")
@@ -213,29 +213,51 @@ def _file(name: str) -> Path:
 def _changed(profile: Profile, setting: str) -> Profile:
     """The profile with one `--set KEY=VALUE`; a dot in KEY leads into a part: report.cores=2."""
     key, equals, text = setting.partition("=")
+    given = setting if len(setting) <= 60 else f"{setting[:57]}..."
     if not equals or not key:
-        raise UserError(f"--set {setting}: expected KEY=VALUE, such as --set minutes=120")
+        raise UserError(f"--set {given}: expected KEY=VALUE, such as --set minutes=120")
     outer, _, inner = key.partition(".")
     data: dict[str, Any] = profile.model_dump(mode="json")
     if inner:
         part = data.get(outer) or {}
         if not isinstance(part, dict):
-            raise UserError(f"--set {setting}: {outer} has no parts; expected {outer}=VALUE")
-        data[outer] = {**part, inner: _value(text)}
+            raise UserError(f"--set {given}: {outer} has no parts; expected {outer}=VALUE")
+        data[outer] = {**part, inner: _value(text, given)}
     else:
-        data[outer] = _value(text)
+        data[outer] = _value(text, given)
     document = Document(Path("--set"), "", data, {(): 1})
     try:
         return document.check((), Profile, data)
     except UserError as error:
-        raise UserError(f"--set {setting}: {str(error).removeprefix('--set:1: ')}") from None
+        raise UserError(f"--set {given}: {str(error).removeprefix('--set:1: ')}") from None
 
 
-def _value(text: str) -> Any:
+def _value(text: str, given: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        deep = _is_deep(value)
+    except RecursionError:
+        deep = True
     except ValueError:
         return text
+    if deep:
+        limit = strict_yaml.MAX_DEPTH
+        raise UserError(f"--set {given}: nested more than {limit} levels deep; expected a value")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and mappings nest deeper than they may in a file."""
+    level = [value]
+    for _ in range(strict_yaml.MAX_DEPTH + 1):
+        level = [inner for outer in level for inner in _inner(outer)]
+    return bool(level)
+
+
+def _inner(value: Any) -> Collection[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _words(number: int) -> str:

@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
-from pipeline import gaps, store
+from pipeline import gaps, store, streams
 from pipeline.orchestrate import cluster, ledger, slurm
 from pipeline.orchestrate.plan import aligned, identity
 from pipeline.paths import CellPaths, Work
@@ -24,6 +24,7 @@ from pipeline.sweep import Cell, Sweep
 State = Literal["done", "running", "queued", "waiting", "failed", "cancelled", "missing"]
 OVER = ("failed", "cancelled", "missing")
 WATCH_S = 3.0
+CLEAR = "\033[H\033[2J"  # of a terminal
 WATCH_CLUSTER_S = 15.0
 
 
@@ -305,9 +306,9 @@ def watch(sweep: Sweep, work: Work) -> None:
     """
     while True:
         found = find(sweep, work)
-        if sys.stdout.isatty():
-            print("\033[H\033[2J", end="")
-        print("\n".join([*found.notes, *lines(found.cells), *used(found, work)]), flush=True)
+        shown = "\n".join([*found.notes, *lines(found.cells), *used(found, work)])
+        with streams.naming():
+            print(f"{CLEAR if sys.stdout.isatty() else ''}{shown}", flush=True)
         if all(s.state in ("done", "failed", "cancelled") for s in found.cells):
             return
         if found.view and all(s.state not in ("running", "queued") for s in found.cells):
