@@ -10,7 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from pipeline import garbage, store
+from pipeline import garbage, store, streams
 from pipeline.errors import UserError
 from pipeline.orchestrate import state
 from pipeline.orchestrate.cluster import job_of
@@ -45,12 +45,14 @@ def aggregate(asked: Sweep, work: Path, to: Path) -> Path:
     """Write TO/SWEEP/ from what is there, gaps named, which are no failure; the report's page."""
     from pipeline import report
 
+    streams.ready()
     garbage.seldom()
     store.private()
     write_down_ends(asked, Work(work))
     made, listed = report.build(asked, Work(work), to)
-    report.print_summary(listed, sys.stdout)
-    print(f"Report: {made.page}")
+    with streams.at_best():
+        report.print_summary(listed, sys.stdout)
+        print(f"Report: {made.page}")
     return made.page
 
 

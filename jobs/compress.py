@@ -23,13 +23,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from pipeline import garbage
+from pipeline import garbage, streams
 
 WATCH_S = 3.0
 SUPERSEDED = 76  # exit code of a run that another run of its job has taken the place of
 
 
 def main(arguments: list[str] | None = None) -> int:
+    streams.ready()
     asked = _parser().parse_args(arguments)
     if asked.die_with_parent:
         _die_with(asked.die_with_parent)

@@ -6,8 +6,10 @@ standard output, progress and errors to standard error. What a command needs is 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,20 +19,23 @@ from typing import Any
 
 import click
 
-from pipeline import __version__, garbage, store, terminal
+from pipeline import __version__, garbage, store, streams, terminal
 from pipeline.errors import Corrupt, UserError
 from pipeline.strict_yaml import nearest, shown
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# A path that cannot be what the command needs it to be: the input is wrong, not the machine.
+WRONG_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    streams.ready()
     garbage.seldom()
     store.private()
     try:
         code = netpress.main(arguments, prog_name="netpress", standalone_mode=False)
-        sys.stdout.flush()
+        with streams.naming():
+            sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         return _complain(_usage(error))
@@ -40,17 +45,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), code=1)
     except (click.Abort, KeyboardInterrupt):
         return _complain("stopped; the same command goes on from here", code=130)
-    except BrokenPipeError:
-        return _without_reader()
+    except BrokenPipeError:  # whoever read our output has left (`| head`)
+        streams.abandon()
+        return 1
     except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        return _complain(f"{error.filename or 'a file'}: {error.strerror}", code=1)
+        return _complain(_of_system(error), 2 if error.errno in WRONG_PATH else 1)
 
 
 def _complain(sentence: str, code: int = 2) -> int:
-    print(f"netpress: {terminal.sentence(sentence)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the code says it, too
+        print(f"netpress: {terminal.sentence(sentence)}", file=sys.stderr, flush=True)
     return code
+
+
+def _of_system(error: OSError) -> str:
+    """The path and what the system says of it; of a rename, the name that it was to have."""
+    named = [path for path in (error.filename2, error.filename) if isinstance(path, (str, bytes))]
+    problem = " ".join((error.strerror or str(error) or type(error).__name__).split())
+    if error.filename == streams.STANDARD_OUTPUT:
+        streams.abandon()
+    if named:
+        return f"{os.fsdecode(named[0])}: {problem}"
+    return f"{problem} (the system does not say of which file)"
 
 
 def _usage(error: click.ClickException) -> str:
@@ -59,12 +75,6 @@ def _usage(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "netpress"
     return f"{message} (`{command} --help` says what there is)"
-
-
-def _without_reader() -> int:
-    """Whoever read our output has left (`| head`): nothing more to say, not even at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
 
 
 class _Commands(click.Group):
@@ -97,6 +107,14 @@ def netpress(context: click.Context) -> None:
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
         context.exit(2)
+
+
+class _Megabytes(click.FloatRange):
+    def convert(self, value: Any, parameter, context) -> float:
+        number = super().convert(value, parameter, context)
+        if not math.isfinite(number):  # nan is in every range
+            self.fail(f"{value!r} is not a number of megabytes.", parameter, context)
+        return number
 
 
 _sweep = click.argument("sweep")
@@ -269,7 +287,7 @@ def resume(sweep: str, cells: tuple[str, ...], profile, settings, exceptions: bo
 @click.option(
     "--artifacts",
     "artifact_mb",
-    type=click.FloatRange(min=0),
+    type=_Megabytes(min=0),
     metavar="MB",
     help="Put the models of at most so many MB into the report.",
 )
@@ -306,8 +324,9 @@ def report(
     if as_json:
         return _show(look())
     made, listed = make()
-    report.print_summary(listed)
-    _show([f"Report: {made.page}"])
+    with streams.at_best():
+        report.print_summary(listed)
+        click.echo(terminal.printable(f"Report: {made.page}"))
 
 
 def _refuse_with_folder(sweep: str, options: dict[str, Any]) -> None:
@@ -330,11 +349,11 @@ def verify(report: Path, as_json: bool, accuracy: bool, speed: bool) -> int:
     for check in verify.checks(report, data_root, work.cache, accuracy=accuracy, speed=speed):
         checks.append(check)
         if not as_json:
-            _show([check.line])
+            _say(check.line)
     if as_json:
         _show({"checks": [check.to_json() for check in checks]})
     else:
-        click.echo(verify.summary(checks))
+        _say(verify.summary(checks))
     return 1 if verify.any_differs(checks) else 0
 
 
@@ -349,7 +368,7 @@ def export(sweep: str, cell: str, to: Path | None) -> None:
     asked = _load(sweep)
     work, _ = _roots(asked)
     chosen = plan.find_cell(asked, cell)
-    _show([str(export.export(asked, chosen, work, to or Path(chosen.name.replace("/", "-"))))])
+    _say(export.export(asked, chosen, work, to or Path(chosen.name.replace("/", "-"))))
 
 
 @netpress.command()
@@ -364,7 +383,8 @@ def predict(artifact: Path, images: tuple[Path, ...], runtime: str, as_json: boo
     found = predict(artifact, list(images), runtime)
     if as_json:
         return _show({"predictions": found})
-    _show(f"{row['image']}  {row['class']}  {row['confidence']:.1%}" for row in found)
+    for row in found:
+        _say(f"{row['image']}  {row['class']}  {row['confidence']:.1%}")
 
 
 @netpress.command()
@@ -392,7 +412,7 @@ def doctor(profile: str | None, settings: tuple[str, ...], jobs: bool) -> int:
     checks = []
     for check in doctor.checks(cluster, jobs):
         checks.append(check)
-        _show([check.line])
+        _say(check.line)
     return 0 if all(check.ok is not False for check in checks) else 1
 
 
@@ -467,4 +487,9 @@ def _show(what: dict[str, Any] | Iterable[str]) -> None:
     if isinstance(what, dict):
         return click.echo(json.dumps(what, indent=2))
     for line in what:
-        click.echo(terminal.printable(line.expandtabs()))
+        _say(line)
+
+
+def _say(line: object) -> None:
+    with streams.naming():
+        click.echo(terminal.printable(str(line).expandtabs()))

@@ -5,14 +5,17 @@ WORK/cells/ID/{cell.json, checkpoint/, metrics.h5, attempts/N/, result.h5, artif
 WORK/sweeps/NAME/{ledger.jsonl, roots.json, jobs/}
 WORK/submit.lock
 WORK/cache/
-REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, tables/, figures/,
-               artifacts/ID/}
+REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, files.json, tables/,
+               figures/, artifacts/ID/}
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shlex
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,7 +183,7 @@ class JobPaths:
 @dataclass(frozen=True)
 class ReportPaths:
     """What a sweep produced, for people: reports/SWEEP/. A new report takes away what an earlier
-    one left in tables/ and figures/."""
+    one left in tables/, figures/ and artifacts/."""
 
     folder: Path
 
@@ -205,6 +208,20 @@ class ReportPaths:
     def yaml(self) -> Path:
         """The sweep file that it is the report of."""
         return self.folder / "sweep.yaml"
+
+    @property
+    def listing(self) -> Path:
+        """Which files here are the report's own: see report/owned.py."""
+        return self.folder / "files.json"
+
+    @property
+    def always(self) -> tuple[Path, ...]:
+        """The files that every report has."""
+        return (self.page, self.markdown, self.csv, self.merged, self.yaml, self.listing)
+
+    @property
+    def own_folders(self) -> tuple[Path, ...]:
+        return (self.tables, self.figures, self.artifacts)
 
     @property
     def tables(self) -> Path:
@@ -300,7 +317,7 @@ def published_report(text: str) -> Path | None:
     shipped sweep has this name."""
     if NAME.fullmatch(text) and (shipped_sweeps() / f"{text}.yaml").is_file():
         return None
-    folder = Path(text).expanduser()
+    folder = expanded(text)
     return folder if ReportPaths(folder).merged.is_file() else None
 
 
@@ -323,15 +340,52 @@ def sweep_file(name_or_path: str | Path) -> Path:
     shipped = shipped_sweeps() / f"{text}.yaml"
     if NAME.fullmatch(text) and shipped.is_file():
         return shipped
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.is_file():
         return path
     if path.is_dir():
         raise UserError(f"{text}: is a folder, expected a sweep file (YAML)")
+    if path.exists():
+        raise UserError(f"{text}: is not a plain file, expected a sweep file (YAML)")
     names = ", ".join(sorted(p.stem for p in shipped_sweeps().glob("*.yaml")))
     raise UserError(f"{text}: no such sweep file, and no shipped sweep of this name ({names})")
 
 
+def expanded(text: str | Path) -> Path:
+    """The path that is meant, `~` and `~user` being home folders; UserError where none can be."""
+    if "\0" in str(text):
+        raise UserError(f"{str(text)!r}: no path can have a NUL in it; expected another name")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{text}: there is no such home folder; expected a path, or ~/..."
+        ) from None
+
+
+def shell_word(text: str | Path) -> str:
+    """A path or a name as it can be pasted into a command: quoted, and no option."""
+    word = str(text)
+    return shlex.quote(f"./{word}" if word.startswith("-") else word)
+
+
 def _root(variable: str, configured: str | Path | None, default: Path) -> Path:
     chosen = os.environ.get(variable) or configured or default
-    return Path(os.path.expandvars(chosen)).expanduser().absolute()
+    root = expanded(os.path.expandvars(chosen)).absolute()
+    if problem := _in_the_way(root):
+        raise UserError(f"{root}: {problem}; expected a folder, set {variable} to one")
+    return root
+
+
+# What a path itself is to blame for; what a disk or a right is, shows when it is used.
+UNUSABLE = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def _in_the_way(folder: Path) -> str | None:
+    """Why there cannot be a folder of this name; None where there is one, or may be made."""
+    try:
+        return None if stat.S_ISDIR(os.stat(folder).st_mode) else "is no folder"
+    except FileNotFoundError:
+        return "is a link that leads nowhere" if folder.is_symlink() else None
+    except OSError as error:
+        return error.strerror if error.errno in UNUSABLE else None

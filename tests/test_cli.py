@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from pipeline import cli, paths, store
 from pipeline.errors import Corrupt
 from pipeline.orchestrate import plan
 from pipeline.paths import Work
+from pipeline.report import content
 from tests import results
 
 NETPRESS = [sys.executable, str(paths.CODE / "env" / "bin" / "netpress")]
@@ -212,6 +215,93 @@ def test_what_the_world_does_is_one_sentence(ask, monkeypatch, error, code, said
     assert (found, out) == (code, "") and said in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize("kind", ["a file", "a loop", "a dead link", "/dev/null", "below a file"])
+@pytest.mark.parametrize("variable", ["NETPRESS_WORK", "NETPRESS_DATA"])
+@pytest.mark.parametrize("command", ["run", "status", "report", "fetch"])
+def test_a_root_that_is_no_folder_is_one_sentence(
+    ask, here, mine, monkeypatch, command, kind, variable
+):
+    (here / "a file").write_text("mine")
+    (here / "a loop").symlink_to("a loop")
+    (here / "a dead link").symlink_to("nowhere")
+    root = here / kind.replace("below a file", "a file/x")  # /dev/null is absolute
+    monkeypatch.setenv(variable, str(root))
+    before = sorted(here.iterdir())
+    code, out, err = ask(command, "mine.yaml")
+    assert (code, out) == (2, "") and f"{root}: " in sentence(err) and variable in err
+    assert sorted(here.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["plan", "x" * 300], f"{'x' * 300}: File name too long"),
+        (["plan", "x" * 300 + "/y.yaml"], "File name too long"),
+        (["plan", "/dev/null"], "/dev/null: is not a plain file, expected a sweep file"),
+        (["plan", "loop"], "loop: no such sweep file"),
+        (["plan", "mine.yaml/x"], "no such sweep file"),
+        (["plan", "~nobody-of-this-name/x.yaml"], "there is no such home folder"),
+        (["export", "mine.yaml", "digits/vgg16_bn/base/0", "--to", "~nobody-of-this-name"], "home"),
+        (["export", "mine.yaml", "digits/vgg16_bn/base/0", "--to", "x" * 300], "File name too lo"),
+        (["plan", "mine.yaml", "--profile", "~nobody-of-this-name"], "no such home folder"),
+        (["plan", "mine.yaml", "--profile", "x" * 300], "File name too long"),
+        (["report", "mine.yaml", "--to", "mine.yaml"], "Not a directory"),
+        (["report", "mine.yaml", "--to", "loop"], "loop"),
+        (["report", "mine.yaml", "--to", "x" * 300], "File name too long"),
+        (["report", "mine.yaml", "--artifacts", "nan"], "'nan' is not a number of megabytes"),
+        (["report", "mine.yaml", "--artifacts", "inf"], "'inf' is not a number of megabytes"),
+        (["report", "mine.yaml", "--artifacts", "1e400"], "'1e400' is not a number of megabytes"),
+        (["plan", "mine.yaml", "--set", "minutes=" + "[" * 100_000], "nested more than 32 levels"),
+        (["plan", "mine.yaml", "--set", f"options={'[' * 500}{']' * 500}"], "nested more than 32"),
+        (["plan", "mine.yaml", "--set", f"node.gpus={'[' * 34}{']' * 34}"], "nested more than 32"),
+    ],
+)
+def test_what_a_path_or_a_value_cannot_be_is_one_sentence(ask, here, mine, arguments, said):
+    cells, work = mine
+    results.publish(cells[0], work)
+    (here / "loop").symlink_to("loop")
+    before = sorted(here.rglob("*"))
+    code, out, err = ask(*arguments)
+    assert (code, out) == (2, "") and said in sentence(err) and len(err) < 1000
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_home_folder_of_nobody_as_a_root_is_one_sentence(ask, mine, monkeypatch):
+    monkeypatch.setenv("NETPRESS_WORK", "~nobody-of-this-name/work")
+    code, out, err = ask("status", "mine.yaml")
+    assert (code, out) == (2, "") and "no such home folder" in sentence(err)
+
+
+@pytest.mark.parametrize("folder", ['"a\\0b"', "~nobody-of-this-name/x", "x" * 300, "loop"])
+def test_a_folder_of_images_that_cannot_be_is_named_with_its_line(ask, here, folder):
+    (here / "loop").symlink_to("loop")
+    data = f"[{{name: pets, folder: {folder}}}]"
+    (here / "mine.yaml").write_text(SWEEP.replace("[digits]", data))
+    code, out, err = ask("plan", "mine.yaml")
+    assert (code, out) == (2, "") and "mine.yaml:3: datasets[0].folder: " in sentence(err)
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(ask, here, mine):
+    (here / "reports" / "mine" / "index.html").mkdir(parents=True)
+    code, out, err = ask("run", "mine.yaml")
+    assert (code, out) == (2, "") and "index.html: is a folder" in sentence(err)
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_disk_that_fails_while_a_report_is_written_is_one_sentence(
+    ask, here, mine, monkeypatch, call
+):
+    def fails(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fails)
+        code, out, err = ask("report", "mine.yaml")
+    assert (code, out) == (1, "") and "Input/output error" in sentence(err)
+    assert f"{here}/reports/mine/" in err
+
+
 def test_a_defect_shows_its_traceback(ask, monkeypatch):
     monkeypatch.setattr(plan, "load_sweep", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -251,6 +341,71 @@ def test_a_reader_that_leaves_is_no_error(mine, here, arguments):
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() in (0, 1)
     process.stderr.close()
+
+
+def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A line of bash, in which `netpress` is this checkout's."""
+    function = f'netpress() {{ {shlex.join(NETPRESS)} "$@"; }}; {line}'
+    env = {**os.environ, **environment}
+    return subprocess.run(["bash", "-c", function], capture_output=True, text=True, env=env)
+
+
+def test_a_terminal_that_cannot_show_all_characters_costs_no_report(mine, here):
+    cells, work = mine
+    for cell in cells:
+        results.publish(cell, work)
+    for command in ("run", "report"):
+        ran = shell(f"netpress {command} mine.yaml", PYTHONIOENCODING="ascii")
+        assert (ran.returncode, ran.stderr) == (0, "") and "Report: " in ran.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-", "2>&-", "> /dev/full"])
+def test_nobody_to_show_it_to_is_no_failure(mine, here, closed):
+    cells, work = mine
+    for cell in cells:
+        results.publish(cell, work)
+    ran = shell(f"netpress run mine.yaml {closed}")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert (here / "reports" / "mine" / "index.html").is_file()
+    if "full" not in closed:
+        ran = shell(f"netpress status mine.yaml {closed}; netpress plan mine.yaml --json {closed}")
+        assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_a_full_disk_under_standard_output_is_one_sentence(mine):
+    ran = shell("netpress status mine.yaml > /dev/full")
+    assert ran.returncode == 1
+    assert ran.stderr == "netpress: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("name", ["my sweep.yaml", "it's $HOME.yaml", "-dash.yaml", "a;b.yaml"])
+def test_commands_that_are_shown_can_be_pasted(ask, here, name):
+    """Those in the table, the report and the sentences, as bash takes them."""
+    (here / name).write_text(SWEEP)
+    asked = plan.load_sweep(name)
+    for cell in asked.cells:
+        results.publish(cell, Work(here / "runs"))
+    _, out, _ = ask("run", "--", name)
+    [command] = [line for line in out.splitlines() if "netpress export" in line]
+    assert shell(command).returncode == 0
+    page = (here / "reports" / "mine" / "report.md").read_text()
+    shutil.rmtree(here / "digits-vgg16_bn-kd-0")
+    export = next(part for part in page.split("`") if part.startswith("netpress export"))
+    assert shell(export).returncode == 0
+    _, _, err = ask("export", "--", name, "kdd")
+    listing = next(part for part in err.split("`") if part.startswith("netpress plan"))
+    assert "digits/vgg16_bn/kd/0" in shell(listing).stdout
+    assert content.repeat(asked) == f"netpress run {plan.quoted(asked)}"
+
+
+def test_the_commands_of_a_plan_can_be_pasted(ask, here, monkeypatch):
+    (here / "my sweep.yaml").write_text(SWEEP)
+    monkeypatch.setenv("NETPRESS_WORK", str(here / "my work"))
+    scripts = [
+        job["script"] for job in json.loads(ask("plan", "my sweep.yaml", "--json")[1])["jobs"]
+    ]
+    assert scripts[-1] == "netpress report 'my sweep.yaml'"
+    assert all(str(here / "my work") in shlex.split(script) for script in scripts[:-1])
 
 
 def test_an_interrupted_run_says_how_to_go_on(mine, here):

@@ -14,6 +14,7 @@ from pipeline import report
 from pipeline.paths import NAME, Work
 from pipeline.report import frames, json_rows, latex, sections
 from pipeline.report.content import Column, Section, Table, Value
+from pipeline.report.owned import Owned
 from tests import results
 
 EVIL = r"a_b & 50% $x$ #1 {y} ~ ^ \input{/etc/passwd} <script>alert('1')</script> | `c` -- é ☃ [x]"
@@ -133,8 +134,11 @@ def test_a_report_writes_them_and_takes_old_ones_away(tmp_path):
     paths = report.build(asked, work, tmp_path)[0]
     names = sorted(path.name for path in paths.tables.iterdir())
     assert names == [f"{kind}-digits-vgg16_bn.tex" for kind in ("latency", "results", "simulated")]
-    paths.latex("results-old").write_text("x")
+    old = paths.latex("results-old")
+    Owned.of(paths).claim([paths.name(old)])
+    old.write_text("x")
     before = {path.name: path.read_bytes() for path in paths.tables.glob("*digits*")}
+    assert old.name not in before
     report.build(asked, work, tmp_path)
     assert {path.name: path.read_bytes() for path in paths.tables.iterdir()} == before
 

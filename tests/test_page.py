@@ -25,6 +25,7 @@ from pipeline import report
 from pipeline.paths import CODE, Work
 from pipeline.report import frames, json_rows, page, row, sections
 from pipeline.report.content import Column, Value
+from pipeline.report.owned import Owned
 from tests import results
 
 CHROMIUM = shutil.which("chromium")
@@ -259,6 +260,7 @@ def test_figures_and_tables_of_an_earlier_report_go(tmp_path):
     paths = report.build(sweep, work, tmp_path)[0]
     assert list(paths.figures.glob("*.svg")) and paths.merged.exists()
     stale = [paths.svg("old"), paths.pdf("old"), paths.latex("old")]
+    Owned.of(paths).claim(map(paths.name, stale))
     for path in stale:
         path.parent.mkdir(exist_ok=True)
         path.write_text("x")

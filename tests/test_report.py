@@ -564,8 +564,7 @@ def finished(work):
 
 
 def test_export_copies_the_artifact(finished, work, tmp_path):
-    (tmp_path / "empty").mkdir()
-    for name in ("new", "deep/er", "empty"):
+    for name in ("new", "deep/er"):
         target = export(*finished, work, tmp_path / name)
         assert target == tmp_path / name
         assert (target / "model.onnx").read_bytes() == b"a model"
@@ -582,14 +581,48 @@ def test_export_overwrites_nothing(finished, work, tmp_path, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("x")
     (tmp_path / "file").write_text("x")
-    for name in ("full", "file"):
-        with pytest.raises(UserError, match=f"{name}: is .*expected"):
-            export(*finished, work, tmp_path / name)
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(UserError, match="current folder"):
-        export(*finished, work, ".")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("full")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(os.listdir())
+    taken = ["full", "file", "empty", "link", "dangling", "loop", ".", "..", "new/..", "full/."]
+    for name in [*taken, "new/../full", "new/../file", "full/../empty", "new/deep/../../full"]:
+        for to in (tmp_path / name, name):
+            with pytest.raises(UserError, match="is there already, expected the name of a new f"):
+                export(*finished, work, to)
     assert (tmp_path / "full" / "mine").read_text() == (tmp_path / "file").read_text() == "x"
+    assert sorted(os.listdir()) == before  # `new` was not made on the way
+
+
+def test_export_makes_the_folder_that_it_looked_at(finished, work, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert export(*finished, work, "new/../fresh") == tmp_path / "fresh"
+    assert sorted(os.listdir()) == ["fresh", "work"]
+
+
+def test_export_does_not_replace_what_comes_while_it_copies(finished, work, tmp_path, monkeypatch):
+    """Another process makes the folder at the last moment: here, while checksums are computed."""
+    real = store.sha256
+
+    def slow(path):
+        (tmp_path / "new").mkdir(exist_ok=True)
+        return real(path)
+
+    monkeypatch.setattr(store, "sha256", slow)
+    with pytest.raises(UserError, match="new: is there already"):
+        export(*finished, work, tmp_path / "new")
+    assert os.listdir(tmp_path / "new") == [] and sorted(os.listdir(tmp_path)) == ["new", "work"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/new", "loop/new", "~nobody-of-this-name/x"])
+def test_export_to_what_cannot_be_is_one_sentence(finished, work, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("x")
+    Path("loop").symlink_to("loop")
+    with pytest.raises(UserError, match="cannot be written|no such home folder"):
+        export(*finished, work, name)
 
 
 def test_export_refuses_what_is_changed_or_missing(finished, work, tmp_path):

@@ -27,7 +27,7 @@ from hypothesis.extra import numpy as hnp
 from pipeline import store
 from pipeline.errors import Corrupt, UserError
 from pipeline.paths import CODE, Work
-from pipeline.store import StageHistory
+from pipeline.store import StageHistory, files
 from tests import results
 
 ID = "0123456789abcdef"
@@ -100,6 +100,55 @@ def test_a_folder_is_replaced_whole(tmp_path):
     store.publish_folder(folder, lambda f: (f / "old").write_text("1"))
     store.publish_folder(folder, lambda f: (f / "new").write_text("2"))
     assert os.listdir(folder) == ["new"] and os.listdir(tmp_path) == ["artifact"]
+
+
+@pytest.mark.parametrize("rename", [files._rename_to_new, files._rename_over_nothing])
+@pytest.mark.parametrize("kind", ["file", "empty", "full", "link", "dangling"])
+def test_a_new_folder_takes_the_place_of_nothing(tmp_path, monkeypatch, rename, kind):
+    """Whatever has the name by the time of the rename, with the system's help and without."""
+    monkeypatch.setattr(files, "_rename_to_new", rename)
+    folder = tmp_path / "new"
+    (tmp_path / "other").mkdir()
+
+    def write(new):
+        (new / "a").write_text("a")
+        if kind in ("empty", "full"):
+            folder.mkdir()
+        if kind in ("link", "dangling"):
+            folder.symlink_to("other" if kind == "link" else "nowhere")
+        if kind in ("file", "full"):
+            (folder / "mine" if kind == "full" else folder).write_text("mine")
+
+    with pytest.raises(FileExistsError):
+        store.publish_new_folder(folder, write)
+    assert not (folder / "a").exists() and leftovers(tmp_path) == []
+    mine = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert mine == (["mine"] if kind in ("file", "full") else [])
+    store.publish_new_folder(tmp_path / "free", lambda new: (new / "a").write_text("a"))
+    assert (tmp_path / "free" / "a").read_text() == "a"
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling", "loop"])
+def test_what_is_in_the_way_of_a_folder_is_named(tmp_path, kind):
+    way = tmp_path / "way"
+    if kind == "file":
+        way.write_text("mine")
+    else:
+        way.symlink_to("nowhere" if kind == "dangling" else "way")
+    with pytest.raises(OSError) as caught:
+        store.publish_bytes(way / "deep" / "file", b"x")
+    assert caught.value.filename == str(way)
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_an_error_of_an_open_file_names_it(tmp_path, monkeypatch, call):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError) as caught:
+        store.publish_bytes(tmp_path / "file", b"x")
+    assert Path(caught.value.filename).name.lstrip(".").startswith("file")
 
 
 def test_a_writer_that_fails_changes_nothing(tmp_path):

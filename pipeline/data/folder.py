@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline import paths
 from pipeline.errors import UserError
 
 FLIP = False  # digits and letters must not be mirrored; a sweep file may say `flip: true`
@@ -109,7 +110,7 @@ def is_there(dataset, root) -> bool:
 
 def place(dataset, root) -> Path:
     """Where the images lie; a relative `folder:` is below the data root, else DATA_ROOT/NAME."""
-    return Path(root) / Path(dataset.folder or dataset.name).expanduser()
+    return Path(root) / paths.expanded(dataset.folder or dataset.name)
 
 
 def search(name: str, top: Path) -> Found:

@@ -39,7 +39,7 @@ class Lines:
         pass
 
     def say(self, line: str) -> None:
-        with suppress(BrokenPipeError):  # whoever read it has left; the work goes on
+        with suppress(OSError):  # nobody can read it any more; the work goes on
             print(printable(line), file=self.file, flush=True)
 
     def start(self, cell: Cell) -> None:

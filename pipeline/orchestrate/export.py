@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline import gaps, store
+from pipeline import gaps, paths, store
 from pipeline.errors import Corrupt, UserError
-from pipeline.orchestrate.plan import called
+from pipeline.orchestrate.plan import quoted
 from pipeline.paths import CellPaths, Work
 from pipeline.sweep import Cell, Sweep
 
@@ -18,44 +18,47 @@ def export(sweep: Sweep, cell: Cell, work: Work, to: Path) -> Path:
 
     Raises UserError where the cell is not done, its artifact was changed, or `to` is taken.
     """
-    target = Path(to).expanduser().absolute()
-    _refuse_taken(to, target)
-    paths = work.cell(cell.id)
+    target = _new_folder(to)
+    of_cell = work.cell(cell.id)
     try:
-        if store.read_manifest(paths) is None:
+        if store.read_manifest(of_cell) is None:
             reason = gaps.reason(cell, work)
             raise UserError(f"{cell.name} ({cell.id}) has no model to export yet: {reason}")
-        files = _artifact(paths)
-        store.publish_folder(target, lambda folder: _copy(paths, files, folder))
+        files = _artifact(of_cell)
+        store.publish_new_folder(target, lambda folder: _copy(of_cell, files, folder))
     except Corrupt as error:
-        again = f"`netpress run {called(sweep)}` makes it again"
+        again = f"`netpress run {quoted(sweep)}` makes it again"
         raise UserError(f"{cell.name} ({cell.id}) is damaged: {error}; {again}") from error
+    except FileExistsError:  # it came while the model was copied
+        raise _taken(to) from None
     except OSError as error:
         raise UserError(f"{to}: cannot be written: {error.strerror or error}") from error
     return target
 
 
-def _refuse_taken(to: Path, target: Path) -> None:
-    if not os.path.lexists(target):
-        return
-    if target.is_symlink() or not target.is_dir():
-        raise UserError(f"{to}: is there already, expected the name of a new folder")
-    if os.path.samefile(target, os.curdir):  # it would be replaced under the user's feet
-        raise UserError(f"{to}: is the current folder, expected the name of a new one")
-    if any(target.iterdir()):
-        raise UserError(f"{to}: is a folder with files in it, expected a new or empty one")
+def _new_folder(to: Path) -> Path:
+    """The absolute path, without `..` and links on the way: what was looked at is what is made."""
+    given = paths.expanded(to)
+    target = Path(os.path.realpath(given))
+    if os.path.lexists(given) or os.path.lexists(target):  # a link that leads nowhere is there, too
+        raise _taken(to)
+    return target
 
 
-def _artifact(paths: CellPaths) -> dict[str, dict[str, Any]]:
+def _taken(to: Path) -> UserError:
+    return UserError(f"{to}: is there already, expected the name of a new folder")
+
+
+def _artifact(cell: CellPaths) -> dict[str, dict[str, Any]]:
     """The artifact's files: name in the cell's folder -> {"bytes", "sha256"}."""
-    files = store.verify(paths, deep=False)["files"]
-    prefix = f"{paths.artifact.name}/"
-    return {name: said for name, said in files.items() if name.startswith(prefix)}
+    files = store.verify(cell, deep=False)["files"]
+    prefix = f"{cell.artifact.name}/"
+    return {name: entry for name, entry in files.items() if name.startswith(prefix)}
 
 
-def _copy(paths: CellPaths, files: dict[str, dict[str, Any]], folder: Path) -> None:
-    for name, said in files.items():
-        source = paths.folder / name
-        copy = folder / source.relative_to(paths.artifact)
+def _copy(cell: CellPaths, files: dict[str, dict[str, Any]], folder: Path) -> None:
+    for name, entry in files.items():
+        source = cell.folder / name
+        copy = folder / source.relative_to(cell.artifact)
         store.make_folder(copy.parent)
-        store.copy_checked(source, copy, said["bytes"], said["sha256"])
+        store.copy_checked(source, copy, entry["bytes"], entry["sha256"])

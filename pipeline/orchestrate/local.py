@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pipeline import paths, store
+from pipeline import paths, store, streams
 from pipeline.errors import UserError
 from pipeline.orchestrate import images, plan
 from pipeline.orchestrate.display import display
@@ -37,6 +37,8 @@ def run(
     Raises UserError, before anything runs, where a device or data is missing, an image is bad, or
     images are others than those that results were made of (`remedy`: what else would be right).
     """
+    if conclude is None:
+        _check_report(sweep)
     done = [cell for cell in sweep.cells if store.is_done(work.cell(cell.id), deep=True)]
     ids = {cell.id for cell in done}
     missing = [cell for cell in sweep.cells if cell.id not in ids]
@@ -50,7 +52,7 @@ def run(
             pool = Pool(missing, done, work, command, slots, shown, stopping)
             pool.run()
         if stopping:
-            again = f"`netpress run {plan.called(sweep)}` goes on from the last finished epoch"
+            again = f"`netpress run {plan.quoted(sweep)}` goes on from the last finished epoch"
             print(f"netpress: stopped; {again}", file=sys.stderr)
             return 130
     return (conclude or _report)(sweep, work)
@@ -131,13 +133,23 @@ def _report(sweep: Sweep, work: paths.Work) -> int:
     from pipeline import report
 
     made, listed = report.build(sweep, work)
-    report.print_summary(listed)
-    print(printable(f"Report: {made.page}"))
-    best = report.best(listed["rows"])
-    if best:
-        cell = sweep.by_id[best["id"]]
-        folder = work.cell(cell.id).artifact
-        print(printable(f"Smallest good model: {cell.name} in {folder}"))
-        print(f"  netpress export {plan.called(sweep)} {cell.id}")
-        print(printable(f"  netpress predict {folder} IMAGE ..."))
+    with streams.at_best():
+        report.print_summary(listed)
+        print(printable(f"Report: {made.page}"))
+        if best := report.best(listed["rows"]):
+            _print_best(sweep, work, sweep.by_id[best["id"]])
     return 1 if listed["gaps"] else 0
+
+
+def _check_report(sweep: Sweep) -> None:
+    """Before hours of work: whether its report can be written where it is to be."""
+    from pipeline import report
+
+    report.check_folder(sweep)
+
+
+def _print_best(sweep: Sweep, work: paths.Work, cell: Cell) -> None:
+    folder = work.cell(cell.id).artifact
+    print(printable(f"Smallest good model: {cell.name} in {folder}"))
+    print(f"  netpress export {plan.quoted(sweep)} {cell.id}")
+    print(f"  netpress predict {paths.shell_word(folder)} IMAGE ...")

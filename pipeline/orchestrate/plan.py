@@ -140,7 +140,7 @@ def roots(asked: Sweep, profile=None) -> tuple[paths.Work, Path]:
 def _can_be(folder: str | None) -> bool:
     if not folder:
         return False
-    path = Path(os.path.expandvars(folder)).expanduser()
+    path = paths.expanded(os.path.expandvars(folder))
     return path.is_dir() or path.parent.is_dir()
 
 
@@ -148,6 +148,11 @@ def called(asked: Sweep) -> str:
     """What the user types for this sweep: the name of one that ships, else the path."""
     ships = asked.path.parent == paths.shipped_sweeps()
     return asked.path.stem if ships else str(asked.path)
+
+
+def quoted(asked: Sweep) -> str:
+    """The same, as part of a command that is shown: it can be pasted."""
+    return paths.shell_word(called(asked))
 
 
 def plan(asked: Sweep, work: paths.Work, data_root: Path) -> Plan:
@@ -165,7 +170,7 @@ def plan(asked: Sweep, work: paths.Work, data_root: Path) -> Plan:
         )
         for cell in missing
     ]
-    command = shlex.join(["netpress", "report", called(asked)])
+    command = f"netpress report {quoted(asked)}"
     report = Job(REPORT, (), tuple(job.name for job in jobs), command)
     gpu_s = sum(map(estimate.gpu_seconds, missing))
     return Plan(asked, (*jobs, report), gpu_s / 3600, estimate.SOURCE)
@@ -212,7 +217,7 @@ def find_cell(asked: Sweep, text: str) -> Cell:
         raise UserError(f"{shown(text)} could be {several}{more}; name one of them")
     raise UserError(
         f"no cell {shown(text)} in sweep {asked.name}; {_near(asked, text)} "
-        f"(`netpress plan {called(asked)}` lists them)"
+        f"(`netpress plan {quoted(asked)}` lists them)"
     )
 
 

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -244,7 +244,7 @@ def file_of(name: str) -> Path | None:
     ships = paths.shipped_profiles() / f"{name}.yaml"
     if paths.NAME.fullmatch(name) and ships.is_file():
         return ships
-    path = Path(name).expanduser()
+    path = paths.expanded(name)
     return path if path.is_file() else None
 
 
@@ -256,16 +256,17 @@ def source_of(path: Path) -> str:
 def _changed(profile: Profile, setting: str) -> Profile:
     """The profile with one `--set KEY=VALUE`; a dot in KEY leads into a part: report.cores=2."""
     key, equals, text = setting.partition("=")
+    given = setting if len(setting) <= 60 else f"{setting[:57]}..."
     if not equals or not key:
-        raise UserError(f"--set {setting}: expected KEY=VALUE, such as --set minutes=120")
-    value = _value(text)
+        raise UserError(f"--set {given}: expected KEY=VALUE, such as --set minutes=120")
+    value = _value(text, given)
     try:
         return _with(profile, key, value)
     except UserError as error:
         if not isinstance(value, str):  # an account may be called 1234, or 1e3
             with contextlib.suppress(UserError):
                 return _with(profile, key, text)
-        raise UserError(f"--set {setting}: {str(error).removeprefix('--set:1: ')}") from None
+        raise UserError(f"--set {given}: {str(error).removeprefix('--set:1: ')}") from None
 
 
 def _with(profile: Profile, key: str, value: Any) -> Profile:
@@ -281,11 +282,32 @@ def _with(profile: Profile, key: str, value: Any) -> Profile:
     return Document(Path("--set"), "", data, {(): 1}).check((), Profile, data)
 
 
-def _value(text: str) -> Any:
+def _value(text: str, given: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        deep = _is_deep(value)
+    except RecursionError:
+        deep = True
     except ValueError:
         return text
+    if deep:
+        limit = strict_yaml.MAX_DEPTH
+        raise UserError(f"--set {given}: nested more than {limit} levels deep; expected a value")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and mappings nest deeper than they may in a file."""
+    level = [value]
+    for _ in range(strict_yaml.MAX_DEPTH + 1):
+        level = [inner for outer in level for inner in _inner(outer)]
+    return bool(level)
+
+
+def _inner(value: Any) -> Collection[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _words(number: int) -> str:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline import streams
 from pipeline.orchestrate import local, state
 from pipeline.paths import Work, checked_name
 from pipeline.sweep import Cell, Measure, Stage, Sweep
@@ -37,9 +38,10 @@ def run(asked: Sweep, work: Work, data_root: Path, device: str = "auto") -> int:
 def _verdict(small: Sweep, work: Work) -> int:
     """No table: what so few images teach means nothing. Whether each cell came to its end does."""
     failed = [found for found in state.states(small, work) if found.state != "done"]
-    for found in failed:
-        print(printable(f"{found.cell.name}: {found.state}: {found.reason}"))
-    print(f"{len(small.cells) - len(failed)} of {len(small.cells)} cells went through.")
+    with streams.at_best():
+        for found in failed:
+            print(printable(f"{found.cell.name}: {found.state}: {found.reason}"))
+        print(f"{len(small.cells) - len(failed)} of {len(small.cells)} cells went through.")
     return 1 if failed else 0
 
 

@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import gaps, store, usage
+from pipeline import gaps, store, streams, usage
 from pipeline.orchestrate import cluster, images, ledger, report_job, slurm
-from pipeline.orchestrate.plan import aligned, called, identity
+from pipeline.orchestrate.plan import aligned, identity, quoted
 from pipeline.paths import CellPaths, Work
 from pipeline.sweep import Cell, Sweep
 from pipeline.terminal import printable
@@ -25,6 +25,7 @@ from pipeline.terminal import printable
 State = Literal["done", "running", "queued", "waiting", "failed", "cancelled", "missing"]
 OVER = ("failed", "cancelled", "missing")
 WATCH_S = 3.0
+CLEAR = "\033[H\033[2J"  # of a terminal
 WATCH_CLUSTER_S = 15.0
 
 
@@ -328,7 +329,7 @@ def used(found: Found, work: Work) -> Iterable[str]:
 def everything(sweep: Sweep, found: Found, work: Work) -> Iterable[str]:
     """All that `status` says to people."""
     yield from lines(found.cells)
-    yield from report_lines(found, called(sweep))
+    yield from report_lines(found, quoted(sweep))
     yield from used(found, work)
 
 
@@ -343,10 +344,10 @@ def watch(sweep: Sweep, work: Work, data_root: Path) -> None:
         found = find(sweep, work)
         if changes is None:
             changes = images.notes(found.done, work, data_root)
-        if sys.stdout.isatty():
-            print("\033[H\033[2J", end="")
-        shown = [*found.notes, *changes, *everything(sweep, found, work)]
-        print("\n".join(map(printable, shown)), flush=True)
+        every = [*found.notes, *changes, *everything(sweep, found, work)]
+        shown = "\n".join(map(printable, every))
+        with streams.naming():
+            print(f"{CLEAR if sys.stdout.isatty() else ''}{shown}", flush=True)
         if all(s.state in ("done", "failed", "cancelled") for s in found.cells):
             return
         if found.view and all(s.state not in ("running", "queued") for s in found.cells):

@@ -161,7 +161,7 @@ def _cost(batch: Batch, work: paths.Work, cluster: Cluster) -> dict:
 
 def lines(batch: Batch, states: state.Found, sent: Sent) -> Iterator[Line]:
     """What was submitted, for people."""
-    called = plan.called(batch.sweep)
+    called = plan.quoted(batch.sweep)
     for item in batch.prepared:
         cells, job = len(item.array.cells), sent.jobs.get(item.name)
         if job is None:

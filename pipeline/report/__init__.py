@@ -6,6 +6,7 @@ Never imports torch. pandas and matplotlib are loaded when a report is asked for
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,13 @@ from pipeline.report.answer import best
 if TYPE_CHECKING:
     from pipeline.report.frames import Frames
     from pipeline.report.merged import Published
+    from pipeline.report.owned import Owned
     from pipeline.sweep import Sweep
 
 __all__ = [
     "best",
     "build",
+    "check_folder",
     "made",
     "print_summary",
     "rebuild",
@@ -41,7 +44,7 @@ def build(
 
     Each file appears whole or not at all; what an earlier report left and this one does not have
     goes; the page, which points to the others, comes last. Raises OSError where they cannot be
-    written.
+    written, and UserError where somebody else's file is in the way: none is replaced or removed.
 
     `artifact_bytes`: artifacts of at most so many bytes are copied into the report; None: none is,
     but one that is there and still the cell's own stays. Raises Corrupt, when all else is done,
@@ -51,25 +54,44 @@ def build(
     have (any more). Raises as `rebuild` where it is none.
     """
     from pipeline.report import artifacts, merged
+    from pipeline.report.owned import Owned
 
     paths = report(sweep.name, out)
-    published = merged.write(sweep, work, paths.merged, _results_of(earlier))
-    _publish(paths, made(published, paths))
-    artifacts.publish(published, work, paths, artifact_bytes)
+    owned, results = Owned.of(paths), _results_of(earlier)
+    owned.begin()
+    published = merged.write(sweep, work, paths.merged, results)
+    files = made(published, paths)
+    models = artifacts.wanted(published, work, paths, artifact_bytes)
+    owned.claim([*_names(paths, files), *artifacts.names(paths, models)])
+    _publish(files, owned)
+    artifacts.publish(models, published, work, owned, only=artifact_bytes is not None)
+    owned.publish()
     return paths, _listed(published.frames)
+
+
+def check_folder(sweep: Sweep, out: Path | None = None) -> None:
+    """Raises UserError where `build` would, as far as it is known before there are results."""
+    from pipeline.report.owned import Owned
+
+    Owned.of(report(sweep.name, out))
 
 
 def rebuild(folder: Path) -> tuple[ReportPaths, dict[str, Any]]:
     """Write the report in `folder` anew from its results.h5 alone, to the same bytes.
 
     Raises FileNotFoundError where there is none, Corrupt, and UserError where another version of
-    netpress wrote it.
+    netpress wrote it or somebody else's file is in the way.
     """
     from pipeline.report import merged
+    from pipeline.report.owned import Owned
 
     paths = ReportPaths(folder)
+    owned = Owned.of(paths)
     published = merged.read(paths.merged)
-    _publish(paths, made(published, paths))
+    files = made(published, paths)
+    owned.claim(_names(paths, files))
+    _publish(files, owned)
+    owned.publish()
     return paths, _listed(published.frames)
 
 
@@ -93,14 +115,18 @@ def made(published: Published, paths: ReportPaths) -> dict[Path, bytes]:
     return files
 
 
-def _publish(paths: ReportPaths, files: dict[Path, bytes]) -> None:
-    """All but the last of `files`, away with what is not among them, then the last."""
+def _names(paths: ReportPaths, files: Iterable[Path]) -> list[str]:
+    return [paths.name(path) for path in (*paths.always, *files)]
+
+
+def _publish(files: dict[Path, bytes], owned: Owned) -> None:
+    """All but the last of `files`, away with what an earlier report drew and set that is not among
+    them, then the last."""
     *first, last = files
     for path in first:
         store.publish_bytes(path, files[path])
-    for left in paths.drawn_or_set():
-        if left not in files:
-            left.unlink(missing_ok=True)
+    left = [path for path in owned.paths.drawn_or_set() if path not in files]
+    owned.remove(map(owned.paths.name, left))
     store.publish_bytes(last, files[last])
 
 

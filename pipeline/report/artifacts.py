@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from pathlib import Path
 
@@ -12,46 +11,56 @@ from pipeline.artifact.format import MODEL_BYTES
 from pipeline.errors import Corrupt
 from pipeline.paths import ReportPaths, Work
 from pipeline.report.merged import Published
+from pipeline.report.owned import Owned
 
 Files = dict[str, dict]  # name -> {"bytes", "sha256"}
 
 
-def publish(published: Published, work: Work, paths: ReportPaths, most_bytes: int | None) -> None:
-    """Copy the artifacts of at most `most_bytes` (None: none), and take away those in the report
-    that are no longer a cell's own. Raises Corrupt, after all others, where one in the work root is
-    damaged. A cell of an earlier report has none in the work root: what is in the report stays."""
-    wanted = {} if most_bytes is None else _within(published, most_bytes)
-    wanted = {
-        i: files
-        for i, files in wanted.items()
-        if work.cell(i).manifest.exists() or paths.artifact(i).exists()
+def wanted(
+    published: Published, work: Work, paths: ReportPaths, most_bytes: int | None
+) -> dict[str, Files]:
+    """The artifacts of at most `most_bytes` (None: none) that are to be in the report, by cell. One
+    of a cell of an earlier report, which the work root does not have, can only stay."""
+    within = {} if most_bytes is None else _within(published, most_bytes)
+    return {
+        cell_id: files
+        for cell_id, files in within.items()
+        if work.cell(cell_id).manifest.exists() or paths.artifact(cell_id).exists()
     }
-    damaged = [error for error in (_bring(*one, work, paths) for one in wanted.items()) if error]
-    for folder in present(paths):
-        if folder.name not in wanted and (most_bytes is not None or _is_stale(published, folder)):
-            _remove(folder)
+
+
+def names(paths: ReportPaths, models: dict[str, Files]) -> list[str]:
+    """How the report calls their files."""
+    return [
+        f"{paths.name(paths.artifact(i))}/{name}" for i, files in models.items() for name in files
+    ]
+
+
+def publish(
+    models: dict[str, Files], published: Published, work: Work, owned: Owned, *, only: bool
+) -> None:
+    """Copy these artifacts, whose files the report owns, and take away those that are no longer a
+    cell's own, or, with `only`, all others. Raises Corrupt, after all others, where one in the work
+    root is damaged."""
+    damaged = [error for one in models.items() if (error := _bring(*one, work, owned))]
+    for folder in present(owned.paths):
+        if folder.name not in models and (only or _is_stale(published, folder)):
+            owned.remove(owned.of_model(folder.name))
     if damaged:
         raise damaged[0]
 
 
-def _bring(cell_id: str, files: Files, work: Work, paths: ReportPaths) -> Corrupt | None:
+def _bring(cell_id: str, files: Files, work: Work, owned: Owned) -> Corrupt | None:
     """What is wrong with the one in the work root; the report then has none of this cell."""
-    target = paths.artifact(cell_id)
+    target = owned.paths.artifact(cell_id)
     if differs(target, files) is None:
         return None
     try:
         store.publish_folder(target, lambda to: _copy(work.cell(cell_id).artifact, files, to))
     except Corrupt as error:
-        shutil.rmtree(target, ignore_errors=True)
+        owned.remove(owned.of_model(cell_id))
         return error
     return None
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def present(paths: ReportPaths) -> list[Path]:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.paths import sweep_file
+from pipeline.paths import shell_word, sweep_file
 from pipeline.report import images
 from pipeline.report.answer import (
     ONE_POINT,
@@ -298,7 +298,7 @@ def _sentence(
     return (
         Code(group.technique),
         f", {_numbers(group)}, {_gains(group)}. To take it away: ",
-        Code(f"netpress export {name(sweep)} {cell['id']}"),
+        Code(f"netpress export {shell_word(name(sweep))} {cell['id']}"),
         f"{seed}.",
     )
 
@@ -337,7 +337,7 @@ def _gains(group: Group) -> str:
 
 def repeat(sweep: Sweep) -> str:
     """The command that makes all of it again."""
-    return f"netpress run {name(sweep)}"
+    return f"netpress run {shell_word(name(sweep))}"
 
 
 def name(sweep: Sweep) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import math
 import re
@@ -99,8 +100,12 @@ def print_summary(report: dict[str, Any], file: IO[str] | None = None) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    class Printer(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError(errno.EPIPE, "nobody reads this")  # rich would end the process
+
     # As wide as it must be: a terminal that is narrower wraps, which loses nothing.
-    console = Console(file=file, highlight=False, soft_wrap=True, width=1000)
+    console = Printer(file=file, highlight=False, soft_wrap=True, width=1000)
     for (dataset, model), rows in settings(report["rows"]).items():
         console.print(Text(f"{dataset}, {model}", style="bold"))
         console.print(_summary_table(rows))

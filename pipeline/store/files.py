@@ -7,6 +7,7 @@ is fsynced.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
@@ -22,6 +23,7 @@ from typing import Any
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-\d+-[0-9a-f]{8}")
 # NFS may show a rename seconds late: a file that is known to exist is looked for again.
 RETRIES_S = (0.05, 0.2, 0.5, 1.0)
+AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of renameat2(2)
 
 
 def private() -> None:
@@ -30,12 +32,29 @@ def private() -> None:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make `folder` and its parents, readable by the user alone."""
+    """Make `folder` and its parents, readable by the user alone; raises OSError, naming what is in
+    the way, where something else has its name."""
     if not folder.is_dir():
         make_folder(folder.parent)
-        with contextlib.suppress(FileExistsError):
+        try:
             folder.mkdir(mode=0o700)
+        except FileExistsError:  # made meanwhile, or a file, or a link that leads nowhere
+            if not folder.is_dir():
+                raise NotADirectoryError(
+                    errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)
+                ) from None
     return folder
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What fails on an open file names no file: it is `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def publish_bytes(path: Path, data: bytes) -> None:
@@ -64,12 +83,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, whose synced file takes its place in the end, or goes."""
     temporary = _beside(path, "tmp")
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException as error:
+        with naming(path):
+            yield temporary
+            os.replace(temporary, path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a write that finds no room names no file
         raise
 
 
@@ -93,6 +111,16 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         _sync_tree(temporary)
         _replace_folder(temporary, folder)
+
+
+def publish_new_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """The same, but never in place of anything: raises FileExistsError where something is there,
+    even if it came while `write` was at work."""
+    with draft_of(folder) as temporary:
+        write(temporary)
+        _sync_tree(temporary)
+        _rename_to_new(temporary, folder)
+        sync_folder(folder.parent)
 
 
 @contextlib.contextmanager
@@ -121,7 +149,8 @@ def set_aside(path: Path) -> Path:
 def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
     except OSError as error:
         if error.errno != errno.EINVAL:  # some file systems cannot: their rename has to do
             raise
@@ -137,9 +166,10 @@ def write_synced(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         left = memoryview(data)
-        while left:
-            left = left[os.write(descriptor, left) :]
-        os.fsync(descriptor)
+        with naming(path):
+            while left:
+                left = left[os.write(descriptor, left) :]
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)  # a network file system may report a full disk only here
 
@@ -155,10 +185,32 @@ def _sync_tree(folder: Path) -> None:
 def _sync_file(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        os.fchmod(descriptor, 0o600)
-        os.fsync(descriptor)
+        with naming(path):
+            os.fchmod(descriptor, 0o600)
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _rename_to_new(source: Path, target: Path) -> None:
+    """Rename a folder to a name that is free; raises FileExistsError where it is not."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    number = errno.ENOSYS
+    if rename is not None:
+        ends = (AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target))
+        number = ctypes.get_errno() if rename(*ends, RENAME_NOREPLACE) else 0
+    if number in (errno.ENOSYS, errno.EINVAL):  # the kernel or the file system cannot
+        _rename_over_nothing(source, target)
+    elif number:
+        raise OSError(number, os.strerror(number), str(target))
+
+
+def _rename_over_nothing(source: Path, target: Path) -> None:
+    """Without the system's help; a rename of a folder replaces no file, no link and no folder with
+    something in it: all that can go is an empty folder, made since we looked."""
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    os.rename(source, target)
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
@@ -179,7 +231,7 @@ def _replace_folder(new: Path, folder: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    with open(path, "rb", buffering=0) as file:
+    with naming(path), open(path, "rb", buffering=0) as file:
         return rest_sha256(file)
 
 
@@ -205,7 +257,8 @@ def patiently(look: Callable[[], Any]) -> Any:
 
 def read_patiently(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with naming(path):
+            return path.read_bytes()
     except OSError as error:
         if error.errno != errno.ESTALE:  # replaced on the server between our open and our read
             raise

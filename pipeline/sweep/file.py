@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.strict_yaml import Document, Key, described, nearest, shown
 from pipeline.sweep.cell import (
@@ -172,8 +172,12 @@ def _with_folder(source: Source, at: Key, dataset: Dataset) -> Dataset:
             f"{shown(dataset.name)} is a data set that netpress has; give the folder another name",
         )
     here = source.document.path.parent
-    folder = (here / Path(dataset.folder or "").expanduser()).resolve()
-    if not folder.is_dir():
+    try:
+        folder = (here / paths.expanded(dataset.folder or "")).resolve()
+        is_there = folder.is_dir()
+    except (UserError, OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        raise source.error((*at, "folder"), str(error)) from None
+    if not is_there:
         raise source.error(
             (*at, "folder"),
             f"{shown(str(folder))} is not there; expected a folder with train/CLASS/ and "

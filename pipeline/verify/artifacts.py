@@ -25,7 +25,7 @@ import numpy
 
 from pipeline import hardware, runtimes, store
 from pipeline.errors import Corrupt, UserError
-from pipeline.paths import ReportPaths
+from pipeline.paths import ReportPaths, shell_word
 from pipeline.report import artifacts as report_artifacts
 from pipeline.report.merged import Published
 from pipeline.report.metrics import BATCHES, THREADS, speedup_key
@@ -266,7 +266,8 @@ class Bench:
 
     @property
     def called(self) -> str:
-        return self.published.sweep.path.name
+        """How the user names the sweep in a command."""
+        return shell_word(self.published.sweep.path.name)
 
     @cached_property
     def _rows(self) -> dict[str, dict[str, Any]]:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy
 
 from pipeline import store
-from pipeline.errors import Corrupt
+from pipeline.errors import Corrupt, UserError
 from pipeline.measure import accuracy
 from pipeline.paths import ReportPaths
-from pipeline.report import made, reading
+from pipeline.report import made, owned, reading
 from pipeline.report.merged import Published
 from pipeline.verify.check import DIFFERS, OK, UNCHECKED, Check, same
 
@@ -70,6 +70,22 @@ def files(published: Published, paths: ReportPaths) -> Iterator[Check]:
     for path in paths.drawn_or_set():
         if path not in expected:
             yield Check(paths.name(path), DIFFERS, "is not part of this report")
+    yield Check(paths.name(paths.listing), *_listing(paths, [*paths.always, *expected]))
+
+
+def _listing(paths: ReportPaths, expected: Sequence[Path]) -> tuple[str, str]:
+    """Files of models are the report's own, too; those that are not in it are counted elsewhere."""
+    try:
+        listed = owned.read(paths)
+    except (OSError, UserError):
+        return DIFFERS, "cannot be read"
+    if listed is None:
+        return DIFFERS, "is missing"
+    wanted = set(map(paths.name, expected))
+    drawn = {name for name in listed if not name.startswith(f"{paths.artifacts.name}/")}
+    if odd := sorted(drawn ^ wanted):
+        return DIFFERS, f"does not name {odd[0]}" if odd[0] in wanted else f"names {odd[0]}"
+    return OK, ""
 
 
 def _compared(path: Path, expected: bytes) -> tuple[str, str]:
