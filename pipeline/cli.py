@@ -19,7 +19,6 @@ import click
 
 from pipeline import __version__, garbage, store
 from pipeline.errors import Corrupt, UserError
-from pipeline.strict_yaml import nearest, shown
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -75,6 +74,8 @@ class _Commands(click.Group):
         if arguments and self.get_command(context, arguments[0]) is None:
             name = arguments[0]
             if not name.startswith("-"):
+                from pipeline.strict_yaml import nearest, shown
+
                 raise click.UsageError(
                     f"unknown command {shown(name)}, {nearest(name, self.commands)}", context
                 )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.orchestrate import local, state
+from pipeline.orchestrate import state
 from pipeline.paths import Work, checked_name
 from pipeline.sweep import Cell, Measure, Stage, Sweep
 
@@ -23,6 +23,8 @@ MEASURE = Measure(repeats=3, seconds=0.2)
 
 def run(asked: Sweep, work: Work, data_root: Path, device: str = "auto") -> int:
     """Rehearse the sweep on this machine; the exit code is 1 where a cell failed."""
+    from pipeline.orchestrate import local  # here: plan needs the name of the folder alone
+
     return local.run(sliver(asked), root(work), data_root, device=device, conclude=_verdict)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.orchestrate import ledger, local, plan, slurm, state
+from pipeline.orchestrate import ledger, plan, slurm, state
 from pipeline.orchestrate.batch import (
     Batch,
     cells_of,
@@ -68,6 +68,8 @@ def run(
     Raises UserError before anything is sent where data is missing; Unreachable where the queue
     cannot be seen, since then nobody knows what is in it.
     """
+    from pipeline.orchestrate import local  # here: plan needs no workers
+
     _require_roots(cluster, work)
     with ledger.locked(work.sweep(sweep.name)) as known:
         if any(entry.open for entry in known.entries.values()):
