@@ -21,7 +21,6 @@ import click
 
 from pipeline import __version__, garbage, store, streams, terminal
 from pipeline.errors import Corrupt, UserError
-from pipeline.strict_yaml import nearest, shown
 
 # A path that cannot be what the command needs it to be: the input is wrong, not the machine.
 WRONG_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -85,6 +84,8 @@ class _Commands(click.Group):
         if arguments and self.get_command(context, arguments[0]) is None:
             name = arguments[0]
             if not name.startswith("-"):
+                from pipeline.strict_yaml import nearest, shown
+
                 raise click.UsageError(
                     f"unknown command {shown(name)}, {nearest(name, self.commands)}", context
                 )

@@ -273,6 +273,10 @@ class Work:
         """Raises ValueError for what is no cell id, so that none leads out of the root."""
         return CellPaths(Path(self.root) / "cells" / _checked_id(cell_id))
 
+    def begun(self) -> frozenset[str]:
+        """Ids of the cells that have a folder; raises OSError where they cannot be listed."""
+        return frozenset(os.listdir(Path(self.root) / "cells"))
+
     def sweep(self, name: str) -> SweepPaths:
         return SweepPaths(Path(self.root) / "sweeps" / checked_name(name))
 

@@ -7,7 +7,6 @@ values after aliases are followed (a kilobyte of nested aliases can stand for a 
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -107,6 +106,8 @@ def shown(value: Any) -> str:
 
 def nearest(word: Any, valid: Iterable[str]) -> str:
     """'did you mean X?', or the list of what is valid where nothing is near."""
+    import difflib  # here: what is valid needs none
+
     options = sorted(valid)
     folded, asked = {option.lower(): option for option in options}, str(word).lower()
     begun = [option for option in folded if len(asked) > 1 and option.startswith(asked)]

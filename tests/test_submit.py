@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -205,6 +206,41 @@ def test_the_scripts_are_these():
         if os.environ.get("ACCEPT_GOLDEN"):
             file.write_text(text)
         assert text == file.read_text(), file
+
+
+@pytest.mark.parametrize(
+    "settings, more",
+    [
+        ([], {}),
+        (['setup=["module load x"]', "signal_s=60", "python=/a b/python"], {"exclude": ("n1",)}),
+        (
+            ["constraint=a100&ib", "account=me", 'options={"nodelist":"n2","exclusive":true}'],
+            {"dependency": "aftercorr:@x@", "mail": "a@asu.edu", "gres": None, "indices": (0, 7)},
+        ),
+    ],
+)
+def test_a_script_is_the_one_that_submitit_would_write(settings, more):
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    wanted = profile.load("sol", settings).profile
+    job = Work(Path("/w/it's here")).sweep("s").job("abc")
+    common = dict(cores=4, memory_gib=8, minutes=30, gres="gpu:1", indices=(0, 1, 2)) | more
+    ask = executor.Ask(wanted, "the name", job, **common)
+    flags = executor._flags(ask)
+    own = {"array", "chdir", "export", "kill-on-invalid-dep", "requeue", "signal", *wanted.options}
+    python = executor._python(wanted)
+    text = _make_sbatch_string(
+        f"{python} -u -m submitit.core._submit {shlex.quote(str(job.folder))}",
+        job.folder,
+        **{name: value for name, value in flags.items() if name not in own},
+        wckey=None,
+        signal_delay_s=wanted.signal_s,
+        map_count=len(ask.indices),
+        setup=executor._setup(ask),
+        srun_args=["--export=ALL", "--cpus-per-task=4"],
+        additional_parameters={name: flags[name] for name in own - {"signal"}},
+    )
+    assert executor.script(ask) == text
 
 
 def test_the_logs_are_where_submitit_puts_them(tmp_path):

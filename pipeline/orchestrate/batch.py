@@ -147,7 +147,7 @@ def prepare(
 
     waits_for: jobs of this sweep that are in the queue already; the report waits for them as well.
     """
-    from pipeline.orchestrate import executor  # submitit costs 0.15 s
+    from pipeline.orchestrate import executor
 
     request = request or standard(cluster)
     pack = None

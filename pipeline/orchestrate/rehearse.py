@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import streams
-from pipeline.orchestrate import local, state
+from pipeline.orchestrate import state
 from pipeline.paths import Work, checked_name
 from pipeline.sweep import Cell, Measure, Stage, Sweep
 from pipeline.terminal import printable
@@ -25,6 +25,8 @@ REPEATS, SECONDS = 3, 0.2
 
 def run(asked: Sweep, work: Work, data_root: Path, device: str = "auto") -> int:
     """Rehearse the sweep on this machine; the exit code is 1 where a cell failed."""
+    from pipeline.orchestrate import local  # here: plan needs the name of the folder alone
+
     return local.run(
         sliver(asked),
         root(work),

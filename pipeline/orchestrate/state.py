@@ -87,7 +87,8 @@ def find(
     `known`: the ledger, where it was read already. Of a sweep in another user's work root, as much
     as may be read.
     """
-    done, hidden = _published(sweep, work)
+    begun = _begun(sweep, work)
+    done, hidden = _published(sweep, work, begun)
     view = cluster.look(sweep, work, done, patient, known)
     found: dict[str, CellState] = {}
     for cell in sweep.cells:  # bases come first
@@ -95,6 +96,9 @@ def find(
             found[cell.id] = _hidden(cell, view)
             continue
         base, is_done = found.get(cell.base_id), cell.id in done
+        if view is None and not {cell.id, cell.base_id} & begun:
+            found[cell.id] = _not_begun(cell, base)
+            continue
         found[cell.id] = _state(cell, work, is_done, base, view)
         if (
             view
@@ -108,16 +112,33 @@ def find(
     return Found(tuple(found.values()), view, hidden, report)
 
 
-def _published(sweep: Sweep, work: Work) -> tuple[set[str], frozenset[str]]:
+def _begun(sweep: Sweep, work: Work) -> frozenset[str]:
+    """Cells that may have a folder: one look for all of them."""
+    try:
+        return work.begun()
+    except FileNotFoundError:
+        return frozenset()
+    except OSError:  # each has to be looked at for itself
+        return frozenset(cell.id for cell in sweep.cells)
+
+
+def _published(sweep: Sweep, work: Work, begun: frozenset[str]) -> tuple[set[str], frozenset[str]]:
     """(cells that are done, cells that another user keeps private)."""
     done, hidden = set(), set()
     for cell in sweep.cells:
         try:
-            if store.is_done(work.cell(cell.id)):
+            if cell.id in begun and store.is_done(work.cell(cell.id)):
                 done.add(cell.id)
         except PermissionError:
             hidden.add(cell.id)
     return done, frozenset(hidden)
+
+
+def _not_begun(cell: Cell, base: CellState | None) -> CellState:
+    """Of a cell without a folder, whose base has none either."""
+    if base is None:
+        return CellState(cell, "missing", 0, gaps.NOT_RUN)
+    return CellState(cell, "waiting", 0, f"its base {base.cell.id} is {base.state}")
 
 
 def _hidden(cell: Cell, view: cluster.View | None) -> CellState:

@@ -14,16 +14,7 @@ from pathlib import Path
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.orchestrate import (
-    images,
-    ledger,
-    local,
-    plan,
-    report_job,
-    slurm,
-    state,
-    submitted,
-)
+from pipeline.orchestrate import images, ledger, plan, report_job, slurm, state, submitted
 from pipeline.orchestrate.batch import (
     REPORTS_AGAIN,
     Batch,
@@ -80,6 +71,8 @@ def run(
     those that results were made of; Unreachable where the queue cannot be seen, since then nobody
     knows what is in it.
     """
+    from pipeline.orchestrate import local  # here: plan needs no workers
+
     _require_roots(cluster, work)
     with ledger.locked(work.sweep(sweep.name)) as known:
         if any(entry.open for entry in known.entries.values()):

@@ -42,7 +42,9 @@ Runtimes = Annotated[tuple[str, ...], AfterValidator(_runtimes)]
 class Frozen(BaseModel):
     """A frozen part of a cell: no unknown keys, no coercion, no infinities."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True
+    )
 
     def decides(self) -> dict[str, Any]:
         """What of it decides a cell's result, every default filled in, as plain JSON data."""
