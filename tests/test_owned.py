@@ -158,7 +158,7 @@ def test_what_an_earlier_report_made_goes(sweep, work, made):
 def test_killed_after_any_file_the_next_report_knows_what_is_its_own(sweep, work, tmp_path):
     """The names of a report are in the list before their files are there, and until they go."""
     out = tmp_path / "reports"
-    for number in range(1, 200, 9):
+    for number in range(1, 200, 6):
         child = os.fork()
         if not child:
             _die_at(number)
@@ -169,7 +169,7 @@ def test_killed_after_any_file_the_next_report_knows_what_is_its_own(sweep, work
         assert final(paths) <= (read(paths) or set()), number
         if died == 0:
             break
-    assert 20 < number < 199
+    assert 10 < number < 199
     made = report.build(sweep, work, out, 10**9)[0]
     assert read(made) == final(made)
 
