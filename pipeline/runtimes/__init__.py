@@ -6,9 +6,10 @@ library makes of a stranger's model is one sentence. The libraries are loaded wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from pipeline import hardware
@@ -35,6 +36,7 @@ __all__ = [
     "packages",
     "reference",
     "session",
+    "versions",
 ]
 
 RUNTIMES = {
@@ -98,6 +100,11 @@ def logits(session: Session, images: np.ndarray, batch: int = BATCH) -> Iterator
     """uint8 [N, C, H, W] -> float32 logits, a batch at a time."""
     for start in range(0, len(images), batch):
         yield session.run(images[start : start + batch])
+
+
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Package of each runtime -> its version here."""
+    return {package: version(package) for package in (get(name).PACKAGE for name in names)}
 
 
 def packages() -> list[str]:
