@@ -25,7 +25,7 @@ from pipeline.store import StageHistory
 from pipeline.sweep import Cell, Recipe, Stage
 from pipeline.techniques import context, stage_module, train
 from pipeline.training.checkpoint import Checkpointer, Snapshot, read_model
-from pipeline.training.loop import Training, fit
+from pipeline.training.loop import Course, Hooks, Training, fit
 from pipeline.training.recipe import Machine, machine
 
 Progress = Callable[[dict], None]
@@ -149,63 +149,11 @@ class _Run:
         stage, settings = self.stages[index], self.stages[index].settings
         self.progress({"stage": f"{index}-{stage.name}"})
         seed = self.cell.seed * 1009 + index
-
-        def trained(start, objective, epochs: int, recipe: Recipe) -> network.ModelState:
-            if history and history[-1].index == index:  # a snapshot could be of either training
-                raise RuntimeError(f"{stage.name} trains twice; expected one training a stage")
-            training = snapshot.training if snapshot and snapshot.training.epoch else None
-            training = training or Training(start())
-            training.state.network.to(self.machine.device)
-            self.fit(index, training, objective, epochs, recipe, seed, tuple(history))
-            history.append(StageHistory(index, stage.name, training.columns))
-            return training.state
-
+        trainings = _Trainings(self, index, seed, history, snapshot)
         ctx = context.Context(
-            self.cell, self.split, self.machine, seed, self.teacher, trained, self.progress
+            self.cell, self.split, self.machine, seed, self.teacher, trainings.train, self.progress
         )
         return stage_module(stage.name).apply(state, settings, ctx)
-
-    def fit(self, index, training, objective, epochs, recipe, seed, history) -> None:
-        name = f"{index}-{self.name(index)}"
-
-        def keep(now: Training) -> None:
-            self.checkpoints.save(Snapshot(index, self.name(index), now, history))
-            last = {k: now.columns[k][-1] for k in ("loss", "held_out_accuracy", "seconds")}
-            self.progress(
-                {
-                    "stage": name,
-                    "epoch": now.epoch,
-                    "epochs": epochs,
-                    "loss": last["loss"],
-                    "accuracy": last["held_out_accuracy"],
-                    "seconds_left": (epochs - now.epoch) * last["seconds"],
-                }
-            )
-
-        def tick(event: dict) -> None:
-            part = event["step"] / event["steps"]
-            left = event["seconds"] / part * (epochs - event["epoch"] - part)
-            self.progress(
-                {
-                    "stage": name,
-                    "epoch": event["epoch"] + part,
-                    "epochs": epochs,
-                    "seconds_left": left,
-                }
-            )
-
-        self.progress({"stage": name, "epoch": training.epoch, "epochs": epochs})
-        fit(
-            training,
-            self.split,
-            recipe,
-            epochs,
-            objective(training.state),
-            self.machine,
-            seed,
-            keep=keep,
-            tick=tick,
-        )
 
     # --- the base --------------------------------------------------------------------------------
 
@@ -273,6 +221,74 @@ class _Run:
             "peak_memory_bytes": peak_memory_bytes(),
             "peak_gpu_memory_bytes": peak_gpu_memory_bytes(self.machine.device),
         }
+
+
+class _Trainings:
+    """The trainings of one stage, one after the other, and where a snapshot stands among them."""
+
+    def __init__(self, run: _Run, index: int, seed: int, history, snapshot: Snapshot | None):
+        self.run, self.index, self.seed = run, index, seed
+        self.history: list[StageHistory] = history
+        self.snapshot = snapshot if snapshot and snapshot.training.epoch else None
+        self.part = -1  # of the training that was begun last
+
+    def train(
+        self, start, objective, epochs: int, recipe: Recipe, **hooks: Callable[..., None]
+    ) -> network.ModelState:
+        self.part += 1
+        reached = self.snapshot.part if self.snapshot else -1
+        if self.part < reached:  # its history is the snapshot's already
+            return self.snapshot.training.state
+        resumed = self.part == reached
+        training = self.snapshot.training if resumed else Training(start())
+        training.state.network.to(self.run.machine.device)
+        objective, seed = objective(training.state), self.seed + 100_003 * self.part
+        course = Course(recipe, epochs, objective, self.run.machine, seed)
+        self.run.progress({"stage": self.name, "epoch": training.epoch, "epochs": epochs})
+        own = Hooks(keep=self.keeper(epochs), tick=self.ticker(epochs), **hooks)
+        fit(training, self.run.split, course, own)
+        self.history.append(StageHistory(self.index, self.stage, training.columns))
+        return training.state
+
+    @property
+    def stage(self) -> str:
+        """`quantize`, and `quantize.2` for the second training of the stage."""
+        name = self.run.name(self.index)
+        return f"{name}.{self.part + 1}" if self.part else name
+
+    @property
+    def name(self) -> str:
+        return f"{self.index}-{self.stage}"
+
+    def keeper(self, epochs: int) -> Callable[[Training], None]:
+        history, part = tuple(self.history), self.part
+
+        def keep(now: Training) -> None:
+            self.run.checkpoints.save(Snapshot(self.index, self.stage, now, history, part))
+            last = {k: now.columns[k][-1] for k in ("loss", "held_out_accuracy", "seconds")}
+            self.run.progress(
+                {
+                    "stage": self.name,
+                    "epoch": now.epoch,
+                    "epochs": epochs,
+                    "loss": last["loss"],
+                    "accuracy": last["held_out_accuracy"],
+                    "seconds_left": (epochs - now.epoch) * last["seconds"],
+                }
+            )
+
+        return keep
+
+    def ticker(self, epochs: int) -> Callable[[dict], None]:
+        def tick(event: dict) -> None:
+            part = event["step"] / event["steps"]
+            left = event["seconds"] / part * (epochs - event["epoch"] - part)
+            done = event["epoch"] + part
+            self.run.progress(
+                {"stage": self.name, "epoch": done, "epochs": epochs, "seconds_left": left}
+            )
+
+        return tick
 
 
 def peak_memory_bytes() -> int:

@@ -561,6 +561,8 @@ def test_a_stage_in_one_file_and_one_line_is_a_technique_like_any_other(bench, o
 
 
 TWICE = """
+    import torch
+
     from pipeline.techniques.settings import Trained
 
 
@@ -568,24 +570,45 @@ TWICE = """
         pass
 
 
+    def shifted(state):
+        with torch.no_grad():
+            state.network.module.head.bias.add_(0.125)  # what only `start` may do
+        return state
+
+
     def apply(state, settings, context):
-        for _ in range(2):
-            objective = settings.objective_of(context.cell.recipe, context)
-            state = context.train(lambda: state, objective, 1, context.cell.recipe)
+        objective = settings.objective_of(context.cell.recipe, context)
+
+        def after_step(state, step, steps):
+            assert 0 < step <= steps
+            state.network.module.head.bias.clamp_(-0.5, 0.5)
+
+        for epochs in (2, 1, 2):
+            before = state
+            state = context.train(
+                lambda: shifted(before), objective, epochs, context.cell.recipe,
+                after_step=after_step,
+            )
         return state
 """
 
 
-def test_a_stage_that_trains_twice_is_told_that_it_could_not_be_resumed(
-    bench, tmp_path, monkeypatch
-):
+def test_a_stage_may_train_several_times_and_is_resumed_in_each(bench, tmp_path, monkeypatch):
     (tmp_path / "my_twice.py").write_text(textwrap.dedent(TWICE))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(STAGES, "twice", "my_twice")
     catalog.built_in.cache_clear()
     try:
         cell = bench.cells(["mine"], define={"mine": [{"twice": {}}]})["mine"]
-        with pytest.raises(RuntimeError, match="twice trains twice; expected one training a stage"):
-            staged(cell, beside(bench, "twice"))
+        whole = staged(cell, beside(bench, "twice"))
+        killed = staged(cell, beside(bench, "twice-killed"), set())
     finally:
         catalog.built_in.cache_clear()
+    trained = [(0, "twice", 2), (0, "twice.2", 1), (0, "twice.3", 2)]
+    for made_once in (whole, killed):
+        found = [(h.index, h.stage, len(h.columns["loss"])) for h in made_once.history]
+        assert found == trained
+    one, two = (m.state.network.state_dict() for m in (whole, killed))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert [h.columns["loss"] for h in whole.history] == [h.columns["loss"] for h in killed.history]
+    assert float(one["module.head.bias"].abs().max()) <= 0.5  # the hook, also after the last step

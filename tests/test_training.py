@@ -28,7 +28,7 @@ from pipeline.store import StageHistory
 from pipeline.sweep import Recipe
 from pipeline.training import checkpoint, losses
 from pipeline.training.checkpoint import Checkpointer, Snapshot
-from pipeline.training.loop import Diverged, Training, evaluate, fit, seeded
+from pipeline.training.loop import Course, Diverged, Hooks, Training, evaluate, fit, seeded
 from pipeline.training.recipe import LARGEST_GRADIENT, learning_rate, machine, optimizer
 from tests import cells
 
@@ -62,7 +62,8 @@ PLAIN = losses.labels_only(0.0)
 
 
 def trained(state: ModelState, epochs: int, recipe=RECIPE, objective=PLAIN, **more) -> Training:
-    return fit(Training(state), split(), recipe, epochs, objective, HERE, 0, **more)
+    course = Course(recipe, epochs, objective, HERE, 0)
+    return fit(Training(state), split(), course, Hooks(**more))
 
 
 def simulated(folded: ModelState, learned: bool) -> ModelState:
@@ -257,14 +258,14 @@ def test_every_epoch_leaves_a_row_and_is_kept():
 def test_what_is_done_already_is_not_done_again():
     done = trained(network.new(SPEC, 0), 2)
     before = {n: t.clone() for n, t in done.state.network.state_dict().items()}
-    fit(done, split(), RECIPE, 2, PLAIN, HERE, 0)
+    fit(done, split(), Course(RECIPE, 2, PLAIN, HERE, 0))
     assert all(torch.equal(done.state.network.state_dict()[n], t) for n, t in before.items())
     assert len(done.columns["loss"]) == 2
 
 
 def test_another_seed_is_another_training():
     one, two = (
-        fit(Training(network.new(SPEC, 0)), split(), RECIPE, 1, PLAIN, HERE, seed)
+        fit(Training(network.new(SPEC, 0)), split(), Course(RECIPE, 1, PLAIN, HERE, seed))
         for seed in (0, 1)
     )
     assert one.columns["loss"] != two.columns["loss"]
@@ -325,7 +326,7 @@ def test_bf16_and_float32_are_settings_of_the_same_loop():
     recipe = RECIPE.model_copy(update={"precision": "bf16"})
     bf16 = machine(recipe, "cpu")
     assert bf16.precision == "bf16" and HERE.precision == "fp32"
-    done = fit(Training(network.new(SPEC, 0)), split(), recipe, 1, PLAIN, bf16, 0)
+    done = fit(Training(network.new(SPEC, 0)), split(), Course(recipe, 1, PLAIN, bf16, 0))
     exact = trained(network.new(SPEC, 0), 1)
     assert all(p.dtype == torch.float32 for p in done.state.network.parameters())
     assert done.columns["loss"][0] == pytest.approx(exact.columns["loss"][0], rel=0.1)
@@ -342,7 +343,7 @@ def test_a_device_that_is_not_there_is_one_sentence():
 
 def test_training_goes_on_where_nothing_is_held_out():
     bare = replace(split(), held_out=data.Images(torch.empty(0, *SHAPE), torch.empty(0)))
-    done = fit(Training(network.new(SPEC, 0)), bare, RECIPE, 1, PLAIN, HERE, 0)
+    done = fit(Training(network.new(SPEC, 0)), bare, Course(RECIPE, 1, PLAIN, HERE, 0))
     assert math.isnan(done.columns["held_out_accuracy"][0])
 
 
@@ -378,7 +379,7 @@ def run(kind, folder, killed_after=(), precision="fp32") -> Training:
                 raise Killed
 
         try:
-            fit(training, split(), recipe, 3, PLAIN, where, 7, keep=keep)
+            fit(training, split(), Course(recipe, 3, PLAIN, where, 7), Hooks(keep=keep))
         except Killed:
             kept.wait()
     kept.wait()
@@ -585,6 +586,7 @@ def file_with(header: dict | bytes | None, tensors=None) -> bytes:
 
 
 SOUND = {
+    "part": 0,
     "index": 0,
     "stage": "train",
     "epoch": 1,
@@ -653,6 +655,7 @@ def good_tensors() -> dict[str, torch.Tensor]:
         {"epoch": 1.5},
         {"epoch": True},
         {"index": None},
+        {"part": -1},
         {"columns": []},
         {"columns": {"loss": "abc"}},
         {"columns": {"loss": [None]}},

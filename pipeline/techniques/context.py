@@ -14,13 +14,20 @@ if TYPE_CHECKING:  # a stage's Settings are read where there is no torch
     from pipeline.data import Split
     from pipeline.models.network import ModelState
     from pipeline.sweep import Cell, Recipe
+    from pipeline.training.loop import Training
     from pipeline.training.losses import Objective
     from pipeline.training.recipe import Machine
 
 
 class Train(Protocol):
-    """``start`` makes the state before the first epoch; it is not called when a checkpoint of this
-    stage is there, so that nothing is pruned, or initialized, twice."""
+    """Trains, and gives the trained state. ``start`` makes the state before the first epoch; it is
+    not called when a checkpoint of this training is there, so that nothing is pruned, or
+    initialized, twice. ``after_step`` and ``after_epoch`` as in ``loop.Hooks``.
+
+    A stage may train several times, one training after the other. Resumed in one of them, those
+    before it give the state of the checkpoint at once: what a stage does between two trainings
+    belongs into the ``start`` of the second.
+    """
 
     def __call__(
         self,
@@ -28,6 +35,9 @@ class Train(Protocol):
         objective: Callable[[ModelState], Objective],
         epochs: int,
         recipe: Recipe,
+        *,
+        after_step: Callable[[ModelState, int, int], None] = ...,
+        after_epoch: Callable[[Training], None] = ...,
     ) -> ModelState: ...
 
 

@@ -42,12 +42,14 @@ UNREADABLE = (SafetensorError, RuntimeError, ValueError, LookupError, TypeError,
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where a cell stands: ``training.epoch`` epochs of the stage are done (0: not begun)."""
+    """Where a cell stands: ``training.epoch`` epochs are done (0: not begun) of training number
+    ``part`` (from 0) of the stage."""
 
     index: int
     stage: str
     training: Training
-    history: tuple[StageHistory, ...]  # of the stages before this one
+    history: tuple[StageHistory, ...]  # of the trainings before this one
+    part: int = 0
 
 
 def model_bytes(state: ModelState) -> bytes:
@@ -187,6 +189,7 @@ def _header(snapshot: Snapshot) -> dict:
     return {
         "index": snapshot.index,
         "stage": snapshot.stage,
+        "part": snapshot.part,
         "epoch": snapshot.training.epoch,
         "spec": snapshot.training.state.spec.to_json(),
         "columns": {k: list(v) for k, v in snapshot.training.columns.items()},
@@ -226,7 +229,8 @@ def _snapshot(data: bytes, path: Path, header: dict | None = None) -> Snapshot:
             StageHistory(_count(index), str(stage), _columns(columns))
             for index, stage, columns in header["history"]
         )
-        return Snapshot(_count(header["index"]), str(header["stage"]), training, history)
+        index, part = _count(header["index"]), _count(header["part"])
+        return Snapshot(index, str(header["stage"]), training, history, part)
     except UNREADABLE as error:
         raise Corrupt(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,62 +51,141 @@ class Training:
     columns: dict[str, list[float]] = field(default_factory=lambda: {m: [] for m in METRICS})
 
 
+@dataclass(frozen=True)
+class Course:
+    """What a training does from its first epoch to its last; ``seed`` decides all chance in it."""
+
+    recipe: Recipe
+    epochs: int
+    objective: Objective
+    machine: Machine
+    seed: int
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What else is called, in this order, and with what.
+
+    ``after_step(state, step, steps)``: after each optimizer step, ``step`` of all ``steps`` of the
+    training being done, without gradients; the state's own transforms come first. ``after_epoch``:
+    the training, before it is kept. ``keep``: the training, to be written down: what hooks did by
+    then must be in its state, since a resumed training calls none of them again. ``tick``: about
+    once a second, where it stands.
+    """
+
+    after_step: Callable[[ModelState, int, int], None] = _nothing
+    after_epoch: Callable[[Training], None] = _nothing
+    keep: Callable[[Training], None] = _nothing
+    tick: Callable[[dict[str, Any]], None] = _nothing
+
+
 def fit(
-    training: Training,
-    split: data.Split,
-    recipe: Recipe,
-    epochs: int,
-    objective: Objective,
-    machine: Machine,
-    seed: int,
-    *,
-    keep: Callable[[Training], None] = lambda training: None,
-    tick: Callable[[dict], None] = lambda event: None,
+    training: Training, split: data.Split, course: Course, hooks: Hooks | None = None
 ) -> Training:
-    """Trains until ``epochs`` are done; calls ``keep`` after each, ``tick`` about once a second.
+    """Trains until ``course.epochs`` are done.
 
     Starts from ``training`` as it is: continued from a checkpoint, it ends with the same weights as
-    one that was never stopped (same seed, device and threads: bit for bit).
+    one that was never stopped (same seed, device and threads: bit for bit). Raises Diverged.
     """
-    network = training.state.network.to(machine.device, memory_format=torch.channels_last)
-    optim = optimizer(network, recipe, clipped=not normalized(network))
-    _restore_buffers(network, optim, training.buffers)
-    train, held_out = split.train.to(machine.device), split.held_out.to(machine.device)
-    called = torch.compile(network) if machine.compiled else network
-    while training.epoch < epochs:
+    return _Loop(training, split, course, hooks or Hooks()).run()
+
+
+class _Loop:
+    def __init__(self, training: Training, split: data.Split, course: Course, hooks: Hooks):
+        self.training, self.split, self.course, self.hooks = training, split, course, hooks
+        machine, recipe = course.machine, course.recipe
+        network = training.state.network.to(machine.device, memory_format=torch.channels_last)
+        self.network = network
+        self.optim = optimizer(network, recipe, clipped=not normalized(network))
+        _restore_buffers(network, self.optim, training.buffers)
+        self.train = split.train.to(machine.device)
+        self.held_out = split.held_out.to(machine.device)
+        self.called = torch.compile(network) if machine.compiled else network
+        self.steps = data.batch_count(len(self.train.labels), recipe.batch_size)
+
+    def run(self) -> Training:
+        training = self.training
+        while training.epoch < self.course.epochs:
+            row = self._row()
+            for metric in METRICS:
+                training.columns[metric].append(float(row[metric]))
+            training.epoch += 1
+            self.hooks.after_epoch(training)
+            training.buffers = _buffers(self.network, self.optim)
+            self.hooks.keep(training)
+        return training
+
+    def _row(self) -> dict[str, float]:
+        """One epoch, and what is recorded of it: a value for each of METRICS."""
         began = time.perf_counter()
-        generator = seeded(machine.device, seed, training.epoch)
-        row = _epoch(
-            called,
-            optim,
-            train,
-            split,
-            recipe,
-            epochs,
-            training.epoch,
-            objective,
-            machine,
-            generator,
-            tick,
-        )
+        row = self._epoch()
         seconds = time.perf_counter() - began
-        loss, accuracy = evaluate(called, held_out, machine)
-        if len(held_out) and not math.isfinite(loss):  # the last step may have done it
-            raise _diverged(loss, training.epoch, recipe)
-        row |= {
-            "epoch": training.epoch + 1,
+        loss, accuracy = evaluate(self.called, self.held_out, self.course.machine)
+        if len(self.held_out) and not math.isfinite(loss):  # the last step may have done it
+            raise _diverged(loss, self.training.epoch, self.course.recipe)
+        return row | {
+            "epoch": self.training.epoch + 1,
             "held_out_loss": loss,
             "held_out_accuracy": accuracy,
-            "learning_rate": optim.param_groups[0]["lr"],
+            "learning_rate": self.optim.param_groups[0]["lr"],
             "seconds": seconds,
             "images_per_second": row.pop("images") / seconds,
         }
-        for metric in METRICS:
-            training.columns[metric].append(float(row[metric]))
-        training.epoch += 1
-        training.buffers = _buffers(network, optim)
-        keep(training)
-    return training
+
+    def _epoch(self) -> dict[str, float]:
+        """One pass over the training set -> loss and accuracy (means), images seen. Sums stay on
+        the device until the end: asking for a number each step would make a GPU wait."""
+        self.called.train()
+        device, epoch = self.course.machine.device, self.training.epoch
+        total = torch.zeros(2, device=device)
+        images_seen, told, began = 0, time.perf_counter(), time.perf_counter()
+        for step, (images, labels) in enumerate(self._batches()):
+            loss, logits = self._step(epoch * self.steps + step, images, labels)
+            with torch.no_grad():
+                correct = (logits.argmax(1) == labels).sum().float()
+                total += torch.stack((loss.detach().float() * len(labels), correct))
+            images_seen += len(labels)
+            now = time.perf_counter()
+            if now - told > 1.0:
+                told = now
+                done = {"step": step + 1, "steps": self.steps}
+                self.hooks.tick({**done, "epoch": epoch, "seconds": now - began})
+        mean_loss, accuracy = (total / images_seen).tolist()
+        if not math.isfinite(mean_loss):
+            raise _diverged(mean_loss, epoch, self.course.recipe)
+        return {"loss": mean_loss, "accuracy": accuracy, "images": images_seen}
+
+    def _batches(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        recipe, split = self.course.recipe, self.split
+        return data.batches(
+            self.train,
+            recipe.batch_size,
+            seeded(self.course.machine.device, self.course.seed, self.training.epoch),
+            crop=recipe.crop,
+            flip=split.flip if recipe.flip is None else recipe.flip,
+            fill=split.zero_point,
+        )
+
+    def _step(
+        self, step: int, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Step number ``step`` (from 0) of the whole training -> its loss and logits."""
+        recipe, steps = self.course.recipe, self.course.epochs * self.steps
+        for group in self.optim.param_groups:
+            group["lr"] = learning_rate(recipe, step, steps)
+        with self.course.machine.autocast():
+            loss, logits = self.course.objective(self.called, images, labels)
+        self.optim.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optim.step()
+        with torch.no_grad():
+            self.training.state.after_step()
+            self.hooks.after_step(self.training.state, step + 1, steps)
+        return loss, logits
 
 
 def seeded(device: torch.device, seed: int, epoch: int) -> torch.Generator:
@@ -113,42 +193,6 @@ def seeded(device: torch.device, seed: int, epoch: int) -> torch.Generator:
     mixed = (seed * 1_000_003 + epoch * 7_919 + 17) % 2**63
     torch.manual_seed(mixed)
     return torch.Generator(device).manual_seed(mixed)
-
-
-def _epoch(
-    network, optim, train, split, recipe, epochs, epoch, objective, machine, generator, tick
-) -> dict:
-    """One pass over the training set -> loss and accuracy (means), images seen. Sums stay on the
-    device until the end: asking for a number each step would make a GPU wait."""
-    network.train()
-    total = torch.zeros(2, device=machine.device)
-    images_seen, told, began = 0, time.perf_counter(), time.perf_counter()
-    steps = data.batch_count(len(train.labels), recipe.batch_size)
-    flip = split.flip if recipe.flip is None else recipe.flip
-    batches = data.batches(
-        train, recipe.batch_size, generator, crop=recipe.crop, flip=flip, fill=split.zero_point
-    )
-    for step, (images, labels) in enumerate(batches):
-        for group in optim.param_groups:
-            group["lr"] = learning_rate(recipe, epoch * steps + step, epochs * steps)
-        with machine.autocast():
-            loss, logits = objective(network, images, labels)
-        optim.zero_grad(set_to_none=True)
-        loss.backward()
-        optim.step()
-        with torch.no_grad():
-            total += torch.stack(
-                (loss.detach().float() * len(labels), (logits.argmax(1) == labels).sum().float())
-            )
-        images_seen += len(labels)
-        now = time.perf_counter()
-        if now - told > 1.0:
-            told = now
-            tick({"step": step + 1, "steps": steps, "epoch": epoch, "seconds": now - began})
-    mean_loss, accuracy = (total / images_seen).tolist()
-    if not math.isfinite(mean_loss):
-        raise _diverged(mean_loss, epoch, recipe)
-    return {"loss": mean_loss, "accuracy": accuracy, "images": images_seen}
 
 
 def _diverged(loss: float, epoch: int, recipe: Recipe) -> Diverged:

@@ -27,7 +27,7 @@ from pipeline.models import module_of, network
 from pipeline.sweep import Recipe
 from pipeline.training import losses
 from pipeline.training.checkpoint import Checkpointer, Snapshot
-from pipeline.training.loop import Training, fit, seeded
+from pipeline.training.loop import Course, Hooks, Training, fit, seeded
 from pipeline.training.recipe import machine, optimizer
 
 PEAK_TFLOPS = {"A100": 312, "H100": 989, "H200": 989}  # dense bf16, from the data sheets
@@ -103,16 +103,9 @@ def _loop(split, asked, precision: str) -> float:
         where = machine(recipe, asked.device)
         _synchronize()
         start = time.perf_counter()
-        fit(
-            training,
-            split,
-            recipe,
-            1,
-            losses.labels_only(0.0),
-            where,
-            0,
-            keep=lambda now: kept.save(Snapshot(0, "train", now, ())),
-        )
+        course = Course(recipe, 1, losses.labels_only(0.0), where, 0)
+        keep = Hooks(keep=lambda now: kept.save(Snapshot(0, "train", now, ())))
+        fit(training, split, course, keep)
         kept.wait()
         _synchronize()
         return len(split.train) / (time.perf_counter() - start)

@@ -12,7 +12,7 @@ from pipeline.sweep import Recipe
 from pipeline.techniques import TECHNIQUES
 from pipeline.training import losses
 from pipeline.training.checkpoint import Checkpointer, Snapshot
-from pipeline.training.loop import Training, fit
+from pipeline.training.loop import Course, Hooks, Training, fit
 from pipeline.training.recipe import machine
 from tests import cells
 
@@ -48,7 +48,8 @@ def trained(folder, stop_at: int | None) -> dict[str, torch.Tensor]:
 
     def go(training: Training, hook) -> Training:
         objective = losses.labels_only(0.0)
-        return fit(training, split, RECIPE, RECIPE.epochs, objective, gpu, 7, keep=hook)
+        course = Course(RECIPE, RECIPE.epochs, objective, gpu, 7)
+        return fit(training, split, course, Hooks(keep=hook))
 
     try:
         training = go(Training(network.new(SPEC, 0)), keep)
