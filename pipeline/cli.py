@@ -376,12 +376,18 @@ def export(sweep: str, cell: str, to: Path | None) -> None:
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--runtime", default="onnxruntime", show_default=True, help="What runs the model.")
+@click.option("--anyway", is_flag=True, help="Also where the model needs another CPU.")
 @_json
-def predict(artifact: Path, images: tuple[Path, ...], runtime: str, as_json: bool) -> None:
+def predict(
+    artifact: Path, images: tuple[Path, ...], runtime: str, anyway: bool, as_json: bool
+) -> int | None:
     """Classify image files with an exported model."""
-    from pipeline.predict import predict
+    from pipeline.predict import Unfit, predict
 
-    found = predict(artifact, list(images), runtime)
+    try:
+        found = predict(artifact, list(images), runtime, anyway)
+    except Unfit as error:
+        return _complain(str(error), 1)
     if as_json:
         return _show({"predictions": found})
     for row in found:

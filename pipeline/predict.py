@@ -10,12 +10,24 @@ from pipeline import artifact, data, runtimes
 from pipeline.errors import Corrupt, UserError
 
 
-def predict(folder: Path, paths: list[Path], runtime: str = runtimes.DEFAULT) -> list[dict]:
+class Unfit(Exception):
+    """This machine computes other classes than those meant; `anyway` asks for them all the same."""
+
+
+def predict(
+    folder: Path,
+    paths: list[Path],
+    runtime: str = runtimes.DEFAULT,
+    anyway: bool = False,
+) -> list[dict]:
     """Classifies image files: [{"image", "class", "confidence"}] in the order given. Raises
-    UserError, one sentence, for whatever is wrong with the artifact, an image or the runtime."""
+    UserError, one sentence, for whatever is wrong with the artifact, an image or the runtime, and
+    Unfit where the model needs what this CPU lacks, unless `anyway`."""
     runtimes.of_artifacts(runtime)
     try:
         found = artifact.load(folder)
+        if (reason := found.unfit()) and not anyway:
+            raise Unfit(f"{folder}: {reason}; `--anyway` classifies all the same")
         session = runtimes.session(found, runtime=runtime)
         images = data.images_from(paths, found.shape)
         shares = [_shares(scores, folder) for scores in runtimes.logits(session, images)]

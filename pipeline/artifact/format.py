@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline import store
+from pipeline import hardware, store
 from pipeline.errors import Corrupt, UserError
 
 if TYPE_CHECKING:
@@ -50,6 +51,25 @@ class Artifact:
     @property
     def quantized(self) -> bool:
         return self.manifest["kind"] == "int8"
+
+    @cached_property
+    def needs_vnni(self) -> bool:
+        """Whether its 8-bit products can saturate on x86 without VNNI. Proved from its weights:
+        what a manifest says may be missing, or wrong."""
+        import onnx
+
+        from pipeline.artifact import saturation
+
+        return saturation.overflows(onnx.load_model_from_string(self.model))
+
+    def unfit(self) -> str | None:
+        """Why this machine computes other numbers than those meant; None where it does not."""
+        if not (self.quantized and hardware.saturates() and self.needs_vnni):
+            return None
+        return (
+            "its 8-bit products saturate on this CPU, which has no VNNI: classes may be wrong; "
+            "expected a CPU with VNNI, or a model made with quantize.reduce_range: auto"
+        )
 
     @property
     def runnable_bytes(self) -> int:

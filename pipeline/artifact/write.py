@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline import store
+from pipeline.artifact import saturation
 from pipeline.artifact.float import float_model
 from pipeline.artifact.format import FORMAT, MANIFEST, MODEL
 from pipeline.artifact.int8 import int8_model
 
 if TYPE_CHECKING:
+    import onnx
+
     from pipeline.models.network import ModelState
+
+
+# The first release of ONNX Runtime that reads them: its table of versions.
+RUNTIME_OF_OPSET = {20: "1.17", 21: "1.18", 22: "1.20"}
+RUNTIME_OF_IR = {9: "1.17", 10: "1.18", 11: "1.20"}
+
+
+def needs(model: onnx.ModelProto) -> dict[str, Any]:
+    """What running the model right takes: CPU features (`vnni`: on x86, since 8-bit products would
+    saturate without it), operator set, and the least version of ONNX Runtime."""
+    opset = next(o.version for o in model.opset_import if o.domain == "")
+    least = max(
+        (RUNTIME_OF_OPSET[opset], RUNTIME_OF_IR[model.ir_version]),
+        key=lambda version: tuple(map(int, version.split("."))),
+    )
+    cpu = ["vnni"] if saturation.overflows(model) else []
+    return {"cpu": cpu, "opset": opset, "onnxruntime": least}
 
 
 def write(
@@ -36,6 +56,7 @@ def write(
         "classes": list(classes),
         "shape": list(state.spec.shape),
         "network": state.spec.to_json(),
+        "needs": needs(model),
         "files": {MODEL: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
         **facts,
     }

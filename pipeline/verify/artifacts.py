@@ -3,8 +3,8 @@
 Predictions. On the same CPU flags and the same ONNX Runtime the same kernels run, in the same order
 of summation, so every prediction must be the recorded one. Elsewhere sums are rounded in another
 order, which moves logits in their last digits, and only images on which two classes are nearly even
-change sides: OTHER_CPU of them may. 8-bit products that saturate (x86 without VNNI) are another
-computation, of which nothing can be said here.
+change sides: OTHER_CPU of them may. Where a model's 8-bit products can saturate on this CPU (x86
+without VNNI), that is another computation, of which nothing can be said here.
 
 Speed is information: it is another machine's. Only where a model that was recorded as faster by
 more than SPEED_MARGIN is slower by more than that, on the same CPU flags, it differs. A base that
@@ -179,7 +179,7 @@ def _elsewhere(
         recorded = result.measured.get(f"runtimes/{name}/accuracy")
         near = isinstance(recorded, float) and abs(share - recorded) <= OTHER_CPU
         message = f"{share:.2%} here, {_share(recorded)} recorded"
-        if not near and loaded.quantized and hardware.saturates():
+        if not near and loaded.unfit():
             yield Check(where, UNCHECKED, f"{message}; 8-bit products saturate on this CPU")
         else:
             yield Check(where, OK if near else DIFFERS, message)
@@ -191,7 +191,7 @@ def _judged(
     allowed = max(1, round(OTHER_CPU * images)) if other else 0
     if changed <= allowed:
         return OK, message + (f" ({allowed} may: {other})" if other else "")
-    if other and loaded.quantized and hardware.saturates():
+    if other and loaded.unfit():
         return UNCHECKED, f"{message}; 8-bit products saturate on this CPU ({other})"
     return DIFFERS, message + (f", expected at most {allowed} ({other})" if other else "")
 
