@@ -12,8 +12,6 @@ import onnx
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import numpy_helper
 
-Value = np.ndarray | tuple[np.ndarray, float | np.ndarray]  # a tensor, or (integers, scale)
-
 
 def logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
     """uint8 [N, C, H, W] -> float64 [N, classes]."""
@@ -39,9 +37,10 @@ def _run(node, values, integers) -> None:
         (x, x_scale), (w, w_scale) = (integers[name] for name in node.input[:2])
         product = _convolved if node.op_type == "Conv" else _multiplied
         sums, scales = product(x, w, attributes), np.atleast_1d(x_scale * w_scale).reshape(-1)
-        bias, _ = integers[node.input[2]]
         shape = (1, -1, 1, 1) if node.op_type == "Conv" else (1, -1)
-        values[result] = (sums + bias.reshape(shape)) * scales.reshape(shape)
+        if len(node.input) > 2:
+            sums = sums + integers[node.input[2]][0].reshape(shape)
+        values[result] = sums * scales.reshape(shape)
     else:
         values[result] = OTHERS[node.op_type](arguments, attributes)
 
@@ -63,9 +62,12 @@ def _quantized(x, scale, zero) -> np.ndarray:
 
 def _convolved(x, w, attributes) -> np.ndarray:
     top, left, bottom, right = attributes.get("pads", [0] * 4)
-    assert attributes.get("group", 1) == 1 and set(attributes.get("strides", [1])) == {1}
+    assert attributes.get("group", 1) == 1
     padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    windows = sliding_window_view(padded, w.shape[2:], axis=(2, 3))  # [N, C, P, Q, h, w]
+    strides, (down, right) = attributes.get("strides", [1, 1]), attributes.get("dilations", [1, 1])
+    reach = [(n - 1) * step + 1 for n, step in zip(w.shape[2:], (down, right), strict=True)]
+    windows = sliding_window_view(padded, reach, axis=(2, 3))  # [N, C, P, Q, h, w]
+    windows = windows[:, :, :: strides[0], :: strides[1], ::down, ::right]
     columns = windows.transpose(0, 2, 3, 1, 4, 5).reshape(*_positions(windows), -1)
     # Exact in float64, whose products of matrices are fast: every sum is far below 2^53.
     sums = columns.astype(np.float64) @ w.reshape(len(w), -1).T.astype(np.float64)
