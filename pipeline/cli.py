@@ -362,14 +362,16 @@ def verify(report: Path, as_json: bool, accuracy: bool, speed: bool) -> int:
 @_sweep
 @_cell
 @click.option("--to", type=click.Path(path_type=Path), help="The new folder [DATASET-MODEL-...].")
-def export(sweep: str, cell: str, to: Path | None) -> None:
+@click.option("--encoded", is_flag=True, help="As it is stored, not decoded.")
+def export(sweep: str, cell: str, to: Path | None, encoded: bool) -> None:
     """The deployable model of a cell, as a folder of its own."""
     from pipeline.orchestrate import export, plan
 
     asked = _load(sweep)
     work, _ = _roots(asked)
     chosen = plan.find_cell(asked, cell)
-    _say(export.export(asked, chosen, work, to or Path(chosen.name.replace("/", "-"))))
+    target = to or Path(chosen.name.replace("/", "-"))
+    _say(export.export(asked, chosen, work, target, encoded))
 
 
 @netpress.command()

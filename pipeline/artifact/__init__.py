@@ -4,7 +4,8 @@ A folder with ``model.onnx`` (uint8 images [N, C, H, W] as they come from a file
 [N, classes], out; normalization is inside) and ``manifest.json`` (class names, shape, SHA-256).
 It runs on plain ONNX Runtime.
 
-``format``: the folder, and reading it. ``float`` and ``int8``: the two exports. ``write``:
+``format``: the folder, and reading it. ``float`` and ``int8``: the two exports. ``coded``: how the
+model may be stored otherwise than it runs. ``saturation``: on which CPUs it is right. ``write``:
 publishing. torch and onnx are loaded when they are needed; ``pipeline.runtimes`` runs artifacts.
 """
 
@@ -18,7 +19,7 @@ from pipeline.artifact.format import (
     load,
     softmax,
 )
-from pipeline.artifact.write import write
+from pipeline.artifact.write import write, write_runnable
 
 __all__ = [
     "FORMAT",
@@ -30,4 +31,5 @@ __all__ = [
     "load",
     "softmax",
     "write",
+    "write_runnable",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline import hardware, store
+from pipeline.artifact.coded import CODECS, decoded
 from pipeline.errors import Corrupt, UserError
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ class Artifact:
 
     @property
     def model_path(self) -> Path:
-        return self.folder / MODEL
+        return self.folder / _stored_name(self.manifest)
 
     @property
     def quantized(self) -> bool:
@@ -73,7 +75,7 @@ class Artifact:
 
     @property
     def runnable_bytes(self) -> int:
-        """Bytes of the files that run; ``stored_bytes`` differs where they are stored encoded."""
+        """Of the decoded model and its manifest; ``stored_bytes``: of the files as they are."""
         return len(self.model) + (self.folder / MANIFEST).stat().st_size
 
     @property
@@ -91,11 +93,25 @@ def load(folder: Path) -> Artifact:
     """Reads an artifact; Corrupt where its bytes are not those that its manifest names, UserError
     where there is none."""
     manifest = _manifest(folder)
-    written = manifest["files"][MODEL]
-    with _readable(folder / MODEL):
-        model = store.read_checked(folder / MODEL, written["bytes"], written["sha256"])
-    _check_model(folder / MODEL, model, manifest)
+    path = folder / _stored_name(manifest)
+    written, runnable = manifest["files"][path.name], _runnable(manifest)
+    with _readable(path):
+        stored = store.read_checked(path, written["bytes"], written["sha256"])
+    model = decoded(stored, manifest.get("codec"), runnable["bytes"], str(path))
+    if hashlib.sha256(model).hexdigest() != runnable["sha256"]:
+        raise Corrupt(f"{path}: what it is decoded to has another SHA-256 than recorded")
+    _check_model(path, model, manifest)
     return Artifact(folder, manifest, model)
+
+
+def _stored_name(manifest: dict) -> str:
+    """Manifests before codecs name the model alone; KeyError for a codec that is not known."""
+    codec = manifest.get("codec")
+    return MODEL if codec is None else MODEL + CODECS[codec].suffix
+
+
+def _runnable(manifest: dict) -> dict:
+    return manifest.get("runnable") or manifest["files"][MODEL]
 
 
 def _manifest(folder: Path) -> dict:
@@ -120,11 +136,14 @@ def _manifest(folder: Path) -> dict:
 def _well_formed(manifest: dict) -> bool:
     """Everything that is read later is there and of its type; whatever it raises means no."""
     shape, classes = manifest["shape"], manifest["classes"]
-    written = manifest["files"][MODEL]
+    written = manifest["files"][_stored_name(manifest)]
     return (
-        isinstance(written["sha256"], str)
-        and type(written["bytes"]) is int
-        and 0 <= written["bytes"] <= MODEL_BYTES
+        all(
+            isinstance(form["sha256"], str)
+            and type(form["bytes"]) is int
+            and 0 <= form["bytes"] <= MODEL_BYTES
+            for form in (written, _runnable(manifest))
+        )
         and isinstance(shape, list)
         and len(shape) == 3
         and all(type(n) is int and n > 0 for n in shape)

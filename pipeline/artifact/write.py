@@ -10,8 +10,9 @@ import numpy as np
 
 from pipeline import store
 from pipeline.artifact import saturation
+from pipeline.artifact.coded import CODECS
 from pipeline.artifact.float import float_model
-from pipeline.artifact.format import FORMAT, MANIFEST, MODEL
+from pipeline.artifact.format import FORMAT, MANIFEST, MODEL, Artifact
 from pipeline.artifact.int8 import int8_model
 
 if TYPE_CHECKING:
@@ -49,20 +50,45 @@ def write(
 
     integers = network.integers(state)
     model = int8_model(state, integers, calibration) if integers else float_model(state)
-    data = model.SerializeToString()
-    manifest = {
-        "format": FORMAT,
+    described = {
         "kind": "int8" if integers else "float32",
         "classes": list(classes),
         "shape": list(state.spec.shape),
         "network": state.spec.to_json(),
         "needs": needs(model),
-        "files": {MODEL: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
         **facts,
     }
+    files = forms(model.SerializeToString(), described, network.codec(state))
 
     def fill(new: Path) -> None:
-        (new / MODEL).write_bytes(data)
-        (new / MANIFEST).write_bytes(store.json_bytes(manifest))
+        for name, content in files.items():
+            (new / name).write_bytes(content)
 
     store.publish_folder(folder, fill)
+
+
+def forms(model: bytes, described: dict[str, Any], codec: str | None) -> dict[str, bytes]:
+    """The files of an artifact whose stored form has this codec: name -> content."""
+    runnable = _fingerprint(model)
+    name = MODEL if codec is None else MODEL + CODECS[codec].suffix
+    stored = model if codec is None else CODECS[codec].encode(model)
+    manifest = {
+        **described,
+        "format": FORMAT,
+        "codec": codec,
+        "runnable": runnable,
+        "files": {name: _fingerprint(stored)},
+    }
+    return {name: stored, MANIFEST: store.json_bytes(manifest)}
+
+
+def write_runnable(found: Artifact, folder: Path) -> None:
+    """The same artifact into an empty folder, stored as it runs."""
+    own = ("format", "codec", "runnable", "files")
+    described = {key: value for key, value in found.manifest.items() if key not in own}
+    for name, content in forms(found.model, described, None).items():
+        (folder / name).write_bytes(content)
+
+
+def _fingerprint(content: bytes) -> dict[str, Any]:
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

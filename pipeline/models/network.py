@@ -104,6 +104,12 @@ def integers(state: ModelState) -> Integers | None:
     return None
 
 
+def codec(state: ModelState) -> str | None:
+    """The codec of its artifact's stored form; None where that is the runnable model itself."""
+    codecs = [transform.codec_of_artifact() for transform in state.spec.transforms]
+    return next((name for name in reversed(codecs) if name), None)
+
+
 @torch.no_grad()
 def shrink(state: ModelState, kept: list[torch.Tensor]) -> ModelState:
     """Removes filters for real: ``kept[i]`` holds the indices (int64, ascending) of the filters of

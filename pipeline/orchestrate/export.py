@@ -13,8 +13,9 @@ from pipeline.paths import CellPaths, Work
 from pipeline.sweep import Cell, Sweep
 
 
-def export(sweep: Sweep, cell: Cell, work: Work, to: Path) -> Path:
-    """Copy the artifact of `cell` to `to`, whole or not at all; returns the absolute path.
+def export(sweep: Sweep, cell: Cell, work: Work, to: Path, encoded: bool = False) -> Path:
+    """Copy the artifact of `cell` to `to`, whole or not at all; returns the absolute path. What is
+    coded is decoded to the model that runs, unless `encoded` asks for it as it is stored.
 
     Raises UserError where the cell is not done, its artifact was changed, or `to` is taken.
     """
@@ -25,7 +26,8 @@ def export(sweep: Sweep, cell: Cell, work: Work, to: Path) -> Path:
             reason = gaps.reason(cell, work)
             raise UserError(f"{cell.name} ({cell.id}) has no model to export yet: {reason}")
         files = _artifact(of_cell)
-        store.publish_new_folder(target, lambda folder: _copy(of_cell, files, folder))
+        copy = _copy if encoded else _copy_runnable
+        store.publish_new_folder(target, lambda folder: copy(of_cell, files, folder))
     except Corrupt as error:
         again = f"`netpress run {quoted(sweep)}` makes it again"
         raise UserError(f"{cell.name} ({cell.id}) is damaged: {error}; {again}") from error
@@ -62,3 +64,15 @@ def _copy(cell: CellPaths, files: dict[str, dict[str, Any]], folder: Path) -> No
         copy = folder / source.relative_to(cell.artifact)
         store.make_folder(copy.parent)
         store.copy_checked(source, copy, entry["bytes"], entry["sha256"])
+
+
+def _copy_runnable(cell: CellPaths, files: dict[str, dict[str, Any]], folder: Path) -> None:
+    """In the folder that is published afterwards: nobody sees the stored form in it."""
+    _copy(cell, files, folder)
+    if all(path.name in ("model.onnx", "manifest.json") for path in folder.iterdir()):
+        return
+    from pipeline import artifact  # here: its checks load ONNX
+
+    found = artifact.load(folder)
+    artifact.write_runnable(found, folder)
+    found.model_path.unlink()

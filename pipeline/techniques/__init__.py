@@ -23,6 +23,7 @@ STAGES: dict[str, str] = {
     "prune": "pipeline.techniques.prune",
     "distill": "pipeline.techniques.distill",
     "quantize": "pipeline.techniques.quantize",
+    "encode": "pipeline.techniques.encode",
 }
 
 TECHNIQUES: dict[str, tuple[str, list[dict[str, dict]]]] = {

@@ -21,6 +21,7 @@ TRANSFORMS: dict[str, str] = {
     # name: "module:class"
     "folded": "pipeline.models.transforms.folded:Folded",
     "fake-quantized": "pipeline.models.transforms.fakequant:FakeQuantized",
+    "encoded": "pipeline.models.transforms.encoded:Encoded",
 }
 
 
@@ -62,6 +63,10 @@ class Transform:
 
     def integers(self, module: nn.Module) -> Integers | None:
         """How the artifact computes in integers; None where it computes in floats."""
+        return None
+
+    def codec_of_artifact(self) -> str | None:
+        """The codec of the stored form; None where that is the runnable model itself."""
         return None
 
 
