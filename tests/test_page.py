@@ -15,15 +15,15 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import pandas
 import pytest
 
 from pipeline import report
 from pipeline.paths import CODE, Work
-from pipeline.report import frames, json_rows, page, row, sections
+from pipeline.report import frames, page, row, sections
 from pipeline.report.content import Column, Value
 from pipeline.report.owned import Owned
 from tests import results
@@ -136,19 +136,20 @@ def many(folder: Path, techniques: int, seeds: int, settings: int = 1) -> Path:
     work = Work(folder / "work")
     for cell in one.cells:
         results.publish(cell, work)
-    measured = frames.read(one, work).cells.iloc[1:]
+    measured = frames.read(one, work).rows[1]
     names = [f"technique-{t:05}" for t in range(techniques - 1)]
     datasets = [f"d{d}" for d in range(settings)]
     sweep = results.sweep(techniques=names, seeds=range(seeds), datasets=datasets)
-    cells = pandas.concat([measured] * len(sweep.cells), ignore_index=True)
-    named = pandas.DataFrame([row.identity(cell) for cell in frames.in_order(sweep)])
-    cells[named.columns] = named
-    cells["accuracy"] = [0.9 + 0.1 * i / len(cells) for i in range(len(cells))]
-    found = frames.Frames(cells, ())
+    count = len(sweep.cells)
+    found = frames.Frames(
+        tuple(
+            replace(measured, **vars(row.identity(cell)), accuracy=0.9 + 0.1 * i / count)
+            for i, cell in enumerate(frames.in_order(sweep))
+        ),
+        (),
+    )
     path = folder / "index.html"
-    listed = json_rows.rows(found)
-    measured = sections.measured(sweep, found, listed)
-    path.write_bytes(page.html(sweep, found, listed, {}, {}, measured))
+    path.write_bytes(page.html(sweep, found, {}, {}, sections.measured(sweep, found)))
     return path
 
 

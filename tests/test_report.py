@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from jobs.aggregate import Report
 from pipeline import gaps, report, store, usage
 from pipeline.errors import UserError
+from pipeline.measure.series import Series
 from pipeline.orchestrate.export import export
 from pipeline.orchestrate.plan import load_sweep
 from pipeline.paths import CODE, Work
@@ -84,7 +86,7 @@ def test_the_time_of_training_is_that_of_all_epochs_whoever_made_the_result(work
         store.publish_bytes(work.cell(cell.id).result, data)
         store.write_manifest(work.cell(cell.id))
     text = built(sweep, work, tmp_path)[1]
-    assert [row["training_seconds"] for row in report.rows(sweep, work)["rows"]] == [7200.0] * 2
+    assert [row.training_seconds for row in report.read(sweep, work).rows] == [7200.0] * 2
     assert "- Training of all cells together: 4.0 hours" in text
 
 
@@ -116,7 +118,7 @@ def test_rows_say_what_was_measured(work):
     values = results.measured(cell, ratio=4.0, drop=0.002)
     results.publish(base, work)
     results.publish(cell, work, values)
-    found = report.rows(sweep, work)
+    found = report.as_json(report.read(sweep, work))
     assert found["gaps"] == [] and all(promised(row) for row in found["rows"])
     own, row = found["rows"]
     assert (row["id"], row["technique"], row["seed"]) == (cell.id, "half", 0)
@@ -144,12 +146,29 @@ def test_what_was_not_measured_is_null_and_never_nan(work):
             "latency/onnxruntime/artifact/all/batch1": [1.0, math.nan],
         }
         results.publish(cell, work, bare, facts={})
-    found = report.rows(sweep, work)
+    found = report.as_json(report.read(sweep, work))
     json.dumps(found, allow_nan=False)
     assert all(promised(row) for row in found["rows"])
     row = found["rows"][1]
     assert row["macs"] is None and row["agreement"] is None and row["accuracy_drop"] is None
     assert row["latency_ms"]["batch1"] == {"p50": None, "p90": None, "p99": None}
+
+
+def test_a_row_has_every_series_that_was_measured_on_whatever_runtime_and_device(work):
+    sweep = results.sweep(techniques=("half",))
+    samples = numpy.array([3.0, 1.0, 2.0])
+    elsewhere = {
+        "latency/openvino/artifact/one/batch1": samples,
+        "latency/onnxruntime@cuda/artifact/all/batch64": samples,
+        "latency/onnxruntime/somebody/all/batch64": samples,
+    }
+    for cell in sweep.cells:
+        results.publish(cell, work, results.measured(cell) | elsewhere)
+    latencies = report.read(sweep, work).rows[1].latencies
+    assert latencies[Series("openvino", "artifact", "one", 1)].p50 == 2.0
+    assert latencies[Series("onnxruntime", "artifact", "all", 64, "cuda")].p50 == 2.0
+    assert latencies[Series("onnxruntime", "artifact", "all", 64)].p50 != 2.0
+    assert len(latencies) == 18
 
 
 def test_one_frame_a_row_a_cell_with_every_metric(work):
@@ -177,7 +196,7 @@ def test_each_gap_has_its_reason(work):
     store.publish_bytes(work.cell(by_name["c", 0].id).metrics, store.history_bytes([]))
     broken = store.new_attempt(work.cell(by_name["d", 1].id))
     broken.failure.write_text("{")
-    reasons = {gap["id"]: gap["reason"] for gap in report.rows(sweep, work)["gaps"]}
+    reasons = {gap["id"]: gap["reason"] for gap in report.as_json(report.read(sweep, work))["gaps"]}
     assert {name: reasons.get(cell.id) for name, cell in by_name.items()} == {
         ("base", 0): None,
         ("base", 1): "disk full: no space left",
@@ -200,7 +219,7 @@ def test_a_damaged_result_is_a_gap_and_costs_only_itself(work, tmp_path):
     changed[-100] ^= 1
     result.write_bytes(changed)
     _, text = built(sweep, work, tmp_path)
-    found = report.rows(sweep, work)
+    found = report.as_json(report.read(sweep, work))
     assert [row["technique"] for row in found["rows"]] == ["base", "tiny"]
     assert [gap["id"] for gap in found["gaps"]] == [sweep.cells[1].id]
     assert found["gaps"][0]["reason"].startswith("damaged: result.h5: its SHA-256")
@@ -213,7 +232,7 @@ def test_another_cells_result_is_no_result(work):
     one, other = (work.cell(cell.id) for cell in sweep.cells[1:])
     shutil.copy(other.result, one.result)
     store.write_manifest(one)
-    assert [gap["id"] for gap in report.rows(sweep, work)["gaps"]] == [one.id]
+    assert [gap["id"] for gap in report.as_json(report.read(sweep, work))["gaps"]] == [one.id]
 
 
 # --- the files -------------------------------------------------------------------------------
@@ -266,7 +285,7 @@ def test_the_answer_is_computed(work, tmp_path):
         line = next(line for line in text.splitlines() if question in line)
         assert f"`{technique}`" in line and f"export test.yaml {ids[technique]}`" in line
     assert "16.0 times smaller" in text and "0.90 points below its base" in text
-    assert report.best(report.rows(sweep, work)["rows"])["technique"] == "small"
+    assert report.best(report.read(sweep, work).rows).technique == "small"
 
 
 def test_where_all_lose_too_much_the_base_is_the_answer(work, tmp_path):
@@ -274,7 +293,7 @@ def test_where_all_lose_too_much_the_base_is_the_answer(work, tmp_path):
     publish_all(sweep, work, drop=0.05)
     _, text = built(sweep, work, tmp_path)
     assert text.count("the base itself, 99.00 % in 58.9 MB; no compressed model qualifies") == 3
-    assert report.best(report.rows(sweep, work)["rows"])["is_base"]
+    assert report.best(report.read(sweep, work).rows).is_base
     assert report.best([]) is None
 
 
@@ -310,18 +329,12 @@ def test_without_the_base_there_may_be_no_answer_and_that_is_said(work):
 
 
 def test_seeds_are_judged_by_their_mean():
+    measured = results.in_memory(results.sweep())[0][1]
+
     def row(technique, seed, drop, size):
-        return {
-            "dataset": "d",
-            "model": "m",
-            "technique": technique,
-            "seed": seed,
-            "accuracy_drop": drop,
-            "stored_bytes": size,
-            "is_base": False,
-            "family": technique,
-            "speedup": {"batch1": 2.0},
-        }
+        named = replace(measured, technique=technique, family=technique, seed=seed)
+        accuracy = None if drop is None else 1 - drop
+        return replace(named, base_accuracy=1.0, accuracy=accuracy, stored_bytes=size)
 
     lucky = [row("lucky", 0, 0.0, 10), row("lucky", 1, 0.03, 10)]
     steady = [row("steady", 0, 0.015, 20), row("steady", 1, 0.002, 21)]
@@ -329,7 +342,7 @@ def test_seeds_are_judged_by_their_mean():
     assert answer.smallest(lucky + steady, limit=0.05).rows == tuple(lucky)
     missing = row("missing", 0, None, 1)
     assert report.best([missing, *steady]) == steady[1]
-    assert answer.fastest([{**steady[0], "speedup": {"batch1": None}}]) is None
+    assert answer.fastest([replace(steady[0], latencies={})]) is None
 
 
 def test_the_markdown_has_spread_hardware_simulation_and_how_to_repeat(work, tmp_path):
@@ -392,7 +405,7 @@ def test_what_each_cell_asked_for_and_used_of_all_its_attempts(work):
     results.publish(half, work)
     results.ran_as_job(half, work, wall_s=1200, job="8_1", gpu_busy=None, gpu_memory_bytes=0)
     results.ran_as_job(bad, work, wall_s=3600, job="9")
-    said = merged.write(sweep, work, work.root / "results.h5").said
+    said = merged.write(sweep, work, work.root / "results.h5").usages
     text = results.markdown(sweep, work, said).split("## What the jobs used")[1]
     lines = [
         line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| dig")
@@ -447,7 +460,9 @@ def test_a_reason_cannot_break_out_of_the_page(work, tmp_path):
     assert "<script" not in text and "\x1b" not in text and "\n# title" not in text
     gap = next(line for line in text.splitlines() if sweep.cells[1].id in line)
     assert len(re.findall(r"(?<!\\)\|", gap)) == 4
-    assert report.rows(sweep, work)["gaps"][0]["reason"].count("<script>") == 1  # JSON needs none
+    assert (
+        report.as_json(report.read(sweep, work))["gaps"][0]["reason"].count("<script>") == 1
+    )  # JSON needs none
 
 
 def test_a_technique_cannot_break_out_of_its_table(work):
@@ -506,7 +521,7 @@ def test_the_summary_fits_eighty_columns_and_names_gaps(work):
         else:
             results.publish(cell, work)
     out = io.StringIO()
-    report.print_summary(report.rows(sweep, work), out)
+    report.print_summary(report.read(sweep, work), out)
     lines = out.getvalue().splitlines()
     assert max(len(line) for line in lines[:5]) <= 80
     assert re.search(r"attention-transfer\s+2\s+98\.8[01]\s+0\.20\s+14\.7\s+4\.00", out.getvalue())

@@ -23,7 +23,7 @@ def made(tmp_path):
         for cell in sweep.cells:
             if cell.technique not in leave_out:
                 results.publish(cell, work, results.measured(cell, 4.0, 0.002))
-        section = study.section(report.rows(sweep, work)["rows"])
+        section = study.section(report.read(sweep, work).rows)
         return section, results.markdown(sweep, work)
 
     return made
@@ -114,7 +114,7 @@ def test_what_was_not_measured_is_empty(tmp_path):
     for cell in sweep.cells:
         values = {"accuracy": 0.9, "stored_bytes": 1000}
         results.publish(cell, work, values, facts={})
-    section = study.section(report.rows(sweep, work)["rows"])
+    section = study.section(report.read(sweep, work).rows)
     line = lines(section.tables[0])["qat-int8"]
     assert line[7:] == ["0.00100", "90.00", "", "", "", ""]
     assert all("the int8 artifact" not in part for said in section.about for part in said)

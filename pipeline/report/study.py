@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.report.answer import Group, Row, groups, mean, settings
+from pipeline.report.answer import Group, groups, mean, settings
 from pipeline.report.content import Code, Column, Section, Sentence, Table, Value, spread, table_of
 from pipeline.report.metrics import METRIC
+from pipeline.report.row import Row, ratio
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,17 @@ COLUMNS = (
 )
 
 
-def section(rows: list[Row]) -> Section | None:
+def section(rows: Iterable[Row]) -> Section | None:
     """None where the report is not about the study's network on one of its data sets."""
-    found = [
+    compared = [
         (dataset, model, members)
         for (dataset, model), members in settings(rows).items()
         if dataset in STUDY and model.startswith("vgg16")
     ]
-    if not found:
+    if not compared:
         return None
-    about = (*_about(one[:2] for one in found), *(_why(*one) for one in found))
-    tables = tuple(_table(*one) for one in found)
+    about = (*_about(one[:2] for one in compared), *(_why(*one) for one in compared))
+    tables = tuple(_table(*one) for one in compared)
     return Section("study", "The study, and ours beside it", about, tables)
 
 
@@ -110,10 +111,10 @@ WHY = {
 }
 
 
-def _why(dataset: str, model: str, rows: list[Row]) -> Sentence:
+def _why(dataset: str, model: str, rows: Sequence[Row]) -> Sentence:
     """Why theirs came out slower than their base, and what the same takes here; one batch of 64."""
     theirs = [_of_base(STUDY[dataset], row) for row in STUDY[dataset] if row != BASE]
-    said = [
+    sentences = [
         f"{dataset}, {model}: every compressed model of the study is slower than its base "
         f"({_range(theirs)} times its time)."
     ]
@@ -122,8 +123,8 @@ def _why(dataset: str, model: str, rows: list[Row]) -> Sentence:
         simulated = [_average(_simulated, group) for group in by_row[name]]
         deployed = [_average(_deployed, group) for group in by_row[name]]
         if None not in simulated + deployed and simulated:
-            said.append(text.format(simulated=_range(simulated), deployed=_range(deployed)))
-    return (" ".join(said),)
+            sentences.append(text.format(simulated=_range(simulated), deployed=_range(deployed)))
+    return (" ".join(sentences),)
 
 
 def _range(times: Sequence[float]) -> str:
@@ -132,22 +133,22 @@ def _range(times: Sequence[float]) -> str:
     return " to ".join(dict.fromkeys(shown))
 
 
-def _table(dataset: str, model: str, rows: list[Row]) -> Table:
+def _table(dataset: str, model: str, rows: Sequence[Row]) -> Table:
     lines = [
         _line(name, STUDY[dataset], group)
-        for name, found in _by_row(rows).items()
-        for group in found or (None,)
-        if found or name != NOT_THERE
+        for name, members in _by_row(rows).items()
+        for group in members or (None,)
+        if members or name != NOT_THERE
     ]
     return table_of(dataset, model, COLUMNS, lines)
 
 
 def _by_row(rows: Iterable[Row]) -> dict[str, list[Group]]:
     """Row of the study, and then what is not in it -> what is here of it."""
-    found = groups(rows)
+    every = groups(rows)
     wanted = {**ROWS, NOT_THERE: MORE}
     return {
-        name: [group for group in found if group.rows[0]["family"] in families]
+        name: [group for group in every if group.family in families]
         for name, families in wanted.items()
     }
 
@@ -160,25 +161,25 @@ def _line(name: str, study: dict[str, Theirs], group: Group | None) -> tuple[Val
         Value(str(len(rows)), len(rows)),
         *_theirs(study, name),
         *(
-            spread([row[key] for row in rows], key)
+            spread([METRIC[key].of(row) for row in rows], key)
             for key in ("stored_bytes", "accuracy", "test_set_seconds")
         ),
         *(
-            spread([ratio(row) for row in rows], "time_of_base")
-            for ratio in (_test_set, _deployed, _simulated)
+            spread([time(row) for row in rows], "time_of_base")
+            for time in (_test_set, _deployed, _simulated)
         ),
     )
 
 
 def _theirs(study: dict[str, Theirs], name: str) -> tuple[Value, ...]:
     """Decimals as the study prints them."""
-    found = study.get(name)
-    if found is None:
+    theirs = study.get(name)
+    if theirs is None:
         return (Value("" if name == NOT_THERE else "missing"), *[Value("")] * 3)
     return (
-        Value(f"{found.stored_bytes / 1e6:.1f}", found.stored_bytes),
-        Value(f"{found.accuracy * 100:.1f}", found.accuracy),
-        Value(f"{found.test_set_seconds:g}", found.test_set_seconds),
+        Value(f"{theirs.stored_bytes / 1e6:.1f}", theirs.stored_bytes),
+        Value(f"{theirs.accuracy * 100:.1f}", theirs.accuracy),
+        Value(f"{theirs.test_set_seconds:g}", theirs.test_set_seconds),
         spread([_of_base(study, name)], "time_of_base"),
     )
 
@@ -191,22 +192,21 @@ def _of_base(study: dict[str, Theirs], name: str) -> float:
 
 
 def _test_set(row: Row) -> float | None:
-    mine, base = row["test_set_seconds"], row["base_test_set_seconds"]
-    return mine / base if mine is not None and base else None
+    return ratio(row.test_set_seconds, row.base_test_set_seconds)
 
 
 def _simulated(row: Row) -> float | None:
-    return _inverse(row["simulated_speedup"]["batch64"])
+    return _inverse(row.simulated_speedup("all", 64))
 
 
 def _deployed(row: Row) -> float | None:
-    return _inverse(row["speedup"]["batch64"])
+    return _inverse(row.speedup("all", 64))
 
 
 def _inverse(speedup: float | None) -> float | None:
     return 1 / speedup if speedup else None
 
 
-def _average(ratio: Callable[[Row], float | None], group: Group) -> float | None:
-    value = mean(ratio(row) for row in group.rows)
+def _average(time: Callable[[Row], float | None], group: Group) -> float | None:
+    value = mean(time(row) for row in group.rows)
     return value if value == value else None
