@@ -186,7 +186,7 @@ def test_without_controls_there_is_no_such_section(asked, work):
     cells = asked(["ptq-int8", "prune-filters"])
     publish(cells.cells, work, {})
     assert controls.section(cells, report.read(cells, work).rows) is None
-    assert "control" not in results.markdown(cells, work).partition("## How it was made")[0]
+    assert "control" not in results.markdown(cells, work).partition("## Provenance")[0]
 
 
 # --- never the answer ------------------------------------------------------------------------
@@ -199,10 +199,10 @@ def test_a_control_is_never_the_answer(asked, work):
     assert answer.smallest(rows).technique == answer.fastest(rows).technique == "ptq-int8"
     assert answer.smallest(rows, 0.0).is_base and report.best(rows).technique == "ptq-int8"
     text = results.markdown(cells, work)
-    said, _, rest = text.partition("## The study")
+    said, _, rest = text.partition("## Comparison with the study")
     assert "prune-random" not in said and "base-longer" not in said
     assert "| prune-random (control) |" in rest and "| base-longer (control) |" in rest
-    assert "; the nearest, `ptq-int8`, is 0.40 points below its base." in said
+    assert "; the nearest, `ptq-int8`, is 0.40 percentage points below its base." in said
 
 
 def test_a_technique_of_ones_own_is_no_control(asked, work):

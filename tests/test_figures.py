@@ -47,7 +47,7 @@ def some(techniques=("half", "tiny-0.5", "tiny-0.25"), **shape):
 
 
 def test_each_figure_stands_alone_and_has_no_date():
-    found = figures.draw(None, *some(seeds=(0, 1)))
+    found = figures.draw(*some(seeds=(0, 1)))
     assert {"accuracy-bytes", "accuracy-latency"} <= set(found)
     for figure in found.values():
         text = figure.svg.decode()
@@ -74,7 +74,7 @@ def test_the_last_digits_of_a_layout_are_in_no_byte(name):
 
 
 def test_no_result_no_figure():
-    assert figures.draw(None, [], lambda cell_id: None) == {}
+    assert figures.draw([], lambda cell_id: None) == {}
 
 
 # --- looks -----------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_names_are_text_in_every_legend():
         assert {"base", *names} <= set(labels(found[name].canvas))
     lines = [text.get_text() for text in found["latency"].canvas.axes[0].get_yticklabels()]
     assert lines == ["base", *names]
-    for figure in figures.draw(None, rows, evidence).values():
+    for figure in figures.draw(rows, evidence).values():
         assert b"<script" not in figure.svg
 
 
@@ -393,7 +393,7 @@ def test_evidence_is_read_once_and_of_few_cells():
 )
 def test_any_shape_of_sweep_can_be_drawn_and_stays_small(shape):
     rows, evidence = some(**shape)
-    for name, figure in figures.draw(None, rows, evidence).items():
+    for name, figure in figures.draw(rows, evidence).items():
         ElementTree.fromstring(figure.svg)
         assert len(figure.svg) < 300_000, name
 

@@ -15,12 +15,14 @@ import pytest
 
 from pipeline import hardware, report, store
 from pipeline.errors import Corrupt, UserError
+from pipeline.measure.series import Series
 from pipeline.orchestrate import plan
 from pipeline.paths import Work
 from pipeline.report import evidence, frames, merged, reading, row
 from pipeline.store import hdf5
 from tests import cells, many, results
 
+BATCH1 = Series("onnxruntime", "artifact", "all", 1)
 SWEEP = """\
 name: shared
 models: [{name: vgg11_bn, width: 0.125}]
@@ -173,10 +175,7 @@ def test_processes_change_nothing(tmp_path, monkeypatch):
     for found in (two.frames, rows):
         assert found.cells.equals(one.frames.cells) and found.gaps == one.frames.gaps
     assert len(one.frames.cells) == 199 and len(one.frames.gaps) == 1
-    named = [
-        row.Identity(**{name: getattr(one_row, name) for name in row.IDENTITY})
-        for one_row in one.frames.rows
-    ]
+    named = [row.identity(sweep.by_id[cell_id]) for cell_id in one.frames.ids]
     assert tuple(reading.from_results(two.path, named)) == one.frames.rows
 
 
@@ -225,7 +224,7 @@ def test_an_earlier_report_stands_in_for_a_work_root_that_was_purged(sweep, work
         == report.read_folder(paths.folder).rows
         == report.read(sweep, work, paths.folder).rows
     )
-    assert [gap["reason"] for gap in listed["gaps"]] == ["not run yet"]
+    assert [gap.reason for gap in listed.gaps] == ["not run yet"]
     over = report.build(sweep, work, tmp_path / "again", earlier=again.folder)[0]  # itself
     assert h5py_content(over.merged) == after
 
@@ -252,7 +251,7 @@ def test_of_an_earlier_report_only_cells_of_the_sweep_are_taken(sweep, work, tmp
     fewer, none = plan.load_sweep(path), Work(tmp_path / "none")
     listed = report.build(fewer, none, tmp_path / "reports", earlier=paths.folder)[1]
     assert [row.seed for row in listed.rows] == [1, 1]
-    assert len(listed["gaps"]) == 4
+    assert len(listed.gaps) == 4
 
 
 def test_models_of_an_earlier_report_stay_where_the_work_root_has_none(sweep, work, tmp_path):
@@ -303,7 +302,7 @@ def test_evidence_is_what_was_recorded(sweep, work, tmp_path):
         8,
         8,
     )
-    assert found.latency["onnxruntime/artifact/all/batch1"].shape == (20,)
+    assert found.latency[BATCH1].shape == (20,)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +312,7 @@ def test_evidence_is_what_was_recorded(sweep, work, tmp_path):
         {"labels": 3.5},
         {"predictions": LABELS.astype(float)},
         {"differing/pixels": numpy.zeros((2, 1, 4, 4), numpy.uint8)},
-        {"latency/onnxruntime/artifact/all/batch1": numpy.array([1.0, numpy.nan])},
+        {BATCH1.name: numpy.array([1.0, numpy.nan])},
         {"channels": "many"},
     ],
 )
@@ -326,7 +325,7 @@ def test_what_makes_no_sense_counts_as_not_there(sweep, work, tmp_path, changed)
         assert found.predictions is None or found.labels is None
     assert found.differing is None
     assert (found.channels is None) == (name == "channels")
-    assert ("onnxruntime/artifact/all/batch1" in found.latency) != name.startswith("latency")
+    assert (BATCH1 in found.latency) != name.startswith("latency")
 
 
 def test_there_is_no_evidence_without_a_valid_result(sweep, work, tmp_path):

@@ -87,7 +87,7 @@ def test_the_time_of_training_is_that_of_all_epochs_whoever_made_the_result(work
         store.write_manifest(work.cell(cell.id))
     text = built(sweep, work, tmp_path)[1]
     assert [row.training_seconds for row in report.read(sweep, work).rows] == [7200.0] * 2
-    assert "- Training of all cells together: 4.0 hours" in text
+    assert "- Total training time: 4.0 hours" in text
 
 
 # --- when it is made on a cluster ------------------------------------------------------------
@@ -278,13 +278,13 @@ def test_the_answer_is_computed(work, tmp_path):
     _, text = built(sweep, work, tmp_path)
     ids = {cell.technique: cell.id for cell in sweep.cells}
     for question, technique in (
-        ("Smallest at no loss", "exact"),
-        ("Smallest within one point", "small"),
-        ("Fastest within one point", "fast"),
+        ("Smallest without accuracy loss", "exact"),
+        ("Smallest within one percentage point", "small"),
+        ("Fastest within one percentage point", "fast"),
     ):
         line = next(line for line in text.splitlines() if question in line)
         assert f"`{technique}`" in line and f"export test.yaml {ids[technique]}`" in line
-    assert "16.0 times smaller" in text and "0.90 points below its base" in text
+    assert "compression ratio 16.0" in text and "0.90 percentage points below its base" in text
     assert report.best(report.read(sweep, work).rows).technique == "small"
 
 
@@ -313,7 +313,8 @@ def test_how_far_the_nearest_is_from_qualifying_is_said(work):
     text = results.markdown(sweep, work)
     assert (
         text.count(
-            "no compressed model qualifies; the nearest, `near`, is 2.00 points below its base.\n"
+            "no compressed model qualifies; the nearest, `near`, is 2.00 percentage points below "
+            "its base.\n"
         )
         == 3
     )
@@ -324,7 +325,10 @@ def test_without_the_base_there_may_be_no_answer_and_that_is_said(work):
     cell = sweep.cells[1]
     results.publish(cell, work, results.measured(cell, 4.0, 0.3))
     text = results.markdown(sweep, work)
-    said = "Smallest at no loss: no model that was measured; the nearest, `far`, is 30.00 points"
+    said = (
+        "Smallest without accuracy loss: no measured model qualifies; the nearest, `far`, is 30.00 "
+        "percentage points"
+    )
     assert said in text and "1 of 2 cells have a result (seed: 0). 1 is missing and is" in text
 
 
@@ -354,7 +358,7 @@ def test_the_markdown_has_spread_hardware_simulation_and_how_to_repeat(work, tmp
     assert re.search(r"\| half \| 3 \| 98\.71 ± 0\.09 \| 0\.30 ± 0\.10 \|", text)
     assert "- CPU: A CPU, 2 cores\n- CPU flags: avx2 avx512_vnni\n" in text
     assert "onnxruntime 1.32.0" in text and "Commit: 0123456789abcdef" in text
-    assert "## Simulated beside deployed" in text and "seeds: 0, 1, 2" in text
+    assert "## Simulated and deployed latency" in text and "seeds: 0, 1, 2" in text
     assert "`netpress run test.yaml`" in text
     assert text.endswith("````yaml\nname: test\n# ```\n````\n")  # a longer fence than the file's
 
@@ -369,16 +373,16 @@ def test_n_and_deviation_are_stated_as_far_as_there_are_any(work, seeds, techniq
     lines = [line for line in text.splitlines() if re.match(r"\| (base|t\d\d) ", line)]
     assert len(lines) == techniques + 1
     assert all(line.split(" | ")[1] == str(seeds) for line in lines)
-    assert ("One seed each (n = 1)" in text) == (seeds == 1)
+    assert ("one seed for each technique (n = 1)" in text) == (seeds == 1)
     assert ("sample standard deviation" in text) == (" ± " in lines[0]) == (seeds == 5)
 
 
 def test_what_was_shared_and_what_a_seed_decides_is_said(work):
     text = results.markdown(results.sweep(seeds=(0, 1), datasets=("a", "b")), work)
-    assert "- Seeds: 0, 1; a seed decides the first weights, which images are held out" in text
-    assert "taught by it (4 bases in all), with its recipe" in text
-    assert "- Recipe: 2 epochs, batches of 128, learning rate up to 0.1 (linear" in text
-    assert "10 % of the training set held out, whole test set\n" in text
+    assert "- Seeds: 0, 1; a seed determines the initial weights, the held-out split" in text
+    assert "have it as teacher (4 bases in all), with the same recipe" in text
+    assert "- Recipe: 2 epochs, batches of 128, peak learning rate 0.1 (linear" in text
+    assert "10 % of the training set held out, full test set\n" in text
     assert "Shared" not in results.markdown(results.sweep(techniques=()), work)
 
 
@@ -391,8 +395,10 @@ def test_a_recipe_that_differs_or_takes_a_sliver_is_said(tmp_path, work):
     )
     text = results.markdown(load_sweep(file), work)
     one, other = (line for line in text.splitlines() if line.startswith("- Recipe on"))
-    assert one.startswith("- Recipe on mnist: 3 epochs, ") and "moved" not in one
-    assert other.startswith("- Recipe on digits: 9 epochs, ") and "moved by up to 4 pixels" in other
+    assert one.startswith("- Recipe on mnist: 3 epochs, ") and "random crops" not in one
+    assert (
+        other.startswith("- Recipe on digits: 9 epochs, ") and "random crops with 4 pixels" in other
+    )
     assert other.endswith("only 1,200 training images, only 100 test images")
 
 
@@ -406,7 +412,7 @@ def test_what_each_cell_asked_for_and_used_of_all_its_attempts(work):
     results.ran_as_job(half, work, wall_s=1200, job="8_1", gpu_busy=None, gpu_memory_bytes=0)
     results.ran_as_job(bad, work, wall_s=3600, job="9")
     said = merged.write(sweep, work, work.root / "results.h5").usages
-    text = results.markdown(sweep, work, said).split("## What the jobs used")[1]
+    text = results.markdown(sweep, work, said).split("## Resource usage")[1]
     lines = [
         line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| dig")
     ]
@@ -418,7 +424,7 @@ def test_what_each_cell_asked_for_and_used_of_all_its_attempts(work):
     assert lines[0][9:] == ["5.00", "61"] and lines[1][9:] == []  # not seen, so empty
     assert "2.000 GPU-hours: wall time" in text and "- GPU-hours: 2.000\n" in text
     assert "--set cores=4" in text
-    assert "## What the jobs used" not in results.markdown(sweep, work)
+    assert "## Resource usage" not in results.markdown(sweep, work)
 
 
 def test_gpu_hours_without_jobs_are_those_of_cells_on_a_gpu(work):
@@ -426,7 +432,7 @@ def test_gpu_hours_without_jobs_are_those_of_cells_on_a_gpu(work):
     for cell, device in zip(sweep.cells, ("cpu", "cuda:0"), strict=True):
         results.publish(cell, work, facts={**results.FACTS, "device": device, "seconds": 1800.0})
     text = results.markdown(sweep, work)
-    assert "- GPU-hours: 0.500 (cells that ran on a GPU, from start to end)\n" in text
+    assert "- GPU-hours: 0.500 (total time of the cells that ran on a GPU)\n" in text
 
 
 def test_usage_of_others_is_not_trusted():

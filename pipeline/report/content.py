@@ -132,9 +132,9 @@ def _latency_columns() -> Iterator[Column]:
 RESULTS = (
     *_columns("accuracy", "accuracy", "accuracy_drop", "agreement"),
     *_columns("size", "stored_bytes", "stored_ratio", "runnable_bytes"),
-    *_columns("work", "parameters", "macs", "macs_ratio"),
+    *_columns("complexity", "parameters", "macs", "macs_ratio"),
     *_columns("speed", "speedup_all_batch1", "speedup_all_batch64", "test_set_seconds"),
-    *_columns("integers", "integer_share"),
+    *_columns("quantization", "integer_share"),
 )
 LATENCY = tuple(_latency_columns())
 SIMULATED_MS = latency_key(Series(runtimes.REFERENCE, "simulated", "all", 1), 50)
@@ -143,7 +143,7 @@ BESIDE = tuple(
     for heading, key, group in (
         ("ms", SIMULATED_MS, "simulated, in PyTorch"),
         (
-            "faster than the base there, ×",
+            "speedup over the base in PyTorch, ×",
             speedup_key(SIMULATED, "all", 1),
             "simulated, in PyTorch",
         ),
@@ -152,25 +152,27 @@ BESIDE = tuple(
             latency_key(Series(runtimes.DEFAULT, "artifact", "all", 1), 50),
             "deployed artifact",
         ),
-        ("faster than the base artifact, ×", speedup_key(SPEEDUP, "all", 1), "deployed artifact"),
+        ("speedup over the base artifact, ×", speedup_key(SPEEDUP, "all", 1), "deployed artifact"),
         (
-            "faster than the base in PyTorch, ×",
+            "speedup over the base in PyTorch, ×",
             speedup_key(OVER_REFERENCE, "all", 1),
             "deployed artifact",
         ),
-        ("predictions in which both agree, %", "simulated_agreement", ""),
+        ("agreement of the predictions, %", "simulated_agreement", ""),
     )
 )
 
 
 def results(frames: Frames, columns: Sequence[Column] = RESULTS) -> Section:
     about = (
-        "Everything here is of the artifact that would be deployed: its bytes on disk as stored "
-        "and as run, its own accuracy on the test set, its speed on ONNX Runtime. How much faster "
-        "it is: the median latency of the base artifact over that of this one, both warm and "
-        "interleaved in one process with all threads; theoretically: the same of "
-        "multiply-accumulate operations (MACs). It agrees with its base on the images that both "
-        "give the same class. "
+        "All values are measured on the deployable artifact: its size on disk as stored and as "
+        "run, its own accuracy on the test set, and its speed on ONNX Runtime. The compression "
+        "ratio is the base's stored size divided by the artifact's; the MAC reduction is the same "
+        "for multiply-accumulate operations (MACs). The speedup is the median latency of the base "
+        "artifact divided by that of the artifact, both warmed up and interleaved in one process, "
+        "with all threads. Agreement is the share of test images for which artifact and base "
+        "predict the same class. The int8 share is the part of the MACs that runs in integer "
+        "kernels. "
     )
     return Section(
         "results", "Results", ((f"{about}{_about_spread(frames)}",),), tables(frames, columns)
@@ -180,16 +182,18 @@ def results(frames: Frames, columns: Sequence[Column] = RESULTS) -> Section:
 def _about_spread(frames: Frames) -> str:
     if several_seeds(frames):
         return (
-            "Of several seeds: mean ± sample standard deviation over n of them; no ± where all of "
-            "them gave the same."
+            "Values over several seeds are the mean ± sample standard deviation of n seeds; ± is "
+            "omitted where all seeds gave the same value."
         )
-    return "One seed each (n = 1), so nothing here says how much another seed would change."
+    return (
+        "There is one seed for each technique (n = 1), so the variation between seeds is unknown."
+    )
 
 
 def latency(frames: Frames) -> Section:
     about = (
-        "Milliseconds for one batch, on ONNX Runtime: the median (p50), and what 90 and 99 of 100 "
-        "calls did not exceed."
+        "Latency is in milliseconds for one batch on ONNX Runtime, as median (p50), 90th and 99th "
+        "percentile of single calls."
     )
     return Section("latency", "Latency of the artifact", ((about,),), tables(frames, LATENCY))
 
@@ -199,11 +203,14 @@ def simulated(frames: Frames) -> Section | None:
     if all(METRIC[SIMULATED_MS].of(row) is None for row in frames.rows):
         return None
     about = (
-        "The simulated model is what training works with: full-precision numbers in PyTorch that "
-        "imitate the compressed network. Timing it says nothing about the network that would be "
-        "deployed; it is here because it is often timed instead. Batch 1, all threads, medians."
+        "The simulated network is the one used in training: full-precision arithmetic in PyTorch "
+        "that emulates the compressed network. Its latency does not predict that of the deployed "
+        "artifact; it is listed because it is often reported instead. Medians at batch 1, all "
+        "threads."
     )
-    return Section("simulated", "Simulated beside deployed", ((about,),), tables(frames, BESIDE))
+    return Section(
+        "simulated", "Simulated and deployed latency", ((about,),), tables(frames, BESIDE)
+    )
 
 
 def several_seeds(frames: Frames) -> bool:
@@ -264,7 +271,7 @@ def title(sweep: Sweep) -> str:
 def counts(sweep: Sweep, frames: Frames) -> str:
     done, missing = len(frames.rows), len(frames.gaps)
     are = "1 is missing and is" if missing == 1 else f"{missing:,} are missing and are"
-    gaps = f" {are} named below, with the reason." if missing else ""
+    gaps = f" {are} listed below with the reason." if missing else ""
     changed = "".join(f" {sentence}" for sentence in images.sentences(frames.rows))
     return f"{done:,} of {done + missing:,} cells have a result ({seeds(sweep)}).{gaps}{changed}"
 
@@ -288,9 +295,9 @@ def answers(sweep: Sweep, rows: Iterable[Row]) -> list[Answer]:
 
 def _answer(sweep: Sweep, dataset: str, model: str, rows: list[Row]) -> Answer:
     questions = (
-        ("Smallest at no loss", smallest(rows, 0.0), 0.0, "smaller"),
-        ("Smallest within one point", smallest(rows), ONE_POINT, "smaller"),
-        ("Fastest within one point", fastest(rows), ONE_POINT, "faster"),
+        ("Smallest without accuracy loss", smallest(rows, 0.0), 0.0, "smaller"),
+        ("Smallest within one percentage point", smallest(rows), ONE_POINT, "smaller"),
+        ("Fastest within one percentage point", fastest(rows), ONE_POINT, "faster"),
     )
     near = nearest(rows)
     points = ((question, _sentence(sweep, *best, near)) for question, *best in questions)
@@ -301,7 +308,7 @@ def _sentence(
     sweep: Sweep, group: Group | None, limit: float, better: str, near: Group | None
 ) -> Sentence:
     if group is None:
-        return ("no model that was measured", *_nearest(near))
+        return ("no measured model qualifies", *_nearest(near))
     if group.is_base:
         lead = f"the base itself, {_numbers(group)}; no compressed model "
         if near is not None and near.within(limit):
@@ -311,7 +318,7 @@ def _sentence(
     seed = f" (seed {cell.seed})" if len(group.rows) > 1 else ""
     return (
         Code(group.technique),
-        f", {_numbers(group)}, {_gains(group)}. To take it away: ",
+        f", {_numbers(group)}, {_gains(group)}. To export it: ",
         Code(f"netpress export {shell_word(name(sweep))} {cell.id}"),
         f"{seed}.",
     )
@@ -335,14 +342,14 @@ def _numbers(group: Group) -> str:
 def _change(group: Group) -> str:
     drop = METRIC["accuracy_drop"].show(abs(group.drop))
     side = "below" if group.drop > 0 else "above"
-    return "as accurate as" if float(drop) == 0 else f"{drop} points {side}"
+    return "as accurate as" if float(drop) == 0 else f"{drop} percentage points {side}"
 
 
 def _gains(group: Group) -> str:
     ratio = METRIC["stored_ratio"].show(mean(row.stored_ratio for row in group.rows))
     speed = METRIC["speedup_all_batch1"].show(group.speedup)
-    faster = f", {speed} times as fast at batch 1" if speed else ""
-    smaller = f", {ratio} times smaller" if ratio else ""
+    faster = f", speedup {speed} at batch 1" if speed else ""
+    smaller = f", compression ratio {ratio}" if ratio else ""
     return f"{_change(group)} its base{smaller}{faster}"
 
 

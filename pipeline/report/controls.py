@@ -30,12 +30,12 @@ COLUMNS = (
     Column("control", "epochs", "epochs of training"),
 )
 ABOUT: Sentence = (
-    "Each technique beside its controls at the same operating point. The difference is the mean, "
-    "over the n seeds that both have, of the technique's accuracy less the control's of the same "
-    "seed: above 0, the technique is better than its control. No control is quantized. Epochs are "
-    "those that a model's weights went through, with the base's own where they started from it; a "
-    "teacher's are not counted. A control without an operating point (the base, trained for "
-    "longer) is beside every technique that trains on from the base's weights.",
+    "Each technique is compared with its controls at the same operating point. The difference is "
+    "the mean, over the n seeds that both have, of the technique's accuracy minus the control's "
+    "with the same seed; above 0, the technique is better. Controls are not quantized. Epochs of "
+    "training include those of the base where the weights start from it, but not a teacher's. A "
+    "control without an operating point (the base trained for longer) is compared with every "
+    "technique that continues from the base's weights.",
 )
 
 

@@ -48,8 +48,8 @@ def sentences(rows: Iterable[Row]) -> list[str]:
         if row.other_images_of:
             others.setdefault(row.other_images_of, Counter())[row.dataset] += 1
     return [
-        f"{name}: its images changed between cells; those made of other images than the newest "
-        f"stand apart and are in no mean with them, as {_counted(names)}."
+        f"{name}: its images changed between cells; cells made from other images than the "
+        f"newest are listed separately and enter no common mean, as {_counted(names)}."
         for name, names in others.items()
     ]
 

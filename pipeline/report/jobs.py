@@ -22,7 +22,7 @@ COLUMNS = (
     Column("requested", "gib", "memory, GiB"),
     Column("used", "gib", "memory, GiB"),
     Column("GPU memory used, GiB", "gib"),
-    Column("GPU busy, %", "share_of_time"),
+    Column("GPU utilization, %", "share_of_time"),
 )
 
 
@@ -33,16 +33,16 @@ def section(sweep: Sweep, usages: Mapping[str, Usage]) -> Section | None:
     lines = tuple(_line(cell, usages[cell.id]) for cell in in_order(sweep) if cell.id in usages)
     if not lines:
         return None
-    table = Table("jobs", "Every cell that ran in a job", COLUMNS, lines)
-    return Section("usage", "What the jobs used", tuple(_about(usages)), (table,))
+    table = Table("jobs", "Cells that ran in a job", COLUMNS, lines)
+    return Section("usage", "Resource usage", tuple(_about(usages)), (table,))
 
 
 def _about(usages: Mapping[str, Usage]) -> Iterator[Sentence]:
     yield from ((line,) for line in usage.lines(usage.total(usages.values())))
     hours = METRIC["gpu_hours"].show(usage.gpu_hours(usages.values()))
     yield (
-        f"{hours} GPU-hours: wall time × GPUs, of all attempts, those that failed among them. "
-        "Times are of all attempts at a cell; what was requested and used is of the last.",
+        f"{hours} GPU-hours: wall time × GPUs over all attempts, including failed ones. Times are "
+        "sums over all attempts at a cell; requested and used resources are those of the last one.",
     )
 
 

@@ -113,9 +113,9 @@ def _latencies() -> tuple[Metric, ...]:
 
 def _speedups() -> tuple[Metric, ...]:
     kinds = {
-        SPEEDUP: ("faster", Row.speedup),
-        OVER_REFERENCE: ("faster than base in PyTorch eager", Row.speedup_over_reference),
-        SIMULATED: ("simulated model faster, in PyTorch eager", Row.simulated_speedup),
+        SPEEDUP: ("speedup", Row.speedup),
+        OVER_REFERENCE: ("speedup over the base in PyTorch eager", Row.speedup_over_reference),
+        SIMULATED: ("speedup of the simulated network in PyTorch eager", Row.simulated_speedup),
     }
     return tuple(
         Metric(
@@ -137,41 +137,41 @@ def _speedup(read: Callable, threads: Threads, batch: int, row: Row) -> float | 
 
 METRICS = (
     Metric("accuracy", "accuracy", "%", "higher", ".2f"),
-    Metric("base_accuracy", "accuracy of its base", "%", "higher", ".2f"),
-    Metric("accuracy_drop", "drop against its base", "points", "lower", ".2f"),
-    Metric("agreement", "agrees with its base", "%", "higher", ".2f"),
-    Metric("stored_bytes", "stored", "MB", "lower"),
-    Metric("base_stored_bytes", "base, stored", "MB", "lower"),
-    Metric("stored_ratio", "smaller", "×", "higher"),
-    Metric("runnable_bytes", "as run", "MB", "lower"),
-    Metric("base_runnable_bytes", "base, as run", "MB", "lower"),
+    Metric("base_accuracy", "base accuracy", "%", "higher", ".2f"),
+    Metric("accuracy_drop", "accuracy drop", "points", "lower", ".2f"),
+    Metric("agreement", "agreement with the base", "%", "higher", ".2f"),
+    Metric("stored_bytes", "stored size", "MB", "lower"),
+    Metric("base_stored_bytes", "base stored size", "MB", "lower"),
+    Metric("stored_ratio", "compression ratio", "×", "higher"),
+    Metric("runnable_bytes", "runnable size", "MB", "lower"),
+    Metric("base_runnable_bytes", "base runnable size", "MB", "lower"),
     Metric("parameters", "parameters", "M", "lower"),
-    Metric("base_parameters", "base, parameters", "M", "lower"),
+    Metric("base_parameters", "base parameters", "M", "lower"),
     Metric("macs", "MACs", "M", "lower"),
-    Metric("base_macs", "base, MACs", "M", "lower"),
-    Metric("macs_ratio", "theoretically faster", "×", "higher"),
+    Metric("base_macs", "base MACs", "M", "lower"),
+    Metric("macs_ratio", "MAC reduction", "×", "higher"),
     *_latencies(),
     *_speedups(),
-    Metric("test_set_seconds", "test set", "s", "lower"),
-    Metric("base_test_set_seconds", "base, test set", "s", "lower"),
-    Metric("integer_share", "work in integers", "%", "", ".1f"),
+    Metric("test_set_seconds", "test-set time", "s", "lower"),
+    Metric("base_test_set_seconds", "base test-set time", "s", "lower"),
+    Metric("integer_share", "int8 share of MACs", "%", "", ".1f"),
     Metric("integer_kernels", "integer kernels", "", "", ",.0f"),
     Metric("subnormals", "subnormal numbers", "", "lower", ",.0f"),
-    Metric("simulated_accuracy", "accuracy, simulated", "%", "higher", ".2f"),
-    Metric("simulated_agreement", "simulated agrees with deployed", "%", "higher", ".2f"),
-    Metric("training_seconds", "trained in", "s", "lower"),
-    Metric("seconds", "made in", "s", "lower"),
+    Metric("simulated_accuracy", "simulated accuracy", "%", "higher", ".2f"),
+    Metric("simulated_agreement", "agreement of simulated and deployed", "%", "higher", ".2f"),
+    Metric("training_seconds", "training time", "s", "lower"),
+    Metric("seconds", "total time", "s", "lower"),
     Metric("peak_memory_bytes", "peak memory", "MB", "lower"),
 )
 # Of two cells, or of two numbers of one: no columns of results.csv, but shown in tables.
 COMPARED = (
     Metric("difference", "difference", "points", "higher", ".2f"),
-    Metric("time_of_base", "of its base's time", "×", "lower"),
+    Metric("relative_latency", "relative latency", "×", "lower"),
     Metric("epochs", "epochs", "", "lower", ",.0f"),
     Metric("wall_s", "wall time", "min", "lower", ",.1f"),
     Metric("gpu_hours", "GPU-hours", "", "lower", ",.3f"),
     Metric("cores", "cores", "", "lower"),
     Metric("gib", "memory", "GiB", "lower"),
-    Metric("share_of_time", "busy", "%", "higher", ".0f"),
+    Metric("share_of_time", "utilization", "%", "higher", ".0f"),
 )
 METRIC = {metric.key: metric for metric in (*METRICS, *COMPARED)}

@@ -255,7 +255,7 @@ def _every_cell(frames: Frames) -> View:
         )
         for row in frames.rows
     )
-    return View("cells", "Every cell", columns, tuple(lines))
+    return View("cells", "All cells", columns, tuple(lines))
 
 
 def _figure(name: str, figure: Figure) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from pipeline.report.metrics import METRIC
 from pipeline.sweep import Recipe, Sweep
 
 OF_A_SEED = (
-    "a seed decides the first weights, which images are held out, the order and the augmentation "
-    "of the others, the sample for calibration, and what is pruned at random"
+    "a seed determines the initial weights, the held-out split, the order and augmentation of the "
+    "training images, the calibration sample, and random pruning"
 )
 SHARED = (
-    "all techniques of one data set, model and seed start from the same base, or are taught by it "
-    "({count}), with its recipe, its held-out images and its test set; stages at the same place of "
-    "their chains see the same images in the same order, augmented alike"
+    "all techniques of one data set, model and seed start from the same base or have it as teacher "
+    "({count}), with the same recipe, held-out split and test set; stages at the same position of "
+    "their chains see the same images in the same order with the same augmentation"
 )
 
 
@@ -48,15 +48,15 @@ def _recipe(recipe: Recipe) -> str:
     parts = (
         f"{recipe.epochs} {'epoch' if recipe.epochs == 1 else 'epochs'}",
         f"batches of {recipe.batch_size}",
-        f"learning rate up to {recipe.learning_rate:g} ({recipe.schedule}, warmed up over "
+        f"peak learning rate {recipe.learning_rate:g} ({recipe.schedule}, warm-up over "
         f"{recipe.warmup * 100:g} % of all steps)",
         f"momentum {recipe.momentum:g}",
         f"weight decay {recipe.weight_decay:g}",
         f"label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else "",
-        f"images moved by up to {recipe.crop} pixels" if recipe.crop else "",
+        f"random crops with {recipe.crop} pixels of padding" if recipe.crop else "",
         f"{recipe.holdout * 100:g} % of the training set held out",
         f"only {recipe.train_images:,} training images" if recipe.train_images else "",
-        f"only {recipe.test_images:,} test images" if recipe.test_images else "whole test set",
+        f"only {recipe.test_images:,} test images" if recipe.test_images else "full test set",
     )
     return ", ".join(part for part in parts if part)
 
@@ -68,12 +68,12 @@ def _machines(frames: Frames) -> list[tuple[str, str]]:
         ("CPU", _counted(_cpu(h) for h in hardware)),
         ("CPU flags", _counted(_listed(h.get("flags")) for h in hardware)),
         ("GPU", _counted(h.get("gpu") for h in hardware)),
-        ("Trained on", _counted(fact.get("device") for fact in facts)),
-        ("Precision of training", _counted(fact.get("precision") for fact in facts)),
+        ("Training device", _counted(fact.get("device") for fact in facts)),
+        ("Training precision", _counted(fact.get("precision") for fact in facts)),
         ("Versions", _counted(_versions(fact.get("versions") or {}) for fact in facts)),
         ("Commit", _counted(fact.get("commit") for fact in facts)),
-        ("Changed while cells were made", _counted(map(_changed, facts))),
-        ("Training of all cells together", _training(frames)),
+        ("Changed during the run", _counted(map(_changed, facts))),
+        ("Total training time", _training(frames)),
     )
     return [(label, value) for label, value in lines if value]
 
@@ -87,7 +87,7 @@ def _gpu_hours(frames: Frames, usages: Mapping[str, Usage]) -> Iterator[tuple[st
     spent = [row.seconds for row in on_gpu if row.seconds is not None]
     if spent:
         hours = METRIC["gpu_hours"].show(sum(spent) / 3600)
-        yield "GPU-hours", f"{hours} (cells that ran on a GPU, from start to end)"
+        yield "GPU-hours", f"{hours} (total time of the cells that ran on a GPU)"
 
 
 def _counted(values: Iterable[Any]) -> str:

@@ -53,7 +53,7 @@ def escape_inline(part: str) -> str:
 def _answer(answer: Answer) -> str:
     points = "".join(f"- {question}: {sentence(parts)}\n" for question, parts in answer.points)
     setting = f"**{escape(answer.dataset)}, {escape(answer.model)}**"
-    return f"{setting}, each against its own base:\n\n{points}"
+    return f"{setting}, each technique compared with its own base:\n\n{points}"
 
 
 def _figures(figures: Mapping[str, Figure]) -> list[str]:
@@ -94,5 +94,5 @@ def _jobs(sweep: Sweep, usages: Mapping[str, Usage]) -> list[str]:
 def _provenance(sweep: Sweep, frames: Frames, usages: Mapping[str, Usage]) -> list[str]:
     known = provenance.facts(sweep, frames, usages)
     facts = "".join(f"- {escape(label)}: {escape(value)}\n" for label, value in known)
-    repeat = f"To repeat it: {code(content.repeat(sweep))}. The sweep file:\n"
-    return ["## How it was made\n", facts, repeat, fenced(sweep.text, "yaml")]
+    repeat = f"To reproduce: {code(content.repeat(sweep))}. The sweep file:\n"
+    return ["## Provenance\n", facts, repeat, fenced(sweep.text, "yaml")]

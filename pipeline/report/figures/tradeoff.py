@@ -280,9 +280,9 @@ def _reaches_one_point(points: Sequence[Point]) -> bool:
 
 def _caption(panels: dict[tuple[str, str], list[Point]], dots: int, others: int) -> str:
     sentences = [
-        "Each mark is a technique on the test set, the star the base; operating points of one "
-        "technique are joined. The grey steps are the frontier: no technique is both cheaper "
-        "and more accurate than those on it."
+        "Each mark is a technique on the test set, the star is the base; operating points of one "
+        "technique are joined. The grey steps are the Pareto frontier: no technique is both "
+        "cheaper and more accurate than those on it."
     ]
     counts = [len(point.costs) for points in panels.values() for point in points]
     sentences.append(_about_seeds(counts, dots <= MOST_SEED_DOTS))
