@@ -49,9 +49,9 @@ def aggregate(asked: Sweep, work: Path, to: Path) -> Path:
     garbage.seldom()
     store.private()
     write_down_ends(asked, Work(work))
-    made, listed = report.build(asked, Work(work), to)
+    made, frames = report.build(asked, Work(work), to)
     with streams.at_best():
-        report.print_summary(listed, sys.stdout)
+        report.print_summary(frames, sys.stdout)
         print(f"Report: {made.page}")
     return made.page
 

@@ -311,7 +311,7 @@ def report(
 
     if folder := paths.published_report(sweep):
         _refuse_with_folder(sweep, {"--to": to, "--artifacts": artifact_mb, "--with": earlier})
-        look, make = partial(report.rows_of, folder), partial(report.rebuild, folder)
+        look, make = partial(report.read_folder, folder), partial(report.rebuild, folder)
     else:
         asked = _load(sweep)
         work, data_root = _roots(asked)
@@ -320,13 +320,13 @@ def report(
         most_bytes = None if artifact_mb is None else int(artifact_mb * 1e6)
         if earlier and not paths.ReportPaths(earlier).merged.is_file():
             raise UserError(f"--with {earlier}: expected the folder of a report, with results.h5")
-        look = partial(report.rows, asked, work, earlier)
+        look = partial(report.read, asked, work, earlier)
         make = partial(report.build, asked, work, to, most_bytes, earlier)
     if as_json:
-        return _show(look())
-    made, listed = make()
+        return _show(report.as_json(look()))
+    made, frames = make()
     with streams.at_best():
-        report.print_summary(listed)
+        report.print_summary(frames)
         click.echo(terminal.printable(f"Report: {made.page}"))
 
 

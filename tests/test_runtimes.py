@@ -13,9 +13,12 @@ import torch
 from pipeline import artifact, catalog, execute, runtimes, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import cell as measuring
+from pipeline.measure import series
+from pipeline.measure.series import Series
 from pipeline.models import network
 from pipeline.orchestrate import rehearse
 from pipeline.paths import CODE, Work
+from pipeline.report import frames
 from pipeline.report.row import identity, row
 from pipeline.runtimes import openvino
 from pipeline.sweep import Cell, Measure
@@ -172,13 +175,12 @@ def test_another_runtime_is_measured_where_the_sweep_names_it(bench):
     split = split_of(bench)
     with cells.one_core():
         found = measuring.measure(mine, base, split, BOTH, torch.device("cpu"), lambda what: None)
-    series = {name.split("/", 1)[1] for name in found if name.startswith("latency/")}
-    who = ["onnxruntime/artifact", "onnxruntime/base", "openvino/artifact", "openvino/base"]
-    assert series == {
-        f"{name}/{threads}/{batch}"
-        for name in (*who, "pytorch/simulated", "pytorch/base")
+    who = [(name, model) for name in ("onnxruntime", "openvino") for model in ("artifact", "base")]
+    assert set(filter(None, map(series.parse, found))) == {
+        series.Series(runtime, model, threads, batch)
+        for runtime, model in (*who, ("pytorch", "simulated"), ("pytorch", "base"))
         for threads in ("one", "all")
-        for batch in ("batch1", "batch64")
+        for batch in (1, 64)
     }
     assert found["runtimes/openvino/agreement"] >= 0.998
     assert abs(found["runtimes/openvino/accuracy"] - found["accuracy"]) <= 0.002
@@ -198,8 +200,9 @@ def test_a_cell_that_names_it_has_it_in_its_result_and_the_report_still_reads_it
     assert result.measured["latency/openvino/artifact/all/batch1"].shape == (1,)
     assert {"torch", "onnxruntime", "openvino", "onnx"} <= result.facts["versions"].keys()
     found = row(identity(cell), result)
-    assert found["onnxruntime_artifact_all_batch1_p50_ms"] > 0
-    assert not any("openvino" in column for column in found)
+    assert found.latencies[Series("onnxruntime", "artifact", "all", 1)].p50 > 0
+    assert found.latencies[Series("openvino", "artifact", "all", 1)].p50 > 0
+    assert not any("openvino" in column for column in frames.COLUMNS)
 
 
 @pytest.mark.parametrize(

@@ -132,13 +132,13 @@ def _report(sweep: Sweep, work: paths.Work) -> int:
     """The table, the report, and what to take away; 1 where a cell has no result."""
     from pipeline import report
 
-    made, listed = report.build(sweep, work)
+    made, frames = report.build(sweep, work)
     with streams.at_best():
-        report.print_summary(listed)
+        report.print_summary(frames)
         print(printable(f"Report: {made.page}"))
-        if best := report.best(listed["rows"]):
-            _print_best(sweep, work, sweep.by_id[best["id"]])
-    return 1 if listed["gaps"] else 0
+        if best := report.best(frames.rows):
+            _print_best(sweep, work, sweep.by_id[best.id])
+    return 1 if frames.gaps else 0
 
 
 def _check_report(sweep: Sweep) -> None:
