@@ -21,12 +21,13 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from submitit.core.utils import DelayedSubmission
 from submitit.helpers import Checkpointable
 
 from jobs.usage import job, requested
-from pipeline import store
+from pipeline import done, store
 from pipeline.hardware import cores
 from pipeline.orchestrate import slurm
 from pipeline.orchestrate.cluster import job_of
@@ -75,8 +76,8 @@ class Task(Checkpointable):
         store.private()
         self.before = _made(self._mine())
         self._publish_cells()
-        done = [self._done(cell) for cell in self._mine()]
-        if not any(done) or not (all(done) or self.lenient):
+        ended = [self._done(cell) for cell in self._mine()]
+        if not any(ended) or not (all(ended) or self.lenient):
             sys.exit(1)  # each cell said why in its attempt; all that Slurm needs is the code
 
     def checkpoint(self) -> DelayedSubmission | None:
@@ -103,7 +104,7 @@ class Task(Checkpointable):
     def _end_of(self, kind: str, reason: str) -> None:
         """Why there is no other round, for each cell that is not done."""
         for cell in self._mine():
-            if not store.is_done(cell):
+            if not self._is_done(cell):
                 attempt = store.last_attempt(cell)
                 if attempt is None or job_of(attempt) != job():
                     attempt = store.new_attempt(cell, job())
@@ -111,11 +112,18 @@ class Task(Checkpointable):
 
     def _publish_cells(self) -> None:
         """cell.json of each, from which its process knows what to do."""
-        said = json.loads(JobPaths(Path(self.folder)).cells.read_bytes())
         for cell in self._mine():
-            data = store.json_bytes(said[cell.id])
-            if not (cell.cell_json.exists() and cell.cell_json.read_bytes() == data):
-                store.publish_bytes(cell.cell_json, data)
+            if not self._is_done(cell):
+                with contextlib.suppress(store.Busy):  # its own process says so
+                    done.publish_cell(cell, store.json_bytes(self._said[cell.id]))
+
+    @property
+    def _said(self) -> dict[str, Any]:
+        """Cell's id -> what its cell.json says."""
+        return json.loads(JobPaths(Path(self.folder)).cells.read_bytes())
+
+    def _is_done(self, cell: CellPaths) -> bool:
+        return done.is_current(cell, done.record_of_json(self._said[cell.id]))
 
     def _mine(self) -> list[CellPaths]:
         work = Work(Path(self.work))
@@ -123,7 +131,7 @@ class Task(Checkpointable):
 
     def _done(self, cell: CellPaths) -> bool:
         """Run the cell, where it is not done yet; whether it is done now."""
-        if store.is_done(cell):
+        if self._is_done(cell):
             return True
         earlier, kills_before = store.last_attempt(cell), kills()
         options = ("--die-with-parent", str(os.getpid()), *_threads())
@@ -143,7 +151,7 @@ class Task(Checkpointable):
             self._end_cell()
         if code < 0:
             _record(cell, earlier, code, kills() > kills_before)
-        return code == 0 and store.is_done(cell)
+        return code == 0 and self._is_done(cell)
 
     def _end_cell(self) -> None:
         """Killed, not asked: its state is on disk, and the next run must not find it at work."""

@@ -26,7 +26,8 @@ class Catalog:
     """What a sweep file may name. `models` and `datasets`: name -> a line about it; `stages`:
     name -> its settings; `techniques`: name -> its chain; `expanders`: stage -> a function of
     its settings to the (stage, settings) pairs that it stands for (such as pruning in steps);
-    `folders`: those of `datasets` that may lie elsewhere, given with `folder:`."""
+    `folders`: those of `datasets` that may lie elsewhere, given with `folder:`; `versions`: stage
+    -> its version, 1 where it says none."""
 
     models: Mapping[str, str]
     datasets: Mapping[str, str]
@@ -34,6 +35,7 @@ class Catalog:
     techniques: Mapping[str, Chain]
     expanders: Mapping[str, Expander] = field(default_factory=dict)
     folders: frozenset[str] = frozenset()
+    versions: Mapping[str, int] = field(default_factory=dict)
 
 
 @cache
@@ -47,4 +49,5 @@ def built_in() -> Catalog:
         techniques={name: chain for name, (_, chain) in TECHNIQUES.items()},
         expanders={n: module.expand for n, module in modules.items() if hasattr(module, "expand")},
         folders=FOLDERS,
+        versions={name: getattr(module, "VERSION", 1) for name, module in modules.items()},
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 from pydantic import BaseModel
 
-from pipeline import store
+from pipeline import done, store
 from pipeline.paths import Work
 from pipeline.report import frames
 from pipeline.report.evidence import Evidence, of
@@ -222,7 +222,7 @@ def publish(cell: Cell, work: Work, values: dict[str, Any] | None = None, facts=
     store.publish_bytes(paths.result, data)
     store.publish_bytes(paths.metrics, store.history_bytes(history()))
     store.publish_folder(paths.artifact, _artifact)
-    store.write_manifest(paths)
+    store.write_manifest(paths, {done.MADE_WITH: done.record(cell)})
 
 
 def _artifact(folder: Path) -> None:

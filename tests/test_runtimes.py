@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import artifact, catalog, execute, runtimes, store
+from pipeline import artifact, catalog, done, execute, runtimes, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import cell as measuring
 from pipeline.measure import series
@@ -236,14 +236,14 @@ def of(tmp_path, names):
     return cells.cells(tmp_path, ["base"], **told)["base"]
 
 
-def test_the_default_is_no_part_of_a_cells_id_nor_of_its_json(tmp_path):
+def test_runtimes_are_no_part_of_a_cells_id_but_of_its_measurement(tmp_path):
     plain = of(tmp_path, None)
     assert of(tmp_path, ["onnxruntime"]).id == plain.id
     assert Measure().canonical == '{"repeats":100,"seconds":3.0}'
     assert "runtimes" not in plain.to_json()["measure"]
     more = of(tmp_path, ["onnxruntime", "openvino"])
-    assert more.id != plain.id and more.id == of(tmp_path, ["openvino", "onnxruntime"]).id
-
+    assert more.id == plain.id and more == of(tmp_path, ["openvino", "onnxruntime"])
+    assert done.record(more) != done.record(plain)
     assert Cell.from_json(more.to_json(), catalog.built_in()) == more
     assert Cell.from_json(plain.to_json(), catalog.built_in()) == plain
 

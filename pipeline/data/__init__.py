@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline.data import entries
 from pipeline.errors import UserError
 from pipeline.terminal import printable
+from pipeline.versions import SHARED
 
 if TYPE_CHECKING:
     from pipeline.data.augment import batch_count, batches, ordered
@@ -80,7 +81,7 @@ DATASETS = {
         "CIFAR-10 as JPEG files, pixels differ a little; DATA_ROOT/cifar10-jpeg/{train,test}/CLASS",
     ),
 }
-VERSION = 2  # raise it when pixels or their order change
+VERSION = SHARED["data"]  # raised when pixels or their order change
 FOLDERS = frozenset({"cifar10-jpeg"})  # those that may lie elsewhere, by `folder:`
 OWN_FOLDER = "pipeline.data.folder"  # any other name, given with `folder:` in the sweep file
 

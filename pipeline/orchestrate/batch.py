@@ -68,7 +68,7 @@ def standard(cluster: Cluster) -> Callable[[Cell], Request]:
 
 def is_missing(cell_state: state.CellState) -> bool:
     """What `submit` sends; what failed or was cancelled is for `resume`."""
-    return cell_state.state in ("missing", "waiting")
+    return cell_state.state in ("missing", "waiting", "trained")
 
 
 def choose(

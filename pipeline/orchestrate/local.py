@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pipeline import paths, store, streams
+from pipeline import paths, streams
+from pipeline.done import is_done
 from pipeline.errors import UserError
 from pipeline.orchestrate import images, plan
 from pipeline.orchestrate.display import display
@@ -39,7 +40,7 @@ def run(
     """
     if conclude is None:
         _check_report(sweep)
-    done = [cell for cell in sweep.cells if store.is_done(work.cell(cell.id), deep=True)]
+    done = [cell for cell in sweep.cells if is_done(cell, work, deep=True)]
     ids = {cell.id for cell in done}
     missing = [cell for cell in sweep.cells if cell.id not in ids]
     if missing:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import catalog, paths, store, sweep
+from pipeline import catalog, done, paths, sweep
 from pipeline.errors import UserError
 from pipeline.orchestrate import estimate
 from pipeline.strict_yaml import nearest, shown
@@ -157,7 +157,7 @@ def quoted(asked: Sweep) -> str:
 
 def plan(asked: Sweep, work: paths.Work, data_root: Path) -> Plan:
     """What is missing of the sweep, as one local job a cell and one for the report."""
-    missing = [cell for cell in asked.cells if not store.is_done(work.cell(cell.id))]
+    missing = [cell for cell in asked.cells if not done.is_done(cell, work)]
     names = {cell.id for cell in missing}
     code = shlex.quote(str(paths.CODE))
     here = f"cd {code} && PYTHONPATH={code}"  # whatever else is called `jobs` elsewhere

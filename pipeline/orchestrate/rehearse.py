@@ -67,7 +67,7 @@ def _small(cell: Cell) -> Cell:
             "batch_size": min(BATCH, cell.recipe.batch_size),
         }
     )
-    stages = tuple(Stage(s.name, _short(s.settings)) for s in cell.stages)
+    stages = tuple(Stage(s.name, _short(s.settings), s.version) for s in cell.stages)
     measure = Measure(repeats=REPEATS, seconds=SECONDS, runtimes=cell.measure.runtimes)
     return replace(cell, recipe=recipe, stages=stages, measure=measure)
 

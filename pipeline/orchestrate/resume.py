@@ -112,7 +112,7 @@ def _is_base_of(cell: Cell, choice: Choice, states: state.Found) -> bool:
 def _cause(cell_state: state.CellState, work: Work, view: clusters.View | None) -> Cause:
     """The cause by what SLURM knows, else by what the last attempt wrote down."""
     cell = cell_state.cell
-    if cell_state.state in ("missing", "waiting"):
+    if cell_state.state in ("missing", "waiting", "trained"):
         return Cause("lost", "")
     if view and view.task(cell.id) and not state.is_newer(cell, work, view):
         return view.cause(cell)

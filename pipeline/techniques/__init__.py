@@ -3,6 +3,7 @@
 A stage is one file and one line in STAGES. Its module gives
 
 - ``Settings``: a frozen model of what a sweep file may say about it, with every default;
+- ``VERSION``: raised when the same settings give other weights, which makes its cells anew;
 - ``apply(state, settings, context) -> ModelState``: what it does; see ``context.py``;
 - ``expand(settings) -> [(stage, settings), ...]``, if it stands for several stages in a row.
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pipeline.models.network import ModelState
     from pipeline.techniques.context import Context
 
+VERSION = 1
+
 
 class Settings(Trained):
     """A student of half the width has a quarter of the parameters."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pipeline.models.network import ModelState
     from pipeline.techniques.context import Context
 
+VERSION = 1
+
 
 class Settings(Frozen):
     granularity: Literal["filter"] = "filter"

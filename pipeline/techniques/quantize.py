@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pipeline.models.transforms.fakequant import FakeQuantized
     from pipeline.techniques.context import Context
 
+VERSION = 2  # since 2, by default, no product of the 8-bit weights can saturate
+
 
 class Settings(Trained):
     """Weights int8, symmetric, a scale a filter; activations uint8, a scale a tensor (Jacob et al.
