@@ -331,10 +331,14 @@ def _disk_full(error: BaseException) -> bool:
 
 
 def read_cell(paths: CellPaths, catalog) -> Cell:
-    """The cell in cell.json; Corrupt where it is none, or is that of another folder."""
+    """The cell in cell.json, and this process knows the plug-ins that it needs; Corrupt where it is
+    none, or is that of another folder, UserError where a plug-in is not here."""
     try:
-        cell = Cell.from_json(json.loads(paths.cell_json.read_bytes()), catalog)
-    except (OSError, ValueError, RecursionError) as error:
+        data = json.loads(paths.cell_json.read_bytes())
+        cell = Cell.from_json(data, catalog.of_cell(data, paths))
+    except UserError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise Corrupt(f"{paths.cell_json}: {error}") from error
     if cell.id != paths.id:  # the lock that is held would not be that of the folder written to
         raise Corrupt(f"{paths.cell_json}: is cell {cell.id}, expected {paths.id}")

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.report.answer import Group, Row, groups, settings
 from pipeline.report.content import Column, Section, Sentence, Table, Value, spread, table_of
 from pipeline.sweep import Cell, Sweep
-from pipeline.techniques import FRESH, stage_epochs
+from pipeline.techniques import about
 
 COLUMNS = (
     Column("technique"),
@@ -77,18 +77,15 @@ def belong(technique: Cell, control: Cell) -> bool:
     point = operating_point(control)
     if point:
         return point == operating_point(technique)
-    goes_on = not any(stage.name in FRESH for stage in technique.stages)
+    goes_on = not any(about(stage.settings).starts_fresh() for stage in technique.stages)
     return goes_on and epochs(technique) > technique.recipe.epochs
 
 
 def operating_point(cell: Cell) -> dict[str, Any]:
     """What a technique was asked to leave of the network; the last stage that says so decides."""
-    found = {}
+    found: dict[str, Any] = {}
     for stage in cell.stages:
-        for key in ("parameters_kept", "width", "model", "student"):
-            value = getattr(stage.settings, key, None)
-            if value is not None:
-                found["model" if key == "student" else key] = value
+        found |= about(stage.settings).operating_point()
     return found
 
 
@@ -96,8 +93,8 @@ def epochs(cell: Cell) -> int:
     """Of training that the weights at the end have gone through, since they were drawn."""
     count = cell.recipe.epochs
     for stage in cell.stages:
-        count = 0 if stage.name in FRESH else count
-        count += stage_epochs(stage.settings, cell.recipe)
+        said = about(stage.settings)
+        count = (0 if said.starts_fresh() else count) + said.epochs_of(cell.recipe)
     return count
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+
+from pipeline import registry
 
 if TYPE_CHECKING:
     from pipeline.catalog import Catalog
@@ -25,15 +27,19 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
+RECORDED = "recorded"  # context: what a plug-in added is not known here
 RUNTIMES = ("onnxruntime", "openvino")  # those that run artifacts, the first always
 
 
-def _runtimes(value: Any) -> tuple[str, ...]:
+def _runtimes(value: Any, info: ValidationInfo) -> tuple[str, ...]:
     """In the order of RUNTIMES, so that the same request is the same cell."""
-    wrong = [name for name in value if name not in RUNTIMES]
-    if wrong or RUNTIMES[0] not in value or len(set(value)) < len(value):
-        raise ValueError(f"expected {RUNTIMES[0]}, and what else of {', '.join(RUNTIMES[1:])}")
-    return tuple(name for name in RUNTIMES if name in value)
+    if info.context == RECORDED:
+        return tuple(value)
+    known = registry.names("runtimes", RUNTIMES)
+    wrong = [name for name in value if name not in known]
+    if wrong or known[0] not in value or len(set(value)) < len(value):
+        raise ValueError(f"expected {known[0]}, and what else of {', '.join(known[1:])}")
+    return tuple(name for name in known if name in value)
 
 
 Runtimes = Annotated[tuple[str, ...], AfterValidator(_runtimes)]
@@ -132,24 +138,84 @@ class Pack(Frozen):
     minutes: float = Field(gt=0, le=10_080)
 
 
+class Plugin(Frozen):
+    """What adds to what netpress has: a file (`source` is where it lay, `sha256` of its bytes), or
+    an installed distribution (`source` is its name) of this `version`."""
+
+    source: str
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    version: str | None = None
+
+    def decides(self) -> dict[str, Any]:
+        """Where a file lies, and what it is called, decides nothing."""
+        if self.sha256 is not None:
+            return {"sha256": self.sha256}
+        return {"distribution": self.source, "version": self.version}
+
+    @property
+    def label(self) -> str:
+        return self.source.rpartition("/")[2] if self.sha256 else f"{self.source} {self.version}"
+
+
+Plugins = tuple[Plugin, ...]
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One operation of a technique; `settings` is the stage's own frozen model."""
+    """One operation of a technique; `settings` is the stage's own frozen model. `plugins`: those
+    that it, or a model that its settings name, is of."""
 
     name: str
     settings: BaseModel
+    plugins: Plugins = field(default=(), kw_only=True)
 
     @cached_property
     def canonical(self) -> str:
-        return canonical_json(
-            {"name": self.name, "settings": self.settings.model_dump(mode="json")}
-        )
+        said = {"name": self.name, "settings": self.settings.model_dump(mode="json")}
+        return canonical_json(said | _decided(self.plugins))
+
+    def to_json(self, recipe: Recipe) -> dict[str, Any]:
+        said = {"name": self.name, "settings": self.settings.model_dump(mode="json")}
+        if self.plugins:
+            said["plugins"] = _dumped(self.plugins)
+            said["about"] = self.settings.about(recipe)  # type: ignore[attr-defined]
+        return said
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], catalog: Catalog) -> Stage:
+        plugins = _plugins_in(data)
+        if plugins and catalog.recorded is not None:
+            settings = catalog.recorded(data["settings"], data["about"])
+        else:
+            settings = strictly(catalog.stages[data["name"]], data["settings"])
+        return cls(data["name"], settings, plugins=plugins)
+
+
+def _decided(plugins: Plugins) -> dict[str, Any]:
+    """Nothing where there is none: cells without plug-ins are older than these."""
+    found = sorted(canonical_json(plugin.decides()) for plugin in plugins)
+    return {"plugins": [json.loads(text) for text in found]} if plugins else {}
+
+
+def _dumped(plugins: Plugins) -> list[dict[str, Any]]:
+    return [plugin.model_dump(mode="json", exclude_none=True) for plugin in plugins]
+
+
+def _plugins_in(data: Mapping[str, Any]) -> Plugins:
+    return tuple(strictly(Plugin, plugin) for plugin in data.get("plugins", ()))
+
+
+def plugins_of(data: Mapping[str, Any]) -> Plugins:
+    """Of a cell as `to_json` gives it: all that have to be there before it can be run."""
+    parts = (data, *data["stages"])
+    return tuple(dict.fromkeys(plugin for part in parts for plugin in _plugins_in(part)))
 
 
 @dataclass(frozen=True)
 class Cell:
     """One point of the matrix, fully resolved. `technique` is its label, `family` the technique
-    whose operating point it is (the same, where there is no grid). A base has no stages."""
+    whose operating point it is (the same, where there is no grid). A base has no stages.
+    `plugins`: those that its data set, model and runtimes are of."""
 
     dataset: Dataset
     model: Model
@@ -159,6 +225,7 @@ class Cell:
     stages: tuple[Stage, ...]
     recipe: Recipe
     measure: Measure
+    plugins: Plugins = field(default=(), kw_only=True)
 
     @cached_property
     def id(self) -> str:
@@ -172,9 +239,11 @@ class Cell:
 
     def _hash(self, stages: tuple[Stage, ...]) -> str:
         # The canonical JSON of the whole, put together from its parts, keys in sorted order.
+        plugins = canonical_json(_decided(self.plugins))[1:-1]
         text = (
             f'{{"dataset":{self.dataset.canonical},"format":{FORMAT},'
             f'"measure":{self.measure.canonical},"model":{self.model.canonical},'
+            f"{plugins}{',' if plugins else ''}"
             f'"recipe":{self.recipe.canonical},"seed":{self.seed},'
             f'"stages":[{",".join(stage.canonical for stage in stages)}]}}'
         )
@@ -199,12 +268,10 @@ class Cell:
             "technique": self.technique,
             "family": self.family,
             "seed": self.seed,
-            "stages": [
-                {"name": stage.name, "settings": stage.settings.model_dump(mode="json")}
-                for stage in self.stages
-            ],
+            "stages": [stage.to_json(self.recipe) for stage in self.stages],
             "recipe": self.recipe.model_dump(mode="json"),
             "measure": self.measure.decides(),
+            **({"plugins": _dumped(self.plugins)} if self.plugins else {}),
         }
 
     @classmethod
@@ -220,12 +287,10 @@ class Cell:
                 technique=data["technique"],
                 family=data["family"],
                 seed=data["seed"],
-                stages=tuple(
-                    Stage(stage["name"], strictly(catalog.stages[stage["name"]], stage["settings"]))
-                    for stage in data["stages"]
-                ),
+                stages=tuple(Stage.from_json(stage, catalog) for stage in data["stages"]),
                 recipe=strictly(Recipe, data["recipe"]),
-                measure=strictly(Measure, data["measure"]),
+                measure=strictly(Measure, data["measure"], RECORDED if catalog.recorded else None),
+                plugins=_plugins_in(data),
             )
             expected = data["id"]
         except (KeyError, TypeError) as error:
@@ -243,6 +308,6 @@ def canonical_json(data: Any) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def strictly(model: type[BaseModel], data: Any) -> Any:
+def strictly(model: type[BaseModel], data: Any, context: Any = None) -> Any:
     """`data` as this model, without coercion; pydantic's ValidationError where it is not."""
-    return model.model_validate_json(json.dumps(data), strict=True)
+    return model.model_validate_json(json.dumps(data), strict=True, context=context)
