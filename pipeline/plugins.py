@@ -2,8 +2,8 @@
 
 A file declares what it adds in module-level tables (STAGES, TECHNIQUES, MODELS, DATASETS,
 TRANSFORMS, RUNTIMES), with the rows of the tables that netpress has, and objects in place of the
-paths of modules. An entry point (groups `netpress.stages`, ...) names one such row, where a path of a module
-can stand for the object.
+paths of modules. An entry point (groups `netpress.stages`, ...) names one such row, where a path
+of a module can stand for the object.
 
 This is the user's own code, and is executed: a file only when a sweep or a cell of the user's own
 work root that names it is loaded, once per process. No report and no artifact leads here.

@@ -239,12 +239,11 @@ class Cell:
 
     def _hash(self, stages: tuple[Stage, ...]) -> str:
         # The canonical JSON of the whole, put together from its parts, keys in sorted order.
-        plugins = canonical_json(_decided(self.plugins))[1:-1]
+        plugins = canonical_json(_decided(self.plugins))[1:-1] + "," if self.plugins else ""
         text = (
             f'{{"dataset":{self.dataset.canonical},"format":{FORMAT},'
             f'"measure":{self.measure.canonical},"model":{self.model.canonical},'
-            f"{plugins}{',' if plugins else ''}"
-            f'"recipe":{self.recipe.canonical},"seed":{self.seed},'
+            f'{plugins}"recipe":{self.recipe.canonical},"seed":{self.seed},'
             f'"stages":[{",".join(stage.canonical for stage in stages)}]}}'
         )
         return hashlib.sha256(text.encode()).hexdigest()[:16]

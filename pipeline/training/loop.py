@@ -70,6 +70,7 @@ def fit(
     network = training.state.network.to(machine.device, memory_format=torch.channels_last)
     optim = optimizer(network, recipe, clipped=not normalized(network))
     _restore_buffers(network, optim, training.buffers)
+    optim.register_step_post_hook(lambda *_: training.state.after_step())
     train, held_out = split.train.to(machine.device), split.held_out.to(machine.device)
     called = torch.compile(network) if machine.compiled else network
     while training.epoch < epochs:

@@ -1,8 +1,9 @@
 """What stages leave on a network beside its weights: named, frozen, part of its specification.
 
 A transform is one file and one line in TRANSFORMS, or in the TRANSFORMS of a plug-in. Its class, a
-frozen dataclass of plain values, derives from ``Transform`` and overrides what differs. ``NetworkSpec.transforms`` holds those of a
-network in the order in which ``network.build`` puts them on it again.
+frozen dataclass of plain values, derives from ``Transform`` and overrides what differs.
+``NetworkSpec.transforms`` holds those of a network in the order in which ``network.build`` puts
+them on it again.
 """
 
 from __future__ import annotations
