@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import garbage, store, streams
@@ -21,19 +22,28 @@ from pipeline.sweep import Sweep
 
 class Report:
     """For submitit: the sweep's file and what it held, the work root, the folder of reports, and
-    the job's own folder, in which it says whether there is a report.
+    the job's own folder, in which it says whether there is a report; SHA-256 of its plug-ins by
+    where they lay.
 
     What it held, because days may pass until this runs: by then the file is the user's next idea.
     """
 
-    def __init__(self, sweep: str, text: str, work: str, to: str, folder: str):
+    def __init__(
+        self,
+        sweep: str,
+        text: str,
+        work: str,
+        to: str,
+        folder: str,
+        plugins: Mapping[str, str] | None = None,
+    ):
         self.sweep, self.text, self.work, self.to = sweep, text, work, to
-        self.folder = folder
+        self.folder, self.plugins = folder, dict(plugins or {})
 
     def __call__(self) -> None:
         job = JobPaths(Path(self.folder))
         try:
-            asked = load_again(Path(self.sweep), self.text)
+            asked = load_again(Path(self.sweep), self.text, Work(Path(self.work)), self.plugins)
             page = aggregate(asked, Path(self.work), Path(self.to))
         except Exception as error:
             store.write_failure(job.report, _failure(error))

@@ -129,6 +129,14 @@ _set = click.option(
     metavar="KEY=VALUE",
     help="Override one setting of the profile; may be repeated.",
 )
+_plugins = click.option(
+    "--plugins",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also what this plug-in adds; may be repeated.",
+)
 _device = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -426,13 +434,15 @@ def doctor(profile: str | None, settings: tuple[str, ...], jobs: bool) -> int:
 
 
 def _listing(what: str, about: str) -> None:
-    @netpress.command(what, help=about)
-    @_json
-    def command(as_json: bool) -> None:
+    def command(as_json: bool, sweep: str | None = None, files: tuple[Path, ...] = ()) -> None:
         from pipeline.orchestrate import plan
 
-        found = plan.listing(what)
+        found = plan.listing(what, sweep, files)
         _show({what: found} if as_json else plan.aligned(("", ""), list(found.items())))
+
+    if what != "sweeps":
+        command = click.argument("sweep", required=False)(_plugins(command))
+    netpress.command(what, help=about)(_json(command))
 
 
 _listing("techniques", "What a sweep may ask for, and the stages that each stands for.")

@@ -352,14 +352,19 @@ def _disk_full(error: BaseException) -> bool:
 
 
 def read_cell(paths: CellPaths, catalog) -> Cell:
-    """The cell in cell.json; Corrupt where it is none, is that of another folder, or is of other
-    versions than this code's: what they made would have its id."""
+    """The cell in cell.json, and this process knows the plug-ins that it needs; Corrupt where it is
+    none, is that of another folder, or is of other versions than this code's: what they made would
+    have its id. UserError where a plug-in is not here."""
     try:
-        cell = Cell.from_json(json.loads(paths.cell_json.read_bytes()), catalog)
-    except (OSError, ValueError, RecursionError) as error:
+        data = json.loads(paths.cell_json.read_bytes())
+        known = catalog.of_cell(data, paths)
+        cell = Cell.from_json(data, known)
+    except UserError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise Corrupt(f"{paths.cell_json}: {error}") from error
     if cell.id != paths.id:  # the lock that is held would not be that of the folder written to
         raise Corrupt(f"{paths.cell_json}: is cell {cell.id}, expected {paths.id}")
-    if other := cell.differs_from(cell.of_this_version(catalog)):
+    if other := cell.differs_from(cell.of_this_version(known)):
         raise Corrupt(f"{paths.cell_json}: is a cell of another version of netpress ({other})")
     return cell

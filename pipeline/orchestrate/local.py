@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pipeline import paths, streams
+from pipeline import paths, plugins, streams
 from pipeline.done import is_done
 from pipeline.errors import UserError
 from pipeline.orchestrate import images, plan
@@ -48,6 +48,7 @@ def run(
     images.check(done, work, data_root, say, remedy)
     if missing:
         _prepare_data(missing, work, data_root)
+        plugins.keep(sweep.plugins, work)
         command = command or _worker_command(work, data_root)
         with display(sweep.cells, done) as shown, _signals() as stopping:
             pool = Pool(missing, done, work, command, slots, shown, stopping)

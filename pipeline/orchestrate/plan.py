@@ -96,6 +96,7 @@ class Plan:
         done = len(self.sweep.cells) - sum(len(job.cells) for job in self.jobs)
         yield f"{len(self.sweep.cells)} cells, {done} done; {len(self.jobs)} jobs, such as"
         yield f"  {self.jobs[0].script}"
+        yield from self._notes()
 
     def _on_cluster(self) -> Iterable[str]:
         """Every script as it would be sent, and what all of it costs."""
@@ -108,12 +109,15 @@ class Plan:
         yield f"{len(self.sweep.cells)} cells, {sent} to submit, profile {self.profile}"
         calls = f"{len(self.jobs)} sbatch calls for {tasks} jobs"
         yield f"{calls}; above, @NAME@ stands for the id that Slurm will give"
-        for note in self.notes:
-            yield from textwrap.wrap(f"note: {note}", 80, subsequent_indent="  ")
+        yield from self._notes()
         if self.charge is not None:
             yield f"{self.charge:.0f} units of fair share, at {self.charge_an_hour:g} an hour a job"
         if self.wall_hours is not None:
             yield f"{self.wall_hours:.2f} hours from start to end, without waiting in the queue"
+
+    def _notes(self) -> Iterable[str]:
+        for note in self.notes:
+            yield from textwrap.wrap(f"note: {note}", 80, subsequent_indent="  ")
 
 
 def load_sweep(name_or_path: str | Path) -> Sweep:
@@ -121,9 +125,13 @@ def load_sweep(name_or_path: str | Path) -> Sweep:
     return sweep.load(paths.sweep_file(name_or_path), catalog.built_in())
 
 
-def load_again(path: Path, text: str) -> Sweep:
-    """A sweep as it was when its file, which may have changed or be gone, held this text."""
-    return sweep.load(path, catalog.built_in(), text)
+def load_again(
+    path: Path, text: str, work: paths.Work, plugins: Mapping[str, str] | None = None
+) -> Sweep:
+    """A sweep as it was when its file, which may have changed or be gone, held this text, and its
+    plug-ins, of which the work root has copies, had these SHA-256 (by where they lay)."""
+    copies = {source: (work.plugin(sha), sha) for source, sha in (plugins or {}).items()}
+    return sweep.load(path, catalog.built_in(), text, copies)
 
 
 def roots(asked: Sweep, profile=None) -> tuple[paths.Work, Path]:
@@ -173,7 +181,8 @@ def plan(asked: Sweep, work: paths.Work, data_root: Path) -> Plan:
     command = f"netpress report {quoted(asked)}"
     report = Job(REPORT, (), tuple(job.name for job in jobs), command)
     gpu_s = sum(map(estimate.gpu_seconds, missing))
-    return Plan(asked, (*jobs, report), gpu_s / 3600, estimate.SOURCE)
+    notes = tuple(estimate.notes(missing))
+    return Plan(asked, (*jobs, report), gpu_s / 3600, estimate.SOURCE, notes=notes)
 
 
 def cell_command(work: paths.Work, data_root: Path, ids: Sequence[str], *more: str) -> list[str]:
@@ -246,25 +255,20 @@ def datasets(asked: Sweep) -> tuple[sweep.Dataset, ...]:
     return tuple(dict.fromkeys(cell.dataset for cell in asked.cells))
 
 
-def listing(what: str) -> dict[str, str]:
-    """{name: a line about it} of all `techniques`, `models`, `datasets` or `sweeps` there are."""
+def listing(what: str, asked: str | None = None, files: Sequence[Path] = ()) -> dict[str, str]:
+    """{name: a line about it} of all `techniques`, `models`, `datasets` or `sweeps` there are, with
+    what plug-ins add: installed ones, those of the sweep `asked`, and these files."""
     if what == "sweeps":
         files = sorted(paths.shipped_sweeps().glob("*.yaml"))
         return {path.stem: _headline(path) for path in files}
-    if what == "techniques":
-        from pipeline.techniques import TECHNIQUES
-
-        return {name: f"{said}: {_chain(chain)}" for name, (said, chain) in TECHNIQUES.items()}
-    return dict(getattr(catalog.built_in(), what))
+    named = [Path(plugin.source) for plugin in load_sweep(asked).plugins] if asked else []
+    loaded = [catalog.plugins.from_file(path.resolve()) for path in (*named, *files)]
+    return catalog.lines(catalog.built_in().with_plugins(loaded), what)
 
 
 def _headline(path: Path) -> str:
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     return first.removeprefix("#").strip()
-
-
-def _chain(chain: catalog.Chain) -> str:
-    return " > ".join(name for step in chain for name in step) or "train"
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:

@@ -15,7 +15,7 @@ from pipeline.report.answer import Group, groups, settings
 from pipeline.report.content import Column, Section, Sentence, Table, Value, spread, table_of
 from pipeline.report.row import Row
 from pipeline.sweep import Cell, Sweep
-from pipeline.techniques import FRESH, stage_epochs
+from pipeline.techniques import about
 
 COLUMNS = (
     Column("technique"),
@@ -78,18 +78,15 @@ def belong(technique: Cell, control: Cell) -> bool:
     point = operating_point(control)
     if point:
         return point == operating_point(technique)
-    goes_on = not any(stage.name in FRESH for stage in technique.stages)
+    goes_on = not any(about(stage.settings).starts_fresh() for stage in technique.stages)
     return goes_on and epochs(technique) > technique.recipe.epochs
 
 
 def operating_point(cell: Cell) -> dict[str, Any]:
     """What a technique is to leave of the network; the last stage that sets it decides."""
-    point = {}
+    point: dict[str, Any] = {}
     for stage in cell.stages:
-        for key in ("parameters_kept", "width", "model", "student"):
-            value = getattr(stage.settings, key, None)
-            if value is not None:
-                point["model" if key == "student" else key] = value
+        point |= about(stage.settings).operating_point()
     return point
 
 
@@ -97,8 +94,8 @@ def epochs(cell: Cell) -> int:
     """Of training that the weights at the end have gone through, since they were drawn."""
     count = cell.recipe.epochs
     for stage in cell.stages:
-        count = 0 if stage.name in FRESH else count
-        count += stage_epochs(stage.settings, cell.recipe)
+        said = about(stage.settings)
+        count = (0 if said.starts_fresh() else count) + said.epochs_of(cell.recipe)
     return count
 
 

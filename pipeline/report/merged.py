@@ -204,7 +204,7 @@ def _sweep(file: h5py.File, path: Path, missing: dict[str, dict[str, Any]]) -> S
     order = _json(file, "order", list)
     if sorted(order) != sorted([*done, *missing]):
         raise ValueError("its cells are not those of its sweep")
-    known = catalog.built_in()
+    known = catalog.reading()
     cells = []
     for cell_id in order:
         stored = missing.get(cell_id) or json.loads(file["cells"][cell_id].attrs["cell"])

@@ -16,9 +16,11 @@ from pipeline.sweep.cell import (
     Measure,
     Model,
     Pack,
+    Plugin,
     Recipe,
     Stage,
     canonical_json,
+    plugins_of,
 )
 from pipeline.sweep.file import MAX_CELLS
 from pipeline.sweep.loading import Sweep, load
@@ -34,9 +36,11 @@ __all__ = [
     "Measure",
     "Model",
     "Pack",
+    "Plugin",
     "Recipe",
     "Stage",
     "Sweep",
     "canonical_json",
     "load",
+    "plugins_of",
 ]

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
+from pipeline import registry
 from pipeline.versions import SHARED
 
 if TYPE_CHECKING:
@@ -32,15 +33,19 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
+RECORDED = "recorded"  # context: what a plug-in added is not known here
 RUNTIMES = ("onnxruntime", "openvino")  # those that run artifacts, the first always
 
 
-def _runtimes(value: Any) -> tuple[str, ...]:
+def _runtimes(value: Any, info: ValidationInfo) -> tuple[str, ...]:
     """In the order of RUNTIMES, so that the same request is the same cell."""
-    wrong = [name for name in value if name not in RUNTIMES]
-    if wrong or RUNTIMES[0] not in value or len(set(value)) < len(value):
-        raise ValueError(f"expected {RUNTIMES[0]}, and what else of {', '.join(RUNTIMES[1:])}")
-    return tuple(name for name in RUNTIMES if name in value)
+    if info.context == RECORDED:
+        return tuple(value)
+    known = registry.names("runtimes", RUNTIMES)
+    wrong = [name for name in value if name not in known]
+    if wrong or known[0] not in value or len(set(value)) < len(value):
+        raise ValueError(f"expected {known[0]}, and what else of {', '.join(known[1:])}")
+    return tuple(name for name in known if name in value)
 
 
 Runtimes = Annotated[tuple[str, ...], AfterValidator(_runtimes)]
@@ -149,21 +154,59 @@ class Pack(Frozen):
     minutes: float = Field(gt=0, le=10_080)
 
 
+class Plugin(Frozen):
+    """What adds to what netpress has: a file (`source` is where it lay, `sha256` of its bytes), or
+    an installed distribution (`source` is its name) of this `version`."""
+
+    source: str
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    version: str | None = None
+
+    def decides(self) -> dict[str, Any]:
+        """Where a file lies, and what it is called, decides nothing."""
+        if self.sha256 is not None:
+            return {"sha256": self.sha256}
+        return {"distribution": self.source, "version": self.version}
+
+    @property
+    def label(self) -> str:
+        return self.source.rpartition("/")[2] if self.sha256 else f"{self.source} {self.version}"
+
+
+Plugins = tuple[Plugin, ...]
+
+
 @dataclass(frozen=True)
 class Stage:
     """One operation of a technique; `settings` is the stage's own frozen model, `version` that of
-    the code that runs it."""
+    the code that runs it. `plugins`: those that it, or a model that its settings name, is of."""
 
     name: str
     settings: BaseModel
     version: int = 1
+    plugins: Plugins = field(default=(), kw_only=True)
 
-    def to_json(self) -> dict[str, Any]:
-        return {**self._unversioned, "version": self.version}
+    def to_json(self, recipe: Recipe, versioned: bool = True) -> dict[str, Any]:
+        data = {**self._unversioned, **({"version": self.version} if versioned else {})}
+        if self.plugins:
+            data["plugins"] = _dumped(self.plugins)
+            data["about"] = self.settings.about(recipe)  # type: ignore[attr-defined]
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], catalog: Catalog, versioned: bool) -> Stage:
+        plugins = _plugins_in(data)
+        if plugins and catalog.recorded is not None:
+            settings = catalog.recorded(data["settings"], data["about"])
+        else:
+            settings = strictly(catalog.stages[data["name"]], data["settings"])
+        version = _version(data["version"]) if versioned else 1
+        return cls(data["name"], settings, version, plugins=plugins)
 
     @cached_property
     def canonical(self) -> str:
-        return canonical_json(self.to_json())
+        decides = {**self._unversioned, "version": self.version}
+        return canonical_json(decides | _decided(self.plugins))
 
     @cached_property
     def canonical_unversioned(self) -> str:
@@ -185,6 +228,26 @@ class Stage:
         return self._others[version]
 
 
+def _decided(plugins: Plugins) -> dict[str, Any]:
+    """Nothing where there is none: cells without plug-ins are older than these."""
+    decided = sorted(canonical_json(plugin.decides()) for plugin in plugins)
+    return {"plugins": [json.loads(text) for text in decided]} if plugins else {}
+
+
+def _dumped(plugins: Plugins) -> list[dict[str, Any]]:
+    return [plugin.model_dump(mode="json", exclude_none=True) for plugin in plugins]
+
+
+def _plugins_in(data: Mapping[str, Any]) -> Plugins:
+    return tuple(strictly(Plugin, plugin) for plugin in data.get("plugins", ()))
+
+
+def plugins_of(data: Mapping[str, Any]) -> Plugins:
+    """Of a cell as `to_json` gives it: all that have to be there before it can be run."""
+    parts = (data, *data["stages"])
+    return tuple(dict.fromkeys(plugin for part in parts for plugin in _plugins_in(part)))
+
+
 @dataclass(frozen=True)
 class Core:
     """Versions of what every cell goes through before it has weights."""
@@ -204,7 +267,8 @@ class Core:
 class Cell:
     """One point of the matrix, fully resolved. `technique` is its label, `family` the technique
     whose operating point it is (the same, where there is no grid). A base has no stages. `measure`
-    is how its artifact is to be measured, which is no part of its id."""
+    is how its artifact is to be measured, which is no part of its id. `plugins`: those that its
+    data set, model and runtimes are of."""
 
     dataset: Dataset
     model: Model
@@ -216,6 +280,7 @@ class Cell:
     measure: Measure
     core: Core = field(default_factory=Core)
     format: int = FORMAT
+    plugins: Plugins = field(default=(), kw_only=True)
 
     @cached_property
     def id(self) -> str:
@@ -233,10 +298,11 @@ class Cell:
 
     def _canonical(self, stages: tuple[Stage, ...]) -> str:
         # The canonical JSON of the whole, put together from its parts, keys in sorted order.
+        plugins = canonical_json(_decided(self.plugins))[1:-1] + "," if self.plugins else ""
         return (
             f'{{"core":{self.core.canonical},"dataset":{self.dataset.canonical},'
             f'"format":{self.format},"model":{self.model.canonical},'
-            f'"recipe":{self.recipe.canonical},"seed":{self.seed},'
+            f'{plugins}"recipe":{self.recipe.canonical},"seed":{self.seed},'
             f'"stages":[{",".join(stage.canonical for stage in stages)}]}}'
         )
 
@@ -305,11 +371,10 @@ class Cell:
             "technique": self.technique,
             "family": self.family,
             "seed": self.seed,
-            "stages": [
-                stage.to_json() if versioned else stage._unversioned for stage in self.stages
-            ],
+            "stages": [stage.to_json(self.recipe, versioned) for stage in self.stages],
             "recipe": self.recipe.model_dump(mode="json"),
             "measure": self.measure.decides(),
+            **({"plugins": _dumped(self.plugins)} if self.plugins else {}),
         }
 
     @classmethod
@@ -330,17 +395,13 @@ class Cell:
                 family=data["family"],
                 seed=data["seed"],
                 stages=tuple(
-                    Stage(
-                        stage["name"],
-                        strictly(catalog.stages[stage["name"]], stage["settings"]),
-                        _version(stage["version"]) if versioned else 1,
-                    )
-                    for stage in data["stages"]
+                    Stage.from_json(stage, catalog, versioned) for stage in data["stages"]
                 ),
                 recipe=strictly(Recipe, data["recipe"]),
-                measure=strictly(Measure, data["measure"]),
+                measure=strictly(Measure, data["measure"], RECORDED if catalog.recorded else None),
                 core=Core(*(_version(data["core"][name]) if versioned else 1 for name in CORE)),
                 format=data["format"],
+                plugins=_plugins_in(data),
             )
             expected = data["id"]
         except (KeyError, TypeError) as error:
@@ -375,6 +436,6 @@ def canonical_json(data: Any) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def strictly(model: type[BaseModel], data: Any) -> Any:
+def strictly(model: type[BaseModel], data: Any, context: Any = None) -> Any:
     """`data` as this model, without coercion; pydantic's ValidationError where it is not."""
-    return model.model_validate_json(json.dumps(data), strict=True)
+    return model.model_validate_json(json.dumps(data), strict=True, context=context)

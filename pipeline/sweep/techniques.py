@@ -98,7 +98,8 @@ def _resolve(source: Source, steps: Sequence[_Step]) -> tuple[Stage, ...]:
             if not isinstance(expanded, BaseModel):
                 expanded = strictly(source.catalog.stages[name], expanded)
             version = source.catalog.versions.get(name, 1)
-            stages.append(Stage(name, expanded, version))
+            plugins = source.catalog.of_stage(name, expanded)
+            stages.append(Stage(name, expanded, version, plugins=plugins))
     return tuple(stages)
 
 

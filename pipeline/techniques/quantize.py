@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from pipeline.errors import UserError
+from pipeline.sweep import Recipe
 from pipeline.techniques.settings import Trained
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class Settings(Trained):
     )
     share: float = 0.2
     learning_rate_factor: float = 0.02
+
+    def epochs_of(self, recipe: Recipe) -> int:
+        return super().epochs_of(recipe) if self.aware else 0
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:

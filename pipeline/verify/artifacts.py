@@ -293,6 +293,8 @@ class Bench:
         key = (cell.dataset.canonical, cell.recipe.canonical)
         if key not in self._splits:
             own = None if cell.dataset.name in data.DATASETS else cell.dataset.name
+            if own and cell.dataset.folder is None:
+                raise UserError(f"{own}: is of a plug-in, and none is loaded for a report")
             dataset = cell.dataset.model_copy(update={"folder": own})
             split = data.load(dataset, cell.recipe, cell.seed, self.data_root, self.cache)
             self._splits[key] = split

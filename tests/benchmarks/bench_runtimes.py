@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from pipeline import artifact, data, runtimes
+from pipeline import artifact, data
 from pipeline.artifact import saturation
 from pipeline.measure import inference
 from pipeline.paths import Work, data_root, work_root
