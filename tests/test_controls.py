@@ -231,7 +231,7 @@ def test_a_seed_decides_everything_that_is_random(tmp_path):
             "held out": split[seed].held_out.pixels,
             "order": next(iter(batches))[0],
             "calibration": data.sample(split[1].train, 64, seed).pixels,
-            "pruned": pruned.network.state_dict()["head.weight"],
+            "pruned": pruned.network.module.state_dict()["head.weight"],
         }
 
     first, again, other = drawn(1), drawn(1), drawn(2)

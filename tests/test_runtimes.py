@@ -149,7 +149,7 @@ def test_a_hostile_model_is_one_sentence(tiny, images, runtime, spoil, capfd):
 def test_a_network_that_cannot_run_is_one_sentence(bench):
     state = made(bench, "base").state
     broken = network.restore(state.spec, state.network.state_dict())
-    broken.network.head = torch.nn.Linear(3, 10)
+    broken.network.module.head = torch.nn.Linear(3, 10)
     with pytest.raises(Corrupt, match="PyTorch cannot run it"):
         runtimes.reference(broken, 1).run(split_of(bench).test.pixels[:2].numpy())
 

@@ -69,8 +69,8 @@ def _copy(cell: CellPaths, files: dict[str, dict[str, Any]], folder: Path) -> No
 def _copy_runnable(cell: CellPaths, files: dict[str, dict[str, Any]], folder: Path) -> None:
     """In the folder that is published afterwards: nobody sees the stored form in it."""
     _copy(cell, files, folder)
-    if all(path.name in ("model.onnx", "manifest.json") for path in folder.iterdir()):
-        return
+    if not any(path.name.startswith("model.onnx.") for path in folder.iterdir()):
+        return  # it is stored as it runs
     from pipeline import artifact  # here: its checks load ONNX
 
     found = artifact.load(folder)
