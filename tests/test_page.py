@@ -420,7 +420,7 @@ def test_a_narrow_screen_begins_with_the_columns_that_matter(small, opened):
     tab = opened(small, width=360)
     assert head(tab, "accuracy, %").is_visible() and head(tab, "stored size, MB").is_visible()
     assert not head(tab, "MACs, M").is_visible()
-    tab.get_by_label("work", exact=True).check()
+    tab.get_by_label("complexity", exact=True).check()
     assert head(tab, "MACs, M").is_visible()
 
 
