@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -174,17 +175,17 @@ def test_names_that_are_alike_when_shortened_stay_apart():
 
 
 def test_many_techniques_are_dots_and_the_frontier_is_named():
+    one = results.in_memory(results.sweep())[0][1]
     rows = [
-        {
-            "dataset": "d",
-            "model": "m",
-            "technique": f"t{i}",
-            "family": f"t{i}",
-            "seed": 0,
-            "is_base": i == 0,
-            "accuracy": 0.5 + (i % 997) / 2000,
-            "stored_bytes": 1000 + i,
-        }
+        replace(
+            one,
+            id=f"{i:016x}",
+            technique=f"t{i}",
+            family=f"t{i}",
+            is_base=i == 0,
+            accuracy=0.5 + (i % 997) / 2000,
+            stored_bytes=1000 + i,
+        )
         for i in range(3000)
     ]
     figure = tradeoff.draw(rows, tradeoff.STORED)

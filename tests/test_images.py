@@ -179,8 +179,8 @@ def test_a_report_averages_no_cells_of_different_images(mixed, tmp_path, capsys)
     assert rows == {(name, "base", seed) for name, seed in ((apart, 0), ("digits", 1))}
     text = paths.markdown.read_text()
     sentence = (
-        "digits: its images changed between cells; those made of other images than the newest "
-        f"stand apart and are in no mean with them, as {apart} (1 cell)."
+        "digits: its images changed between cells; cells made from other images than the newest "
+        f"are listed separately and enter no common mean, as {apart} (1 cell)."
     )
     assert text.count(sentence) == 1 and sentence in paths.page.read_text()
     assert "n = 2" not in text and "±" not in text

@@ -406,7 +406,7 @@ def test_it_filters_by_words_data_set_and_group_of_columns(small, opened):
     tab.get_by_label("Data set").select_option("results-1")
     assert not tab.locator("#results-0").is_visible() and tab.locator("#results-1").is_visible()
     tab.get_by_label("Data set").select_option("")
-    stored = head(tab, "stored, MB")
+    stored = head(tab, "stored size, MB")
     assert stored.is_visible()
     tab.get_by_label("size", exact=True).uncheck()
     assert not stored.is_visible() and head(tab, "accuracy, %").is_visible()
@@ -418,9 +418,9 @@ def test_it_filters_by_words_data_set_and_group_of_columns(small, opened):
 
 def test_a_narrow_screen_begins_with_the_columns_that_matter(small, opened):
     tab = opened(small, width=360)
-    assert head(tab, "accuracy, %").is_visible() and head(tab, "stored, MB").is_visible()
+    assert head(tab, "accuracy, %").is_visible() and head(tab, "stored size, MB").is_visible()
     assert not head(tab, "MACs, M").is_visible()
-    tab.get_by_label("work", exact=True).check()
+    tab.get_by_label("complexity", exact=True).check()
     assert head(tab, "MACs, M").is_visible()
 
 

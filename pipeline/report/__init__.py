@@ -1,6 +1,6 @@
 """From published results to what people read. Works on partial results and names each gap.
 
-Never imports torch. pandas and matplotlib are loaded when a report is asked for, so that
+Never imports torch. pandas and matplotlib are loaded when a report is made, so that
 `pipeline.gaps` stays cheap for status.
 """
 

@@ -2,8 +2,8 @@
 
 Style and script stand in the page and are allowed by their hashes; figures are images in base64,
 which keeps their ids and styles apart from each other's and from the page's. Where a table has very
-many lines, those after the first are in the page as text, which page.js makes rows of when they are
-asked for, so that a page about ten thousand results opens at once.
+many lines, those after the first are in the page as text, which page.js makes rows of on demand,
+so that a page about ten thousand results opens at once.
 """
 
 from __future__ import annotations
