@@ -158,20 +158,23 @@ def keep(plugins: Iterable[Plugin], work: Work) -> None:
 @cache
 def installed() -> tuple[Loaded, ...]:
     """Those of this environment; nothing of them is imported before one of their rows is used."""
-    found: dict[tuple[str, str], dict[str, dict[str, Added]]] = {}
-    every = metadata.entry_points()
-    for kind in WORDS:
-        for entry in every.select(group=f"netpress.{kind}"):
-            dist = (entry.dist.name, entry.dist.version) if entry.dist else (entry.value, "0")
-            plugin = Plugin(source=dist[0], version=dist[1])
-            rows = found.setdefault(dist, {}).setdefault(kind, {})
-            if entry.name in rows:
-                _refuse(plugin.label, f"has two entry points {entry.name} in netpress.{kind}")
-            rows[entry.name] = _added(plugin, cache(partial(_entry, kind, entry, plugin.label)))
-    return tuple(
-        Loaded(Plugin(source=name, version=version), rows)
-        for (name, version), rows in sorted(found.items())
-    )
+    found: dict[str, Loaded] = {}
+    for dist in metadata.distributions():
+        declared = dist.read_text("entry_points.txt")  # not parsed where no line is for netpress
+        if declared and "[netpress." in declared:
+            found.setdefault(dist.name, _of_distribution(dist))  # the first one is imported
+    return tuple(found[name] for name in sorted(found))
+
+
+def _of_distribution(dist: metadata.Distribution) -> Loaded:
+    plugin = Plugin(source=dist.name, version=dist.version)
+    rows: dict[str, dict[str, Added]] = {kind: {} for kind in WORDS}
+    for entry in dist.entry_points:
+        kind = entry.group.removeprefix("netpress.")
+        if entry.group != kind and kind in WORDS:
+            load = cache(partial(_entry, kind, entry, plugin.label))
+            rows[kind][entry.name] = _added(plugin, load)
+    return Loaded(plugin, rows)
 
 
 def _entry(kind: str, entry: metadata.EntryPoint, label: str) -> Any:

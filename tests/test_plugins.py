@@ -259,8 +259,9 @@ def test_what_is_wrong_with_a_plug_in_is_one_sentence(written, text, problem):
 
 
 def test_a_file_that_is_not_there_and_one_named_twice(written):
-    assert "HERE/none.py: is not there; expected a Python file" in written(ADDED, "  - none.py\n")
-    assert "'mine.py' stands here twice" in written(ADDED, "  - mine.py\n")
+    mine = ADDED + "STAGES = {'s': S}\n"
+    assert "plugins[1]: HERE/none.py: is not there; expected" in written(mine, "  - none.py\n")
+    assert "'mine.py' stands here twice" in written(mine, "  - mine.py\n")
 
 
 def test_a_name_that_two_plug_ins_have(written, tmp_path):
