@@ -124,7 +124,7 @@ def test_reading_a_report_runs_nothing_of_the_file_that_it_names(ran, tmp_path):
     """Even where a file with this name, or a copy of it, is there."""
     code = (
         "import sys; from pathlib import Path; from pipeline import report\n"
-        f"print(len(report.rows_of(Path({str(ran.folder / 'reports' / 'own')!r}))['rows']))\n"
+        f"print(len(report.read_folder(Path({str(ran.folder / 'reports' / 'own')!r})).rows))\n"
         "print([name for name in sys.modules if name.startswith('netpress_plugin')])"
     )
     done = subprocess.run(
@@ -395,4 +395,4 @@ def test_no_file_of_results_names_code_that_netpress_would_run(ran):
     assert all(set(plugin) == {"source", "sha256"} for cell in cells for plugin in cell["plugins"])
     with pytest.raises((UserError, Corrupt, ValueError)):
         Cell.from_json(cells[-1], catalog.built_in())
-    assert len(report.rows_of(ran.folder / "reports" / "own")["rows"]) == len(cells)
+    assert len(report.read_folder(ran.folder / "reports" / "own").rows) == len(cells)
