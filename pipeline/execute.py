@@ -217,6 +217,7 @@ class _Run:
             **self.origin.facts(),
             done.MADE_WITH: done.record(self.cell),
             "hardware": hardware.describe(),
+            "needs": artifact.load(self.paths.artifact).manifest["needs"],
             "device": str(self.machine.device),
             "precision": self.machine.precision,
             "threads": torch.get_num_threads(),

@@ -54,9 +54,10 @@ def build(
     `earlier`: the folder of a report whose results stand in for those that the work root does not
     have (any more). Raises as `rebuild` where it is none.
     """
-    from pipeline.report import artifacts, merged
+    from pipeline.report import artifacts, merged, versions
     from pipeline.report.owned import Owned
 
+    sweep = versions.with_older(sweep, work)
     paths = report(sweep.name, out)
     owned, results = Owned.of(paths), _results_of(earlier)
     owned.begin()
@@ -132,9 +133,9 @@ def _publish(files: dict[Path, bytes], owned: Owned) -> None:
 
 def read(sweep: Sweep, work: Work, earlier: Path | None = None) -> Frames:
     """The rows and gaps of a sweep. `earlier`: as in `build`."""
-    from pipeline.report import frames
+    from pipeline.report import frames, versions
 
-    return frames.read(sweep, work, _results_of(earlier))
+    return frames.read(versions.with_older(sweep, work), work, _results_of(earlier))
 
 
 def read_folder(folder: Path) -> Frames:

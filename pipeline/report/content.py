@@ -7,7 +7,7 @@ for its own format.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from pipeline import runtimes
 from pipeline.errors import UserError
 from pipeline.measure.series import BATCHES, Series
 from pipeline.paths import shell_word, sweep_file
-from pipeline.report import images
+from pipeline.report import images, versions
 from pipeline.report.answer import (
     ONE_POINT,
     Group,
@@ -227,17 +227,20 @@ def tables(frames: Frames, columns: Sequence[Column]) -> tuple[Table, ...]:
 def _table_of_rows(
     dataset: str, model: str, rows: Sequence[Row], columns: Sequence[Column]
 ) -> Table:
+    older = versions.behind(rows)
     numbers = {column: [METRIC[column.key].of(row) for row in rows] for column in columns}
     present = [c for c in columns if any(number is not None for number in numbers[c])]
     head = (Column("technique"), Column("n"), *present)
-    return table_of(dataset, model, head, (_line(group, present) for group in groups(rows)))
+    lines = (_line(group, present, older) for group in groups(rows))
+    return table_of(dataset, model, head, lines)
 
 
-def _line(group: Group, columns: Iterable[Column]) -> tuple[Value, ...]:
+def _line(group: Group, columns: Iterable[Column], older: Container[str]) -> tuple[Value, ...]:
     n = len(group.rows)
     metrics = (METRIC[column.key] for column in columns)
+    mark = f" {versions.MARK}" if any(row.id in older for row in group.rows) else ""
     return (
-        Value(shown(group.technique, group.family)),
+        Value(shown(group.technique, group.family) + mark),
         Value(str(n), n),
         *(spread([metric.of(row) for row in group.rows], metric.key) for metric in metrics),
     )
@@ -273,7 +276,10 @@ def counts(sweep: Sweep, frames: Frames) -> str:
     are = "1 is missing and is" if missing == 1 else f"{missing:,} are missing and are"
     gaps = f" {are} listed below with the reason." if missing else ""
     changed = "".join(f" {sentence}" for sentence in images.sentences(frames.rows))
-    return f"{done:,} of {done + missing:,} cells have a result ({seeds(sweep)}).{gaps}{changed}"
+    about = [versions.sentence(frames.rows), versions.needs(frames.rows)]
+    notes = "".join(f" {line}" for line in about if line)
+    results = f"{done:,} of {done + missing:,} cells have a result ({seeds(sweep)})."
+    return f"{results}{gaps}{changed}{notes}"
 
 
 def seeds(sweep: Sweep) -> str:

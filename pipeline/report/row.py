@@ -32,6 +32,7 @@ class Identity:
     family: str
     seed: int
     is_base: bool
+    versions: tuple[tuple[str, int], ...] = ()  # see Cell.versions
 
     @property
     def setting(self) -> tuple[str, str]:
@@ -39,7 +40,7 @@ class Identity:
         return self.dataset, self.model
 
 
-IDENTITY = tuple(field.name for field in fields(Identity))
+IDENTITY = tuple(field.name for field in fields(Identity) if field.name != "versions")
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def identity(cell: Cell) -> Identity:
         cell.family,
         cell.seed,
         cell.is_base,
+        tuple(cell.versions.items()),
     )
 
 
@@ -172,6 +174,7 @@ MEASURED = tuple(
     if field.name
     not in {
         *IDENTITY,
+        "versions",
         "facts",
         "other_images_of",
         "latencies",
