@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pipeline.data import entries
 from pipeline.errors import UserError
@@ -28,6 +28,7 @@ from pipeline.terminal import printable
 
 if TYPE_CHECKING:
     from pipeline.data.augment import batch_count, batches, ordered
+    from pipeline.data.cache import Decoded
     from pipeline.data.pictures import images_from, read_image
     from pipeline.data.split import Images, Split, sample
     from pipeline.sweep import Dataset, Recipe
@@ -60,6 +61,34 @@ class Entry(NamedTuple):
 
     module: str
     description: str
+
+
+class DataModule(Protocol):
+    """The module of a data set; what is in it is said above."""
+
+    FLIP: bool
+
+    def facts(
+        self, dataset: Dataset, root: Path
+    ) -> tuple[tuple[str, ...], tuple[int, int, int]]: ...
+
+    def key(self, dataset: Dataset, root: Path) -> str: ...
+
+    def verify(self, dataset: Dataset, root: Path) -> bool: ...
+
+    def decode(self, dataset: Dataset, root: Path) -> Decoded: ...
+
+    def fetch(self, dataset: Dataset, root: Path, say: Callable[[str], None]) -> None: ...
+
+
+class FolderModule(DataModule, Protocol):
+    """The module of a folder of images, which has two things more."""
+
+    def unread(self, dataset: Dataset, root: Path) -> list[str]:
+        """What lies there and is not read, a sentence each."""
+
+    def is_there(self, dataset: Dataset, root: Path) -> bool:
+        """Whether the folder is on this machine."""
 
 
 DATASETS = {
@@ -96,7 +125,7 @@ _ELSEWHERE = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """What needs torch or numpy is imported at first use, so that `plan` never pays for it."""
     if name not in _ELSEWHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -114,9 +143,9 @@ def load(dataset: Dataset, recipe: Recipe, seed: int, root: Path, cache: Path) -
 
     module = _module(dataset)
     key = module.key(dataset, root)
-    found = decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key))
+    whole = decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key))
     flip = module.FLIP if dataset.flip is None else dataset.flip
-    return split(found, dataset.name, recipe, seed, flip)
+    return split(whole, dataset.name, recipe, seed, flip)
 
 
 def facts(
@@ -154,13 +183,13 @@ def decode(dataset: Dataset, root: Path, cache: Path, say: Callable[[str], None]
 
     key = _module(dataset).key(dataset, root)
     say(f"{dataset.name}: reading all images, once")
-    found = _decoded(dataset, root, key)  # before the cache has a folder for it
-    decoded.load(cache, dataset.name, key, lambda: found)
+    whole = _decoded(dataset, root, key)  # before the cache has a folder for it
+    decoded.load(cache, dataset.name, key, lambda: whole)
 
 
 def unread(dataset: Dataset, root: Path) -> list[str]:
     """What lies in a folder of images and is not read, a sentence each. UserError as in `load`."""
-    return _module(dataset).unread(dataset, root) if is_folder(dataset) else []
+    return _folder_module(dataset).unread(dataset, root) if is_folder(dataset) else []
 
 
 def is_folder(dataset: Dataset) -> bool:
@@ -179,7 +208,7 @@ class Current(NamedTuple):
 def current(dataset: Dataset, root: Path, cache: Path) -> Current | None:
     """Cheap: nothing is decoded. None where it is no folder of images, or not on this machine.
     UserError where it is not a data set (any more)."""
-    if not is_folder(dataset) or not _module(dataset).is_there(dataset, root):
+    if not is_folder(dataset) or not _folder_module(dataset).is_there(dataset, root):
         return None
     key = _module(dataset).key(dataset, root)
     return Current(key, entries.fingerprint(cache, dataset.name, key))
@@ -204,23 +233,32 @@ def fetch(
         decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key))
 
 
-def _decoded(dataset: Dataset, root: Path, key: str):
+def _decoded(dataset: Dataset, root: Path, key: str) -> Decoded:
     """All images, if they are still those of the key: another's would be kept under it."""
     module = _module(dataset)
-    found = module.decode(dataset, root)
+    whole = module.decode(dataset, root)
     if module.key(dataset, root) != key:
         raise UserError(
             f"{dataset.name}: its files changed while they were read; expected them to stay as "
             "they are, call the same command again"
         )
-    return found
+    return whole
 
 
-def _module(dataset: Dataset):
+def _module(dataset: Dataset) -> DataModule:
+    return import_module(_module_name(dataset))
+
+
+def _folder_module(dataset: Dataset) -> FolderModule:
+    """As `_module`, where `is_folder(dataset)`."""
+    return import_module(_module_name(dataset))
+
+
+def _module_name(dataset: Dataset) -> str:
     if dataset.name in DATASETS:
-        return import_module(DATASETS[dataset.name].module)
+        return DATASETS[dataset.name].module
     if dataset.folder:
-        return import_module(OWN_FOLDER)
+        return OWN_FOLDER
     names = ", ".join(DATASETS)
     raise UserError(
         f"{dataset.name}: no such data set ({names}), and no `folder:` that has its images"

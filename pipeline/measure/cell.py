@@ -102,21 +102,21 @@ def _accuracy(mine: Candidate, base: Candidate, split: Split, device: torch.devi
 
 
 def _elsewhere(mine: Candidate, split: Split, settings: Measure, measured: dict) -> dict:
-    """The artifact on the other runtimes that were asked for: accuracy, and agreement with what it
+    """The artifact on the other runtimes of the sweep file: accuracy, and agreement with what it
     says on ONNX Runtime (0..1)."""
     images, labels = split.test.pixels.numpy(), split.test.labels.numpy()
-    found: dict[str, float] = {}
+    elsewhere: dict[str, float] = {}
     for runtime in settings.runtimes[1:]:
         scores, seconds = inference.timed_logits(mine.artifact, images, runtime)
         classes = scores.argmax(1)
         share = runtimes.kernels(mine.artifact, runtime).integer_share
-        found |= {
+        elsewhere |= {
             f"runtimes/{runtime}/accuracy": float(np.mean(classes == labels)),
             f"runtimes/{runtime}/agreement": float(np.mean(classes == measured["predictions"])),
             f"runtimes/{runtime}/integer_share": share,
             f"runtimes/{runtime}/test_set_seconds": seconds,
         }
-    return found
+    return elsewhere
 
 
 def _differing(own: np.ndarray, base: np.ndarray, images: np.ndarray, labels: np.ndarray) -> dict:

@@ -14,6 +14,12 @@ Nothing here imports torch before a network is built: ``netpress plan`` reads th
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pipeline.models.spec import Graph, NetworkSpec
 
 _VGG = "pipeline.models.vgg"
 
@@ -30,6 +36,24 @@ MODELS: dict[str, tuple[str, str]] = {
 }
 
 
-def module_of(model: str):
+class ModelModule(Protocol):
+    """The module of a model; what its functions do is said above."""
+
+    def spec(
+        self,
+        name: str,
+        width: float,
+        shape: tuple[int, int, int],
+        classes: int,
+        zero_point: int,
+        scale: float,
+    ) -> NetworkSpec: ...
+
+    def build(self, spec: NetworkSpec) -> nn.Module: ...
+
+    def graph(self, spec: NetworkSpec) -> Graph: ...
+
+
+def module_of(model: str) -> ModelModule:
     """The module that knows ``model``; KeyError for a name that is not in MODELS."""
     return import_module(MODELS[model][0])

@@ -113,7 +113,7 @@ def packages() -> list[str]:
 
 
 def _module(name: str) -> Runtime:
-    return import_module(RUNTIMES[name])  # type: ignore[return-value]
+    return import_module(RUNTIMES[name])
 
 
 def _loaded(runtime: Runtime, model: object, threads: int | None, where: str) -> Session:
@@ -136,18 +136,18 @@ class _Checked:
 
     def run(self, images: np.ndarray) -> np.ndarray:
         try:
-            found = self.inner.run(images)
+            scores = self.inner.run(images)
         except MemoryError:
             raise
         except Exception as error:
             raise _failure(self.where, self.label, "run", error) from error
-        kind, shape = getattr(found, "dtype", type(found)), getattr(found, "shape", ())
+        kind, shape = getattr(scores, "dtype", type(scores)), getattr(scores, "shape", ())
         if (kind, shape) != ("float32", (len(images), self.classes)):
             raise Corrupt(
                 f"{self.where}: gives {list(shape)} of {kind} for {len(images)} images, "
                 f"expected {[len(images), self.classes]} of float32"
             )
-        return found
+        return scores
 
 
 def _failure(where: object, label: str, what: str, error: Exception) -> Corrupt:

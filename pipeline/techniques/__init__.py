@@ -11,10 +11,14 @@ Nothing here imports torch: ``netpress plan`` reads these tables, and every Sett
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from pipeline.models.network import ModelState
     from pipeline.sweep import Recipe
+    from pipeline.techniques.context import Context
 
 STAGES: dict[str, str] = {
     # name: module
@@ -26,7 +30,7 @@ STAGES: dict[str, str] = {
     "encode": "pipeline.techniques.encode",
 }
 
-TECHNIQUES: dict[str, tuple[str, list[dict[str, dict]]]] = {
+TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
     # name: (what it is, its stages after the base's training)
     "base": ("the trained model that all others start from", []),
     "ptq-int8": ("int8 after training, calibrated on training images", [{"quantize": {}}]),
@@ -77,13 +81,23 @@ CONTROLS = frozenset({"prune-random", "pruned-from-scratch", "student-alone", "b
 FRESH = frozenset({"train", "distill"})  # stages that start from new weights, not from the base's
 
 
-def stage_epochs(settings, recipe: Recipe) -> int:
+class StageModule(Protocol):
+    """The module of a stage; ``expand``, which few have, is looked for where it is used."""
+
+    Settings: type[BaseModel]
+
+    def apply(self, state: ModelState, settings: Any, context: Context) -> ModelState:
+        """``settings``: of the module's own ``Settings``."""
+
+
+def stage_epochs(settings: BaseModel, recipe: Recipe) -> int:
     """Epochs that a stage with these settings trains for."""
-    trains = hasattr(settings, "epochs_of") and getattr(settings, "aware", True)
-    return settings.epochs_of(recipe) if trains else 0
+    if hasattr(settings, "epochs_of") and getattr(settings, "aware", True):
+        return settings.epochs_of(recipe)
+    return 0
 
 
-def stage_module(stage: str):
+def stage_module(stage: str) -> StageModule:
     """The module of a stage; KeyError for a name that is not in STAGES."""
     from importlib import import_module
 

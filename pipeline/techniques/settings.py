@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from pipeline.sweep import Frozen, Recipe
+
+if TYPE_CHECKING:
+    from pipeline.models.network import ModelState
+    from pipeline.techniques.context import Context
+    from pipeline.training.losses import Objective
 
 
 class Trained(Frozen):
@@ -29,7 +35,7 @@ class Trained(Frozen):
         rate = recipe.learning_rate * self.learning_rate_factor
         return recipe.model_copy(update={"learning_rate": rate})
 
-    def objective_of(self, recipe: Recipe, context):
+    def objective_of(self, recipe: Recipe, context: Context) -> Callable[[ModelState], Objective]:
         """(state) -> objective: the labels alone, or with the base's soft logits."""
         from pipeline.training import losses  # here: settings are read where there is no torch
 
