@@ -13,6 +13,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,6 +28,10 @@ from pipeline.techniques import context, stage_module, train
 from pipeline.training.checkpoint import Checkpointer, Snapshot, read_model
 from pipeline.training.loop import Course, Hooks, Training, fit
 from pipeline.training.recipe import Machine, machine
+
+if TYPE_CHECKING:
+    from pipeline.catalog import Catalog
+    from pipeline.training.losses import Objective
 
 Progress = Callable[[dict], None]
 CALIBRATION_IMAGES = 64  # for the tensors that training left without a scale of their own
@@ -78,7 +83,15 @@ def _already_done(cell: Cell, paths: CellPaths) -> bool:
 class _Run:
     """The state of one attempt at one cell."""
 
-    def __init__(self, cell, work, paths, data_root, device, progress: Progress):
+    def __init__(
+        self,
+        cell: Cell,
+        work: Work,
+        paths: CellPaths,
+        data_root: Path,
+        device: str,
+        progress: Progress,
+    ):
         self.cell, self.work, self.paths = cell, work, paths
         self.progress = lambda event: progress({"cell": cell.id, **event})
         self.machine: Machine = machine(cell.recipe, device)
@@ -129,7 +142,7 @@ class _Run:
                 self.checkpoints.save(done, wait=True)
             else:
                 self.checkpoints.finish(done, self.paths.model)
-        state.network.to("cpu", memory_format=torch.contiguous_format)  # as one that was read
+        state.network.to("cpu").to(memory_format=torch.contiguous_format)  # as one that was read
         return state, history
 
     def name(self, index: int) -> str:
@@ -149,7 +162,13 @@ class _Run:
         )
         return network.new(spec, self.cell.seed)
 
-    def stage(self, index, state, history, snapshot: Snapshot | None) -> network.ModelState:
+    def stage(
+        self,
+        index: int,
+        state: network.ModelState,
+        history: list[StageHistory],
+        snapshot: Snapshot | None,
+    ) -> network.ModelState:
         stage, settings = self.stages[index], self.stages[index].settings
         self.progress({"stage": f"{index}-{stage.name}"})
         seed = self.cell.seed * 1009 + index
@@ -186,7 +205,7 @@ class _Run:
         """The base as one looks at it: kept, on the device, in eval mode."""
         if self._base is None:
             self._base = self.base()
-            self._base.network.to(self.machine.device, memory_format=torch.channels_last).eval()
+            self._base.network.to(self.machine.device).to(memory_format=torch.channels_last).eval()
         return self._base
 
     # --- artifact and measurement ----------------------------------------------------------------
@@ -232,24 +251,36 @@ class _Run:
 class _Trainings:
     """The trainings of one stage, one after the other, and where a snapshot stands among them."""
 
-    def __init__(self, run: _Run, index: int, seed: int, history, snapshot: Snapshot | None):
+    def __init__(
+        self,
+        run: _Run,
+        index: int,
+        seed: int,
+        history: list[StageHistory],
+        snapshot: Snapshot | None,
+    ):
         self.run, self.index, self.seed = run, index, seed
-        self.history: list[StageHistory] = history
+        self.history = history
         self.snapshot = snapshot if snapshot and snapshot.training.epoch else None
         self.part = -1  # of the training that was begun last
 
     def train(
-        self, start, objective, epochs: int, recipe: Recipe, **hooks: Callable[..., None]
+        self,
+        start: Callable[[], network.ModelState],
+        objective: Callable[[network.ModelState], Objective],
+        epochs: int,
+        recipe: Recipe,
+        **hooks: Callable[..., None],
     ) -> network.ModelState:
         self.part += 1
-        reached = self.snapshot.part if self.snapshot else -1
-        if self.part < reached:  # its history is the snapshot's already
-            return self.snapshot.training.state
-        resumed = self.part == reached
-        training = self.snapshot.training if resumed else Training(start())
+        snapshot = self.snapshot
+        if snapshot and self.part < snapshot.part:  # its history is the snapshot's already
+            return snapshot.training.state
+        resumed = snapshot is not None and self.part == snapshot.part
+        training = snapshot.training if snapshot and resumed else Training(start())
         training.state.network.to(self.run.machine.device)
-        objective, seed = objective(training.state), self.seed + 100_003 * self.part
-        course = Course(recipe, epochs, objective, self.run.machine, seed)
+        seed = self.seed + 100_003 * self.part
+        course = Course(recipe, epochs, objective(training.state), self.run.machine, seed)
         self.run.progress({"stage": self.name, "epoch": training.epoch, "epochs": epochs})
         own = Hooks(keep=self.keeper(epochs), tick=self.ticker(epochs), **hooks)
         fit(training, self.run.split, course, own)
@@ -352,7 +383,7 @@ def _disk_full(error: BaseException) -> bool:
     return own or "No space left on device" in str(error)
 
 
-def read_cell(paths: CellPaths, catalog) -> Cell:
+def read_cell(paths: CellPaths, catalog: Catalog) -> Cell:
     """The cell in cell.json, and this process knows the plug-ins that it needs; Corrupt where it is
     none, is that of another folder, or is of other versions than this code's: what they made would
     have its id. UserError where a plug-in is not here."""

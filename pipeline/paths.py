@@ -147,7 +147,7 @@ class SweepPaths:
 
 @dataclass(frozen=True)
 class JobPaths:
-    """What one array was sent with, and what its tasks said: jobs/INTENT/."""
+    """What one array was sent with, and the messages of its tasks: jobs/INTENT/."""
 
     folder: Path
 
@@ -248,7 +248,7 @@ class ReportPaths:
 
     @property
     def artifacts(self) -> Path:
-        """Deployable models, where they were asked for: artifacts/ID/."""
+        """Deployable models, exported on request: artifacts/ID/."""
         return self.folder / "artifacts"
 
     def artifact(self, cell_id: str) -> Path:
@@ -257,12 +257,12 @@ class ReportPaths:
 
     def drawn_or_set(self) -> list[Path]:
         """The figures and the tables for LaTeX that are there, of whichever report."""
-        found = (
+        paths = (
             *self.figures.glob("*.svg"),
             *self.figures.glob("*.pdf"),
             *self.tables.glob("*.tex"),
         )
-        return sorted(found)
+        return sorted(paths)
 
     def name(self, path: Path) -> str:
         """How a file of this report is named in another one."""

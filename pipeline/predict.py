@@ -25,17 +25,17 @@ def predict(
     Unfit where the model needs what this CPU lacks, unless `anyway`."""
     runtimes.of_artifacts(runtime)
     try:
-        found = artifact.load(folder)
-        if (reason := found.unfit()) and not anyway:
+        model = artifact.load(folder)
+        if (reason := model.unfit()) and not anyway:
             raise Unfit(f"{folder}: {reason}; `--anyway` classifies all the same")
-        session = runtimes.session(found, runtime=runtime)
-        images = data.images_from(paths, found.shape)
+        session = runtimes.session(model, runtime=runtime)
+        images = data.images_from(paths, model.shape)
         shares = [_shares(scores, folder) for scores in runtimes.logits(session, images)]
     except Corrupt as error:
         raise UserError(f"{error}; take it anew with `netpress export`") from error
     best = [(int(s.argmax()), float(s.max())) for batch in shares for s in batch]
     return [
-        {"image": str(path), "class": found.classes[k], "confidence": confidence}
+        {"image": str(path), "class": model.classes[k], "confidence": confidence}
         for path, (k, confidence) in zip(paths, best, strict=True)
     ]
 

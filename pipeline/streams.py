@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import TextIO
 
 STANDARD_OUTPUT = "standard output"
 
@@ -25,7 +26,7 @@ def ready() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _nowhere(number: int):
+def _nowhere(number: int) -> TextIO:
     """/dev/null as a stream; as the descriptor `number`, too, unless something else has it now."""
     try:
         os.fstat(number)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -24,7 +24,7 @@ MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
 MAX_VALUES = 200_000
 
-Key = tuple  # where a value stands: ("training", "epochs"), ("seeds", 2)
+Key = tuple[Any, ...]  # where a value stands: ("training", "epochs"), ("seeds", 2)
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
@@ -57,8 +57,8 @@ class Document:
         try:
             return model.model_validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
-            found = [_sentence(item, model) for item in error.errors(include_url=False)]
-            loc, problem = min(found, key=lambda item: self.line(at + item[0]))
+            problems = [_sentence(item, model) for item in error.errors(include_url=False)]
+            loc, problem = min(problems, key=lambda item: self.line(at + item[0]))
             raise self.error(at + loc if name_keys else at, problem) from None
 
 
@@ -109,9 +109,9 @@ def nearest(word: Any, valid: Iterable[str]) -> str:
     import difflib  # here: what is valid needs none
 
     options = sorted(valid)
-    folded, asked = {option.lower(): option for option in options}, str(word).lower()
-    begun = [option for option in folded if len(asked) > 1 and option.startswith(asked)]
-    close = begun if len(begun) == 1 else difflib.get_close_matches(asked, folded, 1, 0.55)
+    folded, lower = {option.lower(): option for option in options}, str(word).lower()
+    begun = [option for option in folded if len(lower) > 1 and option.startswith(lower)]
+    close = begun if len(begun) == 1 else difflib.get_close_matches(lower, folded, 1, 0.55)
     if close:
         return f"did you mean {folded[close[0]]!r}?"
     more = f", ... ({len(options)} in all)" if len(options) > 16 else ""
@@ -121,8 +121,16 @@ def nearest(word: Any, valid: Iterable[str]) -> str:
 # --- reading ---------------------------------------------------------------------------------
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    yaml_implicit_resolvers: dict = {}  # YAML 1.1's (on -> true, 010 -> 8, dates) are left out
+if TYPE_CHECKING:
+    _SafeLoader = yaml.SafeLoader
+else:  # PyYAML may have been built without its parser in C
+    _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):
+    yaml_implicit_resolvers: dict[
+        str, Any
+    ] = {}  # YAML 1.1's (on -> true, 010 -> 8, dates) are left out
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -163,6 +171,7 @@ def _check_depth(text: str, path: Path) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH:
+            assert event.start_mark is not None
             line = event.start_mark.line + 1
             raise UserError(f"{path}:{line}: nested more than {MAX_DEPTH} levels deep")
 
@@ -195,6 +204,7 @@ class _Walk:
             if node.tag != _TAG + "seq":
                 raise self.fail(node, at, f"tag {shown(node.tag)} is not allowed; plain data only")
             return [self.value(item, (*at, i)) for i, item in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)
         return self.scalar(node, at)
 
     def mapping(self, node: yaml.MappingNode, at: Key) -> dict[str, Any]:
@@ -210,8 +220,9 @@ class _Walk:
                 continue
             if key.value in own:
                 raise self.fail(key, at, f"the key {shown(key.value)} stands here twice; keep one")
-            self.lines[(*at, key.value)] = key.start_mark.line + 1
-            own[key.value] = self.value(value, (*at, key.value))
+            here = (*at, key.value)
+            self.lines[here] = key.start_mark.line + 1
+            own[key.value] = self.value(value, here)
         return {**merged, **own}
 
     def merge(self, node: yaml.Node, at: Key) -> dict[str, Any]:
@@ -253,7 +264,7 @@ def _kind(node: yaml.Node) -> str:
     return "a list" if isinstance(node, yaml.SequenceNode) else shown(node.value)
 
 
-# --- what pydantic found, in a sentence ------------------------------------------------------
+# --- pydantic's errors, in a sentence --------------------------------------------------------
 
 _EXPECTED = {
     "int_type": "a whole number",

@@ -47,6 +47,7 @@ def exported(state: ModelState) -> onnx.ModelProto:
             opset_version=OPSET,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
+    assert program is not None  # the older exporter gives none, but writes a file
     return program.model_proto
 
 

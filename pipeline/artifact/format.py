@@ -20,6 +20,7 @@ from pipeline.errors import Corrupt, UserError
 
 if TYPE_CHECKING:
     import onnx
+    from google.protobuf.message import Message
 
 FORMAT = 1
 MODEL, MANIFEST = "model.onnx", "manifest.json"
@@ -186,7 +187,7 @@ def _check_model(path: Path, data: bytes, manifest: dict) -> None:
         )
 
 
-def _tensors(message) -> Iterator[onnx.TensorProto]:
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
     """Every tensor in a message, however deep: in attributes, subgraphs and functions as well."""
     import onnx
 

@@ -14,6 +14,7 @@ convolutions of floats stay what they are.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,24 +57,34 @@ class _Convolution:
 
 
 def _match(conv: ir.Node) -> _Convolution | None:
-    image, weight = (value.producer() for value in conv.inputs[:2])
+    image, weight = (_dequantize(value) for value in conv.inputs[:2])
     readers = conv.outputs[0].consumers()
-    sizes = [_pixels(value) for value in (conv.inputs[0], conv.outputs[0])]
+    size, output_size = _size(conv.inputs[0]), _size(conv.outputs[0])
+    if image is None or weight is None or size is None or output_size is None:
+        return None
+    kernel = _constant(weight.inputs[0])
     if (
-        [n and n.op_type for n in (image, weight)] != ["DequantizeLinear"] * 2
-        or len(image.inputs) < 3  # without a zero point: what stands outside is not known
+        len(image.inputs) < 3  # without a zero point: what stands outside is not known
         or [n.op_type for n in readers] != ["QuantizeLinear"]
         or conv.outputs[0].is_graph_output()
-        or weight.inputs[0].const_value is None
-        or any(size is None or size[0] * size[1] > LARGEST for size in sizes)
+        or kernel is None
+        or kernel.size < LEAST
+        or max(math.prod(size), math.prod(output_size)) > LARGEST
         or conv.attributes.get_int("group", 1) != 1
         or conv.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
     ):
         return None
-    kernel = weight.inputs[0].const_value.numpy()
-    if kernel.size < LEAST:
-        return None
-    return _Convolution(conv, image, weight, readers[0], kernel, *sizes)
+    return _Convolution(conv, image, weight, readers[0], kernel, size, output_size)
+
+
+def _dequantize(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear that gives this value; None where something else does."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _constant(value: ir.Value | None) -> np.ndarray | None:
+    return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def _replace(graph: ir.Graph, conv: _Convolution, by_pixel: dict[ir.Value, ir.Value]) -> None:
@@ -82,6 +93,7 @@ def _replace(graph: ir.Graph, conv: _Convolution, by_pixel: dict[ir.Value, ir.Va
     tape, name = ir.tape.Tape(), conv.rounding.outputs[0].name
     filters, channels = conv.kernel.shape[:2]
     image, scale, zero_point = conv.image.inputs
+    assert image is not None
     table = _table(conv)
     taps = table.shape[1] * channels
 
@@ -141,9 +153,9 @@ def _table(conv: _Convolution) -> np.ndarray:
     return seen.reshape(len(rows) * columns.shape[1], -1).astype(np.int32)
 
 
-def _pixels(value: ir.Value) -> tuple[int, int] | None:
+def _size(value: ir.Value | None) -> tuple[int, int] | None:
     """(H, W) of a tensor [N, C, H, W]; None where they are not known."""
-    shape = value.shape
-    if shape is None or len(shape) != 4 or not all(isinstance(n, int) for n in shape[2:]):
+    if value is None or value.shape is None or len(value.shape) != 4:
         return None
-    return tuple(shape[2:])
+    height, width = value.shape[2:]
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None

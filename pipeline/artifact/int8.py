@@ -87,7 +87,7 @@ class _Reader:
     def __init__(self, images: np.ndarray):
         self._batches = iter([{INPUT: images[i : i + 16]} for i in range(0, len(images), 16)])
 
-    def get_next(self):
+    def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._batches, None)
 
 
@@ -110,7 +110,7 @@ def _overrides(model: ir.Model, integers: Integers) -> dict[str, list[dict]]:
         ]
     for name, point in integers.inputs.items():
         layer, _, operand = name.partition(":")
-        tensor = readers[layer].inputs[int(operand or 0)]
+        tensor = _input(readers[layer], int(operand or 0))
         while True:
             decided = [
                 {
@@ -119,24 +119,36 @@ def _overrides(model: ir.Model, integers: Integers) -> dict[str, list[dict]]:
                     "zero_point": _u8(point.zero_point),
                 }
             ]
-            if overrides.setdefault(tensor.name, decided) != decided:
+            if overrides.setdefault(_named(tensor), decided) != decided:
                 raise AssertionError(f"{name}: reads a tensor that another one rounds otherwise")
             maker = tensor.producer()
             if maker is None or maker.op_type not in PASSING:
                 break
-            tensor = maker.inputs[0]
+            tensor = _input(maker)
     return overrides
+
+
+def _input(node: ir.Node, index: int = 0) -> ir.Value:
+    """An input that the node's operator must have; those that it may have can be None."""
+    value = node.inputs[index]
+    assert value is not None
+    return value
+
+
+def _named(value: ir.Value) -> str:
+    assert value.name is not None  # as in every graph that was read from a file
+    return value.name
 
 
 def _readers(graph: ir.Graph, names: set[str]) -> dict[str, ir.Node]:
     """Name of a module -> its node that reads what the module is given: the first one."""
-    found: dict[str, ir.Node] = {}
+    readers: dict[str, ir.Node] = {}
     for node in graph:
         for scope in ast.literal_eval(node.metadata_props.get(SCOPES, "[]")):
             name = scope.removeprefix(PREFIX)
             if name in names:
-                found.setdefault(name, node)
-    return found
+                readers.setdefault(name, node)
+    return readers
 
 
 def _f32(value: float) -> np.ndarray:
@@ -157,9 +169,9 @@ def _feed_integers(graph: ir.Graph) -> None:
     for node in graph:
         if node.op_type != "QuantizeLinear":
             continue
-        tensor = node.inputs[0]
+        tensor = _input(node)
         while (maker := tensor.producer()) and maker.op_type in ("Mul", "Sub", "Cast"):
-            tensor = maker.inputs[0]
+            tensor = _input(maker)
         if tensor is graph.inputs[0]:
             ir.convenience.replace_all_uses_with(node.outputs[0], tensor)
             return
@@ -170,9 +182,11 @@ def _leave_as_floats(graph: ir.Graph) -> None:
     """Takes the last rounding off the logits: an integer product can give floats as it ends."""
     logits = graph.outputs[0]
     last = logits.producer()
-    if last.op_type != "DequantizeLinear":
+    if last is None or last.op_type != "DequantizeLinear":
         return
-    product = last.inputs[0].producer().inputs[0]
+    rounding = _input(last).producer()
+    assert rounding is not None  # QuantizeLinear, which comes in pairs with the other
+    product = _input(rounding)
     logits.name, product.name = None, logits.name
     product.shape, product.type = logits.shape, logits.type
     graph.outputs[0] = product

@@ -39,7 +39,11 @@ def needs(model: onnx.ModelProto) -> dict[str, Any]:
 
 
 def write(
-    state: ModelState, folder: Path, facts: dict, calibration: np.ndarray, classes: tuple[str, ...]
+    state: ModelState,
+    folder: Path,
+    facts: dict[str, str],
+    calibration: np.ndarray,
+    classes: tuple[str, ...],
 ) -> None:
     """Publishes the artifact of ``state`` as ``folder``.
 
@@ -82,11 +86,11 @@ def forms(model: bytes, described: dict[str, Any], codec: str | None) -> dict[st
     return {name: stored, MANIFEST: store.json_bytes(manifest)}
 
 
-def write_runnable(found: Artifact, folder: Path) -> None:
+def write_runnable(artifact: Artifact, folder: Path) -> None:
     """The same artifact into an empty folder, stored as it runs."""
     own = ("format", "codec", "runnable", "files")
-    described = {key: value for key, value in found.manifest.items() if key not in own}
-    for name, content in forms(found.model, described, None).items():
+    described = {key: value for key, value in artifact.manifest.items() if key not in own}
+    for name, content in forms(artifact.model, described, None).items():
         (folder / name).write_bytes(content)
 
 

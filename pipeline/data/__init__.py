@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pipeline import registry
 from pipeline.data import entries
@@ -31,6 +31,7 @@ from pipeline.versions import SHARED
 
 if TYPE_CHECKING:
     from pipeline.data.augment import batch_count, batches, ordered
+    from pipeline.data.cache import Decoded
     from pipeline.data.pictures import images_from, read_image
     from pipeline.data.split import Images, Split, sample
     from pipeline.sweep import Dataset, Recipe
@@ -63,6 +64,34 @@ class Entry(NamedTuple):
 
     module: Any  # its path; in a plug-in any object with its functions
     description: str
+
+
+class DataModule(Protocol):
+    """The module of a data set; what is in it is said above."""
+
+    FLIP: bool
+
+    def facts(
+        self, dataset: Dataset, root: Path
+    ) -> tuple[tuple[str, ...], tuple[int, int, int]]: ...
+
+    def key(self, dataset: Dataset, root: Path) -> str: ...
+
+    def verify(self, dataset: Dataset, root: Path) -> bool: ...
+
+    def decode(self, dataset: Dataset, root: Path) -> Decoded: ...
+
+    def fetch(self, dataset: Dataset, root: Path, say: Callable[[str], None]) -> None: ...
+
+
+class FolderModule(DataModule, Protocol):
+    """The module of a folder of images, which has two things more."""
+
+    def unread(self, dataset: Dataset, root: Path) -> list[str]:
+        """What lies there and is not read, a sentence each."""
+
+    def is_there(self, dataset: Dataset, root: Path) -> bool:
+        """Whether the folder is on this machine."""
 
 
 DATASETS = {
@@ -99,7 +128,7 @@ _ELSEWHERE = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """What needs torch or numpy is imported at first use, so that `plan` never pays for it."""
     if name not in _ELSEWHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -117,9 +146,9 @@ def load(dataset: Dataset, recipe: Recipe, seed: int, root: Path, cache: Path) -
 
     module = _module(dataset)
     key = _key(dataset, root)
-    found = decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key))
+    whole = decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key))
     flip = module.FLIP if dataset.flip is None else dataset.flip
-    return split(found, dataset.name, recipe, seed, flip)
+    return split(whole, dataset.name, recipe, seed, flip)
 
 
 def facts(
@@ -157,13 +186,13 @@ def decode(dataset: Dataset, root: Path, cache: Path, say: Callable[[str], None]
 
     key = _key(dataset, root)
     say(f"{dataset.name}: reading all images, once")
-    found = _decoded(dataset, root, key)  # before the cache has a folder for it
-    decoded.load(cache, dataset.name, key, lambda: found)
+    whole = _decoded(dataset, root, key)  # before the cache has a folder for it
+    decoded.load(cache, dataset.name, key, lambda: whole)
 
 
 def unread(dataset: Dataset, root: Path) -> list[str]:
     """What lies in a folder of images and is not read, a sentence each. UserError as in `load`."""
-    return _module(dataset).unread(dataset, root) if is_folder(dataset) else []
+    return _folder_module(dataset).unread(dataset, root) if is_folder(dataset) else []
 
 
 def is_folder(dataset: Dataset) -> bool:
@@ -182,7 +211,7 @@ class Current(NamedTuple):
 def current(dataset: Dataset, root: Path, cache: Path) -> Current | None:
     """Cheap: nothing is decoded. None where it is no folder of images, or not on this machine.
     UserError where it is not a data set (any more)."""
-    if not is_folder(dataset) or not _module(dataset).is_there(dataset, root):
+    if not is_folder(dataset) or not _folder_module(dataset).is_there(dataset, root):
         return None
     key = _key(dataset, root)
     return Current(key, entries.fingerprint(cache, dataset.name, key))
@@ -207,16 +236,16 @@ def fetch(
         decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key))
 
 
-def _decoded(dataset: Dataset, root: Path, key: str):
+def _decoded(dataset: Dataset, root: Path, key: str) -> Decoded:
     """All images, if they are still those of the key: another's would be kept under it."""
     module = _module(dataset)
-    found = module.decode(dataset, root)
+    whole = module.decode(dataset, root)
     if _key(dataset, root) != key:
         raise UserError(
             f"{dataset.name}: its files changed while they were read; expected them to stay as "
             "they are, call the same command again"
         )
-    return found
+    return whole
 
 
 def names() -> list[str]:
@@ -224,11 +253,21 @@ def names() -> list[str]:
     return registry.names("datasets", DATASETS)
 
 
-def _module(dataset: Dataset):
+def _module(dataset: Dataset) -> DataModule:
+    return registry.resolved(_source(dataset))
+
+
+def _folder_module(dataset: Dataset) -> FolderModule:
+    """As `_module`, where `is_folder(dataset)`."""
+    return registry.resolved(_source(dataset))
+
+
+def _source(dataset: Dataset) -> Any:
+    """The module of a data set, or its name."""
     if dataset.name in names():
-        return registry.resolved(Entry(*registry.row("datasets", DATASETS, dataset.name)).module)
+        return Entry(*registry.row("datasets", DATASETS, dataset.name)).module
     if dataset.folder:
-        return import_module(OWN_FOLDER)
+        return OWN_FOLDER
     raise UserError(
         f"{dataset.name}: no such data set ({', '.join(names())}), and no `folder:` that has its "
         "images"

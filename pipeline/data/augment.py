@@ -48,7 +48,14 @@ def ordered(images: Images, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(images.pixels.split(batch_size), images.labels.split(batch_size), strict=True)
 
 
-def _epoch(images: Images, plan, size: int, steps: int, crop: int, fill: int):
+def _epoch(
+    images: Images,
+    plan: tuple[Tensor, Tensor, Tensor],
+    size: int,
+    steps: int,
+    crop: int,
+    fill: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
     order, shifts, mirrored = plan
     for start in range(0, steps * size, size):
         at = slice(start, start + size)

@@ -55,8 +55,8 @@ class Checked:
 def load(home: Path, name: str, key: str, decode: Callable[[], Decoded]) -> Checked:
     """The data set of this name and key: from the cache where it is sound, else by `decode()`."""
     with contextlib.suppress(Corrupt):
-        if found := _read(entries.arrays(home, name, key), key):
-            return found
+        if kept := _read(entries.arrays(home, name, key), key):
+            return kept
     return _load_alone(home, name, key, decode)
 
 
@@ -67,9 +67,9 @@ def is_there(home: Path, name: str, key: str) -> bool:
 
 def digest(array: np.ndarray) -> str:
     """SHA-256 of type, shape and content, whatever a version of numpy writes around them."""
-    found = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
-    found.update(np.ascontiguousarray(array).data)
-    return found.hexdigest()
+    sha256 = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    sha256.update(np.ascontiguousarray(array).data)
+    return sha256.hexdigest()
 
 
 def _load_alone(home: Path, name: str, key: str, decode: Callable[[], Decoded]) -> Checked:
@@ -77,16 +77,16 @@ def _load_alone(home: Path, name: str, key: str, decode: Callable[[], Decoded]) 
     with lock(arrays.with_name("lock")):
         _clear_leftovers(arrays.parent)
         try:
-            found = _read(arrays, key)  # another process may have made it while this one waited
+            kept = _read(arrays, key)  # another process may have made it while this one waited
         except Corrupt:
             store.set_aside(arrays)
-            found = None
-        if found is None:
+            kept = None
+        if kept is None:
             data = decode()
             digests = data.digests()
             store.publish_folder(arrays, lambda folder: _write(folder, key, data, digests))
-            found = Checked(data, entries.fingerprint_of(data.classes, digests), key)
-        return found
+            kept = Checked(data, entries.fingerprint_of(data.classes, digests), key)
+        return kept
 
 
 def _write(folder: Path, key: str, data: Decoded, digests: dict[str, str]) -> None:

@@ -7,9 +7,15 @@ by our list first, by torchvision's own again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.data import downloads
+
+if TYPE_CHECKING:
+    from pipeline.data.cache import Decoded
+    from pipeline.sweep import Dataset
 
 FLIP = True
 NATIVE = 32
@@ -36,21 +42,21 @@ MD5 = {
 }
 
 
-def facts(dataset, root):
+def facts(dataset: Dataset, root: Path) -> tuple[tuple[str, ...], tuple[int, int, int]]:
     size = dataset.size or NATIVE
     return CLASSES, (3, size, size)
 
 
-def key(dataset, root) -> str:
+def key(dataset: Dataset, root: Path) -> str:
     return downloads.key(dataset, _folder(root), MD5)
 
 
-def verify(dataset, root) -> bool:
+def verify(dataset: Dataset, root: Path) -> bool:
     downloads.verify("cifar10", _folder(root), MD5, "md5")
     return True
 
 
-def decode(dataset, root):
+def decode(dataset: Dataset, root: Path) -> Decoded:
     verify(dataset, root)
     import numpy as np
     from torchvision.datasets import CIFAR10
@@ -66,8 +72,8 @@ def decode(dataset, root):
     return resized(Decoded(CLASSES, *arrays), dataset.size)
 
 
-def fetch(dataset, root, say) -> None:
-    def download():
+def fetch(dataset: Dataset, root: Path, say: Callable[[str], None]) -> None:
+    def download() -> None:
         from torchvision.datasets import CIFAR10
 
         CIFAR10(str(root), download=True)

@@ -7,7 +7,17 @@ once for all.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from pipeline.data.cache import Decoded
+    from pipeline.sweep import Dataset
 
 FLIP = False
 NATIVE = 8
@@ -16,22 +26,22 @@ TEST = 450  # of 1,797
 CLASSES = tuple("0123456789")
 
 
-def facts(dataset, root):
+def facts(dataset: Dataset, root: Path) -> tuple[tuple[str, ...], tuple[int, int, int]]:
     size = dataset.size or SIZE
     return CLASSES, (1, size, size)
 
 
-def key(dataset, root) -> str:
+def key(dataset: Dataset, root: Path) -> str:
     from pipeline.data.entries import source_key
 
     return source_key("digits", version("scikit-learn"), dataset.size)
 
 
-def verify(dataset, root) -> bool:
+def verify(dataset: Dataset, root: Path) -> bool:
     return True
 
 
-def decode(dataset, root):
+def decode(dataset: Dataset, root: Path) -> Decoded:
     import numpy as np
     from sklearn.datasets import load_digits
 
@@ -46,11 +56,11 @@ def decode(dataset, root):
     return Decoded(CLASSES, pixels[train], labels[train], pixels[test], labels[test])
 
 
-def fetch(dataset, root, say) -> None:
+def fetch(dataset: Dataset, root: Path, say: Callable[[str], None]) -> None:
     say("digits: nothing to download, they ship with scikit-learn")
 
 
-def _enlarged(images, size: int):
+def _enlarged(images: np.ndarray, size: int) -> np.ndarray:
     """[N, 8, 8] of 0..16 -> uint8 [N, size, size] of 0..255, nearest neighbour."""
     import numpy as np
 

@@ -7,16 +7,20 @@ import socket
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import store
 from pipeline.data.cache import lock
 from pipeline.data.entries import source_key
 from pipeline.errors import UserError
 
+if TYPE_CHECKING:
+    from pipeline.sweep import Dataset
+
 SILENCE_S = 60.0  # a server that says nothing for so long is given up
 
 
-def key(dataset, folder: Path, checksums: dict[str, str]) -> str:
+def key(dataset: Dataset, folder: Path, checksums: dict[str, str]) -> str:
     """Changes with the files (by size and time, content is checked when they are decoded)."""
     _require(dataset.name, folder, checksums)
     stats = [(folder / name).stat() for name in checksums]
@@ -91,11 +95,11 @@ def _damaged(folder: Path, checksums: dict[str, str], kind: str) -> list[Path]:
 
 
 def _checksum(path: Path, kind: str) -> str:
-    found = hashlib.new(kind, usedforsecurity=False)
+    digest = hashlib.new(kind, usedforsecurity=False)
     try:
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
-                found.update(block)
+                digest.update(block)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return found.hexdigest()
+    return digest.hexdigest()

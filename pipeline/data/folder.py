@@ -11,13 +11,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline import paths
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.data.cache import Decoded
+    from pipeline.sweep import Dataset
 
 FLIP = False  # digits and letters must not be mirrored; a sweep file may say `flip: true`
 EXTENSIONS = (
@@ -38,82 +44,82 @@ class Unread(NamedTuple):
     links: Counter[str]
 
 
-class Found(NamedTuple):
+class Folder(NamedTuple):
     """The image files of a data set, {part: {class: files}}, all in alphabetical order; `unread`:
     {folder below `top`: what in it is not read}."""
 
     top: str
     classes: tuple[str, ...]
-    files: dict[str, dict[str, list[os.DirEntry]]]
+    files: dict[str, dict[str, list[os.DirEntry[str]]]]
     unread: dict[str, Unread]
 
-    def images(self, part: str) -> list[os.DirEntry]:
+    def images(self, part: str) -> list[os.DirEntry[str]]:
         return [file for name in self.classes for file in self.files[part][name]]
 
 
-def facts(dataset, root):
-    found = search(dataset.name, place(dataset, root))
-    return found.classes, _shape(found, dataset.size)
+def facts(dataset: Dataset, root: Path) -> tuple[tuple[str, ...], tuple[int, int, int]]:
+    folder = search(dataset.name, place(dataset, root))
+    return folder.classes, _shape(folder, dataset.size)
 
 
-def key(dataset, root) -> str:
+def key(dataset: Dataset, root: Path) -> str:
     from pipeline.data.entries import source_key
 
-    found = search(dataset.name, place(dataset, root))
+    folder = search(dataset.name, place(dataset, root))
     listing = hashlib.sha256()
     for part in PARTS:
-        for file in found.images(part):
+        for file in folder.images(part):
             stat = _stat(file)
-            path = file.path[len(found.top) :]  # so that a folder may move
+            path = file.path[len(folder.top) :]  # so that a folder may move
             line = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
             listing.update(line.encode(errors="surrogateescape"))
     return source_key("folder", dataset.size, listing.hexdigest())
 
 
-def verify(dataset, root) -> bool:
+def verify(dataset: Dataset, root: Path) -> bool:
     return False  # only decoding them all can tell
 
 
-def decode(dataset, root):
+def decode(dataset: Dataset, root: Path) -> Decoded:
     import numpy as np
 
     from pipeline.data.cache import Decoded
 
-    found = search(dataset.name, place(dataset, root))
-    shape = _shape(found, dataset.size)
-    _check_memory(dataset.name, found, shape)
+    folder = search(dataset.name, place(dataset, root))
+    shape = _shape(folder, dataset.size)
+    _check_memory(dataset.name, folder, shape)
     arrays = []
     for part in PARTS:
-        arrays.append(_decoded(found, part, shape, dataset.size))
-        counts = [len(found.files[part][name]) for name in found.classes]
+        arrays.append(_decoded(folder, part, shape, dataset.size))
+        counts = [len(folder.files[part][name]) for name in folder.classes]
         arrays.append(np.repeat(np.arange(len(counts), dtype=np.int64), counts))
-    return Decoded(found.classes, *arrays)
+    return Decoded(folder.classes, *arrays)
 
 
-def fetch(dataset, root, say) -> None:
+def fetch(dataset: Dataset, root: Path, say: Callable[[str], None]) -> None:
     top = place(dataset, root)
-    found = search(dataset.name, top)
-    counts = " and ".join(f"{len(found.images(part)):,} for {part}" for part in PARTS)
-    say(f"{dataset.name}: {top} has {len(found.classes)} classes, images: {counts}")
-    for line in _unread_lines(dataset.name, found):
+    folder = search(dataset.name, top)
+    counts = " and ".join(f"{len(folder.images(part)):,} for {part}" for part in PARTS)
+    say(f"{dataset.name}: {top} has {len(folder.classes)} classes, images: {counts}")
+    for line in _unread_lines(dataset.name, folder):
         say(line)
 
 
-def unread(dataset, root) -> list[str]:
+def unread(dataset: Dataset, root: Path) -> list[str]:
     """What lies there and is not read, a sentence a folder; none where all is."""
     return _unread_lines(dataset.name, search(dataset.name, place(dataset, root)))
 
 
-def is_there(dataset, root) -> bool:
+def is_there(dataset: Dataset, root: Path) -> bool:
     return all((place(dataset, root) / part).is_dir() for part in PARTS)
 
 
-def place(dataset, root) -> Path:
+def place(dataset: Dataset, root: Path) -> Path:
     """Where the images lie; a relative `folder:` is below the data root, else DATA_ROOT/NAME."""
     return Path(root) / paths.expanded(dataset.folder or dataset.name)
 
 
-def search(name: str, top: Path) -> Found:
+def search(name: str, top: Path) -> Folder:
     """The images of a data set; UserError where the layout is not the expected one."""
     for part in PARTS:
         if not (top / part).is_dir():
@@ -124,14 +130,14 @@ def search(name: str, top: Path) -> Found:
     passed: dict[str, Unread] = {}
     files = {part: _by_class(top, part, passed) for part in PARTS}
     _check_classes(name, top, files, passed)
-    return Found(str(top), tuple(files["train"]), files, passed)
+    return Folder(str(top), tuple(files["train"]), files, passed)
 
 
-def _by_class(top: Path, part: str, passed: dict[str, Unread]) -> dict[str, list[os.DirEntry]]:
+def _by_class(top: Path, part: str, passed: dict[str, Unread]) -> dict[str, list[os.DirEntry[str]]]:
     """{class: files} of a part; what is not read goes to `passed`."""
     above = {_identity(os.stat(folder)) for folder in (top, top / part)}
     beside = passed[part] = Unread(Counter(), Counter())
-    found = {}
+    files: dict[str, list[os.DirEntry[str]]] = {}
     for entry in _entries(top / part):
         if not _is_folder(entry):
             beside.files[_extension(entry.name)] += 1  # it belongs to no class
@@ -140,8 +146,8 @@ def _by_class(top: Path, part: str, passed: dict[str, Unread]) -> dict[str, list
         else:
             mine = passed[f"{part}/{entry.name}"] = Unread(Counter(), Counter())
             seen = above | {_identity(_stat(entry))}
-            found[entry.name] = list(_images(entry.path, seen, mine))
-    return found
+            files[entry.name] = list(_images(entry.path, seen, mine))
+    return files
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int]:
@@ -149,14 +155,14 @@ def _identity(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:  # such as a link to itself
         raise UserError(f"{entry.path}: cannot be read ({error.strerror})") from error
 
 
-def _entries(folder: str | Path) -> list[os.DirEntry]:
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
@@ -164,14 +170,14 @@ def _entries(folder: str | Path) -> list[os.DirEntry]:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
 
 
-def _stat(file: os.DirEntry) -> os.stat_result:
+def _stat(file: os.DirEntry[str]) -> os.stat_result:
     try:
         return file.stat()
     except OSError as error:
         raise UserError(f"{file.path}: cannot be read ({error.strerror})") from error
 
 
-def _images(folder: str, seen: set[tuple[int, int]], passed: Unread) -> Iterator[os.DirEntry]:
+def _images(folder: str, seen: set[tuple[int, int]], passed: Unread) -> Iterator[os.DirEntry[str]]:
     """`seen`: the folders that were entered for this class, and those above it; a second time would
     count images twice, or never end."""
     for entry in _entries(folder):
@@ -191,10 +197,10 @@ def _extension(name: str) -> str:
     return os.path.splitext(name)[1].lower() or "no extension"
 
 
-def _unread_lines(name: str, found: Found) -> list[str]:
+def _unread_lines(name: str, images: Folder) -> list[str]:
     lines = [
         f"{name}: {line}"
-        for folder, passed in found.unread.items()
+        for folder, passed in images.unread.items()
         for line in (_files_unread(folder, passed.files), _links_unread(folder, passed.links))
         if line
     ]
@@ -228,12 +234,15 @@ def _printable(text: str) -> str:
 
 
 def _check_classes(
-    name: str, top: Path, files: dict[str, dict[str, list]], passed: dict[str, Unread]
+    name: str,
+    top: Path,
+    files: dict[str, dict[str, list[os.DirEntry[str]]]],
+    passed: dict[str, Unread],
 ) -> None:
     train, test = set(files["train"]), set(files["test"])
     if len(train) < 2:
         raise UserError(f"{name}: {len(train)} class in {top / 'train'}, expected at least 2")
-    for only, here, there in ((train - test, *PARTS), (test - train, *reversed(PARTS))):
+    for only, (here, there) in ((train - test, PARTS), (test - train, PARTS[::-1])):
         if only:
             raise UserError(
                 f"{name}: class {min(only)!r} is in {top / here}, but not in {top / there}"
@@ -248,18 +257,20 @@ def _check_classes(
                 raise UserError(f"{name}: class name {label!r} is not printable, rename its folder")
 
 
-def _shape(found: Found, size: int | None) -> tuple[int, int, int]:
+def _shape(folder: Folder, size: int | None) -> tuple[int, int, int]:
     from pipeline.data import pictures
 
     with pictures.quietly():
-        firsts = [pictures.open_image(found.files["train"][name][0].path) for name in found.classes]
+        firsts = [
+            pictures.open_image(folder.files["train"][name][0].path) for name in folder.classes
+        ]
     grey = all(image.mode in pictures.GREY for image in firsts)
     height, width = (size, size) if size else (firsts[0].height, firsts[0].width)
     return (1 if grey else 3), height, width
 
 
-def _check_memory(name: str, found: Found, shape: tuple[int, int, int]) -> None:
-    count = sum(len(found.images(part)) for part in PARTS)
+def _check_memory(name: str, folder: Folder, shape: tuple[int, int, int]) -> None:
+    count = sum(len(folder.images(part)) for part in PARTS)
     needed = count * shape[0] * shape[1] * shape[2]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory / 2:
@@ -269,14 +280,16 @@ def _check_memory(name: str, found: Found, shape: tuple[int, int, int]) -> None:
         )
 
 
-def _decoded(found: Found, part: str, shape: tuple[int, int, int], size: int | None):
+def _decoded(
+    folder: Folder, part: str, shape: tuple[int, int, int], size: int | None
+) -> np.ndarray:
     """uint8 [N, C, H, W] of one part; Pillow leaves the interpreter to others while it decodes."""
     import numpy as np
 
     from pipeline.data.pictures import quietly
 
-    files = found.images(part)
-    first = found.images("train")[0].path
+    files = folder.images(part)
+    first = folder.images("train")[0].path
     array = np.empty((len(files), *shape), np.uint8)
 
     def read(start: int) -> None:
@@ -289,7 +302,7 @@ def _decoded(found: Found, part: str, shape: tuple[int, int, int], size: int | N
     return array
 
 
-def _read(path: str, first: str, shape: tuple[int, int, int], size: int | None):
+def _read(path: str, first: str, shape: tuple[int, int, int], size: int | None) -> np.ndarray:
     from pipeline.data import pictures
 
     image = pictures.open_image(path)

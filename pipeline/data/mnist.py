@@ -6,9 +6,15 @@ looks only whether these files exist, so their SHA-256 is checked here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.data import downloads
+
+if TYPE_CHECKING:
+    from pipeline.data.cache import Decoded
+    from pipeline.sweep import Dataset
 
 FLIP = False
 NATIVE = 28
@@ -21,21 +27,21 @@ SHA256 = {
 }
 
 
-def facts(dataset, root):
+def facts(dataset: Dataset, root: Path) -> tuple[tuple[str, ...], tuple[int, int, int]]:
     size = dataset.size or NATIVE
     return CLASSES, (1, size, size)
 
 
-def key(dataset, root) -> str:
+def key(dataset: Dataset, root: Path) -> str:
     return downloads.key(dataset, _folder(root), SHA256)
 
 
-def verify(dataset, root) -> bool:
+def verify(dataset: Dataset, root: Path) -> bool:
     downloads.verify("mnist", _folder(root), SHA256, "sha256")
     return True
 
 
-def decode(dataset, root):
+def decode(dataset: Dataset, root: Path) -> Decoded:
     verify(dataset, root)
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
@@ -50,8 +56,8 @@ def decode(dataset, root):
     return resized(whole, dataset.size)
 
 
-def fetch(dataset, root, say) -> None:
-    def download():
+def fetch(dataset: Dataset, root: Path, say: Callable[[str], None]) -> None:
+    def download() -> None:
         from torchvision.datasets import MNIST
 
         MNIST(str(root), download=True)

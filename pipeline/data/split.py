@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from pipeline.data.cache import Checked, Decoded
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.sweep import Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +55,9 @@ class Split:
     key: str = ""
 
 
-def split(found: Checked, name: str, recipe, seed: int, flip: bool) -> Split:
+def split(whole: Checked, name: str, recipe: Recipe, seed: int, flip: bool) -> Split:
     """Stratified and decided by `seed` alone. The test images are the same for all seeds."""
-    data = found.data
+    data = whole.data
     train, held_out = train_and_held_out(data, recipe.train_images, recipe.holdout, seed)
     test = sliver(data.test_labels, recipe.test_images, ranking(len(data.test_labels), "test"))
     parts = {
@@ -62,17 +66,17 @@ def split(found: Checked, name: str, recipe, seed: int, flip: bool) -> Split:
         "test": _images(data.test_pixels, data.test_labels, test),
     }
     zero_point, scale = normalization(parts["train"].pixels, name)
-    shape = tuple(data.train_pixels.shape[1:])
+    channels, height, width = data.train_pixels.shape[1:]
     return Split(
         name,
         data.classes,
         **parts,
-        shape=shape,
+        shape=(channels, height, width),
         zero_point=zero_point,
         scale=scale,
         flip=flip,
-        fingerprint=found.fingerprint,
-        key=found.key,
+        fingerprint=whole.fingerprint,
+        key=whole.key,
     )
 
 

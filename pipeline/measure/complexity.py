@@ -14,8 +14,9 @@ def count(spec: NetworkSpec) -> tuple[int, int]:
     """(parameters, MACs an image): convolutions and linear layers, as the field counts them."""
     macs = 0
 
-    def add(module, _, output):
+    def add(module: nn.Module, _: object, output: torch.Tensor) -> None:
         nonlocal macs
+        assert isinstance(module, (nn.Conv2d, nn.Linear))
         outputs = output.shape[2:].numel() if output.dim() == 4 else 1
         macs += outputs * module.weight.numel()
 

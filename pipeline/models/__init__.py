@@ -14,9 +14,14 @@ Nothing here imports torch before a network is built: ``netpress plan`` reads th
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pipeline import registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pipeline.models.spec import Graph, NetworkSpec
 
 _VGG = "pipeline.models.vgg"
 
@@ -43,6 +48,24 @@ MODELS: dict[str, tuple] = {
 }
 
 
+class ModelModule(Protocol):
+    """The module of a model; what its functions do is said above."""
+
+    def spec(
+        self,
+        name: str,
+        width: float,
+        shape: tuple[int, int, int],
+        classes: int,
+        zero_point: int,
+        scale: float,
+    ) -> NetworkSpec: ...
+
+    def build(self, spec: NetworkSpec) -> nn.Module: ...
+
+    def graph(self, spec: NetworkSpec) -> Graph: ...
+
+
 def names() -> list[str]:
     return registry.names("models", MODELS)
 
@@ -52,6 +75,6 @@ def entry(model: str) -> Entry:
     return Entry(*registry.row("models", MODELS, model))
 
 
-def module_of(model: str):
+def module_of(model: str) -> ModelModule:
     """The module that knows ``model``; raises as ``entry``."""
     return registry.resolved(entry(model).module)

@@ -46,7 +46,8 @@ class Network(nn.Module):
         x = self.normalize(images)
         if not maps:
             return self.module(x)
-        self._ends = ends = []
+        ends: list[torch.Tensor] = []
+        self._ends = ends
         logits = self.module(x)
         self._ends = None
         return logits, ends

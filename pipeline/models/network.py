@@ -148,6 +148,8 @@ def fold(state: ModelState) -> ModelState:
     for conv_name, norm_name in norms:
         conv = state.network.module.get_submodule(conv_name)
         norm = state.network.module.get_submodule(norm_name)
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None and norm.running_var is not None
         factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         tensors[f"{conv_name}.weight"] = _flushed(conv.weight * factor[:, None, None, None])
         bias = (0.0 if conv.bias is None else conv.bias) - norm.running_mean

@@ -28,7 +28,14 @@ SMALLEST = 2 ** len(BLOCK_CHANNELS)  # pixels a side, so that every pooling halv
 MULTIPLE = 8  # channel counts that are no multiple of 8 waste vector lanes
 
 
-def spec(name, width, shape, classes, zero_point, scale) -> NetworkSpec:
+def spec(
+    name: str,
+    width: float,
+    shape: tuple[int, int, int],
+    classes: int,
+    zero_point: int,
+    scale: float,
+) -> NetworkSpec:
     """``width`` scales every channel count, rounded to multiples of 8 (at least 8)."""
     per_block = [max(MULTIPLE, round(c * width / MULTIPLE) * MULTIPLE) for c in BLOCK_CHANNELS]
     channels = [
@@ -36,7 +43,7 @@ def spec(name, width, shape, classes, zero_point, scale) -> NetworkSpec:
         for c, n in zip(per_block, BLOCKS[name.removesuffix("_bn")], strict=True)
         for _ in range(n)
     ]
-    return NetworkSpec(name, tuple(channels), tuple(shape), classes, zero_point, scale)
+    return NetworkSpec(name, tuple(channels), shape, classes, zero_point, scale)
 
 
 def graph(spec: NetworkSpec) -> Graph:
@@ -57,7 +64,9 @@ def graph(spec: NetworkSpec) -> Graph:
 class Layer(nn.Module):
     """3x3 convolution, batch normalization or none, ReLU; [N, C, H, W] -> [N, K, H, W]."""
 
-    def __init__(self, inputs: int, filters: int, batch_norm: bool, padding=(1, 1)):
+    def __init__(
+        self, inputs: int, filters: int, batch_norm: bool, padding: tuple[int, int] = (1, 1)
+    ):
         super().__init__()
         self.conv = nn.Conv2d(inputs, filters, 3, padding=padding, bias=not batch_norm)
         self.norm = nn.BatchNorm2d(filters) if batch_norm else None
@@ -113,4 +122,8 @@ def _block_ends(model: str) -> tuple[int, ...]:
 
 def _first_padding(spec: NetworkSpec) -> tuple[int, int]:
     _, height, width = spec.shape
-    return tuple(1 + max(0, -((side - SMALLEST) // 2)) for side in (height, width))
+    return _padding_of(height), _padding_of(width)
+
+
+def _padding_of(side: int) -> int:
+    return 1 + max(0, -((side - SMALLEST) // 2))

@@ -140,18 +140,18 @@ class _Checked:
 
     def run(self, images: np.ndarray) -> np.ndarray:
         try:
-            found = self.inner.run(images)
+            scores = self.inner.run(images)
         except MemoryError:
             raise
         except Exception as error:
             raise _failure(self.where, self.label, "run", error) from error
-        kind, shape = getattr(found, "dtype", type(found)), getattr(found, "shape", ())
+        kind, shape = getattr(scores, "dtype", type(scores)), getattr(scores, "shape", ())
         if (kind, shape) != ("float32", (len(images), self.classes)):
             raise Corrupt(
                 f"{self.where}: gives {list(shape)} of {kind} for {len(images)} images, "
                 f"expected {[len(images), self.classes]} of float32"
             )
-        return found
+        return scores
 
 
 def _failure(where: object, label: str, what: str, error: Exception) -> Corrupt:

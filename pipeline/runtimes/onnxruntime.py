@@ -84,7 +84,7 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _session(model: bytes, options) -> onnxruntime.InferenceSession:
+def _session(model: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -71,12 +71,12 @@ def _settings(threads: int) -> dict:
     }
 
 
-def _fact(layer, name: str) -> str:
+def _fact(layer: openvino.Node, name: str) -> str:
     facts = layer.get_rt_info()
     return facts[name].astype(str) if name in facts else ""
 
 
-def _macs(product) -> int:
+def _macs(product: openvino.Node) -> int:
     """Of one image: positions of the output times the weights ([K, ...], K channels)."""
     output = list(product.output(0).shape)
     weight = list(product.input(1).get_source_output().shape)

@@ -74,7 +74,9 @@ def _excluded(
             raise source.error(
                 ("exclude", i), "names nothing; expected dataset, model, technique or seed"
             )
-        axes = {  # key -> {value that the entry may name: labels that it stands for}
+        axes: dict[
+            str, dict[Any, list[Any]]
+        ] = {  # key -> {value that the entry may name: labels that it stands for}
             "dataset": {d.name: [d.name] for d in datasets},
             "model": _grouped((m.name, m.label) for m in models),
             "technique": _grouped((t.family, t.label) for t in techniques),
@@ -95,7 +97,9 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return groups
 
 
-def _chosen(source: Source, entry: int, key: str, value: Any, axis: dict[Any, list]) -> list:
+def _chosen(
+    source: Source, entry: int, key: str, value: Any, axis: dict[Any, list[Any]]
+) -> list[Any]:
     """The labels on one axis of the matrix that `exclude[entry]` covers; all, if it names none."""
     if value is None:
         return list(dict.fromkeys(itertools.chain(*axis.values())))

@@ -13,12 +13,16 @@ Nothing here imports torch: ``netpress plan`` reads these tables, and every Sett
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline import registry
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from pipeline.models.network import ModelState
     from pipeline.sweep import Recipe
+    from pipeline.techniques.context import Context
     from pipeline.techniques.settings import StageSettings
 
 STAGES: dict[str, str] = {
@@ -31,7 +35,7 @@ STAGES: dict[str, str] = {
     "encode": "pipeline.techniques.encode",
 }
 
-TECHNIQUES: dict[str, tuple[str, list[dict[str, dict]]]] = {
+TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
     # name: (what it is, its stages after the base's training)
     "base": ("the trained model that all others start from", []),
     "ptq-int8": ("int8 after training, calibrated on training images", [{"quantize": {}}]),
@@ -80,18 +84,27 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict]]]] = {
 CONTROLS = frozenset({"prune-random", "pruned-from-scratch", "student-alone", "base-longer"})
 
 
-def about(settings) -> StageSettings:
+def about(settings: BaseModel) -> StageSettings:
     """What a stage with these settings says about itself; nothing, where they are another kind."""
     from pipeline.techniques.settings import StageSettings
 
     return settings if isinstance(settings, StageSettings) else StageSettings()
 
 
-def stage_epochs(settings, recipe: Recipe) -> int:
+class StageModule(Protocol):
+    """The module of a stage; ``expand``, which few have, is looked for where it is used."""
+
+    Settings: type[BaseModel]
+
+    def apply(self, state: ModelState, settings: Any, context: Context) -> ModelState:
+        """``settings``: of the module's own ``Settings``."""
+
+
+def stage_epochs(settings: BaseModel, recipe: Recipe) -> int:
     """Epochs that a stage with these settings trains for."""
     return about(settings).epochs_of(recipe)
 
 
-def stage_module(stage: str):
+def stage_module(stage: str) -> StageModule:
     """The module of a stage; UserError for a name that neither STAGES nor a plug-in has."""
     return registry.resolved(registry.row("stages", STAGES, stage))

@@ -3,7 +3,7 @@ where the base looks (attention transfer, Zagoruyko and Komodakis 2017)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -13,6 +13,7 @@ from pipeline.techniques.train import given, known_model, student_spec
 if TYPE_CHECKING:
     from pipeline.models.network import ModelState
     from pipeline.techniques.context import Context
+    from pipeline.training.losses import Objective
 
 VERSION = 1
 
@@ -22,7 +23,7 @@ class Settings(Trained):
 
     fresh: ClassVar[bool] = True
 
-    teacher: str = Field("base", pattern="^base$")
+    teacher: Literal["base"] = "base"
     student: str | None = Field(None, description="a model; default: the cell's own")
     width: float = Field(0.5, gt=0, le=4, description="of the cell's own width")
     attention: float = Field(0.0, ge=0, le=1e6, description="weight (beta) of the attention maps")
@@ -42,7 +43,7 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 
     recipe = context.cell.recipe
 
-    def with_attention(_):
+    def with_attention(_: ModelState) -> Objective:
         return losses.attention(
             context.base().network,
             settings.attention,

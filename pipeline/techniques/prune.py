@@ -5,6 +5,7 @@ Scores are one number a filter, one tensor [K] a layer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.models.network import ModelState
+    from pipeline.models.spec import Group, NetworkSpec
     from pipeline.techniques.context import Context
 
 VERSION = 1
@@ -39,12 +41,12 @@ class Settings(StageSettings):
         return {"parameters_kept": self.parameters_kept}
 
 
-def expand(settings: Settings) -> list[tuple[str, dict]]:
+def expand(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
     """``steps: 3`` is prune, finetune, prune, finetune, prune: each step keeps the same part of
     what the one before it left, and each is a stage that a resumed cell need not repeat."""
     if settings.steps == 1:
         return [("prune", settings.model_dump())]
-    chain = []
+    chain: list[tuple[str, dict[str, Any]]] = []
     for step in range(1, settings.steps + 1):
         kept = settings.parameters_kept ** (step / settings.steps)
         if step < settings.steps:  # a power's last digits differ between machines, an id must not
@@ -90,7 +92,7 @@ def _scores(state: ModelState, settings: Settings, seed: int) -> list[torch.Tens
     return scores
 
 
-def _bn_scale(tensors, group) -> torch.Tensor:
+def _bn_scale(tensors: dict[str, torch.Tensor], group: Group) -> torch.Tensor:
     import torch
 
     scales = [
@@ -103,7 +105,9 @@ def _bn_scale(tensors, group) -> torch.Tensor:
     return torch.stack(scales).abs().mean(0)
 
 
-def _counts(spec, scores, settings: Settings, target: float) -> list[int]:
+def _counts(
+    spec: NetworkSpec, scores: list[torch.Tensor], settings: Settings, target: float
+) -> list[int]:
     """Filters that each layer keeps: as many as fit into ``target`` parameters."""
     from pipeline.models import network
 
@@ -128,7 +132,7 @@ def _counts(spec, scores, settings: Settings, target: float) -> list[int]:
     return candidates(low)
 
 
-def _candidates(scores, settings: Settings):
+def _candidates(scores: list[torch.Tensor], settings: Settings) -> Callable[[int], list[int]]:
     """step 0..1000 -> filter counts, none of which falls as the step grows."""
     import torch
 

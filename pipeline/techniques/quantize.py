@@ -1,7 +1,7 @@
 """Quantization to int8: after training, or with training that sees it.
 
 What training sees is simulated (``models/transforms/fakequant.py``); what is measured as small and
-fast is the artifact, whose integers have exactly the scales found here.
+fast is the artifact, whose integers have exactly the scales chosen here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from pipeline.techniques.settings import Trained
 
 if TYPE_CHECKING:
     from pipeline.models.network import ModelState
-    from pipeline.models.transforms.fakequant import FakeQuantized
+    from pipeline.models.transforms.fakequant import (
+        FakeQuantized,
+        InputQuantizer,
+        WeightQuantizer,
+    )
     from pipeline.techniques.context import Context
 
 VERSION = 2  # since 2, by default, no product of the 8-bit weights can saturate
@@ -97,8 +101,11 @@ def _settled(state: ModelState) -> ModelState:
     for layer in layers(module).values():
         if not layer.weight_quantizer.learned:
             layer.weight_quantizer.scale.copy_(layer.weight_quantizer.widest(layer.weight))
-    weights = {name: layer.weight_quantizer for name, layer in layers(module).items()}
-    for name, quantizer in (*weights.items(), *points(module).items()):
+    quantizers: list[tuple[str, WeightQuantizer | InputQuantizer]] = [
+        *((name, layer.weight_quantizer) for name, layer in layers(module).items()),
+        *points(module).items(),
+    ]
+    for name, quantizer in quantizers:
         if quantizer.scale.min() <= 0:
             raise Diverged(
                 f"a learned range of {name} is not positive any more; "

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from pipeline.sweep import Frozen, Recipe
 from pipeline.sweep.cell import strictly
+
+if TYPE_CHECKING:
+    from pipeline.models.network import ModelState
+    from pipeline.techniques.context import Context
+    from pipeline.training.losses import Objective
 
 
 class StageSettings(Frozen):
@@ -100,7 +105,7 @@ class Trained(StageSettings):
         rate = recipe.learning_rate * self.learning_rate_factor
         return recipe.model_copy(update={"learning_rate": rate})
 
-    def objective_of(self, recipe: Recipe, context):
+    def objective_of(self, recipe: Recipe, context: Context) -> Callable[[ModelState], Objective]:
         """(state) -> objective: the labels alone, or with the base's soft logits."""
         from pipeline.training import losses  # here: settings are read where there is no torch
 

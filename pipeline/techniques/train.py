@@ -12,6 +12,7 @@ from pipeline.techniques.settings import Trained
 
 if TYPE_CHECKING:
     from pipeline.models.network import ModelState
+    from pipeline.models.spec import NetworkSpec
     from pipeline.techniques.context import Context
 
 VERSION = 1
@@ -70,7 +71,7 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
     )
 
 
-def student_spec(context: Context, model: str | None, width: float):
+def student_spec(context: Context, model: str | None, width: float) -> NetworkSpec:
     """The specification of another network for the cell's data, ``width`` times as wide."""
     cell, split = context.cell, context.split
     name = model or cell.model.name

@@ -20,6 +20,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,7 +32,7 @@ from pipeline.errors import Corrupt
 from pipeline.models.network import ModelState, restore
 from pipeline.models.spec import NetworkSpec
 from pipeline.store import StageHistory
-from pipeline.training.loop import Training
+from pipeline.training.loop import Buffers, Training
 
 KEPT = 2
 NAME = re.compile(r"(state-[0-9]+|model)\.safetensors")
@@ -127,7 +128,9 @@ class Checkpointer:
                     store.set_aside(path)
         return None
 
-    def _write(self, tensors, header, history) -> None:
+    def _write(
+        self, tensors: dict[str, torch.Tensor], header: dict[str, Any], history: list[StageHistory]
+    ) -> None:
         try:
             data = bytes_of(tensors, {"netpress": json.dumps(header)})
             self._publish(f"state-{self._next()}.safetensors", data, KEPT)
@@ -138,7 +141,7 @@ class Checkpointer:
     def _next(self) -> int:
         return self._index[-1]["number"] + 1 if self._index else 1
 
-    def _publish(self, name: str, data: bytes, kept: int, **more) -> None:
+    def _publish(self, name: str, data: bytes, kept: int, **more: Any) -> None:
         store.publish_bytes(self.folder / name, data)
         sha256 = hashlib.sha256(data).hexdigest()
         entry = {"number": self._next(), "file": name, "sha256": sha256, **more}
@@ -153,7 +156,7 @@ class Checkpointer:
             if path.name not in named:
                 path.unlink(missing_ok=True)
 
-    def _read_index(self) -> list[dict]:
+    def _read_index(self) -> list[dict[str, Any]]:
         path = self.folder / "index.json"
         try:
             return [_entry(e) for e in json.loads(path.read_bytes())]
@@ -185,7 +188,7 @@ def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _header(snapshot: Snapshot) -> dict:
+def _header(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "index": snapshot.index,
         "stage": snapshot.stage,
@@ -207,18 +210,18 @@ def _checked(path: Path, expected: str) -> bytes:
     return data
 
 
-def _entry(found: dict) -> dict:
+def _entry(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry of the index; what it raises means that the index is damaged."""
-    sound = type(found["number"]) is int and NAME.fullmatch(found["file"])
-    if not sound or not SHA256.fullmatch(found["sha256"]):
+    sound = type(entry["number"]) is int and NAME.fullmatch(entry["file"])
+    if not sound or not SHA256.fullmatch(entry["sha256"]):
         raise ValueError("not an entry of an index")
-    return found
+    return entry
 
 
-def _snapshot(data: bytes, path: Path, header: dict | None = None) -> Snapshot:
+def _snapshot(data: bytes, path: Path, header: dict[str, Any] | None = None) -> Snapshot:
     """The state in a file; ``header`` where it holds plain weights, and is described elsewhere."""
     try:
-        tensors, buffers = tensors_of(data), {}
+        tensors, buffers = tensors_of(data), Buffers()
         if header is None:
             header = json.loads(_metadata(data)["netpress"])
             tensors, buffers = _parts(tensors)
@@ -235,9 +238,10 @@ def _snapshot(data: bytes, path: Path, header: dict | None = None) -> Snapshot:
         raise Corrupt(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
 
 
-def _parts(tensors: dict) -> tuple[dict, dict]:
+def _parts(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Buffers]:
     """(weights by name, what the optimizer remembers by parameter name)."""
-    weights, buffers = {}, {}
+    weights: dict[str, torch.Tensor] = {}
+    buffers: Buffers = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "optimizer":
@@ -248,7 +252,7 @@ def _parts(tensors: dict) -> tuple[dict, dict]:
     return weights, buffers
 
 
-def _check_fit(buffers: dict, state: ModelState) -> None:
+def _check_fit(buffers: Buffers, state: ModelState) -> None:
     parameters = dict(state.network.named_parameters())
     for name, kept in buffers.items():
         if any(t.dim() and t.shape != parameters[name].shape for t in kept.values()):
@@ -261,7 +265,7 @@ def _count(value: object) -> int:
     return value
 
 
-def _columns(columns: dict) -> dict[str, list[float]]:
+def _columns(columns: dict[Any, Any]) -> dict[str, list[float]]:
     return {str(name): [float(v) for v in values] for name, values in columns.items()}
 
 

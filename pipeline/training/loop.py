@@ -31,6 +31,7 @@ METRICS = (
     "images_per_second",
 )
 EVALUATION_BATCH = 500
+Buffers = dict[str, dict[str, torch.Tensor]]  # of the optimizer: parameter's name -> its own
 
 
 class Diverged(ArithmeticError):
@@ -47,7 +48,7 @@ class Training:
 
     state: ModelState
     epoch: int = 0
-    buffers: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    buffers: Buffers = field(default_factory=dict)
     columns: dict[str, list[float]] = field(default_factory=lambda: {m: [] for m in METRICS})
 
 
@@ -98,13 +99,16 @@ class _Loop:
     def __init__(self, training: Training, split: data.Split, course: Course, hooks: Hooks):
         self.training, self.split, self.course, self.hooks = training, split, course, hooks
         machine, recipe = course.machine, course.recipe
-        network = training.state.network.to(machine.device, memory_format=torch.channels_last)
+        network = training.state.network.to(machine.device)
+        network.to(memory_format=torch.channels_last)
         self.network = network
         self.optim = optimizer(network, recipe, clipped=not normalized(network))
         _restore_buffers(network, self.optim, training.buffers)
         self.train = split.train.to(machine.device)
         self.held_out = split.held_out.to(machine.device)
-        self.called = torch.compile(network) if machine.compiled else network
+        self.called: nn.Module = network
+        if machine.compiled:  # torch declares a function, but what it makes of a module is one
+            self.called = torch.compile(network)  # type: ignore[assignment]
         self.steps = data.batch_count(len(self.train.labels), recipe.batch_size)
 
     def run(self) -> Training:
@@ -218,16 +222,16 @@ def evaluate(network: nn.Module, images: data.Images, machine: Machine) -> tuple
     return loss, accuracy
 
 
-def _buffers(network: nn.Module, optim: torch.optim.Optimizer) -> dict:
+def _buffers(network: nn.Module, optim: torch.optim.Optimizer) -> Buffers:
     """What the optimizer remembers, by parameter name: {name: {"momentum_buffer": tensor}}."""
-    names = {p: n for n, p in network.named_parameters()}
+    names: dict[torch.Tensor, str] = {p: n for n, p in network.named_parameters()}
     return {
         names[p]: {k: v for k, v in kept.items() if torch.is_tensor(v)}
         for p, kept in optim.state.items()
     }
 
 
-def _restore_buffers(network: nn.Module, optim: torch.optim.Optimizer, buffers: dict) -> None:
+def _restore_buffers(network: nn.Module, optim: torch.optim.Optimizer, buffers: Buffers) -> None:
     """In each parameter's own memory layout: fused and foreach updates rely on it."""
     parameters = dict(network.named_parameters())
     for name, kept in buffers.items():

@@ -6,6 +6,7 @@ Each gives (loss [], logits [N, classes]). A teacher is frozen and sees the same
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,9 @@ Objective = Callable[[nn.Module, torch.Tensor, torch.Tensor], tuple[torch.Tensor
 def labels_only(label_smoothing: float) -> Objective:
     """Cross entropy with smoothed labels (Szegedy et al. 2016, section 7)."""
 
-    def objective(network, images, labels):
+    def objective(
+        network: nn.Module, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         logits = network(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
         return loss, logits
@@ -31,7 +34,9 @@ def soft_targets(
     """``weight`` of the distance to the teacher's softened output, the rest to the labels
     (Hinton et al. 2015, section 2; T^2 keeps the gradients' size)."""
 
-    def objective(network, images, labels):
+    def objective(
+        network: nn.Module, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         logits = network(images)
         soft = distance(logits, _frozen(teacher, images), temperature)
         hard = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
@@ -51,7 +56,9 @@ def attention(
     times their mean squared distance, beside the labels and, where ``weight`` > 0, the soft
     targets."""
 
-    def objective(network, images, labels):
+    def objective(
+        network: nn.Module, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         logits, maps = network(images, maps=True)
         soft_logits, soft_maps = _frozen(teacher, images, maps=True)
         hard = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
@@ -81,5 +88,6 @@ def attention_map(features: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _frozen(teacher: nn.Module, images: torch.Tensor, **how):
+def _frozen(teacher: nn.Module, images: torch.Tensor, **how: bool) -> Any:
+    """What the teacher gives for the images: logits, or (logits, maps) with ``maps=True``."""
     return teacher(images, **how)

@@ -8,10 +8,15 @@ numbers are the same but for the order in which they are added.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.overrides import TorchFunctionMode
+
+Sizes = int | tuple[int, ...]  # of rows and columns: one for both, or one for each
 
 LARGEST = 4  # pixels a side: at 8x8 the convolution is as fast, and the columns cost memory
 
@@ -21,12 +26,26 @@ class SmallMaps(TorchFunctionMode):
     the same convolution: stride 1, no dilation, no groups, an odd square kernel whose padding keeps
     the map's size."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         return (_conv2d if function is F.conv2d else function)(*args, **kwargs)
 
 
-def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def _conv2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+) -> torch.Tensor:
     kernel, half = weight.shape[-1], weight.shape[-1] // 2
     fits = (
         torch.is_autocast_enabled("cpu")
@@ -48,19 +67,28 @@ def _taps(weight: torch.Tensor) -> torch.Tensor:
     return weight.permute(0, 2, 3, 1).to(torch.bfloat16)
 
 
+class _ProductContext(FunctionCtx):
+    """What PyTorch hands to both passes."""
+
+    saved_tensors: tuple[torch.Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+
 class _Product(torch.autograd.Function):
     """[N, I, H, W], [O, K, K, I] -> [N, O, H, W], images in channels_last, so that the matrices are
     views of what is there."""
 
     @staticmethod
-    def forward(ctx, images, taps):
+    def forward(ctx: _ProductContext, images: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
         columns = _columns(images, taps.shape[1])
         ctx.save_for_backward(columns, taps)
         return _as_maps(columns @ taps.flatten(1).t(), images)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(
+        ctx: _ProductContext, gradient: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         columns, taps = ctx.saved_tensors
         kernel = taps.shape[1]
         to_images = to_taps = None
@@ -86,5 +114,5 @@ def _as_maps(pixels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return pixels.view(number, height, width, -1).permute(0, 3, 1, 2)
 
 
-def _pair(value) -> tuple:
+def _pair(value: Sizes | str) -> tuple[int | str, ...]:
     return value if isinstance(value, tuple) else (value, value)

@@ -13,15 +13,15 @@ x [N, C, H, W], weight [K, C, h, w] or [K, C], weight scale [K], input scale and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from pipeline.models.layers import Sum
 from pipeline.models.transforms import Integers, Point, Transform, pairs
@@ -56,6 +56,7 @@ class FakeQuantized(Transform):
         for layer in module.modules():
             if type(layer) in SIMULATED:
                 layer.__class__ = SIMULATED[type(layer)]
+                assert isinstance(layer, Simulated)
                 layer.prepare(self)
         by_name = points(module)
         for name in graph.image:
@@ -94,6 +95,9 @@ QUANTIZERS = ("input_quantizer", "input_quantizers", "weight_quantizer")
 class InputQuantizer(nn.Module):
     """Rounds a tensor of activations to uint8. ``exact``: the image itself, which is integers."""
 
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+
     def __init__(self, learned: bool):
         super().__init__()
         self.learned, self.exact = learned, False
@@ -114,6 +118,8 @@ class InputQuantizer(nn.Module):
 
 class WeightQuantizer(nn.Module):
     """Rounds a weight [K, ...] to integers -limit..limit times a scale a filter."""
+
+    scale: torch.Tensor
 
     def __init__(self, filters: int, settings: FakeQuantized):
         super().__init__()
@@ -165,9 +171,14 @@ def _add_scale(module: nn.Module, scale: torch.Tensor, learned: bool) -> None:
         module.register_buffer("scale", scale)
 
 
-class _Weighted:
+class _Weighted(nn.Module):
     """What the convolution and the linear layer share; weight names stay those of the float layer,
     so that a state dict moves between the two."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    input_quantizer: InputQuantizer
+    weight_quantizer: WeightQuantizer
 
     def prepare(self, settings: FakeQuantized) -> None:
         self.input_quantizer = InputQuantizer(settings.learned)
@@ -189,7 +200,8 @@ class FakeQuantConv2d(_Weighted, nn.Conv2d):
         return self._conv_forward(self.input_quantizer(x), weight, bias)
 
 
-class FakeQuantLinear(_Weighted, nn.Linear):
+# torch declares the bias of a linear layer as a parameter, though it may be None.
+class FakeQuantLinear(_Weighted, nn.Linear):  # type: ignore[misc]
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight, bias = self.quantized_weight(), self.quantized_bias()
         return F.linear(self.input_quantizer(x), weight, bias)
@@ -204,8 +216,14 @@ class FakeQuantSum(Sum):
         first, second = self.input_quantizers
         return first(a) + second(b)
 
+    def operands(self) -> list[InputQuantizer]:
+        """The quantizers of a and of b."""
+        return [q for q in self.input_quantizers if isinstance(q, InputQuantizer)]
+
 
 class FakeQuantAvgPool2d(nn.AdaptiveAvgPool2d):
+    input_quantizer: InputQuantizer
+
     def prepare(self, settings: FakeQuantized) -> None:
         self.input_quantizer = InputQuantizer(settings.learned)
 
@@ -213,43 +231,54 @@ class FakeQuantAvgPool2d(nn.AdaptiveAvgPool2d):
         return super().forward(self.input_quantizer(x))
 
 
-SIMULATED: dict[type[nn.Module], type[nn.Module]] = {
+Simulated = FakeQuantConv2d | FakeQuantLinear | FakeQuantSum | FakeQuantAvgPool2d
+SIMULATED: dict[type[nn.Module], type[Simulated]] = {
     nn.Conv2d: FakeQuantConv2d,
     nn.Linear: FakeQuantLinear,
     Sum: FakeQuantSum,
     nn.AdaptiveAvgPool2d: FakeQuantAvgPool2d,
 }
-FLOATS = {simulated: float_kind for float_kind, simulated in SIMULATED.items()}
+FLOATS: dict[type[nn.Module], type[nn.Module]] = {s: kind for kind, s in SIMULATED.items()}
 
 
 def layers(module: nn.Module) -> dict[str, FakeQuantConv2d | FakeQuantLinear]:
     """Name -> layer with a quantized weight, in the order in which they were registered (that of
     the data, in a chain)."""
-    return {n: m for n, m in module.named_modules() if isinstance(m, _Weighted)}
+    weighted = (FakeQuantConv2d, FakeQuantLinear)
+    return {n: m for n, m in module.named_modules() if isinstance(m, weighted)}
 
 
 def points(module: nn.Module) -> dict[str, InputQuantizer]:
     """Name of each quantization point (see ``Graph.shared``) -> what rounds its tensor; the same
     object for those that read the same tensor."""
-    found = {}
+    quantizers: dict[str, InputQuantizer] = {}
     for name, layer in module.named_modules():
+        if not isinstance(layer, Simulated):
+            continue
         if isinstance(layer, FakeQuantSum):
-            found |= {f"{name}:{i}": each for i, each in enumerate(layer.input_quantizers)}
-        elif type(layer) in FLOATS:
-            found[name] = layer.input_quantizer
-    return found
+            quantizers |= {f"{name}:{i}": each for i, each in enumerate(layer.operands())}
+        else:
+            quantizers[name] = layer.input_quantizer
+    return quantizers
 
 
 def _set_point(module: nn.Module, name: str, quantizer: InputQuantizer) -> None:
     layer_name, _, operand = name.partition(":")
     layer = module.get_submodule(layer_name)
-    if operand:
+    assert isinstance(layer, Simulated)
+    if isinstance(layer, FakeQuantSum):
         layer.input_quantizers[int(operand)] = quantizer
     else:
         layer.input_quantizer = quantizer
 
 
-def _lsq(x, scale, low, high, bound: int, values: int):
+# The least or the largest multiple of a scale: for activations a tensor, since a zero point is one.
+Bound = TypeVar("Bound", int, torch.Tensor)
+
+
+def _lsq(
+    x: torch.Tensor, scale: torch.Tensor, low: Bound, high: Bound, bound: int, values: int
+) -> torch.Tensor:
     """Rounds to multiples of ``scale``, from ``low`` to ``high`` of them, with the gradients of
     Esser et al. (2020). ``bound`` is the largest integer that the scale is multiplied with,
     ``values`` how many values have one scale (of an image: more of them in a batch teach the same
@@ -258,13 +287,29 @@ def _lsq(x, scale, low, high, bound: int, values: int):
     return _LearnedStep.apply(x, scale, low, high, (values * bound) ** -0.5)
 
 
+class _StepContext(FunctionCtx):
+    """What PyTorch hands to both passes, with what the first leaves in it for the second."""
+
+    saved_tensors: tuple[torch.Tensor, ...]
+    low: int | torch.Tensor
+    high: int | torch.Tensor
+    damping: float
+
+
 class _LearnedStep(torch.autograd.Function):
     """Equations 1 to 3: straight through inside the range, and for the scale ``round(v) - v``
     inside, the bound outside, v being x / scale. Written as one function, since a chain of them
     would go through the activations, which bound the time, twenty times instead of twelve."""
 
     @staticmethod
-    def forward(ctx, x, scale, low, high, damping):
+    def forward(
+        ctx: _StepContext,
+        x: torch.Tensor,
+        scale: torch.Tensor,
+        low: Bound,
+        high: Bound,
+        damping: float,
+    ) -> torch.Tensor:
         rounded = (x / scale).clamp_(low, high).round_().mul_(scale)
         ctx.save_for_backward(x, scale, rounded)
         ctx.low, ctx.high, ctx.damping = low, high, damping
@@ -272,7 +317,9 @@ class _LearnedStep(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(
+        ctx: _StepContext, gradient: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
         x, scale, rounded = ctx.saved_tensors
         inside = (x >= ctx.low * scale).logical_and_(x <= ctx.high * scale)
         steps = torch.where(inside, x, 0).neg_().add_(rounded).mul_(gradient)
@@ -321,8 +368,8 @@ def _observe(module: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, to
     """Runs the float network; name of point -> a sample of its values, extremes included."""
     seen: dict[str, list[torch.Tensor]] = {}
 
-    def keep(names):
-        def hook(_, inputs):
+    def keep(names: list[str]) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             for name, tensor in zip(names, inputs, strict=True):
                 flat = tensor.float().flatten()
                 sample = flat[:: _stride(flat.numel())]

@@ -26,6 +26,7 @@ class Folded(Transform):
     def insert(self, module: nn.Module, graph: Graph) -> None:
         for layer_name, norm_name in graph.norms:
             layer = module.get_submodule(layer_name)
+            assert isinstance(layer, nn.Conv2d)
             if layer.bias is None:
                 layer.bias = nn.Parameter(torch.zeros(len(layer.weight)))
             parent, _, child = norm_name.rpartition(".")
