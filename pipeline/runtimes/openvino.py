@@ -1,11 +1,13 @@
 """OpenVINO's CPU plugin on the bytes of the same ONNX file.
 
-Nothing is sent anywhere: OpenVINO's telemetry is in its converter, which is not used here.
+Nothing is sent anywhere: its package imports a telemetry package, and goes on without one where
+that cannot be imported, so this module hides it.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,12 @@ INTEGERS = {"i8", "u8", "i4", "u4"}
 
 
 def available() -> str | None:
+    _hide_telemetry()
     return why_not_importable(PACKAGE)
+
+
+def _hide_telemetry() -> None:
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if missing
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ def kernels(model: bytes, shape: Shape) -> Kernels:
 
 def _compiled(model: bytes, threads: int, shape: list[int] | None) -> openvino.CompiledModel:
     """`shape` None: any number of images."""
+    _hide_telemetry()
     import openvino
 
     core = openvino.Core()
