@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import garbage, store, streams
@@ -20,20 +21,28 @@ from pipeline.sweep import Sweep
 
 
 class Report:
-    """For submitit: the sweep's file and its contents, the work root, the folder of reports, and
-    the job's own folder, in which it records the outcome.
+    """For submitit: the sweep's file and its contents, the work root, the folder of reports, the
+    job's own folder, in which it records the outcome, and {path: SHA-256} of the plug-ins.
 
     The contents, because days may pass until this runs and the file may have changed by then.
     """
 
-    def __init__(self, sweep: str, text: str, work: str, to: str, folder: str):
+    def __init__(
+        self,
+        sweep: str,
+        text: str,
+        work: str,
+        to: str,
+        folder: str,
+        plugins: Mapping[str, str] | None = None,
+    ):
         self.sweep, self.text, self.work, self.to = sweep, text, work, to
-        self.folder = folder
+        self.folder, self.plugins = folder, dict(plugins or {})
 
     def __call__(self) -> None:
         job = JobPaths(Path(self.folder))
         try:
-            sweep = load_again(Path(self.sweep), self.text)
+            sweep = load_again(Path(self.sweep), self.text, Work(Path(self.work)), self.plugins)
             page = aggregate(sweep, Path(self.work), Path(self.to))
         except Exception as error:
             store.write_failure(job.report, _failure(error))
@@ -49,9 +58,9 @@ def aggregate(sweep: Sweep, work: Path, to: Path) -> Path:
     garbage.seldom()
     store.private()
     write_down_ends(sweep, Work(work))
-    made, listed = report.build(sweep, Work(work), to)
+    made, frames = report.build(sweep, Work(work), to)
     with streams.at_best():
-        report.print_summary(listed, sys.stdout)
+        report.print_summary(frames, sys.stdout)
         print(f"Report: {made.page}")
     return made.page
 

@@ -21,12 +21,13 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from submitit.core.utils import DelayedSubmission
 from submitit.helpers import Checkpointable
 
 from jobs.usage import job, requested
-from pipeline import store
+from pipeline import done, store
 from pipeline.hardware import cores
 from pipeline.orchestrate import slurm
 from pipeline.orchestrate.cluster import job_of
@@ -75,8 +76,8 @@ class Task(Checkpointable):
         store.private()
         self.before = _made(self._mine())
         self._publish_cells()
-        done = [self._done(cell) for cell in self._mine()]
-        if not any(done) or not (all(done) or self.lenient):
+        ended = [self._done(cell) for cell in self._mine()]
+        if not any(ended) or not (all(ended) or self.lenient):
             sys.exit(1)  # the attempts record why; Slurm only needs the exit code
 
     # submitit takes None, which its annotation lacks, for a job that is not to be requeued.
@@ -105,7 +106,7 @@ class Task(Checkpointable):
     def _end_of(self, kind: str, reason: str) -> None:
         """Record why the job is not requeued, for each cell that is not done."""
         for cell in self._mine():
-            if not store.is_done(cell):
+            if not self._is_done(cell):
                 attempt = store.last_attempt(cell)
                 if attempt is None or job_of(attempt) != job():
                     attempt = store.new_attempt(cell, job())
@@ -113,11 +114,19 @@ class Task(Checkpointable):
 
     def _publish_cells(self) -> None:
         """Publish cell.json of each cell, the input of its process."""
-        contents = json.loads(JobPaths(Path(self.folder)).cells.read_bytes())
         for cell in self._mine():
-            data = store.json_bytes(contents[cell.id])
-            if not (cell.cell_json.exists() and cell.cell_json.read_bytes() == data):
-                store.publish_bytes(cell.cell_json, data)
+            if not self._is_done(cell):
+                with contextlib.suppress(store.Busy):  # its own process reports this
+                    done.publish_cell(cell, store.json_bytes(self._contents[cell.id]))
+
+    @property
+    def _contents(self) -> dict[str, Any]:
+        """{cell id: contents of its cell.json}"""
+        contents: dict[str, Any] = json.loads(JobPaths(Path(self.folder)).cells.read_bytes())
+        return contents
+
+    def _is_done(self, cell: CellPaths) -> bool:
+        return done.is_current(cell, done.record_of_json(self._contents[cell.id]))
 
     def _mine(self) -> list[CellPaths]:
         work = Work(Path(self.work))
@@ -125,7 +134,7 @@ class Task(Checkpointable):
 
     def _done(self, cell: CellPaths) -> bool:
         """Run the cell, unless it is done; returns whether it is done now."""
-        if store.is_done(cell):
+        if self._is_done(cell):
             return True
         earlier, kills_before = store.last_attempt(cell), kills()
         options = ("--die-with-parent", str(os.getpid()), *_threads())
@@ -145,7 +154,7 @@ class Task(Checkpointable):
             self._end_cell()
         if code < 0:
             _record(cell, earlier, code, kills() > kills_before)
-        return code == 0 and store.is_done(cell)
+        return code == 0 and self._is_done(cell)
 
     def _end_cell(self) -> None:
         """Kill it without a warning: its state is on disk, and it must not run beside the next

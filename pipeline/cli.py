@@ -26,6 +26,8 @@ from pipeline.cli_options import (
     job_functions,
     json_option,
     load,
+    optional_sweep_argument,
+    plugins_option,
     profile_option,
     roots,
     set_option,
@@ -262,7 +264,7 @@ def report(
 
     if folder := paths.published_report(name):
         _refuse_with_folder(name, {"--to": to, "--artifacts": artifact_mb, "--with": earlier})
-        look, make = partial(report.rows_of, folder), partial(report.rebuild, folder)
+        look, make = partial(report.read_folder, folder), partial(report.rebuild, folder)
     else:
         sweep = load(name)
         work, data_root = roots(sweep)
@@ -271,14 +273,14 @@ def report(
         most_bytes = None if artifact_mb is None else int(artifact_mb * 1e6)
         if earlier and not paths.ReportPaths(earlier).merged.is_file():
             raise UserError(f"--with {earlier}: expected the folder of a report, with results.h5")
-        look = partial(report.rows, sweep, work, earlier)
+        look = partial(report.read, sweep, work, earlier)
         make = partial(report.build, sweep, work, to, most_bytes, earlier)
     if as_json:
-        show(look())
+        show(report.as_json(look()))
         return
-    made, listed = make()
+    made, frames = make()
     with streams.at_best():
-        report.print_summary(listed)
+        report.print_summary(frames)
         click.echo(terminal.printable(f"Report: {made.page}"))
 
 
@@ -382,14 +384,16 @@ def doctor(profile: str | None, settings: tuple[str, ...], jobs: bool) -> int:
 
 
 def _listing(what: str, about: str) -> None:
-    @netpress.command(what, help=about)
-    @json_option
-    def command(as_json: bool) -> None:
+    def command(as_json: bool, name: str | None = None, files: tuple[Path, ...] = ()) -> None:
         from pipeline.orchestrate import plan
 
-        descriptions = plan.listing(what)
+        descriptions = plan.listing(what, name, files)
         rows = list(descriptions.items())
         show({what: descriptions} if as_json else plan.aligned(("", ""), rows))
+
+    if what != "sweeps":
+        command = optional_sweep_argument(plugins_option(command))
+    netpress.command(what, help=about)(json_option(command))
 
 
 _listing("techniques", "The techniques for sweeps, with the stages of each.")

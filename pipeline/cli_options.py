@@ -52,6 +52,7 @@ class Megabytes(click.FloatRange):
 
 
 sweep_argument = click.argument("name", metavar="SWEEP")
+optional_sweep_argument = click.argument("name", metavar="[SWEEP]", required=False)
 cell_argument = click.argument("cell")
 cells_argument = click.argument("cells", nargs=-1, metavar="[CELL ...]")
 profile_option = click.option("--profile", help="The profile of the cluster: a name or a file.")
@@ -61,6 +62,14 @@ set_option = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="Override one setting of the profile; may be repeated.",
+)
+plugins_option = click.option(
+    "--plugins",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also what this plug-in adds; may be repeated.",
 )
 device_option = click.option(
     "--device",

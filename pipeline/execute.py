@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import artifact, data, hardware, origin, runtimes, store
+from pipeline import artifact, data, done, hardware, origin, runtimes, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import cell as measuring
 from pipeline.models import module_of, network
@@ -45,13 +45,14 @@ def run_cell(
     threads: int | None = None,
     progress: Progress = lambda event: None,
 ) -> None:
-    """Makes the cell's result, or returns at once where it is published and whole.
+    """Makes the cell's result, or returns at once where it is published, whole and made as wanted.
+    Where it was made in another way, all but the training is done again.
 
     The caller holds the cell's lock (``store.lock_cell``). Raises whatever went wrong; nothing is
     published then, and what was kept so far stays for the next attempt.
     """
     paths = work.cell(cell.id)
-    if _already_done(paths):
+    if _already_done(cell, paths):
         return
     for runtime in cell.measure.runtimes:  # before anything is trained for it
         runtimes.of_artifacts(runtime)
@@ -63,13 +64,12 @@ def run_cell(
         run.checkpoints.close()  # nothing of this attempt may write once the lock is gone
 
 
-def _already_done(paths: CellPaths) -> bool:
+def _already_done(cell: Cell, paths: CellPaths) -> bool:
     """What is damaged is set aside; the sound parts of it are used again."""
     if not paths.manifest.exists():
         return False
     try:
-        store.verify(paths)
-        return True
+        return done.outdated(store.verify(paths), done.record(cell)) is None
     except Corrupt:
         store.withdraw(paths)
         return False
@@ -94,6 +94,9 @@ class _Run:
         if not self.paths.cell_json.exists():
             store.publish_json(self.paths.cell_json, self.cell.to_json())
         state, history = self.staged()
+        if self.paths.manifest.exists():
+            store.retract(self.paths)  # from here on, what it vouches for changes
+        done.publish_cell(self.paths, store.json_bytes(self.cell.to_json()))
         self.progress({"stage": "artifact"})
         self.write_artifact(state)
         measured = self.measured(state)
@@ -102,7 +105,8 @@ class _Run:
         store.publish_bytes(self.paths.result, result)
         store.publish_bytes(self.paths.metrics, store.history_bytes(history))
         images = {"key": self.split.key, "fingerprint": self.split.fingerprint}
-        extra = {"accuracy": measured["accuracy"], "images": images}
+        record = done.record(self.cell)
+        extra = {"accuracy": measured["accuracy"], "images": images, done.MADE_WITH: record}
         store.write_manifest(self.paths, extra)
 
     # --- stages ----------------------------------------------------------------------------------
@@ -211,7 +215,9 @@ class _Run:
     def facts(self) -> dict:
         return {
             **self.origin.facts(),
+            done.MADE_WITH: done.record(self.cell),
             "hardware": hardware.describe(),
+            "needs": artifact.load(self.paths.artifact).manifest["needs"],
             "device": str(self.machine.device),
             "precision": self.machine.precision,
             "threads": torch.get_num_threads(),
@@ -347,11 +353,19 @@ def _disk_full(error: BaseException) -> bool:
 
 
 def read_cell(paths: CellPaths, catalog) -> Cell:
-    """The cell in cell.json; Corrupt where it is none, or is that of another folder."""
+    """The cell in cell.json, and this process knows the plug-ins that it needs; Corrupt where it is
+    none, is that of another folder, or is of other versions than this code's: what they made would
+    have its id. UserError where a plug-in is not here."""
     try:
-        cell = Cell.from_json(json.loads(paths.cell_json.read_bytes()), catalog)
-    except (OSError, ValueError, RecursionError) as error:
+        data = json.loads(paths.cell_json.read_bytes())
+        known = catalog.of_cell(data, paths)
+        cell = Cell.from_json(data, known)
+    except UserError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise Corrupt(f"{paths.cell_json}: {error}") from error
     if cell.id != paths.id:  # the lock that is held would not be that of the folder written to
         raise Corrupt(f"{paths.cell_json}: is cell {cell.id}, expected {paths.id}")
+    if other := cell.differs_from(cell.of_this_version(known)):
+        raise Corrupt(f"{paths.cell_json}: is a cell of another version of netpress ({other})")
     return cell

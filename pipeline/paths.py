@@ -4,6 +4,7 @@ WORK/cells/ID/{cell.json, checkpoint/, metrics.h5, attempts/N/, result.h5, artif
                manifest.json, lock}
 WORK/sweeps/NAME/{ledger.jsonl, roots.json, jobs/}
 WORK/submit.lock
+WORK/plugins/SHA256.py
 WORK/cache/
 REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, files.json, tables/,
                figures/, artifacts/ID/}
@@ -22,6 +23,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 CELL_ID = re.compile(r"[0-9a-f]{16}")
 CODE = Path(__file__).resolve().parents[1]
 
@@ -94,6 +96,10 @@ class CellPaths:
     @property
     def manifest(self) -> Path:
         return self.folder / "manifest.json"
+
+    def plugin(self, sha256: str) -> Path:
+        """As `Work.plugin`, in the work root that the cell lies in."""
+        return Work(self.folder.parents[1]).plugin(sha256)
 
     @property
     def lock(self) -> Path:
@@ -283,6 +289,12 @@ class Work:
     @property
     def cache(self) -> Path:
         return Path(self.root) / "cache"
+
+    def plugin(self, sha256: str) -> Path:
+        """The copy of a plug-in's file that the cells of this work root are run with."""
+        if not SHA256.fullmatch(sha256):
+            raise ValueError(f"expected a SHA-256, got {sha256!r}")
+        return Path(self.root) / "plugins" / f"{sha256}.py"
 
 
 def _checked_id(cell_id: str) -> str:

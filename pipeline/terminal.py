@@ -12,7 +12,10 @@ _ENDING = 200  # of them, those from its end, which says what would be right
 
 def printable(text: object) -> str:
     r"""`text` in one line, with all that is not printable as its escape: \n, \x1b, \u202e."""
-    return "".join(c if c.isprintable() else _escape(c) for c in str(text))
+    line = str(text)
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else _escape(c) for c in line)
 
 
 def sentence(text: object) -> str:

@@ -1,7 +1,7 @@
-"""What a sweep's jobs used of what they asked for, and a request that would do.
+"""What a sweep's jobs used of what they requested, and a request that would do.
 
 Imports nothing heavy. Read from attempts/N/usage.json of cells that ran as SLURM jobs; elsewhere
-nothing was asked for.
+nothing was requested. A *record* is what one usage.json has, with that of all attempts beside it.
 """
 
 from __future__ import annotations
@@ -22,48 +22,48 @@ MARGIN = 1.25  # of what was seen, since a sample every few seconds misses the h
 
 @dataclass(frozen=True)
 class Used:
-    """The most that any of `cells` cells used, and the most that one asked for. `gpu_busy`: the
+    """The most that any of `cells` cells used, and the most that one requested. `gpu_busy`: the
     mean share of time in which its GPU was at work; None where that was not seen."""
 
     cells: int
     memory_bytes: int
-    asked_memory_bytes: int
+    requested_memory_bytes: int
     cores: float
-    asked_cores: int
+    requested_cores: int
     gpu_memory_bytes: int
     gpu_busy: float | None
 
 
 def read(cells: Iterable[Cell], work: Work) -> Used | None:
-    """None where no cell ran in a job that says what it asked for."""
-    said = (usage for cell in cells if (usage := said_of(work.cell(cell.id))))
-    return total(islice(said, MOST_CELLS))
+    """None where no cell ran in a job that recorded its request."""
+    records = (record for cell in cells if (record := of_cell(work.cell(cell.id))))
+    return total(islice(records, MOST_CELLS))
 
 
-def total(said: Iterable[dict]) -> Used | None:
-    """What cells said of themselves (`said_of`) taken together; None of nothing."""
-    found = list(said)
-    if not found:
+def total(records: Iterable[dict]) -> Used | None:
+    """The records of cells (`of_cell`) taken together; None of nothing."""
+    every = list(records)
+    if not every:
         return None
-    busy = [s["used"]["gpu_busy"] for s in found if s["used"]["gpu_busy"] is not None]
+    busy = [s["used"]["gpu_busy"] for s in every if s["used"]["gpu_busy"] is not None]
     return Used(
-        len(found),
-        max(s["used"]["memory_bytes"] for s in found),
-        max(s["asked"]["memory_bytes"] for s in found),
-        max(s["used"]["cores"] for s in found),
-        max(s["asked"]["cores"] for s in found),
-        max(s["used"]["gpu_memory_bytes"] for s in found),
+        len(every),
+        max(s["used"]["memory_bytes"] for s in every),
+        max(s["asked"]["memory_bytes"] for s in every),
+        max(s["used"]["cores"] for s in every),
+        max(s["asked"]["cores"] for s in every),
+        max(s["used"]["gpu_memory_bytes"] for s in every),
         math.fsum(busy) / len(busy) if busy else None,
     )
 
 
 def lines(used: Used) -> Iterator[str]:
-    """For people: what was used, and what to ask for instead where that is clearly less."""
+    """For people: what was used, and what to request instead where that is clearly less."""
     gpu = f", {used.gpu_memory_bytes / GIB:.1f} GiB of the GPU" if used.gpu_memory_bytes else ""
     busy = f", busy {used.gpu_busy * 100:.0f} % of the time" if used.gpu_busy is not None else ""
     yield (
-        f"At most {used.memory_bytes / GIB:.1f} of {used.asked_memory_bytes / GIB:.0f} GiB and "
-        f"{used.cores:.1f} of {used.asked_cores} cores were used{gpu}{busy} "
+        f"At most {used.memory_bytes / GIB:.1f} of {used.requested_memory_bytes / GIB:.0f} GiB and "
+        f"{used.cores:.1f} of {used.requested_cores} cores were used{gpu}{busy} "
         f"({used.cells} job{'s' if used.cells != 1 else ''})."
     )
     if better := request(used):
@@ -71,24 +71,24 @@ def lines(used: Used) -> Iterator[str]:
 
 
 def request(used: Used) -> Sequence[tuple[str, int]]:
-    """(key of the profile, value) where at least a quarter less than was asked for is enough."""
-    found = []
-    for key, seen, asked in (
-        ("cores", used.cores, used.asked_cores),
-        ("memory_gib", used.memory_bytes / GIB, used.asked_memory_bytes // GIB),
+    """(key of the profile, value) where at least a quarter less than was requested is enough."""
+    smaller = []
+    for key, seen, requested in (
+        ("cores", used.cores, used.requested_cores),
+        ("memory_gib", used.memory_bytes / GIB, used.requested_memory_bytes // GIB),
     ):
         enough = max(1, math.ceil(seen * MARGIN))
-        if enough <= 0.75 * asked:
-            found.append((key, enough))
-    return found
+        if enough <= 0.75 * requested:
+            smaller.append((key, enough))
+    return smaller
 
 
-def said_of(cell: CellPaths) -> dict | None:
-    """What the last attempt at a cell that ran in a job said of it, and of `all` attempts the
-    number and the seconds; None where none did."""
+def of_cell(cell: CellPaths) -> dict | None:
+    """The record of the last attempt at a cell that ran in a job, and of `all` attempts the number
+    and the seconds; None where none did."""
     last = store.last_attempt(cell)
     attempts = (cell.attempt(number) for number in range(1, last.number + 1)) if last else ()
-    every = [said for attempt in attempts if (said := _said(attempt))]
+    every = [record for attempt in attempts if (record := _record(attempt))]
     if not every:
         return None
     return {
@@ -101,30 +101,30 @@ def said_of(cell: CellPaths) -> dict | None:
     }
 
 
-def _said(attempt: AttemptPaths) -> dict | None:
+def _record(attempt: AttemptPaths) -> dict | None:
     usage = store.read_usage(attempt)
-    said = usage.to_json() if usage else None
-    return said if is_whole(said) else None
+    record = usage.to_json() if usage else None
+    return record if is_whole(record) else None
 
 
-def wall_s(said: dict) -> float:
-    return _number(said.get("wall_s"))
+def wall_s(record: dict) -> float:
+    return _number(record.get("wall_s"))
 
 
-def gpus(said: dict) -> float:
-    return _number(said["asked"].get("gpus"))
+def gpus(record: dict) -> float:
+    return _number(record["asked"].get("gpus"))
 
 
-def of_all(said: dict, key: str) -> float:
+def of_all(record: dict, key: str) -> float:
     """`attempts`, `wall_s` or `gpu_s` of all attempts; of the last alone where only it is known."""
-    known = {"attempts": 1, "wall_s": wall_s(said), "gpu_s": wall_s(said) * gpus(said)}
-    every = said.get("all")
+    known = {"attempts": 1, "wall_s": wall_s(record), "gpu_s": wall_s(record) * gpus(record)}
+    every = record.get("all")
     return _number(every.get(key) if isinstance(every, dict) else known[key])
 
 
-def gpu_hours(said: Iterable[dict]) -> float:
+def gpu_hours(records: Iterable[dict]) -> float:
     """Wall time x GPUs, of all attempts: those that failed cost as much."""
-    return math.fsum(of_all(one, "gpu_s") for one in said) / 3600
+    return math.fsum(of_all(one, "gpu_s") for one in records) / 3600
 
 
 def _number(value: object) -> float:
@@ -132,19 +132,19 @@ def _number(value: object) -> float:
     return value if good else 0
 
 
-def is_whole(said: object) -> bool:
+def is_whole(record: object) -> bool:
     """Whether it has everything that `total` reads."""
     try:
-        asked, used = said["asked"], said["used"]
+        requested, used = record["asked"], record["used"]
         numbers = (
-            asked["memory_bytes"],
-            asked["cores"],
+            requested["memory_bytes"],
+            requested["cores"],
             used["memory_bytes"],
             used["cores"],
             used["gpu_memory_bytes"],
             used["gpu_busy"] or 0.0,
         )
-        asked_for = said["job"] and asked["memory_bytes"] and asked["cores"]
+        known = record["job"] and requested["memory_bytes"] and requested["cores"]
     except (KeyError, TypeError):
         return False
-    return bool(asked_for) and all(isinstance(n, (int, float)) for n in numbers)
+    return bool(known) and all(isinstance(n, (int, float)) for n in numbers)

@@ -11,12 +11,11 @@ from typing import Any
 import numpy
 from pydantic import BaseModel
 
-from pipeline import store
+from pipeline import done, store
 from pipeline.paths import Work
-from pipeline.report import frames, json_rows
-from pipeline.report.answer import Row
+from pipeline.report import frames
 from pipeline.report.evidence import Evidence, of
-from pipeline.report.row import identity, row
+from pipeline.report.row import Row, identity, row
 from pipeline.store import StageHistory
 from pipeline.sweep import Cell, Dataset, Measure, Model, Recipe, Stage, Sweep
 
@@ -199,7 +198,7 @@ def in_memory(
     asked: Sweep,
     values: Callable[[Cell], dict[str, Any]] = recorded,
     history: Callable[[Cell], list[StageHistory]] = lambda cell: trained(),
-) -> tuple[list[Row], Callable[[str], Evidence | None]]:
+) -> tuple[tuple[Row, ...], Callable[[str], Evidence | None]]:
     """The rows of a sweep, and the evidence of its cells, without a file."""
     by_id = {cell.id: cell for cell in asked.cells}
     ordered = frames.in_order(asked)
@@ -209,7 +208,7 @@ def in_memory(
         cell = by_id[cell_id]
         return of(store.Result(cell_id, {}, FACTS, history(cell), values(cell)))
 
-    return json_rows.rows(frames.Frames(frames.frame(found), ())), evidence
+    return frames.Frames.of(found, ()).rows, evidence
 
 
 # --- what lies on disk -----------------------------------------------------------------------
@@ -223,7 +222,7 @@ def publish(cell: Cell, work: Work, values: dict[str, Any] | None = None, facts=
     store.publish_bytes(paths.result, data)
     store.publish_bytes(paths.metrics, store.history_bytes(history()))
     store.publish_folder(paths.artifact, _artifact)
-    store.write_manifest(paths)
+    store.write_manifest(paths, {done.MADE_WITH: done.record(cell)})
 
 
 def _artifact(folder: Path) -> None:
@@ -233,14 +232,13 @@ def _artifact(folder: Path) -> None:
     (folder / "notes" / "classes.txt").write_text("0\n1\n")
 
 
-def markdown(asked: Sweep, work: Work, said: dict[str, Any] | None = None) -> str:
+def markdown(asked: Sweep, work: Work, usages: dict[str, Any] | None = None) -> str:
     """report.md, without figures."""
-    from pipeline.report import frames, json_rows, sections, text
+    from pipeline.report import frames, sections, text
 
     found = frames.read(asked, work)
-    rows = json_rows.rows(found)
-    measured = sections.measured(asked, found, rows)
-    return text.report(asked, found, rows, {}, said or {}, measured)
+    measured = sections.measured(asked, found)
+    return text.report(asked, found, {}, usages or {}, measured)
 
 
 def ran_as_job(cell: Cell, work: Work, wall_s=3600.0, job="7_0", gpus=1, **used: Any) -> None:

@@ -109,7 +109,7 @@ def test_random_pruning_keeps_as_much_as_pruning_by_weight(kept):
 
 
 def pairs(sweep_, work):
-    rows = report.rows(sweep_, work)["rows"]
+    rows = report.read(sweep_, work).rows
     return list(controls.compared(sweep_, rows))
 
 
@@ -168,7 +168,7 @@ def test_differences_are_of_the_same_seed_and_others_are_left_out(asked, work):
             results.publish(cell, work, results.measured(cell, accuracy=value))
     [pair] = pairs(cells, work)
     assert pair.differences == pytest.approx([0.01, 0.03])
-    [table] = controls.section(cells, report.rows(cells, work)["rows"]).tables
+    [table] = controls.section(cells, report.read(cells, work).rows).tables
     [line] = [[value.text for value in line] for line in table.lines]
     assert line[:6] == ["kd", "student-alone", "2", "95.50 ± 0.71", "93.50 ± 2.12", "2.00 ± 1.41"]
     assert line[-2:] == ["10", "10"]
@@ -178,15 +178,15 @@ def test_what_was_not_measured_is_no_difference(asked, work):
     cells = asked(["kd", "student-alone"])
     for cell in cells.cells:
         results.publish(cell, work, results.measured(cell, accuracy=float("nan")))
-    [table] = controls.section(cells, report.rows(cells, work)["rows"]).tables
+    [table] = controls.section(cells, report.read(cells, work).rows).tables
     assert [value.text for value in table.lines[0]][3:6] == ["", "", ""]
 
 
 def test_without_controls_there_is_no_such_section(asked, work):
     cells = asked(["ptq-int8", "prune-filters"])
     publish(cells.cells, work, {})
-    assert controls.section(cells, report.rows(cells, work)["rows"]) is None
-    assert "control" not in results.markdown(cells, work).partition("## How it was made")[0]
+    assert controls.section(cells, report.read(cells, work).rows) is None
+    assert "control" not in results.markdown(cells, work).partition("## Provenance")[0]
 
 
 # --- never the answer ------------------------------------------------------------------------
@@ -195,21 +195,21 @@ def test_without_controls_there_is_no_such_section(asked, work):
 def test_a_control_is_never_the_answer(asked, work):
     cells = asked(["prune-random", "base-longer", "ptq-int8"])
     publish(cells.cells, work, {"prune-random": 0.0, "base-longer": -0.01, "ptq-int8": 0.004})
-    rows = report.rows(cells, work)["rows"]
+    rows = report.read(cells, work).rows
     assert answer.smallest(rows).technique == answer.fastest(rows).technique == "ptq-int8"
-    assert answer.smallest(rows, 0.0).is_base and report.best(rows)["technique"] == "ptq-int8"
+    assert answer.smallest(rows, 0.0).is_base and report.best(rows).technique == "ptq-int8"
     text = results.markdown(cells, work)
-    said, _, rest = text.partition("## The study")
+    said, _, rest = text.partition("## Comparison with the study")
     assert "prune-random" not in said and "base-longer" not in said
     assert "| prune-random (control) |" in rest and "| base-longer (control) |" in rest
-    assert "; the nearest, `ptq-int8`, is 0.40 points below its base." in said
+    assert "; the nearest, `ptq-int8`, is 0.40 percentage points below its base." in said
 
 
 def test_a_technique_of_ones_own_is_no_control(asked, work):
     mine = [{"prune": {"parameters_kept": 0.25, "criterion": "random"}}]
     cells = asked(["mine"], define={"mine": mine})
     publish(cells.cells, work, {"mine": 0.0})
-    assert answer.smallest(report.rows(cells, work)["rows"], 0.0).technique == "mine"
+    assert answer.smallest(report.read(cells, work).rows, 0.0).technique == "mine"
 
 
 # --- seeds -----------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_a_seed_decides_everything_that_is_random(tmp_path):
             "held out": split[seed].held_out.pixels,
             "order": next(iter(batches))[0],
             "calibration": data.sample(split[1].train, 64, seed).pixels,
-            "pruned": pruned.network.state_dict()["head.weight"],
+            "pruned": pruned.network.module.state_dict()["head.weight"],
         }
 
     first, again, other = drawn(1), drawn(1), drawn(2)

@@ -7,11 +7,14 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy
 import pytest
 from matplotlib.colors import to_hex
 
+from pipeline import runtimes
+from pipeline.measure.series import Series
 from pipeline.paths import CODE
 from pipeline.report import figures
 from pipeline.report.figures import chosen, look, tradeoff
@@ -45,7 +48,7 @@ def some(techniques=("half", "tiny-0.5", "tiny-0.25"), **shape):
 
 
 def test_each_figure_stands_alone_and_has_no_date():
-    found = figures.draw(None, *some(seeds=(0, 1)))
+    found = figures.draw(*some(seeds=(0, 1)))
     assert {"accuracy-bytes", "accuracy-latency"} <= set(found)
     for figure in found.values():
         text = figure.svg.decode()
@@ -72,7 +75,7 @@ def test_the_last_digits_of_a_layout_are_in_no_byte(name):
 
 
 def test_no_result_no_figure():
-    assert figures.draw(None, [], lambda cell_id: None) == {}
+    assert figures.draw([], lambda cell_id: None) == {}
 
 
 # --- looks -----------------------------------------------------------------------------------
@@ -103,8 +106,8 @@ def test_marks_are_where_the_numbers_are():
     for name, cost in (("accuracy-bytes", tradeoff.STORED), ("accuracy-latency", tradeoff.LATENCY)):
         axis = found[name].canvas.axes[0]
         for technique, marker in (("base", "*"), ("half", look.MARKERS[0])):
-            mine = [row for row in rows if row["technique"] == technique]
-            expected = (sum(map(cost.of, mine)) / 2, 50 * sum(row["accuracy"] for row in mine))
+            mine = [row for row in rows if row.technique == technique]
+            expected = (sum(map(cost.of, mine)) / 2, 50 * sum(row.accuracy for row in mine))
             assert marks(axis, marker) == [pytest.approx(expected)]
 
 
@@ -121,7 +124,7 @@ def test_the_frontier_steps_over_the_means_that_nothing_beats():
     )
     axis = drawn(rows, evidence)["accuracy-bytes"].canvas.axes[0]
     step = next(line for line in axis.lines if line.get_drawstyle() == "steps-post")
-    sizes = [row["stored_bytes"] for row in rows]
+    sizes = [row.stored_bytes for row in rows]
     assert list(step.get_xdata())[:-1] == [sizes[1], sizes[3], sizes[0]]  # no control, none worse
     assert list(step.get_ydata())[:-1] == pytest.approx([98.6, 98.9, 99.0])
 
@@ -155,7 +158,7 @@ def test_names_are_text_in_every_legend():
         assert {"base", *names} <= set(labels(found[name].canvas))
     lines = [text.get_text() for text in found["latency"].canvas.axes[0].get_yticklabels()]
     assert lines == ["base", *names]
-    for figure in figures.draw(None, rows, evidence).values():
+    for figure in figures.draw(rows, evidence).values():
         assert b"<script" not in figure.svg
 
 
@@ -172,17 +175,17 @@ def test_names_that_are_alike_when_shortened_stay_apart():
 
 
 def test_many_techniques_are_dots_and_the_frontier_is_named():
+    one = results.in_memory(results.sweep())[0][1]
     rows = [
-        {
-            "dataset": "d",
-            "model": "m",
-            "technique": f"t{i}",
-            "family": f"t{i}",
-            "seed": 0,
-            "is_base": i == 0,
-            "accuracy": 0.5 + (i % 997) / 2000,
-            "stored_bytes": 1000 + i,
-        }
+        replace(
+            one,
+            id=f"{i:016x}",
+            technique=f"t{i}",
+            family=f"t{i}",
+            is_base=i == 0,
+            accuracy=0.5 + (i % 997) / 2000,
+            stored_bytes=1000 + i,
+        )
         for i in range(3000)
     ]
     figure = tradeoff.draw(rows, tradeoff.STORED)
@@ -269,9 +272,11 @@ def test_channels_are_those_of_the_results():
 def test_boxes_are_the_percentiles_of_artifact_and_base():
     rows, evidence = some(("half",))
     axis = drawn(rows, evidence)["latency"].canvas.axes[0]
-    samples = evidence(rows[1]["id"]).latency
+    samples = evidence(rows[1].id).latency
     for model, marker in (("artifact", "o"), ("base", "D")):
-        expected = numpy.percentile(samples[f"onnxruntime/{model}/all/batch1"], (25, 50, 75))
+        expected = numpy.percentile(
+            samples[Series(runtimes.DEFAULT, model, "all", 1)], (25, 50, 75)
+        )
         x, y = marks(axis, marker)[-1]
         box = next(patch for patch in axis.patches if patch.get_y() < y < patch.get_y() + 0.32)
         assert [box.get_x(), x, box.get_x() + box.get_width()] == pytest.approx(expected)
@@ -302,14 +307,14 @@ def test_classes_have_the_names_of_a_data_set_that_ships():
     ]
     assert names[0][:3] == ["airplane", "automobile", "bird"] and len(names[0]) == 10
     assert names[1] == [str(i) for i in range(10)]
-    said, differing = texts(found["pictures"].canvas.axes[0]), evidence(rows[1]["id"]).differing
+    said, differing = texts(found["pictures"].canvas.axes[0]), evidence(rows[1].id).differing
     assert names[0][differing["label"][0]] in said and str(differing["label"][0]) in said
     assert chosen.class_names("cifar10-jpeg", 2) == ["0", "1"]  # other images under its name
 
 
 def test_pictures_are_shown_as_they_are():
     rows, evidence = some(("half",))
-    found = evidence(rows[1]["id"]).differing
+    found = evidence(rows[1].id).differing
     axis = drawn(rows, evidence)["pictures"].canvas.axes[0]
     assert len(axis.images) == 8
     for image, pixels, index in zip(axis.images, found["pixels"], found["index"], strict=False):
@@ -389,7 +394,7 @@ def test_evidence_is_read_once_and_of_few_cells():
 )
 def test_any_shape_of_sweep_can_be_drawn_and_stays_small(shape):
     rows, evidence = some(**shape)
-    for name, figure in figures.draw(None, rows, evidence).items():
+    for name, figure in figures.draw(rows, evidence).items():
         ElementTree.fromstring(figure.svg)
         assert len(figure.svg) < 300_000, name
 
@@ -399,7 +404,7 @@ def test_another_process_draws_the_same_bytes():
 import hashlib
 from pipeline.report import figures
 from tests import results
-found = figures.draw(None, *results.in_memory(results.sweep(techniques=("half", "tiny-0.5"))))
+found = figures.draw(*results.in_memory(results.sweep(techniques=("half", "tiny-0.5"))))
 for name, figure in found.items():
     print(name, *(hashlib.sha256(data).hexdigest() for data in (figure.svg, figure.pdf)))
 """

@@ -174,13 +174,13 @@ def mixed(tmp_path):
 
 def test_a_report_averages_no_cells_of_different_images(mixed, tmp_path, capsys):
     paths, listed = report.build(*mixed, tmp_path / "reports")
-    rows = {(row["dataset"], row["technique"], row["seed"]) for row in listed["rows"]}
+    rows = {(row.dataset, row.technique, row.seed) for row in listed.rows}
     apart = f"digits-{OLD[:8]}"
     assert rows == {(name, "base", seed) for name, seed in ((apart, 0), ("digits", 1))}
     text = paths.markdown.read_text()
     sentence = (
-        "digits: its images changed between cells; those made of other images than the newest "
-        f"stand apart and are in no mean with them, as {apart} (1 cell)."
+        "digits: its images changed between cells; cells made from other images than the newest "
+        f"are listed separately and enter no common mean, as {apart} (1 cell)."
     )
     assert text.count(sentence) == 1 and sentence in paths.page.read_text()
     assert "n = 2" not in text and "±" not in text
@@ -201,6 +201,6 @@ def test_cells_of_the_same_images_are_averaged_as_ever(tmp_path):
     for cell in found.cells:
         results.publish(cell, work, facts=results.FACTS | {"dataset_fingerprint": NEW})
     paths, listed = report.build(found, work, tmp_path / "reports")
-    assert {row["dataset"] for row in listed["rows"]} == {"digits"}
-    assert {row["other_images_of"] for row in listed["rows"]} == {None}
+    assert {row.dataset for row in listed.rows} == {"digits"}
+    assert {row.other_images_of for row in listed.rows} == {None}
     assert "n = 2" in paths.markdown.read_text()

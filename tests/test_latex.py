@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline import report
 from pipeline.paths import NAME, Work
-from pipeline.report import frames, json_rows, latex, sections
+from pipeline.report import frames, latex, sections
 from pipeline.report.content import Column, Section, Table, Value
 from pipeline.report.owned import Owned
 from tests import results
@@ -48,7 +48,7 @@ def made(tmp_path_factory):
     for cell in asked.cells:
         results.publish(cell, work)
     found = frames.read(asked, work)
-    return latex.tables(sections.measured(asked, found, json_rows.rows(found)))
+    return latex.tables(sections.measured(asked, found))
 
 
 def test_every_table_of_the_report_is_a_file(made):

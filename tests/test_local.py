@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import paths, store
+from pipeline import done, paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import display, local, pool, state
 from pipeline.paths import Work
@@ -461,12 +461,13 @@ def test_durations(seconds, said):
 
 def test_cell_json_is_written_only_where_it_differs(bench):
     cell, folder = ASKED.cells[0], bench.work.cell(ASKED.cells[0].id)
-    pool.publish_cell(cell, folder)
+    data = store.json_bytes(cell.to_json())
+    done.publish_cell(folder, data)
     before = os.stat(folder.cell_json)
-    pool.publish_cell(cell, folder)
+    done.publish_cell(folder, data)
     assert os.stat(folder.cell_json).st_ino == before.st_ino
     folder.cell_json.write_text("{}")
-    pool.publish_cell(cell, folder)
+    done.publish_cell(folder, data)
     assert json.loads(folder.cell_json.read_bytes()) == cell.to_json()
 
 

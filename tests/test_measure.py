@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from pipeline import artifact, hardware, runtimes
 from pipeline.measure import cell as measuring
 from pipeline.measure import complexity, latency
+from pipeline.measure.series import Series, parse
 from pipeline.models import module_of, network
 from pipeline.models.transforms.fakequant import FakeQuantized
 from pipeline.sweep import Measure
@@ -156,6 +157,35 @@ def test_everything_is_measured_beside_the_base(bench):
     }
     assert series.keys() == expected
     assert all(len(ms) == 3 and (ms > 0).all() for ms in series.values())
+
+
+@pytest.mark.parametrize(
+    ("series", "name"),
+    [
+        (Series("onnxruntime", "artifact", "all", 64), "latency/onnxruntime/artifact/all/batch64"),
+        (Series("pytorch", "simulated", "one", 1), "latency/pytorch/simulated/one/batch1"),
+        (Series("mine", "base", "all", 8, "cuda"), "latency/mine@cuda/base/all/batch8"),
+    ],
+)
+def test_a_series_has_one_name_which_gives_it_back(series, name):
+    assert series.name == name and parse(name) == series
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "accuracy",
+        "latency/onnxruntime",
+        "latency/onnxruntime/artifact/two/batch1",
+        "latency/onnxruntime/artifact/all/batch01",
+        "latency/onnxruntime@cpu/artifact/all/batch1",
+        "latency/a/b/artifact/all/batch1",
+        "latency/onnxruntime/artifact/all/batch1/p50",
+        "latency/onnxruntime/artifact/all/batch1\n",
+    ],
+)
+def test_no_other_name_is_that_of_a_series(name):
+    assert parse(name) is None
 
 
 def test_a_base_is_measured_against_itself(bench):

@@ -15,12 +15,14 @@ import pytest
 
 from pipeline import hardware, report, store
 from pipeline.errors import Corrupt, UserError
+from pipeline.measure.series import Series
 from pipeline.orchestrate import plan
 from pipeline.paths import Work
 from pipeline.report import evidence, frames, merged, reading, row
 from pipeline.store import hdf5
 from tests import cells, many, results
 
+BATCH1 = Series("onnxruntime", "artifact", "all", 1)
 SWEEP = """\
 name: shared
 models: [{name: vgg11_bn, width: 0.125}]
@@ -173,8 +175,8 @@ def test_processes_change_nothing(tmp_path, monkeypatch):
     for found in (two.frames, rows):
         assert found.cells.equals(one.frames.cells) and found.gaps == one.frames.gaps
     assert len(one.frames.cells) == 199 and len(one.frames.gaps) == 1
-    named = [identity for identity in one.frames.cells[list(row.IDENTITY)].to_dict("records")]
-    assert frames.frame(reading.from_results(two.path, named)).equals(one.frames.cells)
+    named = [row.identity(sweep.by_id[cell_id]) for cell_id in one.frames.ids]
+    assert tuple(reading.from_results(two.path, named)) == one.frames.rows
 
 
 # --- read back -------------------------------------------------------------------------------
@@ -184,7 +186,7 @@ def test_what_is_read_back_is_what_was_written(sweep, work, published):
     found = merged.read(published.path)
     assert found.sweep.cells == sweep.cells and found.sweep.text == sweep.text
     assert found.frames.cells.equals(published.frames.cells)
-    assert found.frames.gaps == published.frames.gaps and found.said == published.said
+    assert found.frames.gaps == published.frames.gaps and found.usages == published.usages
     assert found.used == published.used and found.used.cells == 1
     for cell in frames.in_order(sweep)[:-1]:
         result = evidence.valid_result(cell.id, work.cell(cell.id), with_history=True)
@@ -203,7 +205,7 @@ def test_the_report_is_made_from_it_alone_to_the_same_bytes(sweep, work, tmp_pat
     monkeypatch.chdir(tmp_path / "reports")  # where the sweep's file is not
     again, listed = report.rebuild(paths.folder)
     assert {p: p.read_bytes() for p in again.folder.rglob("*") if p.is_file()} == before
-    assert listed == report.rows_of(paths.folder) and len(listed["rows"]) == 5
+    assert listed == report.read_folder(paths.folder) and len(listed.rows) == 5
 
 
 # --- with what an earlier report has ---------------------------------------------------------
@@ -218,11 +220,11 @@ def test_an_earlier_report_stands_in_for_a_work_root_that_was_purged(sweep, work
     gone = {name for name in before if before[name] != after.get(name)}
     assert gone == {"gaps"} and set(after) == set(before)  # why one failed is not known any more
     assert (
-        listed["rows"]
-        == report.rows_of(paths.folder)["rows"]
-        == report.rows(sweep, work, paths.folder)["rows"]
+        listed.rows
+        == report.read_folder(paths.folder).rows
+        == report.read(sweep, work, paths.folder).rows
     )
-    assert [gap["reason"] for gap in listed["gaps"]] == ["not run yet"]
+    assert [gap.reason for gap in listed.gaps] == ["not run yet"]
     over = report.build(sweep, work, tmp_path / "again", earlier=again.folder)[0]  # itself
     assert h5py_content(over.merged) == after
 
@@ -248,8 +250,8 @@ def test_of_an_earlier_report_only_cells_of_the_sweep_are_taken(sweep, work, tmp
     path.write_text(SWEEP.replace("[0, 1]", "[1, 2]").replace("shared", "fewer"))
     fewer, none = plan.load_sweep(path), Work(tmp_path / "none")
     listed = report.build(fewer, none, tmp_path / "reports", earlier=paths.folder)[1]
-    assert [row["seed"] for row in listed["rows"]] == [1, 1]
-    assert len(listed["gaps"]) == 4
+    assert [row.seed for row in listed.rows] == [1, 1]
+    assert len(listed.gaps) == 4
 
 
 def test_models_of_an_earlier_report_stay_where_the_work_root_has_none(sweep, work, tmp_path):
@@ -269,7 +271,7 @@ def test_an_earlier_report_that_is_damaged_or_none_is_no_source(sweep, work, tmp
         report.build(sweep, work, tmp_path / "reports", earlier=tmp_path)
     paths.merged.write_bytes(paths.merged.read_bytes()[:-1] + b"x")
     with pytest.raises(Corrupt):
-        report.rows(sweep, work, paths.folder)
+        report.as_json(report.read(sweep, work, paths.folder))
 
 
 def h5py_content(path):
@@ -300,7 +302,7 @@ def test_evidence_is_what_was_recorded(sweep, work, tmp_path):
         8,
         8,
     )
-    assert found.latency["onnxruntime/artifact/all/batch1"].shape == (20,)
+    assert found.latency[BATCH1].shape == (20,)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_evidence_is_what_was_recorded(sweep, work, tmp_path):
         {"labels": 3.5},
         {"predictions": LABELS.astype(float)},
         {"differing/pixels": numpy.zeros((2, 1, 4, 4), numpy.uint8)},
-        {"latency/onnxruntime/artifact/all/batch1": numpy.array([1.0, numpy.nan])},
+        {BATCH1.name: numpy.array([1.0, numpy.nan])},
         {"channels": "many"},
     ],
 )
@@ -323,7 +325,7 @@ def test_what_makes_no_sense_counts_as_not_there(sweep, work, tmp_path, changed)
         assert found.predictions is None or found.labels is None
     assert found.differing is None
     assert (found.channels is None) == (name == "channels")
-    assert ("onnxruntime/artifact/all/batch1" in found.latency) != name.startswith("latency")
+    assert (BATCH1 in found.latency) != name.startswith("latency")
 
 
 def test_there_is_no_evidence_without_a_valid_result(sweep, work, tmp_path):
@@ -530,7 +532,7 @@ def test_looking_changes_nothing_in_the_work_root(sweep, work, tmp_path):
         path.chmod(0o500 if path.is_dir() else 0o400)
     before = seen()
     report.build(sweep, work, tmp_path / "reports")
-    report.rows(sweep, work)
+    report.as_json(report.read(sweep, work))
     assert seen() == before
 
 

@@ -15,15 +15,15 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import pandas
 import pytest
 
 from pipeline import report
 from pipeline.paths import CODE, Work
-from pipeline.report import frames, json_rows, page, row, sections
+from pipeline.report import frames, page, row, sections
 from pipeline.report.content import Column, Value
 from pipeline.report.owned import Owned
 from tests import results
@@ -136,19 +136,20 @@ def many(folder: Path, techniques: int, seeds: int, settings: int = 1) -> Path:
     work = Work(folder / "work")
     for cell in one.cells:
         results.publish(cell, work)
-    measured = frames.read(one, work).cells.iloc[1:]
+    measured = frames.read(one, work).rows[1]
     names = [f"technique-{t:05}" for t in range(techniques - 1)]
     datasets = [f"d{d}" for d in range(settings)]
     sweep = results.sweep(techniques=names, seeds=range(seeds), datasets=datasets)
-    cells = pandas.concat([measured] * len(sweep.cells), ignore_index=True)
-    named = pandas.DataFrame([row.identity(cell) for cell in frames.in_order(sweep)])
-    cells[named.columns] = named
-    cells["accuracy"] = [0.9 + 0.1 * i / len(cells) for i in range(len(cells))]
-    found = frames.Frames(cells, ())
+    count = len(sweep.cells)
+    found = frames.Frames(
+        tuple(
+            replace(measured, **vars(row.identity(cell)), accuracy=0.9 + 0.1 * i / count)
+            for i, cell in enumerate(frames.in_order(sweep))
+        ),
+        (),
+    )
     path = folder / "index.html"
-    listed = json_rows.rows(found)
-    measured = sections.measured(sweep, found, listed)
-    path.write_bytes(page.html(sweep, found, listed, {}, {}, measured))
+    path.write_bytes(page.html(sweep, found, {}, {}, sections.measured(sweep, found)))
     return path
 
 
@@ -356,7 +357,7 @@ def test_markup_in_names_is_shown_as_text(evil, opened):
 def test_columns_sort_by_number_best_first_and_back(small, opened):
     tab = opened(small)
     before = column(tab, 1)
-    smaller = head(tab, "smaller, ×")
+    smaller = head(tab, "compression ratio, ×")
     place = 1 + smaller.evaluate("(cell) => cell.cellIndex")
     assert before == ["base", *SMALL]
     smaller.get_by_role("button").click()
@@ -368,8 +369,8 @@ def test_columns_sort_by_number_best_first_and_back(small, opened):
     assert numbers(column(tab, place)) == [1.0, 2.0, 4.0, 9.0, 10.0]
     smaller.get_by_role("button").click()
     assert smaller.get_attribute("aria-sort") == "none" and column(tab, 1) == before
-    head(tab, "drop against its base, points").get_by_role("button").click()
-    drop = 1 + head(tab, "drop against its base, points").evaluate("(cell) => cell.cellIndex")
+    head(tab, "accuracy drop, points").get_by_role("button").click()
+    drop = 1 + head(tab, "accuracy drop, points").evaluate("(cell) => cell.cellIndex")
     assert numbers(column(tab, drop)) == sorted(numbers(column(tab, drop)))
 
 
@@ -384,7 +385,7 @@ def test_it_works_from_the_keyboard(small, opened):
     assert column(tab, 1) == ["kd-0.5"] and column(tab, 1, "#results-1-table") == ["kd-0.5"]
     assert tab.locator("#results output").text_content() == "2 of 10 lines"
     tab.locator("#results [name=filter]").fill("")
-    button = head(tab, "smaller, ×").get_by_role("button")
+    button = head(tab, "compression ratio, ×").get_by_role("button")
     while not button.evaluate("(button) => button === document.activeElement"):
         tab.keyboard.press("Tab")
     outline = button.evaluate("(button) => getComputedStyle(button).outlineStyle")
@@ -405,7 +406,7 @@ def test_it_filters_by_words_data_set_and_group_of_columns(small, opened):
     tab.get_by_label("Data set").select_option("results-1")
     assert not tab.locator("#results-0").is_visible() and tab.locator("#results-1").is_visible()
     tab.get_by_label("Data set").select_option("")
-    stored = head(tab, "stored, MB")
+    stored = head(tab, "stored size, MB")
     assert stored.is_visible()
     tab.get_by_label("size", exact=True).uncheck()
     assert not stored.is_visible() and head(tab, "accuracy, %").is_visible()
@@ -417,16 +418,22 @@ def test_it_filters_by_words_data_set_and_group_of_columns(small, opened):
 
 def test_a_narrow_screen_begins_with_the_columns_that_matter(small, opened):
     tab = opened(small, width=360)
-    assert head(tab, "accuracy, %").is_visible() and head(tab, "stored, MB").is_visible()
+    assert head(tab, "accuracy, %").is_visible() and head(tab, "stored size, MB").is_visible()
     assert not head(tab, "MACs, M").is_visible()
-    tab.get_by_label("work", exact=True).check()
+    tab.get_by_label("complexity", exact=True).check()
     assert head(tab, "MACs, M").is_visible()
 
 
 def test_without_script_all_is_there_but_the_controls(small, opened):
     tab = opened(small, java_script_enabled=False)
     text = tab.locator("body").inner_text()
-    for said in ("Smallest at no loss", "kd-0.5", "netpress export", "exception: no", "name: test"):
+    for said in (
+        "Smallest without accuracy loss",
+        "kd-0.5",
+        "netpress export",
+        "exception: no",
+        "name: test",
+    ):
         assert said in text
     assert tab.locator("th button").count() == 0
     assert not tab.locator("form.controls").first.is_visible()

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from jobs.aggregate import Report
 from pipeline import gaps, report, store, usage
 from pipeline.errors import UserError
+from pipeline.measure.series import Series
 from pipeline.orchestrate.export import export
 from pipeline.orchestrate.plan import load_sweep
 from pipeline.paths import CODE, Work
@@ -84,8 +86,8 @@ def test_the_time_of_training_is_that_of_all_epochs_whoever_made_the_result(work
         store.publish_bytes(work.cell(cell.id).result, data)
         store.write_manifest(work.cell(cell.id))
     text = built(sweep, work, tmp_path)[1]
-    assert [row["training_seconds"] for row in report.rows(sweep, work)["rows"]] == [7200.0] * 2
-    assert "- Training of all cells together: 4.0 hours" in text
+    assert [row.training_seconds for row in report.read(sweep, work).rows] == [7200.0] * 2
+    assert "- Total training time: 4.0 hours" in text
 
 
 # --- when it is made on a cluster ------------------------------------------------------------
@@ -116,7 +118,7 @@ def test_rows_say_what_was_measured(work):
     values = results.measured(cell, ratio=4.0, drop=0.002)
     results.publish(base, work)
     results.publish(cell, work, values)
-    found = report.rows(sweep, work)
+    found = report.as_json(report.read(sweep, work))
     assert found["gaps"] == [] and all(promised(row) for row in found["rows"])
     own, row = found["rows"]
     assert (row["id"], row["technique"], row["seed"]) == (cell.id, "half", 0)
@@ -144,12 +146,29 @@ def test_what_was_not_measured_is_null_and_never_nan(work):
             "latency/onnxruntime/artifact/all/batch1": [1.0, math.nan],
         }
         results.publish(cell, work, bare, facts={})
-    found = report.rows(sweep, work)
+    found = report.as_json(report.read(sweep, work))
     json.dumps(found, allow_nan=False)
     assert all(promised(row) for row in found["rows"])
     row = found["rows"][1]
     assert row["macs"] is None and row["agreement"] is None and row["accuracy_drop"] is None
     assert row["latency_ms"]["batch1"] == {"p50": None, "p90": None, "p99": None}
+
+
+def test_a_row_has_every_series_that_was_measured_on_whatever_runtime_and_device(work):
+    sweep = results.sweep(techniques=("half",))
+    samples = numpy.array([3.0, 1.0, 2.0])
+    elsewhere = {
+        "latency/openvino/artifact/one/batch1": samples,
+        "latency/onnxruntime@cuda/artifact/all/batch64": samples,
+        "latency/onnxruntime/somebody/all/batch64": samples,
+    }
+    for cell in sweep.cells:
+        results.publish(cell, work, results.measured(cell) | elsewhere)
+    latencies = report.read(sweep, work).rows[1].latencies
+    assert latencies[Series("openvino", "artifact", "one", 1)].p50 == 2.0
+    assert latencies[Series("onnxruntime", "artifact", "all", 64, "cuda")].p50 == 2.0
+    assert latencies[Series("onnxruntime", "artifact", "all", 64)].p50 != 2.0
+    assert len(latencies) == 18
 
 
 def test_one_frame_a_row_a_cell_with_every_metric(work):
@@ -177,7 +196,7 @@ def test_each_gap_has_its_reason(work):
     store.publish_bytes(work.cell(by_name["c", 0].id).metrics, store.history_bytes([]))
     broken = store.new_attempt(work.cell(by_name["d", 1].id))
     broken.failure.write_text("{")
-    reasons = {gap["id"]: gap["reason"] for gap in report.rows(sweep, work)["gaps"]}
+    reasons = {gap["id"]: gap["reason"] for gap in report.as_json(report.read(sweep, work))["gaps"]}
     assert {name: reasons.get(cell.id) for name, cell in by_name.items()} == {
         ("base", 0): None,
         ("base", 1): "disk full: no space left",
@@ -200,7 +219,7 @@ def test_a_damaged_result_is_a_gap_and_costs_only_itself(work, tmp_path):
     changed[-100] ^= 1
     result.write_bytes(changed)
     _, text = built(sweep, work, tmp_path)
-    found = report.rows(sweep, work)
+    found = report.as_json(report.read(sweep, work))
     assert [row["technique"] for row in found["rows"]] == ["base", "tiny"]
     assert [gap["id"] for gap in found["gaps"]] == [sweep.cells[1].id]
     assert found["gaps"][0]["reason"].startswith("damaged: result.h5: its SHA-256")
@@ -213,7 +232,7 @@ def test_another_cells_result_is_no_result(work):
     one, other = (work.cell(cell.id) for cell in sweep.cells[1:])
     shutil.copy(other.result, one.result)
     store.write_manifest(one)
-    assert [gap["id"] for gap in report.rows(sweep, work)["gaps"]] == [one.id]
+    assert [gap["id"] for gap in report.as_json(report.read(sweep, work))["gaps"]] == [one.id]
 
 
 # --- the files -------------------------------------------------------------------------------
@@ -259,14 +278,14 @@ def test_the_answer_is_computed(work, tmp_path):
     _, text = built(sweep, work, tmp_path)
     ids = {cell.technique: cell.id for cell in sweep.cells}
     for question, technique in (
-        ("Smallest at no loss", "exact"),
-        ("Smallest within one point", "small"),
-        ("Fastest within one point", "fast"),
+        ("Smallest without accuracy loss", "exact"),
+        ("Smallest within one percentage point", "small"),
+        ("Fastest within one percentage point", "fast"),
     ):
         line = next(line for line in text.splitlines() if question in line)
         assert f"`{technique}`" in line and f"export test.yaml {ids[technique]}`" in line
-    assert "16.0 times smaller" in text and "0.90 points below its base" in text
-    assert report.best(report.rows(sweep, work)["rows"])["technique"] == "small"
+    assert "compression ratio 16.0" in text and "0.90 percentage points below its base" in text
+    assert report.best(report.read(sweep, work).rows).technique == "small"
 
 
 def test_where_all_lose_too_much_the_base_is_the_answer(work, tmp_path):
@@ -274,7 +293,7 @@ def test_where_all_lose_too_much_the_base_is_the_answer(work, tmp_path):
     publish_all(sweep, work, drop=0.05)
     _, text = built(sweep, work, tmp_path)
     assert text.count("the base itself, 99.00 % in 58.9 MB; no compressed model qualifies") == 3
-    assert report.best(report.rows(sweep, work)["rows"])["is_base"]
+    assert report.best(report.read(sweep, work).rows).is_base
     assert report.best([]) is None
 
 
@@ -294,7 +313,8 @@ def test_how_far_the_nearest_is_from_qualifying_is_said(work):
     text = results.markdown(sweep, work)
     assert (
         text.count(
-            "no compressed model qualifies; the nearest, `near`, is 2.00 points below its base.\n"
+            "no compressed model qualifies; the nearest, `near`, is 2.00 percentage points below "
+            "its base.\n"
         )
         == 3
     )
@@ -305,23 +325,20 @@ def test_without_the_base_there_may_be_no_answer_and_that_is_said(work):
     cell = sweep.cells[1]
     results.publish(cell, work, results.measured(cell, 4.0, 0.3))
     text = results.markdown(sweep, work)
-    said = "Smallest at no loss: no model that was measured; the nearest, `far`, is 30.00 points"
+    said = (
+        "Smallest without accuracy loss: no measured model qualifies; the nearest, `far`, is 30.00 "
+        "percentage points"
+    )
     assert said in text and "1 of 2 cells have a result (seed: 0). 1 is missing and is" in text
 
 
 def test_seeds_are_judged_by_their_mean():
+    measured = results.in_memory(results.sweep())[0][1]
+
     def row(technique, seed, drop, size):
-        return {
-            "dataset": "d",
-            "model": "m",
-            "technique": technique,
-            "seed": seed,
-            "accuracy_drop": drop,
-            "stored_bytes": size,
-            "is_base": False,
-            "family": technique,
-            "speedup": {"batch1": 2.0},
-        }
+        named = replace(measured, technique=technique, family=technique, seed=seed)
+        accuracy = None if drop is None else 1 - drop
+        return replace(named, base_accuracy=1.0, accuracy=accuracy, stored_bytes=size)
 
     lucky = [row("lucky", 0, 0.0, 10), row("lucky", 1, 0.03, 10)]
     steady = [row("steady", 0, 0.015, 20), row("steady", 1, 0.002, 21)]
@@ -329,7 +346,7 @@ def test_seeds_are_judged_by_their_mean():
     assert answer.smallest(lucky + steady, limit=0.05).rows == tuple(lucky)
     missing = row("missing", 0, None, 1)
     assert report.best([missing, *steady]) == steady[1]
-    assert answer.fastest([{**steady[0], "speedup": {"batch1": None}}]) is None
+    assert answer.fastest([replace(steady[0], latencies={})]) is None
 
 
 def test_the_markdown_has_spread_hardware_simulation_and_how_to_repeat(work, tmp_path):
@@ -341,7 +358,7 @@ def test_the_markdown_has_spread_hardware_simulation_and_how_to_repeat(work, tmp
     assert re.search(r"\| half \| 3 \| 98\.71 ± 0\.09 \| 0\.30 ± 0\.10 \|", text)
     assert "- CPU: A CPU, 2 cores\n- CPU flags: avx2 avx512_vnni\n" in text
     assert "onnxruntime 1.32.0" in text and "Commit: 0123456789abcdef" in text
-    assert "## Simulated beside deployed" in text and "seeds: 0, 1, 2" in text
+    assert "## Simulated and deployed latency" in text and "seeds: 0, 1, 2" in text
     assert "`netpress run test.yaml`" in text
     assert text.endswith("````yaml\nname: test\n# ```\n````\n")  # a longer fence than the file's
 
@@ -356,16 +373,16 @@ def test_n_and_deviation_are_stated_as_far_as_there_are_any(work, seeds, techniq
     lines = [line for line in text.splitlines() if re.match(r"\| (base|t\d\d) ", line)]
     assert len(lines) == techniques + 1
     assert all(line.split(" | ")[1] == str(seeds) for line in lines)
-    assert ("One seed each (n = 1)" in text) == (seeds == 1)
+    assert ("one seed for each technique (n = 1)" in text) == (seeds == 1)
     assert ("sample standard deviation" in text) == (" ± " in lines[0]) == (seeds == 5)
 
 
 def test_what_was_shared_and_what_a_seed_decides_is_said(work):
     text = results.markdown(results.sweep(seeds=(0, 1), datasets=("a", "b")), work)
-    assert "- Seeds: 0, 1; a seed decides the first weights, which images are held out" in text
-    assert "taught by it (4 bases in all), with its recipe" in text
-    assert "- Recipe: 2 epochs, batches of 128, learning rate up to 0.1 (linear" in text
-    assert "10 % of the training set held out, whole test set\n" in text
+    assert "- Seeds: 0, 1; a seed determines the initial weights, the held-out split" in text
+    assert "have it as teacher (4 bases in all), with the same recipe" in text
+    assert "- Recipe: 2 epochs, batches of 128, peak learning rate 0.1 (linear" in text
+    assert "10 % of the training set held out, full test set\n" in text
     assert "Shared" not in results.markdown(results.sweep(techniques=()), work)
 
 
@@ -378,8 +395,10 @@ def test_a_recipe_that_differs_or_takes_a_sliver_is_said(tmp_path, work):
     )
     text = results.markdown(load_sweep(file), work)
     one, other = (line for line in text.splitlines() if line.startswith("- Recipe on"))
-    assert one.startswith("- Recipe on mnist: 3 epochs, ") and "moved" not in one
-    assert other.startswith("- Recipe on digits: 9 epochs, ") and "moved by up to 4 pixels" in other
+    assert one.startswith("- Recipe on mnist: 3 epochs, ") and "random crops" not in one
+    assert (
+        other.startswith("- Recipe on digits: 9 epochs, ") and "random crops with 4 pixels" in other
+    )
     assert other.endswith("only 1,200 training images, only 100 test images")
 
 
@@ -392,8 +411,8 @@ def test_what_each_cell_asked_for_and_used_of_all_its_attempts(work):
     results.publish(half, work)
     results.ran_as_job(half, work, wall_s=1200, job="8_1", gpu_busy=None, gpu_memory_bytes=0)
     results.ran_as_job(bad, work, wall_s=3600, job="9")
-    said = merged.write(sweep, work, work.root / "results.h5").said
-    text = results.markdown(sweep, work, said).split("## What the jobs used")[1]
+    said = merged.write(sweep, work, work.root / "results.h5").usages
+    text = results.markdown(sweep, work, said).split("## Resource usage")[1]
     lines = [
         line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| dig")
     ]
@@ -405,7 +424,7 @@ def test_what_each_cell_asked_for_and_used_of_all_its_attempts(work):
     assert lines[0][9:] == ["5.00", "61"] and lines[1][9:] == []  # not seen, so empty
     assert "2.000 GPU-hours: wall time" in text and "- GPU-hours: 2.000\n" in text
     assert "--set cores=4" in text
-    assert "## What the jobs used" not in results.markdown(sweep, work)
+    assert "## Resource usage" not in results.markdown(sweep, work)
 
 
 def test_gpu_hours_without_jobs_are_those_of_cells_on_a_gpu(work):
@@ -413,7 +432,7 @@ def test_gpu_hours_without_jobs_are_those_of_cells_on_a_gpu(work):
     for cell, device in zip(sweep.cells, ("cpu", "cuda:0"), strict=True):
         results.publish(cell, work, facts={**results.FACTS, "device": device, "seconds": 1800.0})
     text = results.markdown(sweep, work)
-    assert "- GPU-hours: 0.500 (cells that ran on a GPU, from start to end)\n" in text
+    assert "- GPU-hours: 0.500 (total time of the cells that ran on a GPU)\n" in text
 
 
 def test_usage_of_others_is_not_trusted():
@@ -447,7 +466,9 @@ def test_a_reason_cannot_break_out_of_the_page(work, tmp_path):
     assert "<script" not in text and "\x1b" not in text and "\n# title" not in text
     gap = next(line for line in text.splitlines() if sweep.cells[1].id in line)
     assert len(re.findall(r"(?<!\\)\|", gap)) == 4
-    assert report.rows(sweep, work)["gaps"][0]["reason"].count("<script>") == 1  # JSON needs none
+    assert (
+        report.as_json(report.read(sweep, work))["gaps"][0]["reason"].count("<script>") == 1
+    )  # JSON needs none
 
 
 def test_a_technique_cannot_break_out_of_its_table(work):
@@ -506,7 +527,7 @@ def test_the_summary_fits_eighty_columns_and_names_gaps(work):
         else:
             results.publish(cell, work)
     out = io.StringIO()
-    report.print_summary(report.rows(sweep, work), out)
+    report.print_summary(report.read(sweep, work), out)
     lines = out.getvalue().splitlines()
     assert max(len(line) for line in lines[:5]) <= 80
     assert re.search(r"attention-transfer\s+2\s+98\.8[01]\s+0\.20\s+14\.7\s+4\.00", out.getvalue())

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import artifact, catalog, execute, runtimes, store
+from pipeline import artifact, catalog, done, execute, runtimes, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import cell as measuring
+from pipeline.measure import series
+from pipeline.measure.series import Series
 from pipeline.models import network
 from pipeline.orchestrate import rehearse
 from pipeline.paths import CODE, Work
+from pipeline.report import frames
 from pipeline.report.row import identity, row
 from pipeline.runtimes import openvino
 from pipeline.sweep import Cell, Measure
@@ -146,7 +149,7 @@ def test_a_hostile_model_is_one_sentence(tiny, images, runtime, spoil, capfd):
 def test_a_network_that_cannot_run_is_one_sentence(bench):
     state = made(bench, "base").state
     broken = network.restore(state.spec, state.network.state_dict())
-    broken.network.head = torch.nn.Linear(3, 10)
+    broken.network.module.head = torch.nn.Linear(3, 10)
     with pytest.raises(Corrupt, match="PyTorch cannot run it"):
         runtimes.reference(broken, 1).run(split_of(bench).test.pixels[:2].numpy())
 
@@ -172,13 +175,12 @@ def test_another_runtime_is_measured_where_the_sweep_names_it(bench):
     split = split_of(bench)
     with cells.one_core():
         found = measuring.measure(mine, base, split, BOTH, torch.device("cpu"), lambda what: None)
-    series = {name.split("/", 1)[1] for name in found if name.startswith("latency/")}
-    who = ["onnxruntime/artifact", "onnxruntime/base", "openvino/artifact", "openvino/base"]
-    assert series == {
-        f"{name}/{threads}/{batch}"
-        for name in (*who, "pytorch/simulated", "pytorch/base")
+    who = [(name, model) for name in ("onnxruntime", "openvino") for model in ("artifact", "base")]
+    assert set(filter(None, map(series.parse, found))) == {
+        series.Series(runtime, model, threads, batch)
+        for runtime, model in (*who, ("pytorch", "simulated"), ("pytorch", "base"))
         for threads in ("one", "all")
-        for batch in ("batch1", "batch64")
+        for batch in (1, 64)
     }
     assert found["runtimes/openvino/agreement"] >= 0.998
     assert abs(found["runtimes/openvino/accuracy"] - found["accuracy"]) <= 0.002
@@ -198,8 +200,9 @@ def test_a_cell_that_names_it_has_it_in_its_result_and_the_report_still_reads_it
     assert result.measured["latency/openvino/artifact/all/batch1"].shape == (1,)
     assert {"torch", "onnxruntime", "openvino", "onnx"} <= result.facts["versions"].keys()
     found = row(identity(cell), result)
-    assert found["onnxruntime_artifact_all_batch1_p50_ms"] > 0
-    assert not any("openvino" in column for column in found)
+    assert found.latencies[Series("onnxruntime", "artifact", "all", 1)].p50 > 0
+    assert found.latencies[Series("openvino", "artifact", "all", 1)].p50 > 0
+    assert not any("openvino" in column for column in frames.COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -233,14 +236,14 @@ def of(tmp_path, names):
     return cells.cells(tmp_path, ["base"], **told)["base"]
 
 
-def test_the_default_is_no_part_of_a_cells_id_nor_of_its_json(tmp_path):
+def test_runtimes_are_no_part_of_a_cells_id_but_of_its_measurement(tmp_path):
     plain = of(tmp_path, None)
     assert of(tmp_path, ["onnxruntime"]).id == plain.id
     assert Measure().canonical == '{"repeats":100,"seconds":3.0}'
     assert "runtimes" not in plain.to_json()["measure"]
     more = of(tmp_path, ["onnxruntime", "openvino"])
-    assert more.id != plain.id and more.id == of(tmp_path, ["openvino", "onnxruntime"]).id
-
+    assert more.id == plain.id and more == of(tmp_path, ["openvino", "onnxruntime"])
+    assert done.record(more) != done.record(plain)
     assert Cell.from_json(more.to_json(), catalog.built_in()) == more
     assert Cell.from_json(plain.to_json(), catalog.built_in()) == plain
 

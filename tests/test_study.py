@@ -23,7 +23,7 @@ def made(tmp_path):
         for cell in sweep.cells:
             if cell.technique not in leave_out:
                 results.publish(cell, work, results.measured(cell, 4.0, 0.002))
-        section = study.section(report.rows(sweep, work)["rows"])
+        section = study.section(report.read(sweep, work).rows)
         return section, results.markdown(sweep, work)
 
     return made
@@ -66,7 +66,7 @@ def test_ours_stand_beside_with_mean_deviation_and_n(made):
     assert deployed == pytest.approx(0.25, abs=0.02)
     assert simulated == pytest.approx(1.25, abs=0.08)  # 2.5 against 2: slower than the base
     assert "validation accuracy" in text and "A100" in text and "test set" in text
-    assert f"takes {simulated:.2f} times the base's time; the int8 artifact takes" in text
+    assert f"has a relative latency of {simulated:.2f}; the int8 artifact has" in text
 
 
 def test_what_it_has_and_we_do_not_is_a_line_without_ours(made):
@@ -78,7 +78,7 @@ def test_what_it_has_and_we_do_not_is_a_line_without_ours(made):
         ["distillation (soft logits; attention transfer)", "no result", "0"],
     ]
     assert found[1][7:] == [""] * 6
-    assert "the int8 artifact takes" not in text
+    assert "the int8 artifact has" not in text
 
 
 def test_every_operating_point_of_a_row_is_there_and_what_is_not_in_the_study_comes_last(made):
@@ -100,7 +100,7 @@ def test_controls_are_not_among_its_rows(made):
 )
 def test_other_reports_are_not_about_the_study(made, shape):
     section, text = made(**shape)
-    assert section is None and "## The study" not in text
+    assert section is None and "## Comparison with the study" not in text
 
 
 def test_another_width_and_jpeg_are_said(made):
@@ -114,7 +114,7 @@ def test_what_was_not_measured_is_empty(tmp_path):
     for cell in sweep.cells:
         values = {"accuracy": 0.9, "stored_bytes": 1000}
         results.publish(cell, work, values, facts={})
-    section = study.section(report.rows(sweep, work)["rows"])
+    section = study.section(report.read(sweep, work).rows)
     line = lines(section.tables[0])["qat-int8"]
     assert line[7:] == ["0.00100", "90.00", "", "", "", ""]
     assert all("the int8 artifact" not in part for said in section.about for part in said)

@@ -791,7 +791,7 @@ def test_what_was_used_and_a_better_request(tmp_path):
     assert second == "This would do: --set cores=4 --set memory_gib=4"
     used(asked.cells[0], work, job=None, memory_bytes=GIB)  # finished outside of jobs, later
     assert next(usage.lines(usage.read(asked.cells, work))) == first
-    said = usage.said_of(work.cell(asked.cells[0].id))
+    said = usage.of_cell(work.cell(asked.cells[0].id))
     assert said["all"] == {"attempts": 2, "wall_s": 100.0, "gpu_s": 100.0}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 
 from pipeline import cli, cli_output, terminal
 from pipeline.errors import UserError
+from pipeline.gaps import Gap
 from pipeline.orchestrate.display import Lines
 from pipeline.report import tables
+from pipeline.report.frames import Frames
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,7 @@ def test_progress_and_gaps_go_through_it():
     Lines([], [], out).say("reason \x1b[2J\n")
     assert out.getvalue() == "reason \\x1b[2J\\n\n"
     out = io.StringIO()
-    gap = {"name": "a/b/c/0", "id": "0" * 16, "reason": "failed: \x1b]0;owned\x07"}
-    tables.print_summary({"rows": [], "gaps": [gap]}, out)
+    cell = SimpleNamespace(name="a/b/c/0", id="0" * 16)
+    gap = Gap(cell, "failed: \x1b]0;owned\x07")
+    tables.print_summary(Frames((), (gap,)), out)
     assert out.getvalue().strip() == f"a/b/c/0 ({'0' * 16}): failed: \\x1b]0;owned\\x07"

@@ -1,7 +1,8 @@
 """Data sets as uint8 tensors: `load` gives training, held-out and test images of one cell.
 
-A data set is one file here and one row in DATASETS, or any folder of images that a sweep file
-names. Its module has six things, and all but `decode` and `fetch` are cheap and torch-free:
+A data set is one file here and one row in DATASETS (or in the DATASETS of a plug-in), or any folder
+of images that a sweep file names. Its module has six things, and all but `decode` and `fetch` are
+cheap and torch-free:
 
     FLIP: bool                          whether mirrored images are images of the same class
     facts(dataset, root)                -> (class names, shape)
@@ -20,11 +21,13 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipeline import registry
 from pipeline.data import entries
 from pipeline.errors import UserError
 from pipeline.terminal import printable
+from pipeline.versions import SHARED
 
 if TYPE_CHECKING:
     from pipeline.data.augment import batch_count, batches, ordered
@@ -58,7 +61,7 @@ __all__ = [
 class Entry(NamedTuple):
     """A row of the registry: the module, and what `netpress datasets` says about it."""
 
-    module: str
+    module: Any  # its path; in a plug-in any object with its functions
     description: str
 
 
@@ -80,7 +83,7 @@ DATASETS = {
         "CIFAR-10 as JPEG files, pixels differ a little; DATA_ROOT/cifar10-jpeg/{train,test}/CLASS",
     ),
 }
-VERSION = 2  # raise it when pixels or their order change
+VERSION = SHARED["data"]  # raised when pixels or their order change
 FOLDERS = frozenset({"cifar10-jpeg"})  # those that may lie elsewhere, by `folder:`
 OWN_FOLDER = "pipeline.data.folder"  # any other name, given with `folder:` in the sweep file
 
@@ -113,7 +116,7 @@ def load(dataset: Dataset, recipe: Recipe, seed: int, root: Path, cache: Path) -
     from pipeline.data.split import split
 
     module = _module(dataset)
-    key = module.key(dataset, root)
+    key = _key(dataset, root)
     found = decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key))
     flip = module.FLIP if dataset.flip is None else dataset.flip
     return split(found, dataset.name, recipe, seed, flip)
@@ -129,7 +132,7 @@ def facts(
 def require(dataset: Dataset, root: Path, say: Callable[[str], None]) -> None:
     """Raises UserError where files of the data set are missing, and names what brings them; says
     what there is not read."""
-    _module(dataset).key(dataset, root)
+    _key(dataset, root)
     for line in unread(dataset, root):
         say(line)
 
@@ -141,7 +144,7 @@ def prepare(dataset: Dataset, root: Path, cache: Path, say: Callable[[str], None
     from pipeline.data import cache as decoded
 
     module = _module(dataset)
-    key = module.key(dataset, root)
+    key = _key(dataset, root)
     for line in unread(dataset, root):
         say(line)
     if not decoded.is_there(cache, dataset.name, key) and not module.verify(dataset, root):
@@ -152,7 +155,7 @@ def decode(dataset: Dataset, root: Path, cache: Path, say: Callable[[str], None]
     """Decode all images into `cache`; UserError names the first that is damaged."""
     from pipeline.data import cache as decoded
 
-    key = _module(dataset).key(dataset, root)
+    key = _key(dataset, root)
     say(f"{dataset.name}: reading all images, once")
     found = _decoded(dataset, root, key)  # before the cache has a folder for it
     decoded.load(cache, dataset.name, key, lambda: found)
@@ -165,7 +168,7 @@ def unread(dataset: Dataset, root: Path) -> list[str]:
 
 def is_folder(dataset: Dataset) -> bool:
     """Whether it is a folder of images, which may change; other data sets have checksums."""
-    return dataset.name in FOLDERS or dataset.name not in DATASETS
+    return dataset.name in FOLDERS or dataset.name not in names()
 
 
 class Current(NamedTuple):
@@ -181,7 +184,7 @@ def current(dataset: Dataset, root: Path, cache: Path) -> Current | None:
     UserError where it is not a data set (any more)."""
     if not is_folder(dataset) or not _module(dataset).is_there(dataset, root):
         return None
-    key = _module(dataset).key(dataset, root)
+    key = _key(dataset, root)
     return Current(key, entries.fingerprint(cache, dataset.name, key))
 
 
@@ -200,7 +203,7 @@ def fetch(
     if cache is not None:
         from pipeline.data import cache as decoded
 
-        key = module.key(dataset, root)
+        key = _key(dataset, root)
         decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key))
 
 
@@ -208,7 +211,7 @@ def _decoded(dataset: Dataset, root: Path, key: str):
     """All images, if they are still those of the key: another's would be kept under it."""
     module = _module(dataset)
     found = module.decode(dataset, root)
-    if module.key(dataset, root) != key:
+    if _key(dataset, root) != key:
         raise UserError(
             f"{dataset.name}: its files changed while they were read; expected them to stay as "
             "they are, call the same command again"
@@ -216,12 +219,24 @@ def _decoded(dataset: Dataset, root: Path, key: str):
     return found
 
 
+def names() -> list[str]:
+    """Of all data sets there are: built-in, and of the plug-ins of this sweep."""
+    return registry.names("datasets", DATASETS)
+
+
 def _module(dataset: Dataset):
-    if dataset.name in DATASETS:
-        return import_module(DATASETS[dataset.name].module)
+    if dataset.name in names():
+        return registry.resolved(Entry(*registry.row("datasets", DATASETS, dataset.name)).module)
     if dataset.folder:
         return import_module(OWN_FOLDER)
-    names = ", ".join(DATASETS)
     raise UserError(
-        f"{dataset.name}: no such data set ({names}), and no `folder:` that has its images"
+        f"{dataset.name}: no such data set ({', '.join(names())}), and no `folder:` that has its "
+        "images"
     )
+
+
+def _key(dataset: Dataset, root: Path) -> str:
+    """What changes whenever the decoded pixels would: with a plug-in's code as well."""
+    key = _module(dataset).key(dataset, root)
+    stamp = registry.stamp("datasets", dataset.name)
+    return key if stamp is None else entries.source_key(stamp, key)

@@ -16,12 +16,14 @@ from pipeline import runtimes
 from pipeline.artifact import Artifact, softmax
 from pipeline.data import Images, Split, ordered
 from pipeline.measure import accuracy, complexity, inference, latency
+from pipeline.measure.series import BATCHES, THREADS, Model, Series, Threads
 from pipeline.models.network import ModelState
 from pipeline.sweep import Measure
 
-BATCHES = (1, 64)
 EVALUATION_BATCH = 500
 DIFFERING = 16  # images that are kept to be looked at
+
+Sessions = dict[tuple[str, Model], runtimes.Session]  # (runtime, model) -> what is timed
 
 
 class NotInteger(RuntimeError):
@@ -51,7 +53,7 @@ def measure(
     tick("accuracy")
     measured |= _accuracy(mine, base, split, device)
     measured |= _elsewhere(mine, split, settings, measured)
-    for threads in ("one", "all"):
+    for threads in THREADS:
         tick(f"latency, {threads} thread{'s' if threads == 'all' else ''}")
         measured |= _latency(mine, base, settings, threads)
     return measured
@@ -102,21 +104,21 @@ def _accuracy(mine: Candidate, base: Candidate, split: Split, device: torch.devi
 
 
 def _elsewhere(mine: Candidate, split: Split, settings: Measure, measured: dict) -> dict:
-    """The artifact on the other runtimes that were asked for: accuracy, and agreement with what it
-    says on ONNX Runtime (0..1)."""
+    """The artifact on the other runtimes that the sweep names: accuracy, and agreement with its own
+    predictions on the default runtime (0..1)."""
     images, labels = split.test.pixels.numpy(), split.test.labels.numpy()
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for runtime in settings.runtimes[1:]:
         scores, seconds = inference.timed_logits(mine.artifact, images, runtime)
         classes = scores.argmax(1)
         share = runtimes.kernels(mine.artifact, runtime).integer_share
-        found |= {
+        values |= {
             f"runtimes/{runtime}/accuracy": float(np.mean(classes == labels)),
             f"runtimes/{runtime}/agreement": float(np.mean(classes == measured["predictions"])),
             f"runtimes/{runtime}/integer_share": share,
             f"runtimes/{runtime}/test_set_seconds": seconds,
         }
-    return found
+    return values
 
 
 def _differing(own: np.ndarray, base: np.ndarray, images: np.ndarray, labels: np.ndarray) -> dict:
@@ -151,22 +153,35 @@ def predict(network: torch.nn.Module, images: Images, device: torch.device) -> t
     return torch.cat(classes)
 
 
-def _latency(mine: Candidate, base: Candidate, settings: Measure, threads: str) -> dict:
-    """Samples in ms. The deployed artifacts race each other and then, in the same rounds, what the
-    study timed: the base and the simulated network in PyTorch (float32, eager)."""
-    number = inference.thread_count(threads)
-    deployed: dict[str, runtimes.Session] = {}
-    last: dict[str, runtimes.Session] = {}
-    for runtime in settings.runtimes:
-        group = deployed if runtime == runtimes.DEFAULT else last
-        for who, candidate in (("artifact", mine), ("base", base)):
-            group[f"{runtime}/{who}"] = runtimes.session(candidate.artifact, number, runtime)
-    for who, candidate in (("simulated", mine), ("base", base)):
-        last[f"{runtimes.REFERENCE}/{who}"] = runtimes.reference(candidate.state, number)
+def _latency(mine: Candidate, base: Candidate, settings: Measure, threads: Threads) -> dict:
+    """Samples in ms by the name of their series. The deployed artifacts race each other and then,
+    in the same rounds, what is timed beside them: other runtimes, and in PyTorch (float32, eager)
+    the base and the simulated network."""
+    deployed, beside = _sessions(mine, base, settings, inference.thread_count(threads))
     samples: dict[str, np.ndarray] = {}
     for batch in BATCHES:
         images = inference.any_images(mine.artifact.shape, batch)
-        runs = {who: inference.run_of(s, images) for who, s in (deployed | last).items()}
-        timed = latency.interleaved(runs, settings.repeats, settings.seconds, spinning=last)
-        samples |= {f"latency/{who}/{threads}/batch{batch}": ms for who, ms in timed.items()}
+        runs = {key: inference.run_of(s, images) for key, s in (deployed | beside).items()}
+        timed = latency.interleaved(runs, settings.repeats, settings.seconds, spinning=beside)
+        samples |= {
+            Series(runtime, model, threads, batch).name: ms
+            for (runtime, model), ms in timed.items()
+        }
     return samples
+
+
+def _sessions(
+    mine: Candidate, base: Candidate, settings: Measure, threads: int
+) -> tuple[Sessions, Sessions]:
+    """Those of the default runtime, and all others, whose threads may spin after a call."""
+    deployed: Sessions = {}
+    beside: Sessions = {}
+    artifacts: tuple[tuple[Model, Candidate], ...] = (("artifact", mine), ("base", base))
+    for runtime in settings.runtimes:
+        group = deployed if runtime == runtimes.DEFAULT else beside
+        for model, candidate in artifacts:
+            group[runtime, model] = runtimes.session(candidate.artifact, threads, runtime)
+    networks: tuple[tuple[Model, Candidate], ...] = (("simulated", mine), ("base", base))
+    for model, candidate in networks:
+        beside[runtimes.REFERENCE, model] = runtimes.reference(candidate.state, threads)
+    return deployed, beside

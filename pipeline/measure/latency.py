@@ -11,11 +11,13 @@ for some 10 ms after their work, and would take a core from the next one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
+from typing import TypeVar
 
 import numpy as np
 
 Run = Callable[[], object]
+Contender = TypeVar("Contender", bound=Hashable)
 WARM_UP = 3
 LEAST_ROUNDS = 10
 REST_S = 0.03
@@ -24,17 +26,20 @@ UNTIMED, UNTIMED_S = 5, 0.04
 
 
 def interleaved(
-    contenders: Mapping[str, Run], repeats: int, seconds: float, spinning: Collection[str] = ()
-) -> dict[str, np.ndarray]:
-    """Name -> milliseconds of each timed run, one a round: ``repeats`` rounds, or as many as fit
-    into ``seconds`` (at least 10, or ``repeats`` where that is less). ``spinning``: those that come
-    last in each round."""
+    contenders: Mapping[Contender, Run],
+    repeats: int,
+    seconds: float,
+    spinning: Collection[Contender] = (),
+) -> dict[Contender, np.ndarray]:
+    """Contender -> milliseconds of each timed run, one a round: ``repeats`` rounds, or as many as
+    fit into ``seconds`` (at least 10, or ``repeats`` where that is less). ``spinning``: those that
+    come last in each round."""
     quiet = [name for name in contenders if name not in spinning]
     last = [name for name in contenders if name in spinning]
     for run in contenders.values():
         for _ in range(WARM_UP):
             run()
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    samples: dict[Contender, list[float]] = {name: [] for name in contenders}
     began, rounds = time.perf_counter(), 0
     while rounds < repeats:
         if rounds >= LEAST_ROUNDS and time.perf_counter() - began > seconds:

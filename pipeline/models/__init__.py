@@ -1,7 +1,8 @@
 """Networks, each built from a list of channel counts, so that a pruned one is the same code with a
 shorter list.
 
-A model is one file and one line in MODELS. Its module gives three functions:
+A model is one file and one line in MODELS, or in the MODELS of a plug-in. Its module gives three
+functions:
 
 - ``spec(name, width, shape, classes, zero_point, scale) -> NetworkSpec``
 - ``build(spec) -> torch.nn.Module``: normalized float images [N, C, H, W] in, logits [N, classes]
@@ -13,23 +14,44 @@ Nothing here imports torch before a network is built: ``netpress plan`` reads th
 
 from __future__ import annotations
 
-from importlib import import_module
+from typing import Any, NamedTuple
+
+from pipeline import registry
 
 _VGG = "pipeline.models.vgg"
 
-MODELS: dict[str, tuple[str, str]] = {
-    # name: (module, what it is)
-    "vgg11_bn": (_VGG, "VGG-11 in the CIFAR form, with batch normalization"),
-    "vgg13_bn": (_VGG, "VGG-13 in the CIFAR form, with batch normalization"),
-    "vgg16_bn": (_VGG, "VGG-16 in the CIFAR form (13 convolutions, 14.7 M parameters)"),
-    "vgg19_bn": (_VGG, "VGG-19 in the CIFAR form, with batch normalization"),
-    "vgg11": (_VGG, "VGG-11 without batch normalization"),
-    "vgg13": (_VGG, "VGG-13 without batch normalization"),
-    "vgg16": (_VGG, "VGG-16 without batch normalization"),
-    "vgg19": (_VGG, "VGG-19 without batch normalization"),
+
+class Entry(NamedTuple):
+    """A row of the registry. ``module``: its path, or in a plug-in any object with its functions.
+    ``macs``: multiply-accumulates of an image as a multiple of VGG-16's at the same width, from
+    which the cost of training is estimated; None: not known."""
+
+    module: Any
+    description: str
+    macs: float | None = None
+
+
+MODELS: dict[str, tuple] = {
+    "vgg11_bn": Entry(_VGG, "VGG-11 in the CIFAR form, with batch normalization", 0.49),
+    "vgg13_bn": Entry(_VGG, "VGG-13 in the CIFAR form, with batch normalization", 0.73),
+    "vgg16_bn": Entry(_VGG, "VGG-16 in the CIFAR form (13 convolutions, 14.7 M parameters)", 1.0),
+    "vgg19_bn": Entry(_VGG, "VGG-19 in the CIFAR form, with batch normalization", 1.27),
+    "vgg11": Entry(_VGG, "VGG-11 without batch normalization", 0.49),
+    "vgg13": Entry(_VGG, "VGG-13 without batch normalization", 0.73),
+    "vgg16": Entry(_VGG, "VGG-16 without batch normalization", 1.0),
+    "vgg19": Entry(_VGG, "VGG-19 without batch normalization", 1.27),
 }
 
 
+def names() -> list[str]:
+    return registry.names("models", MODELS)
+
+
+def entry(model: str) -> Entry:
+    """The row of ``model``; UserError for a name that neither MODELS nor a plug-in has."""
+    return Entry(*registry.row("models", MODELS, model))
+
+
 def module_of(model: str):
-    """The module that knows ``model``; KeyError for a name that is not in MODELS."""
-    return import_module(MODELS[model][0])
+    """The module that knows ``model``; raises as ``entry``."""
+    return registry.resolved(entry(model).module)

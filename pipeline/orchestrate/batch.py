@@ -72,7 +72,7 @@ def standard(cluster: Cluster) -> Callable[[Cell], Request]:
 
 def is_missing(cell_state: state.CellState) -> bool:
     """Whether `submit` sends the cell; `resume` sends those that failed or were cancelled."""
-    return cell_state.state in ("missing", "waiting")
+    return cell_state.state in ("missing", "waiting", "trained")
 
 
 def choose(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
-from pipeline import store
+from pipeline import models, store
 from pipeline.paths import Work
 from pipeline.sweep import Cell, Dataset, Recipe, Sweep
 from pipeline.techniques import stage_epochs
@@ -25,7 +25,6 @@ SOURCE = (
 OVERHEAD_S = 120.0
 EPOCH_S = 0.75  # the arithmetic above: 94.1 TFLOP / (0.4 x 312 TFLOP/s)
 EPOCH_PIXELS = 50_000 * 32 * 32
-MAC_SHARE = {"vgg11": 0.49, "vgg13": 0.73, "vgg16": 1.0, "vgg19": 1.27}  # of VGG-16's, same width
 TRAINING_SET = {  # name: (images, pixels an image); any other counts as CIFAR-10
     "digits": (1_347, 32 * 32),
     "mnist": (60_000, 28 * 28),
@@ -47,9 +46,20 @@ def epochs(cell: Cell) -> int:
 
 
 def _epoch_s(cell: Cell) -> float:
-    depth = MAC_SHARE.get(cell.model.name.removesuffix("_bn"), 1.0)
+    macs = _macs(cell.model.name) or 1.0
     pixels = _pixels(cell.dataset, cell.recipe)
-    return EPOCH_S * depth * cell.model.width**2 * pixels / EPOCH_PIXELS
+    return EPOCH_S * macs * cell.model.width**2 * pixels / EPOCH_PIXELS
+
+
+def _macs(model: str) -> float | None:
+    """Of an image, as a multiple of VGG-16's; None where nothing says so."""
+    return models.entry(model).macs if model in models.names() else None
+
+
+def notes(cells: Iterable[Cell]) -> list[str]:
+    """What the arithmetic does not know."""
+    unknown = {cell.model.name: None for cell in cells if _macs(cell.model.name) is None}
+    return [f"the cost of {name} is not known, it counts as a VGG-16" for name in unknown]
 
 
 def _pixels(dataset: Dataset, recipe: Recipe) -> float:

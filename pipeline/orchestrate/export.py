@@ -70,8 +70,8 @@ def _copy(cell: CellPaths, files: dict[str, dict[str, Any]], folder: Path) -> No
 def _copy_runnable(cell: CellPaths, files: dict[str, dict[str, Any]], folder: Path) -> None:
     """Decodes before the folder is published, so nobody sees the stored form in it."""
     _copy(cell, files, folder)
-    if all(path.name in ("model.onnx", "manifest.json") for path in folder.iterdir()):
-        return
+    if not any(path.name.startswith("model.onnx.") for path in folder.iterdir()):
+        return  # it is stored in its runnable form
     from pipeline import artifact  # here, since it loads ONNX
 
     stored = artifact.load(folder)

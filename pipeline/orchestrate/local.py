@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pipeline import paths, store, streams
+from pipeline import paths, plugins, streams
+from pipeline.done import is_done
 from pipeline.errors import UserError
 from pipeline.orchestrate import images, plan
 from pipeline.orchestrate.display import display
@@ -39,7 +40,7 @@ def run(
     """
     if conclude is None:
         _check_report(sweep)
-    done = [cell for cell in sweep.cells if store.is_done(work.cell(cell.id), deep=True)]
+    done = [cell for cell in sweep.cells if is_done(cell, work, deep=True)]
     ids = {cell.id for cell in done}
     missing = [cell for cell in sweep.cells if cell.id not in ids]
     if missing:
@@ -47,6 +48,7 @@ def run(
     images.check(done, work, data_root, say, remedy)
     if missing:
         _prepare_data(missing, work, data_root)
+        plugins.keep(sweep.plugins, work)
         command = command or _worker_command(work, data_root)
         with display(sweep.cells, done) as shown, _signals() as stopping:
             pool = Pool(missing, done, work, command, slots, shown, stopping)
@@ -132,13 +134,13 @@ def _report(sweep: Sweep, work: paths.Work) -> int:
     """Prints the table, the report's path and the best model; 1 where a cell has no result."""
     from pipeline import report
 
-    made, listed = report.build(sweep, work)
+    made, frames = report.build(sweep, work)
     with streams.at_best():
-        report.print_summary(listed)
+        report.print_summary(frames)
         print(printable(f"Report: {made.page}"))
-        if best := report.best(listed["rows"]):
-            _print_best(sweep, work, sweep.by_id[best["id"]])
-    return 1 if listed["gaps"] else 0
+        if best := report.best(frames.rows):
+            _print_best(sweep, work, sweep.by_id[best.id])
+    return 1 if frames.gaps else 0
 
 
 def _check_report(sweep: Sweep) -> None:

@@ -46,7 +46,7 @@ def show(sweep: Sweep, work: Work, cell: Cell, follow: bool = False) -> Iterator
     yield from _new(sweep, work, cell, tails)
     if not tails:
         [now] = [s for s in state.states(sweep, work) if s.cell is cell]
-        if not follow or now.state in ("done", "missing", "failed", "cancelled"):
+        if not follow or now.state in ("done", "trained", "missing", "failed", "cancelled"):
             raise UserError(f"{cell.name} has no log yet: it is {now.state}, {now.reason}")
     looked = time.monotonic()
     while follow:

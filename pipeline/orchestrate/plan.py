@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import catalog, paths, store, sweep
+from pipeline import catalog, done, paths, sweep
 from pipeline.errors import UserError
 from pipeline.orchestrate import estimate
 from pipeline.strict_yaml import nearest, shown
@@ -99,6 +99,7 @@ class Plan:
         done = len(self.sweep.cells) - sum(len(job.cells) for job in self.jobs)
         yield f"{len(self.sweep.cells)} cells, {done} done; {len(self.jobs)} jobs, such as"
         yield f"  {self.jobs[0].script}"
+        yield from self._notes()
 
     def _on_cluster(self) -> Iterable[str]:
         """Every script as it would be submitted, and the total cost."""
@@ -111,12 +112,15 @@ class Plan:
         yield f"{len(self.sweep.cells)} cells, {sent} to submit, profile {self.profile}"
         calls = f"{len(self.jobs)} sbatch calls for {tasks} jobs"
         yield f"{calls}; above, @NAME@ stands for the id that Slurm will assign"
-        for note in self.notes:
-            yield from textwrap.wrap(f"note: {note}", 80, subsequent_indent="  ")
+        yield from self._notes()
         if self.charge is not None:
             yield f"{self.charge:.0f} units of fair share, at {self.charge_an_hour:g} an hour a job"
         if self.wall_hours is not None:
             yield f"{self.wall_hours:.2f} hours from start to end, without waiting in the queue"
+
+    def _notes(self) -> Iterable[str]:
+        for note in self.notes:
+            yield from textwrap.wrap(f"note: {note}", 80, subsequent_indent="  ")
 
 
 def load_sweep(name_or_path: str | Path) -> Sweep:
@@ -125,9 +129,15 @@ def load_sweep(name_or_path: str | Path) -> Sweep:
     return sweep.load(paths.sweep_file(name_or_path), catalog.built_in())
 
 
-def load_again(path: Path, text: str) -> Sweep:
-    """A sweep from earlier contents of its file, which may have changed or been removed since."""
-    return sweep.load(path, catalog.built_in(), text)
+def load_again(
+    path: Path, text: str, work: paths.Work, plugins: Mapping[str, str] | None = None
+) -> Sweep:
+    """A sweep from earlier contents of its file, which may have changed or been removed since.
+
+    `plugins`: {path: SHA-256} of its plug-ins then, of which the work root has copies.
+    """
+    copies = {source: (work.plugin(sha), sha) for source, sha in (plugins or {}).items()}
+    return sweep.load(path, catalog.built_in(), text, copies)
 
 
 def roots(sweep: Sweep, profile: Profile | None = None) -> tuple[paths.Work, Path]:
@@ -161,7 +171,7 @@ def quoted(sweep: Sweep) -> str:
 
 def plan(sweep: Sweep, work: paths.Work, data_root: Path) -> Plan:
     """The missing cells of the sweep, as one local job per cell and one for the report."""
-    missing = [cell for cell in sweep.cells if not store.is_done(work.cell(cell.id))]
+    missing = [cell for cell in sweep.cells if not done.is_done(cell, work)]
     names = {cell.id for cell in missing}
     code = shlex.quote(str(paths.CODE))
     here = f"cd {code} && PYTHONPATH={code}"  # so that no other `jobs` is imported
@@ -177,7 +187,8 @@ def plan(sweep: Sweep, work: paths.Work, data_root: Path) -> Plan:
     command = f"netpress report {quoted(sweep)}"
     report = Job(REPORT, (), tuple(job.name for job in jobs), command)
     gpu_s = sum(map(estimate.gpu_seconds, missing))
-    return Plan(sweep, (*jobs, report), gpu_s / 3600, estimate.SOURCE)
+    notes = tuple(estimate.notes(missing))
+    return Plan(sweep, (*jobs, report), gpu_s / 3600, estimate.SOURCE, notes=notes)
 
 
 def cell_command(work: paths.Work, data_root: Path, ids: Sequence[str], *more: str) -> list[str]:
@@ -250,25 +261,23 @@ def datasets(sweep: Sweep) -> tuple[Dataset, ...]:
     return tuple(dict.fromkeys(cell.dataset for cell in sweep.cells))
 
 
-def listing(what: str) -> dict[str, str]:
-    """{name: description} of all `techniques`, `models`, `datasets` or `sweeps`."""
+def listing(
+    what: str, sweep_name: str | None = None, plugin_files: Sequence[Path] = ()
+) -> dict[str, str]:
+    """{name: description} of all `techniques`, `models`, `datasets` or `sweeps`, with those of the
+    plug-ins: installed ones, those of the sweep, and these files."""
     if what == "sweeps":
         files = sorted(paths.shipped_sweeps().glob("*.yaml"))
         return {path.stem: _headline(path) for path in files}
-    if what == "techniques":
-        from pipeline.techniques import TECHNIQUES
-
-        return {name: f"{about}: {_chain(chain)}" for name, (about, chain) in TECHNIQUES.items()}
-    return dict(getattr(catalog.built_in(), what))
+    plugins = load_sweep(sweep_name).plugins if sweep_name else ()
+    named = [Path(plugin.source) for plugin in plugins]
+    loaded = [catalog.plugins.from_file(path.resolve()) for path in (*named, *plugin_files)]
+    return catalog.lines(catalog.built_in().with_plugins(loaded), what)
 
 
 def _headline(path: Path) -> str:
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     return first.removeprefix("#").strip()
-
-
-def _chain(chain: catalog.Chain) -> str:
-    return " > ".join(name for step in chain for name in step) or "train"
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from pipeline import gaps, paths, store
+from pipeline import done, gaps, paths, store
 from pipeline.orchestrate import ended, state
 from pipeline.orchestrate.display import Lines
 from pipeline.sweep import Cell
@@ -147,11 +147,13 @@ class Pool:
             self.elsewhere.add(cell.id)
             return
         del self.pending[cell.id]
-        if cell.id in self.elsewhere and store.is_done(folder):
+        if cell.id in self.elsewhere and done.is_done(cell, self.work):
             self._end(cell, None, 0)
             return
         try:
             self._launch(cell, folder)
+        except store.Busy:  # another process took it this moment
+            self.pending[cell.id] = cell
         except OSError as error:  # a full disk, no more processes: it costs this cell only
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             kind = "disk_full" if full else "exception"
@@ -159,7 +161,7 @@ class Pool:
             self._end(cell, self._write_down(folder, None, failure), 0)
 
     def _launch(self, cell: Cell, folder: paths.CellPaths) -> None:
-        publish_cell(cell, folder)
+        done.publish_cell(folder, store.json_bytes(cell.to_json()))
         attempt = store.last_attempt(folder)
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
         process = subprocess.Popen(
@@ -223,7 +225,7 @@ class Pool:
     def _judge(self, worker: _Worker) -> None:
         """Record how a cell ended: by its files on disk, not by the exit code of its worker."""
         cell, folder = worker.cell, self.work.cell(worker.cell.id)
-        if store.is_done(folder):
+        if done.is_done(cell, self.work):
             self._end(cell, None, time.monotonic() - worker.began)
         elif worker.last.get("stage") == "busy":  # another process was faster
             self.elsewhere.add(cell.id)
@@ -275,18 +277,6 @@ class Pool:
             self._forget(worker)
             worker.process.wait()
             worker.errors.close()
-
-
-def publish_cell(cell: Cell, folder: paths.CellPaths) -> None:
-    """Publish cell.json, the worker's input. Written again where it differs: the location of a data
-    set is not part of the id, and may have changed."""
-    data = store.json_bytes(cell.to_json())
-    try:
-        if folder.cell_json.read_bytes() == data:
-            return
-    except FileNotFoundError:
-        pass
-    store.publish_bytes(folder.cell_json, data)
 
 
 def _environment(slot: Slot) -> dict[str, str]:

@@ -14,7 +14,8 @@ from typing import Any
 from pipeline import streams
 from pipeline.orchestrate import state
 from pipeline.paths import Work, checked_name
-from pipeline.sweep import Cell, Measure, Stage, Sweep
+from pipeline.sweep import Cell, Measure, Sweep
+from pipeline.techniques.settings import StageSettings
 from pipeline.terminal import printable
 
 TRAIN_IMAGES = 256
@@ -67,13 +68,11 @@ def _small(cell: Cell) -> Cell:
             "batch_size": min(BATCH, cell.recipe.batch_size),
         }
     )
-    stages = tuple(Stage(s.name, _short(s.settings)) for s in cell.stages)
+    stages = tuple(replace(s, settings=_short(s.settings)) for s in cell.stages)
     measure = Measure(repeats=REPEATS, seconds=SECONDS, runtimes=cell.measure.runtimes)
     return replace(cell, recipe=recipe, stages=stages, measure=measure)
 
 
 def _short(settings: Any) -> Any:
-    """A stage's settings with one epoch, where they have a number of epochs."""
-    if getattr(settings, "epochs", None) is None:
-        return settings
-    return settings.model_copy(update={"epochs": 1})
+    """A stage's settings, shortened for a rehearsal where the stage supports it."""
+    return settings.rehearsed() if isinstance(settings, StageSettings) else settings

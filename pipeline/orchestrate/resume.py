@@ -119,7 +119,7 @@ def _is_base_of(cell: Cell, choice: Choice, states: state.SweepState) -> bool:
 def _cause(cell_state: state.CellState, work: Work, view: clusters.View | None) -> Cause:
     """The cause by SLURM's records, else by the failure that the last attempt recorded."""
     cell = cell_state.cell
-    if cell_state.state in ("missing", "waiting"):
+    if cell_state.state in ("missing", "waiting", "trained"):
         return Cause("lost", "")
     if view and view.task(cell.id) and not state.is_newer(cell, work, view):
         return view.cause(cell)

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from pipeline import plugins
 from pipeline.errors import UserError
 from pipeline.orchestrate import ledger, slurm, submitted
 from pipeline.orchestrate.batch import REPORT, Batch, Prepared, dependency, slurm_request, text_id
@@ -150,6 +151,7 @@ def _send(
         profile=submitted.profile_json(batch.cluster),
     )
     cells = {i: batch.sweep.by_id[i].to_json() for i in item.array.cells}
+    plugins.keep(batch.sweep.plugins, batch.work)
     executor.write(item.job, script, function_of(item), item.minutes, cells)
     try:
         job = _submitted(item, known)
@@ -166,7 +168,8 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
     folder = str(item.job.folder)
     if item.array.name == REPORT:
         path, text = str(batch.sweep.path.absolute()), batch.sweep.text
-        return functions.report(path, text, root, str(batch.reports), folder)
+        plugged = {plugin.source: plugin.sha256 for plugin in batch.sweep.plugins}
+        return functions.report(path, text, root, str(batch.reports), folder, plugged)
     lead_s = batch.cluster.profile.signal_s
     return functions.cells(
         folder, root, data_root, dict(item.array.tasks), item.array.shares, lead_s

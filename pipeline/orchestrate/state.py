@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
 import sys
 import time
 from collections import Counter
@@ -15,14 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import done as finished
 from pipeline import gaps, store, streams, usage
+from pipeline.errors import Corrupt
 from pipeline.orchestrate import cluster, images, ledger, report_job, slurm
+from pipeline.orchestrate.held import is_held
 from pipeline.orchestrate.plan import aligned, identity, quoted
-from pipeline.paths import AttemptPaths, CellPaths, Work
+from pipeline.paths import AttemptPaths, Work
 from pipeline.sweep import Cell, Sweep
 from pipeline.terminal import printable
 
-State = Literal["done", "running", "queued", "waiting", "failed", "cancelled", "missing"]
+State = Literal["done", "trained", "running", "queued", "waiting", "failed", "cancelled", "missing"]
 OVER = ("failed", "cancelled", "missing")
 WATCH_S = 3.0
 CLEAR = "\033[H\033[2J"  # clears a terminal
@@ -80,16 +80,17 @@ def find(
 ) -> SweepState:
     """The state of every cell: from its folder, and from SLURM where it was submitted.
 
-    done: its manifest matches its files (by size); nothing else makes a cell done. running: a
-    process holds it, or a job runs it. queued, waiting: its job is in the queue, waiting for its
-    base. failed, cancelled: how its job or its last attempt ended. missing: it was not run, and
-    nothing prevents it. If the controller does not answer: raises Unreachable if `patient`, else
-    adds a note. `known`: the ledger, if it was already read. In another user's work root, only what
-    is readable counts.
+    done: its manifest matches its files (by size), and they were made in the way that the sweep
+    specifies now; nothing else makes a cell done. trained: only its measurement is missing or
+    outdated. running: a process holds it, or a job runs it. queued, waiting: its job is in the
+    queue, waiting for its base. failed, cancelled: how its job or its last attempt ended. missing:
+    it was not run, and nothing prevents it. If the controller does not answer: raises Unreachable
+    if `patient`, else adds a note. `known`: the ledger, if it was already read. In another user's
+    work root, only what is readable counts.
     """
     begun = _begun(sweep, work)
-    done, hidden = _published(sweep, work, begun)
-    view = cluster.look(sweep, work, done, patient, known)
+    done, outdated, hidden = _published(sweep, work, begun)
+    view = cluster.look(sweep, work, done | outdated.keys(), patient, known)
     states: dict[str, CellState] = {}
     for cell in sweep.cells:  # bases come first
         if cell.id in hidden:
@@ -97,17 +98,13 @@ def find(
             continue
         base, is_done = states.get(cell.base_id), cell.id in done
         if view is None and not {cell.id, cell.base_id} & begun:
-            states[cell.id] = _not_begun(cell, base)
+            states[cell.id] = _or_older(_not_begun(cell, base), work, begun)
             continue
-        states[cell.id] = _state(cell, work, is_done, base, view)
-        if (
-            view
-            and states[cell.id].state in OVER
-            and not is_done
-            and store.is_done(work.cell(cell.id))
-        ):
+        now = _state(cell, work, is_done, base, view, outdated.get(cell.id))
+        if view and now.state in OVER and not is_done and finished.is_done(cell, work):
             # It was published after `_published`, and its job left the queue before squeue.
-            states[cell.id] = _state(cell, work, True, base, view)
+            now = _state(cell, work, True, base, view)
+        states[cell.id] = _or_older(now, work, begun)
     report = report_job.look(view.known, view.rows, view.reachable) if view else None
     return SweepState(tuple(states.values()), view, hidden, report)
 
@@ -122,17 +119,41 @@ def _begun(sweep: Sweep, work: Work) -> frozenset[str]:
         return frozenset(cell.id for cell in sweep.cells)
 
 
-def _published(sweep: Sweep, work: Work, begun: frozenset[str]) -> tuple[set[str], frozenset[str]]:
-    """(cells that are done, cells that another user keeps private)."""
+def _published(
+    sweep: Sweep, work: Work, begun: frozenset[str]
+) -> tuple[set[str], dict[str, str], frozenset[str]]:
+    """(cells that are done, {cell to be measured again: reason}, cells that another user keeps
+    private)."""
     done: set[str] = set()
+    outdated: dict[str, str] = {}
     hidden: set[str] = set()
     for cell in sweep.cells:
         try:
-            if cell.id in begun and store.is_done(work.cell(cell.id)):
-                done.add(cell.id)
+            if cell.id not in begun:
+                continue
+            manifest = store.verify(work.cell(cell.id), deep=False)
         except PermissionError:
             hidden.add(cell.id)
-    return done, frozenset(hidden)
+        except Corrupt:
+            continue
+        else:
+            if why := finished.outdated(manifest, finished.record(cell)):
+                outdated[cell.id] = why
+            else:
+                done.add(cell.id)
+    return done, outdated, frozenset(hidden)
+
+
+def _or_older(now: CellState, work: Work, begun: frozenset[str]) -> CellState:
+    """The state, with what an earlier version made of a cell that is missing in this one."""
+    if now.state not in ("missing", "waiting"):
+        return now
+    older = finished.older(now.cell, work, begun)
+    if older is None:
+        return now
+    note = f"done by an older version: {older.differs_from(now.cell)}; run makes it anew"
+    alone = now.reason in (None, gaps.NOT_RUN)
+    return replace(now, reason=note if alone else f"{now.reason}; {note}")
 
 
 def _not_begun(cell: Cell, base: CellState | None) -> CellState:
@@ -154,16 +175,27 @@ def _hidden(cell: Cell, view: cluster.View | None) -> CellState:
 
 
 def _state(
-    cell: Cell, work: Work, done: bool, base: CellState | None, view: cluster.View | None
+    cell: Cell,
+    work: Work,
+    done: bool,
+    base: CellState | None,
+    view: cluster.View | None,
+    outdated: str | None = None,
 ) -> CellState:
+    """`outdated`: why a finished cell has to be measured again."""
     folder = work.cell(cell.id)
     attempt = store.last_attempt(folder)
 
     def made(state: State, reason: str | None = None) -> CellState:
+        if state == "missing" and folder.model.exists() and not folder.manifest.exists():
+            state, reason = "trained", "all but its measurement"
         return CellState(cell, state, attempt.number if attempt else 0, reason)
 
     if done:
         return made("done")
+    if outdated and not is_held(folder) and not (view and view.in_queue(cell.id)):
+        # A new attempt first removes the manifest, so nothing failed since the cell was finished.
+        return made("trained" if folder.model.exists() else "missing", outdated)
     if view is None or cell.id not in view.last:
         return (
             made("running") if is_held(folder) else made(*_without_job(cell, work, base, attempt))
@@ -278,41 +310,6 @@ def _without_job(
     if base and base.state != "done":
         return "waiting", f"its base {base.cell.id} is {base.state}"
     return "missing", reason
-
-
-def is_held(folder: CellPaths) -> bool:
-    """Whether a process holds the cell now.
-
-    Testing the lock means holding it for a moment, in which a worker that starts would fail to get
-    it. So it is tested only where its last holder may be alive.
-    """
-    try:
-        with open(folder.lock, encoding="utf-8", errors="replace") as file:
-            return _may_live(file.read(200)) and not _could_lock(file.fileno())
-    except OSError:
-        return False
-
-
-def _may_live(holder: str) -> bool:
-    match = store.HOLDER.fullmatch(holder.strip())
-    if match is None or match["host"] != socket.gethostname():
-        return match is not None
-    try:
-        os.kill(int(match["pid"]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it is alive, and another user's
-    return True
-
-
-def _could_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    return True
 
 
 def to_json(

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.orchestrate import images, ledger, plan, report_job, slurm, state, submitted
+from pipeline.orchestrate import estimate, images, ledger, plan, report_job, slurm, state, submitted
 from pipeline.orchestrate.batch import (
     REPORTS_AGAIN,
     Batch,
@@ -131,8 +131,8 @@ def _on(names: Mapping[str, str], array: Array) -> Iterator[str]:
 def _cost(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
     """GPU-hours, fair-share charge and wall time of a batch, for plan.Plan."""
     profile = cluster.profile
-    estimate = estimated(batch.sweep, work, cluster)
-    seconds = {cell.id: estimate.seconds(cell) for cell in cells_of(batch)}
+    guess = estimated(batch.sweep, work, cluster)
+    seconds = {cell.id: guess.seconds(cell) for cell in cells_of(batch)}
     total_s = sum(seconds.values())
     chain_s = max(
         (
@@ -144,12 +144,12 @@ def _cost(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
     an_hour = profile.charge_an_hour()
     return {
         "gpu_hours": total_s * profile.gpus / 3600,
-        "gpu_hours_source": estimate.source,
+        "gpu_hours_source": guess.source,
         "wall_hours": max(chain_s, total_s / profile.at_once) / 3600,
         "charge": None if an_hour is None else an_hour * total_s / 3600,
         "charge_an_hour": an_hour,
         "profile": cluster.name,
-        "notes": tuple(profile.notes()),
+        "notes": (*profile.notes(), *estimate.notes(cells_of(batch))),
     }
 
 

@@ -1,6 +1,6 @@
 """From published results to what people read. Works on partial results and names each gap.
 
-Never imports torch. pandas and matplotlib are loaded when a report is asked for, so that
+Never imports torch. pandas and matplotlib are loaded when a report is made, so that
 `pipeline.gaps` stays cheap for status.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline import store
 from pipeline.paths import ReportPaths, Work, report
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     from pipeline.sweep import Sweep
 
 __all__ = [
+    "as_json",
     "best",
     "build",
     "check_folder",
     "made",
     "print_summary",
+    "read",
+    "read_folder",
     "rebuild",
-    "rows",
-    "rows_of",
 ]
 
 
@@ -38,9 +39,9 @@ def build(
     out: Path | None = None,
     artifact_bytes: int | None = None,
     earlier: Path | None = None,
-) -> tuple[ReportPaths, dict[str, Any]]:
+) -> tuple[ReportPaths, Frames]:
     """Write OUT/SWEEP/ (out: ./reports) from what is there; the same results give the same bytes.
-    Gives back what `rows` would as well, each result having been read once.
+    Gives back what `read` would as well, each result having been read once.
 
     Each file appears whole or not at all; what an earlier report left and this one does not have
     goes; the page, which points to the others, comes last. Raises OSError where they cannot be
@@ -53,9 +54,10 @@ def build(
     `earlier`: the folder of a report whose results stand in for those that the work root does not
     have (any more). Raises as `rebuild` where it is none.
     """
-    from pipeline.report import artifacts, merged
+    from pipeline.report import artifacts, merged, versions
     from pipeline.report.owned import Owned
 
+    sweep = versions.with_older(sweep, work)
     paths = report(sweep.name, out)
     owned, results = Owned.of(paths), _results_of(earlier)
     owned.begin()
@@ -66,7 +68,7 @@ def build(
     _publish(files, owned)
     artifacts.publish(models, published, work, owned, only=artifact_bytes is not None)
     owned.publish()
-    return paths, _listed(published.frames)
+    return paths, published.frames
 
 
 def check_folder(sweep: Sweep, out: Path | None = None) -> None:
@@ -76,7 +78,7 @@ def check_folder(sweep: Sweep, out: Path | None = None) -> None:
     Owned.of(report(sweep.name, out))
 
 
-def rebuild(folder: Path) -> tuple[ReportPaths, dict[str, Any]]:
+def rebuild(folder: Path) -> tuple[ReportPaths, Frames]:
     """Write the report in `folder` anew from its results.h5 alone, to the same bytes.
 
     Raises FileNotFoundError where there is none, Corrupt, and UserError where another version of
@@ -92,26 +94,25 @@ def rebuild(folder: Path) -> tuple[ReportPaths, dict[str, Any]]:
     owned.claim(_names(paths, files))
     _publish(files, owned)
     owned.publish()
-    return paths, _listed(published.frames)
+    return paths, published.frames
 
 
 def made(published: Published, paths: ReportPaths) -> dict[Path, bytes]:
     """Every file of the report that is made from results.h5, the page last."""
-    from pipeline.report import figures, json_rows, latex, page, sections, tables, text
+    from pipeline.report import figures, latex, page, sections, tables, text
 
-    sweep, found, said = published.sweep, published.frames, published.said
-    listed = json_rows.rows(found)
-    drawn = figures.draw(found, listed, published.evidence)
-    files = {paths.csv: tables.csv_text(found.cells).encode(), paths.yaml: sweep.text.encode()}
+    sweep, frames, usages = published.sweep, published.frames, published.usages
+    drawn = figures.draw(frames.rows, published.evidence)
+    files = {paths.csv: tables.csv_text(frames.cells).encode(), paths.yaml: sweep.text.encode()}
     files |= {paths.svg(name): figure.svg for name, figure in drawn.items()}
     files |= {paths.pdf(name): figure.pdf for name, figure in drawn.items()}
-    measured = sections.measured(sweep, found, listed)
+    measured = sections.measured(sweep, frames)
     set_in_latex = latex.tables(measured)
     files |= {paths.latex(name): table.encode() for name, table in set_in_latex.items()}
     shown = {paths.name(paths.svg(name)): figure for name, figure in drawn.items()}
-    files[paths.markdown] = text.report(sweep, found, listed, shown, said, measured).encode()
+    files[paths.markdown] = text.report(sweep, frames, shown, usages, measured).encode()
     beside = [paths.name(path) for path in (paths.merged, *files)]
-    files[paths.page] = page.html(sweep, found, listed, drawn, said, measured, beside)
+    files[paths.page] = page.html(sweep, frames, drawn, usages, measured, beside)
     return files
 
 
@@ -130,12 +131,18 @@ def _publish(files: dict[Path, bytes], owned: Owned) -> None:
     store.publish_bytes(last, files[last])
 
 
-def rows(sweep: Sweep, work: Work, earlier: Path | None = None) -> dict[str, Any]:
-    """What `netpress report --json` prints: `rows` and `gaps`; null where nothing was measured.
-    `earlier`: as in `build`."""
-    from pipeline.report import frames
+def read(sweep: Sweep, work: Work, earlier: Path | None = None) -> Frames:
+    """The rows and gaps of a sweep. `earlier`: as in `build`."""
+    from pipeline.report import frames, versions
 
-    return _listed(frames.read(sweep, work, _results_of(earlier)))
+    return frames.read(versions.with_older(sweep, work), work, _results_of(earlier))
+
+
+def read_folder(folder: Path) -> Frames:
+    """The same, of the results.h5 in a report's folder; raises as `rebuild`."""
+    from pipeline.report import merged
+
+    return merged.read(ReportPaths(folder).merged).frames
 
 
 def _results_of(folder: Path | None) -> Path | None:
@@ -145,21 +152,15 @@ def _results_of(folder: Path | None) -> Path | None:
     return None if folder is None else merged.read(ReportPaths(folder).merged).path
 
 
-def rows_of(folder: Path) -> dict[str, Any]:
-    """The same, of the results.h5 in a report's folder; raises as `rebuild`."""
-    from pipeline.report import merged
-
-    return _listed(merged.read(ReportPaths(folder).merged).frames)
-
-
-def _listed(found: Frames) -> dict[str, Any]:
+def as_json(frames: Frames) -> dict[str, Any]:
+    """What `netpress report --json` prints."""
     from pipeline.report import json_rows
 
-    return {"rows": json_rows.rows(found), "gaps": json_rows.gaps(found)}
+    return json_rows.as_json(frames)
 
 
-def print_summary(listed: dict[str, Any], file=None) -> None:
-    """The table for the terminal, from what `rows` gave."""
+def print_summary(frames: Frames, file: IO[str] | None = None) -> None:
+    """The table for the terminal."""
     from pipeline.report import tables
 
-    tables.print_summary(listed, file)
+    tables.print_summary(frames, file)

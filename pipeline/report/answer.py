@@ -9,45 +9,51 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.techniques import CONTROLS
 
+if TYPE_CHECKING:
+    from pipeline.report.row import Row
+
 ONE_POINT = 0.01
 SLACK = 1e-9  # 0.99 - 0.98 is a little more than 0.01
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one technique on one data set and model, one a seed."""
+    """The rows of one technique on one data set and model, one for each seed."""
 
     rows: tuple[Row, ...]
 
     @property
     def technique(self) -> str:
-        return self.rows[0]["technique"]
+        return self.rows[0].technique
+
+    @property
+    def family(self) -> str:
+        return self.rows[0].family
 
     @property
     def is_base(self) -> bool:
-        return self.rows[0]["is_base"]
+        return self.rows[0].is_base
 
     @property
     def is_control(self) -> bool:
-        return self.rows[0]["family"] in CONTROLS
+        return self.family in CONTROLS
 
     @property
     def drop(self) -> float:
-        return mean(row["accuracy_drop"] for row in self.rows)
+        return mean(row.accuracy_drop for row in self.rows)
 
     @property
     def stored_bytes(self) -> float:
-        return mean(row["stored_bytes"] for row in self.rows)
+        return mean(row.stored_bytes for row in self.rows)
 
     @property
     def speedup(self) -> float:
         """At batch 1, all threads; NaN where it was not measured."""
-        return mean(row["speedup"]["batch1"] for row in self.rows)
+        return mean(row.speedup("all", 1) for row in self.rows)
 
     def within(self, limit: float) -> bool:
         """Whether it loses at most `limit`."""
@@ -55,24 +61,24 @@ class Group:
 
     def cell(self, limit: float) -> Row:
         """The one to take away: the smallest seed that is itself within `limit`."""
-        good = [row for row in self.rows if _within(row["accuracy_drop"], limit)]
-        return min(good or self.rows, key=lambda row: (row["stored_bytes"], row["seed"]))
+        good = [row for row in self.rows if _within(row.accuracy_drop, limit)]
+        return min(good or self.rows, key=lambda row: (row.stored_bytes, row.seed))
 
 
 def groups(rows: Iterable[Row]) -> list[Group]:
     """In the order of the rows."""
-    found: dict[tuple[str, str, str], list[Row]] = {}
+    by_name: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        found.setdefault((row["dataset"], row["model"], row["technique"]), []).append(row)
-    return [Group(tuple(members)) for members in found.values()]
+        by_name.setdefault((*row.setting, row.technique), []).append(row)
+    return [Group(tuple(members)) for members in by_name.values()]
 
 
 def settings(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     """The rows of each (data set, model): what is compared with each other."""
-    found: dict[tuple[str, str], list[Row]] = {}
+    by_setting: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        found.setdefault((row["dataset"], row["model"]), []).append(row)
-    return found
+        by_setting.setdefault(row.setting, []).append(row)
+    return by_setting
 
 
 def smallest(rows: Iterable[Row], limit: float = ONE_POINT) -> Group | None:

@@ -75,34 +75,33 @@ def differs(folder: Path, files: Files) -> str | None:
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
     for name in sorted(there ^ set(files)):
         return f"{name} is {'missing' if name in files else 'not part of it'}"
-    for name, said in files.items():
+    for name, recorded in files.items():
         status = os.lstat(folder / name)
         if not stat.S_ISREG(status.st_mode):
             return f"{name} is no regular file"
-        if said["bytes"] > MODEL_BYTES:
-            return f"{name} should have {said['bytes']} bytes, expected at most {MODEL_BYTES}"
-        if status.st_size != said["bytes"]:
-            return f"{name} does not have its {said['bytes']} bytes"
-        if store.sha256(folder / name) != said["sha256"]:
+        if recorded["bytes"] > MODEL_BYTES:
+            return f"{name} should have {recorded['bytes']} bytes, expected at most {MODEL_BYTES}"
+        if status.st_size != recorded["bytes"]:
+            return f"{name} does not have its {recorded['bytes']} bytes"
+        if store.sha256(folder / name) != recorded["sha256"]:
             return f"{name} was changed, its SHA-256 is not the recorded one"
     return None
 
 
 def _within(published: Published, most_bytes: int) -> dict[str, Files]:
-    cells = published.frames.cells
-    ids = cells["id"][cells["stored_bytes"] <= most_bytes]
-    return {cell_id: published.artifact(cell_id) for cell_id in ids}
+    rows = (row for row in published.frames.rows if row.stored_bytes is not None)
+    return {row.id: published.artifact(row.id) for row in rows if row.stored_bytes <= most_bytes}
 
 
 def _is_stale(published: Published, folder: Path) -> bool:
-    known = folder.name in set(published.frames.cells["id"])
+    known = folder.name in published.frames.ids
     return not known or differs(folder, published.artifact(folder.name)) is not None
 
 
 def _copy(source: Path, files: Files, to: Path) -> None:
-    for name, said in files.items():
+    for name, recorded in files.items():
         store.make_folder((to / name).parent)
         try:
-            store.copy_checked(source / name, to / name, said["bytes"], said["sha256"])
+            store.copy_checked(source / name, to / name, recorded["bytes"], recorded["sha256"])
         except FileNotFoundError:
             raise Corrupt(f"{source / name}: is missing, its manifest names it") from None

@@ -7,27 +7,36 @@ for its own format.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
+from pipeline import runtimes
 from pipeline.errors import UserError
+from pipeline.measure.series import BATCHES, Series
 from pipeline.paths import shell_word, sweep_file
-from pipeline.report import images
+from pipeline.report import images, versions
 from pipeline.report.answer import (
     ONE_POINT,
     Group,
-    Row,
     deviation,
     fastest,
+    groups,
     mean,
     nearest,
     settings,
     smallest,
 )
 from pipeline.report.frames import Frames
-from pipeline.report.metrics import BATCHES, METRIC, PERCENTILES, latency_key
+from pipeline.report.metrics import (
+    METRIC,
+    OVER_REFERENCE,
+    SIMULATED,
+    SPEEDUP,
+    latency_key,
+    speedup_key,
+)
+from pipeline.report.row import PERCENTILES, Row
 from pipeline.sweep import Sweep
 from pipeline.techniques import CONTROLS
 
@@ -113,104 +122,128 @@ def _columns(group: str, *keys: str) -> tuple[Column, ...]:
 
 def _latency_columns() -> Iterator[Column]:
     for threads, percentiles in (("all", PERCENTILES), ("one", (50,))):
-        said = "all threads" if threads == "all" else "one thread"
+        label = "all threads" if threads == "all" else "one thread"
         for batch in BATCHES:
             for p in percentiles:
-                key = latency_key("onnxruntime", "artifact", threads, batch, p)
-                heading = f"{said}, batch {batch.removeprefix('batch')}, p{p}"
-                yield Column(heading, key, "latency, ms")
+                key = latency_key(Series(runtimes.DEFAULT, "artifact", threads, batch), p)
+                yield Column(f"{label}, batch {batch}, p{p}", key, "latency, ms")
 
 
 RESULTS = (
     *_columns("accuracy", "accuracy", "accuracy_drop", "agreement"),
     *_columns("size", "stored_bytes", "stored_ratio", "runnable_bytes"),
-    *_columns("work", "parameters", "macs", "macs_ratio"),
+    *_columns("complexity", "parameters", "macs", "macs_ratio"),
     *_columns("speed", "speedup_all_batch1", "speedup_all_batch64", "test_set_seconds"),
-    *_columns("integers", "integer_share"),
+    *_columns("quantization", "integer_share"),
 )
 LATENCY = tuple(_latency_columns())
-SIMULATED = tuple(
+SIMULATED_MS = latency_key(Series(runtimes.REFERENCE, "simulated", "all", 1), 50)
+BESIDE = tuple(
     Column(heading, key, group)
     for heading, key, group in (
-        ("ms", "pytorch_simulated_all_batch1_p50_ms", "simulated, in PyTorch"),
-        ("faster than the base there, ×", "simulated_speedup_all_batch1", "simulated, in PyTorch"),
-        ("ms", "onnxruntime_artifact_all_batch1_p50_ms", "deployed artifact"),
-        ("faster than the base artifact, ×", "speedup_all_batch1", "deployed artifact"),
+        ("ms", SIMULATED_MS, "simulated, in PyTorch"),
         (
-            "faster than the base in PyTorch, ×",
-            "speedup_over_pytorch_all_batch1",
+            "speedup over the base in PyTorch, ×",
+            speedup_key(SIMULATED, "all", 1),
+            "simulated, in PyTorch",
+        ),
+        (
+            "ms",
+            latency_key(Series(runtimes.DEFAULT, "artifact", "all", 1), 50),
             "deployed artifact",
         ),
-        ("predictions in which both agree, %", "simulated_agreement", ""),
+        ("speedup over the base artifact, ×", speedup_key(SPEEDUP, "all", 1), "deployed artifact"),
+        (
+            "speedup over the base in PyTorch, ×",
+            speedup_key(OVER_REFERENCE, "all", 1),
+            "deployed artifact",
+        ),
+        ("agreement of the predictions, %", "simulated_agreement", ""),
     )
 )
 
 
 def results(frames: Frames, columns: Sequence[Column] = RESULTS) -> Section:
-    said = (
-        "Everything here is of the artifact that would be deployed: its bytes on disk as stored "
-        "and as run, its own accuracy on the test set, its speed on ONNX Runtime. How much faster "
-        "it is: the median latency of the base artifact over that of this one, both warm and "
-        "interleaved in one process with all threads; theoretically: the same of "
-        "multiply-accumulate operations (MACs). It agrees with its base on the images that both "
-        "give the same class. "
+    about = (
+        "All values are measured on the deployable artifact: its size on disk as stored and as "
+        "run, its own accuracy on the test set, and its speed on ONNX Runtime. The compression "
+        "ratio is the base's stored size divided by the artifact's; the MAC reduction is the same "
+        "for multiply-accumulate operations (MACs). The speedup is the median latency of the base "
+        "artifact divided by that of the artifact, both warmed up and interleaved in one process, "
+        "with all threads. Agreement is the share of test images for which artifact and base "
+        "predict the same class. The int8 share is the part of the MACs that runs in integer "
+        "kernels. "
     )
     return Section(
-        "results", "Results", ((f"{said}{_spread_said(frames)}",),), tables(frames, columns)
+        "results", "Results", ((f"{about}{_about_spread(frames)}",),), tables(frames, columns)
     )
 
 
-def _spread_said(frames: Frames) -> str:
-    cells = frames.cells
-    if cells.duplicated(["dataset", "model", "technique"]).any():
+def _about_spread(frames: Frames) -> str:
+    if several_seeds(frames):
         return (
-            "Of several seeds: mean ± sample standard deviation over n of them; no ± where all of "
-            "them gave the same."
+            "Values over several seeds are the mean ± sample standard deviation of n seeds; ± is "
+            "omitted where all seeds gave the same value."
         )
-    return "One seed each (n = 1), so nothing here says how much another seed would change."
+    return (
+        "There is one seed for each technique (n = 1), so the variation between seeds is unknown."
+    )
 
 
 def latency(frames: Frames) -> Section:
-    said = (
-        "Milliseconds for one batch, on ONNX Runtime: the median (p50), and what 90 and 99 of 100 "
-        "calls did not exceed."
+    about = (
+        "Latency is in milliseconds for one batch on ONNX Runtime, as median (p50), 90th and 99th "
+        "percentile of single calls."
     )
-    return Section("latency", "Latency of the artifact", ((said,),), tables(frames, LATENCY))
+    return Section("latency", "Latency of the artifact", ((about,),), tables(frames, LATENCY))
 
 
 def simulated(frames: Frames) -> Section | None:
     """None where no simulated model was timed."""
-    if frames.cells["pytorch_simulated_all_batch1_p50_ms"].isna().all():
+    if all(METRIC[SIMULATED_MS].of(row) is None for row in frames.rows):
         return None
-    said = (
-        "The simulated model is what training works with: full-precision numbers in PyTorch that "
-        "imitate the compressed network. Timing it says nothing about the network that would be "
-        "deployed; it is here because it is often timed instead. Batch 1, all threads, medians."
+    about = (
+        "The simulated network is the one used in training: full-precision arithmetic in PyTorch "
+        "that emulates the compressed network. Its latency does not predict that of the deployed "
+        "artifact; it is listed because it is often reported instead. Medians at batch 1, all "
+        "threads."
     )
-    return Section("simulated", "Simulated beside deployed", ((said,),), tables(frames, SIMULATED))
+    return Section(
+        "simulated", "Simulated and deployed latency", ((about,),), tables(frames, BESIDE)
+    )
+
+
+def several_seeds(frames: Frames) -> bool:
+    return any(len(group.rows) > 1 for group in groups(frames.rows))
 
 
 def tables(frames: Frames, columns: Sequence[Column]) -> tuple[Table, ...]:
     """One a (data set, model); a line a technique, a column each that has any number."""
-    found = []
-    for (dataset, model), cells in frames.cells.groupby(["dataset", "model"], sort=False):
-        present = [column for column in columns if cells[column.key].notna().any()]
-        numbers = {column.key: cells[column.key].tolist() for column in present}
-        named = zip(cells["technique"].astype(str), cells["family"], strict=True)
-        lines = [
-            (
-                Value(shown(*name)),
-                Value(str(len(seeds)), len(seeds)),
-                *(
-                    spread([numbers[column.key][i] for i in seeds], column.key)
-                    for column in present
-                ),
-            )
-            for name, seeds in _places(named).items()
-        ]
-        head = (Column("technique"), Column("n"), *present)
-        found.append(table_of(dataset, model, head, lines))
-    return tuple(found)
+    return tuple(
+        _table_of_rows(*setting, rows, columns) for setting, rows in settings(frames.rows).items()
+    )
+
+
+def _table_of_rows(
+    dataset: str, model: str, rows: Sequence[Row], columns: Sequence[Column]
+) -> Table:
+    older = versions.behind(rows)
+    numbers = {column: [METRIC[column.key].of(row) for row in rows] for column in columns}
+    present = [c for c in columns if any(number is not None for number in numbers[c])]
+    head = (Column("technique"), Column("n"), *present)
+    lines = (_line(group, present, older) for group in groups(rows))
+    return table_of(dataset, model, head, lines)
+
+
+def _line(group: Group, columns: Iterable[Column], older: Container[str]) -> tuple[Value, ...]:
+    n = len(group.rows)
+    metrics = (METRIC[column.key] for column in columns)
+    mark = f" {versions.MARK}" if any(row.id in older for row in group.rows) else ""
+    return (
+        Value(shown(group.technique, group.family) + mark),
+        Value(str(n), n),
+        *(spread([metric.of(row) for row in group.rows], metric.key) for metric in metrics),
+    )
 
 
 def table_of(dataset: str, model: str, columns: Iterable[Column], lines: Iterable) -> Table:
@@ -221,14 +254,6 @@ def table_of(dataset: str, model: str, columns: Iterable[Column], lines: Iterabl
 def shown(technique: str, family: str) -> str:
     """A technique as tables name it: controls say that they are."""
     return f"{technique} (control)" if family in CONTROLS else technique
-
-
-def _places(names: Iterable[Hashable]) -> dict[Any, list[int]]:
-    """Where each name stands, in the order in which they come."""
-    found: dict[Any, list[int]] = {}
-    for i, name in enumerate(names):
-        found.setdefault(name, []).append(i)
-    return found
 
 
 def spread(numbers: Sequence[float | None], key: str) -> Value:
@@ -247,39 +272,41 @@ def title(sweep: Sweep) -> str:
 
 
 def counts(sweep: Sweep, frames: Frames) -> str:
-    done, missing = len(frames.cells), len(frames.gaps)
+    done, missing = len(frames.rows), len(frames.gaps)
     are = "1 is missing and is" if missing == 1 else f"{missing:,} are missing and are"
-    gaps = f" {are} named below, with the reason." if missing else ""
-    named = frames.cells[["dataset", images.APART]].to_dict("records")
-    changed = "".join(f" {said}" for said in images.sentences(named))
-    return f"{done:,} of {done + missing:,} cells have a result ({seeds(sweep)}).{gaps}{changed}"
+    gaps = f" {are} listed below with the reason." if missing else ""
+    changed = "".join(f" {sentence}" for sentence in images.sentences(frames.rows))
+    about = [versions.sentence(frames.rows), versions.needs(frames.rows)]
+    notes = "".join(f" {line}" for line in about if line)
+    results = f"{done:,} of {done + missing:,} cells have a result ({seeds(sweep)})."
+    return f"{results}{gaps}{changed}{notes}"
 
 
 def seeds(sweep: Sweep) -> str:
     """`seed: 0` or `seeds: 0, 1, 2`."""
-    found = sorted({cell.seed for cell in sweep.cells})
-    if len(found) == 1:
-        return f"seed: {found[0]}"
-    return f"seeds: {', '.join(map(str, found)) if len(found) <= 10 else _range(found)}"
+    every = sorted({cell.seed for cell in sweep.cells})
+    if len(every) == 1:
+        return f"seed: {every[0]}"
+    return f"seeds: {', '.join(map(str, every)) if len(every) <= 10 else _range(every)}"
 
 
 def _range(seeds: list[int]) -> str:
     return f"{len(seeds)} of {seeds[0]} to {seeds[-1]}"
 
 
-def answers(sweep: Sweep, rows: list[Row]) -> list[Answer]:
+def answers(sweep: Sweep, rows: Iterable[Row]) -> list[Answer]:
     """One a (data set, model); none without results."""
     return [_answer(sweep, *setting, members) for setting, members in settings(rows).items()]
 
 
 def _answer(sweep: Sweep, dataset: str, model: str, rows: list[Row]) -> Answer:
-    asked = (
-        ("Smallest at no loss", smallest(rows, 0.0), 0.0, "smaller"),
-        ("Smallest within one point", smallest(rows), ONE_POINT, "smaller"),
-        ("Fastest within one point", fastest(rows), ONE_POINT, "faster"),
+    questions = (
+        ("Smallest without accuracy loss", smallest(rows, 0.0), 0.0, "smaller"),
+        ("Smallest within one percentage point", smallest(rows), ONE_POINT, "smaller"),
+        ("Fastest within one percentage point", fastest(rows), ONE_POINT, "faster"),
     )
     near = nearest(rows)
-    points = ((said, _sentence(sweep, *best, near)) for said, *best in asked)
+    points = ((question, _sentence(sweep, *best, near)) for question, *best in questions)
     return Answer(dataset, model, tuple(points))
 
 
@@ -287,18 +314,18 @@ def _sentence(
     sweep: Sweep, group: Group | None, limit: float, better: str, near: Group | None
 ) -> Sentence:
     if group is None:
-        return ("no model that was measured", *_nearest(near))
+        return ("no measured model qualifies", *_nearest(near))
     if group.is_base:
-        said = f"the base itself, {_numbers(group)}; no compressed model "
+        lead = f"the base itself, {_numbers(group)}; no compressed model "
         if near is not None and near.within(limit):
-            return (f"{said}that qualifies is {better}.",)
-        return (f"{said}qualifies", *_nearest(near))
+            return (f"{lead}that qualifies is {better}.",)
+        return (f"{lead}qualifies", *_nearest(near))
     cell = group.cell(limit)
-    seed = f" (seed {cell['seed']})" if len(group.rows) > 1 else ""
+    seed = f" (seed {cell.seed})" if len(group.rows) > 1 else ""
     return (
         Code(group.technique),
-        f", {_numbers(group)}, {_gains(group)}. To take it away: ",
-        Code(f"netpress export {shell_word(name(sweep))} {cell['id']}"),
+        f", {_numbers(group)}, {_gains(group)}. To export it: ",
+        Code(f"netpress export {shell_word(name(sweep))} {cell.id}"),
         f"{seed}.",
     )
 
@@ -311,7 +338,7 @@ def _nearest(near: Group | None) -> Sentence:
 
 
 def _numbers(group: Group) -> str:
-    accuracies = [row["accuracy"] for row in group.rows]
+    accuracies = [row.accuracy for row in group.rows]
     accuracy = METRIC["accuracy"].show(mean(accuracies), deviation(accuracies))
     stored = METRIC["stored_bytes"].say(group.stored_bytes)
     seeds = f" (n = {len(accuracies)})" if len(accuracies) > 1 else ""
@@ -321,14 +348,14 @@ def _numbers(group: Group) -> str:
 def _change(group: Group) -> str:
     drop = METRIC["accuracy_drop"].show(abs(group.drop))
     side = "below" if group.drop > 0 else "above"
-    return "as accurate as" if float(drop) == 0 else f"{drop} points {side}"
+    return "as accurate as" if float(drop) == 0 else f"{drop} percentage points {side}"
 
 
 def _gains(group: Group) -> str:
-    ratio = METRIC["stored_ratio"].show(mean(row["stored_ratio"] for row in group.rows))
+    ratio = METRIC["stored_ratio"].show(mean(row.stored_ratio for row in group.rows))
     speed = METRIC["speedup_all_batch1"].show(group.speedup)
-    faster = f", {speed} times as fast at batch 1" if speed else ""
-    smaller = f", {ratio} times smaller" if ratio else ""
+    faster = f", speedup {speed} at batch 1" if speed else ""
+    smaller = f", compression ratio {ratio}" if ratio else ""
     return f"{_change(group)} its base{smaller}{faster}"
 
 

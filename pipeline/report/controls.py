@@ -7,14 +7,15 @@ base, trained for longer) is compared with all that go on from the base's weight
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.answer import Group, Row, groups, settings
+from pipeline.report.answer import Group, groups, settings
 from pipeline.report.content import Column, Section, Sentence, Table, Value, spread, table_of
+from pipeline.report.row import Row
 from pipeline.sweep import Cell, Sweep
-from pipeline.techniques import FRESH, stage_epochs
+from pipeline.techniques import about
 
 COLUMNS = (
     Column("technique"),
@@ -29,12 +30,12 @@ COLUMNS = (
     Column("control", "epochs", "epochs of training"),
 )
 ABOUT: Sentence = (
-    "Each technique beside its controls at the same operating point. The difference is the mean, "
-    "over the n seeds that both have, of the technique's accuracy less the control's of the same "
-    "seed: above 0, the technique is better than its control. No control is quantized. Epochs are "
-    "those that a model's weights went through, with the base's own where they started from it; a "
-    "teacher's are not counted. A control without an operating point (the base, trained for "
-    "longer) is beside every technique that trains on from the base's weights.",
+    "Each technique is compared with its controls at the same operating point. The difference is "
+    "the mean, over the n seeds that both have, of the technique's accuracy minus the control's "
+    "with the same seed; above 0, the technique is better. Controls are not quantized. Epochs of "
+    "training include those of the base where the weights start from it, but not a teacher's. A "
+    "control without an operating point (the base trained for longer) is compared with every "
+    "technique that continues from the base's weights.",
 )
 
 
@@ -48,10 +49,10 @@ class Compared:
     @property
     def differences(self) -> list[float | None]:
         pairs = zip(self.technique.rows, self.control.rows, strict=True)
-        return [_less(mine["accuracy"], other["accuracy"]) for mine, other in pairs]
+        return [_less(mine.accuracy, other.accuracy) for mine, other in pairs]
 
 
-def section(sweep: Sweep, rows: list[Row]) -> Section | None:
+def section(sweep: Sweep, rows: Sequence[Row]) -> Section | None:
     """None where no technique has a control."""
     tables = tuple(_tables(sweep, rows))
     if not tables:
@@ -61,10 +62,10 @@ def section(sweep: Sweep, rows: list[Row]) -> Section | None:
 
 def compared(sweep: Sweep, rows: Iterable[Row]) -> Iterator[Compared]:
     """The pairs among the rows of one data set and model, by technique, then by control."""
-    found = groups(rows)
-    cell = {group.technique: sweep.by_id[group.rows[0]["id"]] for group in found}
-    controls = [group for group in found if group.is_control]
-    for group in found:
+    every = groups(rows)
+    cell = {group.technique: sweep.by_id[group.rows[0].id] for group in every}
+    controls = [group for group in every if group.is_control]
+    for group in every:
         if group.is_base or group.is_control:
             continue
         for control in controls:
@@ -77,39 +78,36 @@ def belong(technique: Cell, control: Cell) -> bool:
     point = operating_point(control)
     if point:
         return point == operating_point(technique)
-    goes_on = not any(stage.name in FRESH for stage in technique.stages)
+    goes_on = not any(about(stage.settings).starts_fresh() for stage in technique.stages)
     return goes_on and epochs(technique) > technique.recipe.epochs
 
 
 def operating_point(cell: Cell) -> dict[str, Any]:
-    """What a technique was asked to leave of the network; the last stage that says so decides."""
-    found = {}
+    """What a technique is to leave of the network; the last stage that sets it decides."""
+    point: dict[str, Any] = {}
     for stage in cell.stages:
-        for key in ("parameters_kept", "width", "model", "student"):
-            value = getattr(stage.settings, key, None)
-            if value is not None:
-                found["model" if key == "student" else key] = value
-    return found
+        point |= about(stage.settings).operating_point()
+    return point
 
 
 def epochs(cell: Cell) -> int:
     """Of training that the weights at the end have gone through, since they were drawn."""
     count = cell.recipe.epochs
     for stage in cell.stages:
-        count = 0 if stage.name in FRESH else count
-        count += stage_epochs(stage.settings, cell.recipe)
+        said = about(stage.settings)
+        count = (0 if said.starts_fresh() else count) + said.epochs_of(cell.recipe)
     return count
 
 
 def _paired(technique: Group, control: Group) -> Iterator[Compared]:
     """Of the seeds that both have; nothing where there are none."""
-    others = {row["seed"]: row for row in control.rows}
-    mine = [row for row in technique.rows if row["seed"] in others]
+    others = {row.seed: row for row in control.rows}
+    mine = [row for row in technique.rows if row.seed in others]
     if mine:
-        yield Compared(Group(tuple(mine)), Group(tuple(others[row["seed"]] for row in mine)))
+        yield Compared(Group(tuple(mine)), Group(tuple(others[row.seed] for row in mine)))
 
 
-def _tables(sweep: Sweep, rows: list[Row]) -> Iterator[Table]:
+def _tables(sweep: Sweep, rows: Sequence[Row]) -> Iterator[Table]:
     for setting, members in settings(rows).items():
         lines = [_line(sweep, pair) for pair in compared(sweep, members)]
         if lines:
@@ -119,14 +117,14 @@ def _tables(sweep: Sweep, rows: list[Row]) -> Iterator[Table]:
 def _line(sweep: Sweep, pair: Compared) -> tuple[Value, ...]:
     both = (pair.technique, pair.control)
     n = len(pair.technique.rows)
-    trained = [epochs(sweep.by_id[group.rows[0]["id"]]) for group in both]
+    trained = [epochs(sweep.by_id[group.rows[0].id]) for group in both]
     return (
         Value(pair.technique.technique),
         Value(pair.control.technique),
         Value(str(n), n),
-        *(spread([row["accuracy"] for row in group.rows], "accuracy") for group in both),
+        *(spread([row.accuracy for row in group.rows], "accuracy") for group in both),
         spread(pair.differences, "difference"),
-        *(spread([row["parameters"] for row in group.rows], "parameters") for group in both),
+        *(spread([row.parameters for row in group.rows], "parameters") for group in both),
         *(spread([count], "epochs") for count in trained),
     )
 

@@ -14,11 +14,13 @@ import numpy
 
 from pipeline import store
 from pipeline.errors import Corrupt
+from pipeline.measure import series
+from pipeline.measure.series import Series
 from pipeline.paths import CellPaths
 from pipeline.store import StageHistory
 
 REQUIRED = ("accuracy", "stored_bytes")
-LATENCY, DIFFERING = "latency/", "differing/"
+DIFFERING = "differing/"
 CLASSES = ("predictions", "base_predictions", "labels")
 PER_PICTURE = ("index", "own", "base", "label", "distance")
 
@@ -27,14 +29,14 @@ PER_PICTURE = ("index", "own", "base", "label", "distance")
 class Evidence:
     """Of one finished cell; None, or empty, for what it did not record.
 
-    `latency`: runtime/model/threads/batch -> milliseconds of each run; `differing`: index, own,
+    `latency`: milliseconds of each run of a series; `differing`: index, own,
     base, label and distance [K] and pixels uint8 [K, C, H, W] of those images of the test set on
     which the cell and its base differ most.
     """
 
     history: tuple[StageHistory, ...]
     channels: numpy.ndarray | None  # int [L]
-    latency: dict[str, numpy.ndarray]
+    latency: dict[Series, numpy.ndarray]
     predictions: numpy.ndarray | None  # uint16 [N]
     base_predictions: numpy.ndarray | None  # uint16 [N]
     labels: numpy.ndarray | None  # uint16 [N]
@@ -46,12 +48,12 @@ def of(result: store.Result) -> Evidence:
     a checksum vouches for bytes, not for their sense."""
     measured = result.measured
     classes = [_array(measured.get(name), "u", 1) for name in CLASSES]
-    if len({len(found) for found in classes if found is not None}) > 1:
+    if len({len(known) for known in classes if known is not None}) > 1:
         classes = [None] * len(CLASSES)
     latency = {
-        name.removeprefix(LATENCY): samples
+        key: samples
         for name, value in measured.items()
-        if name.startswith(LATENCY) and (samples := _samples(value)) is not None
+        if (key := series.parse(name)) and (samples := _samples(value)) is not None
     }
     channels = _array(measured.get("channels"), "iu", 1)
     return Evidence(tuple(result.history), channels, latency, *classes, _differing(measured))
@@ -84,7 +86,7 @@ def valid_result(
         paths.result,
         expected,
         with_history=with_history,
-        also=lambda file, found: also(file, found, manifest),
+        also=lambda file, result: also(file, result, manifest),
     )
     check_result(result, cell_id, paths.result)
     return result
@@ -103,15 +105,15 @@ def _array(value: Any, kinds: str, dimensions: int) -> numpy.ndarray | None:
 
 
 def _samples(value: Any) -> numpy.ndarray | None:
-    found = _array(value, "f", 1)
-    return found if found is not None and numpy.isfinite(found).all() else None
+    samples = _array(value, "f", 1)
+    return samples if samples is not None and numpy.isfinite(samples).all() else None
 
 
 def _differing(measured: dict[str, Any]) -> dict[str, numpy.ndarray] | None:
     pixels = _array(measured.get(f"{DIFFERING}pixels"), "u", 4)
-    found = {name: _array(measured.get(DIFFERING + name), "iuf", 1) for name in PER_PICTURE}
+    arrays = {name: _array(measured.get(DIFFERING + name), "iuf", 1) for name in PER_PICTURE}
     if pixels is None or pixels.dtype != numpy.uint8 or pixels.shape[1] not in (1, 3):
         return None
-    if any(values is None or len(values) != len(pixels) for values in found.values()):
+    if any(values is None or len(values) != len(pixels) for values in arrays.values()):
         return None
-    return {"pixels": pixels, **found}
+    return {"pixels": pixels, **arrays}

@@ -1,4 +1,4 @@
-"""Published results -> pandas: one row a cell.
+"""Published results -> rows, and as a table of pandas: one line a cell.
 
 Rows come in the sweep's order (data set, model, technique, seed), whatever the order in which
 they were made, so that everything built from them is the same to the byte.
@@ -6,8 +6,10 @@ they were made, so that everything built from them is the same to the byte.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +20,64 @@ from pipeline.errors import Corrupt
 from pipeline.gaps import Gap
 from pipeline.paths import Work
 from pipeline.report import images, reading
+from pipeline.report.metrics import METRICS
 from pipeline.report.reading import Read
-from pipeline.report.row import COLUMNS, identity
+from pipeline.report.row import IDENTITY, Row, identity
 from pipeline.sweep import Cell, Sweep
+
+COLUMNS = (*IDENTITY, *(metric.key for metric in METRICS), "facts", "other_images_of")
 
 
 @dataclass(frozen=True)
 class Frames:
-    """`cells`: IDENTITY, every metric (NaN where it was not measured), `facts` (canonical JSON) and
-    images.APART; `gaps`: the cells of the sweep that are not in it."""
+    """`rows`: of the cells that have a result; `gaps`: the cells of the sweep that have none."""
 
-    cells: pandas.DataFrame
+    rows: tuple[Row, ...]
     gaps: tuple[Gap, ...]
+
+    @classmethod
+    def of(cls, rows: Iterable[Row], gaps: Iterable[Gap]) -> Frames:
+        """Of rows as they were read: those of other images than the newest are set apart."""
+        return cls(tuple(images.apart(list(rows))), tuple(gaps))
+
+    @cached_property
+    def cells(self) -> pandas.DataFrame:
+        """COLUMNS: identity, every metric (NaN where it was not measured), `facts` as canonical
+        JSON, and `other_images_of`."""
+        return pandas.DataFrame([_values(row) for row in self.rows], columns=list(COLUMNS))
+
+    @property
+    def ids(self) -> list[str]:
+        return [row.id for row in self.rows]
+
+
+def _values(row: Row) -> dict[str, Any]:
+    numbers = {metric.key: metric.of(row) for metric in METRICS}
+    return {
+        **{name: getattr(row, name) for name in IDENTITY},
+        **{key: float("nan") if value is None else value for key, value in numbers.items()},
+        "facts": json.dumps(row.facts, sort_keys=True),
+        "other_images_of": row.other_images_of,
+    }
 
 
 def read(sweep: Sweep, work: Work, earlier: Path | None = None) -> Frames:
     """Everything valid that there is of `sweep`; a damaged result is a gap. `earlier`: as in
     `reading.from_work`."""
     cells = in_order(sweep)
-    asked = [(identity(cell), work.cell(cell.id)) for cell in cells]
-    return framed(zip(cells, reading.from_work(asked, earlier), strict=True), work)
+    requests = [(identity(cell), work.cell(cell.id)) for cell in cells]
+    return framed(zip(cells, reading.from_work(requests, earlier), strict=True), work)
 
 
-def framed(found: Iterable[tuple[Cell, Read]], work: Work) -> Frames:
-    """What was found of each cell, in order."""
+def framed(read: Iterable[tuple[Cell, Read]], work: Work) -> Frames:
+    """What was read of each cell, in order."""
     rows, missing = [], []
-    for cell, read in found:
-        if read.row is None:
-            missing.append(Gap(cell, _reason(cell, read, work)))
+    for cell, one in read:
+        if one.row is None:
+            missing.append(Gap(cell, _reason(cell, one, work)))
         else:
-            rows.append(read.row)
-    return Frames(frame(rows), tuple(missing))
-
-
-def frame(rows: Iterable[dict[str, Any]]) -> pandas.DataFrame:
-    return pandas.DataFrame(images.apart(list(rows)), columns=[*COLUMNS, images.APART])
+            rows.append(one.row)
+    return Frames.of(rows, missing)
 
 
 def _reason(cell: Cell, read: Read, work: Work) -> str:

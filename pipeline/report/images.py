@@ -7,50 +7,49 @@ were another data set: no mean, no comparison and no base is shared, and no numb
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
 
-APART = "other_images_of"  # a column: the data set's name, None for a row under its own name
+from pipeline.report.row import Row
 
 
-def apart(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, with APART, and with the data set's name changed where it is not None."""
+def apart(rows: list[Row]) -> list[Row]:
+    """The rows, those of other images than the newest with a data set's name of their own."""
     made_of = [_made_of(row) for row in rows]
     newest: dict[str, tuple[str, str]] = {}
     for row, (started, fingerprint) in zip(rows, made_of, strict=True):
         if fingerprint:
-            before = newest.get(row["dataset"], ("", ""))
-            newest[row["dataset"]] = max(before, (started, fingerprint))
+            before = newest.get(row.dataset, ("", ""))
+            newest[row.dataset] = max(before, (started, fingerprint))
     return [
-        _named(row, fingerprint, newest.get(row["dataset"], ("", ""))[1])
+        _named(row, fingerprint, newest.get(row.dataset, ("", ""))[1])
         for row, (_, fingerprint) in zip(rows, made_of, strict=True)
     ]
 
 
-def _made_of(row: dict[str, Any]) -> tuple[str, str]:
+def _made_of(row: Row) -> tuple[str, str]:
     """When it was started, and the fingerprint of its images; empty where it does not say."""
-    facts = json.loads(row["facts"])
-    return str(facts.get("started") or ""), str(facts.get("dataset_fingerprint") or "")
+    started, fingerprint = (row.facts.get(name) for name in ("started", "dataset_fingerprint"))
+    return str(started or ""), str(fingerprint or "")
 
 
-def _named(row: dict[str, Any], fingerprint: str, newest: str) -> dict[str, Any]:
+def _named(row: Row, fingerprint: str, newest: str) -> Row:
     if not fingerprint or fingerprint == newest:
-        return {**row, APART: None}
-    name = row["dataset"]
-    return {**row, "dataset": f"{name}-{fingerprint[:8]}", APART: name}
+        return row
+    name = row.dataset
+    return replace(row, dataset=f"{name}-{fingerprint[:8]}", other_images_of=name)
 
 
-def sentences(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """One a data set that has cells of several images; rows as of the frame, or of `--json`."""
+def sentences(rows: Iterable[Row]) -> list[str]:
+    """One a data set that has cells of several images."""
     others: dict[str, Counter[str]] = {}
     for row in rows:
-        if row[APART]:
-            others.setdefault(row[APART], Counter())[row["dataset"]] += 1
+        if row.other_images_of:
+            others.setdefault(row.other_images_of, Counter())[row.dataset] += 1
     return [
-        f"{name}: its images changed between cells; those made of other images than the newest "
-        f"stand apart and are in no mean with them, as {_counted(names)}."
+        f"{name}: its images changed between cells; cells made from other images than the "
+        f"newest are listed separately and enter no common mean, as {_counted(names)}."
         for name, names in others.items()
     ]
 

@@ -1,19 +1,17 @@
-"""The rows and gaps of `report --json`: plain data, in which a missing number is null."""
+"""What `report --json` prints: plain data, in which a missing number is null.
+
+The keys are public (DESIGN.md); nothing else in the report reads them.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pipeline.report import images
+from pipeline import runtimes
+from pipeline.measure.series import BATCHES, Model, Series, Threads
 from pipeline.report.frames import Frames
-from pipeline.report.metrics import (
-    BATCHES,
-    COUNTS,
-    METRIC,
-    PERCENTILES,
-    latency_key,
-    speedup_key,
-)
+from pipeline.report.metrics import METRIC, OVER_REFERENCE, SIMULATED, SPEEDUP, speedup_key
+from pipeline.report.row import PERCENTILES, Row
 
 # Beside the keys that DESIGN.md promises; all of them are metrics of the one table.
 EXTRA = (
@@ -34,53 +32,53 @@ EXTRA = (
 )
 
 
-def rows(frames: Frames) -> list[dict[str, Any]]:
-    return [_row(values) for values in frames.cells.to_dict("records")]
+def as_json(frames: Frames) -> dict[str, Any]:
+    """{"rows", "gaps"}, null where nothing was measured."""
+    return {"rows": [row_json(row) for row in frames.rows], "gaps": gaps(frames)}
 
 
 def gaps(frames: Frames) -> list[dict[str, Any]]:
     return [{"id": gap.cell.id, "name": gap.cell.name, "reason": gap.reason} for gap in frames.gaps]
 
 
-def _row(values: dict[str, Any]) -> dict[str, Any]:
-    def number(key: str) -> float | int | None:
-        value = values[METRIC[key].key]
-        if value != value:
-            return None
-        return int(value) if key in COUNTS else float(value)
-
-    def latency(runtime: str, model: str, threads: str) -> dict[str, dict[str, float | None]]:
-        return {
-            b: {f"p{p}": number(latency_key(runtime, model, threads, b, p)) for p in PERCENTILES}
-            for b in BATCHES
-        }
-
-    def speedup(kind: str, threads: str) -> dict[str, float | None]:
-        return {batch: number(speedup_key(kind, threads, batch)) for batch in BATCHES}
-
+def row_json(row: Row) -> dict[str, Any]:
     return {
-        "id": values["id"],
-        "model": values["model"],
-        "dataset": values["dataset"],
-        "technique": values["technique"],
-        "seed": int(values["seed"]),
-        "accuracy": number("accuracy"),
-        "accuracy_drop": number("accuracy_drop"),
-        "stored_bytes": number("stored_bytes"),
-        "runnable_bytes": number("runnable_bytes"),
-        "parameters": number("parameters"),
-        "macs": number("macs"),
-        "latency_ms": latency("onnxruntime", "artifact", "all"),
-        "speedup": speedup("speedup", "all"),
-        "test_set_seconds": number("test_set_seconds"),
+        "id": row.id,
+        "model": row.model,
+        "dataset": row.dataset,
+        "technique": row.technique,
+        "seed": row.seed,
+        "accuracy": row.accuracy,
+        "accuracy_drop": row.accuracy_drop,
+        "stored_bytes": row.stored_bytes,
+        "runnable_bytes": row.runnable_bytes,
+        "parameters": row.parameters,
+        "macs": row.macs,
+        "latency_ms": _latency(row, runtimes.DEFAULT, "artifact", "all"),
+        "speedup": _speedup(row, SPEEDUP, "all"),
+        "test_set_seconds": row.test_set_seconds,
         # From here on: not promised, but useful.
-        "family": values["family"],
-        "is_base": bool(values["is_base"]),
-        images.APART: values[images.APART] or None,
-        **{key: number(key) for key in EXTRA},
-        "latency_ms_one_thread": latency("onnxruntime", "artifact", "one"),
-        "speedup_one_thread": speedup("speedup", "one"),
-        "speedup_over_pytorch": speedup("speedup_over_pytorch", "all"),
-        "simulated_latency_ms": latency("pytorch", "simulated", "all"),
-        "simulated_speedup": speedup("simulated_speedup", "all"),
+        "family": row.family,
+        "is_base": row.is_base,
+        "other_images_of": row.other_images_of,
+        **{key: METRIC[key].of(row) for key in EXTRA},
+        "latency_ms_one_thread": _latency(row, runtimes.DEFAULT, "artifact", "one"),
+        "speedup_one_thread": _speedup(row, SPEEDUP, "one"),
+        OVER_REFERENCE: _speedup(row, OVER_REFERENCE, "all"),
+        "simulated_latency_ms": _latency(row, runtimes.REFERENCE, "simulated", "all"),
+        SIMULATED: _speedup(row, SIMULATED, "all"),
     }
+
+
+def _latency(row: Row, runtime: str, model: Model, threads: Threads) -> dict[str, dict]:
+    """Of each batch the percentiles, in ms."""
+    return {
+        f"batch{batch}": {
+            f"p{p}": row.latency_ms(Series(runtime, model, threads, batch), p) for p in PERCENTILES
+        }
+        for batch in BATCHES
+    }
+
+
+def _speedup(row: Row, kind: str, threads: Threads) -> dict[str, float | None]:
+    return {f"batch{batch}": METRIC[speedup_key(kind, threads, batch)].of(row) for batch in BATCHES}

@@ -40,14 +40,14 @@ MOST_LETTERS = 64  # of a file's name, with those of `paths.checked_name` only
 
 def tables(sections: Iterable[Section]) -> dict[str, str]:
     """Name of a file -> its text, of every table that there is."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for section in sections:
         for table in section.tables:
             name = file_name(f"{section.id}-{table.name}")
-            if name in found:  # data set a-b with model c, and a with b-c
+            if name in texts:  # data set a-b with model c, and a with b-c
                 name = file_name(f"{section.id}-{table.caption}")
-            found[name] = tabular(section, table)
-    return found
+            texts[name] = tabular(section, table)
+    return texts
 
 
 def tabular(section: Section, table: Table) -> str:

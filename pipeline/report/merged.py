@@ -5,7 +5,7 @@
     /text                       the sweep file
     /order                      JSON: ids of the sweep's cells, in its order
     /gaps                       JSON: [{cell, reason}]
-    /usage                      JSON: {id: what the cell said of its job, where it ran in one}
+    /usage                      JSON: {id: the record of its job's usage, where it ran in one}
     /cells/ID/                  attributes and members as in the cell's result.h5, in the report's
                                 order, its technique called as in this sweep, and the attribute
                                 artifact: JSON {file of its artifact: {bytes, sha256}}; long arrays
@@ -48,12 +48,13 @@ MEMBERS = {"text", "order", "gaps", "usage", "cells"}
 
 @dataclass(frozen=True)
 class Published:
-    """A sweep and its results, in `path`. `said`: a cell's id -> what it said of its job."""
+    """A sweep and its results, in `path`. `usages`: a cell's id -> its job's record of
+    usage."""
 
     path: Path
     sweep: Sweep
     frames: Frames
-    said: dict[str, dict[str, Any]]
+    usages: dict[str, dict[str, Any]]
 
     def evidence(self, cell_id: str) -> Evidence | None:
         """What figures show of a cell; None for one without a result. Raises Corrupt."""
@@ -66,8 +67,8 @@ class Published:
         with store.open_hdf5(self.path, checked=True) as file:
             files = json.loads(file["cells"][cell_id].attrs["artifact"])
             return {
-                name: {"bytes": int(said["bytes"]), "sha256": str(said["sha256"])}
-                for name, said in files.items()
+                name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
+                for name, entry in files.items()
             }
 
     def result(self, cell_id: str) -> store.Result:
@@ -77,11 +78,11 @@ class Published:
 
     @property
     def used(self) -> Used | None:
-        return usage.total(self.said.values())
+        return usage.total(self.usages.values())
 
     @cached_property
     def _done(self) -> frozenset[str]:
-        return frozenset(self.frames.cells["id"])
+        return frozenset(self.frames.ids)
 
 
 # --- writing ---------------------------------------------------------------------------------
@@ -95,31 +96,31 @@ def write(sweep: Sweep, work: Work, path: Path, earlier: Path | None = None) -> 
     where it cannot be written; what was there before is then still there.
     """
     cells = frames.in_order(sweep)
-    asked = [(identity(cell), work.cell(cell.id)) for cell in cells]
+    requests = [(identity(cell), work.cell(cell.id)) for cell in cells]
     published: list[Published] = []
 
     def fill(file: h5py.File) -> None:
         _put_sweep(file, sweep)
-        chunks = reading.from_work_merged(asked, earlier)
+        chunks = reading.from_work_merged(requests, earlier)
         read = list(zip(cells, _put_cells(file, chunks, sweep), strict=True))
         result = frames.framed(read, work)
-        said = {cell.id: found.said for cell, found in read if found.said is not None}
+        usages = {cell.id: one.usage for cell, one in read if one.usage is not None}
         _put_json(file, "gaps", [_gap_json(gap) for gap in result.gaps])
-        _put_json(file, "usage", said)
-        published.append(Published(path, sweep, result, said))
+        _put_json(file, "usage", usages)
+        published.append(Published(path, sweep, result, usages))
 
     store.publish_hdf5(path, fill)
     return published[0]
 
 
 def _put_sweep(file: h5py.File, sweep: Sweep) -> None:
-    said = {
+    attributes = {
         "format": FORMAT,
         "netpress": __version__,
         "name": sweep.name,
         "called": content.name(sweep),
     }
-    for name, value in said.items():
+    for name, value in attributes.items():
         file.attrs[name] = value
     hdf5.put(file, "text", sweep.text)
     _put_json(file, "order", [cell.id for cell in sweep.cells])
@@ -130,23 +131,23 @@ def _put_json(file: h5py.File, name: str, value: Any) -> None:
 
 
 def _put_cells(file: h5py.File, chunks: Iterator[Chunk], sweep: Sweep) -> list[Read]:
-    """Copies what chunks have to /cells; returns what was found of each cell.
+    """Copies what chunks have to /cells; returns what there is of each cell.
 
     A result says what the sweep that it was made in called its technique; here it is called what
     this sweep calls it.
     """
-    found: list[Read] = []
+    every: list[Read] = []
     target = file.create_group("cells", track_order=True)
     first: dict[str, str] = {}
     for chunk in chunks:
         with reading.opened(chunk.file) as source:
             for read in chunk.cells:
                 if read.row is not None:
-                    cell_id = read.row["id"]
+                    cell_id = read.row.id
                     _put_cell(target, source, cell_id, read.long, first)
                     target[cell_id].attrs["cell"] = store.cell_text(sweep.by_id[cell_id].to_json())
-        found += chunk.cells
-    return found
+        every += chunk.cells
+    return every
 
 
 def _put_cell(
@@ -178,13 +179,14 @@ def read(path: Path) -> Published:
     """
     with store.open_hdf5(path) as file:
         _check(file, path)
-        missing, said = _json(file, "gaps", list), _json(file, "usage", dict)
+        missing, usages = _json(file, "gaps", list), _json(file, "usage", dict)
         sweep = _sweep(file, path, {gap["cell"]["id"]: gap["cell"] for gap in missing})
     gaps = {gap["cell"]["id"]: str(gap["reason"]) for gap in missing}
     cells = frames.in_order(sweep)
     rows = reading.from_results(path, [identity(c) for c in cells if c.id not in gaps])
-    found = Frames(frames.frame(rows), tuple(Gap(c, gaps[c.id]) for c in cells if c.id in gaps))
-    return Published(path, sweep, found, {i: s for i, s in said.items() if usage.is_whole(s)})
+    result = Frames.of(rows, [Gap(c, gaps[c.id]) for c in cells if c.id in gaps])
+    whole = {i: record for i, record in usages.items() if usage.is_whole(record)}
+    return Published(path, sweep, result, whole)
 
 
 def _check(file: h5py.File, path: Path) -> None:
@@ -202,12 +204,12 @@ def _sweep(file: h5py.File, path: Path, missing: dict[str, dict[str, Any]]) -> S
     order = _json(file, "order", list)
     if sorted(order) != sorted([*done, *missing]):
         raise ValueError("its cells are not those of its sweep")
-    known = catalog.built_in()
+    known = catalog.reading()
     cells = []
     for cell_id in order:
-        said = missing.get(cell_id) or json.loads(file["cells"][cell_id].attrs["cell"])
+        stored = missing.get(cell_id) or json.loads(file["cells"][cell_id].attrs["cell"])
         try:
-            cells.append(Cell.from_json(said, known))
+            cells.append(Cell.from_json(stored, known))
         except ValueError as error:
             version = str(file.attrs["netpress"])[:20]
             raise UserError(
@@ -220,7 +222,7 @@ def _sweep(file: h5py.File, path: Path, missing: dict[str, dict[str, Any]]) -> S
 
 
 def _json(file: h5py.File, name: str, kind: type) -> Any:
-    found = json.loads(hdf5.value_in(file.id, name))
-    if not isinstance(found, kind):
+    value = json.loads(hdf5.value_in(file.id, name))
+    if not isinstance(value, kind):
         raise ValueError(f"{name} is no JSON {kind.__name__}")
-    return found
+    return value

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 
-BATCHES = ("batch1", "batch64")
-THREADS = ("all", "one")
-PERCENTILES = (50, 90, 99)
+from pipeline.measure.series import BATCHES, Model, Series, Threads
+from pipeline.report.row import PERCENTILES, Row
+
+THREADS: tuple[Threads, ...] = ("all", "one")  # in the order of the columns
 # What was timed: (runtime, model); the first is the deployed artifact.
-TIMED = (
+TIMED: tuple[tuple[str, Model], ...] = (
     ("onnxruntime", "artifact"),
     ("onnxruntime", "base"),
     ("pytorch", "simulated"),
     ("pytorch", "base"),
 )
+# Kinds of speedup, in the names of columns and of --json.
+SPEEDUP = "speedup"  # artifact against base artifact
+OVER_REFERENCE = "speedup_over_pytorch"  # artifact against the base's network
+SIMULATED = "simulated_speedup"  # both on the reference runtime
 
 # How a stored value becomes a number of this unit.
 UNITS = {"%": 100.0, "points": 100.0, "MB": 1e-6, "M": 1e-6, "min": 1 / 60, "GiB": 2**-30}
@@ -23,13 +31,19 @@ SIGNIFICANT = "three significant digits"
 
 @dataclass(frozen=True)
 class Metric:
-    """One kind of number. `better`: higher, lower or ""; `format`: SIGNIFICANT or a format spec."""
+    """One kind of number. `better`: higher, lower or ""; `format`: SIGNIFICANT or a format spec;
+    `read`: how a row has it, where that is not an attribute named `key`."""
 
     key: str
     label: str
     unit: str
     better: str
     format: str = SIGNIFICANT
+    read: Callable[[Row], float | None] | None = None
+
+    def of(self, row: Row) -> float | None:
+        """What a row has of it; None where it was not measured."""
+        return (self.read or attrgetter(self.key))(row)
 
     @property
     def heading(self) -> str:
@@ -66,24 +80,30 @@ def _unsigned_zero(text: str) -> str:
     return text.lstrip("-") if not text.strip("-0.,") else text
 
 
-def latency_key(runtime: str, model: str, threads: str, batch: str, percentile: int) -> str:
-    return f"{runtime}_{model}_{threads}_{batch}_p{percentile}_ms"
+def latency_key(series: Series, percentile: int) -> str:
+    where = f"{series.runtime}_{series.model}_{series.threads}_batch{series.batch}"
+    return f"{where}_p{percentile}_ms"
 
 
-def speedup_key(kind: str, threads: str, batch: str) -> str:
-    """`kind`: speedup (artifact against base artifact), speedup_over_pytorch (against the base in
-    PyTorch eager), simulated_speedup (both in PyTorch eager)."""
-    return f"{kind}_{threads}_{batch}"
+def speedup_key(kind: str, threads: Threads, batch: int) -> str:
+    """`kind`: SPEEDUP, OVER_REFERENCE or SIMULATED."""
+    return f"{kind}_{threads}_batch{batch}"
+
+
+def _latency(series: Series, percentile: int) -> Metric:
+    return Metric(
+        latency_key(series, percentile),
+        f"{series.model} on {series.runtime}, threads: {series.threads}, batch{series.batch}, "
+        f"p{percentile}",
+        "ms",
+        "lower",
+        read=lambda row: row.latency_ms(series, percentile),
+    )
 
 
 def _latencies() -> tuple[Metric, ...]:
     return tuple(
-        Metric(
-            latency_key(runtime, model, threads, batch, p),
-            f"{model} on {runtime}, threads: {threads}, {batch}, p{p}",
-            "ms",
-            "lower",
-        )
+        _latency(Series(runtime, model, threads, batch), p)
         for runtime, model in TIMED
         for threads in THREADS
         for batch in BATCHES
@@ -93,66 +113,65 @@ def _latencies() -> tuple[Metric, ...]:
 
 def _speedups() -> tuple[Metric, ...]:
     kinds = {
-        "speedup": "faster",
-        "speedup_over_pytorch": "faster than base in PyTorch eager",
-        "simulated_speedup": "simulated model faster, in PyTorch eager",
+        SPEEDUP: ("speedup", Row.speedup),
+        OVER_REFERENCE: ("speedup over the base in PyTorch eager", Row.speedup_over_reference),
+        SIMULATED: ("speedup of the simulated network in PyTorch eager", Row.simulated_speedup),
     }
     return tuple(
         Metric(
             speedup_key(kind, threads, batch),
-            f"{label}, batch {batch.removeprefix('batch')}",
+            f"{label}, batch {batch}",
             "×",
             "higher",
+            read=partial(_speedup, read, threads, batch),
         )
-        for kind, label in kinds.items()
+        for kind, (label, read) in kinds.items()
         for threads in THREADS
         for batch in BATCHES
     )
 
 
+def _speedup(read: Callable, threads: Threads, batch: int, row: Row) -> float | None:
+    return read(row, threads, batch)
+
+
 METRICS = (
     Metric("accuracy", "accuracy", "%", "higher", ".2f"),
-    Metric("base_accuracy", "accuracy of its base", "%", "higher", ".2f"),
-    Metric("accuracy_drop", "drop against its base", "points", "lower", ".2f"),
-    Metric("agreement", "agrees with its base", "%", "higher", ".2f"),
-    Metric("stored_bytes", "stored", "MB", "lower"),
-    Metric("base_stored_bytes", "base, stored", "MB", "lower"),
-    Metric("stored_ratio", "smaller", "×", "higher"),
-    Metric("runnable_bytes", "as run", "MB", "lower"),
-    Metric("base_runnable_bytes", "base, as run", "MB", "lower"),
+    Metric("base_accuracy", "base accuracy", "%", "higher", ".2f"),
+    Metric("accuracy_drop", "accuracy drop", "points", "lower", ".2f"),
+    Metric("agreement", "agreement with the base", "%", "higher", ".2f"),
+    Metric("stored_bytes", "stored size", "MB", "lower"),
+    Metric("base_stored_bytes", "base stored size", "MB", "lower"),
+    Metric("stored_ratio", "compression ratio", "×", "higher"),
+    Metric("runnable_bytes", "runnable size", "MB", "lower"),
+    Metric("base_runnable_bytes", "base runnable size", "MB", "lower"),
     Metric("parameters", "parameters", "M", "lower"),
-    Metric("base_parameters", "base, parameters", "M", "lower"),
+    Metric("base_parameters", "base parameters", "M", "lower"),
     Metric("macs", "MACs", "M", "lower"),
-    Metric("base_macs", "base, MACs", "M", "lower"),
-    Metric("macs_ratio", "theoretically faster", "×", "higher"),
+    Metric("base_macs", "base MACs", "M", "lower"),
+    Metric("macs_ratio", "MAC reduction", "×", "higher"),
     *_latencies(),
     *_speedups(),
-    Metric("test_set_seconds", "test set", "s", "lower"),
-    Metric("base_test_set_seconds", "base, test set", "s", "lower"),
-    Metric("integer_share", "work in integers", "%", "", ".1f"),
+    Metric("test_set_seconds", "test-set time", "s", "lower"),
+    Metric("base_test_set_seconds", "base test-set time", "s", "lower"),
+    Metric("integer_share", "int8 share of MACs", "%", "", ".1f"),
     Metric("integer_kernels", "integer kernels", "", "", ",.0f"),
     Metric("subnormals", "subnormal numbers", "", "lower", ",.0f"),
-    Metric("simulated_accuracy", "accuracy, simulated", "%", "higher", ".2f"),
-    Metric("simulated_agreement", "simulated agrees with deployed", "%", "higher", ".2f"),
-    Metric("training_seconds", "trained in", "s", "lower"),
-    Metric("seconds", "made in", "s", "lower"),
+    Metric("simulated_accuracy", "simulated accuracy", "%", "higher", ".2f"),
+    Metric("simulated_agreement", "agreement of simulated and deployed", "%", "higher", ".2f"),
+    Metric("training_seconds", "training time", "s", "lower"),
+    Metric("seconds", "total time", "s", "lower"),
     Metric("peak_memory_bytes", "peak memory", "MB", "lower"),
 )
 # Of two cells, or of two numbers of one: no columns of results.csv, but shown in tables.
 COMPARED = (
     Metric("difference", "difference", "points", "higher", ".2f"),
-    Metric("time_of_base", "of its base's time", "×", "lower"),
+    Metric("relative_latency", "relative latency", "×", "lower"),
     Metric("epochs", "epochs", "", "lower", ",.0f"),
     Metric("wall_s", "wall time", "min", "lower", ",.1f"),
     Metric("gpu_hours", "GPU-hours", "", "lower", ",.3f"),
     Metric("cores", "cores", "", "lower"),
     Metric("gib", "memory", "GiB", "lower"),
-    Metric("share_of_time", "busy", "%", "higher", ".0f"),
+    Metric("share_of_time", "utilization", "%", "higher", ".0f"),
 )
 METRIC = {metric.key: metric for metric in (*METRICS, *COMPARED)}
-# Whole numbers where they are stored; a mean over seeds need not be one.
-COUNTS = frozenset(
-    f"{base}{key}"
-    for base in ("", "base_")
-    for key in ("stored_bytes", "runnable_bytes", "parameters", "macs")
-)

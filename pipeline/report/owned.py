@@ -131,8 +131,7 @@ class Owned:
 def read(paths: ReportPaths) -> set[str] | None:
     """The names in the list, None without one; UserError where it is no such list."""
     try:
-        said = json.loads(paths.listing.read_bytes())
-        names = said[KEY]
+        names = json.loads(paths.listing.read_bytes())[KEY]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(KEY)
     except FileNotFoundError:

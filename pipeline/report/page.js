@@ -1,7 +1,7 @@
 "use strict";
 // Sorting, filtering and hiding columns; without it the page has everything else. The first lines
 // of a table are rows; where there are many, the others stand below it as text, a line each with
-// tabs between the columns, and become rows when they are asked for.
+// tabs between the columns, and become rows on demand.
 (() => {
   const MORE = 1000;
   const byText = new Intl.Collator("en", { numeric: true }).compare;
@@ -109,12 +109,12 @@
   // "kd, prune 0.5": kd, or both prune and 0.5, anywhere in a line's text.
   function test(text) {
     const ways = text.toLowerCase().split(",").map((way) => way.split(/\s+/).filter(Boolean));
-    const asked = ways.filter((words) => words.length);
+    const alternatives = ways.filter((words) => words.length);
     return (line, heads) => {
-      if (!asked.length) return true;
+      if (!alternatives.length) return true;
       const texts = line.texts.filter((_, i) => !heads[i].classList.contains("n"));
-      const said = texts.join(" ").toLowerCase();
-      return asked.some((words) => words.every((word) => said.includes(word)));
+      const lineText = texts.join(" ").toLowerCase();
+      return alternatives.some((words) => words.every((word) => lineText.includes(word)));
     };
   }
 
@@ -129,8 +129,8 @@
         const left = table.filter(test(filter.value));
         if (here) { count += left; of += table.of; }
       }
-      const said = (n) => n.toLocaleString("en");
-      shown.value = count === of ? "" : `${said(count)} of ${said(of)} lines`;
+      const grouped = (n) => n.toLocaleString("en");
+      shown.value = count === of ? "" : `${grouped(count)} of ${grouped(of)} lines`;
     }
     function hide() {
       const hidden = groups.filter((box) => !box.checked).map((box) => box.value);

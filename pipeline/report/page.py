@@ -2,8 +2,8 @@
 
 Style and script stand in the page and are allowed by their hashes; figures are images in base64,
 which keeps their ids and styles apart from each other's and from the page's. Where a table has very
-many lines, those after the first are in the page as text, which page.js makes rows of when they are
-asked for, so that a page about ten thousand results opens at once.
+many lines, those after the first are in the page as text, which page.js makes rows of on demand,
+so that a page about ten thousand results opens at once.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from pipeline import __version__
 from pipeline.gaps import Gap
 from pipeline.paths import page_template
 from pipeline.report import content, jobs, provenance
-from pipeline.report.answer import Row
 from pipeline.report.content import Code, Column, Section, Sentence, Table, Value, spread
 from pipeline.report.frames import Frames
-from pipeline.report.jobs import Said
+from pipeline.report.jobs import Usage
 from pipeline.report.metrics import METRIC
 from pipeline.sweep import Sweep
 
@@ -136,16 +135,15 @@ class Part:
 def html(
     sweep: Sweep,
     frames: Frames,
-    rows: list[Row],
     figures: Mapping[str, Figure],
-    said: Mapping[str, Said],
+    usages: Mapping[str, Usage],
     measured: Sequence[Section],
     files: Sequence[str] = (),
 ) -> bytes:
-    """The page. `figures`: by name, in reading order; `said`: a cell's id -> what it said of its
-    job; `measured`: as sections.measured has it; `files`: what lies beside it, by its path."""
+    """The page. `figures`: by name, in reading order; `usages`: a cell's id -> its job's record of
+    usage; `measured`: as sections.measured has it; `files`: what lies beside it, by its path."""
     parts = list(_parts(measured))
-    used = [_part(section) for section in (jobs.section(sweep, said),) if section]
+    used = [_part(section) for section in (jobs.section(sweep, usages),) if section]
     gaps = _gaps(frames.gaps)
     every_cell = _every_cell(frames)
     views = [*(view for part in (*parts, gaps, *used) for view in part.tables), every_cell]
@@ -161,14 +159,14 @@ def html(
             script=script,
             title=content.title(sweep),
             counts=content.counts(sweep, frames),
-            answers=content.answers(sweep, rows),
-            several_seeds=_several_seeds(frames),
+            answers=content.answers(sweep, frames.rows),
+            several_seeds=content.several_seeds(frames),
             parts=parts,
             gaps=gaps,
             every_cell=every_cell,
             figures=[_figure(name, figure) for name, figure in figures.items()],
             used=used,
-            facts=provenance.facts(sweep, frames, said),
+            facts=provenance.facts(sweep, frames, usages),
             command=content.repeat(sweep),
             sweep_text=sweep.text,
             files=files,
@@ -230,10 +228,6 @@ def _view(id: str, table: Table) -> View:
     return View(id, table.caption, table.columns, table.lines)
 
 
-def _several_seeds(frames: Frames) -> bool:
-    return bool(frames.cells.duplicated(["dataset", "model", "technique"]).any())
-
-
 def _gaps(gaps: Sequence[Gap]) -> Part:
     columns = (Column("cell"), Column("reason"), Column("id"))
     lines = tuple((Value(g.cell.name), Value(g.reason), Value(g.cell.id)) for g in gaps)
@@ -244,24 +238,24 @@ def _gaps(gaps: Sequence[Gap]) -> Part:
 
 def _reasons(gaps: Sequence[Gap]) -> Sentence:
     """How often the commonest reasons are the reason."""
-    said = [f"{reason} ({n:,})" for reason, n in Counter(g.reason for g in gaps).most_common(5)]
+    often = [f"{reason} ({n:,})" for reason, n in Counter(g.reason for g in gaps).most_common(5)]
     cells = "1 cell has" if len(gaps) == 1 else f"{len(gaps):,} cells have"
-    return (f"{cells} no result" + (f", mostly: {'; '.join(said)}." if len(gaps) > 10 else "."),)
+    return (f"{cells} no result" + (f", mostly: {'; '.join(often)}." if len(gaps) > 10 else "."),)
 
 
 def _every_cell(frames: Frames) -> View:
-    keys = [key for key in EVERY_CELL if frames.cells[key].notna().any()]
-    columns = (Column("cell"), *(Column(METRIC[key].heading, key) for key in keys), Column("id"))
-    shown = frames.cells[["dataset", "model", "technique", "seed", *keys, "id"]]
+    every = [METRIC[key] for key in EVERY_CELL]
+    metrics = [m for m in every if any(m.of(row) is not None for row in frames.rows)]
+    columns = (Column("cell"), *(Column(m.heading, m.key) for m in metrics), Column("id"))
     lines = (
         (
-            Value("/".join(map(str, values[:4]))),
-            *(spread([value], key) for key, value in zip(keys, values[4:], strict=False)),
-            Value(values[-1]),
+            Value(f"{row.dataset}/{row.model}/{row.technique}/{row.seed}"),
+            *(spread([metric.of(row)], metric.key) for metric in metrics),
+            Value(row.id),
         )
-        for values in shown.itertuples(index=False, name=None)
+        for row in frames.rows
     )
-    return View("cells", "Every cell", columns, tuple(lines))
+    return View("cells", "All cells", columns, tuple(lines))
 
 
 def _figure(name: str, figure: Figure) -> dict[str, Any]:

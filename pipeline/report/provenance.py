@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,25 +9,25 @@ from typing import Any
 from pipeline import usage
 from pipeline.report import content
 from pipeline.report.frames import Frames
-from pipeline.report.jobs import Said
+from pipeline.report.jobs import Usage
 from pipeline.report.metrics import METRIC
 from pipeline.sweep import Recipe, Sweep
 
 OF_A_SEED = (
-    "a seed decides the first weights, which images are held out, the order and the augmentation "
-    "of the others, the sample for calibration, and what is pruned at random"
+    "a seed determines the initial weights, the held-out split, the order and augmentation of the "
+    "training images, the calibration sample, and random pruning"
 )
 SHARED = (
-    "all techniques of one data set, model and seed start from the same base, or are taught by it "
-    "({count}), with its recipe, its held-out images and its test set; stages at the same place of "
-    "their chains see the same images in the same order, augmented alike"
+    "all techniques of one data set, model and seed start from the same base or have it as teacher "
+    "({count}), with the same recipe, held-out split and test set; stages at the same position of "
+    "their chains see the same images in the same order with the same augmentation"
 )
 
 
-def facts(sweep: Sweep, frames: Frames, said: Mapping[str, Said]) -> list[tuple[str, str]]:
+def facts(sweep: Sweep, frames: Frames, usages: Mapping[str, Usage]) -> list[tuple[str, str]]:
     """(label, value): what was shared, hardware, versions, commit; where cells differ, each value
-    with its count. `said`: a cell's id -> what it said of its job."""
-    return [*_shared(sweep), *_machines(frames), *_gpu_hours(frames, said)]
+    with its count. `usages`: a cell's id -> its job's record of usage."""
+    return [*_shared(sweep), *_machines(frames), *_gpu_hours(frames, usages)]
 
 
 def _shared(sweep: Sweep) -> Iterator[tuple[str, str]]:
@@ -42,54 +41,53 @@ def _shared(sweep: Sweep) -> Iterator[tuple[str, str]]:
     if len(set(recipes.values())) == 1:
         yield "Recipe", next(iter(recipes.values()))
     else:
-        yield from ((f"Recipe on {name}", said) for name, said in recipes.items())
+        yield from ((f"Recipe on {name}", text) for name, text in recipes.items())
 
 
 def _recipe(recipe: Recipe) -> str:
     parts = (
         f"{recipe.epochs} {'epoch' if recipe.epochs == 1 else 'epochs'}",
         f"batches of {recipe.batch_size}",
-        f"learning rate up to {recipe.learning_rate:g} ({recipe.schedule}, warmed up over "
+        f"peak learning rate {recipe.learning_rate:g} ({recipe.schedule}, warm-up over "
         f"{recipe.warmup * 100:g} % of all steps)",
         f"momentum {recipe.momentum:g}",
         f"weight decay {recipe.weight_decay:g}",
         f"label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else "",
-        f"images moved by up to {recipe.crop} pixels" if recipe.crop else "",
+        f"random crops with {recipe.crop} pixels of padding" if recipe.crop else "",
         f"{recipe.holdout * 100:g} % of the training set held out",
         f"only {recipe.train_images:,} training images" if recipe.train_images else "",
-        f"only {recipe.test_images:,} test images" if recipe.test_images else "whole test set",
+        f"only {recipe.test_images:,} test images" if recipe.test_images else "full test set",
     )
     return ", ".join(part for part in parts if part)
 
 
 def _machines(frames: Frames) -> list[tuple[str, str]]:
-    said = [json.loads(text) for text in frames.cells["facts"]]
-    hardware = [fact.get("hardware") or {} for fact in said]
-    found = (
+    facts = [row.facts for row in frames.rows]
+    hardware = [fact.get("hardware") or {} for fact in facts]
+    lines = (
         ("CPU", _counted(_cpu(h) for h in hardware)),
         ("CPU flags", _counted(_listed(h.get("flags")) for h in hardware)),
         ("GPU", _counted(h.get("gpu") for h in hardware)),
-        ("Trained on", _counted(fact.get("device") for fact in said)),
-        ("Precision of training", _counted(fact.get("precision") for fact in said)),
-        ("Versions", _counted(_versions(fact.get("versions") or {}) for fact in said)),
-        ("Commit", _counted(fact.get("commit") for fact in said)),
-        ("Changed while cells were made", _counted(map(_changed, said))),
-        ("Training of all cells together", _training(frames)),
+        ("Training device", _counted(fact.get("device") for fact in facts)),
+        ("Training precision", _counted(fact.get("precision") for fact in facts)),
+        ("Versions", _counted(_versions(fact.get("versions") or {}) for fact in facts)),
+        ("Commit", _counted(fact.get("commit") for fact in facts)),
+        ("Changed during the run", _counted(map(_changed, facts))),
+        ("Total training time", _training(frames)),
     )
-    return [(label, value) for label, value in found if value]
+    return [(label, value) for label, value in lines if value]
 
 
-def _gpu_hours(frames: Frames, said: Mapping[str, Said]) -> Iterator[tuple[str, str]]:
+def _gpu_hours(frames: Frames, usages: Mapping[str, Usage]) -> Iterator[tuple[str, str]]:
     """As the jobs say, else of the cells that trained on a GPU of this machine."""
-    if said:
-        yield "GPU-hours", METRIC["gpu_hours"].show(usage.gpu_hours(said.values()))
+    if usages:
+        yield "GPU-hours", METRIC["gpu_hours"].show(usage.gpu_hours(usages.values()))
         return
-    devices = (json.loads(text).get("device") for text in frames.cells["facts"])
-    pairs = zip(devices, frames.cells["seconds"], strict=True)
-    spent = [s for device, s in pairs if str(device).startswith("cuda") and s == s]
+    on_gpu = (row for row in frames.rows if str(row.facts.get("device")).startswith("cuda"))
+    spent = [row.seconds for row in on_gpu if row.seconds is not None]
     if spent:
         hours = METRIC["gpu_hours"].show(sum(spent) / 3600)
-        yield "GPU-hours", f"{hours} (cells that ran on a GPU, from start to end)"
+        yield "GPU-hours", f"{hours} (total time of the cells that ran on a GPU)"
 
 
 def _counted(values: Iterable[Any]) -> str:
@@ -97,8 +95,8 @@ def _counted(values: Iterable[Any]) -> str:
     counts = Counter(str(value) for value in values if value)
     if len(counts) < 2:
         return next(iter(counts), "")
-    said = (f"{v} ({n} {'cell' if n == 1 else 'cells'})" for v, n in sorted(counts.items()))
-    return "; ".join(said)
+    values = (f"{v} ({n} {'cell' if n == 1 else 'cells'})" for v, n in sorted(counts.items()))
+    return "; ".join(values)
 
 
 def _cpu(hardware: dict[str, Any]) -> str:
@@ -116,13 +114,13 @@ def _versions(versions: dict[str, Any]) -> str:
 
 
 def _changed(fact: dict[str, Any]) -> str:
-    """`code, commit`: what was not any more, at a cell's end, what is said of it above."""
+    """`code, commit`: what at a cell's end was no longer what is given for it above."""
     return ", ".join(map(str, fact.get("changed_meanwhile") or ()))
 
 
 def _training(frames: Frames) -> str:
-    seconds = frames.cells["training_seconds"].dropna()
-    minutes = seconds.sum() / 60
-    if seconds.empty:
+    seconds = [row.training_seconds for row in frames.rows if row.training_seconds is not None]
+    minutes = sum(seconds) / 60
+    if not seconds:
         return ""
     return f"{minutes:.1f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"

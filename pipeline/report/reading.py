@@ -1,4 +1,4 @@
-"""Many cells at a time: each result.h5 is read once, by a few processes, in the order asked for.
+"""Many cells at a time: each result.h5 is read once, by a few processes, in the order requested.
 
 A process is given CHUNK cells, and gives back their rows, and for results.h5 their numbers as an
 HDF5 file in memory, which costs the parent one copy a cell. Chunks do not depend on the number of
@@ -31,7 +31,7 @@ from pipeline import hardware, store, usage
 from pipeline.errors import Corrupt
 from pipeline.paths import CellPaths
 from pipeline.report.evidence import check_result, is_row_evidence, valid_result
-from pipeline.report.row import row
+from pipeline.report.row import Identity, Row, row
 from pipeline.store import hdf5
 
 CHUNK = 50
@@ -42,46 +42,45 @@ MOST_PROCESSES = 4
 # Longer arrays are compressed in results.h5, and kept once where several cells have the same.
 LONG_BYTES = 4096
 
-Item, Found = TypeVar("Item"), TypeVar("Found")
-Identity = dict[str, Any]
-Asked = tuple[Identity, CellPaths]
+Item, Answer = TypeVar("Item"), TypeVar("Answer")
+Request = tuple[Identity, CellPaths]
 
 
 @dataclass(frozen=True)
 class Read:
-    """What there is of a cell: its row; or why not, as an error; and what it said of its job.
+    """What there is of a cell: its row; or why not, as an error; and its job's record of usage.
 
     `long`: name of a measured array -> its content's name in the chunk's file.
     """
 
-    row: dict[str, Any] | None = None
+    row: Row | None = None
     error: Exception | None = None
-    said: dict[str, Any] | None = None
+    usage: dict[str, Any] | None = None
     long: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Chunk:
     """`file`: an HDF5 file with /ID of every cell that has a row, without its long arrays, and
-    /long/NAME; empty where nobody asked for it."""
+    /long/NAME; empty where it is not wanted."""
 
     cells: list[Read]
     file: bytes = b""
 
 
-def from_work(cells: Iterable[Asked], earlier: Path | None = None) -> Iterator[Read]:
+def from_work(cells: Iterable[Request], earlier: Path | None = None) -> Iterator[Read]:
     """What there is of each cell, in order. `earlier`: a results.h5 whose seal was checked, for
     cells that have no result in the work root."""
     for chunk in in_chunks(partial(read_chunk, earlier=earlier), list(cells)):
         yield from chunk.cells
 
 
-def from_work_merged(cells: Iterable[Asked], earlier: Path | None = None) -> Iterator[Chunk]:
+def from_work_merged(cells: Iterable[Request], earlier: Path | None = None) -> Iterator[Chunk]:
     """The same, with the file of each chunk."""
     return in_chunks(partial(read_chunk_merged, earlier=earlier), list(cells))
 
 
-def from_results(path: Path, cells: Iterable[Identity]) -> Iterator[dict[str, Any]]:
+def from_results(path: Path, cells: Iterable[Identity]) -> Iterator[Row]:
     """The row of each cell in a results.h5 whose seal was checked; raises Corrupt."""
     for rows in in_chunks(read_merged_chunk, [(path, named) for named in cells]):
         yield from rows
@@ -90,20 +89,20 @@ def from_results(path: Path, cells: Iterable[Identity]) -> Iterator[dict[str, An
 # --- in another process ----------------------------------------------------------------------
 
 
-def read_chunk(cells: Sequence[Asked], earlier: Path | None = None) -> Chunk:
+def read_chunk(cells: Sequence[Request], earlier: Path | None = None) -> Chunk:
     return Chunk([_read(named, paths, earlier) for named, paths in cells])
 
 
-def read_chunk_merged(cells: Sequence[Asked], earlier: Path | None = None) -> Chunk:
+def read_chunk_merged(cells: Sequence[Request], earlier: Path | None = None) -> Chunk:
     with _file_in_memory() as file:
         file.create_group("long")
         return Chunk([_read(named, paths, earlier, file) for named, paths in cells], _image(file))
 
 
-def read_merged_chunk(cells: Sequence[tuple[Path, Identity]]) -> list[dict[str, Any]]:
+def read_merged_chunk(cells: Sequence[tuple[Path, Identity]]) -> list[Row]:
     path = cells[0][0]
     with store.open_hdf5(path, checked=True) as file:
-        return [row(named, result_of(file, named["id"])) for _, named in cells]
+        return [row(named, result_of(file, named.id)) for _, named in cells]
 
 
 def result_of(file: h5py.File, cell_id: str, *, everything: bool = False) -> store.Result:
@@ -120,18 +119,18 @@ def _read(
     long: dict[str, str] = {}
 
     def keep(source: h5py.File, result: store.Result, manifest: dict[str, Any]) -> None:
-        if file is not None and result.id == named["id"]:
+        if file is not None and result.id == named.id:
             long.update(_merge(source["/"], result, file))
             file[result.id].attrs["artifact"] = _artifact_json(manifest, paths)
 
-    said = usage.said_of(paths)
+    recorded = usage.of_cell(paths)
     try:
-        result = valid_result(named["id"], paths, also=keep)
+        result = valid_result(named.id, paths, also=keep)
     except FileNotFoundError as error:
-        return _read_earlier(named, earlier, file) or Read(error=error, said=said)
+        return _read_earlier(named, earlier, file) or Read(error=error, usage=recorded)
     except Corrupt as error:
-        return Read(error=error, said=said)
-    return Read(row(named, result), said=said, long=long)
+        return Read(error=error, usage=recorded)
+    return Read(row(named, result), usage=recorded, long=long)
 
 
 def _read_earlier(named: Identity, path: Path | None, file: h5py.File | None) -> Read | None:
@@ -139,19 +138,20 @@ def _read_earlier(named: Identity, path: Path | None, file: h5py.File | None) ->
     if path is None:
         return None
     with store.open_hdf5(path, checked=True) as source:
-        if named["id"] not in hdf5.members(source["cells"].id):
+        if named.id not in hdf5.members(source["cells"].id):
             return None
-        said = json.loads(hdf5.value_in(source.id, "usage")).get(named["id"])
-        result = result_of(source, named["id"], everything=file is not None)
-        long = {} if file is None else _merge(source["cells"][named["id"]], result, file)
-        return Read(row(named, result), said=said if usage.is_whole(said) else None, long=long)
+        recorded = json.loads(hdf5.value_in(source.id, "usage")).get(named.id)
+        result = result_of(source, named.id, everything=file is not None)
+        long = {} if file is None else _merge(source["cells"][named.id], result, file)
+        whole = recorded if usage.is_whole(recorded) else None
+        return Read(row(named, result), usage=whole, long=long)
 
 
 def _artifact_json(manifest: dict[str, Any], paths: CellPaths) -> str:
     prefix = f"{paths.artifact.name}/"
     files = {
-        name.removeprefix(prefix): said
-        for name, said in manifest["files"].items()
+        name.removeprefix(prefix): entry
+        for name, entry in manifest["files"].items()
         if name.startswith(prefix)
     }
     return json.dumps(files, sort_keys=True)
@@ -210,7 +210,7 @@ def _image(file: h5py.File) -> bytes:
 # --- processes -------------------------------------------------------------------------------
 
 
-def in_chunks(read: Callable[[Sequence[Item]], Found], items: list[Item]) -> Iterator[Found]:
+def in_chunks(read: Callable[[Sequence[Item]], Answer], items: list[Item]) -> Iterator[Answer]:
     """`read` of each CHUNK of items, in order; by other processes where there is much to do."""
     chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
     processes = min(hardware.cores(), MOST_PROCESSES)

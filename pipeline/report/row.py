@@ -1,106 +1,232 @@
-"""One finished cell -> its row: identity, every metric (NaN where it was not measured), facts."""
+"""One finished cell as the report sees it: who it is, and every number, None where not measured.
+
+Made once from a result; tables, figures and comparisons read its attributes, and `json_rows` makes
+plain data of it at the very end.
+"""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy
 
-from pipeline import store
-from pipeline.report.metrics import (
-    BATCHES,
-    METRICS,
-    PERCENTILES,
-    THREADS,
-    TIMED,
-    latency_key,
-    speedup_key,
-)
+from pipeline import runtimes, store
+from pipeline.measure import series as naming
+from pipeline.measure.series import Model, Series, Threads
 from pipeline.sweep import Cell
 
-IDENTITY = ("id", "dataset", "model", "technique", "family", "seed", "is_base")
-COLUMNS = (*IDENTITY, *(metric.key for metric in METRICS), "facts")
-ALL_TIMED = tuple(
-    (*timed, threads, batch) for timed in TIMED for threads in THREADS for batch in BATCHES
-)
-LATENCY_KEYS = tuple(latency_key(*timed, p) for timed in ALL_TIMED for p in PERCENTILES)
+# What a base is compared with is itself.
+OF_BASE = ("accuracy", "stored_bytes", "runnable_bytes", "parameters", "macs", "test_set_seconds")
 
 
-def identity(cell: Cell) -> dict[str, Any]:
-    return {
-        "id": cell.id,
-        "dataset": cell.dataset.name,
-        "model": cell.model.label,
-        "technique": cell.technique,
-        "family": cell.family,
-        "seed": cell.seed,
-        "is_base": cell.is_base,
+@dataclass(frozen=True)
+class Identity:
+    """A cell, as a report names it."""
+
+    id: str
+    dataset: str
+    model: str
+    technique: str
+    family: str
+    seed: int
+    is_base: bool
+    versions: tuple[tuple[str, int], ...] = ()  # see Cell.versions
+
+    @property
+    def setting(self) -> tuple[str, str]:
+        """(data set, model): what is compared with each other."""
+        return self.dataset, self.model
+
+
+IDENTITY = tuple(field.name for field in fields(Identity) if field.name != "versions")
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Percentiles of one series, in milliseconds."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+PERCENTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Identity):
+    """Shares are 0..1; `base_...` is of the base that the cell starts from, of a base its own.
+
+    `other_images_of`: the data set's name where the cell was made of other images than the newest
+    of that name; `dataset` is then a name of its own.
+    """
+
+    facts: Mapping[str, Any]
+    other_images_of: str | None = None
+    accuracy: float | None
+    base_accuracy: float | None
+    agreement: float | None
+    stored_bytes: int | None
+    base_stored_bytes: int | None
+    runnable_bytes: int | None
+    base_runnable_bytes: int | None
+    parameters: int | None
+    base_parameters: int | None
+    macs: int | None
+    base_macs: int | None
+    latencies: Mapping[Series, Latency]
+    test_set_seconds: float | None
+    base_test_set_seconds: float | None
+    integer_share: float | None
+    integer_kernels: float | None
+    subnormals: float | None
+    simulated_accuracy: float | None
+    simulated_agreement: float | None
+    training_seconds: float | None
+    seconds: float | None
+    peak_memory_bytes: float | None
+
+    @property
+    def accuracy_drop(self) -> float | None:
+        """What the base has more."""
+        if self.accuracy is None or self.base_accuracy is None:
+            return None
+        return self.base_accuracy - self.accuracy
+
+    @property
+    def stored_ratio(self) -> float | None:
+        """Compression ratio: the base's stored bytes over these."""
+        return ratio(self.base_stored_bytes, self.stored_bytes)
+
+    @property
+    def macs_ratio(self) -> float | None:
+        """MAC reduction: the base's multiply-accumulates over these."""
+        return ratio(self.base_macs, self.macs)
+
+    def latency_ms(self, series: Series, percentile: int) -> float | None:
+        latency = self.latencies.get(series)
+        return None if latency is None else getattr(latency, f"p{percentile}")
+
+    def speedup(self, threads: Threads, batch: int) -> float | None:
+        """Median latency of the base artifact over this one's."""
+        if self.is_base:
+            return 1.0
+        artifact, base = (
+            self._deployed_ms(model, threads, batch) for model in ("artifact", "base")
+        )
+        return ratio(base, artifact)
+
+    def speedup_over_reference(self, threads: Threads, batch: int) -> float | None:
+        """Median latency of the base's network on the reference runtime over the artifact's."""
+        model: Model = "simulated" if self.is_base else "base"
+        reference = self._reference_ms(model, threads, batch)
+        return ratio(reference, self._deployed_ms("artifact", threads, batch))
+
+    def simulated_speedup(self, threads: Threads, batch: int) -> float | None:
+        """Of the network that training works with, against the base's; both on the reference."""
+        if self.is_base:
+            return 1.0
+        simulated, base = (self._reference_ms(m, threads, batch) for m in ("simulated", "base"))
+        return ratio(base, simulated)
+
+    def _deployed_ms(self, model: Model, threads: Threads, batch: int) -> float | None:
+        return self.latency_ms(Series(runtimes.DEFAULT, model, threads, batch), 50)
+
+    def _reference_ms(self, model: Model, threads: Threads, batch: int) -> float | None:
+        return self.latency_ms(Series(runtimes.REFERENCE, model, threads, batch), 50)
+
+
+def identity(cell: Cell) -> Identity:
+    return Identity(
+        cell.id,
+        cell.dataset.name,
+        cell.model.label,
+        cell.technique,
+        cell.family,
+        cell.seed,
+        cell.is_base,
+        tuple(cell.versions.items()),
+    )
+
+
+def row(cell: Identity, result: store.Result) -> Row:
+    """The row of a cell, from its result."""
+    measured = {name: result.measured.get(name) for name in MEASURED}
+    if cell.is_base:
+        measured |= {f"base_{name}": measured[name] for name in OF_BASE}
+    return Row(
+        **vars(cell),
+        **{name: _typed(name, value) for name, value in measured.items()},
+        facts=result.facts,
+        latencies=_latencies(result.measured),
+        training_seconds=_training_seconds(result),
+        seconds=_number(result.facts.get("seconds")),
+        peak_memory_bytes=_number(result.facts.get("peak_memory_bytes")),
+    )
+
+
+# Fields that are read from /measure under their own name.
+MEASURED = tuple(
+    field.name
+    for field in fields(Row)
+    if field.name
+    not in {
+        *IDENTITY,
+        "versions",
+        "facts",
+        "other_images_of",
+        "latencies",
+        "training_seconds",
+        "seconds",
+        "peak_memory_bytes",
     }
+)
+# Whole numbers where they are stored; a mean over seeds need not be one.
+COUNTS = frozenset(
+    f"{base}{name}"
+    for base in ("", "base_")
+    for name in ("stored_bytes", "runnable_bytes", "parameters", "macs")
+)
 
 
-def row(named: dict[str, Any], result: store.Result) -> dict[str, Any]:
-    """{column: value} of COLUMNS; `named`: the cell's `identity`."""
-    row = {**named, "facts": json.dumps(result.facts, sort_keys=True)}
-    row |= {m.key: _number(result.measured.get(m.key)) for m in METRICS}
-    if named["is_base"]:  # it is its own base
-        for key in (
-            "accuracy",
-            "stored_bytes",
-            "runnable_bytes",
-            "parameters",
-            "macs",
-            "test_set_seconds",
-        ):
-            row[f"base_{key}"] = row[key]
-    row["accuracy_drop"] = row["base_accuracy"] - row["accuracy"]
-    row["stored_ratio"] = _ratio(row["base_stored_bytes"], row["stored_bytes"])
-    row["macs_ratio"] = _ratio(row["base_macs"], row["macs"])
-    row |= _latencies(result.measured)
-    row |= _speedups(row, named["is_base"])
-    for key in ("seconds", "peak_memory_bytes"):
-        row[key] = _number(result.facts.get(key))
-    took = (stage.columns.get("seconds", ()) for stage in result.history)
-    row["training_seconds"] = sum(_number(seconds) for stage in took for seconds in stage)
-    return row
+def ratio(above: float | None, below: float | None) -> float | None:
+    """None where one is missing, or there is nothing to divide by."""
+    return None if above is None or below is None or below <= 0 else above / below
 
 
-def _latencies(measured: dict[str, Any]) -> dict[str, float]:
-    """Percentiles in milliseconds; NaN where nothing, or nothing finite, was measured."""
-    found = dict.fromkeys(LATENCY_KEYS, float("nan"))
-    same_length: dict[int, dict[tuple[str, ...], numpy.ndarray]] = {}
-    for timed in ALL_TIMED:
-        samples = numpy.asarray(measured.get(f"latency/{'/'.join(timed)}", ()), dtype=float).ravel()
+def _latencies(measured: Mapping[str, Any]) -> dict[Series, Latency]:
+    """Of every series in which something was measured, and nothing that is not finite."""
+    same_length: dict[int, dict[Series, numpy.ndarray]] = {}
+    for name, value in measured.items():
+        series = naming.parse(name)
+        if series is None:
+            continue
+        samples = numpy.asarray(value, dtype=float).ravel()
         if samples.size and numpy.isfinite(samples).all():
-            same_length.setdefault(samples.size, {})[timed] = samples
-    for samples in same_length.values():  # together, since a call costs more than its work
-        values = numpy.percentile(list(samples.values()), PERCENTILES, axis=1)
-        for timed, ms in zip(samples, values.T.tolist(), strict=True):
-            found |= {latency_key(*timed, p): v for p, v in zip(PERCENTILES, ms, strict=True)}
-    return found
+            same_length.setdefault(samples.size, {})[series] = samples
+    latencies: dict[Series, Latency] = {}
+    for group in same_length.values():  # together, since a call costs more than its work
+        values = numpy.percentile(list(group.values()), PERCENTILES, axis=1).T.tolist()
+        latencies |= {key: Latency(*ms) for key, ms in zip(group, values, strict=True)}
+    return latencies
 
 
-def _speedups(row: dict[str, Any], is_base: bool) -> dict[str, float]:
-    found = {}
-    for threads in THREADS:
-        for batch in BATCHES:
-            median = {timed: row[latency_key(*timed, threads, batch, 50)] for timed in TIMED}
-            artifact, base, simulated, eager = (median[timed] for timed in TIMED)
-            pairs = {
-                "speedup": 1.0 if is_base else _ratio(base, artifact),
-                "speedup_over_pytorch": _ratio(simulated if is_base else eager, artifact),
-                "simulated_speedup": 1.0 if is_base else _ratio(eager, simulated),
-            }
-            found |= {speedup_key(kind, threads, batch): v for kind, v in pairs.items()}
-    return found
+def _training_seconds(result: store.Result) -> float | None:
+    """Of all epochs of all stages; None where one does not say."""
+    columns = (stage.columns.get("seconds", ()) for stage in result.history)
+    seconds = [_number(value) for column in columns for value in column]
+    return None if None in seconds else float(sum(seconds))
 
 
-def _ratio(above: float, below: float) -> float:
-    return above / below if below > 0 else float("nan")
+def _typed(name: str, value: Any) -> float | int | None:
+    number = _number(value)
+    return int(number) if number is not None and name in COUNTS else number
 
 
-def _number(value: Any) -> float:
-    """NaN for what was not measured, is no number, or is infinite."""
+def _number(value: Any) -> float | None:
+    """None for what was not measured, is no number, or is infinite."""
     if isinstance(value, (bool, int, float)) and numpy.isfinite(value):
         return float(value)
-    return float("nan")
+    return None

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from pipeline.report import content, controls, study
-from pipeline.report.answer import Row
 from pipeline.report.content import Section
 from pipeline.report.frames import Frames
 from pipeline.sweep import Sweep
 
 
-def measured(sweep: Sweep, frames: Frames, rows: list[Row]) -> list[Section]:
+def measured(sweep: Sweep, frames: Frames) -> list[Section]:
     """None of it without results."""
-    if not rows:
+    if not frames.rows:
         return []
-    found = (
-        study.section(rows),
+    sections = (
+        study.section(frames.rows),
         content.results(frames),
         content.latency(frames),
         content.simulated(frames),
-        controls.section(sweep, rows),
+        controls.section(sweep, frames.rows),
     )
-    return [section for section in found if section]
+    return [section for section in sections if section]

@@ -1,8 +1,8 @@
-"""The study that netpress reproduces, with ours beside it, row by row.
+"""The study that netpress reproduces, with the results of this report beside it, row by row.
 
 VGG-16 on MNIST and CIFAR-10, on one A100 of ASU's Sol cluster: size, validation accuracy and time
-to classify the test set, as its tables have them. Theirs are masks and simulated quantization,
-timed in PyTorch; ours are the artifacts that would be deployed.
+to classify the test set, as its tables have them. The study timed masks and simulated quantization
+in PyTorch; this report has the deployable artifacts.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.report.answer import Group, Row, groups, mean, settings
+from pipeline.report.answer import Group, groups, mean, settings
 from pipeline.report.content import Code, Column, Section, Sentence, Table, Value, spread, table_of
 from pipeline.report.metrics import METRIC
+from pipeline.report.row import Row, ratio
 
 
 @dataclass(frozen=True)
-class Theirs:
+class Reference:
     """One row of the study."""
 
     stored_bytes: float
@@ -37,122 +38,127 @@ NOT_THERE = "not in the study"
 MORE = ("ptq-int8", "small-and-int8")  # shown below its rows
 
 MNIST = {
-    BASE: Theirs(70.5e6, 0.982, 10),
-    QUANTIZED: Theirs(16.1e6, 0.978, 12),
-    PRUNED: Theirs(26.3e6, 0.967, 15),
-    DISTILLED: Theirs(30.0e6, 0.981, 18),
+    BASE: Reference(70.5e6, 0.982, 10),
+    QUANTIZED: Reference(16.1e6, 0.978, 12),
+    PRUNED: Reference(26.3e6, 0.967, 15),
+    DISTILLED: Reference(30.0e6, 0.981, 18),
 }
 CIFAR10 = {  # it has no pruned network here
-    BASE: Theirs(70.8e6, 0.867, 18),
-    QUANTIZED: Theirs(30.1e6, 0.825, 23),
-    DISTILLED: Theirs(30.0e6, 0.811, 28),
+    BASE: Reference(70.8e6, 0.867, 18),
+    QUANTIZED: Reference(30.1e6, 0.825, 23),
+    DISTILLED: Reference(30.0e6, 0.811, 28),
 }
 STUDY = {"mnist": MNIST, "cifar10": CIFAR10, "cifar10-jpeg": CIFAR10}  # by data set
 
 COLUMNS = (
     Column("row of the study"),
-    Column("technique here"),
+    Column("technique"),
     Column("n"),
-    Column("MB", "stored_bytes", "theirs"),
-    Column("accuracy, %", "accuracy", "theirs"),
-    Column("test set, s", "test_set_seconds", "theirs"),
-    Column("test set, of its base's time, ×", "time_of_base", "theirs"),
-    Column("MB", "stored_bytes", "ours"),
-    Column("accuracy, %", "accuracy", "ours"),
-    Column("test set, s", "test_set_seconds", "ours"),
-    Column("test set, of its base's time, ×", "time_of_base", "ours"),
-    Column("batch of 64, of its base's time, ×", "time_of_base", "ours"),
-    Column("simulated in PyTorch, batch of 64, of its base's time, ×", "time_of_base", "ours"),
+    Column("MB", "stored_bytes", "study"),
+    Column("accuracy, %", "accuracy", "study"),
+    Column("test set, s", "test_set_seconds", "study"),
+    Column("test set, relative latency, ×", "relative_latency", "study"),
+    Column("MB", "stored_bytes", "this report"),
+    Column("accuracy, %", "accuracy", "this report"),
+    Column("test set, s", "test_set_seconds", "this report"),
+    Column("test set, relative latency, ×", "relative_latency", "this report"),
+    Column("batch 64, relative latency, ×", "relative_latency", "this report"),
+    Column(
+        "simulated in PyTorch, batch 64, relative latency, ×", "relative_latency", "this report"
+    ),
 )
 
 
-def section(rows: list[Row]) -> Section | None:
+def section(rows: Iterable[Row]) -> Section | None:
     """None where the report is not about the study's network on one of its data sets."""
-    found = [
+    compared = [
         (dataset, model, members)
         for (dataset, model), members in settings(rows).items()
         if dataset in STUDY and model.startswith("vgg16")
     ]
-    if not found:
+    if not compared:
         return None
-    about = (*_about(one[:2] for one in found), *(_why(*one) for one in found))
-    tables = tuple(_table(*one) for one in found)
-    return Section("study", "The study, and ours beside it", about, tables)
+    about = (*_about(one[:2] for one in compared), *(_why(*one) for one in compared))
+    tables = tuple(_table(*one) for one in compared)
+    return Section("study", "Comparison with the study", about, tables)
 
 
 def _about(settings: Iterable[tuple[str, str]]) -> Iterator[Sentence]:
     yield (
-        "Theirs are one run each: a validation accuracy, and the time to classify the test set in "
-        "PyTorch on a node with an A100. Ours are the artifacts: bytes on disk, accuracy on the "
-        "test set, and the time for it on ONNX Runtime on the hardware named below (batches of 64, "
-        "all threads). So seconds cannot be compared with seconds, only each time as a multiple "
-        "of its own base's: above 1 is slower than the base.",
+        "The study has one run for each row: validation accuracy, and the time to classify the "
+        "test set in PyTorch on a node with an A100. This report has the artifacts: size on disk, "
+        "accuracy on the test set, and the time to classify it on ONNX Runtime on the hardware "
+        "named below (batches of 64, all threads). Absolute times are therefore not comparable. "
+        "Relative latency, a time divided by that of its own base, is: above 1 is slower than the "
+        "base.",
     )
     datasets, models = (dict.fromkeys(names) for names in zip(*settings, strict=True))
     if "cifar10-jpeg" in datasets:
         yield (
             Code("cifar10-jpeg"),
-            " is CIFAR-10 stored as JPEG files, whose pixels differ a little from the study's.",
+            " is CIFAR-10 stored as JPEG files, whose pixels differ slightly from the study's.",
         )
     for model in models:
         if "-w" in model:
-            yield (Code(model), " is not as wide as the study's VGG-16: sizes are another matter.")
+            yield (
+                Code(model),
+                " is not as wide as the study's VGG-16, so sizes are not comparable.",
+            )
 
 
 WHY = {
-    QUANTIZED: "Quantization that is simulated in PyTorch, which is how training sees it and how "
-    "theirs was timed, takes {simulated} times the base's time; the int8 artifact takes {deployed} "
-    "times.",
-    PRUNED: "Filters are removed here, where a mask leaves all of the base's work to do: "
-    "{simulated} times in PyTorch, {deployed} times deployed.",
-    DISTILLED: "Students are smaller networks from the start: {simulated} times in PyTorch, "
-    "{deployed} times deployed.",
+    QUANTIZED: "Quantization simulated in PyTorch, as in training and in the study's timing, has a "
+    "relative latency of {simulated}; the int8 artifact has {deployed}.",
+    PRUNED: "Pruning removes filters here, while a mask leaves the number of MACs unchanged: "
+    "relative latency {simulated} in PyTorch, {deployed} deployed.",
+    DISTILLED: "Students are smaller networks: relative latency {simulated} in PyTorch, {deployed} "
+    "deployed.",
 }
 
 
-def _why(dataset: str, model: str, rows: list[Row]) -> Sentence:
-    """Why theirs came out slower than their base, and what the same takes here; one batch of 64."""
+def _why(dataset: str, model: str, rows: Sequence[Row]) -> Sentence:
+    """Why the study's models are slower than their base, and the same here; batch 64."""
     theirs = [_of_base(STUDY[dataset], row) for row in STUDY[dataset] if row != BASE]
-    said = [
+    sentences = [
         f"{dataset}, {model}: every compressed model of the study is slower than its base "
-        f"({_range(theirs)} times its time)."
+        f"(relative latency {_range(theirs)})."
     ]
     by_row = _by_row(rows)
     for name, text in WHY.items():
         simulated = [_average(_simulated, group) for group in by_row[name]]
         deployed = [_average(_deployed, group) for group in by_row[name]]
         if None not in simulated + deployed and simulated:
-            said.append(text.format(simulated=_range(simulated), deployed=_range(deployed)))
-    return (" ".join(said),)
+            sentences.append(text.format(simulated=_range(simulated), deployed=_range(deployed)))
+    return (" ".join(sentences),)
 
 
 def _range(times: Sequence[float]) -> str:
     """`1.20`, or `1.20 to 1.80` of several."""
-    shown = [METRIC["time_of_base"].show(time) for time in (min(times), max(times))]
+    shown = [METRIC["relative_latency"].show(time) for time in (min(times), max(times))]
     return " to ".join(dict.fromkeys(shown))
 
 
-def _table(dataset: str, model: str, rows: list[Row]) -> Table:
+def _table(dataset: str, model: str, rows: Sequence[Row]) -> Table:
     lines = [
         _line(name, STUDY[dataset], group)
-        for name, found in _by_row(rows).items()
-        for group in found or (None,)
-        if found or name != NOT_THERE
+        for name, members in _by_row(rows).items()
+        for group in members or (None,)
+        if members or name != NOT_THERE
     ]
     return table_of(dataset, model, COLUMNS, lines)
 
 
 def _by_row(rows: Iterable[Row]) -> dict[str, list[Group]]:
     """Row of the study, and then what is not in it -> what is here of it."""
-    found = groups(rows)
+    every = groups(rows)
     wanted = {**ROWS, NOT_THERE: MORE}
     return {
-        name: [group for group in found if group.rows[0]["family"] in families]
+        name: [group for group in every if group.family in families]
         for name, families in wanted.items()
     }
 
 
-def _line(name: str, study: dict[str, Theirs], group: Group | None) -> tuple[Value, ...]:
+def _line(name: str, study: dict[str, Reference], group: Group | None) -> tuple[Value, ...]:
     rows = group.rows if group else ()
     return (
         Value(name),
@@ -160,53 +166,52 @@ def _line(name: str, study: dict[str, Theirs], group: Group | None) -> tuple[Val
         Value(str(len(rows)), len(rows)),
         *_theirs(study, name),
         *(
-            spread([row[key] for row in rows], key)
+            spread([METRIC[key].of(row) for row in rows], key)
             for key in ("stored_bytes", "accuracy", "test_set_seconds")
         ),
         *(
-            spread([ratio(row) for row in rows], "time_of_base")
-            for ratio in (_test_set, _deployed, _simulated)
+            spread([time(row) for row in rows], "relative_latency")
+            for time in (_test_set, _deployed, _simulated)
         ),
     )
 
 
-def _theirs(study: dict[str, Theirs], name: str) -> tuple[Value, ...]:
+def _theirs(study: dict[str, Reference], name: str) -> tuple[Value, ...]:
     """Decimals as the study prints them."""
-    found = study.get(name)
-    if found is None:
+    theirs = study.get(name)
+    if theirs is None:
         return (Value("" if name == NOT_THERE else "missing"), *[Value("")] * 3)
     return (
-        Value(f"{found.stored_bytes / 1e6:.1f}", found.stored_bytes),
-        Value(f"{found.accuracy * 100:.1f}", found.accuracy),
-        Value(f"{found.test_set_seconds:g}", found.test_set_seconds),
-        spread([_of_base(study, name)], "time_of_base"),
+        Value(f"{theirs.stored_bytes / 1e6:.1f}", theirs.stored_bytes),
+        Value(f"{theirs.accuracy * 100:.1f}", theirs.accuracy),
+        Value(f"{theirs.test_set_seconds:g}", theirs.test_set_seconds),
+        spread([_of_base(study, name)], "relative_latency"),
     )
 
 
-# --- times as multiples of the base's ---------------------------------------------------------
+# --- relative latency: a time divided by the base's -------------------------------------------
 
 
-def _of_base(study: dict[str, Theirs], name: str) -> float:
+def _of_base(study: dict[str, Reference], name: str) -> float:
     return study[name].test_set_seconds / study[BASE].test_set_seconds
 
 
 def _test_set(row: Row) -> float | None:
-    mine, base = row["test_set_seconds"], row["base_test_set_seconds"]
-    return mine / base if mine is not None and base else None
+    return ratio(row.test_set_seconds, row.base_test_set_seconds)
 
 
 def _simulated(row: Row) -> float | None:
-    return _inverse(row["simulated_speedup"]["batch64"])
+    return _inverse(row.simulated_speedup("all", 64))
 
 
 def _deployed(row: Row) -> float | None:
-    return _inverse(row["speedup"]["batch64"])
+    return _inverse(row.speedup("all", 64))
 
 
 def _inverse(speedup: float | None) -> float | None:
     return 1 / speedup if speedup else None
 
 
-def _average(ratio: Callable[[Row], float | None], group: Group) -> float | None:
-    value = mean(ratio(row) for row in group.rows)
+def _average(time: Callable[[Row], float | None], group: Group) -> float | None:
+    value = mean(time(row) for row in group.rows)
     return value if value == value else None

@@ -10,9 +10,13 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import IO, Any
 
+from pipeline import runtimes
+from pipeline.measure.series import Series
 from pipeline.report import images
-from pipeline.report.answer import Row, groups, mean, settings
-from pipeline.report.metrics import COUNTS, METRIC, METRICS, latency_key, speedup_key
+from pipeline.report.answer import Group, groups, mean, settings
+from pipeline.report.frames import Frames
+from pipeline.report.metrics import METRIC, METRICS, SPEEDUP, latency_key, speedup_key
+from pipeline.report.row import COUNTS, IDENTITY, Row
 from pipeline.terminal import printable
 
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -56,8 +60,6 @@ def fenced(text: str, language: str = "") -> str:
 
 def csv_text(frame) -> str:
     """One line a cell, raw values in full precision, empty where nothing was measured."""
-    from pipeline.report.row import IDENTITY
-
     columns = [*IDENTITY, *(metric.key for metric in METRICS)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -79,24 +81,20 @@ def _csv_value(name: str, value: Any) -> str:
 
 # --- the terminal ----------------------------------------------------------------------------
 
-SUMMARY = (  # heading, metric, where a row of --json has it
-    ("accuracy\n%", "accuracy", ("accuracy",)),
-    ("drop\npoints", "accuracy_drop", ("accuracy_drop",)),
-    ("stored\nMB", "stored_bytes", ("stored_bytes",)),
-    ("smaller\n×", "stored_ratio", ("stored_ratio",)),
-    (
-        "batch 1\nms",
-        latency_key("onnxruntime", "artifact", "all", "batch1", 50),
-        ("latency_ms", "batch1", "p50"),
-    ),
-    ("faster\n×", speedup_key("speedup", "all", "batch1"), ("speedup", "batch1")),
-    ("batch 64\n×", speedup_key("speedup", "all", "batch64"), ("speedup", "batch64")),
+SUMMARY = (  # heading, metric; latency at batch 1
+    ("accuracy\n%", "accuracy"),
+    ("drop\npoints", "accuracy_drop"),
+    ("stored\nMB", "stored_bytes"),
+    ("ratio\n×", "stored_ratio"),
+    ("latency\nms", latency_key(Series(runtimes.DEFAULT, "artifact", "all", 1), 50)),
+    ("speedup\nbatch 1", speedup_key(SPEEDUP, "all", 1)),
+    ("speedup\nbatch 64", speedup_key(SPEEDUP, "all", 64)),
 )
 
 
-def print_summary(report: dict[str, Any], file: IO[str] | None = None) -> None:
-    """What `report --json` has: a table a (data set, model), a line a technique (the mean over
-    its n seeds), then the gaps. Fits 80 columns; a name is never cut."""
+def print_summary(frames: Frames, file: IO[str] | None = None) -> None:
+    """A table a (data set, model), a line a technique (the mean over its n seeds), then the gaps.
+    Fits 80 columns; a name is never cut."""
     from rich.console import Console
     from rich.text import Text
 
@@ -106,14 +104,14 @@ def print_summary(report: dict[str, Any], file: IO[str] | None = None) -> None:
 
     # As wide as it must be: a terminal that is narrower wraps, which loses nothing.
     console = Printer(file=file, highlight=False, soft_wrap=True, width=1000)
-    for (dataset, model), rows in settings(report["rows"]).items():
+    for (dataset, model), rows in settings(frames.rows).items():
         console.print(Text(f"{dataset}, {model}", style="bold"))
         console.print(_summary_table(rows))
         console.print()
-    for said in images.sentences(report["rows"]):
-        console.print(Text(said))
-    for gap in report["gaps"]:
-        console.print(Text(printable(f"{gap['name']} ({gap['id']}): {gap['reason']}")))
+    for sentence in images.sentences(frames.rows):
+        console.print(Text(sentence))
+    for gap in frames.gaps:
+        console.print(Text(printable(f"{gap.cell.name} ({gap.cell.id}): {gap.reason}")))
 
 
 def _summary_table(rows: list[Row]):
@@ -122,20 +120,14 @@ def _summary_table(rows: list[Row]):
 
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("technique", no_wrap=True)
-    for heading in ("n", *(heading for heading, _, _ in SUMMARY)):
+    for heading in ("n", *(heading for heading, _ in SUMMARY)):
         table.add_column(heading, justify="right", no_wrap=True)
     for group in groups(rows):
-        table.add_row(*(Text(value) for value in _summary_line(group.rows)))
+        table.add_row(*(Text(value) for value in _summary_line(group)))
     return table
 
 
-def _summary_line(rows: Sequence[Row]) -> list[str]:
-    numbers = [METRIC[key].show(mean(_at(row, where) for row in rows)) for _, key, where in SUMMARY]
-    return [rows[0]["technique"], str(len(rows)), *numbers]
-
-
-def _at(row: Row, where: Sequence[str]) -> float | None:
-    value: Any = row
-    for key in where:
-        value = value[key]
-    return value
+def _summary_line(group: Group) -> list[str]:
+    metrics = [METRIC[key] for _, key in SUMMARY]
+    numbers = [metric.show(mean(metric.of(row) for row in group.rows)) for metric in metrics]
+    return [group.technique, str(len(group.rows)), *numbers]

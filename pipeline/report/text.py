@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.report import content, jobs, provenance
-from pipeline.report.answer import Row
 from pipeline.report.content import Answer, Code, Section, Sentence, Table
 from pipeline.report.frames import Frames
-from pipeline.report.jobs import Said
+from pipeline.report.jobs import Usage
 from pipeline.report.tables import code, escape, fenced, markdown
 from pipeline.sweep import Sweep
 
@@ -20,24 +19,23 @@ if TYPE_CHECKING:
 def report(
     sweep: Sweep,
     frames: Frames,
-    rows: list[Row],
     figures: Mapping[str, Figure],
-    said: Mapping[str, Said],
+    usages: Mapping[str, Usage],
     measured: Sequence[Section],
 ) -> str:
-    """The whole of report.md. `figures`: by the path of each from there; `said`: a cell's id ->
-    what it said of its job, where it ran in SLURM's; `measured`: as sections.measured has it."""
+    """The whole of report.md. `figures`: by the path of each from there; `usages`: a cell's id ->
+    its job's record of usage; `measured`: as sections.measured has it."""
     parts = [
         f"# {escape(content.title(sweep))}\n",
         f"{content.counts(sweep, frames)}\n",
         "## The answer\n",
-        *(_answer(answer) for answer in content.answers(sweep, rows)),
-        "" if rows else "There is no result yet.\n",
+        *(_answer(answer) for answer in content.answers(sweep, frames.rows)),
+        "" if frames.rows else "There is no result yet.\n",
         *map(_section, measured),
         *_figures(figures),
         *_gaps(frames),
-        *_jobs(sweep, said),
-        *_provenance(sweep, frames, said),
+        *_jobs(sweep, usages),
+        *_provenance(sweep, frames, usages),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -53,9 +51,9 @@ def escape_inline(part: str) -> str:
 
 
 def _answer(answer: Answer) -> str:
-    points = "".join(f"- {question}: {sentence(said)}\n" for question, said in answer.points)
+    points = "".join(f"- {question}: {sentence(parts)}\n" for question, parts in answer.points)
     setting = f"**{escape(answer.dataset)}, {escape(answer.model)}**"
-    return f"{setting}, each against its own base:\n\n{points}"
+    return f"{setting}, each technique compared with its own base:\n\n{points}"
 
 
 def _figures(figures: Mapping[str, Figure]) -> list[str]:
@@ -65,12 +63,12 @@ def _figures(figures: Mapping[str, Figure]) -> list[str]:
 
 
 def _figure(path: str, figure: Figure) -> str:
-    said = f"*{escape(figure.title)}.* {escape(figure.caption)}"
-    return f"![{escape(figure.alt)}]({path})\n\n{said}\n"
+    below = f"*{escape(figure.title)}.* {escape(figure.caption)}"
+    return f"![{escape(figure.alt)}]({path})\n\n{below}\n"
 
 
 def _section(section: Section) -> str:
-    about = "".join(f"{sentence(said)}\n\n" for said in section.about)
+    about = "".join(f"{sentence(parts)}\n\n" for parts in section.about)
     return f"## {section.title}\n\n{about}" + "\n".join(map(_table, section.tables))
 
 
@@ -88,13 +86,13 @@ def _gaps(frames: Frames) -> list[str]:
     return ["## Gaps\n", markdown(["cell", "id", "reason"], lines, (0, 1, 2))]
 
 
-def _jobs(sweep: Sweep, said: Mapping[str, Said]) -> list[str]:
-    section = jobs.section(sweep, said)
+def _jobs(sweep: Sweep, usages: Mapping[str, Usage]) -> list[str]:
+    section = jobs.section(sweep, usages)
     return [_section(section)] if section else []
 
 
-def _provenance(sweep: Sweep, frames: Frames, said: Mapping[str, Said]) -> list[str]:
-    found = provenance.facts(sweep, frames, said)
-    facts = "".join(f"- {escape(label)}: {escape(value)}\n" for label, value in found)
-    repeat = f"To repeat it: {code(content.repeat(sweep))}. The sweep file:\n"
-    return ["## How it was made\n", facts, repeat, fenced(sweep.text, "yaml")]
+def _provenance(sweep: Sweep, frames: Frames, usages: Mapping[str, Usage]) -> list[str]:
+    known = provenance.facts(sweep, frames, usages)
+    facts = "".join(f"- {escape(label)}: {escape(value)}\n" for label, value in known)
+    repeat = f"To reproduce: {code(content.repeat(sweep))}. The sweep file:\n"
+    return ["## Provenance\n", facts, repeat, fenced(sweep.text, "yaml")]

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from pipeline import hardware
+from pipeline import hardware, registry
 from pipeline.errors import Corrupt, UserError
 from pipeline.runtimes.contract import Kernels, Runtime, Session
 from pipeline.strict_yaml import nearest, shown
@@ -51,8 +50,8 @@ BATCH = 64
 
 def get(name: str) -> Runtime:
     """The runtime of this name; UserError where there is none, or where this machine lacks it."""
-    if name not in RUNTIMES:
-        raise UserError(f"unknown runtime {shown(name)}, {nearest(name, RUNTIMES)}")
+    if name not in names():
+        raise UserError(f"unknown runtime {shown(name)}, {nearest(name, names())}")
     runtime = _module(name)
     if reason := runtime.available():
         raise UserError(f"runtime {name}: {reason}")
@@ -63,7 +62,7 @@ def of_artifacts(name: str) -> Runtime:
     """As `get`, for one that reads artifacts."""
     runtime = get(name)
     if not runtime.READS_ARTIFACTS:
-        reading = ", ".join(n for n in RUNTIMES if _module(n).READS_ARTIFACTS)
+        reading = ", ".join(n for n in names() if _module(n).READS_ARTIFACTS)
         raise UserError(
             f"runtime {name}: runs networks in training, not artifacts; expected one of: {reading}"
         )
@@ -109,11 +108,16 @@ def versions(names: Iterable[str]) -> dict[str, str]:
 
 def packages() -> list[str]:
     """The packages of all runtimes that this machine has."""
-    return [_module(name).PACKAGE for name in RUNTIMES if not _module(name).available()]
+    return [_module(name).PACKAGE for name in names() if not _module(name).available()]
 
 
 def _module(name: str) -> Runtime:
-    return import_module(RUNTIMES[name])  # type: ignore[return-value]
+    return registry.resolved(registry.row("runtimes", RUNTIMES, name))
+
+
+def names() -> list[str]:
+    """All that there are: built-in, and of the plug-ins of this sweep."""
+    return registry.names("runtimes", RUNTIMES)
 
 
 def _loaded(runtime: Runtime, model: object, threads: int | None, where: str) -> Session:

@@ -23,6 +23,7 @@ from pipeline.store.files import (
     read_patiently,
     set_aside,
     sha256,
+    sync_folder,
 )
 
 FORMAT = 1
@@ -80,6 +81,12 @@ def verify_files(cell: CellPaths, manifest: dict[str, Any], deep: bool) -> None:
     """Raises Corrupt with the first file of the cell that differs from its manifest."""
     for name, fingerprint in manifest["files"].items():
         _verify_file(cell.folder / name, fingerprint, deep)
+
+
+def retract(cell: CellPaths) -> None:
+    """Take the manifest away, with the cell's lock held: what it names is about to change."""
+    cell.manifest.unlink(missing_ok=True)
+    sync_folder(cell.folder)
 
 
 def withdraw(cell: CellPaths) -> list[Path]:

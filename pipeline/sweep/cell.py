@@ -1,39 +1,51 @@
-"""What decides a cell's result, and its id.
+"""What decides a cell's weights, and its id.
 
-A cell's id is a hash of all that decides its result and of nothing else: two sweeps that mean the
-same cell share it, whatever they call it.
+A cell's id is a hash of all that decides its weights and of nothing else: two sweeps that mean the
+same cell share it, whatever they call it and however they measure it. The versions of the stages,
+of the data pipeline and of the training core are part of it, so that no result of an earlier
+version passes for one of this version.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+
+from pipeline import registry
+from pipeline.versions import SHARED
 
 if TYPE_CHECKING:
     from pipeline.catalog import Catalog
 
-FORMAT = 2  # raise it when the same cell.json would give another result: every id changes
+FORMAT = 3  # of a cell's canonical JSON: every id changes with it
+UNVERSIONED = 2  # the format before: no versions, and the settings of measurement in the id
 BASE = "base"
+MOST_OLDER = 16  # earlier versions of a cell that are looked for
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
+RECORDED = "recorded"  # context: what a plug-in added is not known here
 RUNTIMES = ("onnxruntime", "openvino")  # those that run artifacts, the first always
 
 
-def _runtimes(value: Any) -> tuple[str, ...]:
+def _runtimes(value: Any, info: ValidationInfo) -> tuple[str, ...]:
     """In the order of RUNTIMES, so that the same request is the same cell."""
-    wrong = [name for name in value if name not in RUNTIMES]
-    if wrong or RUNTIMES[0] not in value or len(set(value)) < len(value):
-        raise ValueError(f"expected {RUNTIMES[0]}, and what else of {', '.join(RUNTIMES[1:])}")
-    return tuple(name for name in RUNTIMES if name in value)
+    if info.context == RECORDED:
+        return tuple(value)
+    known = registry.names("runtimes", RUNTIMES)
+    wrong = [name for name in value if name not in known]
+    if wrong or known[0] not in value or len(set(value)) < len(value):
+        raise ValueError(f"expected {known[0]}, and what else of {', '.join(known[1:])}")
+    return tuple(name for name in known if name in value)
 
 
 Runtimes = Annotated[tuple[str, ...], AfterValidator(_runtimes)]
@@ -47,13 +59,18 @@ class Frozen(BaseModel):
     )
 
     def decides(self) -> dict[str, Any]:
-        """What of it decides a cell's result, every default filled in, as plain JSON data."""
+        """What of it decides a cell's weights, every default filled in, as plain JSON data."""
         return self.model_dump(mode="json")
 
     @cached_property
     def canonical(self) -> str:
         """The one spelling of `decides()`; made once, since thousands of cells share a part."""
         return canonical_json(self.decides())
+
+    @cached_property
+    def whole(self) -> str:
+        """The one spelling of all of it."""
+        return canonical_json(self.model_dump(mode="json"))
 
 
 class Dataset(Frozen):
@@ -109,10 +126,15 @@ class Recipe(Frozen):
     train_images: int | None = Field(None, ge=1)
     test_images: int | None = Field(None, ge=1)
 
+    def decides(self) -> dict[str, Any]:
+        """Without `test_images`: no weight depends on the test set."""
+        return self.model_dump(mode="json", exclude={"test_images"})
+
 
 class Measure(Frozen):
     """Each latency series takes at most `repeats` rounds and at most `seconds`. `runtimes`: what
-    runs the artifact; the first is the one that a report's columns are of."""
+    runs the artifact; the first is the one that a report's columns are of. No part of a cell's id:
+    the record of a measurement has them (`pipeline.done`)."""
 
     repeats: int = Field(100, ge=1, le=100_000)
     seconds: float = Field(3.0, gt=0, le=3600)
@@ -132,24 +154,121 @@ class Pack(Frozen):
     minutes: float = Field(gt=0, le=10_080)
 
 
+class Plugin(Frozen):
+    """What adds to what netpress has: a file (`source` is where it lay, `sha256` of its bytes), or
+    an installed distribution (`source` is its name) of this `version`."""
+
+    source: str
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    version: str | None = None
+
+    def decides(self) -> dict[str, Any]:
+        """Where a file lies, and what it is called, decides nothing."""
+        if self.sha256 is not None:
+            return {"sha256": self.sha256}
+        return {"distribution": self.source, "version": self.version}
+
+    @property
+    def label(self) -> str:
+        return self.source.rpartition("/")[2] if self.sha256 else f"{self.source} {self.version}"
+
+
+Plugins = tuple[Plugin, ...]
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One operation of a technique; `settings` is the stage's own frozen model."""
+    """One operation of a technique; `settings` is the stage's own frozen model, `version` that of
+    the code that runs it. `plugins`: those that it, or a model that its settings name, is of."""
 
     name: str
     settings: BaseModel
+    version: int = 1
+    plugins: Plugins = field(default=(), kw_only=True)
+
+    def to_json(self, recipe: Recipe, versioned: bool = True) -> dict[str, Any]:
+        data = {**self._unversioned, **({"version": self.version} if versioned else {})}
+        if self.plugins:
+            data["plugins"] = _dumped(self.plugins)
+            data["about"] = self.settings.about(recipe)  # type: ignore[attr-defined]
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], catalog: Catalog, versioned: bool) -> Stage:
+        plugins = _plugins_in(data)
+        if plugins and catalog.recorded is not None:
+            settings = catalog.recorded(data["settings"], data["about"])
+        else:
+            settings = strictly(catalog.stages[data["name"]], data["settings"])
+        version = _version(data["version"]) if versioned else 1
+        return cls(data["name"], settings, version, plugins=plugins)
 
     @cached_property
     def canonical(self) -> str:
-        return canonical_json(
-            {"name": self.name, "settings": self.settings.model_dump(mode="json")}
-        )
+        decides = {**self._unversioned, "version": self.version}
+        return canonical_json(decides | _decided(self.plugins))
+
+    @cached_property
+    def canonical_unversioned(self) -> str:
+        """As cells of format 2 have it."""
+        return canonical_json(self._unversioned)
+
+    @cached_property
+    def _unversioned(self) -> dict[str, Any]:
+        return {"name": self.name, "settings": self.settings.model_dump(mode="json")}
+
+    @cached_property
+    def _others(self) -> dict[int, Stage]:
+        return {}
+
+    def at(self, version: int) -> Stage:
+        """The same stage in another version; made once, since thousands of cells share it."""
+        if version not in self._others:
+            self._others[version] = replace(self, version=version)
+        return self._others[version]
+
+
+def _decided(plugins: Plugins) -> dict[str, Any]:
+    """Nothing where there is none: cells without plug-ins are older than these."""
+    decided = sorted(canonical_json(plugin.decides()) for plugin in plugins)
+    return {"plugins": [json.loads(text) for text in decided]} if plugins else {}
+
+
+def _dumped(plugins: Plugins) -> list[dict[str, Any]]:
+    return [plugin.model_dump(mode="json", exclude_none=True) for plugin in plugins]
+
+
+def _plugins_in(data: Mapping[str, Any]) -> Plugins:
+    return tuple(strictly(Plugin, plugin) for plugin in data.get("plugins", ()))
+
+
+def plugins_of(data: Mapping[str, Any]) -> Plugins:
+    """Of a cell as `to_json` gives it: all that have to be there before it can be run."""
+    parts = (data, *data["stages"])
+    return tuple(dict.fromkeys(plugin for part in parts for plugin in _plugins_in(part)))
+
+
+@dataclass(frozen=True)
+class Core:
+    """Versions of what every cell goes through before it has weights."""
+
+    data: int = field(default_factory=lambda: SHARED["data"])
+    training: int = field(default_factory=lambda: SHARED["training"])
+
+    def to_json(self) -> dict[str, int]:
+        return {"data": self.data, "training": self.training}
+
+    @cached_property
+    def canonical(self) -> str:
+        return f'{{"data":{self.data},"training":{self.training}}}'
 
 
 @dataclass(frozen=True)
 class Cell:
     """One point of the matrix, fully resolved. `technique` is its label, `family` the technique
-    whose operating point it is (the same, where there is no grid). A base has no stages."""
+    whose operating point it is (the same, where there is no grid). A base has no stages. `measure`
+    is how its artifact is to be measured, which is no part of its id. `plugins`: those that its
+    data set, model and runtimes are of."""
 
     dataset: Dataset
     model: Model
@@ -159,6 +278,9 @@ class Cell:
     stages: tuple[Stage, ...]
     recipe: Recipe
     measure: Measure
+    core: Core = field(default_factory=Core)
+    format: int = FORMAT
+    plugins: Plugins = field(default=(), kw_only=True)
 
     @cached_property
     def id(self) -> str:
@@ -171,14 +293,62 @@ class Cell:
         return self._hash(())
 
     def _hash(self, stages: tuple[Stage, ...]) -> str:
+        text = self._unversioned(stages) if self.format == UNVERSIONED else self._canonical(stages)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _canonical(self, stages: tuple[Stage, ...]) -> str:
         # The canonical JSON of the whole, put together from its parts, keys in sorted order.
-        text = (
-            f'{{"dataset":{self.dataset.canonical},"format":{FORMAT},'
-            f'"measure":{self.measure.canonical},"model":{self.model.canonical},'
-            f'"recipe":{self.recipe.canonical},"seed":{self.seed},'
+        plugins = canonical_json(_decided(self.plugins))[1:-1] + "," if self.plugins else ""
+        return (
+            f'{{"core":{self.core.canonical},"dataset":{self.dataset.canonical},'
+            f'"format":{self.format},"model":{self.model.canonical},'
+            f'{plugins}"recipe":{self.recipe.canonical},"seed":{self.seed},'
             f'"stages":[{",".join(stage.canonical for stage in stages)}]}}'
         )
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _unversioned(self, stages: tuple[Stage, ...]) -> str:
+        """The same in format 2, whose ids are in the work roots and reports of that time."""
+        return (
+            f'{{"dataset":{self.dataset.canonical},"format":{UNVERSIONED},'
+            f'"measure":{self.measure.canonical},"model":{self.model.canonical},'
+            f'"recipe":{self.recipe.whole},"seed":{self.seed},'
+            f'"stages":[{",".join(stage.canonical_unversioned for stage in stages)}]}}'
+        )
+
+    # --- versions --------------------------------------------------------------------------------
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Of all that decides its weights; empty for a cell of format 2, which does not say."""
+        if self.format == UNVERSIONED:
+            return {}
+        return {**self.core.to_json(), **{stage.name: stage.version for stage in self.stages}}
+
+    def differs_from(self, other: Cell) -> str:
+        """In which versions: `quantize 1`; "" where in none."""
+        if self.format != other.format:
+            return f"cell format {self.format}"
+        others = other.versions
+        return ", ".join(f"{k} {v}" for k, v in self.versions.items() if others.get(k) != v)
+
+    def of_this_version(self, catalog: Catalog) -> Cell:
+        """The same cell as this version of netpress would make it."""
+        versions = catalog.versions
+        stages = tuple(stage.at(versions.get(stage.name, 1)) for stage in self.stages)
+        return replace(self, stages=stages, core=Core(), format=FORMAT)
+
+    def older(self) -> Iterator[Cell]:
+        """The cell as earlier versions made it, the newest first and format 2 last; a few."""
+        names = list(dict.fromkeys(stage.name for stage in self.stages))
+        now = {stage.name: stage.version for stage in self.stages}
+        for data, training, *rest in _lower(
+            (self.core.data, self.core.training, *(now[name] for name in names))
+        ):
+            at = dict(zip(names, rest, strict=True))
+            stages = tuple(stage.at(at[stage.name]) for stage in self.stages)
+            yield replace(self, stages=stages, core=Core(data, training))
+        stages = tuple(stage.at(1) for stage in self.stages)
+        yield replace(self, stages=stages, core=Core(1, 1), format=UNVERSIONED)
 
     @property
     def is_base(self) -> bool:
@@ -191,29 +361,33 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for cell.json, from which `from_json` makes the same cell again."""
+        versioned = self.format != UNVERSIONED
         return {
-            "format": FORMAT,
+            "format": self.format,
             "id": self.id,
+            **({"core": self.core.to_json()} if versioned else {}),
             "dataset": self.dataset.model_dump(mode="json"),
             "model": self.model.model_dump(mode="json"),
             "technique": self.technique,
             "family": self.family,
             "seed": self.seed,
-            "stages": [
-                {"name": stage.name, "settings": stage.settings.model_dump(mode="json")}
-                for stage in self.stages
-            ],
+            "stages": [stage.to_json(self.recipe, versioned) for stage in self.stages],
             "recipe": self.recipe.model_dump(mode="json"),
             "measure": self.measure.decides(),
+            **({"plugins": _dumped(self.plugins)} if self.plugins else {}),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], catalog: Catalog) -> Cell:
-        """The cell that `to_json` wrote.
+        """The cell that `to_json` wrote, in the versions that it says.
 
         Raises ValueError where the data is no such cell, or means another one to this version.
         """
         try:
+            versioned = data["format"] != UNVERSIONED
+            if data["format"] not in (UNVERSIONED, FORMAT):
+                expected = f"expected {UNVERSIONED} or {FORMAT}"
+                raise ValueError(f"a cell of format {str(data['format'])[:20]}, {expected}")
             cell = cls(
                 dataset=strictly(Dataset, data["dataset"]),
                 model=strictly(Model, data["model"]),
@@ -221,11 +395,13 @@ class Cell:
                 family=data["family"],
                 seed=data["seed"],
                 stages=tuple(
-                    Stage(stage["name"], strictly(catalog.stages[stage["name"]], stage["settings"]))
-                    for stage in data["stages"]
+                    Stage.from_json(stage, catalog, versioned) for stage in data["stages"]
                 ),
                 recipe=strictly(Recipe, data["recipe"]),
-                measure=strictly(Measure, data["measure"]),
+                measure=strictly(Measure, data["measure"], RECORDED if catalog.recorded else None),
+                core=Core(*(_version(data["core"][name]) if versioned else 1 for name in CORE)),
+                format=data["format"],
+                plugins=_plugins_in(data),
             )
             expected = data["id"]
         except (KeyError, TypeError) as error:
@@ -238,11 +414,28 @@ class Cell:
         return cell
 
 
+CORE = ("data", "training")  # in the order of Core's fields
+
+
+def _version(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"a version is a number from 1, got {str(value)[:20]!r}")
+    return value
+
+
+@cache
+def _lower(now: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Versions of the same parts, none of them newer and one at least older; nearest first."""
+    ranges = [range(version, max(0, version - 3), -1) for version in now]
+    found = sorted(itertools.product(*ranges), key=sum, reverse=True)
+    return found[1 : MOST_OLDER + 1]
+
+
 def canonical_json(data: Any) -> str:
     """The one JSON text of `data`: sorted keys, no blanks, ASCII."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def strictly(model: type[BaseModel], data: Any) -> Any:
+def strictly(model: type[BaseModel], data: Any, context: Any = None) -> Any:
     """`data` as this model, without coercion; pydantic's ValidationError where it is not."""
-    return model.model_validate_json(json.dumps(data), strict=True)
+    return model.model_validate_json(json.dumps(data), strict=True, context=context)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -40,6 +41,7 @@ class SweepFile(Frozen):
     """The keys of a sweep file; what depends on the catalog is checked after this."""
 
     name: Name
+    plugins: list[str] = []
     models: list[Any] = Field(min_length=1)
     datasets: list[Any] = Field(min_length=1)
     seeds: list[Seed] = Field([0], min_length=1)
@@ -51,6 +53,10 @@ class SweepFile(Frozen):
     grid: dict[str, Any] = {}
     profile: Name | None = None
     pack: Pack | None = None
+
+
+class _Plugins(Frozen):
+    plugins: list[str] = []
 
 
 class _DatasetEntry(Dataset):
@@ -97,6 +103,24 @@ def read_config(document: Document) -> SweepFile:
     for key in ("models", "datasets", "seeds", "techniques", "exclude"):
         refuse_twins(document, (key,), data.get(key, []))
     return config
+
+
+def with_plugins(
+    document: Document, catalog: Catalog, copies: Mapping[str, tuple[Path, str]]
+) -> Catalog:
+    """The catalog with the files under `plugins`, which lie relative to the sweep file."""
+    listed = document.check((), _Plugins, {"plugins": document.data.get("plugins", [])}).plugins
+    refuse_twins(document, ("plugins",), listed)
+    at: Key = ("plugins",) if listed else ()
+    loaded = []
+    try:
+        for i, name in enumerate(listed):
+            at = ("plugins", i)
+            path = (document.path.parent / paths.expanded(name)).resolve()
+            loaded.append(catalog.plugin(path, *copies.get(str(path), ())))
+        return catalog.with_plugins(loaded)
+    except UserError as error:
+        raise document.error(at, str(error)) from error
 
 
 def _parts(data: dict[str, Any]) -> Iterator[tuple[Key, type[Frozen], Any]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import strict_yaml
-from pipeline.sweep.cell import Cell, Pack
-from pipeline.sweep.file import Source, read_config, read_datasets, read_models
+from pipeline.sweep.cell import Cell, Pack, Plugin
+from pipeline.sweep.file import Source, read_config, read_datasets, read_models, with_plugins
 from pipeline.sweep.matrix import build_cells
 from pipeline.sweep.techniques import resolve_techniques
 
@@ -31,18 +32,26 @@ class Sweep:
     profile: str | None = None
     pack: Pack | None = None
     notes: tuple[str, ...] = ()
+    plugins: tuple[Plugin, ...] = ()  # the files that it names
 
     @cached_property
     def by_id(self) -> dict[str, Cell]:
         return {cell.id: cell for cell in self.cells}
 
 
-def load(path: Path, catalog: Catalog, text: str | None = None) -> Sweep:
+def load(
+    path: Path,
+    catalog: Catalog,
+    text: str | None = None,
+    copies: Mapping[str, tuple[Path, str]] | None = None,
+) -> Sweep:
     """The sweep in the YAML file `path`; raises UserError, one sentence, for whatever is wrong.
 
-    text: what the file held when it was read before, in place of what it holds now.
+    text: what the file held when it was read before, in place of what it holds now. copies: the
+    same for its plug-ins, by where they lay: (a copy, its SHA-256).
     """
     document = strict_yaml.read(Path(path), text)
+    catalog = with_plugins(document, catalog, copies or {})
     source = Source(document, read_config(document), catalog)
     techniques = resolve_techniques(source)
     datasets, recipes = read_datasets(source)
@@ -56,6 +65,7 @@ def load(path: Path, catalog: Catalog, text: str | None = None) -> Sweep:
         profile=config.profile,
         pack=config.pack,
         notes=_notes(source),
+        plugins=catalog.files,
     )
 
 

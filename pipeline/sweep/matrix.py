@@ -32,7 +32,8 @@ def build_cells(
     cells: list[Cell] = []
     for dataset, model, seed in itertools.product(datasets, models, config.seeds):
         recipe = recipes[dataset.name]
-        base = Cell(dataset, model, BASE, BASE, seed, (), recipe, config.measure)
+        used = source.catalog.of_base(dataset.name, model.name, config.measure.runtimes)
+        base = Cell(dataset, model, BASE, BASE, seed, (), recipe, config.measure, plugins=used)
         here = [
             replace(
                 base, technique=technique.label, family=technique.family, stages=technique.stages

@@ -97,7 +97,9 @@ def _resolve(source: Source, steps: Sequence[_Step]) -> tuple[Stage, ...]:
         for name, expanded in expand(settings) if expand else [(step.stage, settings)]:
             if not isinstance(expanded, BaseModel):
                 expanded = strictly(source.catalog.stages[name], expanded)
-            stages.append(Stage(name, expanded))
+            version = source.catalog.versions.get(name, 1)
+            plugins = source.catalog.of_stage(name, expanded)
+            stages.append(Stage(name, expanded, version, plugins=plugins))
     return tuple(stages)
 
 

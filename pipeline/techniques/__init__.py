@@ -1,8 +1,10 @@
 """Stages, and the techniques that are chains of them.
 
-A stage is one file and one line in STAGES. Its module gives
+A stage is one file and one line in STAGES, or in the STAGES of a plug-in. Its module gives
 
-- ``Settings``: a frozen model of what a sweep file may say about it, with every default;
+- ``Settings``: a frozen model of what a sweep file may say about it, with every default; it derives
+  from ``settings.StageSettings``, whose methods say for how long it trains and what it leaves;
+- ``VERSION``: raised when the same settings give other weights, which makes its cells anew;
 - ``apply(state, settings, context) -> ModelState``: what it does; see ``context.py``;
 - ``expand(settings) -> [(stage, settings), ...]``, if it stands for several stages in a row.
 
@@ -13,8 +15,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline import registry
+
 if TYPE_CHECKING:
     from pipeline.sweep import Recipe
+    from pipeline.techniques.settings import StageSettings
 
 STAGES: dict[str, str] = {
     # name: module
@@ -74,17 +79,19 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict]]]] = {
 # a sweep's own is none.
 CONTROLS = frozenset({"prune-random", "pruned-from-scratch", "student-alone", "base-longer"})
 
-FRESH = frozenset({"train", "distill"})  # stages that start from new weights, not from the base's
+
+def about(settings) -> StageSettings:
+    """What a stage with these settings says about itself; nothing, where they are another kind."""
+    from pipeline.techniques.settings import StageSettings
+
+    return settings if isinstance(settings, StageSettings) else StageSettings()
 
 
 def stage_epochs(settings, recipe: Recipe) -> int:
     """Epochs that a stage with these settings trains for."""
-    trains = hasattr(settings, "epochs_of") and getattr(settings, "aware", True)
-    return settings.epochs_of(recipe) if trains else 0
+    return about(settings).epochs_of(recipe)
 
 
 def stage_module(stage: str):
-    """The module of a stage; KeyError for a name that is not in STAGES."""
-    from importlib import import_module
-
-    return import_module(STAGES[stage])
+    """The module of a stage; UserError for a name that neither STAGES nor a plug-in has."""
+    return registry.resolved(registry.row("stages", STAGES, stage))

@@ -3,20 +3,24 @@ where the base looks (attention transfer, Zagoruyko and Komodakis 2017)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
 from pipeline.techniques.settings import Trained
-from pipeline.techniques.train import known_model, student_spec
+from pipeline.techniques.train import given, known_model, student_spec
 
 if TYPE_CHECKING:
     from pipeline.models.network import ModelState
     from pipeline.techniques.context import Context
 
+VERSION = 1
+
 
 class Settings(Trained):
     """A student of half the width has a quarter of the parameters."""
+
+    fresh: ClassVar[bool] = True
 
     teacher: str = Field("base", pattern="^base$")
     student: str | None = Field(None, description="a model; default: the cell's own")
@@ -24,6 +28,12 @@ class Settings(Trained):
     attention: float = Field(0.0, ge=0, le=1e6, description="weight (beta) of the attention maps")
 
     _known = field_validator("student")(lambda name: known_model(name))
+
+    def operating_point(self) -> dict[str, Any]:
+        return given(width=self.width, model=self.student)
+
+    def models(self) -> tuple[str, ...]:
+        return () if self.student is None else (self.student,)
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from pipeline.models.network import ModelState
     from pipeline.techniques.context import Context
 
+VERSION = 1
+
 
 class Settings(Trained):
     """After pruning, fine-tuning at a rate near that of training recovers most (Renda et al. 2020:

@@ -6,12 +6,12 @@ Scores are one number a filter, one tensor [K] a layer.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from pipeline.errors import UserError
-from pipeline.sweep import Frozen
+from pipeline.techniques.settings import StageSettings
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from pipeline.models.network import ModelState
     from pipeline.techniques.context import Context
 
+VERSION = 1
 
-class Settings(Frozen):
+
+class Settings(StageSettings):
     granularity: Literal["filter"] = "filter"
     criterion: Literal["l1", "l2", "bn-scale", "random"] = Field(
         "l1", description="l1, l2: Li et al. 2017; bn-scale: Liu et al. 2017; random: the control"
@@ -32,6 +34,9 @@ class Settings(Frozen):
     multiple: int = Field(8, ge=1, le=64, description="channel counts stay multiples of this")
     steps: int = Field(1, ge=1, le=50, description="more than one: prune, fine-tune, prune ...")
     epochs_between: int = Field(1, ge=1, le=10_000, description="of fine-tuning between steps")
+
+    def operating_point(self) -> dict[str, Any]:
+        return {"parameters_kept": self.parameters_kept}
 
 
 def expand(settings: Settings) -> list[tuple[str, dict]]:

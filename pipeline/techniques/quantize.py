@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from pipeline.errors import UserError
+from pipeline.sweep import Recipe
 from pipeline.techniques.settings import Trained
 
 if TYPE_CHECKING:
     from pipeline.models.network import ModelState
     from pipeline.models.transforms.fakequant import FakeQuantized
     from pipeline.techniques.context import Context
+
+VERSION = 2  # since 2, by default, no product of the 8-bit weights can saturate
 
 
 class Settings(Trained):
@@ -37,6 +40,9 @@ class Settings(Trained):
     )
     share: float = 0.2
     learning_rate_factor: float = 0.02
+
+    def epochs_of(self, recipe: Recipe) -> int:
+        return super().epochs_of(recipe) if self.aware else 0
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:

@@ -1,15 +1,83 @@
-"""What the settings of several stages share."""
+"""What every stage says about itself by its settings, and what those of several stages share."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from pipeline.sweep import Frozen, Recipe
+from pipeline.sweep.cell import strictly
 
 
-class Trained(Frozen):
+class StageSettings(Frozen):
+    """Settings of any stage. ``fresh``: it starts from new weights, not from those given to it."""
+
+    fresh: ClassVar[bool] = False
+
+    def starts_fresh(self) -> bool:
+        return self.fresh
+
+    def epochs_of(self, recipe: Recipe) -> int:
+        """Epochs that the stage trains for."""
+        return 0
+
+    def operating_point(self) -> dict[str, Any]:
+        """What the network is to become, for comparison with controls: ``parameters_kept``,
+        ``width``, ``model``, or words of a plug-in's own."""
+        return {}
+
+    def models(self) -> tuple[str, ...]:
+        """Models that the settings name."""
+        return ()
+
+    def rehearsed(self) -> StageSettings:
+        """As short as it gets, for a rehearsal, where ``training.epochs`` is 1."""
+        return self
+
+    def about(self, recipe: Recipe) -> dict[str, Any]:
+        """All of this as plain data, kept beside the settings of a plug-in's stage: a report is
+        read where the plug-in is not."""
+        return {
+            "epochs": self.epochs_of(recipe),
+            "fresh": self.starts_fresh(),
+            "operating_point": self.operating_point(),
+        }
+
+
+class About(Frozen):
+    """What ``StageSettings.about`` gives."""
+
+    epochs: int = Field(ge=0)
+    fresh: bool
+    operating_point: dict[str, float | int | str | bool]
+
+
+class Recorded(StageSettings):
+    """Settings of a stage whose code is not here, as they were recorded."""
+
+    model_config = ConfigDict(extra="allow")
+    _about: About = PrivateAttr()
+
+    def starts_fresh(self) -> bool:
+        return self._about.fresh
+
+    def epochs_of(self, recipe: Recipe) -> int:
+        return self._about.epochs
+
+    def operating_point(self) -> dict[str, Any]:
+        return self._about.operating_point
+
+
+def recorded(settings: Mapping[str, Any], about: Any) -> Recorded:
+    """ValueError where the data is none."""
+    found = strictly(Recorded, settings)
+    found._about = strictly(About, about)
+    return found
+
+
+class Trained(StageSettings):
     """Settings of a stage that trains: for how long, how fast, and with which teacher."""
 
     epochs: int | None = Field(
@@ -23,6 +91,9 @@ class Trained(Frozen):
 
     def epochs_of(self, recipe: Recipe) -> int:
         return self.epochs or max(1, round(self.share * recipe.epochs))
+
+    def rehearsed(self) -> StageSettings:
+        return self if self.epochs is None else self.model_copy(update={"epochs": 1})
 
     def recipe_of(self, recipe: Recipe) -> Recipe:
         """The cell's recipe at this stage's learning rate."""

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from pipeline import models
 from pipeline.errors import UserError
-from pipeline.models import MODELS
 from pipeline.techniques.settings import Trained
 
 if TYPE_CHECKING:
     from pipeline.models.network import ModelState
     from pipeline.techniques.context import Context
 
+VERSION = 1
+
 
 class Settings(Trained):
     """The shape that is there, with fresh weights; or another one."""
+
+    fresh: ClassVar[bool] = True
 
     model: str | None = Field(None, description="default: as it is")
     width: float | None = Field(None, gt=0, le=4, description="of the cell's own width")
 
     _known = field_validator("model")(lambda name: known_model(name))
 
+    def operating_point(self) -> dict[str, Any]:
+        return given(width=self.width, model=self.model)
+
+    def models(self) -> tuple[str, ...]:
+        return () if self.model is None else (self.model,)
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {key: value for key, value in values.items() if value is not None}
+
 
 def known_model(name: str | None) -> str | None:
-    if name is not None and name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; expected one of {', '.join(MODELS)}")
+    if name is not None and name not in (known := models.names()):
+        raise ValueError(f"unknown model {name!r}; expected one of {', '.join(known)}")
     return name
 
 
@@ -57,11 +72,9 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 
 def student_spec(context: Context, model: str | None, width: float):
     """The specification of another network for the cell's data, ``width`` times as wide."""
-    from pipeline.models import module_of
-
     cell, split = context.cell, context.split
     name = model or cell.model.name
-    return module_of(name).spec(
+    return models.module_of(name).spec(
         name,
         cell.model.width * width,
         split.shape,

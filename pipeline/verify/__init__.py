@@ -42,7 +42,7 @@ def checks(
     except Corrupt as error:
         yield Check(paths.merged.name, DIFFERS, without(folder, error))
         return
-    yield Check(paths.merged.name, OK, f"whole, {len(published.frames.cells)} results")
+    yield Check(paths.merged.name, OK, f"whole, {len(published.frames.rows)} results")
     bench = artifacts.Bench(published, paths, data_root, cache)
     try:
         yield from files.numbers(published)

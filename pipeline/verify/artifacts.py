@@ -4,7 +4,7 @@ Predictions. On the same CPU flags and the same ONNX Runtime the same kernels ru
 of summation, so every prediction must be the recorded one. Elsewhere sums are rounded in another
 order, which moves logits in their last digits, and only images on which two classes are nearly even
 change sides: OTHER_CPU of them may. Where a model's 8-bit products can saturate on this CPU (x86
-without VNNI), that is another computation, of which nothing can be said here.
+without VNNI), that is another computation, which is not comparable.
 
 Speed is information: it is another machine's. Only where a model that was recorded as faster by
 more than SPEED_MARGIN is slower by more than that, on the same CPU flags, it differs. A base that
@@ -25,10 +25,11 @@ import numpy
 
 from pipeline import hardware, runtimes, store
 from pipeline.errors import Corrupt, UserError
+from pipeline.measure.series import BATCHES, THREADS, Threads
 from pipeline.paths import ReportPaths, shell_word
 from pipeline.report import artifacts as report_artifacts
 from pipeline.report.merged import Published
-from pipeline.report.metrics import BATCHES, THREADS, speedup_key
+from pipeline.report.row import Row
 from pipeline.sweep import Cell
 from pipeline.verify.check import DIFFERS, NOTE, OK, UNCHECKED, Check, same, without
 
@@ -41,7 +42,7 @@ SPEED_MARGIN = 0.05
 
 
 def artifacts(bench: Bench, accuracy: bool, speed: bool) -> Iterator[Check]:
-    done = set(bench.published.frames.cells["id"])
+    done = set(bench.published.frames.ids)
     present = report_artifacts.present(bench.paths)
     for folder in present:
         name = bench.paths.name(folder)
@@ -212,13 +213,13 @@ def _speed(
     same = _flags(result) == hardware.cpu_flags()
     for threads in THREADS:
         for batch in BATCHES:
-            here = _speedup(loaded, base, cell, threads, int(batch.removeprefix("batch")))
-            recorded = bench.row(cell)[speedup_key("speedup", threads, batch)]
-            slower = recorded > 1 + SPEED_MARGIN and here < 1 - SPEED_MARGIN and same
-            which = (
-                f"batch {batch.removeprefix('batch')}, {threads} thread{'s' * (threads == 'all')}"
-            )
-            times = f"{here:.2f} times as fast here, {recorded:.2f} recorded"
+            here = _speedup(loaded, base, cell, threads, batch)
+            recorded = bench.row(cell).speedup(threads, batch)
+            faster = recorded is not None and recorded > 1 + SPEED_MARGIN
+            slower = faster and here < 1 - SPEED_MARGIN and same
+            which = f"batch {batch}, {threads} thread{'s' * (threads == 'all')}"
+            known = "no speedup" if recorded is None else f"{recorded:.2f}"
+            times = f"speedup {here:.2f} here, {known} recorded"
             yield Check(f"{what} speed, {which}", DIFFERS if slower else NOTE, times)
 
 
@@ -236,7 +237,7 @@ def _this_cpu() -> str:
     return _cpu(hardware.cpu_name(), hardware.cores())
 
 
-def _speedup(loaded: Artifact, base: Artifact, cell: Cell, threads: str, batch: int) -> float:
+def _speedup(loaded: Artifact, base: Artifact, cell: Cell, threads: Threads, batch: int) -> float:
     """Median time of the base over that of the artifact, interleaved as when it was recorded."""
     from pipeline.measure import inference, latency
 
@@ -270,10 +271,10 @@ class Bench:
         return shell_word(self.published.sweep.path.name)
 
     @cached_property
-    def _rows(self) -> dict[str, dict[str, Any]]:
-        return {row["id"]: row for row in self.published.frames.cells.to_dict("records")}
+    def _rows(self) -> dict[str, Row]:
+        return {row.id: row for row in self.published.frames.rows}
 
-    def row(self, cell: Cell) -> dict[str, Any]:
+    def row(self, cell: Cell) -> Row:
         return self._rows[cell.id]
 
     def images_of(self, cell: Cell, result: store.Result) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -292,6 +293,8 @@ class Bench:
         key = (cell.dataset.canonical, cell.recipe.canonical)
         if key not in self._splits:
             own = None if cell.dataset.name in data.DATASETS else cell.dataset.name
+            if own and cell.dataset.folder is None:
+                raise UserError(f"{own}: is of a plug-in, and none is loaded for a report")
             dataset = cell.dataset.model_copy(update={"folder": own})
             split = data.load(dataset, cell.recipe, cell.seed, self.data_root, self.cache)
             self._splits[key] = split

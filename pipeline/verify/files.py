@@ -25,7 +25,7 @@ IN_PAGE = re.compile(rb"data:image/svg\+xml;base64,([A-Za-z0-9+/]*)=*")
 
 def numbers(published: Published) -> Iterator[Check]:
     """Accuracy and agreement follow from the predictions that were recorded beside them."""
-    recorded = [(published.path, cell_id) for cell_id in published.frames.cells["id"]]
+    recorded = [(published.path, cell_id) for cell_id in published.frames.ids]
     known, wrong = 0, False
     for checked, differences in reading.in_chunks(_numbers_of, recorded):
         known, wrong = known + checked, wrong or bool(differences)

@@ -66,7 +66,7 @@ def test_a_whole_sweep_with_dependencies_and_its_report(desk):
     deadline = time.monotonic() + 60
     while not report.exists() and time.monotonic() < deadline:
         time.sleep(1)
-    assert "quick" in report.read_text() and "What the jobs used" in report.read_text()
+    assert "quick" in report.read_text() and "Resource usage" in report.read_text()
     rows = json.loads(desk.netpress("report", sweep, "--json")[0])
     assert len(rows["rows"]) == 4 and rows["gaps"] == []
 

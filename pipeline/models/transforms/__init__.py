@@ -1,15 +1,17 @@
 """What stages leave on a network beside its weights: named, frozen, part of its specification.
 
-A transform is one file and one line in TRANSFORMS. Its class, a frozen dataclass of plain values,
-derives from ``Transform`` and overrides what differs. ``NetworkSpec.transforms`` holds those of a
-network in the order in which ``network.build`` puts them on it again.
+A transform is one file and one line in TRANSFORMS, or in the TRANSFORMS of a plug-in. Its class, a
+frozen dataclass of plain values, derives from ``Transform`` and overrides what differs.
+``NetworkSpec.transforms`` holds those of a network in the order in which ``network.build`` puts
+them on it again.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from pipeline import registry
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +77,7 @@ def to_json(transform: Transform) -> dict[str, Any]:
 
 
 def from_json(data: dict[str, Any]) -> Transform:
-    """KeyError for a name that is not in TRANSFORMS, TypeError for settings that it has not."""
-    module, _, kind = TRANSFORMS[data["name"]].partition(":")
-    settings = {key: value for key, value in data.items() if key != "name"}
-    return getattr(import_module(module), kind)(**settings)
+    """UserError for a name that neither TRANSFORMS nor a plug-in has, TypeError for settings that
+    it has not."""
+    kind = registry.resolved(registry.row("transforms", TRANSFORMS, data["name"]))
+    return kind(**{key: value for key, value in data.items() if key != "name"})

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 
-from pipeline.report.answer import Row
 from pipeline.report.evidence import Evidence
 from pipeline.report.figures import (
     channels,
@@ -21,14 +20,12 @@ from pipeline.report.figures import (
     tradeoff,
 )
 from pipeline.report.figures.look import Drawn, Figure
-from pipeline.report.frames import Frames
+from pipeline.report.row import Row
 
 __all__ = ["Drawn", "Figure", "draw", "drawn"]
 
 
-def draw(
-    frames: Frames, rows: Sequence[Row], evidence: Callable[[str], Evidence | None]
-) -> dict[str, Figure]:
+def draw(rows: Sequence[Row], evidence: Callable[[str], Evidence | None]) -> dict[str, Figure]:
     """File stem -> figure, in reading order. `evidence`: what was recorded of the cell with an
     id."""
     with look.style():

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy
 
-from pipeline.report.answer import Row
 from pipeline.report.figures import chosen, heat
 from pipeline.report.figures.chosen import Read
 from pipeline.report.figures.heat import Heat
 from pipeline.report.figures.look import Drawn
+from pipeline.report.row import Row
 
 CAPTION = (
     "Output channels in each layer, in the order of the network, mean over seeds ({n}); colour is "
@@ -27,7 +27,7 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
         base = _channels(chosen.bases(members), read)
         lines = (seeds for name in names if (seeds := chosen.seeds(members, name)))
         left = {chosen.line(seeds[0]): _channels(seeds, read) for seeds in lines}
-        left = {name: found for name, found in left.items() if _fewer(found, base)}
+        left = {name: channels for name, channels in left.items() if _fewer(channels, base)}
         if left:
             panels.append(_heat(", ".join(setting), base, left))
             counts += map(len, left.values())
@@ -36,9 +36,11 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     canvas = heat.draw(
         panels, "cividis", (0.0, 1.0), "layer", "left, %", lambda share: f"{100 * share:g}"
     )
-    said = CAPTION.format(n=chosen.several(counts))
-    left_out = chosen.left_out([r for r in rows if r["is_base"]] + smaller, names)
-    return Drawn(canvas, "Channels left in each layer", f"{said} {left_out}".strip(), _alt(panels))
+    caption = CAPTION.format(n=chosen.several(counts))
+    left_out = chosen.left_out([r for r in rows if r.is_base] + smaller, names)
+    return Drawn(
+        canvas, "Channels left in each layer", f"{caption} {left_out}".strip(), _alt(panels)
+    )
 
 
 def _smaller(rows: Iterable[Row]) -> list[Row]:
@@ -47,21 +49,21 @@ def _smaller(rows: Iterable[Row]) -> list[Row]:
     rows = list(rows)
     most: dict[tuple[str, str], int] = {}
     for row in rows:
-        if row["is_base"] and row["parameters"] is not None:
-            most[row["dataset"], row["model"]] = row["parameters"]
+        if row.is_base and row.parameters is not None:
+            most[row.setting] = row.parameters
     return [
         row
         for row in rows
-        if not row["is_base"]
-        and row["parameters"] is not None
-        and row["parameters"] < most.get((row["dataset"], row["model"]), 0)
+        if not row.is_base
+        and row.parameters is not None
+        and row.parameters < most.get(row.setting, 0)
     ]
 
 
 def _channels(rows: Iterable[Row], read: Read) -> list[numpy.ndarray]:
     """[seeds] of channels [layers]; of seeds with as many layers as the first."""
-    found = [e.channels for row in rows if (e := read(row["id"])) and e.channels is not None]
-    return [channels for channels in found if len(channels) == len(found[0])]
+    every = [e.channels for row in rows if (e := read(row.id)) and e.channels is not None]
+    return [channels for channels in every if len(channels) == len(every[0])]
 
 
 def _fewer(left: Sequence[numpy.ndarray], base: Sequence[numpy.ndarray]) -> bool:
@@ -74,7 +76,7 @@ def _heat(
     heading: str, base: list[numpy.ndarray], left: dict[chosen.Line, list[numpy.ndarray]]
 ) -> Heat:
     means = {("base", "base"): numpy.mean(base, axis=0)}
-    means |= {name: numpy.mean(found, axis=0) for name, found in left.items()}
+    means |= {name: numpy.mean(channels, axis=0) for name, channels in left.items()}
     values = numpy.array(list(means.values()))
     return Heat(
         heading,
@@ -87,7 +89,7 @@ def _heat(
 
 def _alt(panels: Iterable[Heat]) -> str:
     """How much is left in the layer that loses most, of each technique."""
-    said = [
+    sentences = [
         f"On {panel.heading}: "
         + ", ".join(
             f"{name} {100 * values.min():.0f} %"
@@ -95,4 +97,4 @@ def _alt(panels: Iterable[Heat]) -> str:
         )
         for panel in panels
     ]
-    return f"Least share of the base's channels that is left in a layer. {'. '.join(said)}."
+    return f"Least share of the base's channels that is left in a layer. {'. '.join(sentences)}."

@@ -8,12 +8,13 @@ from importlib import import_module
 
 from pipeline.data import DATASETS
 from pipeline.report import content
-from pipeline.report.answer import ONE_POINT, SLACK, Group, Row, mean, settings
+from pipeline.report.answer import ONE_POINT, SLACK, Group, mean, settings
 from pipeline.report.evidence import Evidence
 from pipeline.report.figures import look
+from pipeline.report.row import Row
 
 Read = Callable[[str], Evidence | None]
-Line = tuple[str, str]  # a technique, and how a line says it
+Line = tuple[str, str]  # a technique, and the label of its line
 MOST_PANELS = 4  # of figures that read evidence
 MOST_SEEDS = 5
 RULE = (
@@ -38,7 +39,7 @@ def room(rows: Iterable[Row], most: int, most_together: int) -> int:
 def techniques(rows: Sequence[Row], most: int) -> list[str]:
     """Names of at most so many, the base not among them: all, or one a family by RULE and, where
     there is still room, others in the order of the rows."""
-    names = list(dict.fromkeys(row["technique"] for row in rows if not row["is_base"]))
+    names = list(dict.fromkeys(row.technique for row in rows if not row.is_base))
     if len(names) <= most:
         return names
     kept = _representatives(rows, most)
@@ -51,7 +52,7 @@ def _representatives(rows: Sequence[Row], most: int) -> list[str]:
     of them those that lose least. In the order of the rows."""
     families: dict[str, list[Group]] = {}
     for group in _over_settings(rows):
-        families.setdefault(group.rows[0]["family"], []).append(group)
+        families.setdefault(group.family, []).append(group)
     points = [min(members, key=_size_if_good) for members in families.values()]
     kept = sorted(points, key=lambda group: (group.is_control, _loss(group)))[:most]
     return [group.technique for group in points if group in kept]
@@ -59,58 +60,62 @@ def _representatives(rows: Sequence[Row], most: int) -> list[str]:
 
 def _over_settings(rows: Iterable[Row]) -> list[Group]:
     """A technique's rows of every data set and model together."""
-    found: dict[str, list[Row]] = {}
+    by_name: dict[str, list[Row]] = {}
     for row in rows:
-        if not row["is_base"]:
-            found.setdefault(row["technique"], []).append(row)
-    return [Group(tuple(members)) for members in found.values()]
+        if not row.is_base:
+            by_name.setdefault(row.technique, []).append(row)
+    return [Group(tuple(members)) for members in by_name.values()]
 
 
 def _size_if_good(group: Group) -> tuple[bool, float]:
     loss = _loss(group)
     good = loss <= ONE_POINT + SLACK
-    return (not good, mean(math.log(row["stored_bytes"]) for row in group.rows) if good else loss)
+    return (not good, mean(math.log(row.stored_bytes) for row in group.rows) if good else loss)
 
 
 def _loss(group: Group) -> float:
     """Against the base; where there was none, the error."""
-    loss = group.drop if group.drop == group.drop else 1 - mean(r["accuracy"] for r in group.rows)
+    loss = group.drop if group.drop == group.drop else 1 - mean(r.accuracy for r in group.rows)
     return loss if loss == loss else math.inf
 
 
 def left_out(rows: Sequence[Row], shown: Sequence[str]) -> str:
     """Sentences for the caption about the techniques of these rows that are not in the figure, and
     about panels; "" for none."""
-    names = {row["technique"] for row in rows if not row["is_base"]}
-    said = []
+    names = {row.technique for row in rows if not row.is_base}
+    sentences = []
     if len(shown) < len(names):
-        families = {row["family"] for row in rows if not row["is_base"]}
+        families = {row.family for row in rows if not row.is_base}
         rules = [RULE] if len(families) < len(names) else []
         rules.append(LEAST_LOSS if len(families) > len(shown) else FILLED)
-        said.append(f"Shown are {len(shown)} of {len(names):,} techniques: {'; '.join(rules)}.")
+        sentences.append(
+            f"Shown are {len(shown)} of {len(names):,} techniques: {'; '.join(rules)}."
+        )
     count = len(settings(rows))
     if count > MOST_PANELS:
-        said.append(f"Shown are the first {MOST_PANELS} of {count} pairs of data set and model.")
-    return " ".join(said)
+        sentences.append(
+            f"Shown are the first {MOST_PANELS} of {count} pairs of data set and model."
+        )
+    return " ".join(sentences)
 
 
 def seeds(rows: Iterable[Row], technique: str) -> list[Row]:
     """The first rows of a technique, one a seed."""
-    return [row for row in rows if row["technique"] == technique][:MOST_SEEDS]
+    return [row for row in rows if row.technique == technique][:MOST_SEEDS]
 
 
 def bases(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if row["is_base"]][:MOST_SEEDS]
+    return [row for row in rows if row.is_base][:MOST_SEEDS]
 
 
 def line(row: Row) -> Line:
     """Two techniques whose short names are the same stay two."""
-    return row["technique"], line_name(row)
+    return row.technique, line_name(row)
 
 
 def line_name(row: Row, most: int = look.LONGEST_NAME) -> str:
     """A technique where it names a line: short, and saying whether it is a control."""
-    return content.shown(look.short(row["technique"], most), row["family"])
+    return content.shown(look.short(row.technique, most), row.family)
 
 
 def class_names(dataset: str, count: int) -> list[str]:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy
 
-from pipeline.report.answer import Row
 from pipeline.report.evidence import Evidence
 from pipeline.report.figures import chosen, heat
 from pipeline.report.figures.chosen import Read
 from pipeline.report.figures.heat import Heat
 from pipeline.report.figures.look import Drawn
+from pipeline.report.row import Row
 
 MOST_CLASSES = 20
 LEAST_RANGE = 1.0  # points, so that a change of a few images is no strong colour
@@ -23,14 +23,14 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     panels, counts, most = [], [], 0
     for setting, members in chosen.panels(rows).items():
         lines = (seeds for name in names if (seeds := chosen.seeds(members, name)))
-        found = {chosen.line(seeds[0]): _changes(seeds, read) for seeds in lines}
-        found = {name: changes for name, changes in found.items() if changes}
-        if found:
-            means = _means(found)
+        every = {chosen.line(seeds[0]): _changes(seeds, read) for seeds in lines}
+        changed = {name: changes for name, changes in every.items() if changes}
+        if changed:
+            means = _means(changed)
             columns = chosen.class_names(setting[0], means.shape[1])
-            lines = [shown for _, shown in found]
+            lines = [shown for _, shown in changed]
             panels.append(_heat(", ".join(setting), lines, columns, means))
-            counts += map(len, found.values())
+            counts += map(len, changed.values())
             most = max(most, means.shape[1])
     if not panels:
         return None
@@ -66,15 +66,15 @@ def change(evidence: Evidence | None) -> numpy.ndarray | None:
 
 def _changes(rows: Iterable[Row], read: Read) -> list[numpy.ndarray]:
     """Of each seed; of seeds with as many classes as the first."""
-    found = [c for row in rows if (c := change(read(row["id"]))) is not None]
-    return [changes for changes in found if len(changes) == len(found[0])]
+    every = [c for row in rows if (c := change(read(row.id))) is not None]
+    return [changes for changes in every if len(changes) == len(every[0])]
 
 
-def _means(found: dict[chosen.Line, list[numpy.ndarray]]) -> numpy.ndarray:
+def _means(changed: dict[chosen.Line, list[numpy.ndarray]]) -> numpy.ndarray:
     """[techniques, classes]; NaN in classes that a technique did not have."""
-    classes = max(len(changes[0]) for changes in found.values())
-    means = numpy.full((len(found), classes), numpy.nan)
-    for line, changes in zip(means, found.values(), strict=True):
+    classes = max(len(changes[0]) for changes in changed.values())
+    means = numpy.full((len(changed), classes), numpy.nan)
+    for line, changes in zip(means, changed.values(), strict=True):
         line[: len(changes[0])] = numpy.mean(changes, axis=0)
     return means
 
@@ -97,23 +97,23 @@ def _text(points: float) -> str:
 
 
 def _caption(rows: Sequence[Row], names: Sequence[str], counts: list[int], most: int) -> str:
-    said = [
+    sentences = [
         f"Accuracy on the test images of each class: the technique's less its base's of the "
         f"same seed, in points, mean over seeds ({chosen.several(counts)}). Below 0 the "
         f"compressed network is worse. {chosen.CLASSES}"
     ]
     if most > MOST_CLASSES:
-        said.append(f"Shown are the {MOST_CLASSES} of {most:,} classes that change most.")
-    said.append(chosen.left_out(rows, names))
-    return " ".join(said).strip()
+        sentences.append(f"Shown are the {MOST_CLASSES} of {most:,} classes that change most.")
+    sentences.append(chosen.left_out(rows, names))
+    return " ".join(sentences).strip()
 
 
 def _alt(panels: Iterable[Heat]) -> str:
-    said = []
+    sentences = []
     for panel in panels:
         i, j = numpy.unravel_index(numpy.nanargmin(panel.values), panel.values.shape)
-        said.append(
+        sentences.append(
             f"On {panel.heading} the largest loss is that of {panel.lines[i]} on class "
             f"{panel.columns[j]}: {panel.values[i, j]:+.2f} points."
         )
-    return " ".join(["Change of accuracy by class and technique.", *said])
+    return " ".join(["Change of accuracy by class and technique.", *sentences])

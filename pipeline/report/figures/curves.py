@@ -9,10 +9,10 @@ import numpy
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from pipeline.report.answer import Row
 from pipeline.report.figures import chosen, look
 from pipeline.report.figures.chosen import Read
 from pipeline.report.figures.look import BASE, Drawn
+from pipeline.report.row import Row
 from pipeline.store import StageHistory
 
 MOST_TECHNIQUES = 8
@@ -55,43 +55,43 @@ class Curves:
 def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     """None where no cell has a history."""
     names = chosen.techniques(rows, MOST_TECHNIQUES)
-    found: dict[Setting, list[Curves]] = {}
+    by_setting: dict[Setting, list[Curves]] = {}
     for setting, members in chosen.panels(rows).items():
         curves = [c for c in _curves(members, names, read) if c.histories]
         if curves:
-            found[setting] = curves
-    keys = _keys(found)
+            by_setting[setting] = curves
+    keys = _keys(by_setting)
     if not keys:
         return None
-    marks = _marks(rows, [c for curves in found.values() for c in curves])
+    marks = _marks(rows, [c for curves in by_setting.values() for c in curves])
     width = PANEL_INCHES[0] * max(2, len(keys))
     panels = [
         (setting, key)
-        for setting, members in found.items()
+        for setting, members in by_setting.items()
         for key in keys
         if any(curves.lines(key) for curves in members)
     ]
     canvas, axes = look.grid(
         len(panels), len(keys), PANEL_INCHES, look.legend_rows(list(marks), width), width
     )
-    every = _every(found, keys)
+    every = _every(by_setting, keys)
     for axis, (setting, key) in zip(axes, panels, strict=True):
         look.heading(axis, ", ".join(setting))
-        _panel(axis, found[setting], key, marks, every)
+        _panel(axis, by_setting[setting], key, marks, every)
     look.legend(canvas, marks)
-    caption = f"{_caption(found, every)} {chosen.left_out(rows, names)}".strip()
-    return Drawn(canvas, "Training curves", caption, _alt(found))
+    caption = f"{_caption(by_setting, every)} {chosen.left_out(rows, names)}".strip()
+    return Drawn(canvas, "Training curves", caption, _alt(by_setting))
 
 
 def _curves(rows: Sequence[Row], names: Sequence[str], read: Read) -> Iterator[Curves]:
     for members in (chosen.bases(rows), *(chosen.seeds(rows, name) for name in names)):
         if members:
             first = members[0]
-            histories = (_trained(read(row["id"])) for row in members)
+            histories = (_trained(read(row.id)) for row in members)
             yield Curves(
-                first["technique"],
-                first["family"],
-                first["is_base"],
+                first.technique,
+                first.family,
+                first.is_base,
                 tuple(history for history in histories if history),
             )
 
@@ -117,21 +117,21 @@ def _line(history: Sequence[StageHistory], key: str) -> numpy.ndarray:
     return line if numpy.isfinite(line).all(0).any() else numpy.empty((2, 0))
 
 
-def _keys(found: dict[Setting, list[Curves]]) -> list[str]:
+def _keys(by_setting: dict[Setting, list[Curves]]) -> list[str]:
     """What there is to draw: accuracy, and the first of LOSSES."""
 
     def recorded(key: str) -> bool:
-        return any(curves.lines(key) for members in found.values() for curves in members)
+        return any(curves.lines(key) for members in by_setting.values() for curves in members)
 
     losses = [key for key in LOSSES if recorded(key)]
     return [key for key in (ACCURACY, *losses[:1]) if recorded(key)]
 
 
-def _every(found: dict[Setting, list[Curves]], keys: Sequence[str]) -> int:
+def _every(by_setting: dict[Setting, list[Curves]], keys: Sequence[str]) -> int:
     """One in how many epochs is drawn."""
     points = sum(
         line.shape[1]
-        for members in found.values()
+        for members in by_setting.values()
         for curves in members
         for key in keys
         for line in curves.lines(key)
@@ -202,10 +202,10 @@ def _accuracy_axis(axis: Axes) -> None:
     look.log_ticks(axis.yaxis, lambda error: f"{100 - error:.5g}", mirrored_at=100)
 
 
-def _marks(rows: Sequence[Row], found: Iterable[Curves]) -> dict[str, dict]:
+def _marks(rows: Sequence[Row], curves: Iterable[Curves]) -> dict[str, dict]:
     """Of each technique, in the order of every legend: that of its family, as in other figures;
     where one has several operating points here, one of their own."""
-    shown = {c.technique: c for c in sorted(found, key=_order(rows))}
+    shown = {c.technique: c for c in sorted(curves, key=_order(rows))}
     own = len({c.family for c in shown.values()}) < len(shown)
     if own:
         marks = look.looks_of({c.technique: c.family for c in shown.values() if not c.is_base})
@@ -235,45 +235,45 @@ def _order(rows: Iterable[Row]):
 # --- in words --------------------------------------------------------------------------------
 
 
-def _caption(found: dict[Setting, list[Curves]], every: int) -> str:
-    seeds = [len(curves.histories) for members in found.values() for curves in members]
-    said = [
+def _caption(by_setting: dict[Setting, list[Curves]], every: int) -> str:
+    seeds = [len(curves.histories) for members in by_setting.values() for curves in members]
+    sentences = [
         "Epochs of a cell's own stages, one after the other; all but the base start after the "
-        f"base's training. {_stages(found)}"
+        f"base's training. {_stages(by_setting)}"
     ]
-    if any(curves.ends for members in found.values() for curves in members):
-        said.append("A dotted vertical line is where a stage ends and the next begins.")
+    if any(curves.ends for members in by_setting.values() for curves in members):
+        sentences.append("A dotted vertical line is where a stage ends and the next begins.")
     if max(seeds) > 1:
-        said.append(
+        sentences.append(
             f"Thin lines are seeds ({chosen.several(seeds)}, at most the first "
             f"{chosen.MOST_SEEDS}), the thick line is their mean."
         )
     else:
-        said.append("One seed each (n = 1).")
-    said.append("Marks are at the ends of stages.")
+        sentences.append("One seed each (n = 1).")
+    sentences.append("Marks are at the ends of stages.")
     if every > 1:
-        said.append(f"One in {every} epochs is drawn, and the last of each stage.")
-    return " ".join(said)
+        sentences.append(f"One in {every} epochs is drawn, and the last of each stage.")
+    return " ".join(sentences)
 
 
-def _stages(found: dict[Setting, list[Curves]]) -> str:
+def _stages(by_setting: dict[Setting, list[Curves]]) -> str:
     """Which stages trained in which techniques."""
     by_stages: dict[str, dict[str, None]] = {}
-    for curves in (c for members in found.values() for c in members):
+    for curves in (c for members in by_setting.values() for c in members):
         stages = max((h for h in curves.histories), key=len)
         by_stages.setdefault(", ".join(s.stage for s in stages), {})[curves.technique] = None
-    said = [f"{stages} ({', '.join(names)})" for stages, names in by_stages.items()]
-    return f"Stages: {'; '.join(said)}."
+    sentences = [f"{stages} ({', '.join(names)})" for stages, names in by_stages.items()]
+    return f"Stages: {'; '.join(sentences)}."
 
 
-def _alt(found: dict[Setting, list[Curves]]) -> str:
-    said = []
-    for setting, members in found.items():
+def _alt(by_setting: dict[Setting, list[Curves]]) -> str:
+    sentences = []
+    for setting, members in by_setting.items():
         ends = []
         for curves in members:
             last = [line[1, -1] for line in curves.lines(ACCURACY)]
             if last:
                 ends.append(f"{curves.technique} {100 * numpy.mean(last):.2f} %")
         if ends:
-            said.append(f"At the end, on {', '.join(setting)}: {', '.join(ends)}.")
-    return " ".join(["Held-out accuracy and loss against the epoch.", *said])
+            sentences.append(f"At the end, on {', '.join(setting)}: {', '.join(ends)}.")
+    return " ".join(["Held-out accuracy and loss against the epoch.", *sentences])

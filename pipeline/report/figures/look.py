@@ -22,7 +22,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from pipeline.report.answer import Row
+from pipeline.report.row import Row
 from pipeline.techniques import CONTROLS
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#8C564B")
@@ -126,15 +126,15 @@ def _rounded(place: re.Match[bytes]) -> bytes:
 def pdf_bytes(canvas: Canvas) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasPdf(canvas)
-    said = {"Creator": DRAWN_BY, "Producer": None, "CreationDate": None}
-    canvas.savefig(buffer, format="pdf", metadata=said)
+    metadata = {"Creator": DRAWN_BY, "Producer": None, "CreationDate": None}
+    canvas.savefig(buffer, format="pdf", metadata=metadata)
     return _fixed_prefixes(buffer.getvalue())
 
 
 def _fixed_prefixes(pdf: bytes) -> bytes:
     """Matplotlib names the subsets of a font by a hash that differs from process to process."""
-    found = list(dict.fromkeys(re.findall(rb"/([A-Z]{6})\+", pdf)))
-    for i, prefix in enumerate(found):
+    prefixes = list(dict.fromkeys(re.findall(rb"/([A-Z]{6})\+", pdf)))
+    for i, prefix in enumerate(prefixes):
         pdf = pdf.replace(b"/%s+" % prefix, b"/NETPR%c+" % (ord("A") + i))
     return pdf
 
@@ -144,8 +144,8 @@ def _fixed_prefixes(pdf: bytes) -> bytes:
 
 def families(rows: Iterable[Row]) -> list[str]:
     """Techniques, then controls, each in the order of the rows."""
-    found = dict.fromkeys(row["family"] for row in rows if not row["is_base"])
-    return sorted(found, key=lambda name: name in CONTROLS)
+    names = dict.fromkeys(row.family for row in rows if not row.is_base)
+    return sorted(names, key=lambda name: name in CONTROLS)
 
 
 def looks(rows: Iterable[Row]) -> dict[str, dict]:
@@ -157,8 +157,8 @@ def looks_of(family: Mapping[str, str]) -> dict[str, dict]:
     """How each of these names, with its family, is drawn: techniques in colours, then controls."""
     techniques = [name for name in family if family[name] not in CONTROLS]
     controls = [name for name in family if family[name] in CONTROLS]
-    found = {name: technique_look(i) for i, name in enumerate(techniques)}
-    return found | {name: control_look(i) for i, name in enumerate(controls)}
+    drawn = {name: technique_look(i) for i, name in enumerate(techniques)}
+    return drawn | {name: control_look(i) for i, name in enumerate(controls)}
 
 
 def technique_look(i: int) -> dict:
@@ -230,9 +230,8 @@ def heading(axis: Axes, text: str, more: str = "") -> None:
 
 
 def log_ticks(axis: Axis, say: Callable[[float], str], mirrored_at: float | None = None) -> None:
-    """Ticks of a log axis that has its limits: round numbers, as many as have room, said by `say`.
-
-    `mirrored_at`: the axis has this number less what is said, so that what is said is round."""
+    """Ticks of a log axis that has its limits: round numbers, as many as have room, in the words of
+    `say`. `mirrored_at`: a tick is at this number less a round one."""
     low, high = sorted(axis.get_view_interval())
     inside = [tick for tick in _round_numbers(low, high, mirrored_at) if low <= tick <= high]
     axis.set_major_locator(FixedLocator(inside))
@@ -243,13 +242,13 @@ def log_ticks(axis: Axis, say: Callable[[float], str], mirrored_at: float | None
 def _round_numbers(low: float, high: float, mirrored_at: float | None) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for each in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
-        found = [sub * 10.0**decade for decade in decades for sub in each]
-        if sum(low <= tick <= high for tick in found) >= 4:
-            return found
+        ticks = [sub * 10.0**decade for decade in decades for sub in each]
+        if sum(low <= tick <= high for tick in ticks) >= 4:
+            return ticks
     if mirrored_at is None:
         return MaxNLocator(5).tick_values(low, high).tolist()
-    said = MaxNLocator(5).tick_values(mirrored_at - high, mirrored_at - low)
-    return [mirrored_at - value for value in said]
+    shown = MaxNLocator(5).tick_values(mirrored_at - high, mirrored_at - low)
+    return [mirrored_at - value for value in shown]
 
 
 def legend_columns(names: Iterable[str], width_inches: float) -> int:

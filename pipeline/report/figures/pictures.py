@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy
 from matplotlib.axes import Axes
 
-from pipeline.report.answer import Row
 from pipeline.report.evidence import Evidence
 from pipeline.report.figures import chosen, look
 from pipeline.report.figures.chosen import Read
 from pipeline.report.figures.look import Canvas, Drawn
+from pipeline.report.row import Row
 
 MOST_LINES = 4, 8  # of techniques in a panel, in a figure
 MOST_PICTURES = 8
@@ -20,7 +20,7 @@ LONGEST_CLASS = 11
 MOST_SIDE = 96  # pixels: of larger pictures every second, third, ... is drawn
 SIDE_INCHES, STEP_INCHES, ROW_INCHES = 0.8, 0.92, 0.15
 LEFT_INCHES, LINE_INCHES = 0.95, 1.8
-SAID = (("label", "label"), ("base", "base"), ("compressed", "own"))
+BELOW = (("label", "label"), ("base", "base"), ("compressed", "own"))
 CAPTION = (
     "Of each technique the images of the test set whose outputs differ most between it and its "
     "base, the most different first; of seed {seeds}. Above each its number in the test set, below "
@@ -55,10 +55,13 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     if not lines:
         return None
     seeds = ", ".join(map(str, sorted({line.seed for line in lines})))
-    said = CAPTION.format(seeds=seeds, classes=chosen.CLASSES)
-    said = f"{said} {chosen.left_out(rows, names)}".strip()
+    caption = CAPTION.format(seeds=seeds, classes=chosen.CLASSES)
+    caption = f"{caption} {chosen.left_out(rows, names)}".strip()
     return Drawn(
-        _draw(lines), "Images on which base and compressed network differ most", said, _alt(lines)
+        _draw(lines),
+        "Images on which base and compressed network differ most",
+        caption,
+        _alt(lines),
     )
 
 
@@ -68,19 +71,19 @@ def _lines(
     """Of each technique, the first seed."""
     for name in names:
         for row in chosen.seeds(rows, name)[:1]:
-            evidence = read(row["id"])
-            found = evidence.differing if evidence else None
-            if found and len(found["pixels"]):
-                first = {key: values[:MOST_PICTURES] for key, values in found.items()}
+            evidence = read(row.id)
+            differing = evidence.differing if evidence else None
+            if differing and len(differing["pixels"]):
+                first = {key: values[:MOST_PICTURES] for key, values in differing.items()}
                 heading = f"{', '.join(setting)}: {chosen.line_name(row)}"
-                yield Line(heading, row["seed"], first, _classes(setting[0], evidence))
+                yield Line(heading, row.seed, first, _classes(setting[0], evidence))
 
 
 def _classes(dataset: str, evidence: Evidence) -> list[str]:
     """Names of all that the pictures are of or were taken for."""
-    said = [evidence.differing[key] for _, key in SAID]
-    said += [evidence.labels] if evidence.labels is not None else []
-    return chosen.class_names(dataset, 1 + max(int(numbers.max()) for numbers in said))
+    classes = [evidence.differing[key] for _, key in BELOW]
+    classes += [evidence.labels] if evidence.labels is not None else []
+    return chosen.class_names(dataset, 1 + max(int(numbers.max()) for numbers in classes))
 
 
 def _draw(lines: Sequence[Line]) -> Canvas:
@@ -100,8 +103,8 @@ def _line(axis: Axes, line: Line, top: float, columns: int) -> None:
     heading = look.short(line.heading, 12 * columns)
     axis.text(0.08, top + 0.2, heading, fontsize=10, fontweight="bold", va="center")
     below = top + 0.55 + SIDE_INCHES
-    for i, (said, _) in enumerate(SAID):
-        axis.text(0.08, below + ROW_INCHES * i, said, fontsize=7.5, va="center", color="#444444")
+    for i, (name, _) in enumerate(BELOW):
+        axis.text(0.08, below + ROW_INCHES * i, name, fontsize=7.5, va="center", color="#444444")
     for j in range(line.pictures):
         shown = {key: values[j] for key, values in line.differing.items()}
         left = LEFT_INCHES + STEP_INCHES * j
@@ -116,7 +119,7 @@ def _line(axis: Axes, line: Line, top: float, columns: int) -> None:
             va="center",
             color="#444444",
         )
-        for i, (_, key) in enumerate(SAID):
+        for i, (_, key) in enumerate(BELOW):
             name, wrong = line.classes[int(shown[key])], shown[key] != shown["label"]
             shown_as = look.short(name, LONGEST_CLASS) + (" ×" if wrong else "")
             axis.text(
@@ -142,13 +145,13 @@ def _picture(axis: Axes, pixels: numpy.ndarray, left: float, top: float) -> None
 
 
 def _alt(lines: Sequence[Line]) -> str:
-    said = []
+    sentences = []
     for line in lines:
-        found = line.differing
-        wrong = int((found["own"] != found["label"]).sum())
-        base = int((found["base"] != found["label"]).sum())
-        said.append(
+        wrong, base = (
+            int((line.differing[key] != line.differing["label"]).sum()) for key in ("own", "base")
+        )
+        sentences.append(
             f"{line.heading}: {line.pictures} images, of which the compressed network gets "
             f"{wrong} wrong and the base {base}."
         )
-    return " ".join(said)
+    return " ".join(sentences)

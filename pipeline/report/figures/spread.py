@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from pipeline.report.answer import Row
+from pipeline import runtimes
+from pipeline.measure.series import BATCHES, Model, Series
 from pipeline.report.figures import chosen, look
 from pipeline.report.figures.chosen import Read
 from pipeline.report.figures.look import Canvas, Drawn
 from pipeline.report.figures.tradeoff import duration
-from pipeline.report.metrics import BATCHES
+from pipeline.report.row import Row
 
 MOST_LINES = 12, 24  # of techniques in a panel, in a figure
 LINE_INCHES, AROUND_INCHES = 0.36, 0.95
@@ -29,27 +31,39 @@ CAPTION = (
     "({n})."
 )
 
-# Of each technique: the artifact's, its base's.
-Samples = dict[chosen.Line, tuple[numpy.ndarray, numpy.ndarray]]
+
+@dataclass(frozen=True)
+class Pair:
+    """Samples in ms: the artifact's, and its base's; none where that was not timed."""
+
+    artifact: numpy.ndarray
+    base: numpy.ndarray
+
+    @property
+    def timed(self) -> list[numpy.ndarray]:
+        return [samples for samples in (self.artifact, self.base) if samples.size]
+
+
+Samples = dict[chosen.Line, Pair]
+Panel = dict[int, Samples]  # by batch
 
 
 def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     """None where no latency was measured."""
     names = chosen.techniques(rows, chosen.room(rows, *MOST_LINES))
-    panels: dict[tuple[str, str], dict[str, Samples]] = {}
+    panels: dict[tuple[str, str], Panel] = {}
     counts = []
     for setting, members in chosen.panels(rows).items():
-        lines = {chosen.line(found[0]): found for found in _lines(members, names)}
-        found = {batch: _timed(lines, batch, read) for batch in BATCHES}
-        if any(found.values()):
-            panels[setting] = found
-            counts += [len(lines[name]) for name in _names(found)]
+        lines = {chosen.line(seeds[0]): seeds for seeds in _lines(members, names)}
+        panel = {batch: _timed(lines, batch, read) for batch in BATCHES}
+        if any(panel.values()):
+            panels[setting] = panel
+            counts += [len(lines[name]) for name in _names(panel)]
     if not panels:
         return None
     canvas = _draw(panels)
-    said = f"{CAPTION.format(n=chosen.several(counts))} "
-    said += chosen.left_out(rows, names)
-    return Drawn(canvas, "Latency of single calls", said.strip(), _alt(panels))
+    caption = f"{CAPTION.format(n=chosen.several(counts))} {chosen.left_out(rows, names)}"
+    return Drawn(canvas, "Latency of single calls", caption.strip(), _alt(panels))
 
 
 def _lines(rows: Sequence[Row], names: Sequence[str]) -> Iterable[list[Row]]:
@@ -57,20 +71,20 @@ def _lines(rows: Sequence[Row], names: Sequence[str]) -> Iterable[list[Row]]:
     return filter(None, [chosen.bases(rows), *(chosen.seeds(rows, name) for name in names)])
 
 
-def _timed(lines: dict[chosen.Line, list[Row]], batch: str, read: Read) -> Samples:
-    found = {}
+def _timed(lines: dict[chosen.Line, list[Row]], batch: int, read: Read) -> Samples:
+    pairs = {}
     for name, rows in lines.items():
         own = _samples(rows, "artifact", batch, read)
         if own.size:
-            base = numpy.empty(0) if rows[0]["is_base"] else _samples(rows, "base", batch, read)
-            found[name] = (own, base)
-    return found
+            base = numpy.empty(0) if rows[0].is_base else _samples(rows, "base", batch, read)
+            pairs[name] = Pair(own, base)
+    return pairs
 
 
-def _samples(rows: Iterable[Row], model: str, batch: str, read: Read) -> numpy.ndarray:
+def _samples(rows: Iterable[Row], model: Model, batch: int, read: Read) -> numpy.ndarray:
     """Of all seeds together, ms; empty where there are none."""
-    key = f"onnxruntime/{model}/all/{batch}"
-    parts = [e.latency[key] for row in rows if (e := read(row["id"])) and key in e.latency]
+    series = Series(runtimes.DEFAULT, model, "all", batch)
+    parts = [e.latency[series] for row in rows if (e := read(row.id)) and series in e.latency]
     samples = numpy.concatenate(parts) if parts else numpy.empty(0)
     return samples[samples > 0]
 
@@ -78,38 +92,38 @@ def _samples(rows: Iterable[Row], model: str, batch: str, read: Read) -> numpy.n
 # --- panels ----------------------------------------------------------------------------------
 
 
-def _draw(panels: dict[tuple[str, str], dict[str, Samples]]) -> Canvas:
-    batches = [batch for batch in BATCHES if any(found[batch] for found in panels.values())]
-    heights = [LINE_INCHES * len(_names(found)) + AROUND_INCHES for found in panels.values()]
+def _draw(panels: dict[tuple[str, str], Panel]) -> Canvas:
+    batches = [batch for batch in BATCHES if any(panel[batch] for panel in panels.values())]
+    heights = [LINE_INCHES * len(_names(panel)) + AROUND_INCHES for panel in panels.values()]
     legend = look.LEGEND_ROW_INCHES + 0.15
     canvas = Canvas(figsize=(WIDTH_INCHES, sum(heights) + legend), layout="constrained")
     low = legend / (sum(heights) + legend)
     canvas.get_layout_engine().set(rect=(0, low, 1, 1 - low))
     axes = canvas.subplots(len(panels), len(batches), squeeze=False, height_ratios=heights)
-    for line, (setting, found) in zip(axes, panels.items(), strict=True):
-        timed = [batch for batch in batches if found[batch]]
+    for line, (setting, panel) in zip(axes, panels.items(), strict=True):
+        timed = [batch for batch in batches if panel[batch]]
         for axis, batch in zip(line, timed, strict=False):
-            look.heading(axis, ", ".join(setting), f": batch {batch.removeprefix('batch')}")
-            _panel(axis, found[batch], _names(found), named=axis is line[0])
+            look.heading(axis, ", ".join(setting), f": batch {batch}")
+            _panel(axis, panel[batch], _names(panel), named=axis is line[0])
         for axis in line[len(timed) :]:
             axis.remove()
     look.legend(canvas, {"artifact": ARTIFACT, "its base": OF_BASE})
     return canvas
 
 
-def _names(found: dict[str, Samples]) -> list[chosen.Line]:
+def _names(panel: Panel) -> list[chosen.Line]:
     """Of all batches, so that a technique has one line."""
-    return list(dict.fromkeys(name for samples in found.values() for name in samples))
+    return list(dict.fromkeys(name for samples in panel.values() for name in samples))
 
 
-def _panel(axis: Axes, found: Samples, names: Sequence[chosen.Line], named: bool) -> None:
+def _panel(axis: Axes, pairs: Samples, names: Sequence[chosen.Line], named: bool) -> None:
     axis.set_xscale("log")
     for i, name in enumerate(names):
-        both = [samples for samples in found.get(name, ()) if samples.size]
+        both = pairs[name].timed if name in pairs else []
         for samples, mark, side in zip(both, (ARTIFACT, OF_BASE), (-1, 1), strict=False):
             _box(axis, samples, i + (0.19 * side if len(both) > 1 else 0), mark)
         axis.axhline(i + 0.5, color="#DDDDDD", linewidth=0.6, zorder=0.5)
-    samples = [s for both in found.values() for s in both if s.size]
+    samples = [s for pair in pairs.values() for s in pair.timed]
     low = min(float(numpy.percentile(s, PERCENTILES[0])) for s in samples)
     high = max(float(numpy.percentile(s, PERCENTILES[-1])) for s in samples)
     room = max(high / low, 1.05) ** 0.05
@@ -141,11 +155,13 @@ def _box(axis: Axes, samples: numpy.ndarray, y: float, mark: dict) -> None:
     axis.plot([middle], [y], zorder=4, linestyle="none", **mark)
 
 
-def _alt(panels: dict[tuple[str, str], dict[str, Samples]]) -> str:
-    said = []
-    for setting, found in panels.items():
-        samples = found[BATCHES[0]]
-        medians = [f"{name} {numpy.median(own):.3g} ms" for (_, name), (own, _) in samples.items()]
+def _alt(panels: dict[tuple[str, str], Panel]) -> str:
+    sentences = []
+    for setting, panel in panels.items():
+        medians = [
+            f"{name} {numpy.median(pair.artifact):.3g} ms"
+            for (_, name), pair in panel[BATCHES[0]].items()
+        ]
         if medians:
-            said.append(f"Medians at batch 1 on {', '.join(setting)}: {', '.join(medians)}.")
-    return " ".join(["Latency of single calls, the artifact beside its base.", *said])
+            sentences.append(f"Medians at batch 1 on {', '.join(setting)}: {', '.join(medians)}.")
+    return " ".join(["Latency of single calls, the artifact beside its base.", *sentences])

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from pipeline.report.answer import Group, Row, deviation, groups, mean, settings
+from pipeline import runtimes
+from pipeline.measure.series import Series
+from pipeline.report.answer import Group, deviation, groups, mean, settings
 from pipeline.report.figures import chosen, look
 from pipeline.report.figures.look import BASE, Drawn
 from pipeline.report.metrics import METRIC
+from pipeline.report.row import Row
 from pipeline.techniques import CONTROLS
 
 MOST_PANELS = 8
@@ -55,13 +58,13 @@ def duration(value_ms: float) -> str:
 STORED = Cost(
     "Accuracy against stored bytes",
     "stored bytes (log scale): smaller is to the left",
-    lambda row: row["stored_bytes"],
+    lambda row: row.stored_bytes,
     size,
 )
 LATENCY = Cost(
     "Accuracy against latency",
     "median latency, batch 1, all threads (log scale): faster is to the left",
-    lambda row: row["latency_ms"]["batch1"]["p50"],
+    lambda row: row.latency_ms(Series(runtimes.DEFAULT, "artifact", "all", 1), 50),
     duration,
 )
 
@@ -80,12 +83,12 @@ class Point:
 
     @property
     def family(self) -> str:
-        return self.group.rows[0]["family"]
+        return self.group.family
 
 
 def draw(rows: Sequence[Row], cost: Cost) -> Drawn | None:
     """None where nothing has both an accuracy and this cost."""
-    measured = [row for row in rows if row["accuracy"] is not None and (cost.of(row) or 0) > 0]
+    measured = [row for row in rows if row.accuracy is not None and (cost.of(row) or 0) > 0]
     panels = {key: _points(members, cost) for key, members in settings(measured).items()}
     if not panels:
         return None
@@ -114,17 +117,17 @@ def draw(rows: Sequence[Row], cost: Cost) -> Drawn | None:
 
 def _line(family: str, rows: Iterable[Row]) -> dict:
     """What joins its operating points, where there are several."""
-    several = len({row["technique"] for row in rows if row["family"] == family}) > 1
+    several = len({row.technique for row in rows if row.family == family}) > 1
     return {"linestyle": look.dashes(family), "linewidth": 1} if several else {}
 
 
 def frontier(points: Iterable[Point]) -> list[Point]:
-    """Those than which none is both cheaper and more accurate; controls are not asked."""
-    found: list[Point] = []
+    """Those than which none is both cheaper and more accurate; controls are left out."""
+    best: list[Point] = []
     for point in sorted(points, key=lambda p: (p.at[0], -p.at[1])):
-        if not point.group.is_control and (not found or point.at[1] > found[-1].at[1]):
-            found.append(point)
-    return found
+        if not point.group.is_control and (not best or point.at[1] > best[-1].at[1]):
+            best.append(point)
+    return best
 
 
 def _points(rows: Iterable[Row], cost: Cost) -> list[Point]:
@@ -132,7 +135,7 @@ def _points(rows: Iterable[Row], cost: Cost) -> list[Point]:
         Point(
             group,
             tuple(cost.of(row) for row in group.rows),
-            tuple(100 * row["accuracy"] for row in group.rows),
+            tuple(100 * row.accuracy for row in group.rows),
         )
         for group in groups(rows)
     ]
@@ -140,10 +143,10 @@ def _points(rows: Iterable[Row], cost: Cost) -> list[Point]:
 
 def _marks(rows: Sequence[Row], panels: Iterable[Sequence[Point]]) -> dict[str, dict]:
     """The look of each family that has one: those on a frontier, then the others in order."""
-    found = look.looks(rows)
+    looks = look.looks(rows)
     on_it = {point.family for points in panels for point in frontier(points)}
-    kept = set(sorted(found, key=lambda name: name not in on_it)[:MOST_FAMILIES])
-    return {name: mark for name, mark in found.items() if name in kept}
+    kept = set(sorted(looks, key=lambda name: name not in on_it)[:MOST_FAMILIES])
+    return {name: mark for name, mark in looks.items() if name in kept}
 
 
 # --- one panel -------------------------------------------------------------------------------
@@ -276,30 +279,30 @@ def _reaches_one_point(points: Sequence[Point]) -> bool:
 
 
 def _caption(panels: dict[tuple[str, str], list[Point]], dots: int, others: int) -> str:
-    said = [
-        "Each mark is a technique on the test set, the star the base; operating points of one "
-        "technique are joined. The grey steps are the frontier: no technique is both cheaper "
-        "and more accurate than those on it."
+    sentences = [
+        "Each mark is a technique on the test set, the star is the base; operating points of one "
+        "technique are joined. The grey steps are the Pareto frontier: no technique is both "
+        "cheaper and more accurate than those on it."
     ]
     counts = [len(point.costs) for points in panels.values() for point in points]
-    said.append(_seeds_said(counts, dots <= MOST_SEED_DOTS))
+    sentences.append(_about_seeds(counts, dots <= MOST_SEED_DOTS))
     if any(point.family in CONTROLS for points in panels.values() for point in points):
-        said.append("Controls are hollow, grey and dashed, and not on the frontier.")
+        sentences.append("Controls are hollow, grey and dashed, and not on the frontier.")
     if others:
-        said.append(
+        sentences.append(
             f"{others:,} more techniques are small dots, of those at one place the first: "
             f"marks are for the base, for at most {MOST_FAMILIES} techniques, those on "
             f"the frontier before others, and where one panel would have more than "
             f"{MOST_MARKED}, for those on the frontier and controls."
         )
     if len(panels) > MOST_PANELS:
-        said.append(
+        sentences.append(
             f"Shown are the first {MOST_PANELS} of {len(panels)} pairs of data set and model."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
-def _seeds_said(counts: list[int], dots: bool) -> str:
+def _about_seeds(counts: list[int], dots: bool) -> str:
     n = chosen.several(counts)
     if max(counts) == 1:
         return f"One seed each ({n})."
@@ -308,9 +311,9 @@ def _seeds_said(counts: list[int], dots: bool) -> str:
 
 
 def _alt(cost: Cost, panels: dict[tuple[str, str], list[Point]]) -> str:
-    said = []
+    sentences = []
     for setting, points in panels.items():
         names = [point.group.technique for point in frontier(points)]
         listed = ", ".join(names[:8]) + (" and others" if len(names) > 8 else "")
-        said.append(f"On {', '.join(setting)} the frontier is made of {listed}.")
-    return f"{cost.title}, {cost.axis.split(':')[0]}. {' '.join(said[:MOST_PANELS])}"
+        sentences.append(f"On {', '.join(setting)} the frontier is made of {listed}.")
+    return f"{cost.title}, {cost.axis.split(':')[0]}. {' '.join(sentences[:MOST_PANELS])}"

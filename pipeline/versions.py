@@ -1,0 +1,16 @@
+"""Versions of what stages share; each stage has its own, `VERSION` in its module.
+
+Whoever changes numbers raises the version of what changes them. `data` and `training` decide
+weights and are part of every cell's id: raising one makes every cell anew. `artifact` and
+`measurement` are made from the weights and are recorded beside them: raising one makes only what
+follows from the weights anew.
+"""
+
+from __future__ import annotations
+
+SHARED = {
+    "data": 2,  # pixels, their order, the split: pipeline/data
+    "training": 2,  # pipeline/training; since 2, gradients of folded networks are clipped
+    "artifact": 2,  # pipeline/artifact
+    "measurement": 1,  # pipeline/measure
+}

@@ -1,0 +1,271 @@
+"""What a cell's id stands for: versions of what decides weights, and of nothing else; results of
+earlier versions are found and told apart; a measurement is made anew without training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+
+from pipeline import catalog, done, store, sweep
+from pipeline.orchestrate import plan, state
+from pipeline.paths import Work
+from pipeline.sweep import Cell, Measure, Recipe
+from pipeline.versions import SHARED
+from tests import cells, results
+
+GOLDEN = {  # of the shipped sweep `paper`
+    "mnist/vgg16_bn/base/0": "@",
+    "mnist/vgg16_bn/qat-int8/0": "@",
+    "mnist/vgg16_bn/prune-filters/0": "@",
+    "mnist/vgg16_bn/small-and-int8/0": "@",
+}
+
+
+def of_version(path, **versions: int) -> dict[str, str]:
+    """Technique -> id, as a netpress with these versions of stages reads the sweep file."""
+    built_in = catalog.built_in()
+    other = replace(built_in, versions={**built_in.versions, **versions})
+    return {cell.technique: cell.id for cell in sweep.load(path, other).cells}
+
+
+@pytest.fixture
+def file(tmp_path):
+    names = ", ".join(catalog.built_in().techniques)
+    path = tmp_path / "all.yaml"
+    path.write_text(f"name: all\nmodels: [vgg16_bn]\ndatasets: [digits]\ntechniques: [{names}]\n")
+    return path
+
+
+def aged(cell: Cell, **versions: int) -> Cell:
+    """The cell as it was when its stages had these versions."""
+    stages = tuple(s.at(versions.get(s.name, s.version)) for s in cell.stages)
+    return replace(cell, stages=stages)
+
+
+# --- versions --------------------------------------------------------------------------------
+
+
+def test_the_ids_of_the_shipped_study_are_unique_and_stay():
+    """If this fails, the results that people have of it are of an earlier version from now on. If
+    that is meant, since a version was raised or a setting has another default, accept it here:
+    `netpress plan paper --json` has the new ids."""
+    asked = plan.load_sweep("paper")
+    ids = {cell.name: cell.id for cell in asked.cells}
+    assert len(set(ids.values())) == len(asked.cells)
+    assert {name: ids[name] for name in GOLDEN} == GOLDEN
+
+
+@pytest.mark.parametrize("stage", [*catalog.built_in().versions])
+def test_raising_a_stages_version_renames_the_cells_that_have_it_and_no_other(file, stage):
+    before = of_version(file)
+    after = of_version(file, **{stage: catalog.built_in().versions[stage] + 1})
+    having = {
+        cell.technique
+        for cell in sweep.load(file, catalog.built_in()).cells
+        if stage in {s.name for s in cell.stages}
+    }
+    assert having and "base" not in having
+    assert {name for name in before if before[name] != after[name]} == having
+
+
+def test_the_version_of_a_stage_is_that_of_its_module(monkeypatch):
+    from pipeline.techniques import quantize
+
+    monkeypatch.setattr(quantize, "VERSION", quantize.VERSION + 1)
+    assert catalog.built_in.__wrapped__().versions["quantize"] == quantize.VERSION
+    assert catalog.built_in().versions["quantize"] == quantize.VERSION - 1
+
+
+@pytest.mark.parametrize("part", ["data", "training"])
+def test_raising_the_core_renames_every_cell(file, monkeypatch, part):
+    before = of_version(file)
+    monkeypatch.setitem(SHARED, part, SHARED[part] + 1)
+    after = of_version(file)
+    assert not {*before.values()} & {*after.values()}
+
+
+@pytest.mark.parametrize("part", ["artifact", "measurement"])
+def test_what_follows_from_the_weights_renames_none(file, monkeypatch, part):
+    before = of_version(file)
+    monkeypatch.setitem(SHARED, part, SHARED[part] + 1)
+    assert of_version(file) == before
+
+
+def test_a_cell_says_the_versions_that_it_is_of(file):
+    found = {cell.technique: cell for cell in sweep.load(file, catalog.built_in()).cells}
+    core = {"data": SHARED["data"], "training": SHARED["training"]}
+    assert found["base"].versions == found["base"].to_json()["core"] == core
+    assert found["qat-int8"].versions == {**core, "quantize": 2}
+    assert found["qat-int8"].to_json()["stages"][0]["version"] == 2
+
+
+# --- earlier versions ------------------------------------------------------------------------
+
+
+def test_a_cell_of_format_2_keeps_its_id_and_its_json(file):
+    """That format had no versions; how it is measured, and the size of the test set, were in it."""
+    [cell] = [c for c in sweep.load(file, catalog.built_in()).cells if c.technique == "qat-int8"]
+    *_, old = cell.older()
+    data = json.loads(json.dumps(old.to_json()))
+    decides = {k: v for k, v in data.items() if k not in ("id", "technique", "family")}
+    del decides["dataset"]["folder"]
+    text = json.dumps(decides, sort_keys=True, separators=(",", ":"))
+    assert set(decides) == {"format", "dataset", "model", "seed", "stages", "recipe", "measure"}
+    assert set(decides["stages"][0]) == {"name", "settings"} and decides["format"] == 2
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == old.id
+    again = Cell.from_json(old.to_json(), catalog.built_in())
+    assert again == old and again.to_json() == old.to_json() and again.base_id == old.base_id
+    for change in ({"measure": Measure(repeats=7)}, {"recipe": Recipe(test_images=7)}):
+        assert replace(old, **change).id != old.id and replace(cell, **change).id == cell.id
+
+
+def test_an_id_of_format_2_is_what_it_was():
+    """As version 0.1.0 had it in reports and in work roots."""
+    from tests.test_sweep import CELL
+
+    *_, old = CELL.older()
+    assert (old.id, old.base_id) == ("4c69655f810e7269", "a60b383a15d8ac8d")
+
+
+def test_older_ids_are_few_differ_and_come_nearest_first(file):
+    for cell in sweep.load(file, catalog.built_in()).cells:
+        found = list(cell.older())
+        assert 2 <= len(found) <= 17 and len({cell.id, *(c.id for c in found)}) == len(found) + 1
+        assert found[-1].format == 2 and {c.format for c in found[:-1]} == {3}
+        lost = [sum(cell.versions.values()) - sum(c.versions.values()) for c in found[:-1]]
+        assert lost == sorted(lost) and lost[0] == 1
+        assert all(c.name == cell.name for c in found)
+    assert found[0].differs_from(cell) and cell.differs_from(cell) == ""
+
+
+def test_a_missing_cell_says_that_an_older_version_of_it_is_done(bench):
+    work = Work(bench.folder / "older")
+    base, cell = bench.cells(["base", "ptq-int8"]).values()
+    asked = sweep.Sweep("test", (base, cell), bench.folder / "test.yaml", "")
+    results.publish(base, work)
+    results.publish(aged(cell, quantize=1), work)
+    now = state.find(asked, work).by_id
+    assert now[base.id].state == "done"
+    assert (now[cell.id].state, now[cell.id].reason) == (
+        "missing",
+        "done by an older version: quantize 1; run makes it anew",
+    )
+    assert {job.name for job in plan.plan(asked, work, work.root).jobs} == {cell.id, "report"}
+
+
+def test_where_the_base_is_of_an_older_version_too_the_cell_waits_and_says_so(tmp_path, bench):
+    work = Work(tmp_path)
+    base, cell = bench.cells(["base", "ptq-int8"]).values()
+    for each in (base, cell):
+        *_, old = each.older()
+        results.publish(old, work)
+    asked = sweep.Sweep("test", (base, cell), bench.folder / "test.yaml", "")
+    now = state.find(asked, work).by_id
+    said = "done by an older version: cell format 2; run makes it anew"
+    assert (now[base.id].state, now[base.id].reason) == ("missing", said)
+    assert now[cell.id].state == "waiting"
+    assert now[cell.id].reason == f"its base {base.id} is missing; {said}"
+
+
+def test_a_worker_refuses_a_cell_of_another_version(tmp_path, bench):
+    from pipeline import execute
+    from pipeline.errors import Corrupt
+
+    cell = aged(bench.cells(["ptq-int8"])["ptq-int8"], quantize=1)
+    paths = Work(tmp_path).cell(cell.id)
+    store.publish_json(paths.cell_json, cell.to_json())
+    with pytest.raises(Corrupt, match=r"of another version of netpress \(quantize 1\)"):
+        execute.read_cell(paths, catalog.built_in())
+
+
+# --- measured anew ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(bench, tmp_path):
+    """A base that is done, in a work root of the test's own."""
+    import shutil
+
+    shutil.copytree(bench.work.root, tmp_path / "work")
+    return Work(tmp_path / "work"), bench.base
+
+
+def look(cell: Cell, work: Work) -> tuple[str, str | None]:
+    [found] = state.states(sweep.Sweep("test", (cell,), work.root / "test.yaml", ""), work)
+    return found.state, found.reason
+
+
+CHANGES = {
+    "settings": ("measured with other settings", {"repeats": 2}, None),
+    "artifact": ("by an earlier version of the artifact writer", {}, "artifact"),
+    "measurement": ("by an earlier version of the measurement", {}, "measurement"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_cell_that_is_measured_otherwise_is_trained_and_is_not_trained_again(
+    trained, monkeypatch, change
+):
+    work, base = trained
+    reason, settings, part = CHANGES[change]
+    paths, events = work.cell(base.id), []
+    assert look(base, work) == ("done", None)
+    if part:
+        monkeypatch.setitem(SHARED, part, SHARED[part] + 1)
+    cell = replace(base, measure=base.measure.model_copy(update=settings))
+    assert cell.id == base.id and look(cell, work) == ("trained", reason)
+    weights = (paths.model.read_bytes(), paths.model.stat().st_mtime_ns)
+    history = store.read_result(paths.result).history
+    before = paths.result.stat().st_mtime_ns
+    cells.run(cell, work, events.append)
+    assert not [e for e in events if "epoch" in e] and {"artifact", "measure"} <= {
+        e["stage"] for e in events
+    }
+    assert (paths.model.read_bytes(), paths.model.stat().st_mtime_ns) == weights
+    result = store.read_result(paths.result)
+    assert result.history == history and paths.result.stat().st_mtime_ns > before
+    assert result.cell == cell.to_json() and store.is_done(paths, deep=True)
+    assert store.read_manifest(paths)["extra"]["made_with"] == done.record(cell)
+    assert look(cell, work) == ("done", None)
+    cells.run(cell, work, events.append)
+    assert paths.result.stat().st_mtime_ns > before
+    if settings:
+        assert look(base, work) == ("trained", reason)
+
+
+def test_the_size_of_the_test_set_is_a_matter_of_measurement(trained):
+    work, base = trained
+    smaller = replace(base, recipe=base.recipe.model_copy(update={"test_images": 50}))
+    assert look(smaller, work) == ("trained", "measured with other settings")
+    cells.run(smaller, work)
+    assert len(store.read_result(work.cell(base.id).result).measured["labels"]) == 50
+
+
+def test_killed_while_it_is_measured_a_cell_is_trained(trained):
+    work, base = trained
+    store.retract(work.cell(base.id))
+    assert look(base, work) == ("trained", "all but its measurement")
+
+
+def test_cell_json_is_not_changed_under_a_manifest(trained):
+    """With the file goes what vouches for it; while a process works on the cell, neither does."""
+    work, base = trained
+    paths = work.cell(base.id)
+    before = paths.cell_json.read_bytes()
+    done.publish_cell(paths, before)
+    assert store.is_done(paths, deep=True)
+    with store.lock_cell(paths), pytest.raises(store.Busy):
+        done.publish_cell(paths, b"{}")
+    assert paths.cell_json.read_bytes() == before and store.is_done(paths, deep=True)
+    done.publish_cell(paths, b"{}")
+    assert paths.cell_json.read_bytes() == b"{}" and not paths.manifest.exists()
+
+
+def test_a_record_is_the_same_from_a_cell_and_from_its_json(bench):
+    assert done.record_of_json(bench.base.to_json()) == done.record(bench.base)
+    more = replace(bench.base, measure=Measure(runtimes=("onnxruntime", "openvino")))
+    assert done.record_of_json(json.loads(json.dumps(more.to_json()))) == done.record(more)
+    assert done.record(more)["measure"]["runtimes"] == ["onnxruntime", "openvino"]
