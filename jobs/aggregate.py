@@ -1,4 +1,4 @@
-"""The report of a sweep, built on the cluster when all its jobs have ended, however they did.
+"""Builds the report of a sweep on the cluster when all its jobs have ended, failed or not.
 
 python -m jobs.aggregate SWEEP --work ROOT --to FOLDER
 """
@@ -21,11 +21,10 @@ from pipeline.sweep import Sweep
 
 
 class Report:
-    """For submitit: the sweep's file and what it held, the work root, the folder of reports, and
-    the job's own folder, in which it says whether there is a report; SHA-256 of its plug-ins by
-    where they lay.
+    """For submitit: the sweep's file and its contents, the work root, the folder of reports, the
+    job's own folder, in which it records the outcome, and {path: SHA-256} of the plug-ins.
 
-    What it held, because days may pass until this runs: by then the file is the user's next idea.
+    The contents, because days may pass until this runs and the file may have changed by then.
     """
 
     def __init__(
@@ -43,23 +42,23 @@ class Report:
     def __call__(self) -> None:
         job = JobPaths(Path(self.folder))
         try:
-            asked = load_again(Path(self.sweep), self.text, Work(Path(self.work)), self.plugins)
-            page = aggregate(asked, Path(self.work), Path(self.to))
+            sweep = load_again(Path(self.sweep), self.text, Work(Path(self.work)), self.plugins)
+            page = aggregate(sweep, Path(self.work), Path(self.to))
         except Exception as error:
             store.write_failure(job.report, _failure(error))
             raise
         store.publish_json(job.made, {"page": str(page)})
 
 
-def aggregate(asked: Sweep, work: Path, to: Path) -> Path:
-    """Write TO/SWEEP/ from what is there, gaps named, which are no failure; the report's page."""
+def aggregate(sweep: Sweep, work: Path, to: Path) -> Path:
+    """Write TO/SWEEP/ from the available results, with gaps named; returns the report's page."""
     from pipeline import report
 
     streams.ready()
     garbage.seldom()
     store.private()
-    write_down_ends(asked, Work(work))
-    made, frames = report.build(asked, Work(work), to)
+    write_down_ends(sweep, Work(work))
+    made, frames = report.build(sweep, Work(work), to)
     with streams.at_best():
         report.print_summary(frames, sys.stdout)
         print(f"Report: {made.page}")
@@ -71,20 +70,22 @@ def _failure(error: Exception) -> store.Failure:
 
     from pipeline.execute import failure_of
 
-    if isinstance(error, UncompletedJobError):  # USR2: submitit raises it wherever we are
+    if isinstance(error, UncompletedJobError):  # submitit raises it on USR2
         return store.Failure("stuck", "the time limit came before the report was made")
     return store.Failure(*failure_of(error), traceback.format_exc())
 
 
-def write_down_ends(asked: Sweep, work: Work) -> None:
-    """What only SLURM knows of how cells ended becomes a failure.json, which outlives its records.
+def write_down_ends(sweep: Sweep, work: Work) -> None:
+    """Write failure.json for cells whose end only SLURM recorded, since SLURM deletes its records.
 
-    For those that could not say it themselves: out of memory, a node that failed, a time limit.
+    Those are cells that could not record it themselves: out of memory, a failed node, a time limit.
     """
-    found = state.find(asked, work)
-    for now in found.cells:
-        view = found.view
-        task = view.task(now.cell.id) if view is not None else None
+    states = state.find(sweep, work)
+    view = states.view
+    if view is None:
+        return
+    for now in states.cells:
+        task = view.task(now.cell.id)
         if now.state != "failed" or task is None:
             continue
         attempt = store.last_attempt(work.cell(now.cell.id))
@@ -99,9 +100,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("sweep", help="a sweep file, or the name of one that ships")
     parser.add_argument("--work", type=Path, required=True, help="the work root")
     parser.add_argument("--to", type=Path, required=True, help="the folder of reports")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        aggregate(load_sweep(asked.sweep), asked.work, asked.to)
+        aggregate(load_sweep(options.sweep), options.work, options.to)
     except UserError as error:
         print(f"netpress: {error}", file=sys.stderr)
         return 2

@@ -1,10 +1,10 @@
-"""Runs cells, one after the other, each as far as it can: the same under SLURM and local workers.
+"""Runs cells, one after the other: the same under SLURM and in local workers.
 
     python -m jobs.compress --work ROOT --data ROOT ID [ID ...]
 
-All that it needs to know of a cell is in cells/ID/cell.json under the work root. Progress goes to
-standard output as JSON, an event a line; everything else that a cell prints goes to the log of its
-attempt. A cell that fails costs itself alone. Exit code 0: all are done; 1: one is not.
+The input of a cell is cells/ID/cell.json under the work root. Progress goes to standard output as
+JSON, one event per line; all other output of a cell goes to the log of its attempt. A failed cell
+does not affect the others. Exit code 0: all are done; 1: one is not.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline import garbage, streams
 
+if TYPE_CHECKING:
+    from pipeline.paths import AttemptPaths, CellPaths, Work
+
 WATCH_S = 3.0
-SUPERSEDED = 76  # exit code of a run that another run of its job has taken the place of
+SUPERSEDED = 76  # exit code of a run that another run of its job has replaced
 
 
 def main(arguments: list[str] | None = None) -> int:
     streams.ready()
-    asked = _parser().parse_args(arguments)
-    if asked.die_with_parent:
-        _die_with(asked.die_with_parent)
+    options = _parser().parse_args(arguments)
+    if options.die_with_parent:
+        _die_with(options.die_with_parent)
     garbage.seldom()
     from pipeline import store
     from pipeline.paths import Work
@@ -41,19 +44,26 @@ def main(arguments: list[str] | None = None) -> int:
     store.private()
     with _events() as events:
         outcomes = [
-            compress(i, Work(asked.work), asked.data, events, asked.device, asked.threads)
-            for i in asked.ids
+            compress(i, Work(options.work), options.data, events, options.device, options.threads)
+            for i in options.ids
         ]
     return 0 if all(outcomes) else 1
 
 
-def compress(cell_id, work, data_root, events, device="auto", threads=None) -> bool:
-    """One cell, in an attempt of its own; whether it is done."""
+def compress(
+    cell_id: str,
+    work: Work,
+    data_root: Path,
+    events: TextIO,
+    device: str = "auto",
+    threads: int | None = None,
+) -> bool:
+    """Run one cell, in an attempt of its own; returns whether it is done."""
     from jobs.usage import Monitor, job
     from pipeline import store
     from pipeline.orchestrate import slurm
 
-    def tell(event: dict) -> None:
+    def emit(event: dict[str, Any]) -> None:
         events.write(json.dumps({"cell": cell_id, **event}) + "\n")
         events.flush()
 
@@ -63,25 +73,25 @@ def compress(cell_id, work, data_root, events, device="auto", threads=None) -> b
             attempt = store.new_attempt(paths, job())
             with _logged(attempt.log), Monitor(attempt) as monitor:
 
-                def heard(event: dict) -> None:
+                def record(event: dict[str, Any]) -> None:
                     monitor.event(event)
-                    tell(event)
+                    emit(event)
 
-                return _attempted(paths, attempt, work, data_root, heard, device, threads)
+                return _attempted(paths, attempt, work, data_root, record, device, threads)
     except store.Busy as busy:
         print(f"netpress: {busy}", file=sys.stderr)
-        tell({"stage": "busy", "reason": str(busy)})
-    except Exception as error:  # no attempt to write it down in: a full disk, another user's folder
+        emit({"stage": "busy", "reason": str(busy)})
+    except Exception as error:  # no attempt to record it in: a full disk, another user's folder
         traceback.print_exc()
         kind, reason = _failure_of(error)
-        tell({"stage": "failed", "kind": kind, "reason": reason})
+        emit({"stage": "failed", "kind": kind, "reason": reason})
     return False
 
 
 @contextmanager
-def _gives_way(held: Callable[[], bool]):
-    """End this process as soon as the cell is another's: its job was started again elsewhere, while
-    the scheduler took this node for lost."""
+def _gives_way(held: Callable[[], bool]) -> Iterator[None]:
+    """End this process as soon as another one holds the cell: its job was started again elsewhere,
+    because the scheduler had lost this node."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -99,8 +109,16 @@ def _gives_way(held: Callable[[], bool]):
         thread.join()
 
 
-def _attempted(paths, attempt, work, data_root, tell, device, threads) -> bool:
-    """Whatever ends the attempt is written down: a failure without a reason helps nobody."""
+def _attempted(
+    paths: CellPaths,
+    attempt: AttemptPaths,
+    work: Work,
+    data_root: Path,
+    progress: Callable[[dict[str, Any]], None],
+    device: str,
+    threads: int | None,
+) -> bool:
+    """Run the cell in its attempt, and record any failure; returns whether it is done."""
     from pipeline import store
 
     began = time.time()
@@ -108,8 +126,8 @@ def _attempted(paths, attempt, work, data_root, tell, device, threads) -> bool:
         from pipeline import catalog, execute
 
         cell = execute.read_cell(paths, catalog.built_in())
-        execute.run_cell(cell, work, data_root, device=device, threads=threads, progress=tell)
-        tell({"stage": "done", "seconds": time.time() - began})
+        execute.run_cell(cell, work, data_root, device=device, threads=threads, progress=progress)
+        progress({"stage": "done", "seconds": time.time() - began})
         return True
     except Exception as error:
         traceback.print_exc()
@@ -117,9 +135,9 @@ def _attempted(paths, attempt, work, data_root, tell, device, threads) -> bool:
         failure = store.Failure(kind, reason, traceback.format_exc())
         try:
             store.write_failure(attempt, failure)
-        except OSError:  # a full disk; the log, the event and the exit code say it
+        except OSError:  # a full disk; the log, the event and the exit code show it
             traceback.print_exc()
-        tell({"stage": "failed", "kind": kind, "reason": reason})
+        progress({"stage": "failed", "kind": kind, "reason": reason})
         return False
 
 
@@ -132,8 +150,8 @@ def _failure_of(error: Exception) -> tuple[str, str]:
 
 
 @contextmanager
-def _events():
-    """Standard output for events alone: what libraries print there goes to standard error."""
+def _events() -> Iterator[TextIO]:
+    """Standard output, only for events: what libraries print there goes to standard error."""
     kept = os.fdopen(os.dup(1), "w")
     sys.stdout.flush()
     os.dup2(2, 1)
@@ -144,8 +162,8 @@ def _events():
 
 
 @contextmanager
-def _logged(log: Path):
-    """Descriptors 1 and 2 go to the log, so that what native code prints is in it too."""
+def _logged(log: Path) -> Iterator[None]:
+    """Redirect descriptors 1 and 2 to the log, so that it also has the output of native code."""
     kept = [os.dup(1), os.dup(2)]
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
@@ -172,7 +190,7 @@ def _flush(stream: TextIO) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """On Linux: killed when the process that started this one ends, however it ends."""
+    """On Linux: have this process killed when its parent ends, however that ends."""
     if sys.platform != "linux":
         return
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)

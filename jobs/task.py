@@ -1,13 +1,13 @@
 """What a SLURM job runs: the cells of its task, one after the other, each in a process of its own.
 
 submitit calls a Task and, on USR2, its `checkpoint`. All state is on disk, published every epoch,
-so there is nothing to save at that moment: the cell's process is ended, and the job goes back into
-the queue if anything was made since it started. Otherwise it would go round for ever.
+so there is nothing to save at that moment: the cell's process is killed, and the job is requeued if
+it made progress since it started. Otherwise it would be requeued for ever.
 
-A process of its own for each cell means that one that runs out of memory, or whose native code
-crashes, costs itself alone; that this process answers signals at once, whatever the cell is doing;
-and that cells see no signals: USR2, and the TERM that comes before a preemption or the time limit,
-are ignored in them, so that they work until the last moment.
+With a process of its own for each cell, one that runs out of memory, or whose native code crashes,
+does not affect the others; this process handles signals at once, whatever the cell is doing; and
+cells see no signals: they ignore USR2, and the TERM before a preemption or the time limit, so that
+they work until the end.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from pipeline.orchestrate.cluster import job_of
 from pipeline.orchestrate.ended import cause, kills
 from pipeline.orchestrate.plan import cell_command
 from pipeline.orchestrate.retry import out_of_memory
-from pipeline.paths import CODE, CellPaths, JobPaths, Work
+from pipeline.paths import CODE, AttemptPaths, CellPaths, JobPaths, Work
 
 CONTROLLER_S = 60.0
 POLL_S = 0.1
 EARLY_S = 90
-ADVICE = "`netpress resume` asks for more"
+ADVICE = "`netpress resume` requests more"
 NO_PROGRESS = (
-    "nothing was finished between the start of the job and its end, not one epoch, so another "
-    "round would not get further; `netpress resume` asks for more time"
+    "the job did not finish a single epoch before its time limit, so a requeue would not get "
+    "further; `netpress resume` requests more time"
 )
 NO_CONTROLLER = (
-    "the controller did not answer when the time limit came, so the job could not go back into "
-    "the queue; `netpress resume` goes on from the last epoch"
+    "the controller did not answer at the time limit, so the job could not be requeued; "
+    "`netpress resume` continues from the last epoch"
 )
 
 
 class Task(Checkpointable):
-    """Cells by id, for each task of an array, and where files lie: nothing else is pickled.
+    """The ids of cells for each task of an array, and paths: nothing else is pickled.
 
-    folder: of the array, with what its cells are. work, data: the roots.
-    lenient: others stand on these cells one by one, so that the task fails only where all did.
-    lead_s: how long before the time limit USR2 is to come.
+    folder: of the array, with the contents of its cells. work, data: the roots.
+    lenient: other cells depend on single ones of these, so the task fails only where all did.
+    lead_s: how long before the time limit USR2 is sent.
     """
 
     def __init__(
@@ -78,16 +78,18 @@ class Task(Checkpointable):
         self._publish_cells()
         ended = [self._done(cell) for cell in self._mine()]
         if not any(ended) or not (all(ended) or self.lenient):
-            sys.exit(1)  # each cell said why in its attempt; all that Slurm needs is the code
+            sys.exit(1)  # the attempts record why; Slurm only needs the exit code
 
-    def checkpoint(self) -> DelayedSubmission | None:
-        """What the job goes on with; None, which ends it, where another round gets no further."""
+    # submitit takes None, which its annotation lacks, for a job that is not to be requeued.
+    def checkpoint(self) -> DelayedSubmission | None:  # type: ignore[override]
+        """What the requeued job runs; None, which ends the job, where a requeue makes no
+        progress."""
         if self.running is not None and self.running.returncode is None:
-            _kill(self.running)  # `_done` waits for its end on the way out
+            _kill(self.running)  # `_done` waits for its end
         if _made(self._mine()) == self.before and self._at_its_limit():
             self._end_of("stuck", NO_PROGRESS)
             return None
-        # submitit asks for the requeue once, and fails without.
+        # submitit requests the requeue once, and fails without it.
         if not slurm.wait_until_up(CONTROLLER_S):
             self._end_of("time_limit", NO_CONTROLLER)
             return None
@@ -96,13 +98,13 @@ class Task(Checkpointable):
         )
 
     def _at_its_limit(self) -> bool:
-        """Whether USR2 says that time is up. It may come before a preemption as well, which is no
-        reason to give up. Slurm sends it up to a minute early."""
+        """Whether USR2 was sent for the time limit. It is also sent before a preemption, after
+        which the job continues. Slurm sends it up to a minute early."""
         left_s = slurm.seconds_left(str(job()))
         return left_s is None or left_s <= self.lead_s + EARLY_S
 
     def _end_of(self, kind: str, reason: str) -> None:
-        """Why there is no other round, for each cell that is not done."""
+        """Record why the job is not requeued, for each cell that is not done."""
         for cell in self._mine():
             if not self._is_done(cell):
                 attempt = store.last_attempt(cell)
@@ -111,26 +113,27 @@ class Task(Checkpointable):
                 store.write_failure(attempt, store.Failure(kind, reason))
 
     def _publish_cells(self) -> None:
-        """cell.json of each, from which its process knows what to do."""
+        """Publish cell.json of each cell, the input of its process."""
         for cell in self._mine():
             if not self._is_done(cell):
-                with contextlib.suppress(store.Busy):  # its own process says so
-                    done.publish_cell(cell, store.json_bytes(self._said[cell.id]))
+                with contextlib.suppress(store.Busy):  # its own process reports this
+                    done.publish_cell(cell, store.json_bytes(self._contents[cell.id]))
 
     @property
-    def _said(self) -> dict[str, Any]:
-        """Cell's id -> what its cell.json says."""
-        return json.loads(JobPaths(Path(self.folder)).cells.read_bytes())
+    def _contents(self) -> dict[str, Any]:
+        """{cell id: contents of its cell.json}"""
+        contents: dict[str, Any] = json.loads(JobPaths(Path(self.folder)).cells.read_bytes())
+        return contents
 
     def _is_done(self, cell: CellPaths) -> bool:
-        return done.is_current(cell, done.record_of_json(self._said[cell.id]))
+        return done.is_current(cell, done.record_of_json(self._contents[cell.id]))
 
     def _mine(self) -> list[CellPaths]:
         work = Work(Path(self.work))
         return [work.cell(i) for i in self.cells[int(os.environ["SLURM_ARRAY_TASK_ID"])]]
 
     def _done(self, cell: CellPaths) -> bool:
-        """Run the cell, where it is not done yet; whether it is done now."""
+        """Run the cell, unless it is done; returns whether it is done now."""
         if self._is_done(cell):
             return True
         earlier, kills_before = store.last_attempt(cell), kills()
@@ -144,7 +147,7 @@ class Task(Checkpointable):
                 start_new_session=True,
                 preexec_fn=_ignore_signals,
             )
-            # Not wait(): a signal handler that runs in it would find its lock taken.
+            # Not wait(): a signal handler that runs in it would wait for its lock.
             while (code := self.running.poll()) is None:
                 time.sleep(POLL_S)
         finally:
@@ -154,7 +157,8 @@ class Task(Checkpointable):
         return code == 0 and self._is_done(cell)
 
     def _end_cell(self) -> None:
-        """Killed, not asked: its state is on disk, and the next run must not find it at work."""
+        """Kill it without a warning: its state is on disk, and it must not run beside the next
+        run."""
         process, self.running = self.running, None
         if process is not None and process.poll() is None:
             _kill(process)
@@ -162,41 +166,47 @@ class Task(Checkpointable):
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """The cell's process and all that it started: it leads a session, and so a group, of its own.
-    Not yet waited for, so its number is still its own."""
+    """Kill the cell's process and its children: it leads a session, and so a group, of its own. It
+    was not waited for yet, so its number was not reused."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def _threads() -> tuple[str, ...]:
-    """As many as the job asked for, also where the cluster does not bind it to its cores."""
-    asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return ("--threads", str(min(int(asked), cores()))) if asked.isdecimal() else ()
+    """As many as the job requested, also where the cluster does not bind it to its cores."""
+    requested_cores = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return (
+        ("--threads", str(min(int(requested_cores), cores())))
+        if requested_cores.isdecimal()
+        else ()
+    )
 
 
 def _ignore_signals() -> None:
-    """Between fork and exec: what is ignored stays ignored in the new program."""
+    """Between fork and exec: ignored signals stay ignored in the new program."""
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT):
         signal.signal(number, signal.SIG_IGN)
 
 
 def _made(cells: Iterable[CellPaths]) -> dict[Path, int]:
-    """When each product of these cells was published: changed by every epoch and every result."""
-    found = {}
+    """When metrics and manifests of these cells were published: every epoch and result changes
+    it."""
+    times = {}
     for path in (p for cell in cells for p in (cell.metrics, cell.manifest)):
         try:
-            found[path] = path.stat().st_mtime_ns
+            times[path] = path.stat().st_mtime_ns
         except FileNotFoundError:
             continue
-    return found
+    return times
 
 
-def _record(cell: CellPaths, earlier, code: int, memory_ran_out: bool) -> None:
-    """The end of a process that a signal ended, in its attempt, or in one where it made none."""
+def _record(cell: CellPaths, earlier: AttemptPaths | None, code: int, memory_ran_out: bool) -> None:
+    """Record the end of a process that a signal ended, in its attempt or, without one, in a new
+    one."""
     attempt = store.last_attempt(cell)
     if attempt is None or (earlier is not None and attempt.number == earlier.number):
         attempt = store.new_attempt(cell, job())
     kind, reason = cause(code, "", memory_ran_out, ADVICE)
     if memory_ran_out and (limit := requested().memory_bytes):
-        reason = out_of_memory(limit, limit)  # the kernel ends it when all of it is in use
+        reason = out_of_memory(limit, limit)  # the kernel kills it when all of it is in use
     store.write_failure(attempt, store.Failure(kind, reason))

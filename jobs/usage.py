@@ -1,7 +1,7 @@
-"""What an attempt used of what its job requested, measured while it runs.
+"""Measures what an attempt uses of its job's request, while it runs.
 
-A thread looks at this process and its children every few seconds, and publishes now and then, so
-that something is there whatever ends the process.
+A thread samples this process and its children every few seconds and publishes from time to time, so
+that there is a record whatever ends the process.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ GPU_QUERY = (
 
 
 class Monitor:
-    """Measures from `with` to its end. `event` is given the events of the cell's progress."""
+    """Measures during a `with`. `event` gets the events of the cell's progress."""
 
     def __init__(self, attempt: AttemptPaths):
         self.attempt = attempt
         self.began, self.clock = time.time(), time.monotonic()
         self.peak_bytes = 0
         self.peak_cores = 0.0
-        self._worked = (self.clock, _cpu_s())  # when, and how much until then
+        self._worked = (self.clock, _cpu_s())  # time of the last sample, and CPU time until then
         self.gpu_peak_bytes = 0
         self.gpu_busy: list[float] = []
         self.training_s, self.epochs = 0.0, 0
@@ -60,7 +60,7 @@ class Monitor:
     def _publish(self, ended: float | None) -> None:
         try:
             store.write_usage(self.attempt, self.usage(ended))
-        except OSError as error:  # a full disk ends the cell, not its observer
+        except OSError as error:  # a full disk ends the cell, not its monitor
             print(f"usage.json could not be written: {error}")
 
     def event(self, event: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ class Monitor:
         self._last = (stage, epoch, now)
 
     def usage(self, ended: float | None) -> store.Usage:
-        """So far; `ended`: when the attempt did, None while it runs."""
+        """The usage so far; `ended`: the end of the attempt, None while it runs."""
         busy = round(sum(self.gpu_busy) / len(self.gpu_busy), 3) if self.gpu_busy else None
         return store.Usage(
             job=job(),
@@ -129,17 +129,17 @@ def requested() -> store.Requested:
 
 
 def _cpu_s() -> float:
-    """Processor time of this process and all below it, those that have ended among them."""
+    """CPU time of this process and its descendants, including those that have ended."""
     return _over_all(lambda process: sum(process.cpu_times()[:4]))  # user, system, and children's
 
 
 def _memory_bytes() -> int:
-    """What this process and all below it hold now; shared pages count once for each."""
+    """Memory of this process and its descendants now; shared pages count once for each."""
     return int(_over_all(lambda process: process.memory_info().rss))
 
 
 def _over_all(measure: Callable[[psutil.Process], float]) -> float:
-    """The sum over this process and all below it."""
+    """The sum over this process and its descendants."""
     me = psutil.Process()
     total = 0.0
     for process in (me, *me.children(recursive=True)):
@@ -151,7 +151,7 @@ def _over_all(measure: Callable[[psutil.Process], float]) -> float:
 
 
 def _gpus() -> tuple[str, ...]:
-    """GPUs of this job as nvidia-smi takes them; none where there is no driver."""
+    """GPUs of this job as arguments of nvidia-smi; none without a driver."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = tuple(name for name in visible.split(",") if name.strip())
     return names if names and _smi(names) is not None else ()

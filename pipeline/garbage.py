@@ -1,8 +1,8 @@
-"""When Python looks for reference cycles.
+"""Configures Python's garbage collection of reference cycles.
 
-Importing torch, its exporter or a plotting library makes hundreds of thousands of objects that all
-stay. With Python's defaults, looking through them again and again takes a tenth of the time of a
-short cell or a report, and more than a second when a cell's process ends.
+Importing torch, its exporter or a plotting library creates hundreds of thousands of objects that
+stay alive. With Python's defaults, traversing them repeatedly takes a tenth of the time of a short
+cell or a report, and more than a second when a cell's process ends.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import gc
 
 
 def seldom() -> None:
-    """From now on a cycle may wait for 100,000 new objects instead of 700."""
+    """From now on, collect after 100,000 new objects instead of 700."""
     gc.set_threshold(100_000, 20, 100)
 
 
 def no_more() -> None:
-    """This process ends: what is still there goes with it."""
+    """The process is about to end: do not traverse the remaining objects."""
     gc.freeze()

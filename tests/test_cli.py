@@ -58,9 +58,12 @@ def sentence(err: str) -> str:
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ("plna quickstart", "unknown command 'plna', did you mean 'plan'? (`netpress --help` says"),
+        (
+            "plna quickstart",
+            "unknown command 'plna', did you mean 'plan'? (`netpress --help` shows",
+        ),
         ("frobnicate", "unknown command 'frobnicate', valid: "),
-        ("plan", "Missing argument 'SWEEP' (`netpress plan --help` says what there is)"),
+        ("plan", "Missing argument 'SWEEP' (`netpress plan --help` shows the usage)"),
         ("plan quickstart more", "Got unexpected extra argument (more) (`netpress plan --help`"),
         ("plan quickstart --jsn", "No such option"),
         ("--jsn", "No such option"),

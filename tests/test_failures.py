@@ -57,7 +57,7 @@ def test_one_failure_costs_one_cell(lab, smoke):
 
     again = lab.run(asked, "--workers", 2, TROUBLE="gone")
     assert again.returncode == 0, again.stderr
-    assert "2 of 5 cells are done already" in again.stderr
+    assert "2 of 5 cells are already done" in again.stderr
     assert lab.json("report", asked, TROUBLE="gone")["gaps"] == []
 
 
@@ -106,7 +106,7 @@ def test_a_full_disk_costs_the_cells_that_need_more(small_disk, smoke):
     resize(32 << 20)
     again = lab.run(asked)
     assert again.returncode == 0, again.stderr
-    assert "2 of 3 cells are done already" in again.stderr
+    assert "2 of 3 cells are already done" in again.stderr
 
 
 # --- damage --------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_damaged_results_are_named_set_aside_and_redone(lab, smoke):
     assert gaps[smoke.ids["qat-int8"]].startswith("damaged: manifest.json")
     ran = lab.run(asked, "--workers", 2)
     assert ran.returncode == 0 and "Traceback" not in ran.stderr
-    assert "1 of 4 cells are done already" in ran.stderr
+    assert "1 of 4 cells are already done" in ran.stderr
     assert " epoch " not in ran.stderr  # nothing is trained for it
     for technique, name in damaged.items():
         part = cells[technique].folder / name.split("/")[0]

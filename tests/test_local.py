@@ -134,7 +134,7 @@ def test_what_is_done_is_not_run_again(bench, capsys):
         results.publish(cell, bench.work)
     assert bench.run(ASKED) == 0
     assert [line["cell"] for line in bench.trace()] == ["digits/vgg16_bn/third/0"]
-    assert "2 of 3 cells are done already" in capsys.readouterr().err
+    assert "2 of 3 cells are already done" in capsys.readouterr().err
     assert bench.run(ASKED) == 0 and len(bench.trace()) == 1
 
 
@@ -297,10 +297,10 @@ def test_nothing_runs_on_a_base_that_failed(bench, capsys):
 @pytest.mark.parametrize(
     "action, kind, said",
     [
-        ("SIGKILL", "killed", "its process was ended from outside (SIGKILL), by somebody or"),
+        ("SIGKILL", "killed", "its process was ended from outside (SIGKILL), by a user or"),
         ("SIGSEGV", "killed", "its process was ended by SIGSEGV; run again to go on"),
         ("vanish", "exception", "ended with exit code 3 and without a result: no module named"),
-        ("nothing", "invalid", "ended with exit code 0 and without a result: it said nothing"),
+        ("nothing", "invalid", "ended with exit code 0 and without a result: nothing was printed"),
         ("fail on a full disk", "disk_full", "disk full: no space left on device"),
     ],
 )
@@ -357,7 +357,10 @@ def test_a_cell_that_another_process_works_on_is_awaited(bench, capsys):
     assert bench.run(ASKED) == 0
     other.join()
     assert cell.name not in [line["cell"] for line in bench.trace()] and len(bench.trace()) == 2
-    assert "half/0: another process is at it; waiting for its end" in capsys.readouterr().err
+    assert (
+        "half/0: another process is working on it; waiting for it to finish"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_worker_that_comes_second_is_no_failure(bench):

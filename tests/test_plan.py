@@ -101,7 +101,7 @@ def test_the_plan_has_the_keys_that_stay(planned):
     for job in data["jobs"]:
         assert list(job) == ["name", "cells", "depends_on", "script"]
     assert [cell["stages"] for cell in data["cells"]][:2] == [["train"], ["quantize"]]
-    assert 0 < data["gpu_hours"] < 10 and "nothing of it was measured" in data["gpu_hours_source"]
+    assert 0 < data["gpu_hours"] < 10 and "none of it was measured" in data["gpu_hours_source"]
 
 
 def test_a_job_waits_for_its_base_and_the_report_for_all(planned):
@@ -192,7 +192,7 @@ def test_a_beginning_that_several_cells_share():
     start, cells = max(first.items(), key=lambda item: len(item[1]))
     with pytest.raises(UserError) as raised:
         plan.find_cell(asked, start)
-    assert f"{shlex.quote(start)}" in str(raised.value) and "could be " in str(raised.value)
+    assert f"{shlex.quote(start)}" in str(raised.value) and "matches " in str(raised.value)
     assert f"{cells[0].id} ({cells[0].name})" in str(raised.value)
 
 
@@ -203,7 +203,7 @@ def test_a_width_may_be_left_out_where_that_is_clear():
     assert plan.find_cell(asked, "digits/vgg16_bn-w0.5/base/0") is narrow
     assert plan.find_cell(asked, "digits/vgg11/base/0") is other
     asked = results.sweep(models=(("vgg16_bn", 0.25), ("vgg16_bn", 0.5)))
-    with pytest.raises(UserError, match="could be .*w0.25/base/0.*w0.5/base/0.*name one of them"):
+    with pytest.raises(UserError, match="matches .*w0.25/base/0.*w0.5/base/0.*name one of them"):
         plan.find_cell(asked, "digits/vgg16_bn/base/0")
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from pipeline import paths, store
+from pipeline import cli_options, paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
     batch,
@@ -225,7 +225,7 @@ def test_a_script_is_the_one_that_submitit_would_write(settings, more):
     wanted = profile.load("sol", settings).profile
     job = Work(Path("/w/it's here")).sweep("s").job("abc")
     common = dict(cores=4, memory_gib=8, minutes=30, gres="gpu:1", indices=(0, 1, 2)) | more
-    ask = executor.Ask(wanted, "the name", job, **common)
+    ask = executor.JobRequest(wanted, "the name", job, **common)
     flags = executor._flags(ask)
     own = {"array", "chdir", "export", "kill-on-invalid-dep", "requeue", "signal", *wanted.options}
     python = executor._python(wanted)
@@ -385,6 +385,21 @@ def test_the_profile_of_the_last_submission_is_found_wherever_it_was_sent(here, 
     assert "submitted with profile sol" in note and "--profile mine.yaml" in note
 
 
+@pytest.mark.parametrize("settings", [(), ("minutes=50",)])
+@pytest.mark.parametrize("needed", [False, True])
+def test_a_setting_does_not_replace_the_profile_of_the_environment(
+    here, monkeypatch, settings, needed
+):
+    """`plan --set` shows what `submit --set` submits; without any profile both take `generic`."""
+    sweep = results.sweep()
+    chosen = cli_options.cluster_for(sweep, None, settings, needed)
+    assert (chosen and chosen.name) == ("generic" if settings or needed else None)
+    monkeypatch.setenv("NETPRESS_PROFILE", "")
+    assert cli_options.cluster_for(sweep, None, settings, needed) == chosen
+    monkeypatch.setenv("NETPRESS_PROFILE", "sol")
+    assert cli_options.cluster_for(sweep, None, settings, needed) == profile.load("sol", settings)
+
+
 def test_a_profile_that_is_gone_counts_as_it_was(here):
     file = here / "mine.yaml"
     file.write_text("cores: 3\nreport: {cores: 2}\n")
@@ -421,12 +436,12 @@ GIB = 1024**3
             "out of memory: 41.2 of 40 GiB",
         ),
         (
-            Row(1, 0, "OUT_OF_MEMORY", peak_bytes=39 * GIB, asked_bytes=40 * GIB),
+            Row(1, 0, "OUT_OF_MEMORY", peak_bytes=39 * GIB, requested_bytes=40 * GIB),
             {},
             "out_of_memory",
             "out of memory: 40.0 of 40 GiB",
         ),
-        (Row(1, 0, "TIMEOUT"), {}, "stuck", "time limit: job 1_0 was ended by it before anything"),
+        (Row(1, 0, "TIMEOUT"), {}, "stuck", "time limit: job 1_0 was ended by it before it made"),
         (
             Row(1, 0, "TIMEOUT"),
             {"rounds": 4, "progress": True},
@@ -458,7 +473,7 @@ GIB = 1024**3
                 "'requeue', '1_0']' returned non-zero exit status 1."
             },
             "not_requeued",
-            "did not take",
+            "did not requeue",
         ),
         (
             Row(1, 0, "FAILED", exit_code="1:0"),
@@ -476,9 +491,9 @@ GIB = 1024**3
             "exception: ValueError: at",
         ),
         (Row(1, 0, "FAILED"), {"setup": "set-up failed with exit code 1: x"}, "set_up", "set-up"),
-        (Row(1, 0, "COMPLETED"), {}, "lost", "completed, and left no result"),
+        (Row(1, 0, "COMPLETED"), {}, "lost", "completed without a result"),
         (Row(1, 0, "FROBNICATED"), {}, "lost", "Slurm says FROBNICATED"),
-        (None, {"task": "1_0"}, "lost", "job 1_0 is gone without a trace"),
+        (None, {"task": "1_0"}, "lost", "Slurm has no record of job 1_0"),
     ],
 )
 def test_causes(row, more, kind, reason):
@@ -568,7 +583,7 @@ def test_a_busy_cell_is_known_by_the_event_of_its_job(tmp_path):
     job.err("7_0").write_text(f"netpress: cell {second.id} is being watched\n")
     view = cluster.View(known, work, {"7_0": Row(7, 0, "FAILED", exit_code="1:0")})
     cause = view.cause(first)
-    assert (cause.kind, cause.reason) == ("busy", f"{reason} when job 7_0 came to it")
+    assert (cause.kind, cause.reason) == ("busy", f"{reason} when job 7_0 reached it")
     assert view.cause(second).kind == "exception"
 
 
@@ -587,10 +602,23 @@ def test_resume_leaves_out_its_own_advice_and_nothing_else(tmp_path):
     work, sol = Work(tmp_path), profile.load("generic")
     states = tuple(state.CellState(cell, "failed", 1, "x") for cell in asked.cells)
     nothing, sent = batch.Batch(asked, work, tmp_path, sol), send.Sent({"netpress-a": 7})
-    *others, hint, last = submit.lines(nothing, state.Found(states), sent)
-    assert "takes care of them" in hint.text and "tells how it goes" in last.text
-    lines = list(resume.lines(nothing, state.Found(states), sent, ["a decision"]))
+    *others, hint, last = submit.lines(nothing, state.SweepState(states), sent)
+    assert "submits them again" in hint.text and "shows the progress" in last.text
+    lines = list(resume.lines(nothing, state.SweepState(states), sent, ["a decision"]))
     assert lines == [submit.Line("a decision"), *others, last]
+
+
+def test_resume_after_a_base_failed_outside_of_slurm(tmp_path):
+    """Its techniques failed with it, and have no attempt of their own."""
+    sweep, work = results.sweep(), Work(tmp_path)
+    base = sweep.cells[0]
+    failure = Failure("killed", "by a user")
+    store.write_failure(store.new_attempt(work.cell(base.id)), failure)
+    states, choice = state.find(sweep, work), resume.Choice(frozenset(), exceptions=False)
+    assert [s.state for s in states.cells] == ["failed", "failed"]
+    for cell_state in states.cells:
+        resume._decide(choice, cell_state, states, work, profile.load("generic"))
+    assert set(choice.requests) == {cell.id for cell in sweep.cells}
 
 
 def test_the_functions_of_jobs_are_passed_in(tmp_path):
@@ -692,7 +720,7 @@ def test_rows_of_squeue_and_sacct():
     )
     first, second = slurm._accounted(text)
     assert (first.state, first.by, first.peak_bytes) == ("CANCELLED", "1000", GIB)
-    assert (second.state, second.peak_bytes, second.asked_bytes) == (
+    assert (second.state, second.peak_bytes, second.requested_bytes) == (
         "OUT_OF_MEMORY",
         3 * GIB,
         2 * GIB,
@@ -822,7 +850,7 @@ def test_what_became_of_the_report(tmp_path):
     assert look(known, {"1_0": Row(1, 0, "COMPLETED")}, True).state == "made"
     assert look(known, {}, False).state == "unknown"
     lost = look(known, {}, True)
-    assert lost.state == "failed" and "gone without a trace" in lost.reason
+    assert lost.state == "failed" and "Slurm has no record" in lost.reason
     by_hand = look(known, {"1_0": Row(1, 0, "CANCELLED", by="1000")}, True)
     assert (by_hand.state, by_hand.reason) == ("failed", "cancelled by 1000")
     assert report_job.unsettled(known) == 1
@@ -884,9 +912,9 @@ def test_where_the_report_goes_is_tried_before_anything_is_sent(tmp_path):
     folder = tmp_path / "reports" / "s"
     folder.mkdir(parents=True)
     (folder / "figures").write_text("in the way")
-    with pytest.raises(UserError, match="figures is no folder; remove it"):
+    with pytest.raises(UserError, match="figures is not a folder; remove it"):
         report_job.require_writable(tmp_path / "reports", "s")
-    with pytest.raises(UserError, match="cannot be written there, .* in /proc; call this from"):
+    with pytest.raises(UserError, match="cannot be written there, .* in /proc; run this in"):
         report_job.require_writable(Path("/proc/reports"), "s")
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import cli, terminal
+from pipeline import cli, cli_output, terminal
 from pipeline.errors import UserError
 from pipeline.gaps import Gap
 from pipeline.orchestrate.display import Lines
@@ -53,11 +53,11 @@ def test_errors_notes_and_lines_of_every_command_go_through_it(tmp_path, capsys)
     assert cli.main(["plan", str(name)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.isprintable() and r"\x1b[2J\u202e.yaml" in line
-    cli._show(["tab\there\x1b]0;", "two"])
+    cli_output.show(["tab\there\x1b]0;", "two"])
     assert capsys.readouterr().out == "tab     here\\x1b]0;\ntwo\n"
-    cli._show({"name": "\x1b"})
+    cli_output.show({"name": "\x1b"})
     assert json.loads(capsys.readouterr().out) == {"name": "\x1b"}
-    assert cli._complain(str(UserError("a\nb" * 1000))) == 2
+    assert cli_output.fail(str(UserError("a\nb" * 1000))) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert len(line) == len("netpress: ") + 500
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import paths
 from pipeline.errors import UserError
@@ -15,6 +16,9 @@ from pipeline.orchestrate.profile import Cluster
 from pipeline.orchestrate.report_job import ReportState
 from pipeline.sweep import Cell, Sweep
 
+if TYPE_CHECKING:
+    from pipeline.orchestrate.executor import JobRequest
+
 REPORT = report_job.KIND
 REPORTS_AGAIN = ("failed", "missing")  # states of a report that `submit` sends again
 DEFAULT_MAX_ARRAY_SIZE = 1001
@@ -22,7 +26,7 @@ DEFAULT_MAX_ARRAY_SIZE = 1001
 
 @dataclass(frozen=True)
 class Prepared:
-    """An array as it will be sent. `script` has `@NAME` where a job id is not known before."""
+    """An array as it will be sent. `script` has `@NAME` where a job id is not known yet."""
 
     array: Array
     intent: str
@@ -34,7 +38,7 @@ class Prepared:
 
 @dataclass
 class Batch:
-    """What one call of submit sends, in this order, and what of it is known in the queue."""
+    """What one call of `submit` sends, in this order."""
 
     sweep: Sweep
     work: paths.Work
@@ -49,13 +53,13 @@ class Batch:
 
 
 def limit(cluster: Cluster) -> int:
-    """Tasks that one array may have: the profile's word, the cluster's, or Slurm's default."""
+    """Tasks that one array may have: by the profile, else by the cluster, else Slurm's default."""
     if cluster.profile.max_array_size:
         return cluster.profile.max_array_size
     if slurm.available():
         try:
             return int(slurm.config().get("MaxArraySize", DEFAULT_MAX_ARRAY_SIZE))
-        except (UserError, ValueError):  # no controller: what is shown then is for reading only
+        except (UserError, ValueError):  # no controller: the plan is then only for reading
             return DEFAULT_MAX_ARRAY_SIZE
     return DEFAULT_MAX_ARRAY_SIZE
 
@@ -67,15 +71,15 @@ def standard(cluster: Cluster) -> Callable[[Cell], Request]:
 
 
 def is_missing(cell_state: state.CellState) -> bool:
-    """What `submit` sends; what failed or was cancelled is for `resume`."""
+    """Whether `submit` sends the cell; `resume` sends those that failed or were cancelled."""
     return cell_state.state in ("missing", "waiting", "trained")
 
 
 def choose(
-    sweep: Sweep, states: state.Found, wanted: Callable[[state.CellState], bool]
+    sweep: Sweep, states: state.SweepState, wanted: Callable[[state.CellState], bool]
 ) -> list[Cell]:
-    """The cells to submit: wanted, in no job, and with a base that is done, in the queue or among
-    them. One whose base a process outside of SLURM works on has nothing that it could wait for."""
+    """The cells to submit: wanted, in no job, and with a base that is done, in the queue or also
+    submitted. A cell whose base is being made outside of SLURM has no job to wait for."""
     view = states.view
     free = [
         s.cell
@@ -95,14 +99,14 @@ def make(
     work: paths.Work,
     data_root: Path,
     cluster: Cluster,
-    states: state.Found,
+    states: state.SweepState,
     known: ledger.Ledger,
     cells: Sequence[Cell],
     request: Callable[[Cell], Request] | None = None,
     reports_again: Container[str] = REPORTS_AGAIN,
 ) -> Batch:
-    """What is sent for these cells, the queue as it is; or the report alone, if it is lacking, or
-    in one of the states `reports_again`."""
+    """The batch for these cells, given the current queue; or the report alone, if no job builds it
+    or its last job is in one of the states `reports_again`."""
     view = states.view
     last_report = states.report or ReportState("missing")
     alive = view.alive_jobs if view else []
@@ -110,6 +114,7 @@ def make(
     for cell in sweep.cells:
         if view and cell.is_base and view.in_queue(cell.id):
             at = view.last[cell.id]
+            assert at.entry.job is not None  # it is in the queue
             queued[cell.id] = Queued(at.entry.job, at.index)
     batch = prepare(
         sweep,
@@ -143,9 +148,9 @@ def prepare(
     waits_for: Iterable[int] = (),
     report_request: Request | None = None,
 ) -> Batch:
-    """The arrays for `cells` and the report after them, complete scripts; nothing is touched.
+    """The arrays for `cells` and the report after them, with complete scripts; writes nothing.
 
-    waits_for: jobs of this sweep that are in the queue already; the report waits for them as well.
+    waits_for: jobs of this sweep that are already in the queue; the report waits for them, too.
     """
     from pipeline.orchestrate import executor
 
@@ -165,26 +170,26 @@ def prepare(
         intent = _intent(sweep, work, len(known.entries) + number, array)
         names[array.name] = name = f"netpress-{intent}-{sweep.name}-{array.name}"
         job = work.sweep(sweep.name).job(intent)
-        wants = slurm_request(array, cluster, name, job, dependency(array, names))
-        text = executor.script(wants)
-        batch.prepared.append(Prepared(array, intent, name, job, text, wants.minutes))
+        job_request = slurm_request(array, cluster, name, job, dependency(array, names))
+        text = executor.script(job_request)
+        batch.prepared.append(Prepared(array, intent, name, job, text, job_request.minutes))
     return batch
 
 
 def report_only(
     batch: Batch, known: ledger.Ledger, waits_for: Sequence[int], request: Request
 ) -> Batch:
-    """A batch of the report alone, for jobs that are in the queue without one after them, or after
-    one that failed."""
+    """A batch of the report alone: no report job follows the jobs in the queue, or the last report
+    job failed."""
     from pipeline.orchestrate import executor
 
     array = _report([], request, waits_for)
     intent = _intent(batch.sweep, batch.work, len(known.entries), array)
     name = f"netpress-{intent}-{batch.sweep.name}-{array.name}"
     job = batch.work.sweep(batch.sweep.name).job(intent)
-    wants = slurm_request(array, batch.cluster, name, job, dependency(array, {}))
-    text = executor.script(wants)
-    batch.prepared.append(Prepared(array, intent, name, job, text, wants.minutes))
+    job_request = slurm_request(array, batch.cluster, name, job, dependency(array, {}))
+    text = executor.script(job_request)
+    batch.prepared.append(Prepared(array, intent, name, job, text, job_request.minutes))
     return batch
 
 
@@ -194,7 +199,8 @@ def _report(arrays: Sequence[Array], request: Request, waits_for: Iterable[int])
 
 
 def _intent(sweep: Sweep, work: paths.Work, number: int, array: Array) -> str:
-    """The id of an array in the ledger: known before it is sent, so that plan can show the name."""
+    """The id of an array in the ledger, known before it is sent, so that `plan` can show the
+    name."""
     facts = [
         str(work.root),
         slurm.user(),
@@ -208,12 +214,12 @@ def _intent(sweep: Sweep, work: paths.Work, number: int, array: Array) -> str:
 
 
 def text_id(sweep: Sweep) -> str:
-    """Which text of the sweep's file the report is of, in the ledger."""
+    """Identifies the contents of the sweep file that a report is for, in the ledger."""
     return hashlib.sha256(sweep.text.encode()).hexdigest()[:10]
 
 
 def dependency(array: Array, names: Mapping[str, str]) -> str | None:
-    """`aftercorr:@NAME`, with the names of this batch's jobs where their ids will stand."""
+    """`aftercorr:@NAME`: names stand for ids of jobs in this batch, not known yet."""
     if not array.after:
         return None
     return f"{array.kind}:" + ":".join(_placed(on, names) for on in array.after)
@@ -228,11 +234,12 @@ def _placed(on: str, names: Mapping[str, str]) -> str:
 
 def slurm_request(
     array: Array, cluster: Cluster, name: str, job: paths.JobPaths, dependency: str | None
-):
-    from pipeline.orchestrate.executor import Ask
+) -> JobRequest:
+    """The complete request of an array; the report's job has its own part of the profile."""
+    from pipeline.orchestrate.executor import JobRequest
 
     profile, request = cluster.profile, array.request
-    common = dict(
+    for_cells = JobRequest(
         profile=profile,
         name=name,
         job=job,
@@ -241,20 +248,24 @@ def slurm_request(
         minutes=request.minutes,
         dependency=dependency,
         exclude=request.exclude,
+        cores=profile.cores,
+        gres=profile.gres,
     )
-    if array.name == REPORT:
-        report = profile.report
-        return Ask(
-            **common,
-            cores=report.cores,
-            mail=profile.mail,
-            partition=report.partition,
-            qos=report.qos,
-        )
-    return Ask(**common, cores=profile.cores, gres=profile.gres)
+    if array.name != REPORT:
+        return for_cells
+    report = profile.report
+    return replace(
+        for_cells,
+        cores=report.cores,
+        gres=None,
+        mail=profile.mail,
+        partition=report.partition,
+        qos=report.qos,
+    )
 
 
 def estimated(sweep: Sweep, work: paths.Work, cluster: Cluster) -> estimate.Estimate:
+    """From finished cells of the sweep, else from its rehearsal, else computed."""
     rehearsal = rehearse.root(work)
     if not rehearsal.root.is_dir():
         return estimate.best(sweep, work, cluster.profile.gpu)

@@ -1,30 +1,30 @@
-"""Take a sweep's jobs out of the queue: all of them, or those of some cells."""
+"""Cancels a sweep's jobs: all of them, or those of some cells."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.orchestrate import graph, ledger, slurm, state
 from pipeline.paths import Work
 from pipeline.sweep import Cell, Sweep
 
 
-def run(asked: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
-    """Cancel the jobs of `cells`, or of the whole sweep; yields a line for what was done.
+def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
+    """Cancel the jobs of `cells`, or of the whole sweep; yields lines for the user.
 
-    It is written down before scancel is called: a pending task of an array that is cancelled leaves
-    no trace in SLURM.
+    The ledger records it before scancel is called: SLURM keeps no record of a pending array task
+    that was cancelled.
     """
-    with ledger.locked(work.sweep(asked.name)) as known:
-        found = state.find(asked, work, patient=True, known=known)
-        view = found.view
+    with ledger.locked(work.sweep(sweep.name)) as known:
+        states = state.find(sweep, work, patient=True, known=known)
+        view = states.view
         if view is None:
-            yield f"Nothing of {asked.name} was ever submitted."
+            yield f"Nothing of {sweep.name} was ever submitted."
             return
-        chosen = [cell for cell in cells or asked.cells if view.in_own_queue(cell.id)]
-        tasks = {view.task(cell.id) for cell in chosen}
-        shared = [cell for cell in asked.cells if view.task(cell.id) in tasks]
+        chosen = [cell for cell in cells or sweep.cells if view.in_own_queue(cell.id)]
+        tasks = {task for cell in chosen if (task := view.task(cell.id))}
+        shared = [cell for cell in sweep.cells if view.task(cell.id) in tasks]
         reports = [] if cells else view.alive_reports
         if shared or reports:
             known.append("cancelled", cells=[cell.id for cell in shared], reports=reports)
@@ -39,8 +39,8 @@ def run(asked: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
         yield f"{cell.name} was in no job" + (f" of this sweep, but of sweep {other}" * bool(other))
 
 
-def _grouped(tasks) -> list[str]:
-    """`12_3 12_4 12_9` as `12_[3-4,9]`: one argument a job, however many tasks it has."""
+def _grouped(tasks: Iterable[str]) -> list[str]:
+    """`12_3 12_4 12_9` as `12_[3-4,9]`: one argument per job, however many tasks it has."""
     jobs: dict[str, list[int]] = defaultdict(list)
     for task in tasks:
         job, _, index = task.partition("_")

@@ -1,6 +1,7 @@
-"""What SLURM knows of a sweep's cells now: one squeue, and at most one sacct for all that left it.
+"""What SLURM knows of a sweep's cells now: one squeue, and at most one sacct for all jobs that left
+it.
 
-The ledger says which job a cell is in; the cell's folder says whether it is done. A job's state
+The ledger records which job a cell is in; the cell's folder shows whether it is done. A job's state
 never makes a cell done: only a published, valid result does.
 """
 
@@ -21,13 +22,13 @@ from pipeline.paths import AttemptPaths, CellPaths, Work
 from pipeline.store import Failure
 from pipeline.sweep import Cell, Sweep
 
-PENDING = {  # Slurm's reasons in words; others are shown as they are
+PENDING = {  # Slurm's reasons in plain words; all others are shown unchanged
     "None": "",
     "Priority": "behind jobs of higher priority",
     "Resources": "waiting for free hardware",
     "JobHeldUser": "held: `scontrol release JOB` lets it run",
     "JobHeldAdmin": "held by an administrator",
-    "BeginTime": "put back a moment ago, or not to begin yet",
+    "BeginTime": "requeued a moment ago, or not to begin yet",
     "JobArrayTaskLimit": "waiting for other tasks of its array (at_once)",
     "PartitionDown": "its partition is down",
     "ReqNodeNotAvail": "the nodes it could run on are not available",
@@ -36,8 +37,8 @@ PENDING = {  # Slurm's reasons in words; others are shown as they are
 
 @dataclass(frozen=True)
 class InJob:
-    """What the attempts that a cell made in one job say: how many there were, how the last one
-    failed, and whether anything was published since it began."""
+    """A cell's attempts in one job: how many there were, how the last one failed, and whether
+    anything was published since it began."""
 
     rounds: int = 0
     failure: Failure | None = None
@@ -46,9 +47,10 @@ class InJob:
 
 @dataclass
 class View:
-    """One look at the cluster. `rows` by task (`12_3`); `notes` are lines for the user.
+    """The state of the cluster at one time. `rows` by task (`12_3`); `notes` are lines for the
+    user.
 
-    `shared`: cells that a job of another sweep is at, or is going to make, and that sweep's name.
+    `shared`: cells that a job of another sweep makes or will make, with that sweep's name.
     """
 
     known: ledger.Ledger
@@ -57,11 +59,11 @@ class View:
     queue: list[slurm.Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     reachable: bool = True  # the controller answered
-    accounting: bool = True  # so did sacct, where it was asked
+    accounting: bool = True  # sacct answered, or was not needed
     shared: dict[str, str] = field(default_factory=dict)
 
     def task(self, cell_id: str) -> str | None:
-        """The task that the cell was submitted in last, once its job is known."""
+        """The task in which the cell was last submitted, once its job is known."""
         at = self.last.get(cell_id)
         return at.task if at and at.entry.job is not None else None
 
@@ -70,35 +72,35 @@ class View:
         return self.rows.get(task) if task else None
 
     def in_queue(self, cell_id: str) -> bool:
-        """Whether a job is going to work on the cell, or does."""
+        """Whether a job is running the cell, or will run it."""
         row = self.row(cell_id)
         return row is not None and row.state not in slurm.FINAL
 
     def in_own_queue(self, cell_id: str) -> bool:
-        """The same, of a job that was submitted for this sweep."""
+        """The same, but only for a job that was submitted for this sweep."""
         return self.in_queue(cell_id) and cell_id not in self.shared
 
     @property
     def alive_jobs(self) -> list[int]:
-        """Ids of the jobs in the queue that work on this sweep, the report's left out."""
+        """Ids of the jobs in the queue that work on this sweep, without report jobs."""
         jobs = {e.job for e in self.known.entries.values() if e.kind == "cells"}
         jobs |= {self.last[cell].entry.job for cell in self.shared}
-        return sorted(jobs & self._in_queue)
+        return sorted(self._in_queue & jobs)
 
     @property
     def alive_reports(self) -> list[int]:
         """Ids of the jobs in the queue that build this sweep's report."""
-        return [e.job for e in self._alive if e.kind == "report"]
+        return [e.job for e in self._alive if e.kind == "report" and e.job is not None]
 
     def has_report(self, sweep: str) -> bool:
-        """Whether a job in the queue builds the report of this text of the sweep, and was submitted
-        after all others, so that it waits for them."""
+        """Whether a job in the queue builds the report for these contents of the sweep file and was
+        submitted last, so that it waits for all others."""
         alive = self._alive
         return bool(alive) and alive[-1].kind == "report" and alive[-1].sweep == sweep
 
     @property
     def _alive(self) -> list[ledger.Entry]:
-        """What was submitted for this sweep and is in the queue, in the order of submission."""
+        """Entries of this sweep whose jobs are in the queue, in the order of submission."""
         alive = self._in_queue
         return [entry for entry in self.known.entries.values() if entry.job in alive]
 
@@ -110,14 +112,14 @@ class View:
         self.last = self.known.last
 
     def cause(self, cell: Cell) -> Cause:
-        """Why the cell, whose job is not in the queue, is not done."""
+        """Why a cell whose job has left the queue is not done."""
         at = self.last[cell.id]
         task, row = at.task, self.row(cell.id)
         made = in_job(self.work.cell(cell.id), task)
         if cell.id in self.known.cancelled and (row is None or row.state == "CANCELLED"):
             return Cause("cancelled", "cancelled by `netpress cancel`")
         job = self.known.paths.job(at.entry.intent)
-        found = cause(
+        result = cause(
             row,
             failure=made.failure,
             setup=report_job.end_of(job.setup(task)),
@@ -128,40 +130,41 @@ class View:
             busy="" if made.failure else _busy(job.out(task), cell.id),
         )
         if row is None and made.failure is None and not self.accounting:
-            return Cause(found.kind, f"{found.reason} (accounting is not available)")
-        return found
+            return Cause(result.kind, f"{result.reason} (accounting is not available)")
+        return result
 
 
 def look(
-    asked: Sweep,
+    sweep: Sweep,
     work: Work,
     done: Iterable[str],
     patient: bool = False,
     known: ledger.Ledger | None = None,
 ) -> View | None:
-    """One squeue, and a sacct if a cell that is not done left the queue; None: never submitted.
+    """One squeue, and one sacct if the job of an unfinished cell left the queue; None: never
+    submitted.
 
-    Raises Unreachable if `patient` and the controller does not answer, else notes it.
+    If the controller does not answer: raises Unreachable if `patient`, else adds a note.
     """
-    known = known or ledger.read(work.sweep(asked.name))
+    known = known or ledger.read(work.sweep(sweep.name))
     done = set(done)
-    left = [cell.id for cell in asked.cells if cell.id not in done]
-    others = ledger.others(work.sweep(asked.name), left) if left else []
+    left = [cell.id for cell in sweep.cells if cell.id not in done]
+    others = ledger.others(work.sweep(sweep.name), left) if left else []
     if not known.entries and not others:
         return None
     view = View(known, work)
-    _ask_queue(view, others, patient)
+    _read_queue(view, others, patient)
     _adopt(known, view.queue)
     view.last = known.last
     jobs = set(known.jobs)
     view.rows = {row.task: row for row in view.queue if row.job in jobs}
     for other in others:
         _share(view, other, left)
-    _account(view, asked, done)
+    _account(view, sweep, done)
     return view
 
 
-def _ask_queue(view: View, others: Iterable[ledger.Ledger], patient: bool) -> None:
+def _read_queue(view: View, others: Iterable[ledger.Ledger], patient: bool) -> None:
     entries = [entry for known in (view.known, *others) for entry in known.entries.values()]
     owners = {entry.user for entry in entries}
     try:
@@ -170,16 +173,16 @@ def _ask_queue(view: View, others: Iterable[ledger.Ledger], patient: bool) -> No
         if patient:
             raise
         view.reachable = False
-        view.notes.append(f"{error}; what follows is what the disk knows")
+        view.notes.append(f"{error}; the following is known from files alone")
     if view.reachable and not view.queue and owners != {slurm.user()}:
         view.notes.append(
             f"the queue shows no job of {', '.join(sorted(owners))}: there is none, or this "
-            "cluster shows jobs to their owners alone"
+            "cluster shows jobs only to their owners"
         )
 
 
 def _share(view: View, other: ledger.Ledger, cells: Iterable[str]) -> None:
-    """Cells that are in no job of ours, but in one of another sweep: bases above all."""
+    """Adds cells that are in no job of this sweep but in one of another sweep, mostly bases."""
     _adopt(other, view.queue)
     last = other.last
     rows = {row.task: row for row in view.queue if row.state not in slurm.FINAL}
@@ -191,26 +194,27 @@ def _share(view: View, other: ledger.Ledger, cells: Iterable[str]) -> None:
 
 
 def _adopt(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
-    """In memory: an intent whose job is in the queue was submitted, whatever came after."""
+    """In memory only: an intent whose job is in the queue was submitted, even if the ledger does
+    not record it."""
     for entry in known.entries.values():
         if entry.open:
             entry.job = slurm.find(rows, entry.name, entry.at)
 
 
-def _account(view: View, asked: Sweep, done: set[str]) -> None:
-    """Ask sacct, once, about the jobs of cells that are neither done nor in the queue."""
+def _account(view: View, sweep: Sweep, done: set[str]) -> None:
+    """Call sacct, once, for the jobs of cells that are neither done nor in the queue."""
     gone = {
         at.entry.job
-        for cell in asked.cells
+        for cell in sweep.cells
         if cell.id not in done
         and (at := view.last.get(cell.id))
         and at.entry.job is not None
         and at.task not in view.rows
     }
-    # A job that ended a moment ago is in the queue still, but only sacct knows its memory.
+    # A job that has just ended is still in the queue, but only sacct reports its memory.
     gone |= {
         row.job
-        for cell in asked.cells
+        for cell in sweep.cells
         if cell.id not in done and (row := view.row(cell.id)) and row.state in slurm.FINAL
     }
     report = report_job.unsettled(view.known)
@@ -223,7 +227,7 @@ def _account(view: View, asked: Sweep, done: set[str]) -> None:
         rows = slurm.sacct(gone)
     except UserError as error:
         view.accounting = False
-        view.notes.append(f"{error}; how jobs ended is told from their logs")
+        view.notes.append(f"{error}; how jobs ended is taken from their logs")
         return
     for row in rows:
         now = view.rows.get(row.task)
@@ -234,7 +238,7 @@ def _account(view: View, asked: Sweep, done: set[str]) -> None:
 
 
 def in_job(folder: CellPaths, task: str) -> InJob:
-    """What the last attempts of a cell say, as far back as they were made in this job."""
+    """The last attempts of a cell, as far back as they were made in this job."""
     last, attempts = store.last_attempt(folder), []
     for number in range(last.number if last else 0, 0, -1):
         attempt = folder.attempt(number)
@@ -247,7 +251,7 @@ def in_job(folder: CellPaths, task: str) -> InJob:
 
 
 def _progress(folder: CellPaths, attempt: AttemptPaths) -> bool:
-    """Whether the attempt got as far as to publish something that the next one goes on from."""
+    """Whether the attempt published something that the next one can continue from."""
     usage = store.read_usage(attempt)
     if usage is None:
         return False
@@ -261,8 +265,8 @@ def _progress(folder: CellPaths, attempt: AttemptPaths) -> bool:
 
 
 def failure_of(attempt: AttemptPaths) -> Failure | None:
-    """What an attempt wrote down about its failure, or what was written down for it. None also
-    where that cannot be read: then SLURM's records tell how the job ended."""
+    """The recorded failure of an attempt. None also where it cannot be read: SLURM's records then
+    show how the job ended."""
     try:
         return store.read_failure(attempt)
     except (Corrupt, OSError):
@@ -276,24 +280,26 @@ def job_of(attempt: AttemptPaths) -> str | None:
 
 
 def started(work: Work, cell: Cell, task: str) -> bool:
-    """Whether this task has begun with the cell: of a pack, it begins with one after the other."""
+    """Whether this task has started the cell: a task runs the cells of a pack one after the
+    other."""
     return in_job(work.cell(cell.id), task).rounds > 0
 
 
 def failed_in(work: Work, cell: Cell, task: str) -> Failure | None:
-    """What the cell's last attempt in this task wrote down about its failure."""
+    """The recorded failure of the cell's last attempt in this task."""
     return in_job(work.cell(cell.id), task).failure
 
 
 def pending(row: slurm.Row) -> str:
-    """Why a job that is in the queue does not run, in words where there are some."""
+    """Why a job in the queue does not run, in plain words for known reasons."""
     return PENDING.get(row.reason, row.reason).replace("JOB", row.task)
 
 
 def _busy(events: Path, cell_id: str) -> str:
-    """Why the job left the cell to another process, by the events of the job; empty if it did not.
+    """Why the job skipped the cell because another process held it, from the job's events; empty if
+    it did not.
 
-    The whole file is read: in a pack, other cells' events follow."""
+    Reads the whole file: in a pack, other cells' events follow."""
     reason = ""
     with contextlib.suppress(FileNotFoundError), open(events, "rb") as lines:
         for line in lines:

@@ -13,13 +13,13 @@ from pipeline.orchestrate import estimate
 from pipeline.sweep import Cell
 from pipeline.terminal import printable
 
-QUIET_S = 2.0  # at least between two lines about one cell, unless its stage changed
-WITHIN_S = 30.0  # the same, for lines within an epoch
-MEASURING = 5.0  # what start and measurement of a cell weigh, in epochs
+QUIET_S = 2.0  # least time between two lines about one cell in the same stage
+WITHIN_S = 30.0  # the same, within an epoch
+MEASURING = 5.0  # cost of start and measurement of a cell, in epochs
 
 
 class Lines:
-    """One line when a cell starts and ends, in between about one an epoch, the last one always."""
+    """One line when a cell starts and ends, and about one per epoch, the last one always."""
 
     def __init__(self, cells: Sequence[Cell], done: Sequence[Cell], file: IO[str] | None = None):
         self.file = file or sys.stderr
@@ -30,7 +30,7 @@ class Lines:
         self.ended = len(done)
         self.last: dict[str, tuple[str, float]] = {}
         if done:
-            self.say(f"{len(done)} of {len(cells)} cells are done already")
+            self.say(f"{len(done)} of {len(cells)} cells are already done")
 
     def __enter__(self) -> Lines:
         return self
@@ -39,7 +39,7 @@ class Lines:
         pass
 
     def say(self, line: str) -> None:
-        with suppress(OSError):  # nobody can read it any more; the work goes on
+        with suppress(OSError):  # the reader is gone; the work goes on
             print(printable(line), file=self.file, flush=True)
 
     def start(self, cell: Cell) -> None:
@@ -59,11 +59,11 @@ class Lines:
     def end(self, cell: Cell, state: str, reason: str | None, seconds: float) -> None:
         self.clock.end(cell)
         self.ended += 1
-        said = f" ({reason})" if reason else ""
+        why = f" ({reason})" if reason else ""
         left = self.clock.left_s()
         more = f"; about {duration(left)} left" if left else ""
         took = f" after {duration(seconds)}" if seconds else ""
-        self.say(f"{self._head(cell)}: {state}{took}{said}{more}")
+        self.say(f"{self._head(cell)}: {state}{took}{why}{more}")
 
     def _head(self, cell: Cell) -> str:
         return f"[{self.numbers.get(cell.id, self.ended)}/{self.total}] {cell.name}"
@@ -131,10 +131,10 @@ class Bars(Lines):
 
 
 def _short_names(cells: Sequence[Cell]) -> dict[str, str]:
-    """Names without what all of them have in common, by id: a terminal has 80 columns."""
+    """Names without the parts that all share, by id: a terminal has 80 columns."""
     parts = {cell.id: cell.name.split("/") for cell in cells}
     differ = [len(set(column)) > 1 for column in zip(*parts.values(), strict=True)]
-    differ[2] = True  # the technique is always told
+    differ[2] = True  # the technique is always shown
     return {
         id_: "/".join(p for p, d in zip(name, differ, strict=True) if d)
         for id_, name in parts.items()
@@ -143,7 +143,7 @@ def _short_names(cells: Sequence[Cell]) -> dict[str, str]:
 
 @dataclass
 class _Clock:
-    """Time left, from what the cells that ended took; a cell weighs its epochs."""
+    """Estimates the time left from the cells that ended, weighted by their epochs."""
 
     cells: Sequence[Cell]
     began: float = field(default_factory=time.monotonic)

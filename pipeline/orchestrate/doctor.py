@@ -1,8 +1,8 @@
-"""Is this machine, this cluster, this profile fit to run? A line for each thing that was looked at.
+"""Checks whether this machine, cluster and profile can run netpress: one line per check.
 
-On the login node: Python and packages, data, the work root and its file system, Slurm and what the
-profile asks of it (`sbatch --test-only`). On a compute node, through one small job: whether Python
-starts there, sees the work root and the data, and the GPU.
+On the login node: Python and packages, data, the work root and its file system, Slurm and the
+profile's request (`sbatch --test-only`). On a compute node, through one small job: whether Python
+starts and sees the work root, the data and the GPU.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline import paths, store
 from pipeline.errors import UserError
@@ -43,29 +44,29 @@ REMEDIES = {
     "Invalid qos": "`you may use` below lists yours: --set qos=NAME",
     "Invalid account": "`you may use` below lists yours: --set account=NAME",
     "time limit": "--set minutes=N, as the partition allows",
-    "node configuration": "no node has that much: less of --set cores=N, memory_gib=N, gpu=KIND:N",
+    "node configuration": "no node has that much: reduce --set cores=N, memory_gib=N, gpu=KIND:N",
     "generic resource": "`sinfo -o '%N %G'` lists the GPUs there are: --set gpu=KIND:N",
 }
 LATE_S = 3.0
-PROBE_S = 180.0  # how long the small job may take to start and end before we stop waiting
+PROBE_S = 180.0  # the most time that the small job may take to start and end
 
 
 @dataclass(frozen=True)
 class Check:
-    """`ok` None: worth knowing, and no fault."""
+    """`ok` None: information, not a pass or a failure."""
 
     what: str
     ok: bool | None
-    said: str
+    message: str
 
     @property
     def line(self) -> str:
         mark = {True: "ok  ", False: "BAD ", None: "note"}[self.ok]
-        return f"{mark}  {self.what}: {self.said}"
+        return f"{mark}  {self.what}: {self.message}"
 
 
 def checks(cluster: Cluster | None, jobs: bool = True) -> Iterator[Check]:
-    """Everything there is to look at; nothing that stays is made or changed."""
+    """All checks; removes whatever it creates."""
     profile = cluster.profile if cluster else None
     work = paths.work_root(profile.work if profile else None)
     data = paths.data_root(profile.data if profile else None)
@@ -91,8 +92,8 @@ def checks(cluster: Cluster | None, jobs: bool = True) -> Iterator[Check]:
     if accepted and work.parent.is_dir():
         yield from _compute_node(cluster, work, data)
         return
-    why = "Slurm would not take a job" if not accepted else f"{work.parent} is not there"
-    yield Check("compute node", None, f"not looked at, since {why}")
+    why = "Slurm would not accept a job" if not accepted else f"{work.parent} does not exist"
+    yield Check("compute node", None, f"not checked, since {why}")
 
 
 # --- this machine ----------------------------------------------------------------------------
@@ -101,18 +102,19 @@ def checks(cluster: Cluster | None, jobs: bool = True) -> Iterator[Check]:
 def _python() -> Iterator[Check]:
     version = ".".join(map(str, sys.version_info[:3]))
     yield Check("python", sys.version_info >= (3, 10), f"{version} in {sys.executable}")
-    missing, found = [], []
+    missing: list[str] = []
+    versions: list[str] = []
     for name in PACKAGES:
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             missing.append(name)
-    said = f"{', '.join(missing)} not there: use env/run, or `source env/sol.sh` on Sol"
-    yield Check("packages", not missing, said if missing else ", ".join(found))
+    message = f"{', '.join(missing)} not installed: use env/run, or `source env/sol.sh` on Sol"
+    yield Check("packages", not missing, message if missing else ", ".join(versions))
 
 
 def _work_root(work: Path) -> Iterator[Check]:
-    """Writable, with rename and fsync that work, and room."""
+    """Whether it is writable, rename and fsync work, and there is enough space."""
     nearest = next(p for p in (work, *work.parents) if p.is_dir())
     try:
         with tempfile.TemporaryDirectory(prefix=".netpress-doctor-", dir=nearest) as folder:
@@ -123,7 +125,7 @@ def _work_root(work: Path) -> Iterator[Check]:
     except OSError as error:
         yield Check("work root", False, f"{work}: {error.strerror or error}, in {nearest}")
         return
-    made = "" if nearest == work else f", to be made in {nearest}"
+    made = "" if nearest == work else f", to be created in {nearest}"
     yield Check("work root", ok, f"{work}{made}: writable, rename and fsync work")
     free = shutil.disk_usage(nearest).free
     yield Check("space", free >= LEAST_FREE_BYTES, f"{free / 1024**3:.0f} GiB free on it")
@@ -134,8 +136,8 @@ def _work_root(work: Path) -> Iterator[Check]:
 
 def _data(data: Path) -> Check:
     there = sorted(p.name for p in data.iterdir() if p.is_dir()) if data.is_dir() else []
-    said = ", ".join(there) or "nothing yet; `netpress fetch SWEEP` brings what a sweep needs"
-    return Check("data", True if there else None, f"{data}: {said}")
+    message = ", ".join(there) or "nothing yet; `netpress fetch SWEEP` downloads what a sweep needs"
+    return Check("data", True if there else None, f"{data}: {message}")
 
 
 def _gpu_here() -> Iterator[Check]:
@@ -148,71 +150,73 @@ def _gpu_here() -> Iterator[Check]:
 # --- the cluster -----------------------------------------------------------------------------
 
 
-def _controller():
-    """Slurm's version and limits; whether the controller answered."""
+def _controller() -> Generator[Check, None, bool]:
+    """Slurm's version and limits; returns whether the controller answered."""
     try:
-        found = slurm.config()
+        settings = slurm.config()
     except UserError as error:
         yield Check("slurm", False, str(error))
         return False
-    yield Check("slurm", True, f"version {found.get('SLURM_VERSION', 'unknown')}")
+    yield Check("slurm", True, f"version {settings.get('SLURM_VERSION', 'unknown')}")
     for key in ("MaxArraySize", "MaxJobCount", "MinJobAge", "PreemptMode", "PreemptType"):
-        yield Check(key, None, found.get(key, "not said"))
-    requeue = found.get("JobRequeue", "1")
+        yield Check(key, None, settings.get(key, "not reported"))
+    requeue = settings.get("JobRequeue", "1")
     yield Check(
         "requeue",
         None,
-        "on by default" if requeue == "1" else "off by default; netpress asks for it in each job",
+        "on by default" if requeue == "1" else "off by default; netpress requests it for each job",
     )
     return True
 
 
 def _partition(cluster: Cluster) -> Iterator[Check]:
-    """How long a job may be there, and whether another one may take its place."""
+    """Its time limit, and whether jobs there can be preempted."""
     for name in (cluster.profile.partition or "").split(","):
         try:
-            found = slurm.partition(name or None)
+            settings = slurm.partition(name or None)
         except UserError as error:
             yield Check("partition", False, f"{error}; choose with --set partition=NAME (`sinfo`)")
             continue
-        said = ", ".join(f"{key} {found[key]}" for key in LIMITS if key in found)
-        up = found.get("State", "UP") == "UP"
-        yield Check(f"partition {found.get('PartitionName', name)}", None if up else False, said)
+        message = ", ".join(f"{key} {settings[key]}" for key in LIMITS if key in settings)
+        up = settings.get("State", "UP") == "UP"
+        yield Check(
+            f"partition {settings.get('PartitionName', name)}", None if up else False, message
+        )
 
 
-def _request(cluster: Cluster, work: Path):
-    """Whether this user may ask for what the profile asks for, for both kinds of job."""
+def _request(cluster: Cluster, work: Path) -> Generator[Check, None, bool]:
+    """Whether Slurm accepts the profile's request from this user, for both kinds of job."""
     good = True
     for what, text in (("jobs", _script(cluster, work)), ("report", _script(cluster, work, True))):
         with tempfile.TemporaryDirectory() as folder:
             script = Path(folder) / "test.sh"
             script.write_text(text)
             try:
-                said, ok = slurm.check(script), True
+                message, ok = slurm.check(script), True
             except UserError as error:
-                said, ok = f"{error}; {_remedy(str(error))}", False
+                message, ok = f"{error}; {_remedy(str(error))}", False
         good = good and ok
-        yield Check(f"{what} as profile {cluster.name} asks", ok, said)
+        yield Check(f"{what} as profile {cluster.name} requests", ok, message)
     return good
 
 
-def _remedy(said: str) -> str:
-    """What to do about Slurm's refusal of a request."""
+def _remedy(message: str) -> str:
+    """What to do when Slurm refuses a request."""
     for words, remedy in REMEDIES.items():
-        if words in said:
+        if words in message:
             return remedy
     return "correct the profile, or --set KEY=VALUE"
 
 
 def _script(cluster: Cluster, work: Path, report: bool = False) -> str:
-    """The real script of a job, or of the report, in a folder that need not exist."""
+    """The real script of a job, or of the report, in a folder that does not have to exist."""
     from pipeline.orchestrate.batch import REPORT, slurm_request
     from pipeline.orchestrate.executor import script
     from pipeline.orchestrate.graph import Array, Request
 
     profile = cluster.profile.report if report else cluster.profile
-    asked = Request(profile.memory_gib, profile.minutes)
-    array = Array(REPORT if report else "cells", {0: ()}, asked)
+    request = Request(profile.memory_gib, profile.minutes)
+    array = Array(REPORT if report else "cells", {0: ()}, request)
     job = paths.Work(work).sweep("doctor").job("test")
     return script(slurm_request(array, cluster, "netpress-doctor", job, None))
 
@@ -226,7 +230,7 @@ def _accounting(cluster: Cluster) -> Iterator[Check]:
         for line in slurm.qualities([cluster.profile.qos] if cluster.profile.qos else []):
             yield Check("qos", None, line)
     except UserError as error:
-        yield Check("accounting", None, f"{error}; status tells from logs how jobs ended")
+        yield Check("accounting", None, f"{error}; status takes from logs how jobs ended")
 
 
 # --- a compute node --------------------------------------------------------------------------
@@ -234,25 +238,25 @@ def _accounting(cluster: Cluster) -> Iterator[Check]:
 PROBE = """
 import json, os, socket, subprocess, sys
 folder, data = sys.argv[1:]
-found = {"host": socket.gethostname(), "python": sys.version.split()[0]}
+result = {"host": socket.gethostname(), "python": sys.version.split()[0]}
 try:
     import onnxruntime, torch
-    found["torch"] = torch.__version__
-    found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    result["torch"] = torch.__version__
+    result["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 except Exception as error:
-    found["broken"] = f"{type(error).__name__}: {error}"
-found["devices"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-found["data"] = sorted(os.listdir(data)) if os.path.isdir(data) else None
-with open(os.path.join(folder, "found.tmp"), "w") as file:
-    json.dump(found, file)
+    result["broken"] = f"{type(error).__name__}: {error}"
+result["devices"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+result["data"] = sorted(os.listdir(data)) if os.path.isdir(data) else None
+with open(os.path.join(folder, "result.tmp"), "w") as file:
+    json.dump(result, file)
     file.flush()
     os.fsync(file.fileno())
-os.rename(os.path.join(folder, "found.tmp"), os.path.join(folder, "found.json"))
+os.rename(os.path.join(folder, "result.tmp"), os.path.join(folder, "result.json"))
 """
 
 
 def _compute_node(cluster: Cluster, work: Path, data: Path) -> Iterator[Check]:
-    """What one short job finds there, with the profile's request and set-up."""
+    """Checks by one short job with the profile's request and set-up."""
     made = [path for path in (work / "doctor", work) if not path.exists()]
     folder = work / "doctor" / secrets.token_hex(4)
     store.make_folder(folder)
@@ -268,67 +272,69 @@ def _compute_node(cluster: Cluster, work: Path, data: Path) -> Iterator[Check]:
         if job is not None:
             slurm.scancel([str(job)])
         shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # something else is in them now
+        with contextlib.suppress(OSError):  # they are no longer empty
             for path in made:
                 path.rmdir()
 
 
 def _probe_script(cluster: Cluster, folder: Path, data: Path) -> str:
-    """The real script with another command at its end, so that the set-up is the real one."""
+    """The real script with another command, so that the set-up is the real one."""
     from pipeline.orchestrate.executor import probe
 
-    # Two minutes before the signal that it is soon over, which Slurm may send a minute early and
-    # which would end the probe.
+    # Two minutes before the signal of the time limit, which would end the probe and which Slurm may
+    # send a minute early.
     minutes = 3 + math.ceil(cluster.profile.signal_s / 60)
     short = cluster.profile.model_copy(update={"minutes": minutes})
     arguments = [str(folder / "probe.py"), str(folder), str(data)]
     return probe(replace(cluster, profile=short), folder, arguments)
 
 
-def _awaited(folder: Path, job: int) -> dict | None:
-    """What the job found; None where it ended without, or not in time."""
+def _awaited(folder: Path, job: int) -> dict[str, Any] | None:
+    """The job's result; None where it ended without one, or not in time."""
     deadline = time.monotonic() + PROBE_S
     while time.monotonic() < deadline:
         rows = [row for row in slurm.squeue() if row.job == job and row.state not in slurm.FINAL]
-        if not rows:  # it has ended, and a network file system may show late what it left
+        if not rows:  # it has ended; a network file system may show its files late
             deadline = min(deadline, time.monotonic() + LATE_S)
-        if (folder / "found.json").exists():
-            return json.loads((folder / "found.json").read_text())
+        if (folder / "result.json").exists():
+            return json.loads((folder / "result.json").read_text())
         time.sleep(1.0 if rows else 0.5)
     return None
 
 
-def _probed(found: dict | None, cluster: Cluster, data: Path, folder: Path) -> Iterator[Check]:
-    if found is None:
+def _probed(
+    result: dict[str, Any] | None, cluster: Cluster, data: Path, folder: Path
+) -> Iterator[Check]:
+    if result is None:
         log = folder / "log.txt"
         lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-        said = (
+        message = (
             lines[-1][:300]
             if lines
             else (
                 f"its job did not start within {PROBE_S:.0f} s, or could not write to "
                 f"{folder.parent}; "
-                "`--no-jobs` leaves it out"
+                "`--no-jobs` skips it"
             )
         )
-        remedy = "; correct the profile's `setup`" if "set-up failed" in said else ""
-        yield Check("compute node", False, said.removeprefix("netpress: ") + remedy)
+        remedy = "; correct the profile's `setup`" if "set-up failed" in message else ""
+        yield Check("compute node", False, message.removeprefix("netpress: ") + remedy)
         return
-    more = found.get("broken") or f"torch {found['torch']}"
-    said = f"{found['host']}, Python {found['python']}, {more}"
-    yield Check("compute node", "broken" not in found, said)
-    listed = found["data"]
+    more = result.get("broken") or f"torch {result['torch']}"
+    message = f"{result['host']}, Python {result['python']}, {more}"
+    yield Check("compute node", "broken" not in result, message)
+    listed = result["data"]
     yield Check(
         "data there",
         True if listed else None,
         f"{data}: {', '.join(listed) if listed else 'nothing'}",
     )
     if cluster.profile.gpus:
-        gpus = found.get("gpus") or []
+        gpus = result.get("gpus") or []
         yield Check(
             "gpu there",
             len(gpus) >= cluster.profile.gpus,
             ", ".join(gpus)
-            or f"Slurm gave device {found['devices'] or 'none'}, torch "
+            or f"Slurm gave device {result['devices'] or 'none'}, torch "
             "sees none: the node's driver, or a torch without CUDA in this environment",
         )

@@ -1,4 +1,4 @@
-"""How a process that worked on a cell ended, where it could not say so itself."""
+"""How a process that worked on a cell ended, where it left no record itself."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def cause(code: int, said: str, memory_ran_out: bool, advice: str) -> tuple[str, str]:
-    """(kind, one line) of an end without a word; `code` as subprocess has it, `said` its stderr."""
+def cause(code: int, stderr: str, memory_ran_out: bool, advice: str) -> tuple[str, str]:
+    """(kind, one line) of a process that ended without a record; `code`: as in subprocess."""
     if code >= 0:
-        last = said.splitlines()[-1] if said else "it said nothing"
+        last = stderr.splitlines()[-1] if stderr else "nothing was printed"
         kind = "exception" if code else "invalid"
         return kind, f"its process ended with exit code {code} and without a result: {last}"
     name = signal.Signals(-code).name
@@ -22,14 +22,14 @@ def cause(code: int, said: str, memory_ran_out: bool, advice: str) -> tuple[str,
         )
     if -code == signal.SIGKILL:
         return "killed", (
-            f"its process was ended from outside ({name}), by somebody or because memory ran out; "
+            f"its process was ended from outside ({name}), by a user or because memory ran out; "
             "run again to go on from its last epoch"
         )
     return "killed", f"its process was ended by {name}; run again to go on from its last epoch"
 
 
 def kills() -> int:
-    """How many processes of this control group the kernel has ended for want of memory so far."""
+    """How many processes of this control group the kernel has killed for lack of memory so far."""
     for path in _counters():
         with contextlib.suppress(OSError, ValueError):
             lines = path.read_text().splitlines()
@@ -39,7 +39,7 @@ def kills() -> int:
 
 
 def _counters() -> list[Path]:
-    """Where version 2 and version 1 of control groups count, this process's own group first."""
+    """The counters of control groups, version 2 and 1, this process's own group first."""
     own = {"": "/", "memory": "/"}
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():

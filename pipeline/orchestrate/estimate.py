@@ -1,9 +1,9 @@
-"""What a cell costs, before it has run: from cells of the sweep that have, else from its rehearsal
-on a GPU, else arithmetic for the kind of GPU that is asked for; and which of them it was.
+"""Estimates the cost of a cell before it runs, and names the source of the estimate: finished cells
+of the sweep, else its rehearsal on a GPU, else arithmetic for the requested kind of GPU.
 
-A measured cell gives two numbers: the seconds around its training (start, measurement), and the
-seconds of an epoch as a multiple of what the arithmetic says for that cell. So a small data set or
-a narrow network tells about the others.
+A measured cell gives two numbers: the seconds outside its training (start, measurement), and the
+seconds of an epoch as a multiple of the computed ones. So measurements of a small data set or a
+narrow network apply to the others, too.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pipeline.techniques import stage_epochs
 SOURCE = (
     "arithmetic for one A100: 94 TFLOP an epoch of 50,000 images of 32x32 through a full-width "
     "VGG-16 at 40 % of the bf16 peak, and 2 minutes a cell for its start and its measurement; "
-    "nothing of it was measured here"
+    "none of it was measured here"
 )
 OVERHEAD_S = 120.0
 EPOCH_S = 0.75  # the arithmetic above: 94.1 TFLOP / (0.4 x 312 TFLOP/s)
 EPOCH_PIXELS = 50_000 * 32 * 32
-TRAINING_SET = {  # name: (images, pixels an image); one that is not here counts as CIFAR-10
+TRAINING_SET = {  # name: (images, pixels an image); any other counts as CIFAR-10
     "digits": (1_347, 32 * 32),
     "mnist": (60_000, 28 * 28),
     "cifar10": (50_000, 32 * 32),
@@ -34,12 +34,12 @@ TRAINING_SET = {  # name: (images, pixels an image); one that is not here counts
 
 
 def gpu_seconds(cell: Cell) -> float:
-    """Estimated seconds on one GPU for `cell` alone, its base being there already."""
+    """Estimated seconds on one GPU for `cell` alone, with its base done."""
     return OVERHEAD_S + epochs(cell) * _epoch_s(cell)
 
 
 def epochs(cell: Cell) -> int:
-    """Epochs of training in all its stages, or of the base's own training."""
+    """Epochs of training in all stages of the cell; of a base, those of its own training."""
     if cell.is_base:
         return cell.recipe.epochs
     return sum(stage_epochs(stage.settings, cell.recipe) for stage in cell.stages)
@@ -89,7 +89,10 @@ PEAK = {
     "mi250": 383,
 }
 LEAST_EPOCHS = 1
-MOST_CELLS = 200  # that are read; more would make plan slow and the mean no better
+MOST_CELLS = 200  # to read; more would make `plan` slower and the mean no better
+
+# (cell, seconds outside its training, seconds an epoch or None)
+Measured = tuple[Cell, float, float | None]
 
 
 @dataclass(frozen=True)
@@ -105,20 +108,20 @@ class Estimate:
 
 
 def best(
-    asked: Sweep,
+    sweep: Sweep,
     work: Work,
     gpu: str | None = "a100:1",
     rehearsed: Sweep | None = None,
     rehearsal: Work | None = None,
 ) -> Estimate:
-    """The best estimate there is for the cells of a sweep on `gpu` (as a profile names it)."""
-    own = _from_cells(_finished(asked.cells, work, on_gpu=bool(gpu)))
+    """The best available estimate for the cells of a sweep on `gpu` (as a profile names it)."""
+    own = _from_cells(_finished(sweep.cells, work, on_gpu=bool(gpu)))
     if own:
         return Estimate(*own[:2], f"from {own[2]} finished cells of this sweep")
     if rehearsed is not None and rehearsal is not None:
-        found = _from_cells(_finished(rehearsed.cells, rehearsal, on_gpu=True))
-        if found:
-            return Estimate(*found[:2], f"from {found[2]} cells rehearsed on a GPU")
+        measured = _from_cells(_finished(rehearsed.cells, rehearsal, on_gpu=True))
+        if measured:
+            return Estimate(*measured[:2], f"from {measured[2]} cells rehearsed on a GPU")
     return by_hardware(gpu)
 
 
@@ -131,23 +134,23 @@ def by_hardware(gpu: str | None) -> Estimate:
     if kind == "a100":
         return Estimate(OVERHEAD_S, 1.0, SOURCE)
     factor = PEAK["a100"] / PEAK[kind]
-    said = f"one {kind.upper()} of {PEAK[kind]} TFLOP/s peak"
-    return Estimate(OVERHEAD_S, factor, SOURCE.replace("one A100", said))
+    peak = f"one {kind.upper()} of {PEAK[kind]} TFLOP/s peak"
+    return Estimate(OVERHEAD_S, factor, SOURCE.replace("one A100", peak))
 
 
 def _unknown(gpu: str | None) -> str:
     if not gpu:
-        return "no GPU is asked for"
-    return "any kind of GPU is asked for" if gpu.isdigit() else f"{gpu!r} is not in the table"
+        return "no GPU is requested"
+    return "any kind of GPU is requested" if gpu.isdigit() else f"{gpu!r} is not in the table"
 
 
-def _finished(cells: Iterable[Cell], work: Work, on_gpu: bool = False) -> Iterator[tuple]:
-    """(cell, seconds around training, seconds an epoch) of cells that are done, in one attempt."""
-    found = 0
+def _finished(cells: Iterable[Cell], work: Work, on_gpu: bool = False) -> Iterator[Measured]:
+    """Measurements of the cells that are done."""
+    count = 0
     for cell in cells:
         folder = work.cell(cell.id)
         attempt = store.last_attempt(folder)
-        if found >= MOST_CELLS or attempt is None or not store.is_done(folder):
+        if count >= MOST_CELLS or attempt is None or not store.is_done(folder):
             continue
         usage = store.read_usage(attempt)
         if usage is None or usage.used is None or not usage.ended:
@@ -156,12 +159,12 @@ def _finished(cells: Iterable[Cell], work: Work, on_gpu: bool = False) -> Iterat
         if wall_s is None or training_s is None or trained is None:
             continue
         if usage.used.gpu_memory_bytes or not on_gpu:
-            found += 1
+            count += 1
             epoch_s = training_s / trained if trained >= LEAST_EPOCHS else None
             yield cell, wall_s - training_s, epoch_s
 
 
-def _from_cells(measured: Iterable[tuple]) -> tuple[float, float, int] | None:
+def _from_cells(measured: Iterable[Measured]) -> tuple[float, float, int] | None:
     rows = list(measured)
     scales = [epoch_s / _epoch_s(cell) for cell, _, epoch_s in rows if epoch_s is not None]
     if not scales:

@@ -1,12 +1,12 @@
-"""An array as it is sent: the script, and the folder that its tasks read.
+"""What is submitted for an array: the script, and the folder that its tasks read.
 
 submitit runs the worker (`submitit.core._submit`: USR2 -> checkpoint -> requeue), and the script is
-the one that submitit would write. It is written here because plan shows it: submitit imports
-asyncio and more, a tenth of the time of a plan. Its submission is replaced in one point: it gives
-the pickles of an array their final names, which hold the job's id, only after sbatch has returned,
-so that tasks of a submitter that died in between would wait 60 s and fail. Here one pickle for the
-whole array is complete before sbatch runs, and each task links it, in its set-up, to the name that
-the worker looks for.
+the one that submitit would write. It is written here because `plan` shows it, and importing
+submitit takes a tenth of the time of a plan. One part of its submission is replaced: it renames the
+pickles of an array to their final names, which contain the job's id, only after sbatch has
+returned, so tasks of a submitter that died in between would wait 60 s and fail. Here one pickle for
+the whole array is complete before sbatch runs, and each task links it, in its set-up, to the name
+that the worker expects.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from typing import Any
 from pipeline import paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate.graph import ranges
-from pipeline.orchestrate.profile import Profile
+from pipeline.orchestrate.profile import Cluster, Profile
 
 SETUP_FAILED = 66  # the exit code of a job whose set-up failed
-# Requeues are decided by Task.checkpoint, from what was made since the job started. submitit's own
-# count would give up after three, and counts every job of less than ten minutes as timed out.
+# Task.checkpoint decides about requeues, by the progress since the job started. submitit's own
+# limit is three requeues, and it counts every job of less than ten minutes as timed out.
 NEVER_TOO_OFTEN = 1_000_000
-_TASK = "%A_%a"  # how sbatch and srun are told the task's name
+_TASK = "%A_%a"  # the task's name in the patterns of sbatch and srun
 
 
 @dataclass(frozen=True)
-class Ask:
-    """All that an array asks of Slurm: the profile, and what differs for this array."""
+class JobRequest:
+    """The complete request of an array to Slurm: the profile, and what is specific to this
+    array."""
 
     profile: Profile
     name: str
@@ -49,20 +50,20 @@ class Ask:
     qos: str | None = None
 
 
-def script(ask: Ask) -> str:
-    """The sbatch script, exactly as it is sent."""
-    folder = ask.job.folder
+def script(request: JobRequest) -> str:
+    """The sbatch script, exactly as it is submitted."""
+    folder = request.job.folder
     if bad := next((c for c in str(folder) if c in "%\\" or not c.isprintable()), None):
         raise UserError(f"{folder}: Slurm cannot write logs to a folder with {bad!r} in its name")
-    command = f"{_python(ask.profile)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    return _text(ask, command, folder / f"{_TASK}_0_log.err")
+    command = f"{_python(request.profile)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return _text(request, command, folder / f"{_TASK}_0_log.err")
 
 
-def probe(cluster, folder: Path, arguments: Sequence[str]) -> str:
+def probe(cluster: Cluster, folder: Path, arguments: Sequence[str]) -> str:
     """The script of a job that runs a Python file in place of cells, with the same set-up."""
     profile = cluster.profile
     job = paths.JobPaths(folder)
-    ask = Ask(
+    request = JobRequest(
         profile,
         "netpress-doctor",
         job,
@@ -73,16 +74,16 @@ def probe(cluster, folder: Path, arguments: Sequence[str]) -> str:
         profile.gres,
     )
     command = shlex.join([profile.python or sys.executable, *arguments])
-    return _text(ask, command, output=folder / "log.txt")
+    return _text(request, command, output=folder / "log.txt")
 
 
 def write(
     job: paths.JobPaths, text: str, function: Any, minutes: int, cells: dict[str, Any]
 ) -> None:
-    """Make the folder of an array, complete and on disk: script, pickle, and its cells as JSON.
+    """Publish the folder of an array: script, pickle, and its cells as JSON.
 
-    The cells are one file here, and become cell.json each in their task: to publish ten thousand
-    small files, each with its fsync, would keep a login node busy for minutes.
+    All cells are in one file; each task writes the cell.json of its own cells. Publishing ten
+    thousand small files, each with its fsync, would keep a login node busy for minutes.
     """
     from submitit.core.utils import DelayedSubmission
 
@@ -101,22 +102,24 @@ def _python(profile: Profile) -> str:
     return shlex.quote(profile.python or sys.executable)
 
 
-def _text(ask: Ask, command: str, error: Path | None = None, output: Path | None = None) -> str:
-    """A script with this command. `error`: where standard error goes, None: with the output;
-    `output`: in place of a log of the task."""
-    log = ask.job.folder / f"{_TASK}_%t_log.out"
+def _text(
+    request: JobRequest, command: str, error: Path | None = None, output: Path | None = None
+) -> str:
+    """A script with this command. `error`: the file for standard error, None: the same as for
+    standard output; `output`: a file in place of the task's log."""
+    log = request.job.folder / f"{_TASK}_%t_log.out"
     flags = {
-        **_flags(ask),
+        **_flags(request),
         "open-mode": "append",
-        "output": output or ask.job.folder / f"{_TASK}_0_log.out",
+        "output": output or request.job.folder / f"{_TASK}_0_log.out",
     }
     if error is not None:
         flags["error"] = error
     lines = [_flag(name, flags[name]) for name in sorted(flags) if flags[name] is not None]
     errors = [] if error is None else ["--error", str(log.with_suffix(".err"))]
-    # From 22.05 on, srun takes neither its cores from the job, nor, with --export=NONE, the
-    # environment that the set-up made.
-    own = ["--export=ALL", f"--cpus-per-task={ask.cores}"]
+    # From Slurm 22.05 on, srun does not inherit the job's cores or, with --export=NONE, the
+    # environment of the set-up.
+    own = ["--export=ALL", f"--cpus-per-task={request.cores}"]
     srun = shlex.join(["srun", "--unbuffered", "--output", str(log), *errors, *own])
     return "\n".join(
         [
@@ -126,7 +129,7 @@ def _text(ask: Ask, command: str, error: Path | None = None, output: Path | None
             *lines,
             "",
             "# setup",
-            *_setup(ask),
+            *_setup(request),
             "",
             "# command",
             "export SUBMITIT_EXECUTOR=slurm",
@@ -141,57 +144,59 @@ def _flag(name: str, value: Any) -> str:
     return f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
 
 
-def _flags(ask: Ask) -> dict[str, Any]:
-    """Options of sbatch, with None for those that are not given."""
-    profile = ask.profile
+def _flags(request: JobRequest) -> dict[str, Any]:
+    """Options of sbatch; None for those that are not set."""
+    profile = request.profile
     return {
-        "job_name": ask.name,
-        "comment": ask.name,
-        "partition": ask.partition or profile.partition,
-        "qos": ask.qos or profile.qos,
+        "job_name": request.name,
+        "comment": request.name,
+        "partition": request.partition or profile.partition,
+        "qos": request.qos or profile.qos,
         "account": profile.account,
-        "constraint": profile.constraint if ask.gres else None,
-        "gres": ask.gres,
+        "constraint": profile.constraint if request.gres else None,
+        "gres": request.gres,
         "nodes": 1,
-        "cpus_per_task": ask.cores,
-        "mem": f"{ask.memory_gib}G",
-        "time": ask.minutes,
-        "exclude": ",".join(ask.exclude) or None,
-        "dependency": ask.dependency,
-        "mail_user": ask.mail,
-        "mail_type": "END,FAIL" if ask.mail else None,
+        "cpus_per_task": request.cores,
+        "mem": f"{request.memory_gib}G",
+        "time": request.minutes,
+        "exclude": ",".join(request.exclude) or None,
+        "dependency": request.dependency,
+        "mail_user": request.mail,
+        "mail_type": "END,FAIL" if request.mail else None,
         "signal": f"USR2@{profile.signal_s}",
-        "array": f"{ranges(ask.indices)}%{min(len(ask.indices), profile.at_once)}",
+        "array": f"{ranges(request.indices)}%{min(len(request.indices), profile.at_once)}",
         "chdir": paths.CODE,
         "export": profile.export,
-        # A dependent that can never run would stay pending for ever.
+        # Otherwise a job whose dependency failed would stay pending for ever.
         "kill-on-invalid-dep": "yes",
         "requeue": True,
         **profile.options,
     }
 
 
-def _setup(ask: Ask) -> list[str]:
-    """Lines before srun. One that fails ends the job, with a code and a file that status knows."""
+def _setup(request: JobRequest) -> list[str]:
+    """Lines before srun. One that fails ends the job, with an exit code and a file that `status`
+    reads."""
     code = shlex.quote(str(paths.CODE))
     return [
         "umask 077",
-        f"folder={shlex.quote(str(ask.job.folder))}",
+        f"folder={shlex.quote(str(request.job.folder))}",
         'task="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"',
         f"trap '{_ON_ERROR}' ERR",
         f"cd {code}",
         f"export PYTHONPATH={code} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1",
-        *ask.profile.setup,
+        *request.profile.setup,
         'rm -f "$folder/$task"_*.save_tmp "$folder/$task.setup"',
-        f'ln -sfn {ask.job.pickle.name} "$folder/${{task}}_submitted.pkl"',
+        f'ln -sfn {request.job.pickle.name} "$folder/${{task}}_submitted.pkl"',
         "trap - ERR",
     ]
 
 
-# Not in files that the set-up sources (conda's `activate`): there, only the last status counts.
+# Not in files that the set-up sources (conda's `activate`): only the status of the whole file
+# counts.
 _ON_ERROR = (
-    "said=$?; if [ ${#BASH_SOURCE[@]} -le 1 ]; then "
-    'line="set-up failed with exit code $said: $BASH_COMMAND"; '
+    "exit_code=$?; if [ ${#BASH_SOURCE[@]} -le 1 ]; then "
+    'line="set-up failed with exit code $exit_code: $BASH_COMMAND"; '
     'echo "netpress: $line" >&2; echo "$line" >"$folder/$task.setup"; '
     f"exit {SETUP_FAILED}; fi"
 )

@@ -1,4 +1,4 @@
-"""Take a compressed model away: a finished cell's artifact, checked, in a folder of its own."""
+"""Exports a compressed model: a finished cell's artifact, checked, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipeline.sweep import Cell, Sweep
 
 
 def export(sweep: Sweep, cell: Cell, work: Work, to: Path, encoded: bool = False) -> Path:
-    """Copy the artifact of `cell` to `to`, whole or not at all; returns the absolute path. What is
-    coded is decoded to the model that runs, unless `encoded` asks for it as it is stored.
+    """Copy the artifact of `cell` to `to`, completely or not at all; returns the absolute path. A
+    coded artifact is decoded to its runnable form, unless `encoded` is set.
 
-    Raises UserError where the cell is not done, its artifact was changed, or `to` is taken.
+    Raises UserError where the cell is not done, its artifact was changed, or `to` exists.
     """
     target = _new_folder(to)
     of_cell = work.cell(cell.id)
@@ -31,7 +31,7 @@ def export(sweep: Sweep, cell: Cell, work: Work, to: Path, encoded: bool = False
     except Corrupt as error:
         again = f"`netpress run {quoted(sweep)}` makes it again"
         raise UserError(f"{cell.name} ({cell.id}) is damaged: {error}; {again}") from error
-    except FileExistsError:  # it came while the model was copied
+    except FileExistsError:  # created while the model was copied
         raise _taken(to) from None
     except OSError as error:
         raise UserError(f"{to}: cannot be written: {error.strerror or error}") from error
@@ -39,16 +39,17 @@ def export(sweep: Sweep, cell: Cell, work: Work, to: Path, encoded: bool = False
 
 
 def _new_folder(to: Path) -> Path:
-    """The absolute path, without `..` and links on the way: what was looked at is what is made."""
+    """The absolute path without `..` and links, so that the path that is checked is the one
+    created."""
     given = paths.expanded(to)
     target = Path(os.path.realpath(given))
-    if os.path.lexists(given) or os.path.lexists(target):  # a link that leads nowhere is there, too
+    if os.path.lexists(given) or os.path.lexists(target):  # a dangling link exists, too
         raise _taken(to)
     return target
 
 
 def _taken(to: Path) -> UserError:
-    return UserError(f"{to}: is there already, expected the name of a new folder")
+    return UserError(f"{to}: exists already, expected the name of a new folder")
 
 
 def _artifact(cell: CellPaths) -> dict[str, dict[str, Any]]:
@@ -67,12 +68,12 @@ def _copy(cell: CellPaths, files: dict[str, dict[str, Any]], folder: Path) -> No
 
 
 def _copy_runnable(cell: CellPaths, files: dict[str, dict[str, Any]], folder: Path) -> None:
-    """In the folder that is published afterwards: nobody sees the stored form in it."""
+    """Decodes before the folder is published, so nobody sees the stored form in it."""
     _copy(cell, files, folder)
     if not any(path.name.startswith("model.onnx.") for path in folder.iterdir()):
-        return  # it is stored as it runs
-    from pipeline import artifact  # here: its checks load ONNX
+        return  # it is stored in its runnable form
+    from pipeline import artifact  # here, since it loads ONNX
 
-    found = artifact.load(folder)
-    artifact.write_runnable(found, folder)
-    found.model_path.unlink()
+    stored = artifact.load(folder)
+    artifact.write_runnable(stored, folder)
+    stored.model_path.unlink()

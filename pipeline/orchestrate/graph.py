@@ -1,7 +1,7 @@
-"""From missing cells to arrays of tasks: the job graph, in as few sbatch calls as it can have.
+"""From missing cells to arrays of tasks: the job graph, in as few sbatch calls as possible.
 
 One sbatch call makes one array, and all tasks of an array share its dependency. Two kinds of
-dependency let a technique wait for its own base's task and for nothing else:
+dependency make a technique wait for its own base's task alone:
 
     afterok:A_3     the array waits for task 3 of A: one array a base, any number of tasks in it
     aftercorr:A     task i waits for task i of A: one array for many bases, one task a base in it
@@ -26,11 +26,12 @@ from dataclasses import dataclass, replace
 from pipeline.sweep import Cell
 
 Ids = tuple[str, ...]
+Pack = Callable[[Sequence[Cell]], list[Ids]]  # cells -> tasks
 
 
 @dataclass(frozen=True)
 class Request:
-    """What of a job's request depends on how its cells failed before; the rest is the profile's."""
+    """The part of a job's request that depends on earlier failures; the profile has the rest."""
 
     memory_gib: int
     minutes: int
@@ -41,9 +42,9 @@ class Request:
 class Array:
     """One sbatch call: `tasks` {index: cells, one after the other}.
 
-    `after` names what it waits for: `kind:ON` where ON is another array's name, or the id of a job
-    that is in the queue already. `shares`: other tasks stand on its cells one by one, so that a
-    task with several cells succeeds where one of them did.
+    `after` names what it waits for: other arrays, or ids of jobs that are already in the queue.
+    `shares`: other tasks depend on single cells of it, so a task with several cells succeeds where
+    one of them did.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Queued:
-    """Where a base is in the queue already: task `index` of the job with this id."""
+    """The job in the queue that makes a base: task `index` of the job with this id."""
 
     job: int
     index: int
@@ -72,19 +73,19 @@ def arrays(
     limit: int,
     *,
     queued: Mapping[str, Queued] | None = None,
-    pack: Callable[[Sequence[Cell]], list[Ids]] | None = None,
+    pack: Pack | None = None,
 ) -> list[Array]:
-    """The arrays that make `missing`, those that others wait for first.
+    """The arrays that make `missing`, ordered so that each comes after those it waits for.
 
     limit: tasks in one array (MaxArraySize, which caps the index, so 0 to limit - 1). queued: bases
     that a job in the queue is making. pack: cells -> tasks; one cell a task where it is None.
     """
     pack = pack or (lambda cells: [(cell.id,) for cell in cells])
     bases = [cell for cell in missing if cell.is_base]
-    found = _plain("base", bases, request, limit, pack, shares=True)
+    made = _plain("base", bases, request, limit, pack, shares=True)
     places = {
         base: (array.name, index)
-        for array in found
+        for array in made
         for index, ids in array.tasks.items()
         for base in ids
     } | {base: (str(at.job), at.index) for base, at in (queued or {}).items()}
@@ -98,29 +99,40 @@ def arrays(
             waiting[source][index].append(cell)
         else:
             free.append(cell)
-    found += _plain("cells", free, request, limit, pack)
+    made += _plain("cells", free, request, limit, pack)
     for source, groups in waiting.items():
-        for asked, members in _by_request(groups, request).items():
+        for shared_request, members in _by_request(groups, request).items():
             tasks = {index: pack(cells) for index, cells in members.items()}
-            found += _waiting(source, tasks, asked, limit, start=len(found))
-    return found
+            made += _waiting(source, tasks, shared_request, limit, start=len(made))
+    return made
 
 
-def _plain(name, cells, request, limit, pack, shares=False) -> list[Array]:
+def _plain(
+    name: str,
+    cells: Iterable[Cell],
+    request: Callable[[Cell], Request],
+    limit: int,
+    pack: Pack,
+    shares: bool = False,
+) -> list[Array]:
     """Arrays that wait for nothing, filled up to the limit."""
     classes: dict[Request, list[Cell]] = defaultdict(list)
     for cell in cells:
         classes[request(cell)].append(cell)
     made: list[Array] = []
-    for asked, members in classes.items():
+    for shared_request, members in classes.items():
         tasks = pack(members)
         for first in range(0, len(tasks), limit):
             part = tasks[first : first + limit]
-            made.append(Array(f"{name}-{len(made)}", dict(enumerate(part)), asked, shares=shares))
+            made.append(
+                Array(f"{name}-{len(made)}", dict(enumerate(part)), shared_request, shares=shares)
+            )
     return made
 
 
-def _by_request(groups, request) -> dict[Request, dict[int, list[Cell]]]:
+def _by_request(
+    groups: Mapping[int, Iterable[Cell]], request: Callable[[Cell], Request]
+) -> dict[Request, dict[int, list[Cell]]]:
     classes: dict[Request, dict[int, list[Cell]]] = defaultdict(lambda: defaultdict(list))
     for index, cells in groups.items():
         for cell in cells:
@@ -129,7 +141,7 @@ def _by_request(groups, request) -> dict[Request, dict[int, list[Cell]]]:
 
 
 def _waiting(
-    source: str, tasks: dict[int, list[Ids]], asked: Request, limit: int, start: int
+    source: str, tasks: dict[int, list[Ids]], request: Request, limit: int, start: int
 ) -> list[Array]:
     """The arrays that wait for tasks of `source`, as few as there can be."""
     by_count = sorted(tasks, key=lambda index: len(tasks[index]), reverse=True)
@@ -138,25 +150,25 @@ def _waiting(
     for index in by_count[:alone]:
         for first in range(0, len(tasks[index]), limit):
             part = dict(enumerate(tasks[index][first : first + limit]))
-            made.append(Array("", part, asked, "afterok", (f"{source}_{index}",)))
+            made.append(Array("", part, request, "afterok", (f"{source}_{index}",)))
     shared = sorted(by_count[alone:])
     for layer in range(max((len(tasks[index]) for index in shared), default=0)):
         part = {index: tasks[index][layer] for index in shared if layer < len(tasks[index])}
-        made.append(Array("", part, asked, "aftercorr", (source,)))
+        made.append(Array("", part, request, "aftercorr", (source,)))
     return [replace(array, name=f"cells-{start + i}") for i, array in enumerate(made)]
 
 
 def _alone(counts: Sequence[int], limit: int) -> int:
-    """How many of the bases, most tasks first, get arrays of their own for the fewest calls."""
+    """How many bases, those with most tasks first, need arrays of their own for the fewest
+    calls."""
     own = itertools.accumulate((math.ceil(count / limit) for count in counts), initial=0)
     calls = [mine + shared for mine, shared in zip(own, [*counts, 0], strict=True)]
     return calls.index(min(calls))
 
 
-def packer(
-    minutes: float, seconds: Callable[[Cell], float]
-) -> Callable[[Sequence[Cell]], list[Ids]]:
-    """Cells into tasks of at most `minutes` by their estimate, in order; a longer cell is alone."""
+def packer(minutes: float, seconds: Callable[[Cell], float]) -> Pack:
+    """Cells into tasks of at most `minutes` by their estimate, in order; a longer cell gets a task
+    of its own."""
 
     def pack(cells: Iterable[Cell]) -> list[Ids]:
         tasks: list[list[str]] = []

@@ -1,4 +1,4 @@
-"""Whether a process works on a cell now. Looking disturbs nobody."""
+"""Whether a process holds a cell now, without disturbing it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pipeline.paths import CellPaths
 
 
 def is_held(folder: CellPaths) -> bool:
-    """Whether a process works on the cell now.
+    """Whether a process holds the cell now.
 
-    Asking the lock means taking it for a moment, in which a worker that starts would find it
-    taken. So it is asked only where the process that took it last may be alive.
+    Testing the lock means holding it for a moment, in which a worker that starts would fail to get
+    it. So it is tested only where its last holder may be alive.
     """
     try:
         with open(folder.lock, encoding="utf-8", errors="replace") as file:
@@ -32,7 +32,7 @@ def _may_live(holder: str) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # it lives, and is another user's
+        pass  # it is alive, and another user's
     return True
 
 

@@ -1,7 +1,7 @@
-"""Whether the images in a sweep's folders are still those that its results were made of.
+"""Checks whether the images in a sweep's folders are still those that its results were made from.
 
-A folder's images are not in a cell's id, so results stay valid when they change; what must not
-happen is that nobody says so, or that cells of different images are compared.
+A folder's images are not in a cell's id, so results stay valid when they change; but a change must
+be reported, and cells of different images must not be compared.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ OTHER_NAME = "another name for this data set in the sweep file"
 
 @dataclass(frozen=True)
 class Changed:
-    """Cells of a data set that were made of other images than are there now; `certain`: by their
-    pixels, else by names, sizes or times of files alone."""
+    """Cells of a data set that were made from other images than the present ones; `certain`: their
+    pixels differ, else only names, sizes or times of files do."""
 
     dataset: Dataset
     place: Path
@@ -44,19 +44,19 @@ Records = dict[Cell, dict[str, Any]]
 
 
 def notes(cells: Iterable[Cell], work: Work, data_root: Path) -> list[str]:
-    """What to say of images that changed since cells were made, or may have; nothing is decoded for
-    it. A folder that is not on this machine, or results that do not say what they were made of, are
-    no change."""
+    """Lines for the user about images that changed, or may have changed, since cells were made;
+    decodes nothing. A folder that is not on this machine, and results that do not record their
+    images, count as unchanged."""
     lines = []
     for dataset, members in _by_folder(cells).items():
-        records = {c: found for c in members if (found := _in_manifest(c, work))}
+        records = {c: recorded for c in members if (recorded := _in_manifest(c, work))}
         try:
             now = data.current(dataset, data_root, work.cache) if records else None
         except UserError as error:
-            lines.append(f"{error}; its results were made of other images")
+            lines.append(f"{error}; its results were made from other images")
             continue
         if now is not None:
-            lines += [found.line for found in _compared(dataset, records, now, data_root)]
+            lines += [changed.line for changed in _compared(dataset, records, now, data_root)]
     return lines
 
 
@@ -68,9 +68,9 @@ def check(
     remedy: str = OTHER_NAME,
     decode: bool = True,
 ) -> None:
-    """Raises UserError where images are not those that cells which are done were made of; `remedy`:
-    what would be right instead. Where names, sizes or times of files differ, all are decoded, or
-    with `decode` False (a login node is no place for it) it is said."""
+    """Raises UserError where images are not those that the finished cells were made from; `remedy`:
+    the alternative for the user. Where names, sizes or times of files differ, all images are
+    decoded; with `decode` False (as on a login node) the difference is only reported."""
     for dataset, cells in _by_folder(done).items():
         now = data.current(dataset, data_root, work.cache)
         if now is None:
@@ -83,23 +83,23 @@ def check(
         ):
             data.decode(dataset, data_root, work.cache, say)
             now = data.current(dataset, data_root, work.cache) or now
-        for found in _compared(dataset, records, now, data_root):
-            if found.certain:
-                raise UserError(f"{found.line}; expected the same images, or {remedy}")
-            say(f"{found.line}; `netpress fetch SWEEP` reads them, then it is known")
+        for changed in _compared(dataset, records, now, data_root):
+            if changed.certain:
+                raise UserError(f"{changed.line}; expected the same images, or {remedy}")
+            say(f"{changed.line}; `netpress fetch SWEEP` reads them and settles it")
 
 
 def _by_folder(cells: Iterable[Cell]) -> dict[Dataset, list[Cell]]:
-    found: dict[Dataset, list[Cell]] = {}
+    folders: dict[Dataset, list[Cell]] = {}
     for cell in cells:
         if data.is_folder(cell.dataset):
-            found.setdefault(cell.dataset, []).append(cell)
-    return found
+            folders.setdefault(cell.dataset, []).append(cell)
+    return folders
 
 
 def _in_manifest(cell: Cell, work: Work) -> dict[str, Any]:
-    """The key and the fingerprint of the images that a cell was made of; empty where its manifest
-    has none, as those of earlier versions."""
+    """The key and the fingerprint of the images that a cell was made from; empty where its manifest
+    has none, as in earlier versions."""
     try:
         manifest = store.read_manifest(work.cell(cell.id))
     except (Corrupt, PermissionError):
@@ -118,7 +118,8 @@ def _compared(
 ) -> Iterator[Changed]:
     from pipeline.data.folder import place
 
-    changed, unclear = [], []
+    changed: list[Cell] = []
+    unclear: list[Cell] = []
     for cell, recorded in records.items():
         before = recorded.get("fingerprint")
         if before is None or recorded.get("key") == now.key or before == now.fingerprint:

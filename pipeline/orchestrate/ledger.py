@@ -1,15 +1,15 @@
-"""The sweep's append-only record of what was submitted: JSON lines, each on disk before it counts.
+"""The sweep's append-only record of submissions: JSON lines, each fsynced before it counts.
 
     {"event": "intent", "intent": ID, "name": ..., "kind": ..., "tasks": {"0": [cell, ...]}, ...}
-    {"event": "submitted", "intent": ID, "job": 4711}       sbatch gave this job id
-    {"event": "refused", "intent": ID, "reason": ...}       Slurm's final no
-    {"event": "void", "intent": ID, "reason": ...}          looked for, and not there
-    {"event": "cancelled", "cells": [...], "reports": [...]}  the user asked for it
+    {"event": "submitted", "intent": ID, "job": 4711}       sbatch returned this job id
+    {"event": "refused", "intent": ID, "reason": ...}       Slurm refused it, finally
+    {"event": "void", "intent": ID, "reason": ...}          no such job in the queue
+    {"event": "cancelled", "cells": [...], "reports": [...]}  by `netpress cancel`
 
-An intent has the profile that it was made with, for later commands that name none.
+An intent contains the profile that it was made with, for later commands that name none.
 
-The intent comes before sbatch runs, and its id is in the job's name; so after a kill at any moment
-an intent without an end can be settled by looking for that name. Whoever writes holds the lock.
+The intent is written before sbatch runs, and its id is in the job's name; so after a kill at any
+time an open intent can be settled by looking for that name. A writer holds the lock.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WAIT_S = 600.0
 
 @dataclass
 class Entry:
-    """One array that was, or was to be, submitted. `job` is None as long as that is open."""
+    """One array that was, or was to be, submitted. `job` is None until its id is known."""
 
     intent: str
     name: str
@@ -46,11 +46,11 @@ class Entry:
     user: str
     request: Mapping[str, Any]
     after: tuple[str, ...] = ()
-    sweep: str = ""  # which text of its file
-    reports: str = ""  # the folder of reports; empty of older submissions
-    profile: Mapping[str, Any] | None = None  # see submitted.py; None of older submissions
+    sweep: str = ""  # identifies the contents of its file
+    reports: str = ""  # the folder of reports; empty in older ledgers
+    profile: Mapping[str, Any] | None = None  # see submitted.py; None in older ledgers
     job: int | None = None
-    ended: str | None = None  # why there is no job: Slurm's words, or `void`
+    ended: str | None = None  # why there is no job: Slurm's message, or `void`
 
     @property
     def open(self) -> bool:
@@ -59,7 +59,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class At:
-    """Where a cell was submitted last."""
+    """The task in which a cell was last submitted."""
 
     entry: Entry
     index: int
@@ -71,7 +71,7 @@ class At:
 
 @dataclass
 class Ledger:
-    """What the file says; `append` adds a line to it and to this."""
+    """The contents of the file; `append` adds a line to both."""
 
     paths: SweepPaths
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -80,20 +80,20 @@ class Ledger:
 
     @property
     def last(self) -> dict[str, At]:
-        """Where each cell was submitted last, refused and void intents left out."""
-        found: dict[str, At] = {}
+        """The last submission of each cell, without refused and void intents."""
+        last: dict[str, At] = {}
         for entry in self.entries.values():
             if entry.kind == "cells" and entry.ended is None:
                 for index, ids in entry.tasks.items():
-                    found.update(dict.fromkeys(ids, At(entry, index)))
-        return found
+                    last.update(dict.fromkeys(ids, At(entry, index)))
+        return last
 
     @property
     def jobs(self) -> list[int]:
         return [entry.job for entry in self.entries.values() if entry.job is not None]
 
     def append(self, event: str, **facts: Any) -> None:
-        """One more line, on disk when this returns; only with the lock."""
+        """Add a line, fsynced when this returns; call it only with the lock held."""
         line = {"event": event, "at": now(), **facts}
         _write_line(self.paths, json.dumps(line, sort_keys=True))
         self._take(line)
@@ -135,20 +135,20 @@ def now() -> str:
 def others(paths: SweepPaths, cells: Iterable[str]) -> list[Ledger]:
     """The ledgers of the work root's other sweeps that have submitted some of these cells."""
     mine = set(cells)
-    found = []
+    ledgers = []
     for other in paths.others:
         if os.access(other.ledger, os.R_OK):
             known = read(other)
             if mine & known.last.keys():
-                found.append(known)
-    return found
+                ledgers.append(known)
+    return ledgers
 
 
 def read(paths: SweepPaths) -> Ledger:
     """The ledger of a sweep, empty where nothing was submitted.
 
-    A last line without an end is what a kill left of a write; any other damage is an error, since
-    a lost line could mean a job submitted twice.
+    An incomplete last line is left by a kill during a write; any other damage is an error, since
+    a lost line could cause a job to be submitted twice.
     """
     ledger = Ledger(paths)
     try:
@@ -156,7 +156,7 @@ def read(paths: SweepPaths) -> Ledger:
     except FileNotFoundError:
         return ledger
     except PermissionError:
-        raise UserError(f"{_of_another(paths)}, and private: only they can look at it") from None
+        raise UserError(f"{_of_another(paths)}, and private: only they can read it") from None
     *lines, _torn = data.split(b"\n")
     for number, text in enumerate(lines, start=1):
         if not text.strip():
@@ -165,7 +165,7 @@ def read(paths: SweepPaths) -> Ledger:
             ledger._take(json.loads(text))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
-                f"{paths.ledger}:{number}: damaged, so what was submitted is not known; "
+                f"{paths.ledger}:{number}: damaged, so it is not known what was submitted; "
                 "correct or remove that line when `squeue` shows no job of this sweep"
             ) from None
     return ledger
@@ -173,8 +173,8 @@ def read(paths: SweepPaths) -> Ledger:
 
 @contextlib.contextmanager
 def locked(paths: SweepPaths) -> Iterator[Ledger]:
-    """The ledger, for writing, by one process at a time for the whole work root: its sweeps share
-    cells. A second process says whom it waits for."""
+    """The ledger, for writing, by one process at a time in the whole work root: its sweeps share
+    cells. A second process waits, and tells the user for whom."""
     try:
         store.make_folder(paths.folder)
         descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -191,17 +191,19 @@ def locked(paths: SweepPaths) -> Iterator[Ledger]:
 
 
 def _take_lock(descriptor: int, paths: SweepPaths) -> None:
-    deadline, told = time.monotonic() + WAIT_S, False
+    deadline, waiting = time.monotonic() + WAIT_S, False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another one"
-            if not told:
-                said = f"{holder} is at work on what is submitted; waiting for its end"
-                print(f"netpress: {sentence(said)}", file=sys.stderr)
-                told = True
+            holder = (
+                os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            )
+            if not waiting:
+                message = f"{holder} is changing the submitted jobs; waiting for it to finish"
+                print(f"netpress: {sentence(message)}", file=sys.stderr)
+                waiting = True
             if time.monotonic() > deadline:
                 raise UserError(f"{holder} has held {paths.lock} for {WAIT_S:.0f} s") from None
             time.sleep(0.2)
@@ -210,7 +212,7 @@ def _take_lock(descriptor: int, paths: SweepPaths) -> None:
 
 
 def _of_another(paths: SweepPaths) -> str:
-    """`WORK belongs to USER`, as far as that may be known."""
+    """`WORK belongs to USER`, with the name where it can be read."""
     root = paths.lock.parent
     try:
         return f"work root {root} belongs to {root.owner()}"
@@ -223,7 +225,7 @@ def _me(paths: SweepPaths) -> str:
 
 
 def _write_line(paths: SweepPaths, text: str) -> None:
-    """Append and fsync. A torn line that a kill left before it is ended first."""
+    """Append and fsync. Removes an incomplete last line, left by a kill, first."""
     store.make_folder(paths.folder)
     new = not paths.ledger.exists()
     descriptor = os.open(paths.ledger, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
@@ -242,6 +244,6 @@ def _write_line(paths: SweepPaths, text: str) -> None:
 
 
 def _drop_torn(descriptor: int, size: int) -> None:
-    """Cut off what has no newline: it never counted, since fsync of it had not returned."""
+    """Cut off an incomplete last line: it never counted, since its fsync had not returned."""
     whole = os.pread(descriptor, size, 0).rfind(b"\n") + 1
     os.ftruncate(descriptor, whole)

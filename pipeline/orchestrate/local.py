@@ -1,4 +1,4 @@
-"""A sweep on this machine: devices and data are checked, what is missing is made, then reported."""
+"""Runs a sweep on this machine: checks devices and data, makes missing cells, builds the report."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def run(
     conclude: Callable[[Sweep, paths.Work], int] | None = None,
     remedy: str = images.OTHER_NAME,
 ) -> int:
-    """Make what is missing of the sweep, then the report; returns the exit code.
+    """Make the missing cells of the sweep, then the report; returns the exit code.
 
     0: every cell has its result. 1: some failed. 130: it was interrupted, and can be called again.
-    Raises UserError, before anything runs, where a device or data is missing, an image is bad, or
-    images are others than those that results were made of (`remedy`: what else would be right).
+    Raises UserError, before anything runs, where a device or data is missing, an image is damaged,
+    or images changed since results were made (`remedy`: the alternative for the user).
     """
     if conclude is None:
         _check_report(sweep)
@@ -61,7 +61,7 @@ def run(
 
 
 def _slots(device: str, workers: int | None, threads: int | None) -> list[Slot]:
-    """One a GPU, else one; the cores are shared out among them."""
+    """One per GPU, else one; the cores are divided among them."""
     gpus = [] if device == "cpu" else visible_gpus()
     if device == "cuda" and not gpus:
         raise UserError("--device cuda: no NVIDIA GPU is visible here; expected cpu or auto")
@@ -75,7 +75,7 @@ def _slots(device: str, workers: int | None, threads: int | None) -> list[Slot]:
 
 
 def visible_gpus() -> list[str]:
-    """NVIDIA GPUs that a process started here would see, as CUDA_VISIBLE_DEVICES names them."""
+    """NVIDIA GPUs visible to a process started here, as CUDA_VISIBLE_DEVICES names them."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
@@ -118,8 +118,8 @@ def _worker_command(work: paths.Work, data_root: Path) -> Command:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The signals that stop us, while this lasts. A flag instead of an exception: none
-    can strike between the start of a process and the moment at which we know of it."""
+    """Collects the signals that stop the run. A list instead of an exception, which could be raised
+    between the start of a process and its registration."""
     received: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(kind, lambda number, _: received.append(number)) for kind in kinds]
@@ -131,7 +131,7 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _report(sweep: Sweep, work: paths.Work) -> int:
-    """The table, the report, and what to take away; 1 where a cell has no result."""
+    """Prints the table, the report's path and the best model; 1 where a cell has no result."""
     from pipeline import report
 
     made, frames = report.build(sweep, work)
@@ -144,7 +144,7 @@ def _report(sweep: Sweep, work: paths.Work) -> int:
 
 
 def _check_report(sweep: Sweep) -> None:
-    """Before hours of work: whether its report can be written where it is to be."""
+    """Checks before hours of work whether the report can be written."""
     from pipeline import report
 
     report.check_folder(sweep)

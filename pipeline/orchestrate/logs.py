@@ -1,4 +1,4 @@
-"""What a cell said: its job's own output, and the log of its last attempt."""
+"""Shows the logs of a cell: its job's output, and the log of its last attempt."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.paths import Work
 from pipeline.sweep import Cell, Sweep
 
 FOLLOW_S = 1.0
-LOOK_S = 10.0  # how often --follow asks the scheduler whether there is more to come
+LOOK_S = 10.0  # how often --follow checks whether the cell has ended
 
 
 @dataclass
 class _Tail:
-    """A file that grows: what came since the last look, as whole lines."""
+    """A growing file: yields the complete lines added since the last call."""
 
     path: Path
     offset: int = 0
@@ -40,40 +40,40 @@ class _Tail:
             yield line.decode(errors="replace")
 
 
-def show(asked: Sweep, work: Work, cell: Cell, follow: bool = False) -> Iterator[str]:
-    """The lines of a cell; with `follow`, on until it is neither running nor in the queue."""
+def show(sweep: Sweep, work: Work, cell: Cell, follow: bool = False) -> Iterator[str]:
+    """The log lines of a cell; with `follow`, until it is neither running nor in the queue."""
     tails: dict[Path, _Tail] = {}
-    yield from _new(asked, work, cell, tails)
+    yield from _new(sweep, work, cell, tails)
     if not tails:
-        [now] = [s for s in state.states(asked, work) if s.cell is cell]
+        [now] = [s for s in state.states(sweep, work) if s.cell is cell]
         if not follow or now.state in ("done", "trained", "missing", "failed", "cancelled"):
             raise UserError(f"{cell.name} has no log yet: it is {now.state}, {now.reason}")
     looked = time.monotonic()
     while follow:
         time.sleep(FOLLOW_S)
-        yield from _new(asked, work, cell, tails)
+        yield from _new(sweep, work, cell, tails)
         if time.monotonic() - looked > LOOK_S:
             looked = time.monotonic()
-            [now] = [s for s in state.states(asked, work) if s.cell is cell]
+            [now] = [s for s in state.states(sweep, work) if s.cell is cell]
             if now.state not in ("running", "queued", "waiting"):
-                yield from _new(asked, work, cell, tails)
+                yield from _new(sweep, work, cell, tails)
                 yield f"==> {now.state}" + (f": {now.reason}" if now.reason else "")
                 return
 
 
-def _new(asked: Sweep, work: Work, cell: Cell, tails: dict[Path, _Tail]) -> Iterator[str]:
-    for path in _files(asked, work, cell):
+def _new(sweep: Sweep, work: Work, cell: Cell, tails: dict[Path, _Tail]) -> Iterator[str]:
+    for path in _files(sweep, work, cell):
         if path not in tails and path.exists():
             tails[path] = _Tail(path)
             yield f"==> {path}"
         if path in tails:
             for line in tails[path].lines():
-                if (said := _readable(line, cell)) is not None:
-                    yield said
+                if (text := _readable(line, cell)) is not None:
+                    yield text
 
 
-def _files(asked: Sweep, work: Work, cell: Cell) -> Iterator[Path]:
-    paths = work.sweep(asked.name)
+def _files(sweep: Sweep, work: Work, cell: Cell) -> Iterator[Path]:
+    paths = work.sweep(sweep.name)
     at = ledger.read(paths).last.get(cell.id)
     if at is not None and at.entry.job is not None:
         job = paths.job(at.entry.intent)
@@ -84,7 +84,7 @@ def _files(asked: Sweep, work: Work, cell: Cell) -> Iterator[Path]:
 
 
 def _readable(line: str, cell: Cell) -> str | None:
-    """A line as people read it: progress in words, and nothing about other cells of the job."""
+    """A line for the user: progress events in words; None for events of other cells of the job."""
     try:
         event = json.loads(line)
         mine = event["cell"] == cell.id

@@ -1,4 +1,4 @@
-"""What a sweep comes to, before anything runs: cells, jobs, commands, cost. Touches nothing.
+"""The plan of a sweep before anything runs: cells, jobs, commands, cost. Writes nothing.
 
 Neither this module nor what it imports needs torch: `netpress plan` answers in half a second.
 """
@@ -12,13 +12,16 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import catalog, done, paths, sweep
 from pipeline.errors import UserError
 from pipeline.orchestrate import estimate
 from pipeline.strict_yaml import nearest, shown
-from pipeline.sweep import Cell, Sweep
+from pipeline.sweep import Cell, Dataset, Sweep
+
+if TYPE_CHECKING:
+    from pipeline.orchestrate.profile import Profile
 
 REPORT = "report"
 
@@ -31,12 +34,12 @@ class Job:
     cells: tuple[str, ...]  # ids
     depends_on: tuple[str, ...]  # names of jobs
     script: str
-    tasks: int | None = None  # of the array that SLURM is sent; None: this machine
+    tasks: int | None = None  # of the SLURM array; None: this machine
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of a sweep, and the jobs that would make those that are not there yet."""
+    """All cells of a sweep, and the jobs that would make the missing ones."""
 
     sweep: Sweep
     jobs: tuple[Job, ...]
@@ -47,7 +50,7 @@ class Plan:
     charge: float | None = None  # in units of the cluster's fair share
     charge_an_hour: float | None = None  # of one job
     notes: tuple[str, ...] = ()
-    states: Mapping[str, str] = field(default_factory=dict)  # of cells that no job here is for
+    states: Mapping[str, str] = field(default_factory=dict)  # of cells without a job in this plan
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -71,7 +74,7 @@ class Plan:
         }
 
     def lines(self) -> Iterable[str]:
-        """The plan for people: the matrix and what each cell needs, the jobs, the cost."""
+        """The plan as text: the matrix and what each cell needs, the jobs, the cost."""
         missing = {cell_id for job in self.jobs for cell_id in job.cells}
         head = ("CELL", "DATASET/MODEL/TECHNIQUE/SEED", "STAGES", "EPOCHS", "STARTS FROM", "")
         rows = [
@@ -99,7 +102,7 @@ class Plan:
         yield from self._notes()
 
     def _on_cluster(self) -> Iterable[str]:
-        """Every script as it would be sent, and what all of it costs."""
+        """Every script as it would be submitted, and the total cost."""
         for job in self.jobs:
             yield f"# ---- {job.name}: {len(job.cells)} cells"
             yield from job.script.rstrip("\n").splitlines()
@@ -108,7 +111,7 @@ class Plan:
         tasks = sum(job.tasks or 0 for job in self.jobs)
         yield f"{len(self.sweep.cells)} cells, {sent} to submit, profile {self.profile}"
         calls = f"{len(self.jobs)} sbatch calls for {tasks} jobs"
-        yield f"{calls}; above, @NAME@ stands for the id that Slurm will give"
+        yield f"{calls}; above, @NAME@ stands for the id that Slurm will assign"
         yield from self._notes()
         if self.charge is not None:
             yield f"{self.charge:.0f} units of fair share, at {self.charge_an_hour:g} an hour a job"
@@ -121,24 +124,27 @@ class Plan:
 
 
 def load_sweep(name_or_path: str | Path) -> Sweep:
-    """The sweep in a file, or the one that ships under this name; UserError if it is not valid."""
+    """The sweep in a file, or the one that ships under this name; raises UserError if it is
+    invalid."""
     return sweep.load(paths.sweep_file(name_or_path), catalog.built_in())
 
 
 def load_again(
     path: Path, text: str, work: paths.Work, plugins: Mapping[str, str] | None = None
 ) -> Sweep:
-    """A sweep as it was when its file, which may have changed or be gone, held this text, and its
-    plug-ins, of which the work root has copies, had these SHA-256 (by where they lay)."""
+    """A sweep from earlier contents of its file, which may have changed or been removed since.
+
+    `plugins`: {path: SHA-256} of its plug-ins then, of which the work root has copies.
+    """
     copies = {source: (work.plugin(sha), sha) for source, sha in (plugins or {}).items()}
     return sweep.load(path, catalog.built_in(), text, copies)
 
 
-def roots(asked: Sweep, profile=None) -> tuple[paths.Work, Path]:
+def roots(sweep: Sweep, profile: Profile | None = None) -> tuple[paths.Work, Path]:
     """(work root, data root) of the sweep on this machine.
 
-    Those of the profile count where they can be: a sweep for a cluster, looked at on a laptop that
-    has no /scratch, is in ./runs there.
+    The profile's roots are used only where they can exist: on a laptop without /scratch, the work
+    root of a sweep for a cluster is ./runs.
     """
     work = profile.work if profile and _can_be(profile.work) else None
     data = profile.data if profile and _can_be(profile.data) else None
@@ -152,23 +158,23 @@ def _can_be(folder: str | None) -> bool:
     return path.is_dir() or path.parent.is_dir()
 
 
-def called(asked: Sweep) -> str:
+def called(sweep: Sweep) -> str:
     """What the user types for this sweep: the name of one that ships, else the path."""
-    ships = asked.path.parent == paths.shipped_sweeps()
-    return asked.path.stem if ships else str(asked.path)
+    ships = sweep.path.parent == paths.shipped_sweeps()
+    return sweep.path.stem if ships else str(sweep.path)
 
 
-def quoted(asked: Sweep) -> str:
-    """The same, as part of a command that is shown: it can be pasted."""
-    return paths.shell_word(called(asked))
+def quoted(sweep: Sweep) -> str:
+    """The same, quoted for the shell as part of a command that is shown."""
+    return paths.shell_word(called(sweep))
 
 
-def plan(asked: Sweep, work: paths.Work, data_root: Path) -> Plan:
-    """What is missing of the sweep, as one local job a cell and one for the report."""
-    missing = [cell for cell in asked.cells if not done.is_done(cell, work)]
+def plan(sweep: Sweep, work: paths.Work, data_root: Path) -> Plan:
+    """The missing cells of the sweep, as one local job per cell and one for the report."""
+    missing = [cell for cell in sweep.cells if not done.is_done(cell, work)]
     names = {cell.id for cell in missing}
     code = shlex.quote(str(paths.CODE))
-    here = f"cd {code} && PYTHONPATH={code}"  # whatever else is called `jobs` elsewhere
+    here = f"cd {code} && PYTHONPATH={code}"  # so that no other `jobs` is imported
     jobs = [
         Job(
             name=cell.id,
@@ -178,21 +184,21 @@ def plan(asked: Sweep, work: paths.Work, data_root: Path) -> Plan:
         )
         for cell in missing
     ]
-    command = f"netpress report {quoted(asked)}"
+    command = f"netpress report {quoted(sweep)}"
     report = Job(REPORT, (), tuple(job.name for job in jobs), command)
     gpu_s = sum(map(estimate.gpu_seconds, missing))
     notes = tuple(estimate.notes(missing))
-    return Plan(asked, (*jobs, report), gpu_s / 3600, estimate.SOURCE, notes=notes)
+    return Plan(sweep, (*jobs, report), gpu_s / 3600, estimate.SOURCE, notes=notes)
 
 
 def cell_command(work: paths.Work, data_root: Path, ids: Sequence[str], *more: str) -> list[str]:
-    """The command that runs cells; the same for local workers and for a cluster's jobs."""
+    """The command that runs cells; the same for local workers and for jobs of a cluster."""
     roots = ["--work", str(work.root), "--data", str(data_root)]
     return [sys.executable, "-m", "jobs.compress", *roots, *more, *ids]
 
 
 def identity(cell: Cell) -> dict[str, Any]:
-    """How every --json names a cell."""
+    """The keys that identify a cell in every --json output."""
     return {
         "id": cell.id,
         "model": cell.model.label,
@@ -203,30 +209,30 @@ def identity(cell: Cell) -> dict[str, Any]:
 
 
 def stages(cell: Cell) -> list[str]:
-    """Names of what the cell does: a base is trained."""
+    """Names of the cell's stages; a base has the one stage `train`."""
     return [stage.name for stage in cell.stages] or ["train"]
 
 
-def find_cell(asked: Sweep, text: str) -> Cell:
-    """The cell of the sweep with this id, beginning of an id, or dataset/model/technique/seed.
+def find_cell(sweep: Sweep, text: str) -> Cell:
+    """The cell of the sweep with this id, prefix of an id, or dataset/model/technique/seed.
 
-    Data set and model may come in either order, the model without its width where that is clear.
-    Raises UserError where none or several fit.
+    Data set and model may come in either order, the model without its width where that is unique.
+    Raises UserError where no cell or several cells match.
     """
-    found = (
-        [cell for cell in asked.cells if text in (cell.id, *_names(cell, cell.model.label))]
-        or [cell for cell in asked.cells if text in _names(cell, cell.model.name)]
-        or [cell for cell in asked.cells if text and cell.id.startswith(text)]
+    matches = (
+        [cell for cell in sweep.cells if text in (cell.id, *_names(cell, cell.model.label))]
+        or [cell for cell in sweep.cells if text in _names(cell, cell.model.name)]
+        or [cell for cell in sweep.cells if text and cell.id.startswith(text)]
     )
-    if len(found) == 1:
-        return found[0]
-    if found:
-        several = ", ".join(f"{cell.id} ({cell.name})" for cell in found[:6])
-        more = f" and {len(found) - 6} more" if len(found) > 6 else ""
-        raise UserError(f"{shown(text)} could be {several}{more}; name one of them")
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        several = ", ".join(f"{cell.id} ({cell.name})" for cell in matches[:6])
+        more = f" and {len(matches) - 6} more" if len(matches) > 6 else ""
+        raise UserError(f"{shown(text)} matches {several}{more}; name one of them")
     raise UserError(
-        f"no cell {shown(text)} in sweep {asked.name}; {_near(asked, text)} "
-        f"(`netpress plan {quoted(asked)}` lists them)"
+        f"no cell {shown(text)} in sweep {sweep.name}; {_near(sweep, text)} "
+        f"(`netpress plan {quoted(sweep)}` lists them)"
     )
 
 
@@ -235,34 +241,37 @@ def _names(cell: Cell, model: str) -> tuple[str, str]:
     return f"{data}/{model}/{end}", f"{model}/{data}/{end}"
 
 
-def _near(asked: Sweep, text: str) -> str:
-    names = [cell.name for cell in asked.cells[:1000]]
+def _near(sweep: Sweep, text: str) -> str:
+    names = [cell.name for cell in sweep.cells[:1000]]
     with_it = [name for name in names if text in name.split("/")]  # such as a technique's name
     hint = f"did you mean {with_it[0]!r}?" if with_it else nearest(text, names)
     return hint if hint.startswith("did") else "expected an id, or dataset/model/technique/seed"
 
 
-def fetch(asked: Sweep, data_root: Path, cache_root: Path) -> None:
-    """Bring and verify the data sets of the sweep; each says on standard error what it does."""
+def fetch(sweep: Sweep, data_root: Path, cache_root: Path) -> None:
+    """Download and verify the data sets of the sweep; progress goes to standard error."""
     from pipeline import data
 
-    for dataset in datasets(asked):
+    for dataset in datasets(sweep):
         data.fetch(dataset, data_root, cache_root)
 
 
-def datasets(asked: Sweep) -> tuple[sweep.Dataset, ...]:
+def datasets(sweep: Sweep) -> tuple[Dataset, ...]:
     """The data sets of the sweep, each once."""
-    return tuple(dict.fromkeys(cell.dataset for cell in asked.cells))
+    return tuple(dict.fromkeys(cell.dataset for cell in sweep.cells))
 
 
-def listing(what: str, asked: str | None = None, files: Sequence[Path] = ()) -> dict[str, str]:
-    """{name: a line about it} of all `techniques`, `models`, `datasets` or `sweeps` there are, with
-    what plug-ins add: installed ones, those of the sweep `asked`, and these files."""
+def listing(
+    what: str, sweep_name: str | None = None, plugin_files: Sequence[Path] = ()
+) -> dict[str, str]:
+    """{name: description} of all `techniques`, `models`, `datasets` or `sweeps`, with those of the
+    plug-ins: installed ones, those of the sweep, and these files."""
     if what == "sweeps":
         files = sorted(paths.shipped_sweeps().glob("*.yaml"))
         return {path.stem: _headline(path) for path in files}
-    named = [Path(plugin.source) for plugin in load_sweep(asked).plugins] if asked else []
-    loaded = [catalog.plugins.from_file(path.resolve()) for path in (*named, *files)]
+    plugins = load_sweep(sweep_name).plugins if sweep_name else ()
+    named = [Path(plugin.source) for plugin in plugins]
+    loaded = [catalog.plugins.from_file(path.resolve()) for path in (*named, *plugin_files)]
     return catalog.lines(catalog.built_in().with_plugins(loaded), what)
 
 
@@ -272,7 +281,7 @@ def _headline(path: Path) -> str:
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    """A head and rows as lines of text, in columns."""
+    """A header and rows as lines of text, in columns."""
     table = [head, *rows] if any(head) else list(rows)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)] if table else []
     for row in table:

@@ -1,12 +1,12 @@
 """Worker processes: a bounded number of cells at once, each in a process of its own.
 
-The parent imports no torch. It knows of a worker what the worker reports (progress, one JSON object
-a line on standard output), what it left on disk, and how it ended. Workers die with the parent:
-they are given its process id and ask the kernel for that; each leads a process group, so that what
-it starts goes with it.
+The parent does not import torch. It sees of a worker its progress events (one JSON object per line
+on standard output), the files that it wrote, and its exit status. Workers die with the parent: they
+get its process id and request a parent-death signal from the kernel; each leads a process group, so
+that its own child processes are killed with it.
 
-A cell is measured alone: the other workers stand still until it is done, since its latencies would
-be those of a busy machine otherwise.
+A cell is measured alone: the other workers are stopped until it is done, since otherwise its
+latencies would be those of a busy machine.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from pipeline.orchestrate.display import Lines
 from pipeline.sweep import Cell
 
 POLL_S = 0.2
-ENDS = ("done", "failed", "busy")  # last events of a worker; its end on disk says more
+ENDS = ("done", "failed", "busy")  # last events of a worker; its files on disk decide
 ADVICE = "use fewer --workers, a smaller training.batch_size, or a machine with more memory"
-GRACE_S = 10.0  # from the signal that ends a worker to the one that it cannot ignore
+GRACE_S = 10.0  # from SIGTERM to SIGKILL
 
-Command = Callable[[Cell, Sequence[str]], list[str]]  # (cell, more options) -> what to execute
+Command = Callable[[Cell, Sequence[str]], list[str]]  # (cell, more options) -> the command
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one worker: what it is told, and what is added to its environment."""
+    """A place for one worker: its command-line options, and additions to its environment."""
 
     options: tuple[str, ...]
     environment: dict[str, str]
@@ -50,19 +50,25 @@ class _Worker:
     cell: Cell
     process: subprocess.Popen[bytes]
     slot: Slot
-    errors: IO[bytes]  # its standard error until it has a log of its own
+    errors: IO[bytes]  # its standard error until it opens the log of its attempt
     attempts_before: int
     kills_before: int
     began: float
     unread: bytes = b""
-    silent: bool = False  # it closed its end: nothing more will come
+    silent: bool = False  # it closed its end of the pipe
     paused: bool = False
-    last: dict[str, Any] = field(default_factory=dict)  # the event that it sent last
+    last: dict[str, Any] = field(default_factory=dict)  # the last event
+
+    @property
+    def output(self) -> IO[bytes]:
+        """The pipe with its events."""
+        assert self.process.stdout is not None  # it is a pipe
+        return self.process.stdout
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """What it has reported since; never waits."""
+        """The events since the last call; does not block."""
         with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(self.process.stdout.fileno(), 1 << 16):
+            while chunk := os.read(self.output.fileno(), 1 << 16):
                 self.unread += chunk
             self.silent = True
         *lines, self.unread = self.unread.split(b"\n")
@@ -85,8 +91,8 @@ class _Worker:
 
 
 class Pool:
-    """Runs cells in workers: bases before what stands on them, one failure costs one cell (and,
-    if it is a base, those on it)."""
+    """Runs cells in workers: bases before the cells that depend on them. A failure costs one cell
+    (and, if it is a base, those that depend on it)."""
 
     def __init__(
         self,
@@ -109,7 +115,7 @@ class Pool:
         self.selector = selectors.DefaultSelector()
 
     def run(self) -> None:
-        """Until every cell has ended, or a signal came; no worker is left behind."""
+        """Run until every cell has ended or a signal arrives; leaves no worker behind."""
         try:
             while (self.pending or self.workers) and not self.stopping:
                 self._start()
@@ -131,11 +137,13 @@ class Pool:
                 self._start_or_leave(cell)
 
     def _start_or_leave(self, cell: Cell) -> None:
-        """Launch the cell, unless another process is at it: then that one's end is awaited."""
+        """Launch the cell, unless another process holds it: then wait for that one to end."""
         folder = self.work.cell(cell.id)
         if state.is_held(folder):
             if cell.id not in self.elsewhere:
-                self.shown.say(f"{cell.name}: another process is at it; waiting for its end")
+                self.shown.say(
+                    f"{cell.name}: another process is working on it; waiting for it to finish"
+                )
             self.elsewhere.add(cell.id)
             return
         del self.pending[cell.id]
@@ -161,11 +169,10 @@ class Pool:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
-            cwd=paths.CODE,  # not ours: `python -m` would take a `jobs` that lies there
+            cwd=paths.CODE,  # `python -m` would import a `jobs` in our own folder
             env=_environment(self.free[0]),
             start_new_session=True,
         )
-        os.set_blocking(process.stdout.fileno(), False)
         worker = _Worker(
             cell,
             process,
@@ -176,14 +183,15 @@ class Pool:
             time.monotonic(),
         )
         self.workers.append(worker)
-        self.selector.register(process.stdout, selectors.EVENT_READ, worker)
+        os.set_blocking(worker.output.fileno(), False)
+        self.selector.register(worker.output, selectors.EVENT_READ, worker)
         self.shown.start(cell)
 
     def _listen(self) -> None:
-        """Pass on what workers say, for a moment."""
+        """Pass on the events of workers; waits a moment for them."""
         for key, _ in self.selector.select(POLL_S):
             self._hear(key.data)
-            if key.data.silent:  # it takes a while to end, and would keep us awake until then
+            if key.data.silent:  # until it exits, the selector would return at once
                 self.selector.unregister(key.fileobj)
 
     def _hear(self, worker: _Worker) -> None:
@@ -199,23 +207,23 @@ class Pool:
             worker.errors.close()
 
     def _make_quiet(self) -> None:
-        """Who measures has the machine until it is done; nobody measures: all go on. A worker that
-        has not spoken yet may not have asked the kernel to die with us: it could stand for ever."""
+        """While a worker measures, stop all others. A worker without an event yet may not have
+        requested its parent-death signal: it is not stopped, since it could stay so for ever."""
         if self.alone not in self.workers:
             self.alone = next((worker for worker in self.workers if worker.measures), None)
         for worker in self.workers:
             worker.pause(self.alone not in (None, worker) and bool(worker.last))
 
     def _forget(self, worker: _Worker) -> None:
-        worker.signal(signal.SIGKILL)  # what it started and left behind
+        worker.signal(signal.SIGKILL)  # child processes that it left behind
         self.workers.remove(worker)
         self.free.append(worker.slot)
-        if worker.process.stdout in self.selector.get_map():
-            self.selector.unregister(worker.process.stdout)
-        worker.process.stdout.close()
+        if worker.output in self.selector.get_map():
+            self.selector.unregister(worker.output)
+        worker.output.close()
 
     def _judge(self, worker: _Worker) -> None:
-        """What became of a cell whose worker ended: the disk decides, not the exit code."""
+        """Record how a cell ended: by its files on disk, not by the exit code of its worker."""
         cell, folder = worker.cell, self.work.cell(worker.cell.id)
         if done.is_done(cell, self.work):
             self._end(cell, None, time.monotonic() - worker.began)
@@ -226,22 +234,25 @@ class Pool:
             self._end(cell, self._reason(worker, folder), time.monotonic() - worker.began)
 
     def _reason(self, worker: _Worker, folder: paths.CellPaths) -> str:
-        """Why the worker failed: what it wrote down, else what we can tell, written down for it."""
+        """Why the worker failed: by its own record, else by its end, which is then recorded
+        here."""
         attempt = store.last_attempt(folder)
-        mine = attempt is not None and attempt.number > worker.attempts_before
-        if mine and attempt.failure.exists():
+        if attempt is not None and attempt.number <= worker.attempts_before:
+            attempt = None  # of an earlier worker
+        if attempt is not None and attempt.failure.exists():
             return gaps.reason(worker.cell, self.work)
-        return self._write_down(folder, attempt if mine else None, _failure(worker))
+        return self._write_down(folder, attempt, _failure(worker))
 
     def _write_down(
         self, folder: paths.CellPaths, attempt: paths.AttemptPaths | None, failure: store.Failure
     ) -> str:
-        """failure.json of the attempt (None: of a new one); returns the reason in a line."""
+        """Publish failure.json of the attempt (None: of a new one); returns the reason in one
+        line."""
         try:
             attempt = attempt or store.new_attempt(folder)
             store.write_failure(attempt, failure)
-        except OSError as error:  # such as a full disk: it is shown here, and lost
-            self.shown.say(f"netpress: the reason cannot be kept: {error}")
+        except OSError as error:  # such as a full disk: it is only shown
+            self.shown.say(f"netpress: the reason cannot be recorded: {error}")
         return failure.line
 
     def _end(self, cell: Cell, failure: str | None, seconds: float) -> None:
@@ -252,10 +263,10 @@ class Pool:
         self.shown.end(cell, "failed" if failure else "done", failure, seconds)
 
     def _stop(self) -> None:
-        """Ask all workers to end, wait, end those that did not; a second signal cuts it short."""
+        """Terminate all workers, wait, kill those that remain; a second signal ends the wait."""
         for worker in self.workers:
             worker.signal(signal.SIGTERM)
-            worker.pause(False)  # it could not end otherwise
+            worker.pause(False)  # a stopped process does not handle SIGTERM
         deadline = time.monotonic() + GRACE_S
         signals = len(self.stopping)
         while any(worker.process.poll() is None for worker in self.workers):
@@ -275,7 +286,7 @@ def _environment(slot: Slot) -> dict[str, str]:
 
 
 def _failure(worker: _Worker) -> store.Failure:
-    """What belongs into failure.json: from its last event, else from how its process ended."""
+    """The contents of failure.json: from the last event, else from how the process ended."""
     worker.errors.seek(0)
     errors = worker.errors.read()[-20_000:].decode(errors="replace").strip()
     kind, reason = _cause(worker, errors)

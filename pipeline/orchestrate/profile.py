@@ -1,7 +1,7 @@
-"""How one cluster is asked: sbatch/profiles/NAME.yaml, or a file of the user's own, validated.
+"""The profile of a cluster: sbatch/profiles/NAME.yaml, or a file of the user's own, validated.
 
-Everything in it that reaches sbatch is one line of plain characters: submitit quotes values for the
-shell, but a newline in one would leave its #SBATCH line.
+Every value that reaches sbatch is one line of plain characters: values are quoted for the shell,
+but a newline in one would end its #SBATCH line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pipeline import paths, strict_yaml
 from pipeline.errors import UserError
 from pipeline.strict_yaml import Document, nearest, shown
-from pipeline.sweep import Frozen
+from pipeline.sweep import Frozen, Sweep
 
 DEFAULT = "generic"
 
@@ -33,14 +33,14 @@ GPU = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62}:)?[1-9][0-9]{0,2}")
 
 
 def _number_as_text(value: Any) -> Any:
-    """sbatch takes text: `gpu: 1` is `--gres=gpu:1`. YAML's true is no number."""
+    """sbatch takes text: `gpu: 1` is `--gres=gpu:1`. A YAML boolean is not a number."""
     return str(value) if type(value) is int else value
 
 
 def _gpu(text: str) -> str:
     if not GPU.fullmatch(text):
         raise ValueError(
-            f"{shown(text)} is not what can stand after --gres=gpu: ; expected KIND:COUNT such as "
+            f"{shown(text)} is not valid after --gres=gpu: ; expected KIND:COUNT such as "
             "a100:1, a count such as 1 for any kind, or null for none"
         )
     return text
@@ -52,7 +52,7 @@ Option = Annotated[
     BeforeValidator(_number_as_text),
     Field(pattern=r"^[A-Za-z0-9._:/=@%+,-]{1,128}$"),
 ]
-# What a job is made of is not for a profile to say: nothing would find it, or find its base.
+# Options that netpress sets itself: with others, jobs and their dependencies could not be found.
 OURS = (
     "array",
     "chdir",
@@ -86,7 +86,7 @@ Minutes = Annotated[int, Field(ge=1, le=60 * 24 * 90)]
 
 
 class Node(Frozen):
-    """What a node of the cluster has, so that plan can say what a request leaves idle."""
+    """The hardware of a node, so that `plan` can report what a request leaves idle."""
 
     cores: Cores
     memory_gib: Gib
@@ -94,7 +94,7 @@ class Node(Frozen):
 
 
 class Charge(Frozen):
-    """Units of fair share that an hour costs: for a core, for a GiB of memory, for a GPU."""
+    """Units of fair share per hour: for a core, for a GiB of memory, for a GPU."""
 
     core: float = Field(0.0, ge=0)
     gib: float = Field(0.0, ge=0)
@@ -102,7 +102,7 @@ class Charge(Frozen):
 
 
 class ReportJob(Frozen):
-    """What the job that builds the report asks for; it needs no GPU."""
+    """The request of the job that builds the report; it needs no GPU."""
 
     cores: Cores = 1
     memory_gib: Gib = 4
@@ -112,12 +112,12 @@ class ReportJob(Frozen):
 
 
 class Profile(Frozen):
-    """One cluster. `gpu` is what stands after `--gres=gpu:`; None asks for none.
+    """One cluster. `gpu`: the value after `--gres=gpu:`; None requests no GPU.
 
-    `signal_s`: how long before the time limit a job is told to checkpoint. `setup`: lines of bash
-    that run in the job before Python starts. `mail`: who is told when the report is there.
-    `options`: further options of sbatch, without dashes: {reservation: course, exclusive: true}.
-    `minutes_cap`: where `netpress resume` stops to give more time.
+    `signal_s`: how long before the time limit a job gets the signal to checkpoint. `setup`: lines
+    of bash that run in the job before Python starts. `mail`: the address for a message when the
+    report is done. `options`: further options of sbatch, without dashes: {reservation: course,
+    exclusive: true}. `minutes_cap`: the most time that `netpress resume` requests.
     """
 
     partition: PlainList | None = None
@@ -146,7 +146,7 @@ class Profile(Frozen):
 
     @property
     def gpus(self) -> int:
-        """GPUs a job asks for."""
+        """GPUs that a job requests."""
         return int(self.gpu.rpartition(":")[2]) if self.gpu else 0
 
     @property
@@ -155,17 +155,17 @@ class Profile(Frozen):
 
     @property
     def cap_gib(self) -> int:
-        """The most memory that a job is given after others ran out of it."""
+        """The most memory to request after jobs ran out of memory."""
         node = self.node.memory_gib if self.node else 4 * self.memory_gib
         return max(self.memory_gib, self.memory_cap_gib or node)
 
     @property
     def cap_minutes(self) -> int | None:
-        """The most time that a job is given after others made nothing of theirs."""
+        """The most time to request after jobs made no progress in theirs."""
         return max(self.minutes, self.minutes_cap) if self.minutes_cap else None
 
     def charge_an_hour(self) -> float | None:
-        """Fair-share units that an hour of one job costs, where the profile has the formula."""
+        """Fair-share units per hour of one job, where the profile has the formula."""
         if self.charge is None:
             return None
         cost = self.charge
@@ -176,26 +176,26 @@ class Profile(Frozen):
         node = self.node
         if node is None or not node.gpus or not self.gpus:
             return
-        for what, asked, has in (
+        for what, requested, has in (
             ("cores", self.cores, node.cores),
             ("GiB of memory", self.memory_gib, node.memory_gib),
         ):
-            fit = has // asked * self.gpus
+            fit = has // requested * self.gpus
             if 0 < fit < node.gpus:
                 fair = has * self.gpus // node.gpus
                 yield (
-                    f"{asked} {what} a job strand {_words(node.gpus - fit)} of the "
-                    f"{_words(node.gpus)} GPUs of a node with {has}: ask for at most {fair}"
+                    f"{requested} {what} a job strand {_words(node.gpus - fit)} of the "
+                    f"{_words(node.gpus)} GPUs of a node with {has}: request at most {fair}"
                 )
             elif not fit:
-                yield f"{asked} {what} a job are more than a node has ({has})"
+                yield f"{requested} {what} a job are more than a node has ({has})"
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A profile by its name: what the commands that deal with SLURM are given.
+    """A profile with its name, as used by the commands that deal with SLURM.
 
-    `source`: what `load` finds it by in any folder. `settings`: the KEY=VALUE that were given.
+    `source`: the name for `load` in any folder. `settings`: the given KEY=VALUE overrides.
     """
 
     name: str
@@ -207,7 +207,7 @@ class Cluster:
 def load(name: str, settings: Sequence[str] = ()) -> Cluster:
     """The profile that ships under this name, or in this file; `settings`: KEY=VALUE overrides.
 
-    Raises UserError, one sentence with file and line, or with the setting, for what is not valid.
+    Raises UserError, one sentence with file and line, or with the setting, for invalid values.
     """
     path = file_of(name)
     if path is None:
@@ -219,7 +219,7 @@ def load(name: str, settings: Sequence[str] = ()) -> Cluster:
 
 
 def with_settings(cluster: Cluster, settings: Sequence[str]) -> Cluster:
-    """The same with more of KEY=VALUE; of several for one key the last one counts."""
+    """The same with further KEY=VALUE overrides; of several for one key, the last one counts."""
     profile = cluster.profile
     for setting in settings:
         profile = _changed(profile, setting)
@@ -229,9 +229,10 @@ def with_settings(cluster: Cluster, settings: Sequence[str]) -> Cluster:
     return replace(cluster, profile=profile, settings=kept)
 
 
-def chosen(asked, name: str | None = None, settings: Sequence[str] = ()) -> Cluster | None:
-    """The cluster for a sweep: as asked on the command line, by the sweep, by $NETPRESS_PROFILE."""
-    name = name or asked.profile or os.environ.get("NETPRESS_PROFILE")
+def chosen(sweep: Sweep, name: str | None = None, settings: Sequence[str] = ()) -> Cluster | None:
+    """The cluster for a sweep: by the command line, else by the sweep, else by
+    $NETPRESS_PROFILE."""
+    name = name or sweep.profile or os.environ.get("NETPRESS_PROFILE")
     return load(name, settings) if name else None
 
 
@@ -249,12 +250,12 @@ def file_of(name: str) -> Path | None:
 
 
 def source_of(path: Path) -> str:
-    """What `file_of` finds this one by in any folder."""
+    """The name with which `file_of` returns this file in any folder."""
     return path.stem if path.parent == paths.shipped_profiles() else str(path.absolute())
 
 
 def _changed(profile: Profile, setting: str) -> Profile:
-    """The profile with one `--set KEY=VALUE`; a dot in KEY leads into a part: report.cores=2."""
+    """The profile with one `--set KEY=VALUE`; a dot in KEY names a nested key: report.cores=2."""
     key, equals, text = setting.partition("=")
     given = setting if len(setting) <= 60 else f"{setting[:57]}..."
     if not equals or not key:
@@ -316,5 +317,5 @@ def _words(number: int) -> str:
 
 
 def plain(text: str) -> str:
-    """`text` with whatever is no plain character replaced: for names that Slurm is given."""
+    """`text` with all other than plain characters replaced, for names that Slurm gets."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:64]

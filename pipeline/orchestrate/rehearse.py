@@ -1,8 +1,8 @@
-"""Every cell of a sweep for real, on a sliver of its data, before anything queues.
+"""Runs every cell of a sweep on a small part of its data, before anything is queued.
 
-A rehearsal is a sweep of its own: the same matrix, with one epoch everywhere, a few images and
-short measurements. So it goes through the same code as the real one, from data to artifact, and
-finds what would fail; its cells have ids of their own, and lie in a work root of their own.
+A rehearsal is a sweep of its own: the same matrix, with one epoch in each stage, a few images and
+short measurements. So it runs the same code as the real sweep, from data to artifact, and finds
+errors early; its cells have their own ids and their own work root.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ BATCH = 32
 REPEATS, SECONDS = 3, 0.2
 
 
-def run(asked: Sweep, work: Work, data_root: Path, device: str = "auto") -> int:
+def run(sweep: Sweep, work: Work, data_root: Path, device: str = "auto") -> int:
     """Rehearse the sweep on this machine; the exit code is 1 where a cell failed."""
-    from pipeline.orchestrate import local  # here: plan needs the name of the folder alone
+    from pipeline.orchestrate import local  # here, since `plan` needs only `root`
 
     return local.run(
-        sliver(asked),
+        sliver(sweep),
         root(work),
         data_root,
         device=device,
@@ -39,24 +39,24 @@ def run(asked: Sweep, work: Work, data_root: Path, device: str = "auto") -> int:
 
 
 def _verdict(small: Sweep, work: Work) -> int:
-    """No table: what so few images teach means nothing. Whether each cell came to its end does."""
-    failed = [found for found in state.states(small, work) if found.state != "done"]
+    """Prints which cells failed. No table: results of so few images mean nothing."""
+    failed = [cell_state for cell_state in state.states(small, work) if cell_state.state != "done"]
     with streams.at_best():
-        for found in failed:
-            print(printable(f"{found.cell.name}: {found.state}: {found.reason}"))
+        for cell_state in failed:
+            print(printable(f"{cell_state.cell.name}: {cell_state.state}: {cell_state.reason}"))
         print(f"{len(small.cells) - len(failed)} of {len(small.cells)} cells went through.")
     return 1 if failed else 0
 
 
 def root(work: Work) -> Work:
-    """Where rehearsed cells lie: beside the real ones, whose checkpoints they must not touch."""
+    """The work root of rehearsed cells, which must not change the checkpoints of the real ones."""
     return Work(work.root / "rehearsal")
 
 
-def sliver(asked: Sweep) -> Sweep:
-    """The sweep that is rehearsed; each of its cells stands for one of `asked`, in order."""
-    name = checked_name(f"{asked.name[:53]}-rehearsal")
-    return replace(asked, name=name, cells=tuple(map(_small, asked.cells)))
+def sliver(sweep: Sweep) -> Sweep:
+    """The sweep that is rehearsed; its cells correspond to those of `sweep`, in order."""
+    name = checked_name(f"{sweep.name[:53]}-rehearsal")
+    return replace(sweep, name=name, cells=tuple(map(_small, sweep.cells)))
 
 
 def _small(cell: Cell) -> Cell:
@@ -74,4 +74,5 @@ def _small(cell: Cell) -> Cell:
 
 
 def _short(settings: Any) -> Any:
+    """A stage's settings, shortened for a rehearsal where the stage supports it."""
     return settings.rehearsed() if isinstance(settings, StageSettings) else settings

@@ -1,8 +1,8 @@
-"""Whether the job that builds a sweep's report did so; if not, why, and where its log is.
+"""The state of the job that builds a sweep's report; of a failed one, the cause and the log.
 
-It says so itself: made.json in its folder when the report is there, failure.json when it failed.
-Where it could say nothing, Slurm's records and its log tell. A report that was made by hand since
-is as good.
+The job records it in its folder: made.json when the report is published, failure.json when it
+failed. Without either, Slurm's records and the log decide. A report made later on the command line
+counts, too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline import paths, store
 from pipeline.errors import Corrupt, UserError
@@ -21,14 +21,17 @@ from pipeline.orchestrate import ledger, slurm
 from pipeline.orchestrate.graph import Request
 from pipeline.orchestrate.retry import Cause, cause, escalated
 
+if TYPE_CHECKING:
+    from pipeline.orchestrate.profile import Profile
+
 KIND = "report"  # of an entry in the ledger
 LOG_TAIL_BYTES = 4000
 
 
 @dataclass(frozen=True)
 class ReportState:
-    """`made`, `queued` and `running` need nothing; `unknown`: Slurm did not answer. `cancelled`: by
-    `netpress cancel`. `missing`: it was never sent. `request`: what its job requested."""
+    """`made`, `queued` and `running` need no action; `unknown`: Slurm did not answer. `cancelled`:
+    by `netpress cancel`. `missing`: it was never submitted. `request`: that of its job."""
 
     state: Literal["made", "queued", "running", "failed", "cancelled", "missing", "unknown"]
     cause: Cause | None = None
@@ -42,20 +45,20 @@ class ReportState:
         advice = f"; {self.cause.rule.advice}" if self.cause.rule.advice else ""
         return self.cause.reason + advice
 
-    def next_request(self, profile) -> Request:
-        """For its next job: more of what it ran out of, and no less than the profile says."""
+    def next_request(self, profile: Profile) -> Request:
+        """For its next job: more of what it ran out of, and at least the profile's request."""
         least = Request(profile.report.memory_gib, profile.report.minutes)
         if self.cause is None or self.request is None:
             return least
-        found = escalated(self.cause, self.request, profile.cap_gib, profile.cap_minutes)
-        if isinstance(found, str):
-            found = self.request
-        memory_gib = max(found.memory_gib, least.memory_gib)
-        return Request(memory_gib, max(found.minutes, least.minutes), found.exclude)
+        larger = escalated(self.cause, self.request, profile.cap_gib, profile.cap_minutes)
+        if isinstance(larger, str):
+            larger = self.request
+        memory_gib = max(larger.memory_gib, least.memory_gib)
+        return Request(memory_gib, max(larger.minutes, least.minutes), larger.exclude)
 
 
 def unsettled(known: ledger.Ledger) -> int | None:
-    """The job of the last report, where nothing on disk says that there is a report."""
+    """The job of the last report, where no file shows that the report was made."""
     entry = _last(known)
     if entry is None or entry.kind != KIND or entry.job is None or _is_made(known, entry):
         return None
@@ -65,14 +68,14 @@ def unsettled(known: ledger.Ledger) -> int | None:
 def look(
     known: ledger.Ledger, rows: Mapping[str, slurm.Row], reachable: bool
 ) -> ReportState | None:
-    """The state of the sweep's report; None where nothing was sent that one would be of."""
+    """The state of the sweep's report; None where nothing of the sweep was submitted."""
     entry = _last(known)
     if entry is None:
         return None
     if _is_made(known, entry):
         return ReportState("made")
     if entry.kind != KIND:
-        return ReportState("missing", Cause("lost", "its job was never sent"))
+        return ReportState("missing", Cause("lost", "its job was never submitted"))
     if entry.job is None:
         if entry.ended is None:
             return ReportState("unknown")
@@ -87,7 +90,9 @@ def look(
     return _ended(known, entry, row, reachable)
 
 
-def _ended(known, entry: ledger.Entry, row: slurm.Row | None, reachable: bool) -> ReportState:
+def _ended(
+    known: ledger.Ledger, entry: ledger.Entry, row: slurm.Row | None, reachable: bool
+) -> ReportState:
     task, job = f"{entry.job}_0", known.paths.job(entry.intent)
     failure = _failure(job)
     if row is None and failure is None and not reachable:
@@ -95,23 +100,23 @@ def _ended(known, entry: ledger.Entry, row: slurm.Row | None, reachable: bool) -
     if entry.job in known.cancelled_jobs and failure is None:
         return ReportState("cancelled", Cause("cancelled", "cancelled by `netpress cancel`"))
     setup, log = end_of(job.setup(task)), end_of(job.err(task))
-    found = cause(row, failure=failure, setup=setup, log=log, task=task)
+    why = cause(row, failure=failure, setup=setup, log=log, task=task)
     request = Request(
         entry.request["memory_gib"], entry.request["minutes"], tuple(entry.request["exclude"])
     )
-    return ReportState("failed", found, job.err(task) if log else None, request)
+    return ReportState("failed", why, job.err(task) if log else None, request)
 
 
 def _failure(job: paths.JobPaths) -> store.Failure | None:
     try:
         return store.read_failure(job.report)
-    except (Corrupt, OSError):  # then Slurm's records tell
+    except (Corrupt, OSError):  # then Slurm's records decide
         return None
 
 
 def _last(known: ledger.Ledger) -> ledger.Entry | None:
-    """The last thing sent, or the last report that was refused; None in ledgers of old versions,
-    whose reports did not say whether they were made."""
+    """The last entry that was submitted, or the last report that was refused; None in ledgers of
+    old versions, whose report jobs do not record whether the report was made."""
     for entry in reversed(known.entries.values()):
         if entry.ended is None or entry.kind == KIND:
             return entry if entry.reports else None
@@ -131,7 +136,7 @@ def _is_made(known: ledger.Ledger, entry: ledger.Entry) -> bool:
 
 
 def _ended_s(job: paths.JobPaths, entry: ledger.Entry) -> float:
-    """When the job said its last word; when it was sent, where it said none."""
+    """When the job wrote its last file; when it was submitted, where it wrote none."""
     for path in (job.report.failure, job.err(f"{entry.job}_0")):
         try:
             return path.stat().st_mtime
@@ -152,8 +157,8 @@ def end_of(path: Path) -> str:
 
 
 def require_writable(reports: Path, sweep: str) -> None:
-    """Raises UserError where a report of this sweep could not be written from here; leaves nothing
-    behind."""
+    """Raises UserError where a report of this sweep could not be written from here; leaves no
+    files behind."""
     report = paths.report(sweep, reports)
     for folder in (report.folder, report.tables, report.figures, report.artifacts):
         if os.path.lexists(folder) or folder is report.folder:
@@ -163,9 +168,9 @@ def require_writable(reports: Path, sweep: str) -> None:
 def _require_writable(folder: Path) -> None:
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     what = f"{folder}: the report cannot be written there"
-    remedy = "call this from a folder that you may write to"
+    remedy = "run this in a folder that you may write to"
     if not nearest.is_dir():
-        raise UserError(f"{what}, since {nearest} is no folder; remove it, or {remedy}")
+        raise UserError(f"{what}, since {nearest} is not a folder; remove it, or {remedy}")
     try:
         with tempfile.TemporaryDirectory(prefix=".netpress-probe-", dir=nearest):
             pass

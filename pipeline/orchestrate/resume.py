@@ -1,9 +1,10 @@
-"""Submit again what failed, with what its kind of failure asks for."""
+"""Submits failed cells again, with a request that depends on the kind of failure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from pipeline import store
 from pipeline.orchestrate import cluster as clusters
@@ -19,8 +20,7 @@ from pipeline.sweep import Cell, Sweep
 
 @dataclass
 class Choice:
-    """What is resumed, and how: requests by cell, and a line for people about each cell that
-    failed."""
+    """The cells to resume with their requests, and a line for the user about each failed cell."""
 
     named: frozenset[str]
     exceptions: bool
@@ -31,20 +31,21 @@ class Choice:
 def run(
     sweep: Sweep,
     work: Work,
-    data_root,
+    data_root: Path,
     cluster: Cluster,
     functions: JobFunctions,
     cells: Sequence[Cell] = (),
     exceptions: bool = False,
-) -> tuple[Batch, state.Found, Sent, list[str]]:
-    """As `submit.run`, and lines about the cells that failed: what each is given, or why it is not.
+) -> tuple[Batch, state.SweepState, Sent, list[str]]:
+    """As `submit.run`, with lines about the failed cells: the new request of each, or why there is
+    none.
 
     cells: only these and the bases that they need, whatever ended them. exceptions: also cells
     that an exception ended.
     """
     choice = Choice(frozenset(cell.id for cell in cells), exceptions)
 
-    def pick(states: state.Found) -> submit.Picked:
+    def pick(states: state.SweepState) -> submit.Picked:
         for cell_state in states.cells:
             _decide(choice, cell_state, states, work, cluster)
         return submit.Picked(
@@ -57,8 +58,14 @@ def run(
     return batch, states, sent, choice.decisions
 
 
-def _decide(choice: Choice, cell_state: state.CellState, states, work, cluster: Cluster) -> None:
-    """Note what the cell's next job asks for; nothing, where it is to have none."""
+def _decide(
+    choice: Choice,
+    cell_state: state.CellState,
+    states: state.SweepState,
+    work: Work,
+    cluster: Cluster,
+) -> None:
+    """Add the request of the cell's next job, if it gets one, and a line for the user."""
     cell, view = cell_state.cell, states.view
     if cell_state.state in ("done", "running") or (view and view.in_queue(cell.id)):
         return
@@ -73,7 +80,7 @@ def _decide(choice: Choice, cell_state: state.CellState, states, work, cluster: 
         return
     request = _last_request(cell, view, cluster)
     if (base := choice.requests.get(cell.base_id)) and cause.kind == "base_failed":
-        # It has not run yet, and needs about what its base turned out to need.
+        # It has not run yet, and needs about as much memory as its base.
         request = replace(request, memory_gib=max(request.memory_gib, base.memory_gib))
     profile = cluster.profile
     next_one = escalated(cause, request, profile.cap_gib, profile.cap_minutes)
@@ -95,8 +102,8 @@ def _decide(choice: Choice, cell_state: state.CellState, states, work, cluster: 
         )
 
 
-def _has_base(cell: Cell, choice: Choice, states: state.Found) -> bool:
-    """Whether the cell's base is there, or will be; true for a base itself."""
+def _has_base(cell: Cell, choice: Choice, states: state.SweepState) -> bool:
+    """Whether the cell's base is done, or will be; true for a base itself."""
     if cell.is_base or cell.base_id in choice.requests:
         return True
     base = states.by_id[cell.base_id]
@@ -104,26 +111,27 @@ def _has_base(cell: Cell, choice: Choice, states: state.Found) -> bool:
     return base.state in ("done", "running") or in_queue
 
 
-def _is_base_of(cell: Cell, choice: Choice, states: state.Found) -> bool:
-    """Whether a named cell stands on this one."""
+def _is_base_of(cell: Cell, choice: Choice, states: state.SweepState) -> bool:
+    """Whether this is the base of a cell that the user named."""
     return any(states.by_id[i].cell.base_id == cell.id for i in choice.named)
 
 
 def _cause(cell_state: state.CellState, work: Work, view: clusters.View | None) -> Cause:
-    """The cause by what SLURM knows, else by what the last attempt wrote down."""
+    """The cause by SLURM's records, else by the failure that the last attempt recorded."""
     cell = cell_state.cell
     if cell_state.state in ("missing", "waiting", "trained"):
         return Cause("lost", "")
     if view and view.task(cell.id) and not state.is_newer(cell, work, view):
         return view.cause(cell)
-    failure = clusters.failure_of(store.last_attempt(work.cell(cell.id)))
+    attempt = store.last_attempt(work.cell(cell.id))
+    failure = clusters.failure_of(attempt) if attempt else None
     if failure is None:  # it failed because its base did
         return Cause("base_failed", "")
     return Cause(failure.kind, "")
 
 
 def _last_request(cell: Cell, view: clusters.View | None, cluster: Cluster) -> Request:
-    """What its last job asked for; without one, what the profile says."""
+    """The request of its last job; without one, that of the profile."""
     at = view.last.get(cell.id) if view else None
     if at is None:
         return Request(cluster.profile.memory_gib, cluster.profile.minutes)
@@ -143,9 +151,9 @@ def _more(request: Request, given: Request) -> str:
 
 
 def lines(
-    batch: Batch, states: state.Found, sent: Sent, decisions: Sequence[str]
+    batch: Batch, states: state.SweepState, sent: Sent, decisions: Sequence[str]
 ) -> Iterator[submit.Line]:
-    """What was decided and submitted; not the advice to call `resume`, which this was."""
+    """The decisions and the submitted jobs, without the advice to call `resume`."""
     yield from map(submit.Line, decisions)
     for line in submit.lines(batch, states, sent):
         if line.kind is not submit.Kind.RESUME_HINT:

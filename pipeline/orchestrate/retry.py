@@ -1,7 +1,7 @@
-"""What follows from how a job ended, as data: RULES[kind] is all that `resume` knows.
+"""What to do after each kind of failure, as data: `resume` uses RULES[kind] alone.
 
-`cause` finds the kind from what there is, best evidence first: what the attempt wrote down, what
-the job's set-up wrote down, what Slurm says of the job, what its log says.
+`cause` determines the kind from the available evidence, the best first: the record of the attempt,
+the record of the job's set-up, Slurm's records of the job, its log.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ GIB = 1024**3
 
 @dataclass(frozen=True)
 class Rule:
-    """again: whether resume submits it without being asked twice. memory, minutes: what its request
-    is multiplied with. elsewhere: without the node that it ran on. advice: for people."""
+    """again: whether resume submits it by default. memory, minutes: factors for its request.
+    elsewhere: exclude the node that it ran on. advice: for the user."""
 
     again: bool
     memory: float = 1.0
@@ -31,8 +31,8 @@ class Rule:
 
 RULES = {
     "out_of_memory": Rule(True, memory=1.5),
-    "time_limit": Rule(True),  # it goes on from its checkpoint
-    "stuck": Rule(True, minutes=2.0),  # a whole job made nothing that could be kept
+    "time_limit": Rule(True),  # it continues from its checkpoint
+    "stuck": Rule(True, minutes=2.0),  # a whole job made no progress
     "node_failure": Rule(True, elsewhere=True),
     "preempted": Rule(True),
     "cancelled": Rule(True),
@@ -41,7 +41,7 @@ RULES = {
     "busy": Rule(True),
     "no_base": Rule(True),
     "base_failed": Rule(True),
-    "disk_full": Rule(True, advice="make room first"),
+    "disk_full": Rule(True, advice="free disk space first"),
     "not_requeued": Rule(True),
     "set_up": Rule(True, advice="correct the profile's `setup` first"),
     "gpu_out_of_memory": Rule(
@@ -51,9 +51,9 @@ RULES = {
     "invalid": Rule(False),
 }
 
-# Slurm's final states; one that is not here is shown as it is, and counts as `lost`.
+# Slurm's final states; any other is shown unchanged, and counts as `lost`.
 ENDED = {
-    "COMPLETED": "lost",  # without a result: the cell is not done, or nobody would ask
+    "COMPLETED": "lost",  # without a result: only cells that are not done get here
     "FAILED": "exception",
     "TIMEOUT": "time_limit",
     "DEADLINE": "time_limit",
@@ -70,8 +70,8 @@ ENDED = {
 OVER_LIMIT = re.compile(r"exceeded memory limit \((\d+) > (\d+)\)")
 OOM_KILL = re.compile(r"oom[-_ ]kill", re.IGNORECASE)
 NO_REQUEUE = re.compile(r"'scontrol', 'requeue'.* returned non-zero")
-# What a job leaves whose worker, srun or batch script was killed. Exit codes as sacct gives them,
-# CODE:SIGNAL; without accounting, the words of srun and slurmstepd.
+# Evidence that a job's worker, srun or batch script was killed: exit codes of sacct, CODE:SIGNAL;
+# without accounting, messages of srun and slurmstepd.
 BY_SIGNAL = re.compile(r"\d+:[1-9]\d*|(9|12|15|137|140|143):0")
 KILLED = re.compile(
     r"task \d+: (Killed|Terminated|User defined signal 2)|Force Terminated StepId"
@@ -81,7 +81,7 @@ KILLED = re.compile(
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a cell is not done: the kind decides what resume does, the reason is for people."""
+    """Why a cell is not done: the kind decides what resume does, the reason is for the user."""
 
     kind: str
     reason: str
@@ -105,10 +105,10 @@ def cause(
 ) -> Cause:
     """The cause of a cell's end.
 
-    row: what Slurm knows of its job, None for nothing. failure: what its attempt in this job wrote
-    down. setup: what the set-up wrote down. log: the end of the job's stderr. rounds: how often the
-    job started. progress: whether it published anything when it ran last. busy: who was at the cell
-    when this job came to it; empty for nobody.
+    row: Slurm's record of its job, or None. failure: the record of its attempt in this job. setup:
+    the error of the job's set-up. log: the end of the job's stderr. rounds: how often the job
+    started. progress: whether its last run published anything. busy: which process held the cell
+    when this job came to it; empty for none.
     """
     killed = failure is None or failure.kind == "killed"
     if killed and (memory := _out_of_memory(row, log)):
@@ -118,12 +118,12 @@ def cause(
     if setup:
         return Cause("set_up", setup)
     if busy:
-        return Cause("busy", f"{busy} when job {task} came to it")
+        return Cause("busy", f"{busy} when job {task} reached it")
     if row is None:
         return Cause(
             "lost",
-            f"job {task} is gone without a trace: cancelled while it was pending, "
-            "or its records are",
+            f"Slurm has no record of job {task}: it was cancelled while it was pending, "
+            "or its records were deleted",
         )
     return _from_state(row, log, rounds, progress)
 
@@ -136,20 +136,20 @@ def _from_state(row: Row, log: str, rounds: int, progress: bool) -> Cause:
     if row.state == "CANCELLED" and "Depend" in row.reason:
         return Cause("base_failed", "its base failed or was cancelled")
     requeues = f" after {rounds - 1} requeue{'s' if rounds > 2 else ''}" if rounds > 1 else ""
-    last = log.strip().splitlines()[-1][:300] if log.strip() else "and no word in its log"
+    last = log.strip().splitlines()[-1][:300] if log.strip() else "its log is empty"
     by = f" by {row.by}" if row.by else ""
     reasons = {
         "time_limit": f"time limit{requeues}: job {row.task} was ended by it",
-        "stuck": f"time limit: job {row.task} was ended by it before anything was finished that "
-        "another could go on from",
-        "not_requeued": f"time limit: Slurm did not take job {row.task} back: {last}",
+        "stuck": f"time limit: job {row.task} was ended by it before it made progress that "
+        "another could continue from",
+        "not_requeued": f"time limit: Slurm did not requeue job {row.task}: {last}",
         "killed": f"job {row.task} was killed from outside (exit code "
         f"{row.exit_code or 'unknown'}): {last}",
         "node_failure": f"node {row.nodes or 'unknown'} failed under job {row.task}{requeues}",
-        "preempted": f"preempted{requeues}, and not put into the queue again",
+        "preempted": f"preempted{requeues}, and not requeued",
         "cancelled": f"cancelled{by}",
         "exception": f"job {row.task} failed with exit code {row.exit_code or 'unknown'}: {last}",
-        "lost": f"job {row.task} completed, and left no result: {last}",
+        "lost": f"job {row.task} completed without a result: {last}",
         "out_of_memory": "out of memory",
     }
     return Cause(kind, reasons[kind], row.nodes)
@@ -167,39 +167,39 @@ def _kind(row: Row, log: str, progress: bool) -> str | None:
 
 
 def _out_of_memory(row: Row | None, log: str) -> str | None:
-    """`out of memory: 41.2 of 40 GiB` where that is how it ended."""
+    """`out of memory: 41.2 of 40 GiB` where that was the cause, else None."""
     if match := OVER_LIMIT.search(log):
         return out_of_memory(int(match[1]), int(match[2]))
     if row is None or not (row.state == "OUT_OF_MEMORY" or OOM_KILL.search(log)):
         return None
-    if not row.asked_bytes:
+    if not row.requested_bytes:
         return "out of memory"
-    # The kernel ended it when all of that was in use; samples taken now and then say less.
-    return out_of_memory(max(row.peak_bytes, row.asked_bytes), row.asked_bytes)
+    # The kernel killed it when all of that was in use; periodic samples show less.
+    return out_of_memory(max(row.peak_bytes, row.requested_bytes), row.requested_bytes)
 
 
-def out_of_memory(used: int, limit: int) -> str:
+def out_of_memory(used: float, limit: float) -> str:
     return f"out of memory: {used / GIB:.1f} of {_gib(limit)} GiB"
 
 
-def _gib(size: int) -> str:
+def _gib(size: float) -> str:
     return f"{size / GIB:.3g}"
 
 
 def escalated(
-    cause: Cause, asked: Request, cap_gib: int, cap_minutes: int | None = None
+    cause: Cause, request: Request, cap_gib: int, cap_minutes: int | None = None
 ) -> Request | str:
-    """What to ask for next time, or why there is no next time."""
+    """The request of the next job, or why there is none."""
     rule = cause.rule
-    memory = max(asked.memory_gib, min(cap_gib, math.ceil(asked.memory_gib * rule.memory)))
-    if rule.memory > 1 and memory == asked.memory_gib:
-        return f"it had {asked.memory_gib} GiB already, the profile's memory_cap_gib"
-    minutes = math.ceil(asked.minutes * rule.minutes)
+    memory = max(request.memory_gib, min(cap_gib, math.ceil(request.memory_gib * rule.memory)))
+    if rule.memory > 1 and memory == request.memory_gib:
+        return f"it had {request.memory_gib} GiB already, the profile's memory_cap_gib"
+    minutes = math.ceil(request.minutes * rule.minutes)
     if cap_minutes:
-        minutes = max(asked.minutes, min(cap_minutes, minutes))
-    if rule.minutes > 1 and minutes == asked.minutes:
-        return f"it had {asked.minutes} minutes already, the profile's minutes_cap"
-    exclude = asked.exclude
+        minutes = max(request.minutes, min(cap_minutes, minutes))
+    if rule.minutes > 1 and minutes == request.minutes:
+        return f"it had {request.minutes} minutes already, the profile's minutes_cap"
+    exclude = request.exclude
     if rule.elsewhere and cause.node and cause.node not in exclude:
         exclude = (*exclude, cause.node)
     return Request(memory, minutes, exclude)

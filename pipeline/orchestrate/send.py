@@ -1,11 +1,11 @@
-"""Sends a batch, each array in the ledger before it goes out, and settles what is unclear.
+"""Submits a batch, each array recorded in the ledger before, and settles open intents.
 
-What is certain after a kill, by the last line of the ledger about an array:
+The state after a kill, by the last line of the ledger about an array:
 
-    no line       nothing of it was sent
-    intent        open: its name is looked for in the queue, and in accounting where it is not there
-    submitted     sent
-    refused       Slurm said no; nothing of it was sent
+    no line       it was not submitted
+    intent        open: its name is looked for in the queue
+    submitted     it was submitted
+    refused       Slurm refused it; it was not submitted
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from pipeline.orchestrate.batch import REPORT, Batch, Prepared, dependency, slur
 from pipeline.orchestrate.graph import Array
 from pipeline.terminal import sentence
 
-GHOST_S = 3.0  # how long a controller that hung may take to execute what it had received
+GHOST_S = 3.0  # how long a hung controller may take to process earlier requests
 SEND_PAUSES_S = (2.0, 5.0, 15.0)
+
+FunctionOf = Callable[[Prepared], Any]  # what the jobs of an array call
 
 
 @dataclass(frozen=True)
 class JobFunctions:
-    """What jobs call, passed in by who stands above: `cells` makes the function of an array of
-    cells, `report` that of the report. Importable by name, so that the pickle holds nothing else.
+    """What jobs call, passed in from above: `cells` makes the function of an array of cells,
+    `report` that of the report. Importable by name, so that the pickle contains nothing else.
     """
 
     cells: Callable[..., Any]
@@ -40,26 +42,27 @@ class JobFunctions:
 
 @dataclass
 class Sent:
-    """What was sent, job ids by the jobs' names, and what kept the rest from being sent."""
+    """The submitted jobs, ids by name, and the error that prevented the rest."""
 
     jobs: dict[str, int] = field(default_factory=dict)
     problem: UserError | None = None
 
     def check(self) -> None:
-        """Raises UserError, of the problem's own kind, where something was not sent."""
+        """Raises UserError, of the problem's own type, where something was not submitted."""
         if self.problem:
             jobs = ", ".join(map(str, self.jobs.values())) or "nothing"
-            message = f"{self.problem} (submitted: {jobs}; the same command sends the rest)"
+            message = f"{self.problem} (submitted: {jobs}; the same command submits the rest)"
             raise type(self.problem)(message) from self.problem
 
 
 def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions) -> Sent:
     """Submit every array of the batch, with the ledger's lock held.
 
-    What Slurm refuses, and what would wait for that, is left out, and the report waits for the
-    others. Where Slurm does not answer, nothing more is sent.
+    Arrays that Slurm refuses, and those that depend on them, are skipped; the report waits for the
+    others. If Slurm does not answer, nothing more is submitted.
     """
-    sent, lacking = Sent(), set()
+    sent = Sent()
+    lacking: set[str] = set()
     function_of = partial(_function, batch, functions)
     for item in batch.prepared:
         if item.array.name == REPORT and lacking:
@@ -81,23 +84,31 @@ def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions) -> Sent:
 
 
 def _waits_for(array: Array) -> set[str]:
-    """Names of arrays and ids of jobs, whole or by one task of them."""
+    """Names of arrays and ids of jobs that it depends on, completely or by one task."""
     return {*array.after, *(on.rpartition("_")[0] for on in array.after)}
 
 
 def _after_others(batch: Batch, report: Prepared, lacking: set[str]) -> Prepared:
-    """The report's job, which does not wait for the arrays that are lacking."""
+    """The report's job without its dependency on the arrays that were not submitted."""
     from pipeline.orchestrate import executor
 
     after = tuple(on for on in report.array.after if on not in lacking)
     array = replace(report.array, after=after)
     names = {item.array.name: item.name for item in batch.prepared}
-    wants = slurm_request(array, batch.cluster, report.name, report.job, dependency(array, names))
-    return replace(report, array=array, script=executor.script(wants))
+    job_request = slurm_request(
+        array, batch.cluster, report.name, report.job, dependency(array, names)
+    )
+    return replace(report, array=array, script=executor.script(job_request))
 
 
-def _send_somewhere(batch: Batch, item: Prepared, jobs, known, function_of) -> int:
-    """`_send`; where Slurm has no node but those that are to be left out, on one of them."""
+def _send_somewhere(
+    batch: Batch,
+    item: Prepared,
+    jobs: Mapping[str, int],
+    known: ledger.Ledger,
+    function_of: FunctionOf,
+) -> int:
+    """`_send`; without `exclude` where Slurm has no nodes but the excluded ones."""
     try:
         return _send(batch, item, jobs, known, function_of)
     except slurm.Refused as refused:
@@ -106,7 +117,7 @@ def _send_somewhere(batch: Batch, item: Prepared, jobs, known, function_of) -> i
             raise
     nodes = ",".join(exclude)
     print(
-        f"netpress: Slurm has no node but {nodes} for {item.array.name}: not left out",
+        f"netpress: Slurm has no node but {nodes} for {item.array.name}: not excluded",
         file=sys.stderr,
     )
     script = item.script.replace(f"#SBATCH --exclude={nodes}\n", "")
@@ -114,7 +125,13 @@ def _send_somewhere(batch: Batch, item: Prepared, jobs, known, function_of) -> i
     return _send(batch, replace(item, script=script, array=anywhere), jobs, known, function_of)
 
 
-def _send(batch: Batch, item: Prepared, jobs: Mapping[str, int], known, function_of) -> int:
+def _send(
+    batch: Batch,
+    item: Prepared,
+    jobs: Mapping[str, int],
+    known: ledger.Ledger,
+    function_of: FunctionOf,
+) -> int:
     from pipeline.orchestrate import executor
 
     script = item.script
@@ -160,14 +177,14 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
 
 
 def _submitted(item: Prepared, known: ledger.Ledger) -> int:
-    """sbatch, until it is known what became of it: one that timed out may have made its job."""
+    """Call sbatch until the outcome is known: a call that timed out may have created the job."""
     since = known.entries[item.intent].at
     for pause_s in (*SEND_PAUSES_S, None):
         try:
             return slurm.sbatch(item.job.script)
         except slurm.Unreachable as error:
-            said = sentence(f"{error}; looking whether the job is there")
-            print(f"netpress: {said}", file=sys.stderr)
+            message = sentence(f"{error}; checking whether the job was submitted")
+            print(f"netpress: {message}", file=sys.stderr)
             job = _look(item.name, since)
             if job is not None:
                 return job
@@ -178,8 +195,8 @@ def _submitted(item: Prepared, known: ledger.Ledger) -> int:
 
 
 def _look(name: str, since: str) -> int | None:
-    """The job of this name, submitted since then. Asked twice: a controller that hung executes
-    what it had received when it wakes, maybe after it answers us."""
+    """The job of this name, submitted since then. Looks twice: a hung controller may process
+    earlier requests only after it has answered."""
     for pause_s in (GHOST_S, 0):
         job = slurm.find(slurm.squeue(patient=True), name, since)
         if job is not None:
@@ -192,8 +209,8 @@ def settle(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
     """Close every open intent: submitted, where a job has its name; void, where none has.
 
     Only with the lock held, so that the submitter of an open intent is dead, and only with rows
-    from a controller that answered. A job that ended and left the queue is no reason to keep an
-    intent open: nothing of it runs any more, and its cells tell by themselves if they are done.
+    from a controller that answered. An intent whose job has left the queue is closed, too: it does
+    not run any more, and its cells' folders show whether they are done.
     """
     for entry in [entry for entry in known.entries.values() if entry.open]:
         job = slurm.find(rows, entry.name, entry.at)

@@ -1,8 +1,8 @@
-"""The only place that calls squeue, sacct, sbatch, scancel and scontrol.
+"""The only module that calls squeue, sacct, sbatch, scancel and scontrol.
 
-Every call is one process, counted in CALLS, with a time limit of its own. Whatever Slurm prints is
-parsed here, so that the rest of netpress sees rows and two kinds of errors: Refused (final, with
-Slurm's own words) and Unreachable (the controller or the database did not answer).
+Every call is one process, counted in CALLS, with a timeout. Slurm's output is parsed here, so that
+the rest of netpress sees rows and two kinds of errors: Refused (final, with Slurm's message) and
+Unreachable (the controller or the database did not answer).
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 from pipeline.errors import UserError
 from pipeline.terminal import sentence
 
 CALLS: Counter[str] = Counter()
-TIMEOUT_S = 30.0  # the clients themselves give a dead controller up after 9 s, a hung one after 10
+TIMEOUT_S = (
+    30.0  # the clients themselves time out after 9 s for a dead controller, 10 s for a hung one
+)
 PAUSES_S = (1.0, 3.0, 9.0, 20.0)
 
-# What Slurm's clients say when the controller is away, busy or restarting. All else is final.
+# Messages of Slurm's clients while the controller is away, busy or restarting. All others are
+# final.
 TRANSIENT = re.compile(
     r"Unable to contact slurm controller|Socket timed out|Connection (refused|timed out|reset)"
     r"|Communication connection failure|Transport endpoint is not connected|Zero Bytes were"
@@ -38,22 +42,22 @@ TRANSIENT = re.compile(
 )
 GONE = "Invalid job id specified"
 CLOCKS_APART = timedelta(minutes=5)
-NO_NODE = "node configuration is not available"  # no node has all that is asked for
-MARK = "\x1f"  # between the fields of squeue and sacct; a `|` may stand in a job's name
+NO_NODE = "node configuration is not available"  # no node has all that is requested
+MARK = "\x1f"  # between the fields of squeue and sacct; a job's name may contain `|`
 
 
 class Refused(UserError):
-    """Slurm said no, and will say so again: its own words."""
+    """Slurm refused the request, finally; has Slurm's message."""
 
 
 class Unreachable(UserError):
-    """Slurm did not answer; what was asked may still have been done."""
+    """Slurm did not answer; the request may have been executed all the same."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One task of an array as squeue or sacct has it. `job` is the array's id, `index` the task's
-    (None: a job that is no array). Memory in bytes, 0 where Slurm did not say."""
+    """One task of an array as squeue or sacct lists it. `job` is the array's id, `index` the task's
+    (None: the job is not an array). Memory in bytes, 0 where Slurm does not report it."""
 
     job: int
     index: int | None
@@ -64,10 +68,10 @@ class Row:
     submitted: str = ""
     exit_code: str = ""
     peak_bytes: int = 0
-    asked_bytes: int = 0
+    requested_bytes: int = 0
     elapsed_s: int = 0
     by: str = ""  # who cancelled it
-    after: str = ""  # what it still waits for: `aftercorr:12_*(unfulfilled)`
+    after: str = ""  # remaining dependencies: `aftercorr:12_*(unfulfilled)`
 
     @property
     def task(self) -> str:
@@ -80,82 +84,82 @@ def available() -> bool:
 
 
 def user() -> str:
-    """Who we are to Slurm. Not by $USER, which after `su` may still be somebody else: we would ask
-    for that one's jobs, and take our own for gone."""
+    """Our user name in Slurm. Not from $USER, which after `su` may still be another user: we would
+    list that user's jobs, and treat our own as gone."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # no such entry on this machine: squeue takes the number as well
+    except KeyError:  # not in the user database of this machine: squeue takes the number, too
         return str(os.getuid())
 
 
-# --- asking ----------------------------------------------------------------------------------
+# --- queries ---------------------------------------------------------------------------------
 
 
 def squeue(owner: str | None = None, patient: bool = False) -> list[Row]:
-    """Every job of `owner` that the controller knows, ended ones (for MinJobAge) too: one call.
+    """Every job of `owner` that the controller knows, also ended ones (for MinJobAge): one call.
 
-    Raises Unreachable. `patient`: asks again, with growing pauses, before that.
+    Raises Unreachable. `patient`: retries, with growing pauses, before that.
     """
     fields = ("%F", "%K", "%T", "%r", "%N", "%V", "%E", "%j")
     command = ["squeue", "--noheader", "--states=all", f"--user={owner or user()}"]
-    text = _ask([*command, "--format=" + MARK.join(fields)], patient)
+    text = _output([*command, "--format=" + MARK.join(fields)], patient)
     return [row for line in text.splitlines() for row in _queue_rows(line)]
 
 
 def sacct(jobs: Iterable[int]) -> list[Row]:
-    """What accounting knows of these jobs, the last run of each task: one call for all of them.
+    """Accounting records of these jobs, the last run of each task: one call for all of them.
 
     Raises Unreachable where the database does not answer, Refused where there is no accounting.
     """
     fields = "JobID,State,Reason,NodeList,ExitCode,MaxRSS,ReqMem,ElapsedRaw,JobName"
     ids = ",".join(map(str, sorted(set(jobs))))
     command = ["sacct", "--noheader", "--parsable2", f"--delimiter={MARK}", "--allusers"]
-    return _accounted(_ask([*command, f"--format={fields}", f"--jobs={ids}"], patient=False))
+    return _accounted(_output([*command, f"--format={fields}", f"--jobs={ids}"], patient=False))
 
 
 def config() -> dict[str, str]:
     """The controller's settings (`scontrol show config`), such as MaxArraySize."""
-    found = {}
-    for line in _ask(["scontrol", "show", "config"], patient=False).splitlines():
+    settings = {}
+    for line in _output(["scontrol", "show", "config"], patient=False).splitlines():
         key, equals, value = line.partition("=")
         if equals:
-            found[key.strip()] = value.strip()
-    return found
+            settings[key.strip()] = value.strip()
+    return settings
 
 
 def associations() -> list[str]:
-    """What accounting allows this user, a line an account: its QOS and its limits on jobs."""
+    """The user's accounts in accounting, one line each: the QOS and the limits on jobs."""
     fields = ("Account", "Partition", "QOS", "MaxJobs", "MaxSubmit")
     return _accounts("assoc", fields, f"user={user()}")
 
 
 def qualities(names: Sequence[str]) -> list[str]:
-    """The limits of these QOS, or of all, a line each: `Name public, MaxSubmitPU 8`."""
+    """The limits of these QOS, or of all, one line each: `Name public, MaxSubmitPU 8`."""
     fields = ("Name", "MaxSubmitPU", "MaxJobsPU", "MaxWall", "MaxTRESPU", "Preempt", "PreemptMode")
     return _accounts("qos", fields, *([f"name={','.join(names)}"] if names else []))
 
 
 def _accounts(what: str, fields: Sequence[str], *which: str) -> list[str]:
     command = ["sacctmgr", "--noheader", "--parsable2", "show", what, *which]
-    found = []
-    for line in _ask([*command, f"format={','.join(fields)}"], patient=False).splitlines():
+    accounts = []
+    for line in _output([*command, f"format={','.join(fields)}"], patient=False).splitlines():
         pairs = zip(fields, line.split("|"), strict=False)
-        found.append(", ".join(f"{key} {value}" for key, value in pairs if value))
-    return found
+        accounts.append(", ".join(f"{key} {value}" for key, value in pairs if value))
+    return accounts
 
 
 def partition(name: str | None) -> dict[str, str]:
     """Settings of a partition, of the default one for None: MaxTime, State, PreemptMode, ..."""
     command = ["scontrol", "--oneliner", "show", "partition", *([name] if name else [])]
-    for line in _ask(command, patient=False).splitlines():
-        found = dict(part.partition("=")[::2] for part in line.split())
-        if name or found.get("Default") == "YES":
-            return found
+    for line in _output(command, patient=False).splitlines():
+        settings = dict(part.partition("=")[::2] for part in line.split())
+        if name or settings.get("Default") == "YES":
+            return settings
     return {}
 
 
 def ping() -> bool:
-    """Whether the controller answers; at once, where the other commands would hang for 9 s."""
+    """Whether the controller answers; returns at once, where other commands would hang for 9 s."""
     try:
         return "is UP" in _run(["scontrol", "ping"]).stdout
     except Unreachable:
@@ -163,7 +167,7 @@ def ping() -> bool:
 
 
 def wait_until_up(seconds: float) -> bool:
-    """Asks until the controller answers, for at most `seconds`."""
+    """Waits until the controller answers, for at most `seconds`."""
     deadline = time.monotonic() + seconds
     while not (up := ping()) and time.monotonic() < deadline:
         time.sleep(2)
@@ -171,11 +175,11 @@ def wait_until_up(seconds: float) -> bool:
 
 
 def is_working(task: str) -> bool:
-    """Whether the job or task `12_3` may be at work now; true also where Slurm does not answer, or
-    says what is not known here."""
+    """Whether the job or task `12_3` may be running now; true also where Slurm does not answer, or
+    reports a state that is not known here."""
     command = ["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={task}"]
     try:
-        text = _ask(command, patient=True)
+        text = _output(command, patient=True)
     except UserError as error:
         return GONE not in str(error)
     states = {state.strip() for state in text.splitlines()} - {""}
@@ -183,16 +187,17 @@ def is_working(task: str) -> bool:
 
 
 def seconds_left(task: str) -> int | None:
-    """Until the time limit of a job that runs; None where Slurm does not say."""
+    """Seconds until the time limit of a running job; None where Slurm does not report it."""
     command = ["squeue", "--noheader", "--states=all", "--format=%L", f"--jobs={task}"]
     try:
-        return _seconds(_ask(command, patient=False).strip())
+        return _seconds(_output(command, patient=False).strip())
     except UserError:
         return None
 
 
 def _seconds(text: str) -> int | None:
-    """`2-03:04:05`, `3:04:05`, `4:05`, as squeue gives times; None for UNLIMITED and the like."""
+    """`2-03:04:05`, `3:04:05`, `4:05`, as squeue prints times; None for UNLIMITED and similar
+    values."""
     match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)", text)
     if match is None:
         return None
@@ -202,7 +207,7 @@ def _seconds(text: str) -> int | None:
 
 def find(rows: Iterable[Row], name: str, since: str) -> int | None:
     """The job with this name that is not older than its intent; an older one belongs to a work root
-    that was removed since. The controller's clock may differ; munge allows no more than this."""
+    that was deleted since. The controller's clock may differ; munge allows at most CLOCKS_APART."""
     earliest = (datetime.fromisoformat(since) - CLOCKS_APART).isoformat(timespec="seconds")
     for row in rows:
         if row.name == name and (not row.submitted or row.submitted >= earliest):
@@ -210,24 +215,24 @@ def find(rows: Iterable[Row], name: str, since: str) -> int | None:
     return None
 
 
-# --- telling ---------------------------------------------------------------------------------
+# --- commands --------------------------------------------------------------------------------
 
 
 def sbatch(script: Path) -> int:
-    """Submit the script; the job's id.
+    """Submit the script; returns the job's id.
 
-    Raises Refused (nothing was submitted), or Unreachable: then the job may exist all the same, and
-    has to be looked for by its name before anything is submitted again.
+    Raises Refused (nothing was submitted), or Unreachable: then the job may exist all the same, so
+    look for its name before anything is submitted again.
     """
-    said = _ask(["sbatch", "--parsable", str(script)], patient=False)
-    match = re.match(r"(\d+)", said.strip().splitlines()[-1] if said.strip() else "")
+    output = _output(["sbatch", "--parsable", str(script)], patient=False)
+    match = re.match(r"(\d+)", output.strip().splitlines()[-1] if output.strip() else "")
     if match is None:
-        raise Unreachable(f"sbatch gave no job id, but said {said.strip()!r}")
+        raise Unreachable(f"sbatch printed no job id, but {output.strip()!r}")
     return int(match[1])
 
 
 def check(script: Path) -> str:
-    """What `sbatch --test-only` says of the script: when it would start; raises Refused."""
+    """The answer of `sbatch --test-only`, when the script would start; raises Refused."""
     ended = _run(["sbatch", "--test-only", str(script)])
     if ended.returncode:
         raise _error("sbatch", ended)
@@ -235,13 +240,13 @@ def check(script: Path) -> str:
 
 
 def scancel(tasks: Sequence[str]) -> None:
-    """Cancel jobs and tasks (`12`, `12_3`, `12_[3-5]`); ended and unknown ones are no error."""
+    """Cancel jobs and tasks (`12`, `12_3`, `12_[3-5]`); ended and unknown ones are not an error."""
     if tasks:
-        _ask(["scancel", *tasks], patient=True)
+        _output(["scancel", *tasks], patient=True)
 
 
-def _ask(command: Sequence[str], patient: bool) -> str:
-    """Standard output of the command; transient failures are tried again if `patient`."""
+def _output(command: Sequence[str], patient: bool) -> str:
+    """Standard output of the command; retries after transient failures if `patient`."""
     for pause_s in (*PAUSES_S, None) if patient else (None,):
         try:
             ended = _run(command)
@@ -252,8 +257,8 @@ def _ask(command: Sequence[str], patient: bool) -> str:
             error = unreachable
         if pause_s is None or not isinstance(error, Unreachable):
             raise error
-        said = sentence(f"{error}; trying again in {pause_s:.0f} s")
-        print(f"netpress: {said}", file=sys.stderr)
+        message = sentence(f"{error}; retrying in {pause_s:.0f} s")
+        print(f"netpress: {message}", file=sys.stderr)
         time.sleep(pause_s)
     raise AssertionError("the last pass either returned or raised")
 
@@ -275,12 +280,13 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
             f"{command[0]} is not on PATH: this machine has no Slurm; `netpress run` needs none"
         ) from None
     except subprocess.TimeoutExpired:
-        raise Unreachable(f"{command[0]} gave no answer within {TIMEOUT_S:.0f} s") from None
+        raise Unreachable(f"{command[0]} did not answer within {TIMEOUT_S:.0f} s") from None
 
 
 def environment() -> dict[str, str]:
-    """Ours, without what would override a script's own lines (SBATCH_PARTITION) or describe the job
-    that we are called in (SLURM_MEM_PER_NODE); with whole task lists instead of `1-3,5,...`."""
+    """Our environment without variables that override lines of a script (SBATCH_PARTITION) or
+    describe the job in which we run (SLURM_MEM_PER_NODE), with complete task lists instead of
+    `1-3,5,...`."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -292,27 +298,27 @@ def environment() -> dict[str, str]:
 
 
 def _error(name: str, ended: subprocess.CompletedProcess[str]) -> UserError:
-    said = f"{ended.stderr}\n{ended.stdout}"
-    words = _words(said) or f"exit code {ended.returncode} and no word"
-    if TRANSIENT.search(said):
+    output = f"{ended.stderr}\n{ended.stdout}"
+    words = _words(output) or f"exit code {ended.returncode} and no message"
+    if TRANSIENT.search(output):
         return Unreachable(f"{name} could not reach Slurm: {words}")
     return Refused(f"{name}: {words}")
 
 
-def _words(said: str) -> str:
-    """What Slurm said as one line: without its prefixes, what it repeats once."""
+def _words(output: str) -> str:
+    """Slurm's message as one line, without prefixes and repeated lines."""
     lines = [
         re.sub(r"^(\w+: )?(error|fatal|allocation failure): ", "", line.strip())
-        for line in said.splitlines()
+        for line in output.splitlines()
     ]
     return "; ".join(dict.fromkeys(line for line in lines if line))
 
 
-# --- reading ---------------------------------------------------------------------------------
+# --- parsing ---------------------------------------------------------------------------------
 
-# States in which a job is still in the queue, and what they are for a cell. One that is not here is
-# shown as it is: its job may come back, so its cell is neither done nor free to be submitted.
-IN_QUEUE = {
+# States of jobs in the queue, and the state of their cells. Any other is shown unchanged: its job
+# may come back, so its cell is neither done nor free to be submitted.
+IN_QUEUE: Mapping[str, Literal["queued", "running"]] = {
     "PENDING": "queued",
     "REQUEUED": "queued",
     "REQUEUE_FED": "queued",
@@ -356,23 +362,25 @@ def _queue_rows(line: str) -> Iterator[Row]:
 
 
 def expanded(indices: str) -> Iterable[int | None]:
-    """`5-8,10%4` -> 5 6 7 8 10; `N/A`, of a job that is no array, -> None."""
+    """`5-8,10%4` -> 5 6 7 8 10; `N/A`, for a job that is not an array, -> None."""
     text = indices.strip().strip("[]").partition("%")[0]
     if not text or not text[0].isdigit():
         return (None,)
-    found: list[int | None] = []
+    numbers: list[int | None] = []
     for part in text.split(","):
         span, _, step = part.partition(":")
         first, _, last = span.partition("-")
-        found += range(int(first), int(last or first) + 1, int(step or 1))
-    return found
+        numbers += range(int(first), int(last or first) + 1, int(step or 1))
+    return numbers
 
 
 def _accounted(text: str) -> list[Row]:
-    """Rows of sacct: a job's own line comes before those of its steps, which have the memory."""
+    """Rows of sacct: a job's line comes before those of its steps, which have the memory."""
     rows: dict[str, list[Row]] = {}
     for line in text.splitlines():
-        spelled, state, reason, nodes, exit_code, peak, asked, elapsed, name = line.split(MARK, 8)
+        spelled, state, reason, nodes, exit_code, peak, requested, elapsed, name = line.split(
+            MARK, 8
+        )
         if "." in spelled:
             task = spelled.partition(".")[0]
             rows[task] = [_with_step(row, _bytes(peak), exit_code) for row in rows.get(task, [])]
@@ -390,17 +398,19 @@ def _accounted(text: str) -> list[Row]:
                 "",
                 exit_code,
                 0,
-                _bytes(asked),
+                _bytes(requested),
                 int(elapsed or 0),
                 by,
             )
             for index in expanded(indices)
         ]
-    return [row for found in rows.values() for row in found]
+    return [row for of_task in rows.values() for row in of_task]
 
 
 def _with_step(row: Row, peak: int, exit_code: str) -> Row:
-    ran_out = exit_code.endswith(":125") and row.state == "FAILED"  # of a step that srun started
+    ran_out = (
+        exit_code.endswith(":125") and row.state == "FAILED"
+    )  # the exit code of a step that srun started
     return replace(
         row,
         peak_bytes=max(row.peak_bytes, peak),

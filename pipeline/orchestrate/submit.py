@@ -1,6 +1,6 @@
-"""A sweep to SLURM: what is missing of it, as arrays, each in the ledger before it is sent.
+"""Submits the missing cells of a sweep to SLURM, as arrays, each recorded in the ledger before.
 
-Killed at any point and called again, `submit` sends exactly what is missing (see send.py).
+Killed at any time and called again, `submit` submits exactly what is missing (see send.py).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import paths
 from pipeline.errors import UserError
@@ -35,12 +36,12 @@ class Kind(enum.Enum):
     """What a line about a submission is for."""
 
     RESULT = enum.auto()
-    RESUME_HINT = enum.auto()  # which command takes care of the cells that ended
+    RESUME_HINT = enum.auto()  # which command resumes the cells that ended
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line for people."""
+    """One line for the user."""
 
     text: str
     kind: Kind = Kind.RESULT
@@ -48,7 +49,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Picked:
-    """Which cells to submit, and what each asks for."""
+    """Which cells to submit, and the request of each."""
 
     wanted: Callable[[state.CellState], bool]
     request: Callable[[Cell], Request]
@@ -62,16 +63,16 @@ def run(
     cluster: Cluster,
     functions: JobFunctions,
     *,
-    pick: Callable[[state.Found], Picked] | None = None,
-) -> tuple[Batch, state.Found, Sent]:
-    """Send what is missing of the sweep, or what is picked; (what, the states before, what of it
-    was sent).
+    pick: Callable[[state.SweepState], Picked] | None = None,
+) -> tuple[Batch, state.SweepState, Sent]:
+    """Submit the missing cells of the sweep, or those that are picked; returns (the batch, the
+    states before, what was submitted).
 
-    Raises UserError before anything is sent where data is missing, or where images are others than
-    those that results were made of; Unreachable where the queue cannot be seen, since then nobody
-    knows what is in it.
+    Raises UserError before anything is submitted where data is missing, or where images changed
+    since results were made; Unreachable where the queue cannot be read, since it is then not known
+    what is in it.
     """
-    from pipeline.orchestrate import local  # here: plan needs no workers
+    from pipeline.orchestrate import local  # here, since `plan` needs no workers
 
     _require_roots(cluster, work)
     with ledger.locked(work.sweep(sweep.name)) as known:
@@ -97,13 +98,13 @@ def run(
             report_job.require_writable(batch.reports, sweep.name)
             submitted.remember(sweep, work)
         sent = send(batch, known, functions)
-        if sent.jobs and states.view:  # they would build the report before the new jobs are done
+        if sent.jobs and states.view:  # they would build the report too early
             slurm.scancel(list(map(str, states.view.alive_reports)))
     return batch, states, sent
 
 
 def planned(sweep: Sweep, work: paths.Work, data_root: Path, cluster: Cluster) -> plan.Plan:
-    """What `run` would send now, with the cost; touches nothing."""
+    """What `run` would submit now, with the cost; writes nothing."""
     states = state.find(sweep, work)
     known = states.view.known if states.view else ledger.read(work.sweep(sweep.name))
     batch = make(sweep, work, data_root, cluster, states, known, choose(sweep, states, is_missing))
@@ -127,7 +128,7 @@ def _on(names: Mapping[str, str], array: Array) -> Iterator[str]:
         yield names.get(on) or names.get(on.rpartition("_")[0]) or on
 
 
-def _cost(batch: Batch, work: paths.Work, cluster: Cluster) -> dict:
+def _cost(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
     """GPU-hours, fair-share charge and wall time of a batch, for plan.Plan."""
     profile = cluster.profile
     guess = estimated(batch.sweep, work, cluster)
@@ -152,8 +153,8 @@ def _cost(batch: Batch, work: paths.Work, cluster: Cluster) -> dict:
     }
 
 
-def lines(batch: Batch, states: state.Found, sent: Sent) -> Iterator[Line]:
-    """What was submitted, for people."""
+def lines(batch: Batch, states: state.SweepState, sent: Sent) -> Iterator[Line]:
+    """What was submitted, as lines for the user."""
     called = plan.quoted(batch.sweep)
     for item in batch.prepared:
         cells, job = len(item.array.cells), sent.jobs.get(item.name)
@@ -170,20 +171,20 @@ def lines(batch: Batch, states: state.Found, sent: Sent) -> Iterator[Line]:
         yield Line("Nothing to submit.")
     if waiting := _held_back(batch, states):
         yield Line(
-            f"{waiting} cell{'s' * (waiting != 1)} not sent: the base is being made outside of "
-            f"SLURM now; `netpress submit {called}` sends them when it is done"
+            f"{waiting} cell{'s' * (waiting != 1)} not submitted: the base is being made outside "
+            f"of SLURM now; `netpress submit {called}` submits them when it is done"
         )
     left = Counter(s.state for s in states.cells if s.state in ("failed", "cancelled"))
     if left:
         counts = ", ".join(f"{count} {name}" for name, count in left.items())
-        text = f"{counts}: `netpress resume {called}` takes care of them"
+        text = f"{counts}: `netpress resume {called}` submits them again"
         yield Line(text, Kind.RESUME_HINT)
     if sent.jobs:
-        yield Line(f"`netpress status {called}` tells how it goes; you may log out")
+        yield Line(f"`netpress status {called}` shows the progress; you may log out")
 
 
-def _held_back(batch: Batch, states: state.Found) -> int:
-    """How many cells are left for later, as a process that is no job works on their base."""
+def _held_back(batch: Batch, states: state.SweepState) -> int:
+    """How many cells were not submitted because a process outside of SLURM makes their base."""
     sent = {cell for item in batch.prepared for cell in item.array.cells}
     return sum(
         states.by_id[s.cell.base_id].state == "running"
@@ -196,11 +197,12 @@ def _held_back(batch: Batch, states: state.Found) -> int:
 
 
 def _require_roots(cluster: Cluster, work: paths.Work) -> None:
-    """The profile's own work root, unless the user chose another one: compute nodes see that."""
+    """Raises UserError where the profile's work root, which compute nodes see, is not used here,
+    unless the user chose another one."""
     root = cluster.profile.work
     if root and not os.environ.get("NETPRESS_WORK") and paths.work_root(root) != work.root:
         raise UserError(
-            f"profile {cluster.name}: work: {root} cannot be made on this machine; run this on "
+            f"profile {cluster.name}: work: {root} cannot be created on this machine; run this on "
             "the cluster's login node, or give another one with --set work=FOLDER"
         )
 

@@ -1,7 +1,7 @@
-"""The profile that a sweep was submitted with last, for commands that name none.
+"""The profile with which a sweep was last submitted, for commands that name none.
 
-Each intent in the ledger has it. The ledger lies in a work root that the profile may name, so the
-default work root keeps a list of those that a sweep was submitted in: roots.json.
+Each intent in the ledger contains it. The ledger is in a work root that the profile may name, so
+the default work root has a list of the work roots that a sweep was submitted in: roots.json.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pipeline.sweep import Sweep
 
 @dataclass(frozen=True)
 class Submitted:
-    """The cluster as it was asked last, and lines for the user about what differs since."""
+    """The cluster of the last submission, and lines for the user about changes since."""
 
     cluster: Cluster
     notes: tuple[str, ...] = ()
 
 
 def profile_json(cluster: Cluster) -> dict[str, Any]:
-    """What an intent says of its profile: where it is, and what it said, `settings` included."""
+    """The record of a profile in an intent: its source and its values, `settings` included."""
     return {
         "name": cluster.name,
         "source": cluster.source,
@@ -40,12 +40,12 @@ def profile_json(cluster: Cluster) -> dict[str, Any]:
 
 
 def remember(sweep: Sweep, work: paths.Work) -> None:
-    """That the sweep is about to be submitted in this work root; with the lock of its ledger."""
+    """Record that the sweep is submitted in this work root; with the lock of its ledger held."""
     home = _home().sweep(sweep.name)
     if home.folder == work.sweep(sweep.name).folder:
         _add(home, work.root, is_home=True)
         return
-    with ledger.locked(home):  # who has this lock waits for no other
+    with ledger.locked(home):  # a holder of this lock waits for no other
         _add(home, work.root, is_home=False)
 
 
@@ -57,23 +57,25 @@ def _add(home: paths.SweepPaths, root: Path, is_home: bool) -> None:
 
 
 def last(sweep: Sweep, settings: Sequence[str] = ()) -> Submitted | None:
-    """The profile of the sweep's last submission that was not refused, with these settings on top
-    of its own; None where there was none.
+    """The profile of the sweep's last submission that was not refused, with these settings added to
+    its own; None where there was none.
 
-    The profile's file counts as it is now, but for the work root: with another one, nothing that
-    was submitted would be found again.
+    The present contents of the profile's file are used, except for the work root: in another one,
+    earlier submissions would not be found.
     """
-    said = _last_profile(sweep)
-    if said is None:
+    recorded = _last_profile(sweep)
+    if recorded is None:
         return None
-    name, source = said["name"], said["source"]
-    before = _profile(said, sweep)
-    notes = list(_other_profile(sweep, said))
+    name, source = recorded["name"], recorded["source"]
+    before = _profile(recorded, sweep)
+    notes = list(_other_profile(sweep, recorded))
     if profile.file_of(source) is None:
-        notes.append(f"profile {source} is gone; it counts as it was when {sweep.name} was sent")
-        cluster = Cluster(name, before, source, tuple(said["settings"]))
+        notes.append(
+            f"profile {source} is gone; using it as it was when {sweep.name} was submitted"
+        )
+        cluster = Cluster(name, before, source, tuple(recorded["settings"]))
     else:
-        cluster = profile.load(source, said["settings"])
+        cluster = profile.load(source, recorded["settings"])
         if changes := list(_changes(before, cluster.profile)):
             notes.append(
                 f"profile {name} has changed since {sweep.name} was submitted: {'; '.join(changes)}"
@@ -87,7 +89,7 @@ def _last_profile(sweep: Sweep) -> Mapping[str, Any] | None:
     home = _home()
     for root in dict.fromkeys([*reversed(_roots(home.sweep(sweep.name))), str(home.root)]):
         place = paths.Work(Path(root)).sweep(sweep.name)
-        if not os.access(place.ledger, os.R_OK):  # removed since, or another user's
+        if not os.access(place.ledger, os.R_OK):  # deleted since, or another user's
             continue
         for entry in reversed(ledger.read(place).entries.values()):
             if entry.ended is None:
@@ -103,35 +105,36 @@ def _roots(home: paths.SweepPaths) -> list[str]:
     if not os.access(home.roots, os.R_OK):
         return []
     try:
-        found = json.loads(home.roots.read_bytes())
+        roots = json.loads(home.roots.read_bytes())
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, list) or not all(isinstance(root, str) for root in found):
+        roots = None
+    if not isinstance(roots, list) or not all(isinstance(root, str) for root in roots):
         raise UserError(
             f"{home.roots}: damaged; expected a JSON list of work roots, such as "
             '["/scratch/me/netpress"]'
         )
-    return found
+    return roots
 
 
-def _profile(said: Mapping[str, Any], sweep: Sweep) -> Profile:
-    """The recorded values as a profile; those that this version does not know raise UserError."""
-    where = Path(f"profile {said['name']} as {sweep.name} was submitted")
-    return Document(where, "", said["values"], {(): 1}).check((), Profile, said["values"])
+def _profile(recorded: Mapping[str, Any], sweep: Sweep) -> Profile:
+    """The recorded values as a profile; raises UserError for values that this version does not
+    know."""
+    where = Path(f"profile {recorded['name']} as {sweep.name} was submitted")
+    return Document(where, "", recorded["values"], {(): 1}).check((), Profile, recorded["values"])
 
 
-def _values(asked: Profile) -> dict[str, Any]:
-    return asked.model_dump(mode="json", exclude_defaults=True)
+def _values(cluster_profile: Profile) -> dict[str, Any]:
+    return cluster_profile.model_dump(mode="json", exclude_defaults=True)
 
 
-def _other_profile(sweep: Sweep, said: Mapping[str, Any]) -> Iterator[str]:
-    """A line where the sweep, or the environment, names another one."""
+def _other_profile(sweep: Sweep, recorded: Mapping[str, Any]) -> Iterator[str]:
+    """A line where the sweep file or the environment names another profile."""
     other = sweep.profile or os.environ.get("NETPRESS_PROFILE")
     path = profile.file_of(other) if other else None
-    if path is not None and profile.source_of(path) != said["source"]:
+    if path is not None and profile.source_of(path) != recorded["source"]:
         yield (
-            f"{sweep.name} was submitted with profile {said['name']}, which is used again; "
-            f"--profile {other} takes the other one"
+            f"{sweep.name} was submitted with profile {recorded['name']}, which is used again; "
+            f"--profile {other} selects the other one"
         )
 
 
@@ -140,7 +143,7 @@ def _changes(before: Profile, now: Profile) -> Iterator[str]:
     for key in Profile.model_fields:
         old, new = getattr(before, key), getattr(now, key)
         if old != new:
-            kept = " (the work root stays what it was; --profile takes the new one)"
+            kept = " (the work root stays the same; --profile selects the new one)"
             yield f"{key} {_shown(new)}, was {_shown(old)}{kept * (key == 'work')}"
 
 

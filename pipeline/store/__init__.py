@@ -1,8 +1,8 @@
-"""What is on disk: a result is either absent or complete.
+"""Files on disk: a result is either absent or complete.
 
-files: atomic publication. regular: reading what others may have put there. locks: one process a
-cell. manifest: what is done. results: HDF5. attempts: one run of a job for a cell, how it failed
-and what it used. Other layers use the names here and know no module below.
+files: atomic publication. regular: reading files of unknown origin. locks: one process per cell.
+manifest: which cells are done. results: HDF5. attempts: one run of a job for a cell, its failure
+and its usage. Other layers use the names here, not the modules below.
 """
 
 from pipeline.store.attempts import (

@@ -1,6 +1,6 @@
-"""A cell's attempts: attempts/N/, one for each run of a job, with how it failed and what it used.
+"""A cell's attempts: attempts/N/, one for each run of a job, with its failure and its usage.
 
-failure.json and usage.json are written and read here alone.
+failure.json and usage.json are written and read only here.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pipeline.errors import Corrupt
 from pipeline.paths import AttemptPaths, CellPaths
 from pipeline.store import files
 
-KIND_WORDS = {"gpu_out_of_memory": "out of memory"}  # others are their own words
+KIND_WORDS = {"gpu_out_of_memory": "out of memory"}  # all others are shown as they are
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How an attempt failed. The kind decides what `resume` does, the reason is one line for
-    people. `node`: where it ran, known of failures that only SLURM can tell."""
+    """How an attempt failed. The kind decides what `resume` does, the reason is one line for the
+    user. `node`: where it ran, recorded for failures that only SLURM reports."""
 
     kind: str
     reason: str
@@ -49,8 +49,8 @@ class Requested:
 
 @dataclass(frozen=True)
 class Peaks:
-    """The most that an attempt used at any time. `gpu_busy`: the mean share of time in which its
-    GPU was at work; None where that was not measured."""
+    """The most that an attempt used at any time. `gpu_busy`: the mean utilization of its GPU, 0 to
+    1; None where that was not measured."""
 
     memory_bytes: float
     cores: float
@@ -60,7 +60,7 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Usage:
-    """What an attempt used of what its job requested; of one that has just begun, the job alone.
+    """What an attempt used of its job's request; of one that has just begun, only the job is known.
     Times are UTC as `2026-01-31T12:00:00Z`; `ended` is None while it runs."""
 
     job: str | None
@@ -114,8 +114,8 @@ def _usage_bytes(usage: Usage) -> bytes:
 
 
 def read_usage(attempt: AttemptPaths) -> Usage | None:
-    """None where there is no usage.json, or it cannot be read. Usage decides nothing, so a damaged
-    value is an unknown one: None."""
+    """None where there is no usage.json, or it cannot be read. No decision depends on usage, so a
+    damaged value counts as unknown: None."""
     try:
         values = _object(attempt.usage.read_bytes())
     except OSError:
@@ -170,15 +170,15 @@ def _text(values: dict[str, Any], key: str) -> str | None:
 
 
 def _number(values: dict[str, Any], key: str) -> float | None:
-    """As it is, so that a whole number stays one; None for NaN and infinities, too."""
+    """The value with its type, so that an integer stays one; None also for NaN and infinities."""
     value = values.get(key)
     return value if isinstance(value, (int, float)) and abs(value) < math.inf else None
 
 
 def new_attempt(cell: CellPaths, job: str | None = None) -> AttemptPaths:
-    """The next free attempts/N/, in which it says from the first moment which job it is made in.
+    """Make the next free attempts/N/; its usage.json names the job from the first moment.
 
-    Two processes never get the same one: a rename onto a folder that holds something fails.
+    Two processes never get the same one: a rename onto a folder that is not empty fails.
     """
     return files.again_if_cleared(_new_attempt_once, cell, job)
 

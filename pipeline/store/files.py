@@ -1,7 +1,7 @@
-"""Atomic publication: what is at a name is whole, or is not there.
+"""Atomic publication: a file or folder is either complete or absent.
 
-Bytes go to a temporary name in the same folder, are flushed and fsynced, renamed, and the folder
-is fsynced.
+Bytes are written under a temporary name in the same folder, fsynced and renamed; then the folder is
+fsynced.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-\d+-[0-9a-f]{8}")
-# NFS may show a rename seconds late: a file that is known to exist is looked for again.
+# NFS may show a rename seconds late: reading a file that must exist is retried.
 RETRIES_S = (0.05, 0.2, 0.5, 1.0)
 AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of renameat2(2)
 
 
 def private() -> None:
-    """Everything that this process creates from now on is for its user alone."""
+    """From now on, this process creates files readable only by its user."""
     os.umask(0o077)
 
 
 def make_folder(folder: Path) -> Path:
-    """Make `folder` and its parents, readable by the user alone; raises OSError, naming what is in
-    the way, where something else has its name."""
+    """Make `folder` and its parents, readable only by the user; raises OSError with the path where
+    something else has its name."""
     if not folder.is_dir():
         make_folder(folder.parent)
         try:
             folder.mkdir(mode=0o700)
-        except FileExistsError:  # made meanwhile, or a file, or a link that leads nowhere
+        except FileExistsError:  # created meanwhile, or a file, or a dangling link
             if not folder.is_dir():
                 raise NotADirectoryError(
                     errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)
@@ -48,7 +48,7 @@ def make_folder(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What fails on an open file names no file: it is `path`."""
+    """Adds `path` to an OSError without a file name, as operations on an open file raise it."""
     try:
         yield
     except OSError as error:
@@ -58,7 +58,8 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def publish_bytes(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, whole or not at all; raises OSError (ENOSPC, ...), leaves no trace."""
+    """Put `data` at `path`, completely or not at all; raises OSError (ENOSPC, ...), leaves no
+    files."""
     make_folder(path.parent)
     again_if_cleared(_publish_once, path, data)
     sync_folder(path.parent)
@@ -70,8 +71,8 @@ def _publish_once(path: Path, data: bytes) -> None:
 
 
 def again_if_cleared(act: Callable[..., Any], *arguments: Any) -> Any:
-    """For those who do not hold the cell: a process that locked it just now may have taken our
-    temporary for a dead one's."""
+    """Call `act`, twice if needed, without the cell's lock: a process that has just locked the cell
+    may have removed our temporary file as a leftover."""
     try:
         return act(*arguments)
     except FileNotFoundError:
@@ -80,13 +81,15 @@ def again_if_cleared(act: Callable[..., Any], *arguments: Any) -> Any:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, whose synced file takes its place in the end, or goes."""
+    """A temporary name beside `path`; its synced file replaces `path` at the end, or is removed."""
     temporary = _beside(path, "tmp")
     try:
         with naming(path):
             yield temporary
             os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)  # the name that the user knows
         temporary.unlink(missing_ok=True)
         raise
 
@@ -102,10 +105,10 @@ def json_bytes(value: Any) -> bytes:
 
 
 def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Put what `write` leaves in the folder it is given at `folder`, whole or not at all.
+    """Publish at `folder` what `write` puts into the folder it gets, completely or not at all.
 
-    An old folder is moved aside first, since no portable call swaps two. Killed between the two
-    renames, the old one is brought back by the next `lock_cell`.
+    An old folder is moved aside first, since no portable call swaps two. After a kill between the
+    two renames, the next `lock_cell` restores the old one.
     """
     with draft_of(folder) as temporary:
         write(temporary)
@@ -114,8 +117,8 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def publish_new_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """The same, but never in place of anything: raises FileExistsError where something is there,
-    even if it came while `write` was at work."""
+    """The same, but replaces nothing: raises FileExistsError where `folder` exists, even if it was
+    created while `write` ran."""
     with draft_of(folder) as temporary:
         write(temporary)
         _sync_tree(temporary)
@@ -125,7 +128,8 @@ def publish_new_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def draft_of(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, to be renamed in the end; it goes where that fails."""
+    """A temporary folder beside `folder`, for the caller to rename; it is removed after an
+    error."""
     make_folder(folder.parent)
     temporary = _beside(folder, "tmp")
     temporary.mkdir(mode=0o700)
@@ -137,7 +141,8 @@ def draft_of(folder: Path) -> Iterator[Path]:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file or folder to NAME.corrupt-N, so that it can be looked at and redone."""
+    """Rename a damaged file or folder to NAME.corrupt-N, so that it can be inspected and made
+    again."""
     number = 1
     while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
         number += 1
@@ -152,7 +157,7 @@ def sync_folder(folder: Path) -> None:
         with naming(folder):
             os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems cannot: their rename has to do
+        if error.errno != errno.EINVAL:  # some file systems cannot: the rename alone must suffice
             raise
     finally:
         os.close(descriptor)
@@ -193,7 +198,7 @@ def _sync_file(path: Path) -> None:
 
 
 def _rename_to_new(source: Path, target: Path) -> None:
-    """Rename a folder to a name that is free; raises FileExistsError where it is not."""
+    """Rename a folder to a free name; raises FileExistsError where it exists."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     number = errno.ENOSYS
     if rename is not None:
@@ -206,17 +211,18 @@ def _rename_to_new(source: Path, target: Path) -> None:
 
 
 def _rename_over_nothing(source: Path, target: Path) -> None:
-    """Without the system's help; a rename of a folder replaces no file, no link and no folder with
-    something in it: all that can go is an empty folder, made since we looked."""
+    """Without renameat2: a rename of a folder replaces no file, no link and no folder with
+    contents; at most an empty folder, created after the check, can be lost."""
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     os.rename(source, target)
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    old = _beside(folder, "old")
+    aside = _beside(folder, "old")
+    old: Path | None = aside
     try:
-        os.rename(folder, old)
+        os.rename(folder, aside)
     except FileNotFoundError:
         old = None
     try:
@@ -226,7 +232,7 @@ def _replace_folder(new: Path, folder: Path) -> None:
             os.rename(old, folder)
         raise
     sync_folder(folder.parent)
-    if old:  # published already: what cannot be removed now goes at the next lock
+    if old:  # already published: what cannot be removed now is removed at the next lock
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -235,8 +241,8 @@ def sha256(path: Path) -> str:
         return rest_sha256(file)
 
 
-def rest_sha256(file) -> str:
-    """Of an open file, from where it stands."""
+def rest_sha256(file: IO[bytes]) -> str:
+    """Of an open file, from its present position."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
@@ -244,7 +250,7 @@ def rest_sha256(file) -> str:
 
 
 def patiently(look: Callable[[], Any]) -> Any:
-    """Look again after ENOENT and ESTALE: what is known to exist may be late on a file system."""
+    """Retry after ENOENT and ESTALE: a file system may show an existing file late."""
     for delay_s in RETRIES_S:
         try:
             return look()

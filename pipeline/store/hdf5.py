@@ -1,9 +1,9 @@
-"""Values in and out of an open HDF5 file; `pipeline.store.results` says what netpress keeps in one.
+"""Reads and writes values in an open HDF5 file; `pipeline.store.results` has the layout.
 
-Reading trusts nothing: a file may have been built to mislead, and reports are passed on. It goes
-through h5py's low-level calls, so that every link and layout is looked at before anything is
-followed; it is also twice as fast, which is a minute in a report of 10,000 cells. So a `group` is
-h5py's high-level one in `put`, and a low-level identifier (its `id`) everywhere else.
+Reading trusts nothing: a file may be malicious, and reports are passed on. It uses h5py's low-level
+calls, so that every link and layout is checked before it is followed; that is also twice as fast,
+which saves a minute in a report of 10,000 cells. So a `group` is a high-level h5py.Group in `put`,
+and a low-level identifier (its `id`) everywhere else.
 
 h5py and numpy are imported where they are used: planning and status need neither.
 """
@@ -14,13 +14,18 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import h5py
+    import numpy
+    from h5py import h5f, h5g, h5p
 
 MOST_BYTES = 1 << 28  # of one array
 DEFLATE_RATIO = 1100  # no zlib stream becomes longer than that, many times its own length
 
 
-def put(group, name: str, value: Any) -> None:
+def put(group: h5py.Group, name: str, value: Any) -> None:
     """A number, string or array as `name` of an h5py group; TypeError or ValueError for others."""
     import h5py
     import numpy
@@ -41,11 +46,11 @@ def put(group, name: str, value: Any) -> None:
 _opened = itertools.count()
 
 
-def in_memory(data: bytes):
-    """An open HDF5 file that is `data` alone; faster than one that calls back into Python.
+def in_memory(data: bytes) -> h5f.FileID:
+    """An open HDF5 file with the contents `data`; faster than one that calls back into Python.
 
-    HDF5 takes two files in memory that have the same name for one: a second thread that reads
-    would be given the first one's numbers.
+    Each gets a name of its own: HDF5 treats two files in memory with the same name as one, so a
+    second thread would read the first one's numbers.
     """
     from h5py import h5f, h5p
 
@@ -55,8 +60,8 @@ def in_memory(data: bytes):
     return h5f.open(b"in memory %d" % next(_opened), h5f.ACC_RDONLY, access)
 
 
-def value_in(group, name: str) -> Any:
-    """The number, string or array `name` of a group; ValueError where it is none."""
+def value_in(group: h5g.GroupID, name: str) -> Any:
+    """The number, string or array `name` of a group; ValueError for anything else."""
     from h5py import h5o
 
     if name not in members(group):
@@ -64,13 +69,13 @@ def value_in(group, name: str) -> Any:
     return _value(h5o.open(group, name.encode()), name)
 
 
-def members(group) -> list[str]:
-    """Names in a group, all of which lie in this very file; ValueError for any other link."""
+def members(group: h5g.GroupID) -> list[str]:
+    """Names in a group, all hard links within this file; ValueError for any other link."""
     return [name.decode() for name in _inside(group.links.iterate)]
 
 
-def group_in(parent, name: str):
-    """The group `name` of a group; ValueError where it is none."""
+def group_in(parent: h5g.GroupID, name: str) -> h5g.GroupID:
+    """The group `name` of a group; ValueError for anything else."""
     from h5py import h5g, h5o
 
     if name not in members(parent):
@@ -81,15 +86,17 @@ def group_in(parent, name: str):
     return child
 
 
-def datasets(group, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Any]]:
-    """Every wanted dataset under `group`, by its name from there."""
+def datasets(
+    group: h5g.GroupID, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, Any]]:
+    """Every wanted dataset under `group`, with its name relative to it."""
     from h5py import h5g, h5o
 
     names = sorted(links(group))
     with_members = {name.rpartition(b"/")[0] for name in names}
     parents: dict[bytes, Any] = {b"": group}
     for name in names:
-        if name in with_members:  # a group: not opened for itself
+        if name in with_members:  # a group: not opened separately
             continue
         path, _, last = name.rpartition(b"/")
         if not wanted(name.decode()):
@@ -99,23 +106,23 @@ def datasets(group, wanted: Callable[[str], bool] = lambda name: True) -> Iterat
         child = h5o.open(parents[path], last)
         if not isinstance(child, h5g.GroupID):
             yield name.decode(), _value(child, name.decode())
-        elif len(child):  # its members have been seen under another name
+        elif len(child):  # `links` visited its members under another name
             raise ValueError(f"{name.decode()} is a group that has two names")
 
 
-def links(group) -> list[bytes]:
-    """All names below `group`, with slashes. Leads through each group once, so that one which is
-    its own member, in a file built to mislead, is no trap; ValueError for links that lead out."""
+def links(group: h5g.GroupID) -> list[bytes]:
+    """All names below `group`, with slashes. Visits each group once, so that a cycle in a malicious
+    file does no harm; ValueError for links to other files."""
     return _inside(group.links.visit)
 
 
 def _inside(each_link: Callable[..., Any]) -> list[bytes]:
-    """The names that one of HDF5's iterations meets; ValueError unless all are hard links."""
+    """The names that one of HDF5's iterations visits; ValueError unless all are hard links."""
     from h5py import h5l
 
     kinds: dict[bytes, int] = {}
 
-    def note(name: bytes, info) -> None:  # must not raise: HDF5 calls it
+    def note(name: bytes, info: Any) -> None:  # must not raise: HDF5 calls it
         kinds[name] = info.type
 
     each_link(note, info=True)
@@ -124,8 +131,8 @@ def _inside(each_link: Callable[..., Any]) -> list[bytes]:
     return list(kinds)
 
 
-def _value(dataset, name: str) -> Any:
-    """A dataset's content: numbers as they are, strings as str; its bytes must be in this file."""
+def _value(dataset: Any, name: str) -> Any:
+    """A dataset's content: numbers, or a str; its bytes must be in this file."""
     import numpy
     from h5py import h5d, h5s
 
@@ -145,21 +152,23 @@ def _value(dataset, name: str) -> Any:
 
 
 @functools.lru_cache(1000)
-def _kind(stored: bytes):
-    """numpy's type for one of HDF5's; remembered, since asking costs as much as reading."""
+def _kind(stored: bytes) -> numpy.dtype:
+    """The numpy type for an HDF5 type; cached, since decoding costs as much as reading."""
     from h5py import h5t
 
     return h5t.decode(stored).dtype
 
 
-def _check_stored(dataset, name: str, shape: tuple[int, ...], item_bytes: int) -> None:
-    """All of it is in this file. Also stops a small file that declares a huge array, which was
-    never written or would grow when it is read."""
+def _check_stored(
+    dataset: h5py.h5d.DatasetID, name: str, shape: tuple[int, ...], item_bytes: int
+) -> None:
+    """Raises ValueError unless all of it is in this file; also where a small file declares a huge
+    array that was never written, or that would grow when it is decompressed."""
     from h5py import h5d
 
     n_bytes, stored_bytes = math.prod(shape) * item_bytes, dataset.get_storage_size()
     if dataset.get_offset() is not None and stored_bytes == n_bytes:
-        return  # in one piece at a place in this file, as nearly all are
+        return  # contiguous in this file, as nearly all are
     made = dataset.get_create_plist()
     layout = made.get_layout()
     if layout == h5d.CHUNKED:
@@ -174,9 +183,11 @@ def _check_stored(dataset, name: str, shape: tuple[int, ...], item_bytes: int) -
         raise ValueError(f"{name} is not stored in full")
 
 
-def _check_chunks(dataset, made, name: str, shape: tuple[int, ...]) -> None:
-    """Every chunk is there, and no other filter than those that HDF5 itself has: a third one would
-    be a plug-in, looked for in the file system."""
+def _check_chunks(
+    dataset: h5py.h5d.DatasetID, made: h5p.PropDCID, name: str, shape: tuple[int, ...]
+) -> None:
+    """Raises ValueError unless every chunk exists, and all filters are HDF5's own: any other would
+    be a plug-in, loaded from the file system."""
     from h5py import h5z
 
     filters = {made.get_filter(i)[0] for i in range(made.get_nfilters())}

@@ -1,4 +1,4 @@
-"""One process at a time for each cell, and what a dead one left behind."""
+"""Locks a cell for one process at a time, and clears what a dead process left behind."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pipeline.errors import UserError
 from pipeline.paths import CellPaths
 from pipeline.store import files
 
-SUPERSEDE_S = 60.0  # for an earlier run of the same job to see that it has to end
-# What the lock file says of its holder. One that was killed leaves it there.
+SUPERSEDE_S = 60.0  # for an earlier run of the same job to notice that it has to end
+# The contents of the lock file, which stay after its holder was killed.
 HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>\S+)(?: in job (?P<job>\S+))?")
 
 
@@ -31,24 +31,26 @@ def lock_cell(
 ) -> Iterator[Callable[[], bool]]:
     """Hold the cell alone; raises Busy when another process does, and clears what a dead one left.
 
-    The lock goes with its process, however that ends. The lock file itself stays: removing it
-    would let two processes hold two different files of one name. Some network file systems keep
-    locks to one machine; so the file also says who has it, until that one lets it go. A holder on
-    another machine, in a job that is not `job`, our own, is asked for with `lives`. An earlier run
-    of our own job has to give way: it may go on working on a node that the scheduler has lost.
-    What is yielded tells whether it is still ours; a holder that it denies ends at once.
+    The lock ends with its process, however that ends. The lock file itself stays: removing it
+    would let two processes lock two different files of one name. Some network file systems apply
+    locks only within one machine; so the file also names its holder, until that one releases it.
+    `lives` tells whether a job is alive, for a holder on another machine and in another job than
+    `job`, our own. An earlier run of our own job has to give way: it may still run on a node that
+    the scheduler has lost. Yields a function that tells whether the lock is still ours; a holder
+    that has lost it must end at once.
     """
     descriptor = _open_lock(cell)
     mine = f"process {os.getpid()} on {socket.gethostname()}" + (f" in job {job}" if job else "")
     try:
         holder = _holder(descriptor)
         other = HOLDER.fullmatch(holder)
-        away = other is not None and other["host"] != socket.gethostname()
-        again = away and job is not None and other["job"] == job
+        host, other_job = (other["host"], other["job"]) if other else (None, None)
+        away = host not in (None, socket.gethostname())
+        again = away and job is not None and other_job == job
         if not (_take(descriptor) or (again and _supersede(descriptor, mine))):
             raise Busy(f"cell {cell.id} is being worked on by {holder or 'another process'}")
-        # Only the scheduler can tell whether it lives.
-        if away and not again and lives and other["job"] and lives(other["job"]):
+        # Only the scheduler knows whether it is alive.
+        if away and not again and lives and other_job and lives(other_job):
             raise Busy(f"cell {cell.id} is being worked on by {holder}")
         _sign(descriptor, mine)
         _clear_leftovers(cell.folder)
@@ -68,7 +70,8 @@ def _take(descriptor: int) -> bool:
 
 
 def _supersede(descriptor: int, mine: str) -> bool:
-    """Sign for the lock that an earlier run of our job has, and wait for it to see that and end."""
+    """Put our name into the lock file of an earlier run of our job, and wait for that run to
+    end."""
     _sign(descriptor, mine)
     deadline = time.monotonic() + SUPERSEDE_S
     while not (taken := _take(descriptor)) and time.monotonic() < deadline:
@@ -79,11 +82,12 @@ def _supersede(descriptor: int, mine: str) -> bool:
 def _sign(descriptor: int, mine: str) -> None:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{mine}\n".encode(), 0)
-    os.fsync(descriptor)  # for who looks from another machine
+    os.fsync(descriptor)  # for readers on other machines
 
 
 def _signed(lock: Path) -> str | None:
-    """What the file says now, opened anew so that a network file system looks; None: cannot say."""
+    """The present contents, opened again so that a network file system updates them; None:
+    unknown."""
     try:
         return lock.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -106,7 +110,7 @@ def _open_lock(cell: CellPaths) -> int:
 
 
 def _clear_leftovers(folder: Path) -> None:
-    """Remove temporaries of a process that died; bring back what it had only moved aside."""
+    """Remove temporary files of a process that died; restore what it had only moved aside."""
     for root, folders, names in os.walk(folder):
         for name in sorted([*folders, *names]):
             if match := files.TEMPORARY.fullmatch(name):

@@ -1,7 +1,7 @@
-"""Manifests: a cell is done from the moment at which one names all its files.
+"""Manifests: a cell is done when its manifest names all its files.
 
-A manifest has the size and the SHA-256 of every file and is published last; a file that no manifest
-names does not exist for readers.
+A manifest has the size and the SHA-256 of every file and is published last; readers ignore a file
+that no manifest names.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def write_manifest(cell: CellPaths, extra: dict[str, Any] | None = None) -> None
 
 
 def manifest_bytes(cell_id: str, files: dict[str, Any], extra: dict[str, Any]) -> bytes:
-    """`files`: name in the cell's folder -> {"bytes", "sha256"}. Sealed by a checksum of its own:
-    a flipped bit in a number is a number, too."""
+    """`files`: name in the cell's folder -> {"bytes", "sha256"}. It has a checksum of its own,
+    since a flipped bit in a number still gives a number."""
     content = {"format": FORMAT, "id": cell_id, "files": files, "extra": extra}
     return json_bytes({**content, "seal": hashlib.sha256(json_bytes(content)).hexdigest()})
 
@@ -50,7 +50,7 @@ def read_manifest(cell: CellPaths) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(data)
-        # What is not written exactly as we write it was changed by somebody.
+        # Any difference from our own formatting is a change by somebody else.
         intact = data == manifest_bytes(*(manifest[key] for key in ("id", "files", "extra")))
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         intact = False
@@ -60,7 +60,7 @@ def read_manifest(cell: CellPaths) -> dict[str, Any] | None:
 
 
 def is_done(cell: CellPaths, deep: bool = False) -> bool:
-    """Whether the cell has its whole product: by size (shallow), or by checksum (deep)."""
+    """Whether all files of the cell are complete: by size, or with `deep` by checksum."""
     try:
         verify(cell, deep)
     except Corrupt:
@@ -90,9 +90,10 @@ def retract(cell: CellPaths) -> None:
 
 
 def withdraw(cell: CellPaths) -> list[Path]:
-    """Set aside the manifest, then every product that does not match it; returns their new names.
+    """Set aside the manifest, then every file or folder that does not match it; returns the new
+    names.
 
-    For a cell that `verify` calls Corrupt, with its lock held. What is left is sound and is used
+    For a cell that is Corrupt by `verify`, with its lock held. The rest is intact and is used
     again: a damaged artifact does not cost the training.
     """
     damaged = damaged_parts(cell)
@@ -104,7 +105,7 @@ def damaged_parts(cell: CellPaths) -> list[Path]:
     """Top-level files and folders of the cell that do not match its manifest."""
     try:
         manifest = read_manifest(cell)
-    except Corrupt:  # nothing vouches for anything
+    except Corrupt:  # no file can be checked
         return [path for path in (cell.result, cell.artifact, cell.metrics) if path.exists()]
     damaged = []
     for name, fingerprint in (manifest or {"files": {}})["files"].items():
@@ -129,7 +130,7 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _well_formed(manifest: Any, cell: CellPaths) -> bool:
-    """A manifest of this cell, with names that stay in its folder, whoever wrote it."""
+    """Whether it is a manifest of this cell, and all names stay in its folder."""
     try:
         names = list(manifest["files"])
         return (

@@ -1,7 +1,7 @@
-"""Reading and copying files that somebody else may have put there: regular ones, of bounded size.
+"""Reads and copies files of unknown origin: only regular files of bounded size.
 
-Opening a pipe would wait for a writer, and a device or a file with holes can be read for ever. So
-a file is opened without waiting, and looked at before its first byte is read.
+Opening a pipe would wait for a writer, and a device or a sparse file can be read for ever. So a
+file is opened without blocking, and checked before its first byte is read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def open_regular(path: Path, most_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
 
 def _checked_size(path: Path, status: os.stat_result, most_bytes: int) -> int:
     if not stat.S_ISREG(status.st_mode):
-        raise Corrupt(f"{path}: is no regular file")
+        raise Corrupt(f"{path}: is not a regular file")
     if status.st_size > most_bytes:
         raise Corrupt(f"{path}: has {status.st_size} bytes, expected at most {most_bytes}")
     return status.st_size
@@ -50,12 +50,12 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
 def read_checked(path: Path, size: int, sha256: str) -> bytes:
     """All of a file that must have this size and checksum; raises as `open_regular`.
 
-    The checksum is taken a block at a time before the file is read as a whole, so that what is not
-    the file costs no memory; and once more of the bytes that are given back.
+    The checksum is computed block by block before the file is read into memory, so that a wrong
+    file costs no memory; and again for the bytes that are returned.
     """
-    with open_regular(path, sys.maxsize) as (file, found):
-        if found != size:
-            raise Corrupt(f"{path}: changed since it was written ({found} bytes, then {size})")
+    with open_regular(path, sys.maxsize) as (file, actual):
+        if actual != size:
+            raise Corrupt(f"{path}: changed since it was written ({actual} bytes, then {size})")
         if _sha256(file, size) == sha256:
             file.seek(0)
             data = _rest(file, size)
@@ -65,8 +65,8 @@ def read_checked(path: Path, size: int, sha256: str) -> bytes:
 
 
 def copy_checked(source: Path, to: Path, size: int, sha256: str) -> None:
-    """Copies a file that must have this size and checksum; what is at `to` after an error is not
-    to be used. Raises as `open_regular`."""
+    """Copy a file that must have this size and checksum; after an error, do not use the file at
+    `to`. Raises as `open_regular`."""
     with open_regular(source, size) as (file, _), open(to, "xb") as copy:
         digest, left = hashlib.sha256(), size
         while left and (block := file.read(min(BLOCK, left))):
@@ -79,7 +79,7 @@ def copy_checked(source: Path, to: Path, size: int, sha256: str) -> None:
 
 def _sha256(file: BinaryIO, size: int) -> str:
     digest, left = hashlib.sha256(), size
-    while left and (block := file.read(min(BLOCK, left))):  # no further, also where it grows
+    while left and (block := file.read(min(BLOCK, left))):  # no further, even if the file grows
         digest.update(block)
         left -= len(block)
     return digest.hexdigest()

@@ -1,13 +1,13 @@
 """Results of cells and of sweeps, in HDF5.
 
-A cell's HDF5 files are built and read in memory, as bytes: none is ever open on disk, so no kill
-leaves half of one and no HDF5 file lock is needed on a network file system. Only the results of a
-whole sweep, merged, are too large for that: they are written under a temporary name like any other
-file, and locked by nobody. The first 512 bytes (the HDF5 user block, which every HDF5 reader skips)
+A cell's HDF5 files are built and read in memory, as bytes: none is ever open on disk, so a kill
+leaves no partial file and no HDF5 file lock is needed on a network file system. Only the merged
+results of a whole sweep are too large for that: they are written under a temporary name like any
+other file, without a lock. The first 512 bytes (the HDF5 user block, which every HDF5 reader skips)
 hold the SHA-256 of the rest, because HDF5 itself reads most flipped bits as silently different
 numbers.
 
-Layout of result.h5 (metrics.h5 has /history alone):
+Layout of result.h5 (metrics.h5 has only /history):
     /                       attributes cell (JSON), id, facts (JSON)
     /history/I-STAGE/METRIC [epochs] float64
     /measure/NAME           scalar, string or [n]; a name may have slashes
@@ -27,10 +27,13 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.errors import Corrupt, UserError
 from pipeline.store import files, hdf5
+
+if TYPE_CHECKING:
+    import h5py
 
 SEAL_BYTES = 512
 SEAL = b"netpress sha256 "
@@ -76,10 +79,10 @@ def result_bytes(
 ) -> bytes:
     """result.h5. `cell` is Cell.to_json(); `measured` has scalars, strings and arrays by name.
 
-    Raises ValueError or TypeError for what would not be read back as it is.
+    Raises ValueError or TypeError for values that would not be read back unchanged.
     """
 
-    def fill(file):
+    def fill(file: h5py.File) -> None:
         file.attrs["id"] = cell.get("id", "") if cell_id is None else cell_id
         file.attrs["cell"] = cell_text(cell)
         file.attrs["facts"] = json.dumps(facts, sort_keys=True, allow_nan=False)
@@ -100,13 +103,13 @@ def read_result(
 ) -> Result:
     """Raises FileNotFoundError, or Corrupt where the file is damaged or is not one of ours.
 
-    `also` is given the open file, in which nothing else is and no link leads out, and the result.
+    `also` gets the open file, without other members and links to other files, and the result.
     """
     data = files.read_patiently(path)
     if expected_sha256 and hashlib.sha256(data).hexdigest() != expected_sha256:
         raise Corrupt(f"{path}: its SHA-256 is not the one in its manifest")
 
-    def get(file) -> Result:
+    def get(file: h5py.File) -> Result:
         if {name.split(b"/")[0] for name in hdf5.links(file.id)} != {b"history", b"measure"}:
             raise ValueError("it has other members than history and measure")
         result = result_in(file, with_history)
@@ -122,15 +125,17 @@ def read_history(path: Path) -> list[StageHistory]:
 
 
 def publish_hdf5(path: Path, fill: Callable[[Any], None]) -> None:
-    """Put what `fill` writes into the open HDF5 file it is given at `path`, sealed, whole or not
-    at all. For what is too large for memory; raises OSError (ENOSPC, ...)."""
+    """Publish at `path` the HDF5 file that `fill` writes into, with its checksum, completely or not
+    at all. For files too large for memory; raises OSError (ENOSPC, ...)."""
     import h5py
 
     files.make_folder(path.parent)
     with files.replacing(path) as temporary:
         files.write_synced(temporary, b"")  # private from its first byte on
-        whole = {"userblock_size": SEAL_BYTES, "locking": False}
-        with _named_errors(path), h5py.File(temporary, "w", **whole) as file:
+        with (
+            _named_errors(path),
+            h5py.File(temporary, "w", userblock_size=SEAL_BYTES, locking=False) as file,
+        ):
             fill(file)
         with open(temporary, "r+b", buffering=0) as raw:
             raw.write(_seal_of(_body_sha256(raw)))
@@ -140,8 +145,8 @@ def publish_hdf5(path: Path, fill: Callable[[Any], None]) -> None:
 
 @contextlib.contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
-    """The system's error, as an OSError of `path`: HDF5 wraps it in a page of its own words, and in
-    errors of several types."""
+    """The system's error, as an OSError of `path`: HDF5 wraps it in a long message, and in errors
+    of several types."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -153,10 +158,10 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_hdf5(path: Path, *, checked: bool = False) -> Iterator[Any]:
-    """A published HDF5 file, open for reading where it lies; for those too large for memory.
+    """A published HDF5 file, open for reading on disk; for files too large for memory.
 
-    `checked`: by `check_seal` before. Raises FileNotFoundError, and Corrupt
-    for what is no file of ours, also where reading in the `with` finds out.
+    `checked`: `check_seal` was called before. Raises FileNotFoundError, and Corrupt for a file that
+    is not one of ours, also where only reading in the `with` shows it.
     """
     import h5py
 
@@ -175,8 +180,8 @@ def check_seal(path: Path) -> None:
             raise Corrupt(f"{path}: is damaged, its checksum does not match")
 
 
-def _body_sha256(raw) -> str:
-    """Of what follows the seal; leaves the file at its beginning, where that belongs."""
+def _body_sha256(raw: IO[bytes]) -> str:
+    """Of the bytes after the seal; leaves the file positioned at the seal."""
     raw.seek(SEAL_BYTES)
     digest = files.rest_sha256(raw)
     raw.seek(0)
@@ -185,7 +190,7 @@ def _body_sha256(raw) -> str:
 
 @contextlib.contextmanager
 def _as_corrupt(path: Path) -> Iterator[None]:
-    """A checksum is no signature: h5py has no error of its own for a file built to mislead it."""
+    """A checksum is not a signature, and h5py raises errors of many types for a malicious file."""
     try:
         yield
     except UserError:
@@ -226,7 +231,7 @@ def _from_hdf5(path: Path, data: bytes, get: Callable[[Any], Any]) -> Any:
         return get(file)
 
 
-def _put_history(file, history: Sequence[StageHistory]) -> None:
+def _put_history(file: h5py.File, history: Sequence[StageHistory]) -> None:
     import numpy
 
     root = file.create_group("history")
@@ -239,12 +244,12 @@ def _put_history(file, history: Sequence[StageHistory]) -> None:
 
 
 def result_in(
-    file, with_history: bool = True, wanted: Callable[[str], bool] = lambda name: True
+    file: h5py.Group, with_history: bool = True, wanted: Callable[[str], bool] = lambda name: True
 ) -> Result:
-    """The result in an open file or group; of what was measured, that whose name is `wanted`.
-    Without history: of each stage how long its epochs took, and nothing else.
+    """The result in an open file or group, with the measured values whose name is `wanted`.
+    Without history: only the durations of each stage's epochs.
 
-    Raises one of many errors for what is none: use it in `open_hdf5`.
+    Raises errors of many types for other contents: use it in `open_hdf5`.
     """
     texts = {name: file.attrs[name] for name in ("id", "cell", "facts")}
     cell, facts = json.loads(texts["cell"]), json.loads(texts["facts"])
@@ -253,7 +258,9 @@ def result_in(
     return Result(str(texts["id"]), cell, facts, history, measured)
 
 
-def _get_history(file, wanted: Callable[[str], bool] = lambda name: True) -> list[StageHistory]:
+def _get_history(
+    file: h5py.Group, wanted: Callable[[str], bool] = lambda name: True
+) -> list[StageHistory]:
     stages = []
     root = hdf5.group_in(file.id, "history")
     for name in hdf5.members(root):

@@ -25,7 +25,7 @@
 umask 077
 folder='/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT1'
 task="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
-trap 'said=$?; if [ ${#BASH_SOURCE[@]} -le 1 ]; then line="set-up failed with exit code $said: $BASH_COMMAND"; echo "netpress: $line" >&2; echo "$line" >"$folder/$task.setup"; exit 66; fi' ERR
+trap 'exit_code=$?; if [ ${#BASH_SOURCE[@]} -le 1 ]; then line="set-up failed with exit code $exit_code: $BASH_COMMAND"; echo "netpress: $line" >&2; echo "$line" >"$folder/$task.setup"; exit 66; fi' ERR
 cd /CHECKOUT
 export PYTHONPATH=/CHECKOUT PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 module load mamba/latest

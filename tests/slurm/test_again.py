@@ -52,7 +52,7 @@ def test_commands_that_name_no_profile_take_that_of_the_submission(desk):
     assert process.returncode == 0, err
     changed = "netpress: note: profile mine has changed since again was submitted: "
     [line] = [line for line in err.splitlines() if line.startswith(changed)]
-    assert "memory_gib 4, was 3" in line and "the work root stays what it was" in line
+    assert "memory_gib 4, was 3" in line and "the work root stays the same" in line
     assert cells_in_queue(desk) == {"scavenge 4G 45:00"}
     events = [json.loads(s) for s in Work(work).sweep("again").ledger.read_text().splitlines()]
     sent = [event["job"] for event in events if event["event"] == "submitted"]
@@ -95,7 +95,7 @@ def test_a_report_that_failed_is_told_and_sent_again(desk):
     assert str(reports) in Path(found["log"]).read_text()
     out, _ = desk.netpress("status", sweep)
     assert f"Report: failed: {found['reason']} (log: {found['log']})\n" in out
-    assert f"`netpress submit {sweep}` sends it again" in out
+    assert f"`netpress submit {sweep}` submits it again" in out
 
     # As long as it would fail again, nothing is sent; then submit sends it, and it alone.
     jobs = desk.jobs("unreported")

@@ -42,7 +42,7 @@ def test_a_time_limit_that_is_waited_for(desk):
 
     # Nothing was made: another round of the same length would end like this one.
     found = desk.settled(none)["base/21"]
-    assert found["state"] == "failed" and "not one epoch" in found["reason"]
+    assert found["state"] == "failed" and "not finish a single epoch" in found["reason"]
     assert "Restarts=0" in restarts(desk, jobs["nothing"])
     assert "480 minutes instead of 240" in desk.resume(none, *LATER)
 
@@ -66,7 +66,7 @@ def test_a_requeue_that_slurm_refuses_is_resumed(desk):
     desk.box.ask("scontrol", "update", f"jobid={job}_0", "Requeue=0")
     desk.box.ask("scancel", "--signal=USR2", f"{job}_0")
     found = desk.settled(sweep)["base/23"]
-    assert found["state"] == "failed" and "Slurm did not take job" in found["reason"]
+    assert found["state"] == "failed" and "Slurm did not requeue job" in found["reason"]
     assert "job " in desk.resume(sweep)
     assert desk.settled(sweep)["base/23"]["state"] == "done"
     assert cell.attempt(2).folder.exists() and not cell.attempt(3).folder.exists()

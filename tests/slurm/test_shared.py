@@ -63,7 +63,7 @@ def test_a_base_that_is_made_outside_of_slurm(desk):
     cell = desk.cell(sweep, "base/41")
     with store.lock_cell(cell):
         out, _ = desk.submit(sweep, *LATER)
-    assert "1 cell not sent: the base is being made outside of SLURM now" in out
+    assert "1 cell not submitted: the base is being made outside of SLURM now" in out
     assert "Nothing to submit" in out
     desk.submit(sweep, *LATER)
     assert len(in_queue(desk, "outside")) == 2
@@ -220,7 +220,7 @@ def test_another_users_sweep(shared_desk):
     _, err = nobody("status", sweep, code=2)
     assert (
         err == f"netpress: work root {desk.work.root} belongs to root, and private: "
-        "only they can look at it"
+        "only they can read it"
     )
 
     # The ledger may be read, the cells may not.
@@ -228,7 +228,7 @@ def test_another_users_sweep(shared_desk):
     (desk.work.root / "cells").chmod(0o755)
     subprocess.run(["chmod", "-R", "a+rX", desk.work.root / "sweeps"], check=True)
     out, err = nobody("status", sweep)
-    assert "1 cell is readable for another user alone" in err
+    assert "1 cell is readable only for another user" in err
     assert "its folder is another user's, and private" in out and "2 queued" in out
 
     # All of it may be read: everything is seen, nothing can be done, nothing is changed.

@@ -1,0 +1,74 @@
+"""Output of the command line: results on standard output, errors on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from pipeline import streams, terminal
+
+# A path of the wrong kind: the input is wrong, not the machine.
+WRONG_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def show(result: dict[str, Any] | Iterable[str]) -> None:
+    """Print one JSON object, or lines of text, on standard output."""
+    if isinstance(result, dict):
+        click.echo(json.dumps(result, indent=2))
+        return
+    for line in result:
+        show_line(line)
+
+
+def show_line(line: object) -> None:
+    """Print one line of text on standard output."""
+    with streams.naming():
+        click.echo(terminal.printable(str(line).expandtabs()))
+
+
+def warn(message: str) -> None:
+    """Print a line for the user on standard error."""
+    click.echo(f"netpress: {terminal.printable(message)}", err=True)
+
+
+def fail(sentence: str, code: int = 2) -> int:
+    """Print an error as one sentence on standard error; returns the exit code."""
+    with contextlib.suppress(OSError):  # the exit code shows it, too
+        print(f"netpress: {terminal.sentence(sentence)}", file=sys.stderr, flush=True)
+    return code
+
+
+def fail_of_system(error: OSError) -> int:
+    """Print an error of the system; returns the exit code."""
+    return fail(_system_error(error), 2 if error.errno in WRONG_PATH else 1)
+
+
+def fail_of_usage(error: click.ClickException) -> int:
+    """Print an error in the arguments; returns the exit code."""
+    return fail(_usage_error(error))
+
+
+def _system_error(error: OSError) -> str:
+    """The path and the system's message; for a rename, the path is the new name."""
+    named = [path for path in (error.filename2, error.filename) if isinstance(path, (str, bytes))]
+    problem = " ".join((error.strerror or str(error) or type(error).__name__).split())
+    if error.filename == streams.STANDARD_OUTPUT:
+        streams.abandon()
+    if named:
+        return f"{os.fsdecode(named[0])}: {problem}"
+    return f"{problem} (the system does not name the file)"
+
+
+def _usage_error(error: click.ClickException) -> str:
+    """click's message as one sentence that names the command's help."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "netpress"
+    return f"{message} (`{command} --help` shows the usage)"
