@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from pipeline import store
 from pipeline.paths import AttemptPaths, CellPaths, Work
@@ -87,7 +88,9 @@ def of_cell(cell: CellPaths) -> dict | None:
     """The record of the last attempt at a cell that ran in a job, and of `all` attempts the number
     and the seconds; None where none did."""
     last = store.last_attempt(cell)
-    attempts = (cell.attempt(number) for number in range(1, last.number + 1)) if last else ()
+    if last is None:
+        return None
+    attempts = (cell.attempt(number) for number in range(1, last.number + 1))
     every = [record for attempt in attempts if (record := _record(attempt))]
     if not every:
         return None
@@ -128,11 +131,10 @@ def gpu_hours(records: Iterable[dict]) -> float:
 
 
 def _number(value: object) -> float:
-    good = isinstance(value, (int, float)) and math.isfinite(value)
-    return value if good else 0
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else 0
 
 
-def is_whole(record: object) -> bool:
+def is_whole(record: Any) -> bool:
     """Whether it has everything that `total` reads."""
     try:
         requested, used = record["asked"], record["used"]

@@ -109,11 +109,10 @@ def mean(values: Iterable[float | None]) -> float:
     return fmean(float("nan") if value is None else value for value in values)
 
 
-def deviation(values: Sequence[float]) -> float:
+def deviation(values: Sequence[float | None]) -> float:
     """The sample's standard deviation; NaN for one value, or where one is missing."""
-    if len(values) < 2 or any(value != value for value in values):
-        return float("nan")
-    return stdev(values)
+    known = [value for value in values if value is not None and value == value]
+    return stdev(known) if len(known) == len(values) >= 2 else float("nan")
 
 
 def _good(rows: Iterable[Row], limit: float) -> list[Group]:

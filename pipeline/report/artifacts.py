@@ -89,8 +89,11 @@ def differs(folder: Path, files: Files) -> str | None:
 
 
 def _within(published: Published, most_bytes: int) -> dict[str, Files]:
-    rows = (row for row in published.frames.rows if row.stored_bytes is not None)
-    return {row.id: published.artifact(row.id) for row in rows if row.stored_bytes <= most_bytes}
+    return {
+        row.id: published.artifact(row.id)
+        for row in published.frames.rows
+        if row.stored_bytes is not None and row.stored_bytes <= most_bytes
+    }
 
 
 def _is_stale(published: Published, folder: Path) -> bool:

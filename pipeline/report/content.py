@@ -13,7 +13,7 @@ from functools import cached_property
 
 from pipeline import runtimes
 from pipeline.errors import UserError
-from pipeline.measure.series import BATCHES, Series
+from pipeline.measure.series import BATCHES, Series, Threads
 from pipeline.paths import shell_word, sweep_file
 from pipeline.report import images, versions
 from pipeline.report.answer import (
@@ -121,7 +121,8 @@ def _columns(group: str, *keys: str) -> tuple[Column, ...]:
 
 
 def _latency_columns() -> Iterator[Column]:
-    for threads, percentiles in (("all", PERCENTILES), ("one", (50,))):
+    shown: tuple[tuple[Threads, tuple[int, ...]], ...] = (("all", PERCENTILES), ("one", (50,)))
+    for threads, percentiles in shown:
         label = "all threads" if threads == "all" else "one thread"
         for batch in BATCHES:
             for p in percentiles:
@@ -306,7 +307,10 @@ def _answer(sweep: Sweep, dataset: str, model: str, rows: list[Row]) -> Answer:
         ("Fastest within one percentage point", fastest(rows), ONE_POINT, "faster"),
     )
     near = nearest(rows)
-    points = ((question, _sentence(sweep, *best, near)) for question, *best in questions)
+    points = (
+        (question, _sentence(sweep, group, limit, better, near))
+        for question, group, limit, better in questions
+    )
     return Answer(dataset, model, tuple(points))
 
 

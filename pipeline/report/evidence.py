@@ -50,13 +50,15 @@ def of(result: store.Result) -> Evidence:
     classes = [_array(measured.get(name), "u", 1) for name in CLASSES]
     if len({len(known) for known in classes if known is not None}) > 1:
         classes = [None] * len(CLASSES)
+    own, base, labels = classes
     latency = {
         key: samples
         for name, value in measured.items()
         if (key := series.parse(name)) and (samples := _samples(value)) is not None
     }
     channels = _array(measured.get("channels"), "iu", 1)
-    return Evidence(tuple(result.history), channels, latency, *classes, _differing(measured))
+    history, differing = tuple(result.history), _differing(measured)
+    return Evidence(history, channels, latency, own, base, labels, differing)
 
 
 def is_row_evidence(name: str) -> bool:
@@ -114,6 +116,7 @@ def _differing(measured: dict[str, Any]) -> dict[str, numpy.ndarray] | None:
     arrays = {name: _array(measured.get(DIFFERING + name), "iuf", 1) for name in PER_PICTURE}
     if pixels is None or pixels.dtype != numpy.uint8 or pixels.shape[1] not in (1, 3):
         return None
-    if any(values is None or len(values) != len(pixels) for values in arrays.values()):
+    known = {name: values for name, values in arrays.items() if values is not None}
+    if len(known) < len(arrays) or any(len(values) != len(pixels) for values in known.values()):
         return None
-    return {"pixels": pixels, **arrays}
+    return {"pixels": pixels, **known}

@@ -38,7 +38,8 @@ def section(sweep: Sweep, usages: Mapping[str, Usage]) -> Section | None:
 
 
 def _about(usages: Mapping[str, Usage]) -> Iterator[Sentence]:
-    yield from ((line,) for line in usage.lines(usage.total(usages.values())))
+    if (used := usage.total(usages.values())) is not None:
+        yield from ((line,) for line in usage.lines(used))
     hours = METRIC["gpu_hours"].show(usage.gpu_hours(usages.values()))
     yield (
         f"{hours} GPU-hours: wall time × GPUs over all attempts, including failed ones. Times are "

@@ -272,9 +272,9 @@ def _figure(name: str, figure: Figure) -> dict[str, Any]:
 
 def _size(svg: bytes) -> str:
     """Attributes that keep its place before it is drawn; a point is 4/3 pixels."""
-    root = re.search(rb"<svg\b[^>]*>", svg[:4000])
-    sides = [re.search(rb'\b%b="([\d.]+)pt"' % side, root[0]) for side in (b"width", b"height")]
-    width, height = (round(float(side[1]) * 4 / 3) for side in sides)
+    root = re.findall(rb"<svg\b[^>]*>", svg[:4000])[0]
+    sides = [re.findall(rb'\b%b="([\d.]+)pt"' % side, root)[0] for side in (b"width", b"height")]
+    width, height = (round(float(points) * 4 / 3) for points in sides)
     return f' width="{width}" height="{height}"'
 
 

@@ -113,7 +113,7 @@ def _versions(versions: dict[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
 
 
-def _changed(fact: dict[str, Any]) -> str:
+def _changed(fact: Mapping[str, Any]) -> str:
     """`code, commit`: what at a cell's end was no longer what is given for it above."""
     return ", ".join(map(str, fact.get("changed_meanwhile") or ()))
 

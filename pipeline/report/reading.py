@@ -16,7 +16,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context, parent_process
@@ -42,7 +42,8 @@ MOST_PROCESSES = 4
 # Longer arrays are compressed in results.h5, and kept once where several cells have the same.
 LONG_BYTES = 4096
 
-Item, Answer = TypeVar("Item"), TypeVar("Answer")
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 Request = tuple[Identity, CellPaths]
 
 
@@ -218,7 +219,7 @@ def in_chunks(read: Callable[[Sequence[Item]], Answer], items: list[Item]) -> It
         yield from map(read, chunks)
         return
     with ProcessPoolExecutor(processes, get_context("spawn"), _quietly) as pool:
-        waiting = deque()
+        waiting: deque[Future[Answer]] = deque()
         for chunk in chunks:
             waiting.append(pool.submit(read, chunk))
             if len(waiting) > 2 * processes:  # no more in memory than keeps all of them busy
@@ -234,5 +235,8 @@ def _quietly() -> None:
 
 
 def _end_with_parent() -> None:
-    parent_process().join()
+    parent = parent_process()
+    if parent is None:  # this is no child
+        return
+    parent.join()
     os._exit(1)

@@ -156,9 +156,10 @@ def row(cell: Identity, result: store.Result) -> Row:
     measured = {name: result.measured.get(name) for name in MEASURED}
     if cell.is_base:
         measured |= {f"base_{name}": measured[name] for name in OF_BASE}
+    numbers: dict[str, Any] = {name: _typed(name, value) for name, value in measured.items()}
     return Row(
         **vars(cell),
-        **{name: _typed(name, value) for name, value in measured.items()},
+        **numbers,
         facts=result.facts,
         latencies=_latencies(result.measured),
         training_seconds=_training_seconds(result),
@@ -217,7 +218,8 @@ def _training_seconds(result: store.Result) -> float | None:
     """Of all epochs of all stages; None where one does not say."""
     columns = (stage.columns.get("seconds", ()) for stage in result.history)
     seconds = [_number(value) for column in columns for value in column]
-    return None if None in seconds else float(sum(seconds))
+    known = [value for value in seconds if value is not None]
+    return float(sum(known)) if len(known) == len(seconds) else None
 
 
 def _typed(name: str, value: Any) -> float | int | None:

@@ -125,9 +125,9 @@ def _why(dataset: str, model: str, rows: Sequence[Row]) -> Sentence:
     ]
     by_row = _by_row(rows)
     for name, text in WHY.items():
-        simulated = [_average(_simulated, group) for group in by_row[name]]
-        deployed = [_average(_deployed, group) for group in by_row[name]]
-        if None not in simulated + deployed and simulated:
+        simulated = _averages(_simulated, by_row[name])
+        deployed = _averages(_deployed, by_row[name])
+        if simulated and deployed:
             sentences.append(text.format(simulated=_range(simulated), deployed=_range(deployed)))
     return (" ".join(sentences),)
 
@@ -210,6 +210,13 @@ def _deployed(row: Row) -> float | None:
 
 def _inverse(speedup: float | None) -> float | None:
     return 1 / speedup if speedup else None
+
+
+def _averages(time: Callable[[Row], float | None], members: Sequence[Group]) -> Sequence[float]:
+    """Of each technique; empty where one has none."""
+    averages = [_average(time, group) for group in members]
+    known = [value for value in averages if value is not None]
+    return known if len(known) == len(averages) else ()
 
 
 def _average(time: Callable[[Row], float | None], group: Group) -> float | None:

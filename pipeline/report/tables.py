@@ -8,7 +8,7 @@ import io
 import math
 import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline import runtimes
 from pipeline.measure.series import Series
@@ -18,6 +18,10 @@ from pipeline.report.frames import Frames
 from pipeline.report.metrics import METRIC, METRICS, SPEEDUP, latency_key, speedup_key
 from pipeline.report.row import COUNTS, IDENTITY, Row
 from pipeline.terminal import printable
+
+if TYPE_CHECKING:
+    import pandas
+    import rich.table
 
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
@@ -58,7 +62,7 @@ def fenced(text: str, language: str = "") -> str:
 # --- CSV -------------------------------------------------------------------------------------
 
 
-def csv_text(frame) -> str:
+def csv_text(frame: pandas.DataFrame) -> str:
     """One line a cell, raw values in full precision, empty where nothing was measured."""
     columns = [*IDENTITY, *(metric.key for metric in METRICS)]
     out = io.StringIO()
@@ -114,7 +118,7 @@ def print_summary(frames: Frames, file: IO[str] | None = None) -> None:
         console.print(Text(printable(f"{gap.cell.name} ({gap.cell.id}): {gap.reason}")))
 
 
-def _summary_table(rows: list[Row]):
+def _summary_table(rows: list[Row]) -> rich.table.Table:
     from rich.table import Table
     from rich.text import Text
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy
 
@@ -148,7 +148,7 @@ def _accuracy(bench: Bench, what: str, cell: Cell, loaded: Artifact, result: sto
     except UserError as error:
         return Check(what, UNCHECKED, f"{error} (`netpress fetch {bench.called}`)")
     images, known = test
-    if not (_is_of(recorded, known) and _is_of(labels, known) and (labels == known).all()):
+    if not (_is_of(recorded, known) and _is_of(labels, known) and numpy.array_equal(labels, known)):
         return Check(what, DIFFERS, "its recorded labels are not those of the test set")
     if tuple(images.shape[1:]) != loaded.shape:
         return Check(what, DIFFERS, "the artifact takes images of another shape")
@@ -197,7 +197,7 @@ def _judged(
     return DIFFERS, message + (f", expected at most {allowed} ({other})" if other else "")
 
 
-def _is_of(values: Any, known: numpy.ndarray) -> bool:
+def _is_of(values: Any, known: numpy.ndarray) -> TypeGuard[numpy.ndarray]:
     return isinstance(values, numpy.ndarray) and values.shape == known.shape
 
 

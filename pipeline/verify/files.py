@@ -56,10 +56,11 @@ def _numbers_of(recorded: Sequence[tuple[Path, str]]) -> tuple[int, list[Check]]
 
 def _from_predictions(measured: dict[str, Any]) -> dict[str, float]:
     names = ("predictions", "base_predictions", "labels")
-    arrays = [measured.get(name) for name in names]
-    if not all(isinstance(a, numpy.ndarray) and a.shape == arrays[0].shape for a in arrays):
+    arrays = [a for name in names if isinstance(a := measured.get(name), numpy.ndarray)]
+    if len(arrays) < len(names) or len({a.shape for a in arrays}) > 1:
         return {}
-    return accuracy.of_predictions(*arrays)
+    own, base, labels = arrays
+    return accuracy.of_predictions(own, base, labels)
 
 
 def files(published: Published, paths: ReportPaths) -> Iterator[Check]:

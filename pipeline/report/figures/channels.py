@@ -22,7 +22,8 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     """None where no technique has fewer channels than its base."""
     smaller = _smaller(rows)
     names = chosen.techniques(smaller, chosen.room(rows, *heat.MOST_LINES))
-    panels, counts = [], []
+    panels: list[Heat] = []
+    counts: list[int] = []
     for setting, members in chosen.panels(rows).items():
         base = _channels(chosen.bases(members), read)
         lines = (seeds for name in names if (seeds := chosen.seeds(members, name)))

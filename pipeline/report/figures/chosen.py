@@ -70,7 +70,11 @@ def _over_settings(rows: Iterable[Row]) -> list[Group]:
 def _size_if_good(group: Group) -> tuple[bool, float]:
     loss = _loss(group)
     good = loss <= ONE_POINT + SLACK
-    return (not good, mean(math.log(row.stored_bytes) for row in group.rows) if good else loss)
+    return (not good, mean(map(_log_bytes, group.rows)) if good else loss)
+
+
+def _log_bytes(row: Row) -> float | None:
+    return None if row.stored_bytes is None else math.log(row.stored_bytes)
 
 
 def _loss(group: Group) -> float:

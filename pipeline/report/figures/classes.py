@@ -20,7 +20,9 @@ LEAST_RANGE = 1.0  # points, so that a change of a few images is no strong colou
 def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     """None where no cell has its own and its base's predictions, and the labels."""
     names = chosen.techniques(rows, chosen.room(rows, *heat.MOST_LINES))
-    panels, counts, most = [], [], 0
+    panels: list[Heat] = []
+    counts: list[int] = []
+    most = 0
     for setting, members in chosen.panels(rows).items():
         lines = (seeds for name in names if (seeds := chosen.seeds(members, name)))
         every = {chosen.line(seeds[0]): _changes(seeds, read) for seeds in lines}
@@ -28,8 +30,8 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
         if changed:
             means = _means(changed)
             columns = chosen.class_names(setting[0], means.shape[1])
-            lines = [shown for _, shown in changed]
-            panels.append(_heat(", ".join(setting), lines, columns, means))
+            shown = [name for _, name in changed]
+            panels.append(_heat(", ".join(setting), shown, columns, means))
             counts += map(len, changed.values())
             most = max(most, means.shape[1])
     if not panels:
@@ -51,16 +53,14 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
 def change(evidence: Evidence | None) -> numpy.ndarray | None:
     """[classes], points: the cell's accuracy on the images of a class less its base's; NaN for a
     class without images. None where something for it is missing."""
-    if evidence is None or any(
-        part is None for part in (evidence.labels, evidence.predictions, evidence.base_predictions)
-    ):
+    if evidence is None:
         return None
-    own, base = (
-        predicted == evidence.labels
-        for predicted in (evidence.predictions, evidence.base_predictions)
-    )
-    images = numpy.bincount(evidence.labels)
-    gained = numpy.bincount(evidence.labels, own.astype(float) - base, len(images))
+    own, base, labels = evidence.predictions, evidence.base_predictions, evidence.labels
+    if own is None or base is None or labels is None:
+        return None
+    gain = numpy.equal(own, labels).astype(float) - numpy.equal(base, labels)
+    images = numpy.bincount(labels)
+    gained = numpy.bincount(labels, gain, len(images))
     return 100 * gained / numpy.where(images > 0, images, numpy.nan)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from pipeline.report.evidence import Evidence
 from pipeline.report.figures import chosen, look
 from pipeline.report.figures.chosen import Read
 from pipeline.report.figures.look import BASE, Drawn
@@ -27,7 +29,12 @@ LABEL = {
 }
 LEAST_ERROR = 0.01  # %, so that an accuracy of 100 % has a place
 PANEL_INCHES = (4.9, 3.3)
-BETWEEN = {"color": "#666666", "linewidth": 0.9, "linestyle": (0, (1, 2)), "zorder": 0.5}
+BETWEEN: dict[str, Any] = {
+    "color": "#666666",
+    "linewidth": 0.9,
+    "linestyle": (0, (1, 2)),
+    "zorder": 0.5,
+}
 
 Setting = tuple[str, str]
 
@@ -96,7 +103,7 @@ def _curves(rows: Sequence[Row], names: Sequence[str], read: Read) -> Iterator[C
             )
 
 
-def _trained(evidence) -> tuple[StageHistory, ...]:
+def _trained(evidence: Evidence | None) -> tuple[StageHistory, ...]:
     """The stages of a cell that trained, in order."""
     stages = evidence.history if evidence else ()
     return tuple(sorted((s for s in stages if _epochs(s)), key=lambda s: s.index))
@@ -107,7 +114,9 @@ def _epochs(stage: StageHistory) -> int:
 
 
 def _line(history: Sequence[StageHistory], key: str) -> numpy.ndarray:
-    xs, ys, before = [], [], 0
+    xs: list[float] = []
+    ys: list[float] = []
+    before = 0
     for stage in history:
         values = list(stage.columns.get(key, ()))
         xs += [before + 0.5] * bool(xs and values) + [before + 1 + i for i in range(len(values))]
@@ -226,7 +235,7 @@ def _mark(curves: Curves, mark: dict) -> dict:
     }
 
 
-def _order(rows: Iterable[Row]):
+def _order(rows: Iterable[Row]) -> Callable[[Curves], tuple[bool, int]]:
     """Sorts curves: the base, techniques, controls, as in every legend."""
     places = {name: i for i, name in enumerate(look.families(rows))}
     return lambda curves: (not curves.is_base, places.get(curves.family, 0))

@@ -89,7 +89,7 @@ def _name(set_ticks: Callable, names: Sequence[str], every: int) -> None:
     set_ticks([i + 0.5 for i in places], [names[i] for i in places])
 
 
-def _numbers(axis: Axes, panel: Heat, mesh) -> None:
+def _numbers(axis: Axes, panel: Heat, mesh: ScalarMappable) -> None:
     for i, texts in enumerate(panel.texts):
         for j, text in enumerate(texts):
             colour = mesh.to_rgba(panel.values[i, j])
@@ -104,5 +104,5 @@ def _numbers(axis: Axes, panel: Heat, mesh) -> None:
             )
 
 
-def _luminance(colour: Sequence[float]) -> float:
+def _luminance(colour: numpy.ndarray) -> float:
     return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]

@@ -11,7 +11,9 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -19,6 +21,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
@@ -29,7 +32,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7
 MARKERS = "osD^vPX<>phd8"
 FILLS = ("full", "bottom", "left")
 GREYS = ("#555555", "#808080", "#6B6B6B", "#999999")
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib's type of a key is a list of them all
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
     "font.size": 9,
     "axes.spines.top": False,
@@ -44,7 +47,7 @@ STYLE = {
     "text.parse_math": False,  # names are text, also those with a dollar
     "axes.unicode_minus": False,
 }
-BASE = {"color": "black", "marker": "*", "markersize": 13}
+BASE: dict[str, Any] = {"color": "black", "marker": "*", "markersize": 13}
 DASHES = (0, (4, 3))
 PANEL_INCHES = (5.6, 3.8)
 LEGEND_ROW_INCHES = 0.21
@@ -82,7 +85,7 @@ class Drawn:
         )
 
 
-def style():
+def style() -> AbstractContextManager[None]:
     """A context in which figures are made and written, whatever the user's own style is."""
     return matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "svg", **STYLE})
 
@@ -102,7 +105,8 @@ def _lay_out(canvas: Canvas) -> None:
     engine.execute(canvas)
     canvas.set_layout_engine("none")
     for axis in canvas.axes:
-        axis.set_position([round(side, 6) for side in axis.get_position(original=True).bounds])
+        x, y, width, height = (round(v, 6) for v in axis.get_position(original=True).bounds)
+        axis.set_position((x, y, width, height))
 
 
 def svg_bytes(canvas: Canvas) -> bytes:
@@ -215,8 +219,8 @@ def grid(
     legend = LEGEND_ROW_INCHES * legend_rows + 0.15 if legend_rows else 0.0
     width = max(panel_inches[0] * columns, least_width)
     height = panel_inches[1] * lines + legend
-    canvas = Canvas(figsize=(width, height), layout="constrained")
-    canvas.get_layout_engine().set(rect=(0, legend / height, 1, 1 - legend / height))
+    low = legend / height
+    canvas = Canvas((width, height), layout=ConstrainedLayoutEngine(rect=(0, low, 1, 1 - low)))
     axes = canvas.subplots(lines, columns, squeeze=False).ravel().tolist()
     for unused in axes[panels:]:
         unused.remove()
@@ -246,7 +250,7 @@ def _round_numbers(low: float, high: float, mirrored_at: float | None) -> list[f
         if sum(low <= tick <= high for tick in ticks) >= 4:
             return ticks
     if mirrored_at is None:
-        return MaxNLocator(5).tick_values(low, high).tolist()
+        return list(map(float, MaxNLocator(5).tick_values(low, high)))
     shown = MaxNLocator(5).tick_values(mirrored_at - high, mirrored_at - low)
     return [mirrored_at - value for value in shown]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy
 from matplotlib.axes import Axes
 
-from pipeline.report.evidence import Evidence
 from pipeline.report.figures import chosen, look
 from pipeline.report.figures.chosen import Read
 from pipeline.report.figures.look import Canvas, Drawn
@@ -73,16 +72,19 @@ def _lines(
         for row in chosen.seeds(rows, name)[:1]:
             evidence = read(row.id)
             differing = evidence.differing if evidence else None
-            if differing and len(differing["pixels"]):
+            if evidence and differing and len(differing["pixels"]):
                 first = {key: values[:MOST_PICTURES] for key, values in differing.items()}
                 heading = f"{', '.join(setting)}: {chosen.line_name(row)}"
-                yield Line(heading, row.seed, first, _classes(setting[0], evidence))
+                classes = _classes(setting[0], differing, evidence.labels)
+                yield Line(heading, row.seed, first, classes)
 
 
-def _classes(dataset: str, evidence: Evidence) -> list[str]:
+def _classes(
+    dataset: str, differing: Mapping[str, numpy.ndarray], labels: numpy.ndarray | None
+) -> list[str]:
     """Names of all that the pictures are of or were taken for."""
-    classes = [evidence.differing[key] for _, key in BELOW]
-    classes += [evidence.labels] if evidence.labels is not None else []
+    classes = [differing[key] for _, key in BELOW]
+    classes += [labels] if labels is not None else []
     return chosen.class_names(dataset, 1 + max(int(numbers.max()) for numbers in classes))
 
 

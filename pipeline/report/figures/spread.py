@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy
 from matplotlib.axes import Axes
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from pipeline import runtimes
@@ -96,9 +97,10 @@ def _draw(panels: dict[tuple[str, str], Panel]) -> Canvas:
     batches = [batch for batch in BATCHES if any(panel[batch] for panel in panels.values())]
     heights = [LINE_INCHES * len(_names(panel)) + AROUND_INCHES for panel in panels.values()]
     legend = look.LEGEND_ROW_INCHES + 0.15
-    canvas = Canvas(figsize=(WIDTH_INCHES, sum(heights) + legend), layout="constrained")
-    low = legend / (sum(heights) + legend)
-    canvas.get_layout_engine().set(rect=(0, low, 1, 1 - low))
+    height = sum(heights) + legend
+    low = legend / height
+    engine = ConstrainedLayoutEngine(rect=(0, low, 1, 1 - low))
+    canvas = Canvas((WIDTH_INCHES, height), layout=engine)
     axes = canvas.subplots(len(panels), len(batches), squeeze=False, height_ratios=heights)
     for line, (setting, panel) in zip(axes, panels.items(), strict=True):
         timed = [batch for batch in batches if panel[batch]]
@@ -123,9 +125,9 @@ def _panel(axis: Axes, pairs: Samples, names: Sequence[chosen.Line], named: bool
         for samples, mark, side in zip(both, (ARTIFACT, OF_BASE), (-1, 1), strict=False):
             _box(axis, samples, i + (0.19 * side if len(both) > 1 else 0), mark)
         axis.axhline(i + 0.5, color="#DDDDDD", linewidth=0.6, zorder=0.5)
-    samples = [s for pair in pairs.values() for s in pair.timed]
-    low = min(float(numpy.percentile(s, PERCENTILES[0])) for s in samples)
-    high = max(float(numpy.percentile(s, PERCENTILES[-1])) for s in samples)
+    every = [s for pair in pairs.values() for s in pair.timed]
+    low = min(float(numpy.percentile(s, PERCENTILES[0])) for s in every)
+    high = max(float(numpy.percentile(s, PERCENTILES[-1])) for s in every)
     room = max(high / low, 1.05) ** 0.05
     axis.set_xlim(low / room, high * room)
     axis.set_ylim(len(names) - 0.4, -0.6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -25,9 +26,9 @@ DOT_CELLS = (120, 80)  # of a panel: of the dots in one, the first is drawn
 BELOW = "one point below the base"
 FRONTIER = "frontier"
 OTHERS = "other techniques"
-LINE = {"color": "#555555", "linewidth": 0.8}
-STEP = {"color": "#BBBBBB", "linewidth": 2.5}
-DOT = {"color": "#AAAAAA", "marker": ".", "markersize": 3}
+LINE: dict[str, Any] = {"color": "#555555", "linewidth": 0.8}
+STEP: dict[str, Any] = {"color": "#BBBBBB", "linewidth": 2.5}
+DOT: dict[str, Any] = {"color": "#AAAAAA", "marker": ".", "markersize": 3}
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,8 @@ def _points(rows: Iterable[Row], cost: Cost) -> list[Point]:
     return [
         Point(
             group,
-            tuple(cost.of(row) for row in group.rows),
-            tuple(100 * row.accuracy for row in group.rows),
+            tuple(value for row in group.rows if (value := cost.of(row)) is not None),
+            tuple(100 * row.accuracy for row in group.rows if row.accuracy is not None),
         )
         for group in groups(rows)
     ]
@@ -220,7 +221,7 @@ def _dots(axis: Axes, points: Sequence[Point]) -> None:
     """Small ones, of those that would cover each other the first."""
     (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
     span = math.log(right / left)
-    kept = {}
+    kept: dict[tuple[int, int], tuple[float, float]] = {}
     for x, y in (point.at for point in points):
         place = (
             int(DOT_CELLS[0] * math.log(x / left) / span),
