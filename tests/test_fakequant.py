@@ -14,6 +14,7 @@ from pipeline.models import network, vgg
 from pipeline.models.spec import Graph
 from pipeline.models.transforms import fakequant
 from pipeline.models.transforms.fakequant import FakeQuantized
+from pipeline.models.transforms.lsq import learned_step
 from tests.test_models import images, lively
 
 SPEC = vgg.spec("vgg11_bn", 0.125, (3, 32, 32), 10, 120, 1 / 64)
@@ -132,7 +133,7 @@ def test_weights_move_between_the_float_network_and_its_quantized_self():
 def lsq(values, scale, low, high, bound):
     x = torch.tensor(values, dtype=torch.float64, requires_grad=True)
     s = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
-    fakequant._lsq(x, s, low, high, bound, len(values)).sum().backward()
+    learned_step(x, s, low, high, bound, len(values)).sum().backward()
     return x.grad, s.grad
 
 

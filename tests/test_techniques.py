@@ -378,6 +378,12 @@ def test_an_unknown_student_is_refused_at_the_edge(bench):
         bench.cells(["x"], define={"x": [{"distill": {"student": "vgg99"}}]})
 
 
+def test_another_teacher_of_a_student_is_refused_with_the_one_that_is_valid(bench):
+    sentence = r"distill\.teacher: the text 'kd' is not valid; expected 'base'"
+    with pytest.raises(UserError, match=sentence):
+        bench.cells(["x"], define={"x": [{"distill": {"teacher": "kd"}}]})
+
+
 # --- controls --------------------------------------------------------------------------------
 
 

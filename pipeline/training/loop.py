@@ -99,8 +99,7 @@ class _Loop:
     def __init__(self, training: Training, split: data.Split, course: Course, hooks: Hooks):
         self.training, self.split, self.course, self.hooks = training, split, course, hooks
         machine, recipe = course.machine, course.recipe
-        network = training.state.network.to(machine.device)
-        network.to(memory_format=torch.channels_last)
+        network = training.state.network.to(machine.device).to(memory_format=torch.channels_last)
         self.network = network
         self.optim = optimizer(network, recipe, clipped=not normalized(network))
         _restore_buffers(network, self.optim, training.buffers)

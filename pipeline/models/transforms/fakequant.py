@@ -16,15 +16,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 
 from pipeline.models.layers import Sum
 from pipeline.models.transforms import Integers, Point, Transform, pairs
+from pipeline.models.transforms.lsq import learned_step
 
 if TYPE_CHECKING:
     from pipeline.models.spec import Graph
@@ -110,7 +110,7 @@ class InputQuantizer(nn.Module):
         if self.learned and self.training:
             shift = self.zero_point
             low, high = -shift, ACTIVATION_MAX - shift
-            return _lsq(x.float(), self.scale, low, high, ACTIVATION_MAX, x[0].numel())
+            return learned_step(x.float(), self.scale, low, high, ACTIVATION_MAX, x[0].numel())
         return torch.fake_quantize_per_tensor_affine(
             x.float(), self.scale.detach(), self.zero_point, 0, ACTIVATION_MAX
         )
@@ -130,7 +130,9 @@ class WeightQuantizer(nn.Module):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         if self.learned and self.training:
             scale = self.scale.reshape(-1, *[1] * (weight.dim() - 1))
-            rounded = _lsq(weight, scale, -self.limit, self.limit, self.limit, weight[0].numel())
+            rounded = learned_step(
+                weight, scale, -self.limit, self.limit, self.limit, weight[0].numel()
+            )
         else:
             if self.training:
                 self.scale.copy_(self.widest(weight))
@@ -270,61 +272,6 @@ def _set_point(module: nn.Module, name: str, quantizer: InputQuantizer) -> None:
         layer.input_quantizers[int(operand)] = quantizer
     else:
         layer.input_quantizer = quantizer
-
-
-# The least or the largest multiple of a scale: for activations a tensor, since a zero point is one.
-Bound = TypeVar("Bound", int, torch.Tensor)
-
-
-def _lsq(
-    x: torch.Tensor, scale: torch.Tensor, low: Bound, high: Bound, bound: int, values: int
-) -> torch.Tensor:
-    """Rounds to multiples of ``scale``, from ``low`` to ``high`` of them, with the gradients of
-    Esser et al. (2020). ``bound`` is the largest integer that the scale is multiplied with,
-    ``values`` how many values have one scale (of an image: more of them in a batch teach the same
-    scale). Their root damps the scale's gradient, so that it moves as fast as the weights do
-    (section 2.2)."""
-    return _LearnedStep.apply(x, scale, low, high, (values * bound) ** -0.5)
-
-
-class _StepContext(FunctionCtx):
-    """What PyTorch hands to both passes, with what the first leaves in it for the second."""
-
-    saved_tensors: tuple[torch.Tensor, ...]
-    low: int | torch.Tensor
-    high: int | torch.Tensor
-    damping: float
-
-
-class _LearnedStep(torch.autograd.Function):
-    """Equations 1 to 3: straight through inside the range, and for the scale ``round(v) - v``
-    inside, the bound outside, v being x / scale. Written as one function, since a chain of them
-    would go through the activations, which bound the time, twenty times instead of twelve."""
-
-    @staticmethod
-    def forward(
-        ctx: _StepContext,
-        x: torch.Tensor,
-        scale: torch.Tensor,
-        low: Bound,
-        high: Bound,
-        damping: float,
-    ) -> torch.Tensor:
-        rounded = (x / scale).clamp_(low, high).round_().mul_(scale)
-        ctx.save_for_backward(x, scale, rounded)
-        ctx.low, ctx.high, ctx.damping = low, high, damping
-        return rounded
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: _StepContext, gradient: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
-        x, scale, rounded = ctx.saved_tensors
-        inside = (x >= ctx.low * scale).logical_and_(x <= ctx.high * scale)
-        steps = torch.where(inside, x, 0).neg_().add_(rounded).mul_(gradient)
-        to_scale = steps.sum_to_size(scale.shape) * (ctx.damping / scale)
-        return torch.where(inside, gradient, 0), to_scale, None, None, None
 
 
 def widest(weight: torch.Tensor, weight_max: int) -> torch.Tensor:
