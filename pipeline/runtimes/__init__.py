@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pipeline import hardware, registry
@@ -107,8 +108,9 @@ def versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def packages() -> list[str]:
-    """The packages of all runtimes that this machine has."""
-    return [_module(name).PACKAGE for name in names() if not _module(name).available()]
+    """The packages of all runtimes that this machine has; none is imported for that."""
+    every = (_module(name).PACKAGE for name in names())
+    return [package for package in every if find_spec(package) is not None]
 
 
 def _module(name: str) -> Runtime:
