@@ -159,7 +159,7 @@ class Plugin(Frozen):
     an installed distribution (`source` is its name) of this `version`."""
 
     source: str
-    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     version: str | None = None
 
     def decides(self) -> dict[str, Any]:
