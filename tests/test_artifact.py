@@ -338,7 +338,8 @@ def rewrite(folder: Path, model: bytes | None = None, **changed) -> None:
     if model is not None:
         (folder / "model.onnx").write_bytes(model)
         digest = store.sha256(folder / "model.onnx")
-        manifest["files"]["model.onnx"] = {"bytes": len(model), "sha256": digest}
+        written = {"bytes": len(model), "sha256": digest}
+        manifest |= {"files": {"model.onnx": written}, "runnable": written}
     (folder / "manifest.json").write_text(json.dumps(manifest | changed))
 
 
