@@ -624,14 +624,14 @@ def test_export_makes_the_folder_that_it_looked_at(finished, work, tmp_path, mon
 
 
 def test_export_does_not_replace_what_comes_while_it_copies(finished, work, tmp_path, monkeypatch):
-    """Another process makes the folder at the last moment: here, while checksums are computed."""
-    real = store.sha256
+    """Another process makes the folder at the last moment: here, while files are copied."""
+    real = store.copy_checked
 
-    def slow(path):
+    def slow(*arguments):
         (tmp_path / "new").mkdir(exist_ok=True)
-        return real(path)
+        return real(*arguments)
 
-    monkeypatch.setattr(store, "sha256", slow)
+    monkeypatch.setattr(store, "copy_checked", slow)
     with pytest.raises(UserError, match="new: is there already"):
         export(*finished, work, tmp_path / "new")
     assert os.listdir(tmp_path / "new") == [] and sorted(os.listdir(tmp_path)) == ["new", "work"]

@@ -101,7 +101,7 @@ def test_a_report_that_failed_is_told_and_sent_again(desk):
     jobs = desk.jobs("unreported")
     for command in ("submit", "resume"):
         [line] = desk.netpress(command, sweep, code=2)[1].splitlines()
-        assert f"since {reports} is no folder" in line
+        assert f"since {reports} is not a folder" in line
     assert desk.jobs("unreported") == jobs
     reports.unlink()
     out, _ = desk.netpress("submit", sweep)
