@@ -611,7 +611,7 @@ def test_export_overwrites_nothing(finished, work, tmp_path, monkeypatch):
     taken = ["full", "file", "empty", "link", "dangling", "loop", ".", "..", "new/..", "full/."]
     for name in [*taken, "new/../full", "new/../file", "full/../empty", "new/deep/../../full"]:
         for to in (tmp_path / name, name):
-            with pytest.raises(UserError, match="is there already, expected the name of a new f"):
+            with pytest.raises(UserError, match="exists already, expected the name of a new f"):
                 export(*finished, work, to)
     assert (tmp_path / "full" / "mine").read_text() == (tmp_path / "file").read_text() == "x"
     assert sorted(os.listdir()) == before  # `new` was not made on the way
@@ -632,7 +632,7 @@ def test_export_does_not_replace_what_comes_while_it_copies(finished, work, tmp_
         return real(*arguments)
 
     monkeypatch.setattr(store, "copy_checked", slow)
-    with pytest.raises(UserError, match="new: is there already"):
+    with pytest.raises(UserError, match="new: exists already"):
         export(*finished, work, tmp_path / "new")
     assert os.listdir(tmp_path / "new") == [] and sorted(os.listdir(tmp_path)) == ["new", "work"]
 

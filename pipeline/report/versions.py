@@ -20,7 +20,10 @@ MARK = "†"
 
 def with_older(sweep: Sweep, work: Work) -> Sweep:
     """The sweep with the finished earlier versions of cells in the place of unfinished ones."""
-    begun = work.begun() if work.root.is_dir() else frozenset()
+    try:
+        begun = work.begun()
+    except FileNotFoundError:  # a report of what earlier reports have
+        return sweep
     cells = tuple(
         cell
         if cell.id in begun and work.cell(cell.id).manifest.exists()
