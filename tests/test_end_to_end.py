@@ -299,7 +299,10 @@ def killed_at_random_moments(lab: Lab, smoke) -> None:
 def test_interrupted_it_says_how_to_go_on_and_goes_on(lab, smoke):
     cell_id = smoke.ids["base"]
     asked = lab.sweep("base")
-    for words, group in [(("0-train",), True), (("measure",), False)]:
+    for words, group, left in [
+        (("0-train",), True, ("missing", "started, not finished")),
+        (("measure",), False, ("trained", "all but its measurement")),
+    ]:
         with lab.start(asked) as process:
             process.await_line(*words)
             assert process.strike(signal.SIGINT, group) == 130  # as a terminal does, and as `kill`
@@ -309,7 +312,7 @@ def test_interrupted_it_says_how_to_go_on_and_goes_on(lab, smoke):
         assert "Traceback" not in process.said and lab.left_behind() == []
         check_whole(lab.work.cell(cell_id))
         [state] = lab.json("status", asked)["cells"]
-        assert (state["state"], state["reason"]) == ("missing", "started, not finished")
+        assert (state["state"], state["reason"]) == left
     ran = lab.run(asked)
     assert ran.returncode == 0 and "0-train" not in ran.stderr.split("artifact")[0].split(" epoch")
     same(lab, smoke.lab, cell_id)

@@ -16,12 +16,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pipeline import cli  # noqa: E402
+from pipeline import cli, cli_options  # noqa: E402
 
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
     cli.main([sys.argv[1], "--help"])
     cli.main(["status", sys.argv[2]])
     cli.main(["plan", sys.argv[2], "--profile", "generic"])
+    cli_options.job_functions()
 nobody = pwd.getpwnam("nobody")
 os.setgroups([])
 os.setgid(nobody.pw_gid)
