@@ -480,11 +480,11 @@ def test_doctor_asks_the_cluster(desk):
     assert "ok    slurm: version" in out and "note  MaxArraySize: 1001" in out
     assert "ok    compute node: " in out and "BAD" not in out
     assert not desk.work.root.exists()  # nothing that stays was made
-    assert "ok    jobs as profile generic asks: Job" in out
+    assert "ok    jobs as profile generic requests: Job" in out
     out, _ = desk.netpress(
         "doctor", "--profile", "generic", *SMALL, "--set", "partition=nope", code=1
     )
-    assert "BAD   jobs as profile generic asks: " in out and "Invalid partition name" in out
+    assert "BAD   jobs as profile generic requests: " in out and "Invalid partition name" in out
     assert "BAD   partition: " in out and "`sinfo` lists them: --set partition=NAME" in out
     assert "note  compute node: not checked" in out
     # A GPU that Slurm gives, and torch cannot use: the fake ones are of that kind.
