@@ -17,10 +17,10 @@ from pipeline.versions import SHARED
 from tests import cells, results
 
 GOLDEN = {  # of the shipped sweep `paper`
-    "mnist/vgg16_bn/base/0": "@",
-    "mnist/vgg16_bn/qat-int8/0": "@",
-    "mnist/vgg16_bn/prune-filters/0": "@",
-    "mnist/vgg16_bn/small-and-int8/0": "@",
+    "mnist/vgg16_bn/base/0": "454cfbd8a469cdf4",
+    "mnist/vgg16_bn/qat-int8/0": "96fbed188e1f2d71",
+    "mnist/vgg16_bn/prune-filters-0.25/0": "1dd5d5c4a64688d3",
+    "mnist/vgg16_bn/small-and-int8-0.0625/0": "8ab2e1f5db01ee0e",
 }
 
 
@@ -35,7 +35,10 @@ def of_version(path, **versions: int) -> dict[str, str]:
 def file(tmp_path):
     names = ", ".join(catalog.built_in().techniques)
     path = tmp_path / "all.yaml"
-    path.write_text(f"name: all\nmodels: [vgg16_bn]\ndatasets: [digits]\ntechniques: [{names}]\n")
+    path.write_text(
+        f"name: all\nmodels: [vgg16_bn]\ndatasets: [digits]\ntechniques: [{names}, coded]\n"
+        "define: {coded: [{quantize: {}}, {encode: {}}]}\n"  # no technique there is has `encode`
+    )
     return path
 
 

@@ -8,11 +8,12 @@ import pytest
 
 from pipeline import catalog, report, versions
 from pipeline.orchestrate import state
+from pipeline.paths import Work
 from pipeline.report import content
 from pipeline.report import versions as shown
 from pipeline.sweep import Core, load
 from pipeline.techniques import quantize
-from tests import cells
+from tests import cells, results
 
 CHAIN = {"tiny": [{"quantize": {"reduce_range": "off"}}]}
 
@@ -45,6 +46,26 @@ def test_a_raised_version_makes_its_cells_new_and_shows_the_old(bench, finished,
         frames = report.read(sweep, bench.work)
         assert [row.id for row in frames.rows] == [c.id for c in before.cells]
         assert frames.gaps == ()
+    finally:
+        monkeypatch.undo()
+        catalog.built_in.cache_clear()
+
+
+def test_an_earlier_report_has_cells_of_earlier_versions(bench, finished, tmp_path, monkeypatch):
+    """Also where the work root has nothing any more; a newer result goes before it."""
+    before = [cell.id for cell in again(finished).cells]
+    folder = report.build(again(finished), bench.work, tmp_path / "first")[0].folder
+    monkeypatch.setattr(quantize, "VERSION", quantize.VERSION + 1)
+    try:
+        sweep, purged = again(finished), Work(tmp_path / "purged")
+        assert [cell.id for cell in sweep.cells] != before
+        assert [row.id for row in report.read(sweep, purged, folder).rows] == before
+        paths, built = report.build(sweep, purged, tmp_path / "again", earlier=folder)
+        assert [row.id for row in built.rows] == before and built.gaps == ()
+        assert [row.id for row in report.read_folder(paths.folder).rows] == before
+        results.publish(sweep.cells[1], purged)
+        newer = [row.id for row in report.read(sweep, purged, folder).rows]
+        assert newer == [before[0], sweep.cells[1].id]
     finally:
         monkeypatch.undo()
         catalog.built_in.cache_clear()

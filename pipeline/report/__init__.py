@@ -57,9 +57,10 @@ def build(
     from pipeline.report import artifacts, merged, versions
     from pipeline.report.owned import Owned
 
-    sweep = versions.with_older(sweep, work)
+    results, reported = _results_of(earlier)
+    sweep = versions.with_older(sweep, work, reported)
     paths = report(sweep.name, out)
-    owned, results = Owned.of(paths), _results_of(earlier)
+    owned = Owned.of(paths)
     owned.begin()
     published = merged.write(sweep, work, paths.merged, results)
     files = made(published, paths)
@@ -135,7 +136,8 @@ def read(sweep: Sweep, work: Work, earlier: Path | None = None) -> Frames:
     """The rows and gaps of a sweep. `earlier`: as in `build`."""
     from pipeline.report import frames, versions
 
-    return frames.read(versions.with_older(sweep, work), work, _results_of(earlier))
+    results, reported = _results_of(earlier)
+    return frames.read(versions.with_older(sweep, work, reported), work, results)
 
 
 def read_folder(folder: Path) -> Frames:
@@ -145,11 +147,15 @@ def read_folder(folder: Path) -> Frames:
     return merged.read(ReportPaths(folder).merged).frames
 
 
-def _results_of(folder: Path | None) -> Path | None:
-    """Of a report, read once whole: whoever takes a cell from it later trusts its seal."""
+def _results_of(folder: Path | None) -> tuple[Path | None, frozenset[str]]:
+    """results.h5 of a report, and the ids of its results. Read once whole: whoever takes a cell
+    from it later trusts its seal."""
     from pipeline.report import merged
 
-    return None if folder is None else merged.read(ReportPaths(folder).merged).path
+    if folder is None:
+        return None, frozenset()
+    published = merged.read(ReportPaths(folder).merged)
+    return published.path, frozenset(row.id for row in published.frames.rows)
 
 
 def as_json(frames: Frames) -> dict[str, Any]:

@@ -7,30 +7,35 @@ measure; rows that are behind in one of them are marked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from pipeline import done
 from pipeline.paths import Work
 from pipeline.report.row import Row
-from pipeline.sweep import Sweep
+from pipeline.sweep import Cell, Sweep
 
 MARK = "†"
 
 
-def with_older(sweep: Sweep, work: Work) -> Sweep:
-    """The sweep with the finished earlier versions of cells in the place of unfinished ones."""
+def with_older(sweep: Sweep, work: Work, reported: Collection[str] = ()) -> Sweep:
+    """The sweep with the finished earlier versions of cells in the place of unfinished ones.
+    `reported`: ids of results that an earlier report has; the work root goes before it."""
     try:
         begun = work.begun()
     except FileNotFoundError:  # a report of what earlier reports have
-        return sweep
-    cells = tuple(
-        cell
-        if cell.id in begun and work.cell(cell.id).manifest.exists()
-        else done.older(cell, work, begun) or cell
-        for cell in sweep.cells
-    )
+        begun = frozenset()
+    cells = tuple(_newest(cell, work, begun, reported) for cell in sweep.cells)
     return sweep if cells == sweep.cells else replace(sweep, cells=cells)
+
+
+def _newest(cell: Cell, work: Work, begun: frozenset[str], reported: Collection[str]) -> Cell:
+    if cell.id in reported or (cell.id in begun and work.cell(cell.id).manifest.exists()):
+        return cell
+    if (older := done.older(cell, work, begun)) is not None:
+        return older
+    candidates = cell.older() if reported else ()
+    return next((older for older in candidates if older.id in reported), cell)
 
 
 def behind(rows: Iterable[Row]) -> dict[str, str]:
