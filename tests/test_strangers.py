@@ -121,12 +121,12 @@ def test_export_and_report_copy_no_such_file(bench, tmp_path, put):
     size, digest = model.stat().st_size, store.sha256(model)
     model.unlink()
     put(model)
-    with pytest.raises(Corrupt, match=r"model\.onnx: is no regular file"):
+    with pytest.raises(Corrupt, match=r"model\.onnx: is not a regular file"):
         store.copy_checked(model, tmp_path / "copy", size, digest)
     files = {"model.onnx": {"bytes": size, "sha256": digest}}
-    with pytest.raises(Corrupt, match=r"model\.onnx: is no regular file"):
+    with pytest.raises(Corrupt, match=r"model\.onnx: is not a regular file"):
         report_artifacts._copy(copied.artifact, files, tmp_path / "new")
-    with pytest.raises(Corrupt, match=r"model\.onnx: is no regular file"):
+    with pytest.raises(Corrupt, match=r"model\.onnx: is not a regular file"):
         inside = {"artifact/model.onnx": files["model.onnx"]}
         export._copy(copied, inside, tmp_path / "exported")
 
@@ -145,7 +145,7 @@ def test_verify_opens_no_pipe_and_reads_no_terabyte_in_a_report(found, size):
     (found / "model.onnx").unlink()
     (pipe if size == 0 else sparse)(found / "model.onnx")
     wrong = report_artifacts.differs(found, said)
-    assert "is no regular file" in wrong or "expected at most" in wrong
+    assert "is not a regular file" in wrong or "expected at most" in wrong
 
 
 def test_verify_follows_no_link_out_of_a_report(found, tmp_path):
@@ -157,7 +157,7 @@ def test_verify_follows_no_link_out_of_a_report(found, tmp_path):
 def test_verify_reads_the_other_files_of_a_report_as_carefully(tmp_path, put):
     put(tmp_path / "report.md")
     outcome, why = verify_files._compared(tmp_path / "report.md", b"what it should be")
-    assert outcome == "differs" and ("no regular file" in why or "expected at most" in why)
+    assert outcome == "differs" and ("not a regular file" in why or "expected at most" in why)
 
 
 # --- models that do not do what they say -------------------------------------------------------

@@ -85,7 +85,7 @@ def _check_kind(path: str | Path) -> None:
     if stat.S_ISDIR(mode):
         raise UserError(f"{path}: is a folder, expected an image file")
     if not stat.S_ISREG(mode):
-        raise UserError(f"{path}: is no regular file, expected an image file")
+        raise UserError(f"{path}: is not a regular file, expected an image file")
 
 
 @contextlib.contextmanager

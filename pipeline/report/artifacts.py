@@ -78,7 +78,7 @@ def differs(folder: Path, files: Files) -> str | None:
     for name, recorded in files.items():
         status = os.lstat(folder / name)
         if not stat.S_ISREG(status.st_mode):
-            return f"{name} is no regular file"
+            return f"{name} is not a regular file"
         if recorded["bytes"] > MODEL_BYTES:
             return f"{name} should have {recorded['bytes']} bytes, expected at most {MODEL_BYTES}"
         if status.st_size != recorded["bytes"]:
