@@ -42,7 +42,7 @@ CHAINS: dict[str, list[dict[str, dict]]] = {
     "quantize-learned": [
         {"quantize": {"aware": True, "ranges": "learned", "epochs": 1, "reduce_range": "off"}}
     ],
-    "encode": [{"prune": {"parameters_kept": 0.4}}, {"encode": {}}],
+    "encode": [{"encode": {}}],
     "all": [
         {"prune": {"parameters_kept": 0.4}},
         {"finetune": {"epochs": 1, "teacher": "base"}},
