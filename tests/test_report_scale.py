@@ -1,8 +1,8 @@
 """A report over thousands of results: the CPU and memory of all its processes together.
 
-The limit is 60 s on 2 cores and 1 GB for 10,000, which tests/benchmarks/bench_report.py measures.
-Here are 500 and 1,000, between which figures show no more (their seeds are at most five): what a
-result costs more is taken for all of 10,000.
+tests/benchmarks/bench_report.py measures seconds and bytes for 10,000. Here are 500 and 1,000,
+between which figures show no more (their seeds are at most five): time grows as the results do, and
+the memory of one more result is taken for all of 10,000.
 """
 
 from __future__ import annotations
