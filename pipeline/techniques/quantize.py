@@ -63,22 +63,36 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 
 
 def _calibrated(state: ModelState, settings: Settings, context: Context) -> ModelState:
-    """The folded network with every layer fake-quantized and every scale set."""
-    from pipeline import data
-    from pipeline.models import network
-    from pipeline.models.transforms.fakequant import FakeQuantized, calibrate
+    from pipeline.models.transforms.fakequant import FakeQuantized
 
     if state.spec.has(FakeQuantized.name):
         raise UserError("quantize: the network is quantized already; expected one such stage")
+    calibration = settings.calibration, settings.calibration_images
+    return calibrated(state, _transform(settings), context, *calibration)
+
+
+def calibrated(
+    state: ModelState,
+    transform: FakeQuantized,
+    context: Context,
+    method: str = "mse",
+    images: int = 1024,
+) -> ModelState:
+    """The folded network with every layer fake-quantized and every scale set, by what the float
+    network makes of ``images`` of the training set; ``method`` as in ``fakequant.calibrate``."""
+    from pipeline import data
+    from pipeline.models import network
+    from pipeline.models.transforms.fakequant import calibrate
+
     device, split = context.machine.device, context.split
     folded = network.fold(state)
     folded.network.to(device)
-    quantized = network.with_transform(folded, _transform(settings))
-    sample = data.sample(split.train, settings.calibration_images, context.seed)
+    quantized = network.with_transform(folded, transform)
+    sample = data.sample(split.train, images, context.seed)
     wrapped = quantized.network
     batches = (wrapped.normalize(images) for images, _ in data.ordered(sample.to(device), 64))
     image = quantized.spec.zero_point, quantized.spec.scale
-    calibrate(wrapped.module, batches, settings.calibration, image)
+    calibrate(wrapped.module, batches, method, image)
     return quantized
 
 
