@@ -97,7 +97,8 @@ class PowerQuantizer(fakequant.WeightQuantizer):
         levels = [0, *(2**i for i in range(int(math.log2(self.smallest)), 7))]
         bounds = [(a + b) / 2 for a, b in zip(levels, levels[1:], strict=False)]
         scale = self.scale.reshape(-1, *[1] * (weight.dim() - 1))
-        index = torch.bucketize((weight / scale).abs(), weight.new_tensor(bounds), right=True)
+        size = (weight / scale).abs().contiguous()
+        index = torch.bucketize(size, weight.new_tensor(bounds), right=True)
         return (weight.new_tensor(levels)[index] * weight.sign()).to(torch.int8)
 
 
