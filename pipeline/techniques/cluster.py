@@ -43,13 +43,16 @@ class Settings(Trained):
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
+    from pipeline.techniques import quantize
+
     recipe = context.cell.recipe
-    return context.train(
+    trained = context.train(
         lambda: _clustered(state, settings, context),
         settings.objective_of(recipe, context),
         settings.epochs_of(recipe),
         settings.recipe_of(recipe),
     )
+    return quantize.with_ranges(trained, "cluster")
 
 
 def _clustered(state: ModelState, settings: Settings, context: Context) -> ModelState:

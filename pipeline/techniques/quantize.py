@@ -108,13 +108,20 @@ def _transform(settings: Settings) -> FakeQuantized:
 
 def _settled(state: ModelState) -> ModelState:
     """Observed weight scales follow the weights; the last step moved them once more."""
+    from pipeline.models.transforms.fakequant import layers
+
+    for layer in layers(state.network.module).values():
+        if not layer.weight_quantizer.learned:
+            layer.weight_quantizer.scale.copy_(layer.weight_quantizer.widest(layer.weight))
+    return with_ranges(state, "quantize")
+
+
+def with_ranges(state: ModelState, stage: str) -> ModelState:
+    """The state itself; Diverged where ``stage`` trained a range until it was none."""
     from pipeline.models.transforms.fakequant import layers, points
     from pipeline.training.loop import Diverged
 
     module = state.network.module
-    for layer in layers(module).values():
-        if not layer.weight_quantizer.learned:
-            layer.weight_quantizer.scale.copy_(layer.weight_quantizer.widest(layer.weight))
     quantizers: list[tuple[str, WeightQuantizer | InputQuantizer]] = [
         *((name, layer.weight_quantizer) for name, layer in layers(module).items()),
         *points(module).items(),
@@ -123,6 +130,6 @@ def _settled(state: ModelState) -> ModelState:
         if quantizer.scale.min() <= 0:
             raise Diverged(
                 f"a learned range of {name} is not positive any more; "
-                "try a smaller quantize.learning_rate_factor"
+                f"try a smaller {stage}.learning_rate_factor"
             )
     return state

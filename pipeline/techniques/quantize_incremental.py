@@ -44,9 +44,11 @@ class Settings(Trained):
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
+    from pipeline.techniques import quantize
+
     for portion in PORTIONS:
         state = _trained(state, portion, settings, context)
-    return _frozen(state, 1.0)
+    return quantize.with_ranges(_frozen(state, 1.0), "quantize-incremental")
 
 
 def _trained(state: ModelState, portion: float, settings: Settings, context: Context) -> ModelState:
