@@ -64,21 +64,38 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 
 def _calibrated(state: ModelState, settings: Settings, context: Context) -> ModelState:
     """The folded network with every layer fake-quantized and every scale set."""
-    from pipeline import data
     from pipeline.models import network
-    from pipeline.models.transforms.fakequant import FakeQuantized, calibrate
+
+    refuse_quantized(state, "quantize")
+    state.network.to(context.machine.device)
+    images, method = settings.calibration_images, settings.calibration
+    return calibrated(network.fold(state), _transform(settings), images, method, context)
+
+
+def refuse_quantized(state: ModelState, stage: str) -> None:
+    """UserError where the network's integers are chosen already."""
+    from pipeline.models.transforms.fakequant import FakeQuantized
 
     if state.spec.has(FakeQuantized.name):
-        raise UserError("quantize: the network is quantized already; expected one such stage")
-    device, split = context.machine.device, context.split
-    folded = network.fold(state)
-    folded.network.to(device)
-    quantized = network.with_transform(folded, _transform(settings))
-    sample = data.sample(split.train, settings.calibration_images, context.seed)
-    wrapped = quantized.network
-    batches = (wrapped.normalize(images) for images, _ in data.ordered(sample.to(device), 64))
+        raise UserError(f"{stage}: the network is quantized already; expected one such stage")
+
+
+def calibrated(
+    state: ModelState, transform: FakeQuantized, images: int, method: str, context: Context
+) -> ModelState:
+    """``state`` with every layer fake-quantized, and every scale set from ``images`` of the
+    training set by ``method`` (see ``calibration.calibrate``)."""
+    from pipeline import data
+    from pipeline.models import network
+    from pipeline.models.transforms.calibration import calibrate
+
+    device = context.machine.device
+    quantized = network.with_transform(state, transform)
+    sample = data.sample(context.split.train, images, context.seed)
+    wrapped = quantized.network.to(device)
+    batches = (wrapped.normalize(pixels) for pixels, _ in data.ordered(sample.to(device), 64))
     image = quantized.spec.zero_point, quantized.spec.scale
-    calibrate(wrapped.module, batches, settings.calibration, image)
+    calibrate(wrapped.module, batches, method, image)
     return quantized
 
 
@@ -94,13 +111,21 @@ def _transform(settings: Settings) -> FakeQuantized:
 
 def _settled(state: ModelState) -> ModelState:
     """Observed weight scales follow the weights; the last step moved them once more."""
+    from pipeline.models.transforms.fakequant import layers
+
+    for layer in layers(state.network.module).values():
+        if not layer.weight_quantizer.learned:
+            layer.weight_quantizer.scale.copy_(layer.weight_quantizer.widest(layer.weight))
+    check_ranges(state, "quantize")
+    return state
+
+
+def check_ranges(state: ModelState, stage: str) -> None:
+    """Diverged where training left a scale that no number can be a multiple of."""
     from pipeline.models.transforms.fakequant import layers, points
     from pipeline.training.loop import Diverged
 
     module = state.network.module
-    for layer in layers(module).values():
-        if not layer.weight_quantizer.learned:
-            layer.weight_quantizer.scale.copy_(layer.weight_quantizer.widest(layer.weight))
     quantizers: list[tuple[str, WeightQuantizer | InputQuantizer]] = [
         *((name, layer.weight_quantizer) for name, layer in layers(module).items()),
         *points(module).items(),
@@ -109,6 +134,5 @@ def _settled(state: ModelState) -> ModelState:
         if quantizer.scale.min() <= 0:
             raise Diverged(
                 f"a learned range of {name} is not positive any more; "
-                "try a smaller quantize.learning_rate_factor"
+                f"try a smaller {stage}.learning_rate_factor"
             )
-    return state
