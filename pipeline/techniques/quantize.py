@@ -59,7 +59,7 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
         settings.epochs_of(recipe),
         settings.recipe_of(recipe),
     )
-    return _settled(trained)
+    return settled(trained, "quantize")
 
 
 def _calibrated(state: ModelState, settings: Settings, context: Context) -> ModelState:
@@ -109,23 +109,16 @@ def _transform(settings: Settings) -> FakeQuantized:
     )
 
 
-def _settled(state: ModelState) -> ModelState:
-    """Observed weight scales follow the weights; the last step moved them once more."""
-    from pipeline.models.transforms.fakequant import layers
-
-    for layer in layers(state.network.module).values():
-        if not layer.weight_quantizer.learned:
-            layer.weight_quantizer.scale.copy_(layer.weight_quantizer.widest(layer.weight))
-    check_ranges(state, "quantize")
-    return state
-
-
-def check_ranges(state: ModelState, stage: str) -> None:
-    """Diverged where training left a scale that no number can be a multiple of."""
+def settled(state: ModelState, stage: str) -> ModelState:
+    """Observed weight scales follow the weights; the last step moved them once more. Diverged where
+    training left a scale that no number can be a multiple of."""
     from pipeline.models.transforms.fakequant import layers, points
     from pipeline.training.loop import Diverged
 
     module = state.network.module
+    for layer in layers(module).values():
+        if not layer.weight_quantizer.learned:
+            layer.weight_quantizer.scale.copy_(layer.weight_quantizer.widest(layer.weight))
     quantizers: list[tuple[str, WeightQuantizer | InputQuantizer]] = [
         *((name, layer.weight_quantizer) for name, layer in layers(module).items()),
         *points(module).items(),
@@ -136,3 +129,4 @@ def check_ranges(state: ModelState, stage: str) -> None:
                 f"a learned range of {name} is not positive any more; "
                 f"try a smaller {stage}.learning_rate_factor"
             )
+    return state

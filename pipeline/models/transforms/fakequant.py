@@ -73,6 +73,12 @@ class FakeQuantized(Transform):
             }
         return kept | rounded
 
+    def scaled(
+        self, tensors: dict[str, torch.Tensor], layer: str, factor: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        name = f"{layer}.weight_quantizer.scale"
+        return {**tensors, name: usable(tensors[name] * factor.abs())}
+
     def integers(self, module: nn.Module) -> Integers:
         return Integers(
             weights={
@@ -114,7 +120,8 @@ class InputQuantizer(nn.Module):
 
 
 class WeightQuantizer(nn.Module):
-    """Rounds a weight [K, ...] to integers -limit..limit times a scale a filter."""
+    """Rounds a weight [K, ...] to integers -limit..limit times a scale a filter. Others, for fewer
+    integers, say by ``widest`` and ``rounded`` what they do, and derive from it."""
 
     scale: torch.Tensor
 
@@ -271,13 +278,14 @@ def _set_point(module: nn.Module, name: str, quantizer: InputQuantizer) -> None:
 
 
 def widest(weight: torch.Tensor, weight_max: int) -> torch.Tensor:
-    """The scale [K] with which each filter's largest weight just fits.
+    """The scale [K] with which each filter's largest weight just fits."""
+    return usable(weight.detach().abs().flatten(1).amax(1) / weight_max)
 
-    A filter of zeros gets the largest scale of the others, 1 without others: any scale would do for
-    its weights, but its bias is deployed as a multiple of it. So does one whose own scale would be
-    subnormal, as its inverse is infinite; its weights all round to zero.
-    """
-    scale = weight.detach().abs().flatten(1).amax(1) / weight_max
-    usable = scale >= SMALLEST_NORMAL
-    largest = torch.where(usable.any(), scale.amax(), torch.ones_like(scale[0]))
-    return torch.where(usable, scale, largest)
+
+def usable(scale: torch.Tensor) -> torch.Tensor:
+    """``scale`` [K], where a filter of zeros gets the largest of the others, 1 without others: any
+    scale would do for its weights, but its bias is deployed as a multiple of it. So does one whose
+    own scale would be subnormal, as its inverse is infinite; its weights all round to zero."""
+    normal = scale >= SMALLEST_NORMAL
+    largest = torch.where(normal.any(), scale.amax(), torch.ones_like(scale[0]))
+    return torch.where(normal, scale, largest)
