@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pipeline.techniques.context import Context
 
 
+NARROWEST = 0.25  # as in calibration
+
+
 class Aware(Trained):
     """Activations are uint8, their ranges learned (LSQ, Esser et al. 2020)."""
 
@@ -56,6 +59,18 @@ def coarsened(state: ModelState, transform: Coarse) -> ModelState:
     return state
 
 
+def bounded(state: ModelState, step: int, steps: int) -> None:
+    """After each step: a learned scale stays at least NARROWEST of what its weights ask for. That
+    of a filter of few weights and many levels would else pass zero in one bad step, and not come
+    back."""
+    from pipeline.models.transforms.fakequant import layers
+
+    for layer in layers(state.network.module).values():
+        quantizer = layer.weight_quantizer
+        if quantizer.learned:
+            quantizer.scale.clamp_(min=NARROWEST * quantizer.widest(layer.weight))
+
+
 def finished(state: ModelState, stage: str) -> ModelState:
     """The trained network with its normalization folded into scales and biases."""
     from pipeline.models import network
@@ -73,5 +88,6 @@ def trained(
         settings.objective_of(recipe, context),
         settings.epochs_of(recipe),
         settings.recipe_of(recipe),
+        after_step=bounded,
     )
     return finished(done, stage)

@@ -52,7 +52,13 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
     epochs = settings.epochs_of_steps(recipe)
     for i, bits in enumerate(settings.steps()):
         start = partial(_at, bits, state, settings, context, first=i == 0)
-        state = context.train(start, objective, epochs[i], settings.recipe_at(bits, recipe))
+        state = context.train(
+            start,
+            objective,
+            epochs[i],
+            settings.recipe_at(bits, recipe),
+            after_step=coarse.bounded,
+        )
     return coarse.finished(state, "lowbits")
 
 

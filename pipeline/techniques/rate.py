@@ -42,6 +42,7 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
         objective,
         settings.epochs_of(recipe),
         settings.recipe_of(recipe),
+        after_step=coarse.bounded,
         after_epoch=_record,
     )
     return coarse.finished(done, "rate")
@@ -66,5 +67,5 @@ def _started(state: ModelState, settings: Settings, context: Context) -> ModelSt
 def _record(training: Training) -> None:
     from pipeline.training.rate import bits_per_weight
 
-    bits = float(bits_per_weight(training.state.network.module))
+    bits = float(bits_per_weight(training.state.network.module).detach())
     training.columns.setdefault("bits_per_weight", []).append(bits)
