@@ -42,6 +42,11 @@ CHAINS: dict[str, list[dict[str, dict]]] = {
     "quantize-learned": [
         {"quantize": {"aware": True, "ranges": "learned", "epochs": 1, "reduce_range": "off"}}
     ],
+    "lowbits": [{"lowbits": {"bits": 2}}],
+    "lowbits-4": [{"lowbits": {"bits": 4, "progressive": False, "eight_bits": "none"}}],
+    "ternary": [{"ternary": {}}],
+    "binary": [{"binary": {}}],
+    "rate": [{"rate": {}}],
     "encode": [{"encode": {}}],
     "all": [
         {"prune": {"parameters_kept": 0.4}},

@@ -16,6 +16,7 @@ VERSION = 1
 class Settings(coarse.CoarseSettings):
     """Binary weight networks (Rastegari et al. 2016, arXiv 1603.05279, section 3.1)."""
 
+    share: float = 0.5
     learning_rate_factor: float = 0.5
 
 

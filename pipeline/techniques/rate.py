@@ -25,6 +25,7 @@ class Settings(coarse.Aware):
     [...]}}``."""
 
     rate: float = Field(0.1, ge=0, le=1e6, description="lambda: loss for one bit a weight")
+    share: float = 0.5
     learning_rate_factor: float = 0.5
 
 

@@ -16,6 +16,7 @@ VERSION = 1
 class Settings(coarse.CoarseSettings):
     """Ternary weight networks (Li et al. 2016, arXiv 1605.04711, section 2.2)."""
 
+    share: float = 0.5
     learning_rate_factor: float = 0.5
 
 
