@@ -44,9 +44,9 @@ CHAINS: dict[str, list[dict[str, dict]]] = {
     ],
     "lowbits": [{"lowbits": {"bits": 2}}],
     "lowbits-4": [{"lowbits": {"bits": 4, "progressive": False, "eight_bits": "none"}}],
-    "ternary": [{"ternary": {}}],
-    "binary": [{"binary": {}}],
-    "rate": [{"rate": {}}],
+    "ternary-weights": [{"ternary": {}}],
+    "binary-weights": [{"binary": {}}],
+    "rate-term": [{"rate": {}}],
     "encode": [{"encode": {}}],
     "all": [
         {"prune": {"parameters_kept": 0.4}},
