@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.techniques.quantize import calibrated, refuse_quantized, settled
+from pipeline.techniques.quantize import refuse_quantized, settled, simulated
 from pipeline.techniques.settings import Trained
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def started(state: ModelState, settings: Aware, context: Context, stage: str) ->
 
     refuse_quantized(state, stage)
     transform = FakeQuantized(learned=True, pairs=True)
-    return calibrated(state, transform, settings.calibration_images, "mse", context)
+    return simulated(state, transform, context, "mse", settings.calibration_images)
 
 
 def coarsened(state: ModelState, transform: Coarse) -> ModelState:

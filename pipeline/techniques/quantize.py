@@ -63,13 +63,9 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 
 
 def _calibrated(state: ModelState, settings: Settings, context: Context) -> ModelState:
-    """The folded network with every layer fake-quantized and every scale set."""
-    from pipeline.models import network
-
     refuse_quantized(state, "quantize")
-    state.network.to(context.machine.device)
-    images, method = settings.calibration_images, settings.calibration
-    return calibrated(network.fold(state), _transform(settings), images, method, context)
+    calibration = settings.calibration, settings.calibration_images
+    return calibrated(state, _transform(settings), context, *calibration)
 
 
 def refuse_quantized(state: ModelState, stage: str) -> None:
@@ -81,10 +77,28 @@ def refuse_quantized(state: ModelState, stage: str) -> None:
 
 
 def calibrated(
-    state: ModelState, transform: FakeQuantized, images: int, method: str, context: Context
+    state: ModelState,
+    transform: FakeQuantized,
+    context: Context,
+    method: str = "mse",
+    images: int = 1024,
 ) -> ModelState:
-    """``state`` with every layer fake-quantized, and every scale set from ``images`` of the
-    training set by ``method`` (see ``calibration.calibrate``)."""
+    """The folded network with every layer fake-quantized and every scale set, by what the float
+    network makes of ``images`` of the training set; ``method`` as in ``calibration.calibrate``."""
+    from pipeline.models import network
+
+    state.network.to(context.machine.device)
+    return simulated(network.fold(state), transform, context, method, images)
+
+
+def simulated(
+    state: ModelState,
+    transform: FakeQuantized,
+    context: Context,
+    method: str = "mse",
+    images: int = 1024,
+) -> ModelState:
+    """The same of a network as it is, folded or with its normalization."""
     from pipeline import data
     from pipeline.models import network
     from pipeline.models.transforms.calibration import calibrate
@@ -110,15 +124,21 @@ def _transform(settings: Settings) -> FakeQuantized:
 
 
 def settled(state: ModelState, stage: str) -> ModelState:
-    """Observed weight scales follow the weights; the last step moved them once more. Diverged where
-    training left a scale that no number can be a multiple of."""
+    """Observed weight scales follow the weights; the last step moved them once more."""
+    from pipeline.models.transforms.fakequant import layers
+
+    for layer in layers(state.network.module).values():
+        if not layer.weight_quantizer.learned:
+            layer.weight_quantizer.scale.copy_(layer.weight_quantizer.widest(layer.weight))
+    return with_ranges(state, stage)
+
+
+def with_ranges(state: ModelState, stage: str) -> ModelState:
+    """The state itself; Diverged where ``stage`` trained a range until it was none."""
     from pipeline.models.transforms.fakequant import layers, points
     from pipeline.training.loop import Diverged
 
     module = state.network.module
-    for layer in layers(module).values():
-        if not layer.weight_quantizer.learned:
-            layer.weight_quantizer.scale.copy_(layer.weight_quantizer.widest(layer.weight))
     quantizers: list[tuple[str, WeightQuantizer | InputQuantizer]] = [
         *((name, layer.weight_quantizer) for name, layer in layers(module).items()),
         *points(module).items(),

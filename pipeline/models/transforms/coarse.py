@@ -8,7 +8,7 @@ exact, and activations stay uint8.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
@@ -32,6 +32,8 @@ EIGHT_BITS = ("first-and-last", "first", "last", "none")
 class Coarse(Transform):
     """``eight_bits``: which layers keep their 8 bits. The first reads the image, the last gives the
     logits; both are small, and lose most by rounding (Esser et al. 2020, section 3)."""
+
+    settles: ClassVar[bool] = True
 
     eight_bits: str = "first-and-last"
 
