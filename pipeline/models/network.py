@@ -144,7 +144,8 @@ def shrink(state: ModelState, kept: list[torch.Tensor]) -> ModelState:
 @torch.no_grad()
 def fold(state: ModelState) -> ModelState:
     """Batch normalization moved into the convolution before it (Jacob et al. 2018, section 3.2):
-    ``w' = w * gamma / sqrt(var + eps)``. What becomes subnormal by that is set to zero."""
+    ``w' = w * gamma / sqrt(var + eps)``. What becomes subnormal by that is set to zero. Of a
+    quantized network the integers stay as they are: the factor goes into their scales."""
     norms = graph_of(state.spec).norms
     if not norms or state.spec.has(Folded.name):
         return state
@@ -162,6 +163,8 @@ def fold(state: ModelState) -> ModelState:
         bias = (0.0 if conv.bias is None else conv.bias) - norm.running_mean
         tensors[f"{conv_name}.bias"] = _flushed(norm.bias + bias * factor)
         tensors = {n: t for n, t in tensors.items() if not n.startswith(f"{norm_name}.")}
+        for transform in state.spec.transforms:
+            tensors = transform.scaled(tensors, conv_name, factor)
     network.module.load_state_dict(tensors)
     return ModelState(spec, network)
 
