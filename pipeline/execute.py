@@ -61,7 +61,7 @@ def run_cell(
         return
     for runtime in cell.measure.runtimes:  # before anything is trained for it
         runtimes.of_artifacts(runtime)
-    torch.set_num_threads(threads or hardware.cores())
+    torch.set_num_threads(threads or hardware.training_cores())
     run = _Run(cell, work, paths, data_root, device, progress)
     try:
         run.go()

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline import paths
+from pipeline import hardware, paths
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ def _decoded(
         for at, file in enumerate(files[start : start + AT_ONCE], start):
             array[at] = _read(file.path, first, shape, size)
 
-    with quietly(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with quietly(), ThreadPoolExecutor(min(8, hardware.cores())) as pool:
         for _ in pool.map(read, range(0, len(files), AT_ONCE)):
             pass  # in order: of several bad files the first is named
     return array
