@@ -1,8 +1,8 @@
 """Files on disk: a result is either absent or complete.
 
-files: atomic publication. regular: reading files of unknown origin. locks: one process per cell.
-manifest: which cells are done. results: HDF5. attempts: one run of a job for a cell, its failure
-and its usage. Other layers use the names here, not the modules below.
+files: atomic publication. modes: who may read it. regular: reading files of unknown origin. locks:
+one process per cell. manifest: which cells are done. results: HDF5. attempts: one run of a job for
+a cell, its failure and its usage. Other layers use the names here, not the modules below.
 """
 
 from pipeline.store.attempts import (
@@ -21,7 +21,6 @@ from pipeline.store.files import (
     TEMPORARY,
     json_bytes,
     make_folder,
-    private,
     publish_bytes,
     publish_folder,
     publish_json,
@@ -42,6 +41,7 @@ from pipeline.store.manifest import (
     withdraw,
     write_manifest,
 )
+from pipeline.store.modes import private, shared, users_umask
 from pipeline.store.regular import copy_checked, open_regular, read_checked, read_regular
 from pipeline.store.results import (
     SEAL_BYTES,
@@ -105,7 +105,9 @@ __all__ = [
     "sealed",
     "set_aside",
     "sha256",
+    "shared",
     "sync_folder",
+    "users_umask",
     "verify",
     "verify_files",
     "withdraw",

@@ -20,24 +20,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.store import modes
+
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-\d+-[0-9a-f]{8}")
 # NFS may show a rename seconds late: reading a file that must exist is retried.
 RETRIES_S = (0.05, 0.2, 0.5, 1.0)
 AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of renameat2(2)
 
 
-def private() -> None:
-    """From now on, this process creates files readable only by its user."""
-    os.umask(0o077)
-
-
 def make_folder(folder: Path) -> Path:
-    """Make `folder` and its parents, readable only by the user; raises OSError with the path where
-    something else has its name."""
+    """Make `folder` and its parents, readable only by the user, or as `shared` says; raises OSError
+    with the path where something else has its name."""
     if not folder.is_dir():
         make_folder(folder.parent)
         try:
             folder.mkdir(mode=0o700)
+            modes.set_mode_of_folder(folder)
         except FileExistsError:  # created meanwhile, or a file, or a dangling link
             if not folder.is_dir():
                 raise NotADirectoryError(
@@ -172,6 +170,7 @@ def write_synced(path: Path, data: bytes) -> None:
     try:
         left = memoryview(data)
         with naming(path):
+            modes.set_mode_of_file(descriptor)
             while left:
                 left = left[os.write(descriptor, left) :]
             os.fsync(descriptor)
@@ -183,7 +182,7 @@ def _sync_tree(folder: Path) -> None:
     for root, _, names in os.walk(folder, topdown=False):
         for name in names:
             _sync_file(Path(root) / name)
-        os.chmod(root, 0o700)
+        modes.set_mode_of_folder(Path(root))
         sync_folder(Path(root))
 
 
@@ -191,7 +190,7 @@ def _sync_file(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         with naming(path):
-            os.fchmod(descriptor, 0o600)
+            modes.set_mode_of_file(descriptor)
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
