@@ -10,11 +10,11 @@ the others wait for it. The folder may be removed at any time: it is made again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from pipeline.data import entries
 from pipeline.data.entries import FORMAT
 from pipeline.errors import Corrupt, UserError
 
+WAIT_S = 3600.0  # for whom nobody can ask whether it is still at work
 ARRAYS = ("train_pixels", "train_labels", "test_pixels", "test_labels")
 
 
@@ -137,7 +138,8 @@ def _clear_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold the lock file at `path` alone, waiting for it; it goes with its process."""
+    """Hold the lock file at `path` alone, waiting for it; it goes with its process. UserError after
+    WAIT_S, where only a process on another machine can tell whether it still holds it."""
     try:
         store.make_folder(path.parent)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -146,7 +148,15 @@ def lock(path: Path) -> Iterator[None]:
             f"{path.parent}: not writable; set NETPRESS_WORK and NETPRESS_DATA to folders of yours"
         ) from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        held = store.FileLock(path, descriptor, store.this_process())
+        deadline = time.monotonic() + WAIT_S
+        while not held.take():
+            if held.claim and time.monotonic() > deadline:
+                raise UserError(f"{path}: held for {WAIT_S:.0f} s by another process{held.remedy}")
+            time.sleep(0.1)
+        try:
+            yield
+        finally:
+            held.release()
     finally:
         os.close(descriptor)

@@ -1,8 +1,9 @@
 """Files on disk: a result is either absent or complete.
 
 files: atomic publication. modes: who may read it. regular: reading files of unknown origin. locks:
-one process per cell. manifest: which cells are done. results: HDF5. attempts: one run of a job for
-a cell, its failure and its usage. Other layers use the names here, not the modules below.
+one process per cell. claims: locks, also without flock. manifest: which cells are done. results:
+HDF5. attempts: one run of a job for a cell, its failure and its usage. Other layers use the names
+here, not the modules below.
 """
 
 from pipeline.store.attempts import (
@@ -17,6 +18,14 @@ from pipeline.store.attempts import (
     write_failure,
     write_usage,
 )
+from pipeline.store.claims import (
+    OWNER,
+    FileLock,
+    has_flock,
+    is_taken,
+    lives_here,
+    this_process,
+)
 from pipeline.store.files import (
     TEMPORARY,
     json_bytes,
@@ -29,7 +38,7 @@ from pipeline.store.files import (
     sha256,
     sync_folder,
 )
-from pipeline.store.locks import HOLDER, Busy, lock_cell
+from pipeline.store.locks import Busy, lock_cell
 from pipeline.store.manifest import (
     damaged_parts,
     is_done,
@@ -68,7 +77,12 @@ __all__ = [
     "read_usage",
     "write_failure",
     "write_usage",
-    "HOLDER",
+    "OWNER",
+    "FileLock",
+    "has_flock",
+    "is_taken",
+    "lives_here",
+    "this_process",
     "SEAL_BYTES",
     "TEMPORARY",
     "Busy",

@@ -80,7 +80,7 @@ def again_if_cleared(act: Callable[..., Any], *arguments: Any) -> Any:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; its synced file replaces `path` at the end, or is removed."""
-    temporary = _beside(path, "tmp")
+    temporary = beside(path, "tmp")
     try:
         with naming(path):
             yield temporary
@@ -129,7 +129,7 @@ def draft_of(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder`, for the caller to rename; it is removed after an
     error."""
     make_folder(folder.parent)
-    temporary = _beside(folder, "tmp")
+    temporary = beside(folder, "tmp")
     temporary.mkdir(mode=0o700)
     try:
         yield temporary
@@ -161,7 +161,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _beside(path: Path, kind: str) -> Path:
+def beside(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
@@ -218,7 +218,7 @@ def _rename_over_nothing(source: Path, target: Path) -> None:
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    aside = _beside(folder, "old")
+    aside = beside(folder, "old")
     old: Path | None = aside
     try:
         os.rename(folder, aside)
