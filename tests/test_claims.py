@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
@@ -25,7 +24,6 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 LOCKER = """
 import sys
-from pathlib import Path
 from pipeline import store
 from pipeline.orchestrate.held import is_held
 from pipeline.paths import CellPaths
@@ -99,7 +97,6 @@ def test_a_cell_has_one_worker_and_a_killed_one_lets_go(cell, start, number):
 
 COUNTER = """
 import sys, time
-from pathlib import Path
 from pipeline.data import cache
 
 count = Path(sys.argv[1]) / "count"
@@ -121,7 +118,6 @@ def test_many_takers_are_never_two_at_once(tmp_path, start):
 
 OTHER_OWNERS = """
 import sys
-from pathlib import Path
 from pipeline import store
 from pipeline.paths import CellPaths
 
