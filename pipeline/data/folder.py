@@ -133,6 +133,15 @@ def search(name: str, top: Path) -> Folder:
     return Folder(str(top), tuple(files["train"]), files, passed)
 
 
+def below(top: Path) -> tuple[list[Path], list[str]]:
+    """All image files in a folder, however deep, in alphabetical order; and what in it is not read,
+    a sentence each. Raises UserError where it cannot be read."""
+    passed = Unread(Counter(), Counter())
+    files = [Path(entry.path) for entry in _images(str(top), {_identity(os.stat(top))}, passed)]
+    lines = (_files_unread(str(top), passed.files), _links_unread(str(top), passed.links))
+    return files, [line for line in lines if line]
+
+
 def _by_class(top: Path, part: str, passed: dict[str, Unread]) -> dict[str, list[os.DirEntry[str]]]:
     """{class: files} of a part; what is not read goes to `passed`."""
     above = {_identity(os.stat(folder)) for folder in (top, top / part)}
@@ -213,14 +222,21 @@ def _unread_lines(name: str, images: Folder) -> list[str]:
     lines = [
         f"{name}: {line}"
         for folder, passed in images.unread.items()
-        for line in (_files_unread(folder, passed.files), _links_unread(folder, passed.links))
+        for line in (
+            _files_unread(_place(folder), passed.files),
+            _links_unread(folder, passed.links),
+        )
         if line
     ]
     more = len(lines) - MOST_NAMED
     return lines if more < 2 else [*lines[:MOST_NAMED], f"{name}: and so in {more} more folders"]
 
 
-def _files_unread(folder: str, files: Counter[str]) -> str:
+def _place(folder: str) -> str:
+    return f"{folder}, outside of the class folders," if folder in PARTS else folder
+
+
+def _files_unread(place: str, files: Counter[str]) -> str:
     """`8 files in train/b were not read: .heic`."""
     if not files:
         return ""
@@ -228,8 +244,8 @@ def _files_unread(folder: str, files: Counter[str]) -> str:
     listed = ", ".join(kinds if len(kinds) == 1 else (f"{kind} ({files[kind]})" for kind in kinds))
     count = files.total()
     are = "1 file" if count == 1 else f"{count:,} files"
-    place = f"{folder}, outside of the class folders," if folder in PARTS else _printable(folder)
-    return f"{are} in {place} {'was' if count == 1 else 'were'} not read: {_printable(listed)}"
+    were = "was" if count == 1 else "were"
+    return f"{are} in {_printable(place)} {were} not read: {_printable(listed)}"
 
 
 def _links_unread(folder: str, links: Counter[str]) -> str:
