@@ -215,6 +215,9 @@ def test_a_class_that_cannot_be_divided_is_refused_before_a_worker_starts(tmp_pa
         "least 2\n"
     )
     assert not (tmp_path / "runs/cells").exists() and not (tmp_path / "reports").exists()
+    pets = Dataset(name="pets", folder=str(tmp_path / "pets"))
+    with pytest.raises(UserError, match="class 'cat' has 1 training image"):
+        data.require(pets, tmp_path, pytest.fail)  # as before a submission; nothing is decoded
 
 
 def test_so_is_one_that_is_left_with_one_image_or_shows_nothing(tmp_path):
