@@ -350,6 +350,16 @@ def page_template() -> Path:
     return CODE / "pipeline" / "report"
 
 
+def published_results() -> Path:
+    """What others published, to compare with: see report/published.py."""
+    return CODE / "pipeline" / "report" / "published.csv"
+
+
+def references() -> Path:
+    """BibTeX: the sources of techniques, models and data sets."""
+    return CODE / "pipeline" / "report" / "references.bib"
+
+
 def sweep_file(name_or_path: str | Path) -> Path:
     """The YAML file meant by a path, or by the name of a sweep that ships; UserError if neither."""
     text = str(name_or_path)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from pipeline.report.content import Section, Table
+from pipeline.report.document import Section, Table
 
 ESCAPED = {
     "\\": r"\textbackslash{}",
