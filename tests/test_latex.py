@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline import report
 from pipeline.paths import NAME, Work
 from pipeline.report import frames, latex, sections
-from pipeline.report.content import Column, Section, Table, Value
+from pipeline.report.document import Column, Section, Table, Value
 from pipeline.report.owned import Owned
 from tests import results
 

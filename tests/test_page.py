@@ -24,7 +24,7 @@ import pytest
 from pipeline import report
 from pipeline.paths import CODE, Work
 from pipeline.report import frames, page, row, sections
-from pipeline.report.content import Column, Value
+from pipeline.report.document import Column, Value
 from pipeline.report.owned import Owned
 from tests import results
 

@@ -1,5 +1,5 @@
-"""The comparison with the study as a chart: for each technique, what the study has and what is here,
-as parts of the base's."""
+"""The comparison with the study as a chart: for each technique, what the study has and what is
+here, as parts of the base's."""
 
 from __future__ import annotations
 

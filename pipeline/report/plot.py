@@ -256,12 +256,12 @@ class _Drawing:
             if spread > 0
             else ("", "")
         )
-        shape, look = self._look(point)
+        shape, classes = self._look(point)
         return Mark(
             self.scale.x(x),
             self.scale.y(y),
             NAMES[shape],
-            f"{look} front" if id(point) in self.best else look,
+            f"{classes} front" if id(point) in self.best else classes,
             tuple(_lines(point.group, id(point) in self.best)),
             f"#{self.row_ids[point.group.technique]}",
             low,
@@ -313,10 +313,10 @@ class _Drawing:
         there = {point.family for point in chosen if not point.group.is_base}
         if any(point.group.is_base for point in chosen):
             yield Entry(NAMES[BASE_SHAPE], "base", "base")
-        for family, (shape, look) in self.looks.items():
+        for family, (shape, classes) in self.looks.items():
             if family in there:
                 control = " (control)" if family in CONTROLS else ""
-                yield Entry(NAMES[shape], look, f"{family}{control}")
+                yield Entry(NAMES[shape], classes, f"{family}{control}")
         if there - set(self.looks):
             yield Entry(NAMES[DOT_SHAPE], "other", "other techniques")
         if any(placed.anchor.is_study for placed in anchors):

@@ -324,8 +324,8 @@ def _about_seeds(counts: list[int], dots: bool) -> str:
 
 def _alt(cost: Cost, panels: dict[tuple[str, str], list[Point]]) -> str:
     sentences = []
-    for setting, points in panels.items():
-        names = [point.group.technique for point in frontier(points)]
+    for setting, every in panels.items():
+        names = [point.group.technique for point in frontier(every)]
         listed = ", ".join(names[:8]) + (" and others" if len(names) > 8 else "")
         sentences.append(f"On {', '.join(setting)} the frontier is made of {listed}.")
     return f"{cost.title}, {cost.axis.split(':')[0]}. {' '.join(sentences[:MOST_PANELS])}"
