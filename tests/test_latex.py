@@ -57,6 +57,7 @@ def test_every_table_of_the_report_is_a_file(made):
     assert sorted(made) == sorted(
         [f"{kind}-{setting}" for kind in kinds for setting in settings]
         + [f"study-{setting}" for setting in settings[:2]]
+        + ["published-cifar10-jpeg", "published-mnist"]
     )
 
 
