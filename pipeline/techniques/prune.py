@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from pipeline.techniques.context import Context
 
 VERSION = 1
+REFERENCES = {
+    "l1": ("li2017pruning",),
+    "l2": ("li2017pruning",),
+    "bn-scale": ("liu2017slimming",),
+}
 
 
 class Settings(StageSettings):
@@ -40,6 +45,9 @@ class Settings(StageSettings):
 
     def operating_point(self) -> dict[str, Any]:
         return {"parameters_kept": self.parameters_kept}
+
+    def references(self) -> tuple[str, ...]:
+        return REFERENCES.get(self.criterion, ())
 
 
 def expand(settings: Settings) -> list[tuple[str, dict[str, Any]]]:

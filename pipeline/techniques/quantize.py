@@ -48,6 +48,10 @@ class Settings(Trained):
     def epochs_of(self, recipe: Recipe) -> int:
         return super().epochs_of(recipe) if self.aware else 0
 
+    def references(self) -> tuple[str, ...]:
+        learned = ("esser2020lsq",) if self.ranges == "learned" else ()
+        return ("jacob2018integer", "krishnamoorthi2018quantizing", *learned, *super().references())
+
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
     if not settings.aware:
