@@ -37,9 +37,12 @@ QUANTIZED = [
     "GlobalAveragePool",
     "AveragePool",
     "ReduceMean",
+    "Clip",
+    "Slice",
+    "Pad",
 ]
 # These hand on the numbers that they get, so what leaves them has the scale of what entered.
-PASSING = {"MaxPool", "Reshape", "Flatten", "Squeeze", "Identity"}
+PASSING = {"MaxPool", "Reshape", "Flatten", "Squeeze", "Identity", "Slice", "Pad"}
 PREFIX = "module."  # of a model's names inside of `Network`
 
 

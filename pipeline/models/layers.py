@@ -19,6 +19,27 @@ class Sum(nn.Module):
         return a + b
 
 
+def multiple_of_eight(channels: float) -> int:
+    """To the nearest multiple, at least 8: other counts waste vector lanes."""
+    return max(8, round(channels / 8) * 8)
+
+
+class ConvNorm(nn.Module):
+    """Convolution that keeps the map's sides (divided by ``stride``), and batch normalization;
+    [N, C, H, W] -> [N, K, h, w]. ``groups``: as of the convolution."""
+
+    def __init__(self, inputs: int, filters: int, kernel: int, stride: int = 1, groups: int = 1):
+        super().__init__()
+        self.conv = nn.Conv2d(
+            inputs, filters, kernel, stride, kernel // 2, groups=groups, bias=False
+        )
+        self.norm = nn.BatchNorm2d(filters)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x))
+
+
 class Network(nn.Module):
     """A model with what is the same around all of them: ``module`` takes float images and gives
     logits; this takes uint8 pixels, and can give the feature maps inside as well."""
