@@ -38,8 +38,6 @@ QUANTIZED = [
     "AveragePool",
     "ReduceMean",
     "Clip",
-    "Slice",
-    "Pad",
 ]
 # These hand on the numbers that they get, so what leaves them has the scale of what entered.
 PASSING = {"MaxPool", "Reshape", "Flatten", "Squeeze", "Identity", "Slice", "Pad"}
