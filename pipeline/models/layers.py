@@ -5,6 +5,7 @@ N images, C colour channels, H x W pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,9 @@ class ConvNorm(nn.Module):
             inputs, filters, kernel, stride, kernel // 2, groups=groups, bias=False
         )
         self.norm = nn.BatchNorm2d(filters)
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        # He et al. 2015, equation 14, where each group is a convolution of its own.
+        reached = filters // groups * kernel**2
+        nn.init.normal_(self.conv.weight, std=math.sqrt(2 / reached))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.norm(self.conv(x))

@@ -13,6 +13,7 @@ import copy
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -167,7 +168,7 @@ def _average(made: _Rewriter, node: fx.Node) -> fx.Node | None:
     average = made.put(node, "average", nn.AdaptiveAvgPool2d(1), (source,))
     if len(after) == 4:
         return average
-    average.meta = {}
+    average.meta = {"tensor_meta": SimpleNamespace(shape=(*before[:2], 1, 1))}
     with made.graph.inserting_after(average):
         return made.graph.call_function(torch.flatten, (average, 1))
 

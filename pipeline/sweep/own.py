@@ -26,7 +26,7 @@ class Entry(Frozen):
     """What the sweep file says of an own network."""
 
     name: Name
-    factory: str = Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_]*$")
+    factory: str
     width: float = Field(1.0, gt=0, le=1)
     arguments: dict[str, Any] = {}
     weights: str | None = None
@@ -37,6 +37,11 @@ def read(document: Document, at: Key, value: dict[str, Any]) -> Model:
     """The model of an entry with a `factory`; UserError where one of its files is not there."""
     entry = document.check(at, Entry, value)
     place, _, function = entry.factory.rpartition(":")
+    if not place or not function.isidentifier():
+        raise document.error(
+            (*at, "factory"),
+            f"expected FILE.py:FUNCTION or MODULE:FUNCTION, got {shown(entry.factory)}",
+        )
     try:
         source = _file(document, place) if place.endswith(".py") else _module(place)
     except (UserError, OSError) as error:
@@ -78,7 +83,7 @@ def _file(document: Document, name: str) -> dict[str, Any]:
 
 def _sha256(path: Path, expected: str) -> str:
     if not path.is_file():
-        raise UserError(f"{shown(str(path))} is not there; expected {expected}")
+        raise UserError(f"{path}: is not there; expected {expected}")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(1 << 20):
