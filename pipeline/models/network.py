@@ -25,6 +25,11 @@ class ModelState:
     spec: NetworkSpec
     network: Network
 
+    def before_step(self) -> None:
+        """What transforms do to the gradients before each optimizer step."""
+        for transform in self.spec.transforms:
+            transform.before_step(self.network.module)
+
     def after_step(self) -> None:
         """What transforms do after each optimizer step."""
         for transform in self.spec.transforms:
@@ -125,11 +130,12 @@ def shrink(state: ModelState, kept: list[torch.Tensor]) -> ModelState:
         for name in [n for n in tensors if n.startswith(f"{owner}.") and tensors[n].dim()]:
             tensors[name] = tensors[name].index_select(0, index)
     for consumer, groups in graph.readers.items():
-        name, index = f"{consumer}.weight", _kept(groups, state.spec.channels, kept).to(device)
+        index = _kept(groups, state.spec.channels, kept).to(device)
         channels = sum(state.spec.channels[i] for i in groups)
-        inputs = tensors[name].shape[1] // channels  # of each channel, where maps are flattened
-        wide = (index[:, None] * inputs + torch.arange(inputs, device=device)).flatten()
-        tensors[name] = tensors[name].index_select(1, wide)
+        for name in [n for n in tensors if n.startswith(f"{consumer}.") and tensors[n].dim() > 1]:
+            inputs = tensors[name].shape[1] // channels  # of a channel, where maps are flattened
+            wide = (index[:, None] * inputs + torch.arange(inputs, device=device)).flatten()
+            tensors[name] = tensors[name].index_select(1, wide)
     network.module.load_state_dict(tensors)
     return ModelState(spec, network)
 
@@ -145,7 +151,8 @@ def _kept(
 @torch.no_grad()
 def fold(state: ModelState) -> ModelState:
     """Batch normalization moved into the convolution before it (Jacob et al. 2018, section 3.2):
-    ``w' = w * gamma / sqrt(var + eps)``. What becomes subnormal by that is set to zero."""
+    ``w' = w * gamma / sqrt(var + eps)``. What becomes subnormal by that is set to zero. Of a
+    quantized network the integers stay as they are: the factor goes into their scales."""
     norms = graph_of(state.spec).norms
     if not norms or state.spec.has(Folded.name):
         return state
@@ -163,6 +170,8 @@ def fold(state: ModelState) -> ModelState:
         bias = (0.0 if conv.bias is None else conv.bias) - norm.running_mean
         tensors[f"{conv_name}.bias"] = _flushed(norm.bias + bias * factor)
         tensors = {n: t for n, t in tensors.items() if not n.startswith(f"{norm_name}.")}
+        for transform in state.spec.transforms:
+            tensors = transform.scaled(tensors, conv_name, factor)
     network.module.load_state_dict(tensors)
     return ModelState(spec, network)
 

@@ -44,6 +44,13 @@ class NetworkSpec:
     def with_transform(self, transform: Transform) -> NetworkSpec:
         return replace(self, transforms=(*self.transforms, transform))
 
+    def with_other(self, transform: Transform) -> NetworkSpec:
+        """With this one in the place of that of its name."""
+        return replace(
+            self,
+            transforms=tuple(transform if t.name == transform.name else t for t in self.transforms),
+        )
+
     def has(self, name: str) -> bool:
         return any(transform.name == name for transform in self.transforms)
 

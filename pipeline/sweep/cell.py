@@ -11,12 +11,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+)
 
 from pipeline import registry
 from pipeline.versions import SHARED
@@ -73,21 +82,55 @@ class Frozen(BaseModel):
         return canonical_json(self.model_dump(mode="json"))
 
 
+COLOUR = re.compile("white|black|#[0-9a-f]{6}")
+
+
+def _colour(value: str) -> str:
+    if not COLOUR.fullmatch(value):
+        raise ValueError(f"expected white, black or a colour such as '#c0c0c0', got {value[:20]!r}")
+    return value
+
+
 class Dataset(Frozen):
     """A data set: one that netpress knows by name, or a folder of images.
 
     `folder` has the ImageFolder layout, train/CLASS/* and test/CLASS/*; `size`: images are resized
     to size x size pixels; `flip`: mirror images in training (None: as the data set's kind says).
+    Of folders of images only: `channels`: 1 reads all as grey, 3 as colour (None: as most of them
+    are); `background`: what transparent parts are laid on; `on_error`: what becomes of a run with
+    an image that cannot be read.
     """
 
     name: Name
     folder: str | None = None
     size: int | None = Field(None, ge=4, le=1024)
     flip: bool | None = None
+    channels: Literal[1, 3] | None = None
+    background: Annotated[str, AfterValidator(_colour)] = "white"
+    on_error: Literal["refuse", "skip"] = "refuse"
 
     def decides(self) -> dict[str, Any]:
         # Where the images lie differs between a laptop and a cluster; the result does not.
-        return {"name": self.name, "size": self.size, "flip": self.flip}
+        return {"name": self.name, "size": self.size, "flip": self.flip, **self.of_images}
+
+    @property
+    def of_images(self) -> dict[str, Any]:
+        """What differs from the defaults of the settings that only folders of images have. They
+        are younger than many results, whose ids and cell.json lack them."""
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name in OF_IMAGES
+            if (value := getattr(self, name)) != fields[name].default
+        }
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        kept = self.of_images
+        return {k: v for k, v in dump(self).items() if k not in OF_IMAGES or k in kept}
+
+
+OF_IMAGES = ("channels", "background", "on_error")
 
 
 class Pixels(Frozen):

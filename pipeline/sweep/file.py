@@ -192,6 +192,7 @@ def read_datasets(source: Source) -> tuple[list[Dataset], dict[str, Recipe]]:
             dataset = _with_folder(source, at, dataset)
         else:
             source.known(at, "data set", dataset.name, source.catalog.datasets, "datasets")
+            _check_settings(source, at, dataset)
         if dataset.name in datasets:
             raise source.error(at, f"{shown(dataset.name)} stands here already; names must differ")
         datasets[dataset.name] = dataset
@@ -213,6 +214,12 @@ def _entry(document: Document, at: Key, part: type[Frozen], value: Any) -> Any:
     if not isinstance(value, dict):
         raise document.error(at, f"expected a name, or a mapping with it, got {described(value)}")
     return document.check(at, part, value)
+
+
+def _check_settings(source: Source, at: Key, dataset: Dataset) -> None:
+    if dataset.name not in source.catalog.folders:
+        for name in dataset.of_images:
+            raise source.error((*at, name), "is for folders of images; remove it")
 
 
 def _with_folder(source: Source, at: Key, dataset: Dataset) -> Dataset:

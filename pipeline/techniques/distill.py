@@ -38,6 +38,10 @@ class Settings(Trained):
     def models(self) -> tuple[str, ...]:
         return () if self.student is None else (self.student,)
 
+    def references(self) -> tuple[str, ...]:
+        attention = ("zagoruyko2017attention",) if self.attention else ()
+        return (*super().references(), *attention)
+
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
     from pipeline.models import network

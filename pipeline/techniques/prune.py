@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipeline.errors import UserError
+from pipeline.techniques import refuse_settled
 from pipeline.techniques.settings import StageSettings
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from pipeline.techniques.context import Context
 
 VERSION = 1
+REFERENCES = {
+    "l1": ("li2017pruning",),
+    "l2": ("li2017pruning",),
+    "bn-scale": ("liu2017slimming",),
+}
 
 
 class Settings(StageSettings):
@@ -48,6 +54,9 @@ class Settings(StageSettings):
     def operating_point(self) -> dict[str, Any]:
         return {"parameters_kept": self.parameters_kept}
 
+    def references(self) -> tuple[str, ...]:
+        return REFERENCES.get(self.criterion, ())
+
 
 def expand(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
     """``steps: 3`` is prune, finetune, prune, finetune, prune: each step keeps the same part of
@@ -71,6 +80,7 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 
     from pipeline.models import network
 
+    refuse_settled(state, "prune")
     base_spec = context.base().spec
     target = settings.parameters_kept * network.parameter_count(base_spec)
     graph = network.graph_of(state.spec)
