@@ -22,7 +22,7 @@ from PIL import Image
 from pipeline import artifact, runtimes, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.models import module_of, network
-from pipeline.models.transforms import fakequant
+from pipeline.models.transforms import calibration, fakequant
 from pipeline.models.transforms.fakequant import FakeQuantized
 from pipeline.paths import CODE
 from pipeline.predict import predict
@@ -277,7 +277,7 @@ def quantized(state: network.ModelState, pixels: torch.Tensor, **settings) -> ne
     made = network.with_transform(network.fold(state), FakeQuantized(**settings))
     batches = [made.network.normalize(pixels)]
     image = made.spec.zero_point, made.spec.scale
-    fakequant.calibrate(made.network.module, batches, "mse", image)
+    calibration.calibrate(made.network.module, batches, "mse", image)
     return made
 
 

@@ -170,6 +170,23 @@ def test_report(ask, here, mine):
     assert (here / "elsewhere" / "mine" / "report.md").is_file()
 
 
+def test_the_page_is_opened_in_the_browser_that_is_named(ask, here, mine, monkeypatch):
+    cells, work = mine
+    results.publish(cells[0], work)
+    assert ask("report", "mine.yaml", "--open", "--json")[0] == 2
+    code = (
+        "import sys\nfrom pipeline import cli\n"
+        "sys.exit(cli.main(['report', 'mine.yaml', '--open']))"
+    )
+    browser = here / "browser"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {shlex.quote(str(here))}/opened\n')
+    browser.chmod(0o755)
+    environment = {**os.environ, "BROWSER": str(browser), "PYTHONPATH": str(paths.CODE)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=here)
+    page = here / "reports" / "mine" / "index.html"
+    assert (here / "opened").read_text() == page.as_uri()
+
+
 def test_export(ask, here, mine):
     cells, work = mine
     results.publish(cells[0], work)

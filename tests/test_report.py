@@ -540,6 +540,34 @@ def test_the_summary_fits_eighty_columns_and_names_gaps(work):
     assert "[red]boom[/red]" in lines[-1] and "…" not in out.getvalue()
 
 
+def test_the_summary_marks_the_best_and_fits_with_long_names_too():
+    long = "a-name-that-takes-half-of-the-line"
+    shapes = {"exact": (2, 0), long: (16, 0.009), "bad": (64, 0.02)}
+    rows = results.in_memory(
+        results.sweep(techniques=tuple(shapes)),
+        lambda cell: results.measured(cell, *shapes.get(cell.technique, (1, 0))),
+    )[0]
+    out = io.StringIO()
+    report.print_summary(frames.Frames(rows, ()), out)
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[:2] for line in lines if line.startswith(("1 ", "2,3 "))] == [
+        ["1", "exact"],
+        ["2,3", long],
+    ]
+    assert "3: fastest within one percentage point" in lines
+    assert any(line.startswith("    bad ") for line in lines)  # the smallest, but it loses too much
+
+
+def test_the_markdown_begins_with_the_picture_and_the_answers(work, tmp_path):
+    sweep = results.sweep()
+    publish_all(sweep, work)
+    paths, text = built(sweep, work, tmp_path)
+    picture = "](figures/accuracy-bytes.svg)"
+    assert text.count(picture) == 1 and paths.svg("accuracy-bytes").is_file()
+    assert text.index(picture) < text.index("## The answer") < text.index("## Results")
+
+
 # --- numbers ---------------------------------------------------------------------------------
 
 

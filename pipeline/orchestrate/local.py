@@ -49,6 +49,7 @@ def run(
     if missing:
         _prepare_data(missing, work, data_root)
         plugins.keep(sweep.plugins, work)
+        plugins.keep_own([cell.model for cell in sweep.cells], work)
         command = command or _worker_command(work, data_root)
         with display(sweep.cells, done) as shown, _signals() as stopping:
             pool = Pool(missing, done, work, command, slots, shown, stopping)

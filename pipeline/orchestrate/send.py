@@ -152,6 +152,7 @@ def _send(
     )
     cells = {i: batch.sweep.by_id[i].to_json() for i in item.array.cells}
     plugins.keep(batch.sweep.plugins, batch.work)
+    plugins.keep_own([cell.model for cell in batch.sweep.cells], batch.work)
     executor.write(item.job, script, function_of(item), item.minutes, cells)
     try:
         job = _submitted(item, known)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline import usage
-from pipeline.report.content import Column, Section, Sentence, Table, Value, spread
+from pipeline.report.document import Column, Section, Sentence, Table, Value, spread
 from pipeline.report.metrics import METRIC
 from pipeline.sweep import Cell, Sweep
 

@@ -106,6 +106,12 @@ def _cpu(hardware: dict[str, Any]) -> str:
     return ", ".join(part for part in (hardware.get("cpu") or "", count) if part)
 
 
+def machine(facts: Mapping[str, Any]) -> str:
+    """What measured a result: `CPU, 2 cores`; "" where it does not say."""
+    hardware = facts.get("hardware")
+    return _cpu(hardware) if isinstance(hardware, dict) else ""
+
+
 def _listed(flags: Any) -> str:
     return flags if isinstance(flags, str) else " ".join(map(str, flags or ()))
 

@@ -133,11 +133,50 @@ class Dataset(Frozen):
 OF_IMAGES = ("channels", "background", "on_error")
 
 
+class Pixels(Frozen):
+    """A pixel p (0..255) enters an own network as (p - zero_point) * scale."""
+
+    zero_point: int = Field(0, ge=0, le=255)
+    scale: float = Field(1 / 255, gt=0, le=1000)
+
+
+class Own(Frozen):
+    """Where a user's own network comes from: `function` of a file (`source` is where it lay) or of
+    a module, called with `arguments`. `sha256`: of the file; `version`: of the distribution that
+    the module is of. `weights`: trained ones, with their own SHA-256; `pixels`: what they expect,
+    where that is not the data set's own range."""
+
+    source: str
+    function: str
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    version: str | None = None
+    arguments: dict[str, Any] = {}
+    weights: str | None = None
+    weights_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    pixels: Pixels | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.source.rpartition('/')[2]}:{self.function}"
+
+    def decides(self) -> dict[str, Any]:
+        """Where files lie, and what they are called, decides nothing."""
+        data = self.model_dump(mode="json", exclude={"weights"}, exclude_none=True)
+        if self.sha256 is not None:
+            del data["source"]
+        return data
+
+
 class Model(Frozen):
-    """A network by name; `width` multiplies its channels."""
+    """A network by name; `width` multiplies its channels. `own`: of a user's own."""
 
     name: Name
     width: float = Field(1.0, gt=0, le=4)
+    own: Own | None = Field(None, exclude_if=lambda value: value is None)
+
+    def decides(self) -> dict[str, Any]:
+        own = {} if self.own is None else {"own": self.own.decides()}
+        return {"name": self.name, "width": self.width, **own}
 
     @property
     def label(self) -> str:
