@@ -191,13 +191,12 @@ def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
 
 def _file(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
     """A safetensors file, in which truth values (masks) take one bit each."""
-    stored, shapes = bits.packed(tensors)
-    return bytes_of(stored, metadata | ({"bits": json.dumps(shapes)} if shapes else {}))
+    return bytes_of(bits.packed(tensors), metadata)
 
 
 def _tensors_in(data: bytes) -> dict[str, torch.Tensor]:
     """What ``_file`` was given; raises as UNREADABLE says."""
-    return bits.unpacked(tensors_of(data), json.loads(_metadata(data).get("bits", "{}")))
+    return bits.unpacked(tensors_of(data))
 
 
 def _header(snapshot: Snapshot) -> dict[str, Any]:
