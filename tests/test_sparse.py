@@ -113,35 +113,30 @@ def test_the_gradient_of_what_is_masked_is_no_part_of_the_norm_that_is_clipped(b
 def test_truth_values_come_back_from_an_eighth_of_the_bytes(shape, seed):
     mask = torch.from_numpy(np.asarray(np.random.default_rng(seed).random(shape) < 0.5))
     other = torch.arange(3)
-    stored = bits.packed({"mask": mask, "other": other})
-    assert stored.pop("other") is other
-    [(name, values)] = stored.items()
-    assert name.startswith("mask bits ") and values.shape == (-(-mask.numel() // 8),)
-    found = bits.unpacked({**stored, "other": other})
+    stored, shapes = bits.packed({"mask": mask, "other": other})
+    assert stored["mask"].shape == (-(-mask.numel() // 8),) and stored["other"] is other
+    found = bits.unpacked(stored, shapes)
     assert torch.equal(found["mask"], mask) and found["mask"].dtype == torch.bool
-    assert found["other"] is other and len(found) == 2
 
 
-@pytest.mark.parametrize("shape", ["9", "2x9", "999999999x999999999x999999999", "0", "7x0"])
+@pytest.mark.parametrize("shape", [[9], [2, 9], [10**6, 10**6, 10**6], [-8], [-2, -4], [0], [7, 0]])
 def test_a_shape_that_the_bits_do_not_fill_is_refused(shape):
-    for dtype in (torch.uint8, torch.float32):
-        with pytest.raises(ValueError, match="mask: bits that do not fill"):
-            bits.unpacked({f"mask bits {shape}": torch.zeros(1, dtype=dtype)})
     with pytest.raises(ValueError, match="do not fill"):
-        bits.unpacked({"mask bits 8": torch.zeros(1)})
+        bits.unpacked({"mask": torch.zeros(1, dtype=torch.uint8)}, {"mask": shape})
 
 
 def test_a_model_with_masks_is_stored_with_a_bit_each(sparse, tmp_path):
     state, _ = sparse
     content = checkpoint.model_bytes(state)
     stored, mask = tensors_of(content), masks(state)["features.4.conv"]
-    name = "module.features.4.conv.mask bits " + "x".join(map(str, mask.shape))
-    assert stored[name].shape == (-(-mask.numel() // 8),)
+    assert stored["module.features.4.conv.mask"].shape == (-(-mask.numel() // 8),)
     (tmp_path / "model.safetensors").write_bytes(content)
     found = checkpoint.read_model(tmp_path / "model.safetensors")
     assert same(masks(found), masks(state)) and same(weights(found), weights(state))
     assert checkpoint.model_bytes(found) == content
-    (tmp_path / "model.safetensors").write_bytes(content.replace(b"mask bits", b"mask bots"))
+    other = content.replace(b'\\"bits\\":', b'\\"bots\\":')
+    assert other != content
+    (tmp_path / "model.safetensors").write_bytes(other)
     with pytest.raises(Corrupt):
         checkpoint.read_model(tmp_path / "model.safetensors")
 
