@@ -456,7 +456,7 @@ def _possible(plan: Plan) -> bool:
         and len(plan.weights) == 4
         and len(plan.bias) in (1, p)
         and (plan.residual == 1 or (len(plan.alphabet) > 0 and plan.alphabet[-1] < 128))
-        and (plan.weights[2] == 0 or plan.filters >= 8)
+        and (plan.weights[2] == 0 or 8 <= plan.filters <= 1 << 20)
         and (not together or p * c <= SLICE)
         and plan.predictors <= c
         and plan.predictors * c <= SLICE
@@ -548,6 +548,8 @@ class Words:
     """The coded values of all tensors, one after the other."""
 
     def __init__(self, coded: memoryview) -> None:
+        if len(coded) % 4:
+            raise ValueError("its coded values are cut off")
         words = np.frombuffer(coded, "<u4").astype(np.uint32, copy=False)
         self.decoder = constriction.stream.queue.RangeDecoder(words)
 
@@ -561,7 +563,8 @@ class Words:
 def decode(data: bytes, size: int | None = None) -> bytes:
     """The model; ValueError where ``data`` is not that of one (of ``size`` bytes, if given)."""
     try:
-        return _decode(data, size)
+        with np.errstate(all="ignore"):  # of a hostile file
+            return _decode(data, size)
     except ValueError:
         raise
     except (lzma.LZMAError, EOFError, struct.error, AssertionError) as error:
@@ -600,7 +603,7 @@ def _decode(data: bytes, expected: int | None) -> bytes:
 def _parts(data: memoryview, sizes: list[int], checks: list[int]) -> list[memoryview]:
     at = HEAD.size + CHECK.size
     parts: list[memoryview] = []
-    if at + sum(sizes) != len(data):
+    if at + sum(sizes) != len(data) or min(sizes[:2]) < PACKED.size:
         raise ValueError("it is cut off, or more follows")
     for size, check in zip(sizes, checks, strict=True):
         parts.append(data[at : at + size])

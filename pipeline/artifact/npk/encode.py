@@ -25,6 +25,8 @@ LEAST = 256  # integers of a tensor that is coded by itself
 POOLED = 1 << 14  # numbers of 4 bytes of a tensor that is coded with others
 NS_PER_VALUE = 90.0  # of decoding, on average: more is not spent on fewer bytes
 NS_AT_LEAST = 20e6
+USUAL = 94  # the properties of LZMA that xz has: lc 3, lp 0, pb 2
+PLAIN = 1 << 16  # bytes of a model that LZMA alone may code better
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ def encode(model: bytes) -> bytes:
     products = _products(model, found)
     sources = list(_sources(model, found, products))
     whole = _file(model, sources, products)
-    bare = _file(model, [], {})
-    return min(whole, bare, key=len)
+    if len(model) > PLAIN and len(whole) < len(_lzma(model, USUAL)):
+        return whole
+    return min(whole, _file(model, [], {}), key=len)
 
 
 def _sources(
@@ -72,9 +75,7 @@ def _pays(model: bytes, pool: list[Numbers], kind: int) -> bool:
     together = b"".join(model[n.start : n.stop] for n in pool)
     source = _of_numbers(model, pool, kind)
     coded = sum(options[0].bits for options in source.options) / 8 + 3 * len(pool)
-    return coded < len(
-        lzma.compress(together, lzma.FORMAT_RAW, filters=[npk.lzma_filter(94, len(together))])
-    )
+    return coded < len(_lzma(together, USUAL))
 
 
 def _of_weights(model: bytes, numbers: Numbers) -> Source:
@@ -235,9 +236,12 @@ def _described(streams: list[Stream], spans: list[Span]) -> bytes:
 def _packed(content: bytes) -> bytes:
     """By whichever properties of LZMA do best, or as it is."""
     packed = [npk.PACKED.pack(0, len(content)) + content]
-    for lc, lp, pb in ((3, 0, 2), (4, 0, 0), (3, 0, 0), (0, 0, 0), (1, 0, 0), (0, 2, 2)):
+    for lc, lp, pb in ((3, 0, 2), (4, 0, 0), (0, 0, 0), (0, 2, 2)):
         method = 1 + (pb * 5 + lp) * 9 + lc
-        filters = [{**npk.lzma_filter(method, len(content)), "preset": 9 | lzma.PRESET_EXTREME}]
-        coded = lzma.compress(content, lzma.FORMAT_RAW, filters=filters)
-        packed.append(npk.PACKED.pack(method, len(content)) + coded)
+        packed.append(npk.PACKED.pack(method, len(content)) + _lzma(content, method))
     return min(packed, key=len)
+
+
+def _lzma(content: bytes, method: int) -> bytes:
+    filters = [{**npk.lzma_filter(method, len(content)), "preset": 9 | lzma.PRESET_EXTREME}]
+    return lzma.compress(content, lzma.FORMAT_RAW, filters=filters)

@@ -64,7 +64,7 @@ class Features(Known):
 
     def __init__(self, plan: Plan, true: np.ndarray) -> None:
         # Two classes, and a weight of columns: or else nothing is kept of them.
-        columns = int(plan.filters >= 8)
+        columns = int(8 <= plan.filters <= 1 << 20)
         watching = replace(plan, classes=2, coarse=1, weights=(1, 1, columns, 1))
         super().__init__(watching, true, lambda symbols, frequencies: None)
         self.rows: list[list[np.ndarray]] = []

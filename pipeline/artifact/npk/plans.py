@@ -21,9 +21,9 @@ from pipeline.artifact.npk.decode import (
 from pipeline.artifact.npk.decode import NUMBERS as MOST
 from pipeline.artifact.npk.known import Features, bits
 
-TRIED = 100_000  # values of a tensor on which plans are compared
-TRIED_TOGETHER = 400_000  # where channels are predicted, which takes many filters to show
-FITTED = 60_000  # and on which what is expected is fitted
+TRIED = 32_000  # values of a tensor on which plans are compared
+TRIED_TOGETHER = 250_000  # where channels are predicted, which takes many filters to show
+FITTED = 16_000  # and on which what is expected is fitted
 SHAPES = (8, 10, 13, 16)
 GAINS = (4, 16, 64)
 ROW = 512  # values of a filter where a tensor has none; less than PADDING are too many
@@ -52,7 +52,8 @@ def _views(flat: np.ndarray, dims: tuple[int, ...]) -> Iterator[tuple[np.ndarray
     rest = math.prod(dims[2:])
     if len(dims) > 2 and dims[1] <= MOST["channels"] and rest <= 32:
         yield flat.reshape(dims[0], dims[1], rest).transpose(0, 2, 1), 1
-    elif len(dims) == 2 and dims[0] % 9 == 0 and dims[0] <= 9 * MOST["channels"]:
+        return
+    if len(dims) == 2 and dims[0] % 9 == 0 and dims[0] <= 9 * MOST["channels"]:
         yield flat.reshape(9, dims[0] // 9, dims[1]).transpose(2, 0, 1), 2
     if len(dims) == 2 and dims[1] <= MOST["channels"]:
         yield flat.reshape(dims[0], 1, dims[1]), 0
@@ -80,11 +81,26 @@ def _options(true: np.ndarray, layout: int) -> list[Option]:
     part, larger = (true[: max(16, n // (p * c))] for n in (TRIED, TRIED_TOGETHER))
     found = _sorted(_plans(np.ascontiguousarray(part), layout), part, k)
     best = next((option.plan for option in found if option.plan.residual), None)
-    if best is None or min(k, c) < 16 or true.size < 4096:
+    if best is None or min(k, c) < 16 or true.size < 4096 or not _related(true):
         return found
     larger = np.ascontiguousarray(larger)
     plans = [replace(best, filters=len(larger)), *_together(best, larger)]
     return sorted([*found[1:], *_sorted(plans, larger, k)], key=lambda option: option.bits)
+
+
+def _related(true: np.ndarray) -> bool:
+    """Whether what the channels of half of the filters have in common says something of those of
+    the others: the second half of the channels from the first, by least squares."""
+    k, p, c = true.shape
+    step = -(-k * p * c // TRIED_TOGETHER)
+    values = true[::step].reshape(-1, c).astype(np.float64)
+    half, predictors = len(values) // 2, min(c // 2, 64)
+    seen, new = values[:half], values[half:]
+    products = seen[:, :predictors].T @ seen[:, :predictors]
+    ridge = 0.2 * np.trace(products) / predictors * np.eye(predictors)
+    factors = np.linalg.solve(products + ridge, seen[:, :predictors].T @ seen[:, c // 2 :])
+    left = new[:, c // 2 :] - new[:, :predictors] @ factors
+    return float((left**2).sum()) < 0.96 * float((new[:, c // 2 :] ** 2).sum())
 
 
 def _sorted(plans: Iterable[Plan], part: np.ndarray, filters: int = 0) -> list[Option]:
@@ -120,27 +136,35 @@ def _plans(true: np.ndarray, layout: int) -> Iterator[Plan]:
     plain = Plan(k, c, p, layout, first=max(1, k // 8), mean=mean)
     alphabet = tuple(np.unique(true).tolist())
     if len(alphabet) > 24:
-        for start in (plain, with_taps(plain, true)) if p > 1 else (plain,):
-            yield _tuned(replace(start, residual=1, gain=8), true)
+        start = with_taps(plain, true) if p > 1 and _smooth(true) else plain
+        yield from _tuned(replace(start, residual=1, gain=GAINS[1]), true)
     yield from _of_values(replace(plain, first=max(1, k // 16)), true, alphabet)
+
+
+def _smooth(true: np.ndarray) -> bool:
+    """Whether positions say something of each other: a last one, of all others."""
+    by_position = true.transpose(1, 0, 2).reshape(true.shape[1], -1).astype(np.float64)
+    products = by_position @ by_position.T + np.eye(len(by_position))
+    left = 1 / np.linalg.inv(products)[-1, -1]
+    return bool(left < 0.99 * products[-1, -1])
 
 
 def _together(best: Plan, true: np.ndarray) -> Iterator[Plan]:
     """The best plan, but channels predicted from others."""
     k, _, c = true.shape
-    for groups, predictors in ((2, 64), (4, 64), (4, 128), (8, 128)):
+    for groups, predictors in ((2, 64), (4, 64), (4, 128)):
         if (predictors == 64 or c > 64) and min(predictors, c) * c <= SLICE:
             grouped = replace(best, filters=k, first=max(1, k // 4), groups=groups, ridge=12)
             yield _shaped(fitted(replace(grouped, predictors=min(predictors, c)), true), best.shape)
 
 
-def _tuned(plan: Plan, true: np.ndarray) -> Plan:
+def _tuned(plan: Plan, true: np.ndarray) -> Iterator[Plan]:
     fit = fitted(plan, true)
     best = min((_shaped(fit, shape) for shape in SHAPES), key=lambda p: bits(p, true))
+    yield from (replace(best, gain=gain) for gain in GAINS)
     mean = float(np.abs(true.astype(np.int32)).mean()) + 0.01
     constant = replace(plan, low=round(np.log2(mean) * OCTAVE) + LOWEST)
-    tried = [replace(best, gain=gain) for gain in GAINS]
-    return min([*tried, _shaped(constant, best.shape)], key=lambda p: bits(p, true))
+    yield _shaped(constant, best.shape)
 
 
 def _shaped(plan: Plan, shape: int) -> Plan:
@@ -160,9 +184,12 @@ def _of_values(plain: Plan, true: np.ndarray, alphabet: tuple[int, ...]) -> Iter
     kinds = [replace(plain, alphabet=alphabet)]
     if zeros and other:
         kinds.append(replace(plain, zeros=1, alphabet=other))
+    if len(alphabet) > 64 and zeros < 0.3:
+        yield replace(plain, alphabet=alphabet, gain=GAINS[0])
+        return
     for kind in kinds:
         yield from (replace(kind, gain=gain) for gain in GAINS)
-    if len(alphabet) == 1 or true.size < 1024 or (len(alphabet) > 64 and zeros < 0.3):
+    if len(alphabet) == 1 or true.size < 1024:
         return
     for kind in kinds:
         plan = fitted(replace(kind, gain=16), true)
@@ -200,7 +227,7 @@ def fitted(plan: Plan, true: np.ndarray) -> Plan:
     p = plan.positions if own_bias else 1
     index = position % p
     chosen = [i for i in range(4) if features[i].std() > 0.01]
-    if plan.filters < 8:
+    if not 8 <= plan.filters <= 1 << 20:
         chosen = [i for i in chosen if i != 2]
     n = len(chosen)
     center = features[chosen].mean(1, keepdims=True)
