@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 from pipeline.artifact.npk import decode as npk
 from pipeline.artifact.npk.encode import encode
 
-# Beside what grows with the model: slices, tables, and Python's objects for what is said of tensors.
+# Beside what grows with the model: slices, tables, and what is said of tensors.
 SPARE = 64 << 20
 
 

@@ -79,7 +79,8 @@ def of_bytes(flat: np.ndarray) -> tuple[np.ndarray, list[Option]]:
 def _options(true: np.ndarray, layout: int) -> list[Option]:
     k, p, c = true.shape
     part, larger = (true[: max(16, n // (p * c))] for n in (TRIED, TRIED_TOGETHER))
-    found = _sorted(_plans(np.ascontiguousarray(part), layout), part, k)
+    alphabet = tuple(np.unique(true).tolist())  # of all: a plan is for the whole tensor
+    found = _sorted(_plans(np.ascontiguousarray(part), layout, alphabet), part, k)
     best = next((option.plan for option in found if option.plan.residual), None)
     if best is None or min(k, c) < 16 or true.size < 4096 or not _related(true):
         return found
@@ -130,11 +131,12 @@ def _plan_bytes(plan: Plan) -> int:
     return 12 + len(plan.bias) + len(plan.taps) + int(np.count_nonzero(steps))
 
 
-def _plans(true: np.ndarray, layout: int) -> Iterator[Plan]:
+def _plans(true: np.ndarray, layout: int, alphabet: tuple[int, ...]) -> Iterator[Plan]:
     k, p, c = true.shape
     mean = int(np.abs(true.astype(np.int32)).mean() * MEAN)
-    plain = Plan(k, c, p, layout, first=max(1, k // 8), mean=mean)
-    alphabet = tuple(np.unique(true).tolist())
+    # Where there is one position, groups of channels show how large the values of a filter are.
+    groups = 4 if p == 1 and c >= 64 else 1
+    plain = Plan(k, c, p, layout, first=max(1, k // 8), groups=groups, mean=mean)
     if len(alphabet) > 24:
         start = with_taps(plain, true) if p > 1 and _smooth(true) else plain
         yield from _tuned(replace(start, residual=1, gain=GAINS[1]), true)
