@@ -352,24 +352,21 @@ def export(name: str, cell: str, to: Path | None, encoded: bool) -> None:
 @click.option(
     "--runtime", default="onnxruntime", show_default=True, help="The runtime for the model."
 )
+@click.option("--top", type=click.IntRange(1), metavar="N", help="The N most likely classes.")
 @click.option("--anyway", is_flag=True, help="Also where the model needs another CPU.")
 @json_option
 def predict(
-    artifact: Path, images: tuple[Path, ...], runtime: str, anyway: bool, as_json: bool
+    artifact: Path,
+    images: tuple[Path, ...],
+    runtime: str,
+    top: int | None,
+    anyway: bool,
+    as_json: bool,
 ) -> int:
-    """Classify image files with an exported model."""
-    from pipeline.predict import Unfit, predict
+    """Classify images with an exported model: files, or folders."""
+    from pipeline import cli_predict
 
-    try:
-        predictions = predict(artifact, list(images), runtime, anyway)
-    except Unfit as error:
-        return fail(str(error), 1)
-    if as_json:
-        show({"predictions": predictions})
-        return 0
-    for row in predictions:
-        show_line(f"{row['image']}  {row['class']}  {row['confidence']:.1%}")
-    return 0
+    return cli_predict.run(artifact, list(images), runtime, anyway, top, as_json)
 
 
 @netpress.command()

@@ -197,6 +197,25 @@ def test_export(ask, here, mine):
     assert ask("export", "mine.yaml", cells[0].name, "--to", "model")[0] == 2
 
 
+def test_what_is_given_away_can_be_read_and_work_stays_private(ask, here, mine):
+    cells, work = mine
+    results.publish(cells[0], work)
+    before = os.umask(0o022)
+    try:
+        assert ask("export", "mine.yaml", cells[0].id)[0] == 0
+        assert ask("report", "mine.yaml", "--artifacts", "50")[0] == 0
+        assert ask("report", "reports/mine")[0] == 0
+    finally:
+        os.umask(before)
+    given = [here / "digits-vgg16_bn-base-0", here / "reports"]
+    paths = [path for top in given for path in (top, *top.rglob("*"))]
+    assert {"index.html", "results.h5", "files.json", "model.onnx"} <= {p.name for p in paths}
+    for path in paths:
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+    kept = [path for path in work.root.rglob("*") if path.stat().st_mode & 0o077]
+    assert kept == []
+
+
 def test_fetch_of_what_ships(ask, mine):
     code, out, err = ask("fetch", "mine.yaml")
     assert (code, out) == (0, "") and "digits: nothing to download" in err

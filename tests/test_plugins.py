@@ -86,7 +86,7 @@ def test_its_transform_keeps_what_its_stage_made_zero(ran):
     ids = ran.ids("own.yaml")
     loaded(ran.folder)
     state = read_model(ran.work.cell(ids["half-zeros"]).model)
-    assert [transform.name for transform in state.spec.transforms] == ["masked"]
+    assert [transform.name for transform in state.spec.transforms] == ["zeroed"]
     weight = state.network.module.inner.weight
     assert float((weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
     base = read_model(ran.work.cell(ids["base"]).model).network.module.inner.weight
@@ -293,7 +293,7 @@ def test_a_plan_says_what_it_does_not_know_the_cost_of(tmp_path):
     asked = loaded(tmp_path)
     assert sum(map(estimate.gpu_seconds, asked.cells)) > cheap
     made = plan.plan(asked, Work(tmp_path / "runs"), tmp_path)
-    note = "the cost of residual is not known, it counts as a VGG-16"
+    note = "the cost of residual is not known, it counts as a VGG-16 until a cell of it is finished"
     assert made.to_json()["notes"] == [note] and f"note: {note}" in "\n".join(made.lines())
 
 
@@ -303,7 +303,7 @@ ENTRIES = """\
 [netpress.stages]
 zeros = my_plugin:Zeros
 [netpress.transforms]
-masked = my_plugin:Masked
+zeroed = my_plugin:Zeroed
 [netpress.techniques]
 half-zeros = my_rows:HALF
 [netpress.models]

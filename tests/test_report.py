@@ -99,11 +99,17 @@ def test_the_job_of_the_report_takes_the_sweep_as_it_was(change, work, tmp_path)
     path.write_text(MINE)
     asked = load_sweep(path)
     publish_all(asked, work)
-    job = Report(str(path), asked.text, str(work.root), str(tmp_path / "reports"), str(tmp_path))
+    places = (str(work.root), str(tmp_path / "reports"), str(tmp_path))
+    job = Report(str(path), asked.text, *places, umask=0o022)
     change(path)
-    job()
+    before = os.umask(0o077)  # as the job has it
+    try:
+        job()
+    finally:
+        os.umask(before)
     assert (tmp_path / "made.json").exists()
     made = tmp_path / "reports" / "mine"
+    assert made.stat().st_mode & 0o777 == 0o755  # as the user has it
     assert (made / "sweep.yaml").read_text() == MINE
     with open(made / "results.csv", newline="") as file:
         assert {row["id"] for row in csv.DictReader(file)} == set(asked.by_id)

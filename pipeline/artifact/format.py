@@ -17,6 +17,7 @@ import numpy as np
 from pipeline import hardware, store
 from pipeline.artifact.coded import CODECS, decoded
 from pipeline.errors import Corrupt, UserError
+from pipeline.sweep.cell import COLOUR
 
 if TYPE_CHECKING:
     import onnx
@@ -46,6 +47,11 @@ class Artifact:
     @property
     def shape(self) -> tuple[int, int, int]:
         return tuple(self.manifest["shape"])
+
+    @property
+    def background(self) -> str:
+        """The colour on which transparent parts of images are laid."""
+        return self.manifest.get("background", "white")
 
     @property
     def model_path(self) -> Path:
@@ -151,6 +157,7 @@ def _well_formed(manifest: dict) -> bool:
         and isinstance(classes, list)
         and all(isinstance(c, str) for c in classes)
         and manifest["kind"] in ("int8", "float32")
+        and COLOUR.fullmatch(manifest.get("background", "white")) is not None
     )
 
 

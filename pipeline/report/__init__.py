@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 
+@store.shared()
 def build(
     sweep: Sweep,
     work: Work,
@@ -79,6 +80,7 @@ def check_folder(sweep: Sweep, out: Path | None = None) -> None:
     Owned.of(report(sweep.name, out))
 
 
+@store.shared()
 def rebuild(folder: Path) -> tuple[ReportPaths, Frames]:
     """Write the report in `folder` anew from its results.h5 alone, to the same bytes.
 

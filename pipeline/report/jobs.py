@@ -48,7 +48,7 @@ def _about(usages: Mapping[str, Usage]) -> Iterator[Sentence]:
 
 
 def _line(cell: Cell, record: Usage) -> tuple[Value, ...]:
-    requested, used = record["asked"], record["used"]
+    requested, used = usage.request_of(record), record["used"]
     attempts = usage.of_all(record, "attempts")
     return (
         Value(cell.name),
