@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from pipeline import catalog, plugins, registry, store, sweep
 from pipeline.errors import UserError
 from pipeline.models import module_of, network, own
-from pipeline.orchestrate import estimate
+from pipeline.orchestrate import estimate, plan
 from pipeline.paths import Work
 from pipeline.sweep import Cell
+from pipeline.sweep import own as entries
 from pipeline.techniques import prune
 from tests.benchmarks import oracle_pruning
 from tests.lab import Lab
@@ -156,6 +157,18 @@ def test_a_module_counts_by_the_version_of_its_distribution(tmp_path):
         patch.syspath_prepend(str(tmp_path / "lib"))
         found = cells_of(tmp_path, factory="house.nets:build")["base"].model.own
     assert found.sha256 and found.source == "house.nets"
+
+
+def test_a_sweep_is_loaded_again_where_its_files_are_gone(tmp_path):
+    """As the job that builds a report does."""
+    (tmp_path / "ours.pt").write_bytes(b"weights")
+    first = cells_of(tmp_path, weights="ours.pt")["base"]
+    text = (tmp_path / "own.yaml").read_text()
+    for name in ("nets.py", "ours.pt", "own.yaml"):
+        (tmp_path / name).unlink()
+    files, work = entries.files(first.model), Work(tmp_path / "runs")
+    [again] = plan.load_again(tmp_path / "own.yaml", text, work, files).cells
+    assert again.id == first.id and len(files) == 2
 
 
 def test_a_plan_does_not_run_the_file(tmp_path):
