@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.models import module_of, network, own
 from pipeline.orchestrate import estimate, plan
 from pipeline.paths import Work
-from pipeline.sweep import Cell
+from pipeline.sweep import Cell, Model
 from pipeline.sweep import own as entries
 from pipeline.techniques import prune
 from tests.benchmarks import oracle_pruning
@@ -177,6 +178,17 @@ def test_a_plan_does_not_run_the_file(tmp_path):
     assert estimate.notes([cell]) == [
         "the cost of mine is not known, it counts as a VGG-16 until a cell of it is finished"
     ]
+
+
+def test_a_network_of_which_nothing_is_known_is_estimated_from_its_own_cells(tmp_path):
+    mine = cells_of(tmp_path)["base"]
+    other = replace(mine, model=Model(name="vgg11_bn"))
+    measured = [(mine, 4.0, 30.0), (other, 6.0, 1.0)]  # seconds around, and of an epoch
+    found = estimate._from_cells(measured, "from {} cells")
+    assert found.seconds(mine) == pytest.approx(5 + 30) and found.source == "from 2 cells"
+    assert found.seconds(other) == pytest.approx(5 + 1)
+    unseen = replace(mine, model=Model(name="vgg16_bn"))
+    assert found.seconds(unseen) > 5 + 1
 
 
 # --- by the command line -------------------------------------------------------------------------

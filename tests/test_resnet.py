@@ -15,7 +15,7 @@ from pipeline.measure import complexity
 from pipeline.models import MODELS, mobilenet, module_of, network, resnet
 from pipeline.models.transforms import fakequant
 from pipeline.models.transforms.fakequant import FakeQuantized
-from pipeline.techniques import CONTROLS, TECHNIQUES, prune
+from pipeline.techniques import CONTROLS, TECHNIQUES, distill, prune
 from tests import cells
 from tests.test_models import images, lively
 from tests.test_techniques import Given, beside, staged
@@ -74,6 +74,13 @@ def test_maps_are_those_before_the_images_get_smaller(name):
     sides = (28, 14, 7) if name.startswith("resnet20") else (28, 14, 7, 4)
     assert tuple(m.shape[2] for m in maps) == sides
     assert all(0.01 < float(m.std()) < 20 for m in maps)
+
+
+def test_attention_is_taught_between_networks_with_as_many_maps():
+    sentence = "vgg11_bn has 5 feature maps to learn from the 3 of resnet20"
+    with pytest.raises(UserError, match=rf"^distill\.attention: {sentence}"):
+        distill._check_maps(spec("vgg11_bn"), spec("resnet20"))
+    distill._check_maps(spec("resnet20"), spec("resnet56_a"))
 
 
 # --- what is cut together ----------------------------------------------------------------------
