@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-from h5py import h5o
+from h5py import h5g, h5o
 
 from pipeline import __version__, catalog, store, usage
 from pipeline.errors import UserError
@@ -138,29 +138,35 @@ def _put_cells(file: h5py.File, chunks: Iterator[Chunk], sweep: Sweep) -> list[R
     """
     every: list[Read] = []
     target = file.create_group("cells", track_order=True)
-    first: dict[str, str] = {}
+    first: dict[str, bytes] = {}
     for chunk in chunks:
         with reading.opened(chunk.file) as source:
             for read in chunk.cells:
                 if read.row is not None:
                     cell_id = read.row.id
-                    _put_cell(target, source, cell_id, read.long, first)
-                    target[cell_id].attrs["cell"] = store.cell_text(sweep.by_id[cell_id].to_json())
+                    _put_cell(target.id, source, cell_id, read.long, first)
+                    copy = h5g.open(target.id, cell_id.encode())
+                    text = store.cell_text(sweep.by_id[cell_id].to_json())
+                    hdf5.put_attribute(copy, b"cell", text)
         every += chunk.cells
     return every
 
 
 def _put_cell(
-    target: h5py.Group, source: h5py.File, cell_id: str, long: dict[str, str], first: dict[str, str]
+    target: hdf5.Group,
+    source: hdf5.Group,
+    cell_id: str,
+    long: dict[str, str],
+    first: dict[str, bytes],
 ) -> None:
     """`first`: the name of a long array's content -> where it is in `target` already."""
-    h5o.copy(source.id, cell_id.encode(), target.id, cell_id.encode())
+    h5o.copy(source, cell_id.encode(), target, cell_id.encode())
     for name, content_name in sorted(long.items()):
-        place = f"{cell_id}/measure/{name}"
+        place = f"{cell_id}/measure/{name}".encode()
         if content_name in first:
-            target.id.links.create_hard(place.encode(), target.id, first[content_name].encode())
+            target.links.create_hard(place, target, first[content_name])
         else:
-            h5o.copy(source["long"].id, content_name.encode(), target.id, place.encode())
+            h5o.copy(source, f"long/{content_name}".encode(), target, place)
             first[content_name] = place
 
 
