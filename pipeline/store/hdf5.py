@@ -14,6 +14,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     import numpy
     from h5py import h5f, h5g, h5p
 
-MOST_BYTES = 1 << 28  # of one array
+MOST_BYTES = 1 << 27  # of all arrays that are read of one result
+SMALL_BYTES = 4096  # an array that is not worth looking up by its place in the file
 DEFLATE_RATIO = 1100  # no zlib stream becomes longer than that, many times its own length
 
 
@@ -43,6 +45,21 @@ def put(group: h5py.Group, name: str, value: Any) -> None:
     group.create_dataset(name, data=array)
 
 
+@dataclass
+class Budget:
+    """What may still be read. An object under many names is read once, but counts under each:
+    whoever uses them may copy each. Some kilobytes, compressed, can stand for gigabytes."""
+
+    left_bytes: int = MOST_BYTES
+    arrays: dict[tuple[int, int], Any] = field(default_factory=dict)  # by place in the file
+
+    def take(self, n_bytes: int, name: str) -> None:
+        """Raises ValueError where it is more than is left."""
+        if n_bytes > self.left_bytes:
+            raise ValueError(f"{name} has {n_bytes} bytes, more than the {self.left_bytes} left")
+        self.left_bytes -= n_bytes
+
+
 _opened = itertools.count()
 
 
@@ -60,13 +77,46 @@ def in_memory(data: bytes) -> h5f.FileID:
     return h5f.open(b"in memory %d" % next(_opened), h5f.ACC_RDONLY, access)
 
 
-def value_in(group: h5g.GroupID, name: str) -> Any:
+def value_in(group: h5g.GroupID, name: str, most_bytes: int = MOST_BYTES) -> Any:
     """The number, string or array `name` of a group; ValueError for anything else."""
     from h5py import h5o
 
     if name not in members(group):
         raise ValueError(f"{name} is missing")
-    return _value(h5o.open(group, name.encode()), name)
+    return _value(h5o.open(group, name.encode()), name, Budget(most_bytes))
+
+
+def number_attribute(owner: h5g.GroupID, name: str) -> int:
+    """The one whole number that is the attribute `name`; ValueError for anything else."""
+    import numpy
+    from h5py import h5a, h5t
+
+    attribute = h5a.open(owner, name.encode())
+    if attribute.shape != () or not isinstance(attribute.get_type(), h5t.TypeIntegerID):
+        raise ValueError(f"the attribute {name} is no whole number")
+    content = numpy.zeros((), dtype=numpy.int64)
+    attribute.read(content, h5t.py_create(content.dtype))
+    return int(content)
+
+
+def text_attribute(owner: h5g.GroupID, name: str) -> str:
+    """The one string that is the attribute `name`; ValueError for anything else, such as a list of
+    a million references to one long string."""
+    import numpy
+    from h5py import h5a, h5s, h5t
+
+    attribute = h5a.open(owner, name.encode())
+    stored = attribute.get_type()
+    if attribute.get_space().get_simple_extent_type() != h5s.SCALAR:
+        raise ValueError(f"the attribute {name} is not one value")
+    if not isinstance(stored, h5t.TypeStringID):
+        raise ValueError(f"the attribute {name} is no text")
+    content = numpy.zeros((), dtype=attribute.dtype)
+    attribute.read(content, h5t.py_create(attribute.dtype))
+    value: str | bytes = content.item()
+    # UnicodeDecodeError is a ValueError; h5py may have made surrogates of bytes that are no text.
+    encoded = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    return encoded.decode()
 
 
 def members(group: h5g.GroupID) -> list[str]:
@@ -87,11 +137,15 @@ def group_in(parent: h5g.GroupID, name: str) -> h5g.GroupID:
 
 
 def datasets(
-    group: h5g.GroupID, wanted: Callable[[str], bool] = lambda name: True
+    group: h5g.GroupID,
+    wanted: Callable[[str], bool] = lambda name: True,
+    budget: Budget | None = None,
 ) -> Iterator[tuple[str, Any]]:
-    """Every wanted dataset under `group`, with its name relative to it."""
+    """Every wanted dataset under `group`, with its name relative to it; ValueError where all of
+    them are more than the budget."""
     from h5py import h5g, h5o
 
+    budget = budget or Budget()
     names = sorted(links(group))
     with_members = {name.rpartition(b"/")[0] for name in names}
     parents: dict[bytes, Any] = {b"": group}
@@ -105,7 +159,7 @@ def datasets(
             parents[path] = h5o.open(group, path)
         child = h5o.open(parents[path], last)
         if not isinstance(child, h5g.GroupID):
-            yield name.decode(), _value(child, name.decode())
+            yield name.decode(), _value(child, name.decode(), budget)
         elif len(child):  # `links` visited its members under another name
             raise ValueError(f"{name.decode()} is a group that has two names")
 
@@ -131,10 +185,9 @@ def _inside(each_link: Callable[..., Any]) -> list[bytes]:
     return list(kinds)
 
 
-def _value(dataset: Any, name: str) -> Any:
+def _value(dataset: Any, name: str, budget: Budget) -> Any:
     """A dataset's content: numbers, or a str; its bytes must be in this file."""
-    import numpy
-    from h5py import h5d, h5s
+    from h5py import h5d
 
     if not isinstance(dataset, h5d.DatasetID):
         raise ValueError(f"{name} is not an array or a value")
@@ -142,10 +195,33 @@ def _value(dataset: Any, name: str) -> Any:
     kind = _kind(stored.encode())
     if kind.kind not in "biufS":
         raise ValueError(f"{name} is neither numbers nor a string")
+    n_bytes = math.prod(shape) * kind.itemsize
+    budget.take(n_bytes, name)
+    if n_bytes <= SMALL_BYTES:
+        return _content(dataset, name, kind, shape)
+    place = _place(dataset)
+    if place not in budget.arrays:
+        budget.arrays[place] = _content(dataset, name, kind, shape)
+    return budget.arrays[place]
+
+
+def _place(dataset: h5py.h5d.DatasetID) -> tuple[int, int]:
+    from h5py import h5o
+
+    info = h5o.get_info(dataset)
+    return info.fileno, info.addr
+
+
+def _content(
+    dataset: h5py.h5d.DatasetID, name: str, kind: numpy.dtype, shape: tuple[int, ...]
+) -> Any:
+    import numpy
+    from h5py import h5s
+
     _check_stored(dataset, name, shape, kind.itemsize)
     array = numpy.empty(shape, kind)
     if array.size:
-        dataset.read(h5s.ALL, h5s.ALL, array, stored)
+        dataset.read(h5s.ALL, h5s.ALL, array, dataset.get_type())
     if kind.kind == "S":
         return array.item().decode()
     return array if shape else array.item()
@@ -173,7 +249,7 @@ def _check_stored(
     layout = made.get_layout()
     if layout == h5d.CHUNKED:
         _check_chunks(dataset, made, name, shape)
-        whole = n_bytes <= min(MOST_BYTES, DEFLATE_RATIO * stored_bytes)
+        whole = n_bytes <= DEFLATE_RATIO * stored_bytes
     else:
         inside = layout in (h5d.CONTIGUOUS, h5d.COMPACT) and not made.get_external_count()
         if not inside:

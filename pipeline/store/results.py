@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import h5py
 
 SEAL_BYTES = 512
+HISTORY_BYTES = 1 << 24  # as lists, numbers take four times as much
 SEAL = b"netpress sha256 "
 
 
@@ -251,20 +252,28 @@ def result_in(
 
     Raises errors of many types for other contents: use it in `open_hdf5`.
     """
-    texts = {name: file.attrs[name] for name in ("id", "cell", "facts")}
-    cell, facts = json.loads(texts["cell"]), json.loads(texts["facts"])
+    from pipeline.store import typed
+
+    cell_id, cell, facts = (hdf5.text_attribute(file.id, n) for n in ("id", "cell", "facts"))
     measured = dict(hdf5.datasets(hdf5.group_in(file.id, "measure"), wanted))
+    typed.check_measured(measured)
     history = _get_history(file, lambda name: with_history or name == "seconds")
-    return Result(str(texts["id"]), cell, facts, history, measured)
+    parsed = typed.parsed("cell", cell), typed.parsed("facts", facts)
+    return Result(cell_id, *parsed, history, measured)
 
 
 def _get_history(
     file: h5py.Group, wanted: Callable[[str], bool] = lambda name: True
 ) -> list[StageHistory]:
+    from pipeline.store import typed
+
     stages = []
-    root = hdf5.group_in(file.id, "history")
+    root, budget = hdf5.group_in(file.id, "history"), hdf5.Budget(HISTORY_BYTES)
     for name in hdf5.members(root):
         index, _, stage = name.partition("-")
-        columns = {k: v.tolist() for k, v in hdf5.datasets(hdf5.group_in(root, name), wanted)}
-        stages.append(StageHistory(int(index), stage, columns))
+        columns: dict[str, list[float]] = {}
+        for key, value in hdf5.datasets(hdf5.group_in(root, name), wanted, budget):
+            length = len(next(iter(columns.values()))) if columns else None
+            columns[key] = typed.column(name, key, value, length)
+        stages.append(StageHistory(int(index[:9]), stage, columns))
     return sorted(stages, key=lambda s: s.index)
