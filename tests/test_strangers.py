@@ -171,7 +171,7 @@ def test_verify_reads_the_other_files_of_a_report_as_carefully(tmp_path, put):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (strangers.model(outputs=500), "expected [1, 10] of float32"),
+        (strangers.model(outputs=500), "it gives [1, 500] numbers an image, and says [1, 10]"),
         (strangers.fails_while_running(), "cannot"),
         (strangers.not_a_number(), "no finite number"),
     ],

@@ -11,7 +11,7 @@ Shapes are those for one image; C channels, H x W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ def cost(model: onnx.ModelProto, shape: tuple[int, int, int]) -> Cost:
     netpress does not write or that costs more than its limits."""
     _check_parts(model)
     sizes, item_bytes = _inferred(model, shape)
+    for value in model.graph.output:
+        dims = [d.dim_value if d.HasField("dim_value") else 1 for d in _dims(value)]
+        if list(sizes.get(value.name, ())) != dims:
+            gives = list(sizes.get(value.name, ()))
+            raise ValueError(f"it gives {gives} numbers an image, and says {dims}")
     constants = {tensor.name for tensor in model.graph.initializer}
     macs = sum(_macs(node, sizes) for node in model.graph.node)
     total = Cost(macs, *_bytes(model, sizes, item_bytes, constants))
@@ -140,7 +145,7 @@ def _inferred(
     item_bytes: dict[str, float] = {}
     for value in values:
         tensor = value.type.tensor_type
-        dims = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+        dims = [d.dim_value if d.HasField("dim_value") else None for d in _dims(value)]
         if tensor.HasField("shape") and all(size is not None and size >= 0 for size in dims):
             sizes[value.name] = tuple(size for size in dims if size is not None)
             item_bytes[value.name] = 8.0 if tensor.elem_type in _WIDE else 4.0
@@ -154,6 +159,10 @@ def _inferred(
 
 
 _WIDE = {7, 11, 13, 14, 15}  # int64, double, uint64, and complex numbers; others count as float32
+
+
+def _dims(value: onnx.ValueInfoProto) -> Iterable[onnx.TensorShapeProto.Dimension]:
+    return value.type.tensor_type.shape.dim
 
 
 def _skeleton(model: onnx.ModelProto, shape: tuple[int, int, int]) -> onnx.ModelProto:
