@@ -53,6 +53,19 @@ def smoke(request, tmp_path_factory):
 # --- two processes (pytest-xdist) ------------------------------------------------------------
 
 
+def pytest_xdist_make_scheduler(config, log):
+    """A file in one process, as `--dist loadfile` has it; but all of tests/slurm in one. These wait
+    for their cluster most of the time, in which the other process has the machine."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class SlurmInOne(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            scope = super()._split_scope(nodeid)
+            return "tests/slurm" if scope.startswith("tests/slurm/") else scope
+
+    return SlurmInOne(config, log)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # a test's timeout does not count what it waits here
 def pytest_runtest_protocol(item):
     with _turn(_shared(item.config), alone=item.get_closest_marker("alone") is not None):

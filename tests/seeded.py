@@ -42,6 +42,12 @@ CHAINS: dict[str, list[dict[str, dict]]] = {
     "quantize-learned": [
         {"quantize": {"aware": True, "ranges": "learned", "epochs": 1, "reduce_range": "off"}}
     ],
+    "sparsify": [{"sparsify": {"sparsity": 0.8, "learning_rate_factor": 0.5, "epochs": 1}}],
+    "sparsify-by-chance": [
+        {"sparsify": {"criterion": "random", "scope": "layer", "schedule": "one-shot", "epochs": 1}}
+    ],
+    "cluster": [{"cluster": {"k_convolution": 8, "learning_rate_factor": 0.02, "epochs": 1}}],
+    "quantize-incremental": [{"quantize-incremental": {"learning_rate_factor": 0.02, "epochs": 1}}],
     "encode": [{"encode": {}}],
     "all": [
         {"prune": {"parameters_kept": 0.4}},

@@ -522,3 +522,12 @@ def test_sessions_use_the_threads_that_they_are_told(bench):
     assert isinstance(own, onnxruntime.InferenceSession)
     assert own.get_session_options().intra_op_num_threads == 1
     assert own.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_classifying_loads_neither_torch_nor_what_edits_graphs():
+    code = "import sys, pipeline.predict\n"
+    code += "print(sorted({'torch', 'onnx_ir', 'sympy'} & set(sys.modules)))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=CODE, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "[]\n"

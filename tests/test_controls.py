@@ -129,6 +129,8 @@ def test_each_stands_beside_what_has_its_operating_point(asked, work):
         "base-longer",
         "ptq-int8",
         "qat-int8",
+        "deep-compression",
+        "sparse-random",
         "mine",
     ]
     cells = asked(names, grid=grid, define=define)
@@ -142,6 +144,8 @@ def test_each_stands_beside_what_has_its_operating_point(asked, work):
         ("prune-filters-0.25", "base-longer"),
         ("mine", "base-longer"),
         ("qat-int8", "base-longer"),
+        ("deep-compression", "sparse-random"),
+        ("deep-compression", "base-longer"),
     }
 
 

@@ -35,10 +35,7 @@ def of_version(path, **versions: int) -> dict[str, str]:
 def file(tmp_path):
     names = ", ".join(catalog.built_in().techniques)
     path = tmp_path / "all.yaml"
-    path.write_text(
-        f"name: all\nmodels: [vgg16_bn]\ndatasets: [digits]\ntechniques: [{names}, coded]\n"
-        "define: {coded: [{quantize: {}}, {encode: {}}]}\n"  # no technique there is has `encode`
-    )
+    path.write_text(f"name: all\nmodels: [vgg16_bn]\ndatasets: [digits]\ntechniques: [{names}]\n")
     return path
 
 

@@ -86,7 +86,7 @@ def test_its_transform_keeps_what_its_stage_made_zero(ran):
     ids = ran.ids("own.yaml")
     loaded(ran.folder)
     state = read_model(ran.work.cell(ids["half-zeros"]).model)
-    assert [transform.name for transform in state.spec.transforms] == ["masked"]
+    assert [transform.name for transform in state.spec.transforms] == ["zeroed"]
     weight = state.network.module.inner.weight
     assert float((weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
     base = read_model(ran.work.cell(ids["base"]).model).network.module.inner.weight
@@ -303,7 +303,7 @@ ENTRIES = """\
 [netpress.stages]
 zeros = my_plugin:Zeros
 [netpress.transforms]
-masked = my_plugin:Masked
+zeroed = my_plugin:Zeroed
 [netpress.techniques]
 half-zeros = my_rows:HALF
 [netpress.models]

@@ -13,7 +13,6 @@ from pipeline.artifact import saturation
 from pipeline.artifact.coded import CODECS
 from pipeline.artifact.float import float_model
 from pipeline.artifact.format import FORMAT, MANIFEST, MODEL, Artifact
-from pipeline.artifact.int8 import int8_model
 
 if TYPE_CHECKING:
     import onnx
@@ -50,6 +49,8 @@ def write(
     ``facts`` go into the manifest as they are; on ``calibration`` (uint8 [n, C, H, W], training
     images) ONNX Runtime finds ranges for those tensors that training gave no scale of their own.
     """
+    # Here, since looking at an artifact or running one does without the library that edits graphs.
+    from pipeline.artifact.int8 import int8_model
     from pipeline.models import network
 
     integers = network.integers(state)

@@ -24,6 +24,11 @@ class ModelState:
     spec: NetworkSpec
     network: Network
 
+    def before_step(self) -> None:
+        """What transforms do to the gradients before each optimizer step."""
+        for transform in self.spec.transforms:
+            transform.before_step(self.network.module)
+
     def after_step(self) -> None:
         """What transforms do after each optimizer step."""
         for transform in self.spec.transforms:
@@ -126,10 +131,12 @@ def shrink(state: ModelState, kept: list[torch.Tensor]) -> ModelState:
             for name in [n for n in tensors if n.startswith(f"{owner}.") and tensors[n].dim()]:
                 tensors[name] = tensors[name].index_select(0, index)
         for consumer in group.consumers:
-            name = f"{consumer}.weight"
-            inputs = tensors[name].shape[1] // filters  # of each channel, where maps are flattened
-            wide = (index[:, None] * inputs + torch.arange(inputs, device=device)).flatten()
-            tensors[name] = tensors[name].index_select(1, wide)
+            for name in [
+                n for n in tensors if n.startswith(f"{consumer}.") and tensors[n].dim() > 1
+            ]:
+                inputs = tensors[name].shape[1] // filters  # of a channel, where maps are flattened
+                wide = (index[:, None] * inputs + torch.arange(inputs, device=device)).flatten()
+                tensors[name] = tensors[name].index_select(1, wide)
     network.module.load_state_dict(tensors)
     return ModelState(spec, network)
 

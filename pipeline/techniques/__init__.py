@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline import registry
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -32,6 +33,9 @@ STAGES: dict[str, str] = {
     "prune": "pipeline.techniques.prune",
     "distill": "pipeline.techniques.distill",
     "quantize": "pipeline.techniques.quantize",
+    "sparsify": "pipeline.techniques.sparsify",
+    "cluster": "pipeline.techniques.cluster",
+    "quantize-incremental": "pipeline.techniques.quantize_incremental",
     "encode": "pipeline.techniques.encode",
 }
 
@@ -64,10 +68,26 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
             {"quantize": {"aware": True, "teacher": "base"}},
         ],
     ),
+    "deep-compression": (
+        "a tenth of the weights, of few shared values, coded (Han et al. 2015)",
+        [{"sparsify": {"sparsity": 0.9}}, {"cluster": {}}, {"encode": {}}],
+    ),
+    "inq-5": (
+        "weights zero or powers of two, 5 bits, frozen step by step (Zhou et al. 2017), coded",
+        [{"quantize-incremental": {}}, {"encode": {}}],
+    ),
+    "inq-3": (
+        "the same with 3 bits: zero and two powers of two",
+        [{"quantize-incremental": {"bits": 3}}, {"encode": {}}],
+    ),
     # Controls: what a technique has to be better than.
     "prune-random": (
         "control: as many filters removed as by prune-filters, chosen by chance",
         [{"prune": {"parameters_kept": 0.25, "criterion": "random"}}, {"finetune": {}}],
+    ),
+    "sparse-random": (
+        "control: as many weights zeroed as by deep-compression, chosen by chance",
+        [{"sparsify": {"sparsity": 0.9, "criterion": "random"}}],
     ),
     "pruned-from-scratch": (
         "control: the shape that prune-filters leaves, trained anew for both budgets",
@@ -81,7 +101,9 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
 }
 # Which of them are controls: never the answer, and marked wherever they are shown. A technique of
 # a sweep's own is none.
-CONTROLS = frozenset({"prune-random", "pruned-from-scratch", "student-alone", "base-longer"})
+CONTROLS = frozenset(
+    {"prune-random", "sparse-random", "pruned-from-scratch", "student-alone", "base-longer"}
+)
 
 
 def about(settings: BaseModel) -> StageSettings:
@@ -98,6 +120,16 @@ class StageModule(Protocol):
 
     def apply(self, state: ModelState, settings: Any, context: Context) -> ModelState:
         """``settings``: of the module's own ``Settings``."""
+
+
+def refuse_settled(state: ModelState, stage: str) -> None:
+    """UserError where the weights have their final values, which this stage would change."""
+    for transform in state.spec.transforms:
+        if transform.settles:
+            raise UserError(
+                f"{stage}: the weights of the network are {transform.name} already, and have few "
+                "values, which it would change; expected it before the stage that does this"
+            )
 
 
 def stage_epochs(settings: BaseModel, recipe: Recipe) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipeline.errors import UserError
+from pipeline.techniques import refuse_settled
 from pipeline.techniques.settings import StageSettings
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def expand(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
     from pipeline.models import network
 
+    refuse_settled(state, "prune")
     base_spec = context.base().spec
     target = settings.parameters_kept * network.parameter_count(base_spec)
     scores = _scores(state, settings, context.seed)

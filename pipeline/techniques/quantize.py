@@ -63,22 +63,36 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 
 
 def _calibrated(state: ModelState, settings: Settings, context: Context) -> ModelState:
-    """The folded network with every layer fake-quantized and every scale set."""
-    from pipeline import data
-    from pipeline.models import network
-    from pipeline.models.transforms.fakequant import FakeQuantized, calibrate
+    from pipeline.models.transforms.fakequant import FakeQuantized
 
     if state.spec.has(FakeQuantized.name):
         raise UserError("quantize: the network is quantized already; expected one such stage")
+    calibration = settings.calibration, settings.calibration_images
+    return calibrated(state, _transform(settings), context, *calibration)
+
+
+def calibrated(
+    state: ModelState,
+    transform: FakeQuantized,
+    context: Context,
+    method: str = "mse",
+    images: int = 1024,
+) -> ModelState:
+    """The folded network with every layer fake-quantized and every scale set, by what the float
+    network makes of ``images`` of the training set; ``method`` as in ``fakequant.calibrate``."""
+    from pipeline import data
+    from pipeline.models import network
+    from pipeline.models.transforms.fakequant import calibrate
+
     device, split = context.machine.device, context.split
     folded = network.fold(state)
     folded.network.to(device)
-    quantized = network.with_transform(folded, _transform(settings))
-    sample = data.sample(split.train, settings.calibration_images, context.seed)
+    quantized = network.with_transform(folded, transform)
+    sample = data.sample(split.train, images, context.seed)
     wrapped = quantized.network
     batches = (wrapped.normalize(images) for images, _ in data.ordered(sample.to(device), 64))
     image = quantized.spec.zero_point, quantized.spec.scale
-    calibrate(wrapped.module, batches, settings.calibration, image)
+    calibrate(wrapped.module, batches, method, image)
     return quantized
 
 
@@ -94,13 +108,20 @@ def _transform(settings: Settings) -> FakeQuantized:
 
 def _settled(state: ModelState) -> ModelState:
     """Observed weight scales follow the weights; the last step moved them once more."""
+    from pipeline.models.transforms.fakequant import layers
+
+    for layer in layers(state.network.module).values():
+        if not layer.weight_quantizer.learned:
+            layer.weight_quantizer.scale.copy_(layer.weight_quantizer.widest(layer.weight))
+    return with_ranges(state, "quantize")
+
+
+def with_ranges(state: ModelState, stage: str) -> ModelState:
+    """The state itself; Diverged where ``stage`` trained a range until it was none."""
     from pipeline.models.transforms.fakequant import layers, points
     from pipeline.training.loop import Diverged
 
     module = state.network.module
-    for layer in layers(module).values():
-        if not layer.weight_quantizer.learned:
-            layer.weight_quantizer.scale.copy_(layer.weight_quantizer.widest(layer.weight))
     quantizers: list[tuple[str, WeightQuantizer | InputQuantizer]] = [
         *((name, layer.weight_quantizer) for name, layer in layers(module).items()),
         *points(module).items(),
@@ -109,6 +130,6 @@ def _settled(state: ModelState) -> ModelState:
         if quantizer.scale.min() <= 0:
             raise Diverged(
                 f"a learned range of {name} is not positive any more; "
-                "try a smaller quantize.learning_rate_factor"
+                f"try a smaller {stage}.learning_rate_factor"
             )
     return state

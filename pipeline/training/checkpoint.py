@@ -32,6 +32,7 @@ from pipeline.errors import Corrupt
 from pipeline.models.network import ModelState, restore
 from pipeline.models.spec import NetworkSpec
 from pipeline.store import StageHistory
+from pipeline.training import bits
 from pipeline.training.loop import Buffers, Training
 
 KEPT = 2
@@ -56,7 +57,7 @@ class Snapshot:
 def model_bytes(state: ModelState) -> bytes:
     """Weights and specification of a network, as one safetensors file."""
     tensors = {n: _plain(t) for n, t in state.network.state_dict().items()}
-    return bytes_of(tensors, {"spec": json.dumps(state.spec.to_json())})
+    return _file(tensors, {"spec": json.dumps(state.spec.to_json())})
 
 
 def read_model(path: Path) -> ModelState:
@@ -67,7 +68,7 @@ def read_model(path: Path) -> ModelState:
         raise Corrupt(f"{path}: cannot be read ({error.strerror})") from error
     try:
         spec = NetworkSpec.from_json(json.loads(_metadata(data)["spec"]))
-        return restore(spec, tensors_of(data))
+        return restore(spec, _tensors_in(data))
     except UNREADABLE as error:
         raise Corrupt(f"{path}: not a readable model ({_first_line(error)})") from error
 
@@ -132,7 +133,7 @@ class Checkpointer:
         self, tensors: dict[str, torch.Tensor], header: dict[str, Any], history: list[StageHistory]
     ) -> None:
         try:
-            data = bytes_of(tensors, {"netpress": json.dumps(header)})
+            data = _file(tensors, {"netpress": json.dumps(header)})
             self._publish(f"state-{self._next()}.safetensors", data, KEPT)
             store.publish_bytes(self.metrics, store.history_bytes(history))
         except BaseException as error:  # handed to the loop, which raises it
@@ -188,6 +189,17 @@ def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def _file(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file, in which truth values (masks) take one bit each."""
+    stored, shapes = bits.packed(tensors)
+    return bytes_of(stored, metadata | ({"bits": json.dumps(shapes)} if shapes else {}))
+
+
+def _tensors_in(data: bytes) -> dict[str, torch.Tensor]:
+    """What ``_file`` was given; raises as UNREADABLE says."""
+    return bits.unpacked(tensors_of(data), json.loads(_metadata(data).get("bits", "{}")))
+
+
 def _header(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "index": snapshot.index,
@@ -221,7 +233,7 @@ def _entry(entry: dict[str, Any]) -> dict[str, Any]:
 def _snapshot(data: bytes, path: Path, header: dict[str, Any] | None = None) -> Snapshot:
     """The state in a file; ``header`` where it holds plain weights, and is described elsewhere."""
     try:
-        tensors, buffers = tensors_of(data), Buffers()
+        tensors, buffers = _tensors_in(data), Buffers()
         if header is None:
             header = json.loads(_metadata(data)["netpress"])
             tensors, buffers = _parts(tensors)

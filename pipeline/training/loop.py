@@ -184,6 +184,8 @@ class _Loop:
             loss, logits = self.course.objective(self.called, images, labels)
         self.optim.zero_grad(set_to_none=True)
         loss.backward()
+        with torch.no_grad():
+            self.training.state.before_step()
         self.optim.step()
         with torch.no_grad():
             self.training.state.after_step()

@@ -20,8 +20,8 @@ from pipeline.techniques.settings import Trained
 
 
 @dataclass(frozen=True)
-class Masked(Transform):
-    name: ClassVar[str] = "masked"
+class Zeroed(Transform):
+    name: ClassVar[str] = "zeroed"
 
     def insert(self, module, graph) -> None:
         for layer in _layers(module):
@@ -57,7 +57,7 @@ class Zeros:
         from pipeline.models import network
 
         def start():
-            masked = network.with_transform(state, Masked())
+            masked = network.with_transform(state, Zeroed())
             for layer in _layers(masked.network.module):
                 size = layer.weight.detach().abs()
                 layer.mask.copy_(size > size.flatten().quantile(settings.part))
@@ -169,6 +169,6 @@ class Stripes:
 
 STAGES = {"zeros": Zeros}
 TECHNIQUES = {"half-zeros": ("half of the weights zero", [{"zeros": {"part": 0.5}}])}
-TRANSFORMS = {"masked": Masked}
+TRANSFORMS = {"zeroed": Zeroed}
 MODELS = {"residual": (Residuals, "one residual block", 0.003)}
 DATASETS = {"stripes": (Stripes, "144 images of stripes, 8x8 grey, made when they are needed")}

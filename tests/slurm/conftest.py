@@ -61,7 +61,6 @@ def pytest_collection_modifyitems(items):
             getattr(item, "fixturenames", ())
         ):
             item.add_marker(pytest.mark.slurm)
-            item.add_marker(pytest.mark.alone)  # its jobs want the cores, its bounds are seconds
             item.add_marker(pytest.mark.timeout(300))
             if MISSING and not REQUIRED:
                 item.add_marker(pytest.mark.skip(reason=REASON))

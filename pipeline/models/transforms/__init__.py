@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 TRANSFORMS: dict[str, str] = {
     # name: "module:class"
     "folded": "pipeline.models.transforms.folded:Folded",
+    "masked": "pipeline.models.transforms.masked:Masked",
     "fake-quantized": "pipeline.models.transforms.fakequant:FakeQuantized",
+    "clustered": "pipeline.models.transforms.clustered:Clustered",
+    "powers-of-two": "pipeline.models.transforms.powers:PowersOfTwo",
     "encoded": "pipeline.models.transforms.encoded:Encoded",
 }
 
@@ -46,14 +49,20 @@ class Integers:
 
 
 class Transform:
-    """``structural``: it changes which layers there are, and so parameters and MACs."""
+    """``structural``: it changes which layers there are, and so parameters and MACs. ``settles``:
+    it gives each weight one of a few values, which later stages can neither move nor remove."""
 
     name: ClassVar[str]
     structural: ClassVar[bool] = False
+    settles: ClassVar[bool] = False
 
     def insert(self, module: nn.Module, graph: Graph) -> None:
         """Puts itself on a freshly built ``module``; its tensors come from a checkpoint."""
         raise NotImplementedError
+
+    def before_step(self, module: nn.Module) -> None:
+        """Called before each optimizer step, when gradients are there and not yet clipped: what of
+        them counts."""
 
     def after_step(self, module: nn.Module) -> None:
         """Called after each optimizer step: masks, projections. Without gradients."""

@@ -1,0 +1,185 @@
+"""Unstructured pruning: single weights become zero and stay zero, while the others are trained.
+
+Nothing gets smaller or faster by that alone: zeros are what `encode` then stores in little.
+Scores are one number a weight, one tensor a layer, of the weight's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from pipeline.errors import UserError
+from pipeline.techniques import refuse_settled
+from pipeline.techniques.settings import Trained
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.models.network import ModelState
+    from pipeline.techniques.context import Context
+
+VERSION = 1
+FLOOR = 0.1  # of the part that is kept of all weights: as much of each layer is kept in any case
+
+
+class Settings(Trained):
+    """The smallest weights go (Han et al. 2015, arXiv 1506.02626), a few at a time: after part x of
+    the ramp ``sparsity (1 - (1 - x)^3)`` of them are gone (Zhu and Gupta 2017, arXiv 1710.01878,
+    eq. 1, from a dense network)."""
+
+    sparsity: float = Field(0.9, gt=0, lt=1, description="part of all weights that become zero")
+    scope: Literal["global", "layer"] = Field(
+        "global", description="one ranking over all layers, or the same part of each"
+    )
+    criterion: Literal["magnitude", "random"] = Field(
+        "magnitude", description="the smallest weights go; random: the control"
+    )
+    schedule: Literal["cubic", "one-shot"] = Field(
+        "cubic", description="step by step in training, or all before it"
+    )
+    ramp: float = Field(0.5, gt=0, le=1, description="cubic: part of the training that it takes")
+    updates: int = Field(50, ge=1, le=10_000, description="cubic: times that weights are taken")
+    ends: Literal["dense", "sparse"] = Field(
+        "dense", description="the layers that read the image, and the last one"
+    )
+    learning_rate_factor: float = 0.5
+
+    def operating_point(self) -> dict[str, Any]:
+        return {"sparsity": self.sparsity}
+
+
+def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
+    from pipeline.models import network
+    from pipeline.models.transforms.masked import Masked
+
+    recipe = context.cell.recipe
+
+    def masked() -> ModelState:
+        refuse_settled(state, "sparsify")
+        has = state.spec.has(Masked.name)
+        placed = state if has else network.with_transform(state, Masked())
+        _check_reachable(placed, settings)
+        if settings.schedule == "one-shot":
+            _mask(placed, settings, context.seed, settings.sparsity)
+        return placed
+
+    def after_step(now: ModelState, step: int, steps: int) -> None:
+        if settings.schedule == "cubic":
+            part = _reached(settings, step, steps)
+            if part is not None:
+                _mask(now, settings, context.seed, settings.sparsity * (1 - (1 - part) ** 3))
+
+    return context.train(
+        masked,
+        settings.objective_of(recipe, context),
+        settings.epochs_of(recipe),
+        settings.recipe_of(recipe),
+        after_step=after_step,
+    )
+
+
+def _reached(settings: Settings, step: int, steps: int) -> float | None:
+    """The part of the ramp (0..1) that is done after ``step`` (from 1) of ``steps``, where weights
+    are to be taken after it; None where not."""
+    ramp = max(1, round(settings.ramp * steps))
+    updates = min(settings.updates, ramp)
+    if step > ramp or step * updates // ramp == (step - 1) * updates // ramp:
+        return None
+    return (step * updates // ramp) / updates
+
+
+def _mask(state: ModelState, settings: Settings, seed: int, sparsity: float) -> None:
+    """Masks more weights, until this part of all is zero; what is masked stays so."""
+    from pipeline.models.transforms import masked
+
+    module = state.network.module
+    layers = masked.layers(module)
+    cut = _cut(state, settings)
+    total = sum(layer.weight.numel() for layer in layers.values())
+    dense = sum(layer.weight.numel() for name, layer in layers.items() if name not in cut)
+    scores = _scores([layers[name] for name in cut], settings.criterion, seed)
+    kept = max(0, round((1 - sparsity) * total) - dense)
+    choose = _kept_of_all if settings.scope == "global" else _kept_of_each
+    for name, chosen in zip(cut, choose(scores, kept), strict=True):
+        mask = masked.mask(layers[name])
+        mask.logical_and_(chosen)
+    masked.project(module)
+
+
+def _cut(state: ModelState, settings: Settings) -> list[str]:
+    """Names of the layers that lose weights."""
+    from pipeline.models import network
+    from pipeline.models.transforms import masked
+
+    names = list(masked.layers(state.network.module))
+    if settings.ends == "sparse":
+        return names
+    kept = {*network.graph_of(state.spec).image, names[-1]}
+    return [name for name in names if name not in kept]
+
+
+def _scores(layers: Sequence[Any], criterion: str, seed: int) -> list[torch.Tensor]:
+    """Larger is better; -1 where a weight is masked already."""
+    import torch
+
+    from pipeline.models.transforms import masked
+
+    generator = torch.Generator().manual_seed(seed)  # the same chance each time: masks only grow
+    scores = []
+    for layer in layers:
+        weight = layer.weight.detach()
+        score = weight.abs()
+        if criterion == "random":
+            score = torch.rand(weight.shape, generator=generator).to(weight.device)
+        scores.append(torch.where(masked.mask(layer), score, -1))
+    return scores
+
+
+def _kept_of_all(scores: Sequence[torch.Tensor], kept: int) -> list[torch.Tensor]:
+    """Those that are kept, ``kept`` of all; of no layer fewer than FLOOR of its share."""
+    import torch
+
+    share = FLOOR * kept / sum(score.numel() for score in scores)
+    floors = [_kept(score, max(1, round(share * score.numel()))) for score in scores]
+    raised = [
+        torch.where(floor & (score >= 0), torch.inf, score)
+        for score, floor in zip(scores, floors, strict=True)
+    ]
+    all_kept = _kept(torch.cat([score.flatten() for score in raised]), kept)
+    parts = all_kept.split([score.numel() for score in scores])
+    return [part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)]
+
+
+def _kept_of_each(scores: Sequence[torch.Tensor], kept: int) -> list[torch.Tensor]:
+    share = kept / sum(score.numel() for score in scores)
+    return [_kept(score, max(1, round(share * score.numel()))) for score in scores]
+
+
+def _kept(score: torch.Tensor, count: int) -> torch.Tensor:
+    """True at the ``count`` largest."""
+    import torch
+
+    if count >= score.numel():
+        return torch.ones_like(score, dtype=torch.bool)
+    return score > score.flatten().kthvalue(score.numel() - count).values
+
+
+def _check_reachable(state: ModelState, settings: Settings) -> None:
+    from pipeline.models.transforms import masked
+
+    layers = masked.layers(state.network.module)
+    total = sum(layer.weight.numel() for layer in layers.values())
+    cut = sum(layers[name].weight.numel() for name in _cut(state, settings))
+    if settings.sparsity * total > cut:
+        raise UserError(
+            f"sparsify.sparsity: {settings.sparsity:g} of all weights cannot become zero while "
+            f"sparsify.ends is dense; expected at most {0.99 * cut / total:.2g}, or ends: sparse"
+        )
+    there = 1 - masked.kept(state.network.module) / total
+    if settings.sparsity <= there:
+        raise UserError(
+            f"sparsify.sparsity: {there:.3g} of all weights are zero already; expected more"
+        )
