@@ -72,6 +72,11 @@ def test_sol_knows_its_charge_and_its_waste():
         ("cores.x=1", "cores has no parts"),
         ('options={"x y":"1"}', "options"),
         ('options={"array":"1-9"}', "'array' is set by netpress itself"),
+        ('options={"mem":"9G"}', "the profile's key for it is 'memory_gib'"),
+        ('options={"arr":"1-9"}', "'arr' is not the full name of an option of sbatch"),
+        ('options={"-array":"1-9"}', "'-array' is not the full name"),
+        ('options={"job-nam":"x"}', "not the full name"),
+        ('options={"reservatio":"x"}', "did you mean 'reservation'?"),
     ],
 )
 def test_a_bad_setting_is_one_sentence(setting, said):
