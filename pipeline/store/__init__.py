@@ -19,6 +19,7 @@ from pipeline.store.attempts import (
 )
 from pipeline.store.files import (
     TEMPORARY,
+    clear_abandoned,
     json_bytes,
     make_folder,
     private,
@@ -76,6 +77,7 @@ __all__ = [
     "StageHistory",
     "cell_text",
     "check_seal",
+    "clear_abandoned",
     "copy_checked",
     "damaged_parts",
     "history_bytes",
