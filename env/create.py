@@ -13,6 +13,7 @@ import fcntl
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -67,6 +68,7 @@ def make(link: Path, requirements: Path, lock: int) -> None:
     say(f"making the environment with {python} in {link.parent}: once, 1 to 10 minutes, about 6 GB")
     folder = Path(tempfile.mkdtemp(prefix=f"{link.name}.", dir=link.parent))
     try:
+        folder.chmod(0o777 & ~umask() | folder.stat().st_mode & stat.S_ISGID)  # others may share it
         with beside(link, ".log").open("w+b") as log:
             run([sys.executable, "-I", "-m", "venv", str(folder)], log, lock)
             # Isolated (-I), or packages on the user's PYTHONPATH would count as installed.
@@ -76,6 +78,12 @@ def make(link: Path, requirements: Path, lock: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # gigabytes, maybe on a full disk
         raise
     say(f"the environment is ready after {time.monotonic() - started:.0f} s")
+
+
+def umask() -> int:
+    now = os.umask(0o077)
+    os.umask(now)
+    return now
 
 
 def remove_attempts(link: Path) -> None:

@@ -22,10 +22,13 @@ from pipeline.sweep import Sweep
 
 class Report:
     """For submitit: the sweep's file and its contents, the work root, the folder of reports, the
-    job's own folder, in which it records the outcome, and {path: SHA-256} of the plug-ins.
+    job's own folder, in which it records the outcome, {path: SHA-256} of the plug-ins, and the
+    user's umask, which the report follows.
 
     The contents, because days may pass until this runs and the file may have changed by then.
     """
+
+    umask: int | None = None  # in jobs of earlier versions
 
     def __init__(
         self,
@@ -35,28 +38,31 @@ class Report:
         to: str,
         folder: str,
         plugins: Mapping[str, str] | None = None,
+        umask: int | None = None,
     ):
         self.sweep, self.text, self.work, self.to = sweep, text, work, to
         self.folder, self.plugins = folder, dict(plugins or {})
+        self.umask = umask
 
     def __call__(self) -> None:
         job = JobPaths(Path(self.folder))
         try:
             sweep = load_again(Path(self.sweep), self.text, Work(Path(self.work)), self.plugins)
-            page = aggregate(sweep, Path(self.work), Path(self.to))
+            page = aggregate(sweep, Path(self.work), Path(self.to), self.umask)
         except Exception as error:
             store.write_failure(job.report, _failure(error))
             raise
         store.publish_json(job.made, {"page": str(page)})
 
 
-def aggregate(sweep: Sweep, work: Path, to: Path) -> Path:
-    """Write TO/SWEEP/ from the available results, with gaps named; returns the report's page."""
+def aggregate(sweep: Sweep, work: Path, to: Path, umask: int | None = None) -> Path:
+    """Write TO/SWEEP/ from the available results, with gaps named; returns the report's page.
+    `umask`: the user's, where this process has another."""
     from pipeline import report
 
     streams.ready()
     garbage.seldom()
-    store.private()
+    store.private(umask)
     write_down_ends(sweep, Work(work))
     made, frames = report.build(sweep, Work(work), to)
     with streams.at_best():

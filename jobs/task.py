@@ -28,7 +28,7 @@ from submitit.helpers import Checkpointable
 
 from jobs.usage import job, requested
 from pipeline import done, store
-from pipeline.hardware import cores
+from pipeline.hardware import training_cores
 from pipeline.orchestrate import slurm
 from pipeline.orchestrate.cluster import job_of
 from pipeline.orchestrate.ended import cause, kills
@@ -176,7 +176,7 @@ def _threads() -> tuple[str, ...]:
     """As many as the job requested, also where the cluster does not bind it to its cores."""
     requested_cores = os.environ.get("SLURM_CPUS_PER_TASK", "")
     return (
-        ("--threads", str(min(int(requested_cores), cores())))
+        ("--threads", str(min(int(requested_cores), training_cores())))
         if requested_cores.isdecimal()
         else ()
     )

@@ -23,7 +23,7 @@ from pipeline.models.transforms import TRANSFORMS
 from pipeline.paths import CellPaths
 from pipeline.plugins import Loaded
 from pipeline.runtimes import RUNTIMES
-from pipeline.sweep.cell import Plugin, plugins_of
+from pipeline.sweep.cell import Model, Plugin, plugins_of, strictly
 from pipeline.techniques import STAGES, TECHNIQUES
 from pipeline.techniques.settings import StageSettings, recorded
 
@@ -93,7 +93,29 @@ class Catalog:
             else plugins.from_file(Path(plugin.source), paths.plugin(plugin.sha256), plugin.sha256)
             for plugin in plugins_of(data)
         ]
-        return _extended(self, loaded, ())
+        extended = _extended(self, loaded, ())
+        own = data["model"].get("own")
+        if own is not None:
+            _add_own(strictly(Model, data["model"]), paths)
+        return extended
+
+
+def _add_own(model: Model, paths: CellPaths) -> None:
+    """A user's own network as a row of the models, until the next cell's plug-ins take its place;
+    its file is executed when it is built."""
+    own = model.own
+    assert own is not None
+    if model.name in MODELS:
+        raise UserError(f"model {model.name}: is one that netpress has; expected another name")
+    copy = paths.plugin(own.sha256) if own.sha256 and own.source.endswith(".py") else None
+
+    @cache
+    def row() -> tuple[Any, str]:
+        from pipeline.models import own as owned  # torch, which only building needs
+
+        return owned.OwnModel(own, owned.load(own, copy)), f"built by {own.label}"
+
+    registry.add("models", model.name, registry.Added(row, own.label, own.canonical))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,15 @@ from pipeline.cli_options import (
     set_option,
     sweep_argument,
 )
-from pipeline.cli_output import fail, fail_of_system, fail_of_usage, show, show_line, warn
+from pipeline.cli_output import (
+    fail,
+    fail_of_system,
+    fail_of_usage,
+    open_page,
+    show,
+    show_line,
+    warn,
+)
 from pipeline.errors import Corrupt, UserError
 
 
@@ -252,8 +260,14 @@ def resume(
     metavar="REPORT",
     help="A report's folder, for results that are not in the work root.",
 )
+@click.option("--open", "opens", is_flag=True, help="Open the page in a browser.")
 def report(
-    name: str, as_json: bool, to: Path | None, artifact_mb: float | None, earlier: Path | None
+    name: str,
+    as_json: bool,
+    to: Path | None,
+    artifact_mb: float | None,
+    earlier: Path | None,
+    opens: bool,
 ) -> None:
     """A page, tables and figures of the available results.
 
@@ -262,6 +276,8 @@ def report(
     from pipeline import paths, report
     from pipeline.orchestrate import images
 
+    if opens and as_json:
+        raise UserError("--open: with --json no page is made; expected one of the two")
     if folder := paths.published_report(name):
         _refuse_with_folder(name, {"--to": to, "--artifacts": artifact_mb, "--with": earlier})
         look, make = partial(report.read_folder, folder), partial(report.rebuild, folder)
@@ -282,6 +298,8 @@ def report(
     with streams.at_best():
         report.print_summary(frames)
         click.echo(terminal.printable(f"Report: {made.page}"))
+    if opens:
+        open_page(made.page)
 
 
 def _refuse_with_folder(report: str, options: dict[str, Any]) -> None:
@@ -334,24 +352,21 @@ def export(name: str, cell: str, to: Path | None, encoded: bool) -> None:
 @click.option(
     "--runtime", default="onnxruntime", show_default=True, help="The runtime for the model."
 )
+@click.option("--top", type=click.IntRange(1), metavar="N", help="The N most likely classes.")
 @click.option("--anyway", is_flag=True, help="Also where the model needs another CPU.")
 @json_option
 def predict(
-    artifact: Path, images: tuple[Path, ...], runtime: str, anyway: bool, as_json: bool
+    artifact: Path,
+    images: tuple[Path, ...],
+    runtime: str,
+    top: int | None,
+    anyway: bool,
+    as_json: bool,
 ) -> int:
-    """Classify image files with an exported model."""
-    from pipeline.predict import Unfit, predict
+    """Classify image files, and those in folders, with an exported model."""
+    from pipeline import cli_predict
 
-    try:
-        predictions = predict(artifact, list(images), runtime, anyway)
-    except Unfit as error:
-        return fail(str(error), 1)
-    if as_json:
-        show({"predictions": predictions})
-        return 0
-    for row in predictions:
-        show_line(f"{row['image']}  {row['class']}  {row['confidence']:.1%}")
-    return 0
+    return cli_predict.run(artifact, list(images), runtime, anyway, top, as_json)
 
 
 @netpress.command()

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -36,6 +37,14 @@ def show_line(line: object) -> None:
 def warn(message: str) -> None:
     """Print a line for the user on standard error."""
     click.echo(f"netpress: {terminal.printable(message)}", err=True)
+
+
+def open_page(page: Path) -> None:
+    """Show a page in the browser that BROWSER names, or in the desktop's."""
+    import webbrowser
+
+    if not webbrowser.open(page.absolute().as_uri()):
+        warn(f"no browser could be started; open {page}")
 
 
 def fail(sentence: str, code: int = 2) -> int:

@@ -61,7 +61,7 @@ def run_cell(
         return
     for runtime in cell.measure.runtimes:  # before anything is trained for it
         runtimes.of_artifacts(runtime)
-    torch.set_num_threads(threads or hardware.cores())
+    torch.set_num_threads(threads or hardware.training_cores())
     run = _Run(cell, work, paths, data_root, device, progress)
     try:
         run.go()
@@ -216,6 +216,7 @@ class _Run:
             "dataset": self.cell.dataset.name,
             "technique": self.cell.technique,
             "cell": self.cell.id,
+            **{k: v for k, v in self.cell.dataset.of_images.items() if k == "background"},
         }
         artifact.write(state, self.paths.artifact, facts, sample.pixels.numpy(), self.split.classes)
 
@@ -243,6 +244,7 @@ class _Run:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
             "seconds": self.trained_s + time.time() - self.began,
             "dataset_fingerprint": self.split.fingerprint,
+            **({"image_notes": list(self.split.notes)} if self.split.notes else {}),
             "peak_memory_bytes": peak_memory_bytes(),
             "peak_gpu_memory_bytes": peak_gpu_memory_bytes(self.machine.device),
         }

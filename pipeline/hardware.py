@@ -7,6 +7,8 @@ import platform
 from functools import cache
 from pathlib import Path
 
+from pipeline import quota
+
 # The flags that decide which kernels run; the rest of /proc/cpuinfo is noise in a report.
 TELLING_FLAGS = (
     "avx2",
@@ -48,10 +50,18 @@ def cpu_name() -> str:
 
 
 def cores() -> int:
-    """Those this process may use, not those of the machine: a SLURM job has a part of it."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Those this process may use, not those of the machine: a SLURM job, or a container with a CPU
+    quota, has a part of it. A part of a processor counts for nothing: what a quota stops in the
+    middle of a batch would be measured as its latency."""
+    whole = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limit = quota.cores()
+    return max(1, min(whole or 1, int(limit) if limit is not None else whole or 1))
+
+
+def training_cores() -> int:
+    """The same, but at most OMP_NUM_THREADS, which limits what libraries for arithmetic use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(cores(), int(wanted)) if wanted.isdecimal() and int(wanted) else cores()
 
 
 def has_bf16() -> bool:

@@ -6,8 +6,8 @@ WORK/sweeps/NAME/{ledger.jsonl, ledger.count, roots.json, jobs/}
 WORK/submit.lock
 WORK/plugins/SHA256.py
 WORK/cache/
-REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, files.json, tables/,
-               figures/, artifacts/ID/}
+REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, paper.tex,
+               references.bib, files.json, tables/, figures/, artifacts/ID/}
 """
 
 from __future__ import annotations
@@ -221,6 +221,16 @@ class ReportPaths:
         return self.folder / "sweep.yaml"
 
     @property
+    def paper(self) -> Path:
+        """The report in LaTeX, on two pages."""
+        return self.folder / "paper.tex"
+
+    @property
+    def references(self) -> Path:
+        """BibTeX, for it."""
+        return self.folder / "references.bib"
+
+    @property
     def listing(self) -> Path:
         """Which files here are the report's own: see report/owned.py."""
         return self.folder / "files.json"
@@ -228,7 +238,16 @@ class ReportPaths:
     @property
     def always(self) -> tuple[Path, ...]:
         """The files that every report has."""
-        return (self.page, self.markdown, self.csv, self.merged, self.yaml, self.listing)
+        return (
+            self.page,
+            self.markdown,
+            self.csv,
+            self.merged,
+            self.yaml,
+            self.paper,
+            self.references,
+            self.listing,
+        )
 
     @property
     def own_folders(self) -> tuple[Path, ...]:
@@ -353,6 +372,16 @@ def shipped_profiles() -> Path:
 def page_template() -> Path:
     """The folder with page.html.j2, page.css and page.js."""
     return CODE / "pipeline" / "report"
+
+
+def published_results() -> Path:
+    """What others published, to compare with: see report/published.py."""
+    return CODE / "pipeline" / "report" / "published.csv"
+
+
+def references() -> Path:
+    """BibTeX: the sources of techniques, models and data sets."""
+    return CODE / "pipeline" / "report" / "references.bib"
 
 
 def sweep_file(name_or_path: str | Path) -> Path:

@@ -27,7 +27,7 @@ from pipeline.models.transforms import Transform
 from pipeline.paths import NAME, Work
 from pipeline.registry import WORDS, Added
 from pipeline.strict_yaml import shown
-from pipeline.sweep.cell import Plugin
+from pipeline.sweep.cell import Model, Plugin
 from pipeline.techniques.settings import StageSettings
 
 MAX_BYTES = 10_000_000
@@ -59,7 +59,18 @@ def from_file(source: Path, at: Path | None = None, sha256: str | None = None) -
     Raises UserError where there is none, where it is another one than `sha256`, where it cannot be
     imported, and where what it declares is not what netpress can use.
     """
-    path = at or source
+    module, found = _module(at or source, source, sha256)
+    plugin = Plugin(source=str(source), sha256=found)
+    return Loaded(plugin, _rows(module, plugin))
+
+
+def imported(path: Path, source: Path, sha256: str | None) -> ModuleType:
+    """The module in `path`, a copy of `source`; raises as `from_file`."""
+    return _module(path, source, sha256)[0]
+
+
+def _module(path: Path, source: Path, sha256: str | None) -> tuple[ModuleType, str]:
+    """The module, executed once per process, and its SHA-256."""
     content = _content(path, source)
     found = hashlib.sha256(content).hexdigest()
     if sha256 is not None and found != sha256:
@@ -69,8 +80,7 @@ def from_file(source: Path, at: Path | None = None, sha256: str | None = None) -
         )
     if found not in _files:
         _files[found] = content, _imported(path, content, found)
-    plugin = Plugin(source=str(source), sha256=found)
-    return Loaded(plugin, _rows(_files[found][1], plugin))
+    return _files[found][1], found
 
 
 def _content(path: Path, source: Path) -> bytes:
@@ -149,6 +159,23 @@ def keep(plugins: Iterable[Plugin], work: Work) -> None:
                 continue
         except FileNotFoundError:
             store.make_folder(copy.parent)
+        store.publish_bytes(copy, content)
+
+
+def keep_own(models: Iterable[Model], work: Work) -> None:
+    """The same for the files that users' own networks are built by. They are not executed here, so
+    their bytes are read again; UserError where they are others by now."""
+    for own in dict.fromkeys(model.own.canonical for model in models if model.own):
+        found = next(m.own for m in models if m.own and m.own.canonical == own)
+        if found.sha256 is None or not found.source.endswith(".py"):
+            continue
+        copy, source = work.plugin(found.sha256), Path(found.source)
+        if copy.exists():
+            continue
+        content = _content(source, source)
+        if hashlib.sha256(content).hexdigest() != found.sha256:
+            raise UserError(f"{source}: changed since the sweep was loaded; load it again")
+        store.make_folder(copy.parent)
         store.publish_bytes(copy, content)
 
 

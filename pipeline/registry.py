@@ -43,6 +43,12 @@ def fill(rows: Mapping[str, Mapping[str, Added]]) -> None:
     _added.update({kind: dict(table) for kind, table in rows.items()})
 
 
+def add(kind: str, name: str, row: Added) -> None:
+    """One more, beside those of `fill`."""
+    _added.setdefault(kind, {})
+    _added[kind] = {**_added[kind], name: row}
+
+
 def added(kind: str) -> Mapping[str, Added]:
     return _added.get(kind, {})
 

@@ -1,7 +1,8 @@
 """YAML as people write it: safe, bounded, every value with its line, every mistake one sentence.
 
 Only plain data comes out (YAML 1.2 core: `on` is text, `1e-3` is a number, keys are text); no
-tag constructs anything. Sizes are bounded before anything grows: bytes, depth, and the number of
+tag constructs anything. Top-level keys that begin with `x-` only hold anchors, and are left out.
+Sizes are bounded before anything grows: bytes, depth, and the number of
 values after aliases are followed (a kilobyte of nested aliases can stand for a billion values).
 """
 
@@ -23,6 +24,7 @@ from pipeline.errors import UserError
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
 MAX_VALUES = 200_000
+ANCHORS = "x-"  # how a top-level key begins that only holds anchors
 
 Key = tuple[Any, ...]  # where a value stands: ("training", "epochs"), ("seeds", 2)
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -91,7 +93,9 @@ def read(path: Path, text: str | None = None) -> Document:
             f"{path}:{line}: expected a mapping (`key: value` lines), got {_kind(root)}"
         )
     walk = _Walk(path)
-    return Document(path, text, walk.value(root, ()), walk.lines)
+    data = walk.value(root, ())
+    own = {key: value for key, value in data.items() if not key.startswith(ANCHORS)}
+    return Document(path, text, own, walk.lines)
 
 
 def dotted(at: Key) -> str:
@@ -229,10 +233,17 @@ class _Walk:
         return {**merged, **own}
 
     def merge(self, node: yaml.Node, at: Key) -> dict[str, Any]:
-        """What `<<: *name` brings: a mapping; what the mapping itself says wins."""
-        if not isinstance(node, yaml.MappingNode):
-            raise self.fail(node, at, "`<<` takes one mapping, such as `<<: *name`")
-        return self.value(node, (*at, "<<"))
+        """What `<<: *name` or `<<: [*first, *second]` brings; of a list the first one that has a
+        key wins, and what the mapping itself has wins over all."""
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        brought: dict[str, Any] = {}
+        for i, part in enumerate(parts):
+            if not isinstance(part, yaml.MappingNode):
+                raise self.fail(
+                    part, at, "`<<` takes mappings, such as `<<: *name` or `<<: [*first, *second]`"
+                )
+            brought = {**self.value(part, (*at, "<<", i)), **brought}
+        return brought
 
     def scalar(self, node: yaml.ScalarNode, at: Key) -> Any:
         kind, text = node.tag.removeprefix(_TAG), node.value

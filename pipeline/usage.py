@@ -50,9 +50,9 @@ def total(records: Iterable[dict]) -> Used | None:
     return Used(
         len(every),
         max(s["used"]["memory_bytes"] for s in every),
-        max(s["asked"]["memory_bytes"] for s in every),
+        max(request_of(s)["memory_bytes"] for s in every),
         max(s["used"]["cores"] for s in every),
-        max(s["asked"]["cores"] for s in every),
+        max(request_of(s)["cores"] for s in every),
         max(s["used"]["gpu_memory_bytes"] for s in every),
         math.fsum(busy) / len(busy) if busy else None,
     )
@@ -114,8 +114,13 @@ def wall_s(record: dict) -> float:
     return _number(record.get("wall_s"))
 
 
+def request_of(record: dict) -> dict:
+    """What the job requested; KeyError where the record has nothing about it."""
+    return record["request"] if "request" in record else record["asked"]  # earlier versions' name
+
+
 def gpus(record: dict) -> float:
-    return _number(record["asked"].get("gpus"))
+    return _number(request_of(record).get("gpus"))
 
 
 def of_all(record: dict, key: str) -> float:
@@ -137,7 +142,7 @@ def _number(value: object) -> float:
 def is_whole(record: Any) -> bool:
     """Whether it has everything that `total` reads."""
     try:
-        requested, used = record["asked"], record["used"]
+        requested, used = request_of(record), record["used"]
         numbers = (
             requested["memory_bytes"],
             requested["cores"],

@@ -7,7 +7,6 @@ if [ ! -x env/bin/netpress ]; then
     echo "netpress: $PWD is no checkout of netpress: call sbatch from there" >&2
     exit 2
 fi
-umask 077
 if [ -n "${NETPRESS_SETUP:-}" ]; then
     eval "$NETPRESS_SETUP" || { echo "netpress: set-up failed: $NETPRESS_SETUP" >&2; exit 66; }
     exec python env/bin/netpress "$@"

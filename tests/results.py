@@ -250,7 +250,7 @@ def ran_as_job(cell: Cell, work: Work, wall_s=3600.0, job="7_0", gpus=1, **used:
         "wall_s": wall_s,
         "training_s": wall_s / 2,
         "epochs": 2,
-        "asked": {"cores": 24, "memory_bytes": 40 * gib, "gpus": gpus},
+        "request": {"cores": 24, "memory_bytes": 40 * gib, "gpus": gpus},
         "used": {
             "memory_bytes": 3 * gib,
             "cores": 2.5,

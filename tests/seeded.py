@@ -48,6 +48,11 @@ CHAINS: dict[str, list[dict[str, dict]]] = {
     ],
     "cluster": [{"cluster": {"k_convolution": 8, "learning_rate_factor": 0.02, "epochs": 1}}],
     "quantize-incremental": [{"quantize-incremental": {"learning_rate_factor": 0.02, "epochs": 1}}],
+    "lowbits": [{"lowbits": {"bits": 2}}],
+    "lowbits-4": [{"lowbits": {"bits": 4, "progressive": False, "eight_bits": "none"}}],
+    "ternary-weights": [{"ternary": {}}],
+    "binary-weights": [{"binary": {}}],
+    "rate-term": [{"rate": {}}],
     "encode": [{"encode": {}}],
     "all": [
         {"prune": {"parameters_kept": 0.4}},

@@ -22,7 +22,7 @@ from PIL import Image
 from pipeline import artifact, runtimes, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.models import module_of, network
-from pipeline.models.transforms import fakequant
+from pipeline.models.transforms import calibration, fakequant
 from pipeline.models.transforms.fakequant import FakeQuantized
 from pipeline.paths import CODE
 from pipeline.predict import predict
@@ -277,7 +277,7 @@ def quantized(state: network.ModelState, pixels: torch.Tensor, **settings) -> ne
     made = network.with_transform(network.fold(state), FakeQuantized(**settings))
     batches = [made.network.normalize(pixels)]
     image = made.spec.zero_point, made.spec.scale
-    fakequant.calibrate(made.network.module, batches, "mse", image)
+    calibration.calibrate(made.network.module, batches, "mse", image)
     return made
 
 
@@ -361,7 +361,7 @@ def test_a_changed_artifact_is_one_sentence_for_who_predicts_with_it(copied, tmp
     with open(copied / "model.onnx", "ab") as file:
         file.write(b"\0")
     with pytest.raises(UserError, match=r"changed since .*; take it anew with `netpress export`"):
-        predict(copied, [tmp_path / "image.png"])
+        list(predict(copied, [tmp_path / "image.png"]))
 
 
 @pytest.mark.parametrize("missing", ["model.onnx", "manifest.json"])
@@ -496,7 +496,7 @@ def test_a_model_that_the_runtime_refuses_is_corrupt(copied, tmp_path):
         runtimes.session(artifact.load(copied))
     assert "\n" not in str(told.value)
     with pytest.raises(UserError, match="take it anew"):
-        predict(copied, [tmp_path / "image.png"])
+        list(predict(copied, [tmp_path / "image.png"]))
 
 
 # --- predicting ------------------------------------------------------------------------------
@@ -508,12 +508,13 @@ def test_image_files_are_classified_by_name_with_a_confidence(bench, tmp_path):
     for i in range(5):
         paths.append(tmp_path / f"{i}.png")
         Image.fromarray(split.test.pixels[i, 0].numpy()).save(paths[-1])
-    rows = predict(found.folder, paths)
+    rows = list(predict(found.folder, paths))
     [scores] = runtimes.logits(runtimes.session(found, 1), split.test.pixels[:5].numpy())
     shares = torch.softmax(torch.from_numpy(scores), 1).max(1)
-    assert [row["image"] for row in rows] == [str(p) for p in paths]
-    assert [row["class"] for row in rows] == [split.classes[k] for k in shares.indices]
-    assert [row["confidence"] for row in rows] == pytest.approx(shares.values.tolist(), rel=1e-5)
+    assert [row.image for row in rows] == paths
+    assert [row.top[0][0] for row in rows] == [split.classes[k] for k in shares.indices]
+    confidences = [row.top[0][1] for row in rows]
+    assert confidences == pytest.approx(shares.values.tolist(), rel=1e-5)
 
 
 def test_sessions_use_the_threads_that_they_are_told(bench):

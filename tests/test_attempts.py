@@ -70,7 +70,7 @@ def test_usage_is_read_as_it_was_written_under_the_keys_that_stay(attempt):
         "wall_s": 12,
         "training_s": 3.5,
         "epochs": 2,
-        "asked": {"cores": 24, "memory_bytes": 40 << 30, "gpus": 1},
+        "request": {"cores": 24, "memory_bytes": 40 << 30, "gpus": 1},
         "used": {
             "memory_bytes": 3 << 30,
             "cores": 2.5,
@@ -78,6 +78,10 @@ def test_usage_is_read_as_it_was_written_under_the_keys_that_stay(attempt):
             "gpu_busy": None,
         },
     }
+    earlier = USAGE.to_json()
+    earlier["asked"] = earlier.pop("request")
+    attempt.usage.write_text(json.dumps(earlier))
+    assert store.read_usage(attempt) == USAGE
     attempt.usage.unlink()
     assert store.read_usage(attempt) is None
 

@@ -170,6 +170,23 @@ def test_report(ask, here, mine):
     assert (here / "elsewhere" / "mine" / "report.md").is_file()
 
 
+def test_the_page_is_opened_in_the_browser_that_is_named(ask, here, mine, monkeypatch):
+    cells, work = mine
+    results.publish(cells[0], work)
+    assert ask("report", "mine.yaml", "--open", "--json")[0] == 2
+    code = (
+        "import sys\nfrom pipeline import cli\n"
+        "sys.exit(cli.main(['report', 'mine.yaml', '--open']))"
+    )
+    browser = here / "browser"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {shlex.quote(str(here))}/opened\n')
+    browser.chmod(0o755)
+    environment = {**os.environ, "BROWSER": str(browser), "PYTHONPATH": str(paths.CODE)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=here)
+    page = here / "reports" / "mine" / "index.html"
+    assert (here / "opened").read_text() == page.as_uri()
+
+
 def test_export(ask, here, mine):
     cells, work = mine
     results.publish(cells[0], work)
@@ -178,6 +195,25 @@ def test_export(ask, here, mine):
     assert (code, out) == (0, f"{folder}\n") and (folder / "model.onnx").is_file()
     assert ask("export", "mine.yaml", cells[0].name, "--to", "model")[0] == 0
     assert ask("export", "mine.yaml", cells[0].name, "--to", "model")[0] == 2
+
+
+def test_what_is_given_away_can_be_read_and_work_stays_private(ask, here, mine):
+    cells, work = mine
+    results.publish(cells[0], work)
+    before = os.umask(0o022)
+    try:
+        assert ask("export", "mine.yaml", cells[0].id)[0] == 0
+        assert ask("report", "mine.yaml", "--artifacts", "50")[0] == 0
+        assert ask("report", "reports/mine")[0] == 0
+    finally:
+        os.umask(before)
+    given = [here / "digits-vgg16_bn-base-0", here / "reports"]
+    paths = [path for top in given for path in (top, *top.rglob("*"))]
+    assert {"index.html", "results.h5", "files.json", "model.onnx"} <= {p.name for p in paths}
+    for path in paths:
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+    kept = [path for path in work.root.rglob("*") if path.stat().st_mode & 0o077]
+    assert kept == []
 
 
 def test_fetch_of_what_ships(ask, mine):

@@ -497,14 +497,6 @@ def test_images_of_several_sizes_need_a_size(tmp_path):
     assert load(own(top, size=6), tmp_path).shape == (3, 6, 6)
 
 
-def test_a_colour_image_among_grey_ones_is_named(tmp_path):
-    top = image_folder(tmp_path / "own", mode="L")
-    picture(5).save(top / "train/dog/0003.png")
-    with pytest.raises(UserError) as caught:
-        load(own(top), tmp_path)
-    assert "train/dog/0003.png" in sentence(caught) and "grey" in sentence(caught)
-
-
 def test_a_truncated_jpeg_is_named(tmp_path):
     top = image_folder(tmp_path / "own", suffix="jpg", size=(32, 32))
     bad = top / "train/dog/0002.jpg"

@@ -171,6 +171,10 @@ def test_first_use_makes_the_environment_and_says_so(made):
     assert pipeline == str(checkout / "pipeline" / "__init__.py")
     assert first.stderr.startswith("netpress: making the environment with Python 3.")
     assert len(first.stderr.splitlines()) == 2
+    (link,) = links(Path(env["HOME"], ".cache", "netpress"))
+    mask = os.umask(0o077)
+    os.umask(mask)
+    assert link.stat().st_mode & 0o777 == 0o777 & ~mask  # as readable as all else of the user
 
 
 @pytest.mark.parametrize("python", [sys.executable, ""], ids=["named", "searched"])

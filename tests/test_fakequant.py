@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.models import network, vgg
 from pipeline.models.spec import Graph
-from pipeline.models.transforms import fakequant
+from pipeline.models.transforms import calibration, fakequant
 from pipeline.models.transforms.fakequant import FakeQuantized
 from pipeline.models.transforms.lsq import learned_step
 from tests.test_models import images, lively
@@ -38,7 +38,7 @@ def quantized(state: network.ModelState, method="minmax", **settings):
     made = network.with_transform(network.fold(state), FakeQuantized(**settings))
     batches = [made.network.normalize(images(SPEC.shape, 32))]
     image = SPEC.zero_point, SPEC.scale
-    fakequant.calibrate(made.network.module, batches, method, image)
+    calibration.calibrate(made.network.module, batches, method, image)
     return made.network
 
 
@@ -280,16 +280,16 @@ def test_the_squared_error_of_mse_is_never_above_that_of_minmax(bits):
 )
 def test_a_range_holds_zero_exactly_and_loses_no_more_than_the_widest(values, method):
     values = torch.tensor(values)
-    scale, zero = fakequant._range(values, method)
+    scale, zero = calibration._range(values, method)
     assert scale > 0 and 0 <= zero <= 255
-    full = fakequant._range(values, "minmax")
-    assert fakequant._loss(values, scale, zero) <= fakequant._loss(values, *full)
-    assert fakequant._loss(torch.zeros(1), scale, zero) == 0
+    full = calibration._range(values, "minmax")
+    assert calibration._loss(values, scale, zero) <= calibration._loss(values, *full)
+    assert calibration._loss(torch.zeros(1), scale, zero) == 0
 
 
 @pytest.mark.parametrize("values", [[0.0], [1e-42, 0.0], [-1e-40, 1e-40], [3e-39]])
 def test_inputs_that_are_as_good_as_zero_have_a_range_all_the_same(values):
-    scale, zero = fakequant._range(torch.tensor(values), "mse")
+    scale, zero = calibration._range(torch.tensor(values), "mse")
     assert (scale, zero) == (1.0, 0)
 
 
@@ -313,8 +313,8 @@ def test_calibration_sees_all_of_an_image_and_not_its_left_edge_alone():
     batch[:] = torch.arange(32)  # each column has a value of its own
     net[0].weight.data.fill_(1.0)
     net[0].bias.data.zero_()
-    seen = fakequant._observe(net, [batch])["1"]
-    assert len(seen) >= fakequant.SAMPLE / 2
+    seen = calibration._observe(net, [batch])["1"]
+    assert len(seen) >= calibration.SAMPLE / 2
     counts = torch.bincount(seen.long(), minlength=32)
     assert counts.min() > 0.5 * counts.max()
 
@@ -331,7 +331,7 @@ def test_calibration_leaves_the_layers_quantized_and_the_weights_alone():
 def test_calibration_that_fails_leaves_the_layers_quantized():
     net = quantized(lively(SPEC))
     with pytest.raises(RuntimeError):
-        fakequant.calibrate(net.module, [torch.zeros(1, 7, 32, 32)], "mse", (0, 1.0))
+        calibration.calibrate(net.module, [torch.zeros(1, 7, 32, 32)], "mse", (0, 1.0))
     assert len(fakequant.layers(net.module)) == len(SPEC.channels) + 1
     assert not any(layer._forward_pre_hooks for layer in fakequant.layers(net.module).values())
 

@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from pipeline import runtimes
 from pipeline.measure.series import Series
 from pipeline.paths import CODE
-from pipeline.report import figures
+from pipeline.report import figures, points
 from pipeline.report.figures import chosen, look, tradeoff
 from tests import results
 
@@ -191,7 +191,7 @@ def test_many_techniques_are_dots_and_the_frontier_is_named():
     figure = tradeoff.draw(rows, tradeoff.STORED)
     assert "2,969 more techniques" in figure.caption
     assert len(figure.figure().svg) < 300_000
-    best = [p.group.technique for p in tradeoff.frontier(tradeoff._points(rows, tradeoff.STORED))]
+    best = [p.group.technique for p in points.frontier(points.points(rows, points.STORED))]
     assert set(best[1:20]) <= set(labels(figure.canvas))
 
 
@@ -402,7 +402,7 @@ def test_any_shape_of_sweep_can_be_drawn_and_stays_small(shape):
 def test_another_process_draws_the_same_bytes():
     script = """
 import hashlib
-from pipeline.report import figures
+from pipeline.report import figures, points
 from tests import results
 found = figures.draw(*results.in_memory(results.sweep(techniques=("half", "tiny-0.5"))))
 for name, figure in found.items():

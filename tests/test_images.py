@@ -189,6 +189,18 @@ def test_a_report_averages_no_cells_of_different_images(mixed, tmp_path, capsys)
     assert sentence in capsys.readouterr().out
 
 
+def test_a_report_tells_what_was_left_out_and_how_the_rest_was_read(tmp_path):
+    found, work = results.sweep(techniques=(), seeds=(0, 1)), Work(tmp_path / "work")
+    line = "pets: 3 of 12 images cannot be read and are left out (`on_error: skip`): <b>.png"
+    for cell in found.cells:
+        more = {"image_notes": [line]} if cell.seed else {}
+        results.publish(cell, work, facts=results.FACTS | more)
+    paths, _ = report.build(found, work, tmp_path / "reports")
+    assert "3 of 12 images cannot be read and are left out" in paths.markdown.read_text()
+    page = paths.page.read_text()
+    assert "3 of 12 images cannot be read" in page and "&lt;b&gt;.png" in page
+
+
 def test_such_a_report_is_made_again_to_the_same_bytes(mixed, tmp_path):
     paths, listed = report.build(*mixed, tmp_path / "reports")
     before = {p: p.read_bytes() for p in paths.folder.rglob("*") if p.is_file()}

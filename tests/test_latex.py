@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline import report
 from pipeline.paths import NAME, Work
 from pipeline.report import frames, latex, sections
-from pipeline.report.content import Column, Section, Table, Value
+from pipeline.report.document import Column, Section, Table, Value
 from pipeline.report.owned import Owned
 from tests import results
 
@@ -57,6 +57,7 @@ def test_every_table_of_the_report_is_a_file(made):
     assert sorted(made) == sorted(
         [f"{kind}-{setting}" for kind in kinds for setting in settings]
         + [f"study-{setting}" for setting in settings[:2]]
+        + ["published-cifar10-jpeg", "published-mnist"]
     )
 
 

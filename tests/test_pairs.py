@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.models.spec import Graph
-from pipeline.models.transforms import fakequant, pairs
+from pipeline.models.transforms import calibration, fakequant, pairs
 from pipeline.models.transforms.fakequant import FakeQuantized
 
 INTEGERS = st.integers(-127, 127)
@@ -160,7 +160,7 @@ def test_a_network_of_odd_and_even_channels_is_safe_as_a_whole():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(16, 5))
     FakeQuantized(pairs=True).insert(module, Graph((), (), ("0",)))
-    fakequant.calibrate(module, [torch.randn(8, 3, 6, 6)], "mse", (0, 1.0))
+    calibration.calibrate(module, [torch.randn(8, 3, 6, 6)], "mse", (0, 1.0))
     for layer in fakequant.layers(module).values():
         left = integers(layer.quantized_weight(), layer.weight_quantizer.scale)
         assert pairs.largest(left).max() <= 128

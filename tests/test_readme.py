@@ -38,6 +38,16 @@ def test_a_folder_of_images_is_given_as_the_readme_says(tmp_path):
     assert cell.dataset.folder == str(folder)
 
 
+def test_an_own_network_is_named_as_the_readme_says(tmp_path):
+    (tmp_path / "nets.py").touch()
+    (tmp_path / "ours.safetensors").touch()
+    example = {"name": "x", "datasets": ["digits"], "techniques": ["base"], "seeds": [0]}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(example) + blocks()[2])
+    cells = plan.load_sweep(str(tmp_path / "x.yaml")).cells
+    assert [cell.model.name for cell in cells] == ["mine", "squeeze", "ours"]
+    assert cells[0].model.own.arguments == {"width": 32} and cells[2].model.own.weights
+
+
 def test_the_commands_are_those_that_there_are():
     named = set(re.findall(r"netpress ([a-z]+) (?:SWEEP|ARTIFACT|REPORT)", README))
     named |= {"doctor", "techniques", "models", "datasets", "sweeps"}

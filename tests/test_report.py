@@ -99,11 +99,17 @@ def test_the_job_of_the_report_takes_the_sweep_as_it_was(change, work, tmp_path)
     path.write_text(MINE)
     asked = load_sweep(path)
     publish_all(asked, work)
-    job = Report(str(path), asked.text, str(work.root), str(tmp_path / "reports"), str(tmp_path))
+    places = (str(work.root), str(tmp_path / "reports"), str(tmp_path))
+    job = Report(str(path), asked.text, *places, umask=0o022)
     change(path)
-    job()
+    before = os.umask(0o077)  # as the job has it
+    try:
+        job()
+    finally:
+        os.umask(before)
     assert (tmp_path / "made.json").exists()
     made = tmp_path / "reports" / "mine"
+    assert made.stat().st_mode & 0o777 == 0o755  # as the user has it
     assert (made / "sweep.yaml").read_text() == MINE
     with open(made / "results.csv", newline="") as file:
         assert {row["id"] for row in csv.DictReader(file)} == set(asked.by_id)
@@ -532,6 +538,34 @@ def test_the_summary_fits_eighty_columns_and_names_gaps(work):
     assert max(len(line) for line in lines[:5]) <= 80
     assert re.search(r"attention-transfer\s+2\s+98\.8[01]\s+0\.20\s+14\.7\s+4\.00", out.getvalue())
     assert "[red]boom[/red]" in lines[-1] and "…" not in out.getvalue()
+
+
+def test_the_summary_marks_the_best_and_fits_with_long_names_too():
+    long = "a-name-that-takes-half-of-the-line"
+    shapes = {"exact": (2, 0), long: (16, 0.009), "bad": (64, 0.02)}
+    rows = results.in_memory(
+        results.sweep(techniques=tuple(shapes)),
+        lambda cell: results.measured(cell, *shapes.get(cell.technique, (1, 0))),
+    )[0]
+    out = io.StringIO()
+    report.print_summary(frames.Frames(rows, ()), out)
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[:2] for line in lines if line.startswith(("1 ", "2,3 "))] == [
+        ["1", "exact"],
+        ["2,3", long],
+    ]
+    assert "3: fastest within one percentage point" in lines
+    assert any(line.startswith("    bad ") for line in lines)  # the smallest, but it loses too much
+
+
+def test_the_markdown_begins_with_the_picture_and_the_answers(work, tmp_path):
+    sweep = results.sweep()
+    publish_all(sweep, work)
+    paths, text = built(sweep, work, tmp_path)
+    picture = "](figures/accuracy-bytes.svg)"
+    assert text.count(picture) == 1 and paths.svg("accuracy-bytes").is_file()
+    assert text.index(picture) < text.index("## The answer") < text.index("## Results")
 
 
 # --- numbers ---------------------------------------------------------------------------------

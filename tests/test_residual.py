@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pipeline import artifact, runtimes
 from pipeline.models import MODELS, network
 from pipeline.models.network import ModelState
-from pipeline.models.transforms import fakequant
+from pipeline.models.transforms import calibration, fakequant
 from pipeline.models.transforms.fakequant import FakeQuantized
 from pipeline.models.transforms.folded import Folded
 from tests import residual
@@ -42,7 +42,7 @@ def quantized(state: ModelState, **settings) -> ModelState:
     made = network.with_transform(network.fold(state), FakeQuantized(**settings))
     batches = [made.network.normalize(corners(64, 2))]
     image = made.spec.zero_point, made.spec.scale
-    fakequant.calibrate(made.network.module, batches, "mse", image)
+    calibration.calibrate(made.network.module, batches, "mse", image)
     made.network.eval()
     return made
 

@@ -128,7 +128,8 @@ def unconstrained(bench, tmp_path_factory):
     from PIL import Image
 
     from pipeline.models import network
-    from pipeline.models.transforms.fakequant import FakeQuantized, calibrate
+    from pipeline.models.transforms.calibration import calibrate
+    from pipeline.models.transforms.fakequant import FakeQuantized
 
     folder = tmp_path_factory.mktemp("unconstrained")
     split, base = split_of(bench), network.fold(made(bench, "base").state)

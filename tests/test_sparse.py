@@ -134,7 +134,9 @@ def test_a_model_with_masks_is_stored_with_a_bit_each(sparse, tmp_path):
     found = checkpoint.read_model(tmp_path / "model.safetensors")
     assert same(masks(found), masks(state)) and same(weights(found), weights(state))
     assert checkpoint.model_bytes(found) == content
-    (tmp_path / "model.safetensors").write_bytes(content.replace(b'"bits":', b'"bots":'))
+    other = content.replace(b'\\"bits\\":', b'\\"bots\\":')
+    assert other != content
+    (tmp_path / "model.safetensors").write_bytes(other)
     with pytest.raises(Corrupt):
         checkpoint.read_model(tmp_path / "model.safetensors")
 

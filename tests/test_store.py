@@ -95,6 +95,32 @@ def test_private_covers_what_others_write(tmp_path):
         os.umask(old)
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002, 0o077])
+def test_what_is_shared_follows_the_users_umask(tmp_path, umask, monkeypatch):
+    monkeypatch.setattr("pipeline.store.modes._users_umask", None)  # as in a new process
+    lab = tmp_path / "lab"
+    lab.mkdir()
+    lab.chmod(0o2777)  # a group's folder: what is made in it is the group's as well
+    old = os.umask(umask)
+    try:
+        store.private()
+        store.private()  # as commands that call others do
+        with store.shared():
+            store.publish_bytes(lab / "new" / "file", b"x")
+            store.publish_folder(lab / "folder", lambda f: (f / "file").write_text("x"))
+            store.publish_new_folder(lab / "other", lambda f: (f / "file").write_text("x"))
+            store.publish_hdf5(lab / "new" / "x.h5", lambda file: None)
+        store.publish_bytes(lab / "private" / "file", b"x")
+    finally:
+        os.umask(old)
+    shared = [lab / "new/file", lab / "folder/file", lab / "other/file", lab / "new/x.h5"]
+    for path in shared:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask, path
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o2000 | 0o777 & ~umask, path
+    assert stat.S_IMODE((lab / "private/file").stat().st_mode) == 0o600
+    assert stat.S_IMODE((lab / "private").stat().st_mode) & 0o777 == 0o700
+
+
 def test_a_folder_is_replaced_whole(tmp_path):
     folder = tmp_path / "artifact"
     store.publish_folder(folder, lambda f: (f / "old").write_text("1"))

@@ -56,7 +56,7 @@ def refused(capfd, *arguments) -> str:
 def test_a_sound_one_is_run(found, image, capfd):
     code, out, err = answer(capfd, "predict", found, image)
     assert (code, err) == (0, "")
-    assert out.split()[:2] == [str(image), predict(found, [image])[0]["class"]]
+    assert out.split()[:2] == [str(image), next(predict(found, [image])).top[0][0]]
 
 
 # --- files that are none -----------------------------------------------------------------------

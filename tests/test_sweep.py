@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import replace
 from typing import Literal
 
@@ -253,6 +254,35 @@ def test_merge_keys_and_aliases_work_as_in_safe_load(load):
     )
     settings = [cell.stages[0].settings for cell in found.cells if cell.technique == "b"]
     assert settings == [Prune(criterion="l2", parameters_kept=0.1)]
+
+
+def test_anchors_stand_under_keys_of_their_own_and_merge_in_order(load):
+    found = load(
+        "x-short: &short {epochs: 7, batch_size: 16}\nx-long: &long {epochs: 70, crop: 2}\n"
+        + HEAD
+        + "training: {<<: [*short, *long], batch_size: 32}\n"
+    )
+    recipe = found.cells[0].recipe
+    assert (recipe.epochs, recipe.batch_size, recipe.crop) == (7, 32, 2)
+    assert [cell.id for cell in found.cells] == [
+        cell.id for cell in load(HEAD + "training: {epochs: 7, batch_size: 32, crop: 2}\n").cells
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("training: {<<: [*short, 3]}\n", "6: training: `<<` takes mappings, such as"),
+        ("training: {<<: 3}\n", "6: training: `<<` takes mappings, such as"),
+        ("training: {<<: *short, x-note: 1}\n", "6: training.x-note: unknown key"),
+        ("training: {<<: [*short, *wrong]}\n", "6: training.epoch: unknown key; did you mean"),
+        ("X-short: 1\n", "6: X-short: unknown key"),
+    ],
+)
+def test_what_anchors_bring_is_checked(load, text, expected):
+    head = "x-a: [&short {epochs: 7}, &wrong {epoch: 3}]\n" + HEAD
+    with pytest.raises(UserError, match=re.escape(expected)):
+        load(head + text)
 
 
 def test_what_the_sweep_gives_cannot_be_changed(load):

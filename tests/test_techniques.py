@@ -58,6 +58,12 @@ DEPLOYED = [
     "prune-filters",
     "kd",
     "small-and-int8",
+    "qat-int4",
+    "qat-int2",
+    "ternary",
+    "binary",
+    "rate",
+    "small-and-rate",
     "minmax",
     "seven-bits",
     "learned",
@@ -443,11 +449,11 @@ def test_learned_ranges_moved_and_stay_positive(bench):
 def test_a_learned_range_that_is_none_is_no_result(bench):
     state = made(bench, "learned").state
     settled = network.restore(state.spec, state.network.state_dict())
-    assert quantize._settled(settled) is settled
+    assert quantize.settled(settled, "quantize") is settled
     with torch.no_grad():
         settled.network.module.features[2].conv.weight_quantizer.scale[1] = -1e-3
     with pytest.raises(Diverged, match=r"a learned range of features\.2\.conv is not positive"):
-        quantize._settled(settled)
+        quantize.settled(settled, "quantize")
 
 
 INT8 = {  # technique -> how its weights are rounded

@@ -21,7 +21,7 @@ from pipeline.errors import Corrupt, UserError
 from pipeline.measure.cell import predict
 from pipeline.models import network, vgg
 from pipeline.models.network import ModelState
-from pipeline.models.transforms import fakequant
+from pipeline.models.transforms import calibration
 from pipeline.models.transforms.fakequant import FakeQuantized
 from pipeline.models.transforms.folded import Folded
 from pipeline.store import StageHistory
@@ -71,7 +71,7 @@ def simulated(folded: ModelState, learned: bool) -> ModelState:
     made = network.with_transform(folded, FakeQuantized(learned=learned))
     batches = map(made.network.normalize, some_images(32).pixels.split(16))
     image = made.spec.zero_point, made.spec.scale
-    fakequant.calibrate(made.network.module, batches, "mse", image)
+    calibration.calibrate(made.network.module, batches, "mse", image)
     return made
 
 

@@ -19,6 +19,7 @@ from pipeline.artifact import bounds
 from pipeline.artifact.bounds import Cost
 from pipeline.artifact.coded import CODECS, decoded
 from pipeline.errors import Corrupt, UserError
+from pipeline.sweep.cell import COLOUR
 
 if TYPE_CHECKING:
     import onnx
@@ -50,6 +51,11 @@ class Artifact:
     @property
     def shape(self) -> tuple[int, int, int]:
         return tuple(self.manifest["shape"])
+
+    @property
+    def background(self) -> str:
+        """The colour on which transparent parts of images are laid."""
+        return self.manifest.get("background", "white")
 
     @property
     def model_path(self) -> Path:
@@ -156,6 +162,7 @@ def _well_formed(manifest: dict) -> bool:
         and isinstance(classes, list)
         and all(isinstance(c, str) for c in classes)
         and manifest["kind"] in ("int8", "float32")
+        and COLOUR.fullmatch(manifest.get("background", "white")) is not None
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,9 +38,11 @@ QUANTIZED = [
     "GlobalAveragePool",
     "AveragePool",
     "ReduceMean",
+    "Clip",
+    "Concat",
 ]
 # These hand on the numbers that they get, so what leaves them has the scale of what entered.
-PASSING = {"MaxPool", "Reshape", "Flatten", "Squeeze", "Identity"}
+PASSING = {"MaxPool", "Reshape", "Flatten", "Squeeze", "Identity", "Slice", "Pad", "Concat"}
 PREFIX = "module."  # of a model's names inside of `Network`
 
 
@@ -49,7 +52,7 @@ def int8_model(state: ModelState, integers: Integers, calibration: np.ndarray) -
     from onnxruntime import quantization as ort
 
     from pipeline.artifact import im2col
-    from pipeline.models.network import plain
+    from pipeline.models.network import graph_of, plain
 
     floats = exported(plain(state))
     overrides = _overrides(ir.from_proto(floats), integers)
@@ -72,7 +75,8 @@ def int8_model(state: ModelState, integers: Integers, calibration: np.ndarray) -
             extra_options={"TensorQuantOverrides": overrides},
         )
         whole = ir.load(target)
-    _feed_integers(whole.graph)
+    if graph_of(state.spec).image:  # else the network computes with the image before it rounds it
+        _feed_integers(whole.graph)
     _leave_as_floats(whole.graph)
     passes.RemoveUnusedNodesPass()(whole)
     model = im2col.rewritten(ir.to_proto(whole))
@@ -110,22 +114,29 @@ def _overrides(model: ir.Model, integers: Integers) -> dict[str, list[dict]]:
         ]
     for name, point in integers.inputs.items():
         layer, _, operand = name.partition(":")
-        tensor = _input(readers[layer], int(operand or 0))
-        while True:
-            decided = [
-                {
-                    "quant_type": QuantType.QUInt8,
-                    "scale": _f32(point.scale[0]),
-                    "zero_point": _u8(point.zero_point),
-                }
-            ]
+        decided = [
+            {
+                "quant_type": QuantType.QUInt8,
+                "scale": _f32(point.scale[0]),
+                "zero_point": _u8(point.zero_point),
+            }
+        ]
+        for tensor in _handed(_input(readers[layer], int(operand or 0))):
             if overrides.setdefault(_named(tensor), decided) != decided:
                 raise AssertionError(f"{name}: reads a tensor that another one rounds otherwise")
-            maker = tensor.producer()
-            if maker is None or maker.op_type not in PASSING:
-                break
-            tensor = _input(maker)
     return overrides
+
+
+def _handed(tensor: ir.Value) -> Iterator[ir.Value]:
+    """The tensor, and all whose numbers it has: through what only passes them on, and out of what
+    puts them side by side."""
+    yield tensor
+    maker = tensor.producer()
+    if maker is not None and maker.op_type in PASSING:
+        sources = maker.inputs if maker.op_type == "Concat" else maker.inputs[:1]
+        for source in sources:
+            assert source is not None
+            yield from _handed(source)
 
 
 def _input(node: ir.Node, index: int = 0) -> ir.Value:

@@ -18,7 +18,7 @@ Importing this package imports neither torch nor numpy.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -85,10 +85,13 @@ class DataModule(Protocol):
 
 
 class FolderModule(DataModule, Protocol):
-    """The module of a folder of images, which has two things more."""
+    """The module of a folder of images, which has three things more."""
 
     def unread(self, dataset: Dataset, root: Path) -> list[str]:
         """What lies there and is not read, a sentence each."""
+
+    def sizes(self, dataset: Dataset, root: Path) -> dict[str, int]:
+        """Class -> number of training images."""
 
     def is_there(self, dataset: Dataset, root: Path) -> bool:
         """Whether the folder is on this machine."""
@@ -114,6 +117,7 @@ DATASETS = {
 }
 VERSION = SHARED["data"]  # raised when pixels or their order change
 FOLDERS = frozenset({"cifar10-jpeg"})  # those that may lie elsewhere, by `folder:`
+LEAST = 2  # images of a class: one for training, one held out
 OWN_FOLDER = "pipeline.data.folder"  # any other name, given with `folder:` in the sweep file
 
 _ELSEWHERE = {
@@ -159,25 +163,42 @@ def facts(
 
 
 def require(dataset: Dataset, root: Path, say: Callable[[str], None]) -> None:
-    """Raises UserError where files of the data set are missing, and names what brings them; says
-    what there is not read."""
+    """Raises UserError where files of the data set are missing, and names what brings them, or
+    where a class has too few images; says what there is not read."""
     _key(dataset, root)
     for line in unread(dataset, root):
         say(line)
+    if is_folder(dataset):
+        check_sizes(dataset.name, _folder_module(dataset).sizes(dataset, root))
 
 
 def prepare(dataset: Dataset, root: Path, cache: Path, say: Callable[[str], None]) -> None:
     """As `require`; what is not decoded yet is verified, and where nobody knows what its files
     should be (images of the user's own), all are decoded into `cache`. Raises UserError naming the
-    first that is damaged; nothing is written then. Says what there is not read."""
+    first that is damaged; nothing is written then. Says what there is not read, and how the rest
+    is."""
     from pipeline.data import cache as decoded
 
+    require(dataset, root, say)
     module = _module(dataset)
     key = _key(dataset, root)
-    for line in unread(dataset, root):
-        say(line)
     if not decoded.is_there(cache, dataset.name, key) and not module.verify(dataset, root):
         decode(dataset, root, cache, say)
+    if (sizes := decoded.sizes(cache, dataset.name, key)) is not None:
+        check_sizes(dataset.name, sizes)
+    for line in entries.notes(cache, dataset.name, key):
+        say(line)
+
+
+def check_sizes(name: str, sizes: Mapping[str, int]) -> None:
+    """Raises UserError where a class (name -> number of training images) cannot be divided into
+    images for training and held-out ones."""
+    for label, count in sizes.items():
+        if count < LEAST:
+            raise UserError(
+                f"{name}: class {label!r} has {count} training image{'s' * (count != 1)}, too few "
+                f"to hold one out: expected at least {LEAST}"
+            )
 
 
 def decode(dataset: Dataset, root: Path, cache: Path, say: Callable[[str], None]) -> None:

@@ -10,13 +10,13 @@ the others wait for it. The folder may be removed at any time: it is made again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +26,25 @@ from pipeline.data import entries
 from pipeline.data.entries import FORMAT
 from pipeline.errors import Corrupt, UserError
 
+WAIT_S = 3600.0  # for whom nobody can ask whether it is still at work
 ARRAYS = ("train_pixels", "train_labels", "test_pixels", "test_labels")
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """A whole data set: pixels uint8 [N, C, H, W], labels int64 [N]; `classes` names the labels."""
+    """A whole data set: pixels uint8 [N, C, H, W], labels int64 [N]; `classes` names the labels,
+    `notes` are lines for the user about its images."""
 
     classes: tuple[str, ...]
     train_pixels: np.ndarray
     train_labels: np.ndarray
     test_pixels: np.ndarray
     test_labels: np.ndarray
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def sizes(self) -> list[int]:
+        """Training images of each class."""
+        return np.bincount(self.train_labels, minlength=len(self.classes)).tolist()
 
     def digests(self) -> dict[str, str]:
         return {name: digest(getattr(self, name)) for name in ARRAYS}
@@ -63,6 +70,17 @@ def load(home: Path, name: str, key: str, decode: Callable[[], Decoded]) -> Chec
 def is_there(home: Path, name: str, key: str) -> bool:
     """Whether the cache has something under this name and key, sound or not."""
     return entries.arrays(home, name, key).exists()
+
+
+def sizes(home: Path, name: str, key: str) -> dict[str, int] | None:
+    """Class -> training images, of what is in the cache; None where it has nothing sound."""
+    folder = entries.arrays(home, name, key)
+    try:
+        classes = json.loads((folder / "manifest.json").read_bytes())["classes"]
+        counts = np.bincount(_array(folder / "train_labels.npy"), minlength=len(classes))
+        return dict(zip(map(str, classes), counts.tolist(), strict=True))
+    except (OSError, ValueError, LookupError, TypeError, EOFError):  # it is made anew when loaded
+        return None
 
 
 def digest(array: np.ndarray) -> str:
@@ -93,6 +111,8 @@ def _write(folder: Path, key: str, data: Decoded, digests: dict[str, str]) -> No
     for name in ARRAYS:
         np.save(folder / f"{name}.npy", getattr(data, name), allow_pickle=False)
     manifest = {"format": FORMAT, "key": key, "classes": list(data.classes), "sha256": digests}
+    if data.notes:
+        manifest["notes"] = list(data.notes)
     (folder / "manifest.json").write_bytes(store.json_bytes(manifest))
 
 
@@ -108,7 +128,8 @@ def _read(folder: Path, key: str) -> Checked | None:
         manifest = json.loads(text)
         intact = text == store.json_bytes(manifest) and manifest["key"] == key
         arrays = {name: _array(folder / f"{name}.npy") for name in ARRAYS}
-        data = Decoded(tuple(manifest["classes"]), **arrays)
+        notes = tuple(map(str, manifest.get("notes", ())))
+        data = Decoded(tuple(manifest["classes"]), **arrays, notes=notes)
         digests = data.digests()
         intact = intact and manifest["sha256"] == digests
     # A damaged manifest or array header fails in as many ways as there are lines in its parser;
@@ -137,7 +158,8 @@ def _clear_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold the lock file at `path` alone, waiting for it; it goes with its process."""
+    """Hold the lock file at `path` alone, waiting for it; it goes with its process. UserError after
+    WAIT_S, where only a process on another machine can tell whether it still holds it."""
     try:
         store.make_folder(path.parent)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -146,7 +168,15 @@ def lock(path: Path) -> Iterator[None]:
             f"{path.parent}: not writable; set NETPRESS_WORK and NETPRESS_DATA to folders of yours"
         ) from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        held = store.FileLock(path, descriptor, store.this_process())
+        deadline = time.monotonic() + WAIT_S
+        while not held.take():
+            if held.claim and time.monotonic() > deadline:
+                raise UserError(f"{path}: held for {WAIT_S:.0f} s by another process{held.remedy}")
+            time.sleep(0.1)
+        try:
+            yield
+        finally:
+            held.release()
     finally:
         os.close(descriptor)

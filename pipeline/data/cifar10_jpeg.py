@@ -6,7 +6,7 @@ Compression changed its pixels a little, so what is measured on it is never call
 from __future__ import annotations
 
 from pipeline.data.cifar10 import CLASSES  # which are in alphabetical order there, too
-from pipeline.data.folder import decode, facts, fetch, is_there, key, unread, verify
+from pipeline.data.folder import decode, facts, fetch, is_there, key, sizes, unread, verify
 
 __all__ = [
     "CLASSES",
@@ -16,6 +16,7 @@ __all__ = [
     "fetch",
     "is_there",
     "key",
+    "sizes",
     "unread",
     "verify",
 ]

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 FORMAT = 1  # of the cache's files
 
@@ -33,9 +34,23 @@ def fingerprint(home: Path, name: str, key: str) -> str | None:
     """Of the data set in the cache, as its manifest has it; None where there is none, or where it
     is damaged."""
     try:
-        manifest = json.loads((arrays(home, name, key) / "manifest.json").read_bytes())
-        if manifest["key"] != key:
+        manifest = _manifest(home, name, key)
+        if manifest is None:
             return None
         return fingerprint_of(manifest["classes"], manifest["sha256"])
+    except (LookupError, TypeError):
+        return None
+
+
+def notes(home: Path, name: str, key: str) -> list[str]:
+    """Lines for the user about the images of a data set; none where it is not in the cache."""
+    noted = (_manifest(home, name, key) or {}).get("notes", [])
+    return [str(line) for line in noted] if isinstance(noted, list) else []
+
+
+def _manifest(home: Path, name: str, key: str) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((arrays(home, name, key) / "manifest.json").read_bytes())
+        return manifest if manifest["key"] == key else None
     except (OSError, ValueError, LookupError, TypeError):
         return None

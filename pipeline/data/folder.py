@@ -2,8 +2,8 @@
 
 The layout of torchvision's ImageFolder: classes are the sub-folders in alphabetical order, images
 may lie in sub-folders of theirs, links to folders are followed. Hidden files are passed over; other
-files that are not read are counted and named. Images are grey [1, H, W] where the first one of
-every class is, else colour [3, H, W].
+files that are not read are counted and named. Images are grey [1, H, W] where most of the training
+images are, else colour [3, H, W], unless `channels` says which.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,8 +20,6 @@ from pipeline import paths
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from pipeline.data.cache import Decoded
     from pipeline.sweep import Dataset
 
@@ -34,7 +32,10 @@ EXTENSIONS = (
 )
 PARTS = ("train", "test")
 MOST_NAMED = 10  # folders with files that are not read; of the others the number is enough
-AT_ONCE = 64  # files a task: for tiny images one task each would cost more than decoding
+OPTIONAL = {  # where Pillow was built with a decoder: its name for it
+    ".avif": "avif",
+    **dict.fromkeys((".jp2", ".j2k", ".jpf", ".jpx"), "jpg_2000"),
+}
 
 
 class Unread(NamedTuple):
@@ -58,8 +59,10 @@ class Folder(NamedTuple):
 
 
 def facts(dataset: Dataset, root: Path) -> tuple[tuple[str, ...], tuple[int, int, int]]:
+    from pipeline.data import decoding
+
     folder = search(dataset.name, place(dataset, root))
-    return folder.classes, _shape(folder, dataset.size)
+    return folder.classes, decoding.shape_of(dataset, folder)
 
 
 def key(dataset: Dataset, root: Path) -> str:
@@ -73,7 +76,14 @@ def key(dataset: Dataset, root: Path) -> str:
             path = file.path[len(folder.top) :]  # so that a folder may move
             line = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
             listing.update(line.encode(errors="surrogateescape"))
-    return source_key("folder", dataset.size, listing.hexdigest())
+    more = [dataset.of_images] if dataset.of_images else []  # older keys lack it
+    return source_key("folder", dataset.size, listing.hexdigest(), *more)
+
+
+def sizes(dataset: Dataset, root: Path) -> dict[str, int]:
+    """Class -> number of training images."""
+    folder = search(dataset.name, place(dataset, root))
+    return {name: len(files) for name, files in folder.files["train"].items()}
 
 
 def verify(dataset: Dataset, root: Path) -> bool:
@@ -81,19 +91,9 @@ def verify(dataset: Dataset, root: Path) -> bool:
 
 
 def decode(dataset: Dataset, root: Path) -> Decoded:
-    import numpy as np
+    from pipeline.data import decoding
 
-    from pipeline.data.cache import Decoded
-
-    folder = search(dataset.name, place(dataset, root))
-    shape = _shape(folder, dataset.size)
-    _check_memory(dataset.name, folder, shape)
-    arrays = []
-    for part in PARTS:
-        arrays.append(_decoded(folder, part, shape, dataset.size))
-        counts = [len(folder.files[part][name]) for name in folder.classes]
-        arrays.append(np.repeat(np.arange(len(counts), dtype=np.int64), counts))
-    return Decoded(folder.classes, *arrays)
+    return decoding.decoded(dataset, search(dataset.name, place(dataset, root)))
 
 
 def fetch(dataset: Dataset, root: Path, say: Callable[[str], None]) -> None:
@@ -131,6 +131,15 @@ def search(name: str, top: Path) -> Folder:
     files = {part: _by_class(top, part, passed) for part in PARTS}
     _check_classes(name, top, files, passed)
     return Folder(str(top), tuple(files["train"]), files, passed)
+
+
+def below(top: Path) -> tuple[list[Path], list[str]]:
+    """All image files in a folder, however deep, in alphabetical order; and what in it is not read,
+    a sentence each. Raises UserError where it cannot be read."""
+    passed = Unread(Counter(), Counter())
+    files = [Path(entry.path) for entry in _images(str(top), {_identity(os.stat(top))}, passed)]
+    lines = (_files_unread(str(top), passed.files), _links_unread(str(top), passed.links))
+    return files, [line for line in lines if line]
 
 
 def _by_class(top: Path, part: str, passed: dict[str, Unread]) -> dict[str, list[os.DirEntry[str]]]:
@@ -182,7 +191,7 @@ def _images(folder: str, seen: set[tuple[int, int]], passed: Unread) -> Iterator
     count images twice, or never end."""
     for entry in _entries(folder):
         if not _is_folder(entry):
-            if entry.name.lower().endswith(EXTENSIONS):
+            if _is_read(entry.name):
                 yield entry
             else:
                 passed.files[_extension(entry.name)] += 1
@@ -193,6 +202,18 @@ def _images(folder: str, seen: set[tuple[int, int]], passed: Unread) -> Iterator
             passed.links[entry.name] += 1
 
 
+def _is_read(name: str) -> bool:
+    extension = _extension(name)
+    return extension in EXTENSIONS or (extension in OPTIONAL and _decodes(OPTIONAL[extension]))
+
+
+@cache
+def _decodes(feature: str) -> bool:
+    from PIL import features  # only for the few folders that have such files
+
+    return features.check(feature) is True
+
+
 def _extension(name: str) -> str:
     return os.path.splitext(name)[1].lower() or "no extension"
 
@@ -201,14 +222,21 @@ def _unread_lines(name: str, images: Folder) -> list[str]:
     lines = [
         f"{name}: {line}"
         for folder, passed in images.unread.items()
-        for line in (_files_unread(folder, passed.files), _links_unread(folder, passed.links))
+        for line in (
+            _files_unread(_place(folder), passed.files),
+            _links_unread(folder, passed.links),
+        )
         if line
     ]
     more = len(lines) - MOST_NAMED
     return lines if more < 2 else [*lines[:MOST_NAMED], f"{name}: and so in {more} more folders"]
 
 
-def _files_unread(folder: str, files: Counter[str]) -> str:
+def _place(folder: str) -> str:
+    return f"{folder}, outside of the class folders," if folder in PARTS else folder
+
+
+def _files_unread(place: str, files: Counter[str]) -> str:
     """`8 files in train/b were not read: .heic`."""
     if not files:
         return ""
@@ -216,8 +244,8 @@ def _files_unread(folder: str, files: Counter[str]) -> str:
     listed = ", ".join(kinds if len(kinds) == 1 else (f"{kind} ({files[kind]})" for kind in kinds))
     count = files.total()
     are = "1 file" if count == 1 else f"{count:,} files"
-    place = f"{folder}, outside of the class folders," if folder in PARTS else _printable(folder)
-    return f"{are} in {place} {'was' if count == 1 else 'were'} not read: {_printable(listed)}"
+    were = "was" if count == 1 else "were"
+    return f"{are} in {_printable(place)} {were} not read: {_printable(listed)}"
 
 
 def _links_unread(folder: str, links: Counter[str]) -> str:
@@ -255,62 +283,3 @@ def _check_classes(
                 raise UserError(f"{name}: class folder {top / part / label} has no images{but}")
             if not label.isprintable():
                 raise UserError(f"{name}: class name {label!r} is not printable, rename its folder")
-
-
-def _shape(folder: Folder, size: int | None) -> tuple[int, int, int]:
-    from pipeline.data import pictures
-
-    with pictures.quietly():
-        firsts = [
-            pictures.open_image(folder.files["train"][name][0].path) for name in folder.classes
-        ]
-    grey = all(image.mode in pictures.GREY for image in firsts)
-    height, width = (size, size) if size else (firsts[0].height, firsts[0].width)
-    return (1 if grey else 3), height, width
-
-
-def _check_memory(name: str, folder: Folder, shape: tuple[int, int, int]) -> None:
-    count = sum(len(folder.images(part)) for part in PARTS)
-    needed = count * shape[0] * shape[1] * shape[2]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory / 2:
-        raise UserError(
-            f"{name}: {count:,} images of {shape[2]}x{shape[1]} take {needed / 2**30:.0f} GiB of "
-            f"this machine's {memory / 2**30:.0f}: give a smaller `size:` in the sweep file"
-        )
-
-
-def _decoded(
-    folder: Folder, part: str, shape: tuple[int, int, int], size: int | None
-) -> np.ndarray:
-    """uint8 [N, C, H, W] of one part; Pillow leaves the interpreter to others while it decodes."""
-    import numpy as np
-
-    from pipeline.data.pictures import quietly
-
-    files = folder.images(part)
-    first = folder.images("train")[0].path
-    array = np.empty((len(files), *shape), np.uint8)
-
-    def read(start: int) -> None:
-        for at, file in enumerate(files[start : start + AT_ONCE], start):
-            array[at] = _read(file.path, first, shape, size)
-
-    with quietly(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(read, range(0, len(files), AT_ONCE)):
-            pass  # in order: of several bad files the first is named
-    return array
-
-
-def _read(path: str, first: str, shape: tuple[int, int, int], size: int | None) -> np.ndarray:
-    from pipeline.data import pictures
-
-    image = pictures.open_image(path)
-    if shape[0] == 1 and image.mode not in pictures.GREY:
-        raise UserError(f"{path}: is in colour, but the first image of every class is grey")
-    if not size and (image.height, image.width) != shape[1:]:
-        raise UserError(
-            f"{path}: has {image.width}x{image.height} pixels, but the first image, {first}, has "
-            f"{shape[2]}x{shape[1]}: give `size:` with the data set in the sweep file to resize all"
-        )
-    return pictures.pixels(image, path, shape[0], shape[1:])

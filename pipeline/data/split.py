@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data import check_sizes
 from pipeline.data.cache import Checked, Decoded
 from pipeline.errors import UserError
 
@@ -40,7 +41,7 @@ class Split:
     """The data of one cell. A pixel p is normalized as (p - zero_point) * scale, where both come
     from the training part alone: one integer and one factor for all channels, so that uint8 images
     are a quantized tensor already. `fingerprint` is of the whole data set, before the split; `key`
-    of the files that it was read from."""
+    of the files that it was read from; `notes` are lines for the user about its images."""
 
     name: str
     classes: tuple[str, ...]
@@ -53,12 +54,13 @@ class Split:
     flip: bool
     fingerprint: str
     key: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def split(whole: Checked, name: str, recipe: Recipe, seed: int, flip: bool) -> Split:
     """Stratified and decided by `seed` alone. The test images are the same for all seeds."""
     data = whole.data
-    train, held_out = train_and_held_out(data, recipe.train_images, recipe.holdout, seed)
+    train, held_out = train_and_held_out(data, recipe.train_images, recipe.holdout, seed, name)
     test = sliver(data.test_labels, recipe.test_images, ranking(len(data.test_labels), "test"))
     parts = {
         "train": _images(data.train_pixels, data.train_labels, train),
@@ -77,23 +79,19 @@ def split(whole: Checked, name: str, recipe: Recipe, seed: int, flip: bool) -> S
         flip=flip,
         fingerprint=whole.fingerprint,
         key=whole.key,
+        notes=data.notes,
     )
 
 
 def train_and_held_out(
-    data: Decoded, images: int | None, holdout: float, seed: int
+    data: Decoded, images: int | None, holdout: float, seed: int, name: str = "data set"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices into the training set, ascending: `holdout` of each class is held out, at least one
     image; with `images`, both parts come from a sliver of about that many."""
     order = ranking(len(data.train_labels), "train", seed)
     if not holdout:
         return sliver(data.train_labels, images, order), np.empty(0, np.int64)
-    sizes = np.bincount(data.train_labels, minlength=len(data.classes))
-    if sizes.min() < 2:
-        raise UserError(
-            f"class {data.classes[sizes.argmin()]!r} has {sizes.min()} training image, "
-            "too few to hold one out: expected at least 2"
-        )
+    check_sizes(name, dict(zip(data.classes, data.sizes(), strict=True)))
     kept = sliver(data.train_labels, images, order, least=2)
     order = order[np.isin(order, kept)]
     sizes = np.bincount(data.train_labels[kept])

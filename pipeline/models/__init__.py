@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pipeline.models.spec import Graph, NetworkSpec
 
 _VGG = "pipeline.models.vgg"
+_RESNET = "pipeline.models.resnet"
+_MOBILENET = "pipeline.models.mobilenet"
 
 
 class Entry(NamedTuple):
@@ -45,6 +47,14 @@ MODELS: dict[str, tuple] = {
     "vgg13": Entry(_VGG, "VGG-13 without batch normalization", 0.73),
     "vgg16": Entry(_VGG, "VGG-16 without batch normalization", 1.0),
     "vgg19": Entry(_VGG, "VGG-19 without batch normalization", 1.27),
+    "resnet18": Entry(_RESNET, "ResNet-18 in the CIFAR form (11.2 M parameters)", 1.77),
+    "resnet20": Entry(_RESNET, "ResNet-20 for CIFAR (0.27 M parameters), 1x1 shortcuts", 0.13),
+    "resnet56": Entry(_RESNET, "ResNet-56 for CIFAR (0.86 M), 1x1 shortcuts", 0.40),
+    "resnet110": Entry(_RESNET, "ResNet-110 for CIFAR (1.7 M), 1x1 shortcuts", 0.81),
+    "resnet20_a": Entry(_RESNET, "ResNet-20 with padded shortcuts, as He et al. 2016", 0.13),
+    "resnet56_a": Entry(_RESNET, "ResNet-56 with padded shortcuts, as He et al. 2016", 0.40),
+    "resnet110_a": Entry(_RESNET, "ResNet-110 with padded shortcuts, as He et al. 2016", 0.81),
+    "mobilenetv2": Entry(_MOBILENET, "MobileNetV2 in the CIFAR form (2.24 M parameters)", 0.28),
 }
 
 

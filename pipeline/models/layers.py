@@ -5,6 +5,7 @@ N images, C colour channels, H x W pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,29 @@ class Sum(nn.Module):
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return a + b
+
+
+def multiple_of_eight(channels: float) -> int:
+    """To the nearest multiple, at least 8: other counts waste vector lanes."""
+    return max(8, round(channels / 8) * 8)
+
+
+class ConvNorm(nn.Module):
+    """Convolution that keeps the map's sides (divided by ``stride``), and batch normalization;
+    [N, C, H, W] -> [N, K, h, w]. ``groups``: as of the convolution."""
+
+    def __init__(self, inputs: int, filters: int, kernel: int, stride: int = 1, groups: int = 1):
+        super().__init__()
+        self.conv = nn.Conv2d(
+            inputs, filters, kernel, stride, kernel // 2, groups=groups, bias=False
+        )
+        self.norm = nn.BatchNorm2d(filters)
+        # He et al. 2015, equation 14, where each group is a convolution of its own.
+        reached = filters // groups * kernel**2
+        nn.init.normal_(self.conv.weight, std=math.sqrt(2 / reached))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x))
 
 
 class Network(nn.Module):

@@ -6,6 +6,7 @@ N images, C colour channels, H x W pixels, K filters, L layers.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -123,28 +124,35 @@ def shrink(state: ModelState, kept: list[torch.Tensor]) -> ModelState:
     device = next(state.network.parameters()).device
     with torch.random.fork_rng(devices=[]):
         network = build(spec).to(device)
-    tensors = dict(state.network.module.state_dict())
-    groups = zip(graph_of(state.spec).groups, state.spec.channels, kept, strict=True)
-    for group, filters, index in groups:
-        index = index.to(device)
-        for owner in (*group.producers, *group.norms):
-            for name in [n for n in tensors if n.startswith(f"{owner}.") and tensors[n].dim()]:
-                tensors[name] = tensors[name].index_select(0, index)
-        for consumer in group.consumers:
-            for name in [
-                n for n in tensors if n.startswith(f"{consumer}.") and tensors[n].dim() > 1
-            ]:
-                inputs = tensors[name].shape[1] // filters  # of a channel, where maps are flattened
-                wide = (index[:, None] * inputs + torch.arange(inputs, device=device)).flatten()
-                tensors[name] = tensors[name].index_select(1, wide)
+    graph, tensors = graph_of(state.spec), dict(state.network.module.state_dict())
+    for owner, groups in graph.filters.items():
+        index = _kept(groups, state.spec.channels, kept).to(device)
+        for name in [n for n in tensors if n.startswith(f"{owner}.") and tensors[n].dim()]:
+            tensors[name] = tensors[name].index_select(0, index)
+    for consumer, groups in graph.readers.items():
+        index = _kept(groups, state.spec.channels, kept).to(device)
+        channels = sum(state.spec.channels[i] for i in groups)
+        for name in [n for n in tensors if n.startswith(f"{consumer}.") and tensors[n].dim() > 1]:
+            inputs = tensors[name].shape[1] // channels  # of a channel, where maps are flattened
+            wide = (index[:, None] * inputs + torch.arange(inputs, device=device)).flatten()
+            tensors[name] = tensors[name].index_select(1, wide)
     network.module.load_state_dict(tensors)
     return ModelState(spec, network)
+
+
+def _kept(
+    groups: tuple[int, ...], channels: tuple[int, ...], kept: list[torch.Tensor]
+) -> torch.Tensor:
+    """Indices, on an axis that has the channels of ``groups`` side by side, of those that stay."""
+    starts = accumulate((channels[i] for i in groups[:-1]), initial=0)
+    return torch.cat([kept[i].cpu() + start for i, start in zip(groups, starts, strict=True)])
 
 
 @torch.no_grad()
 def fold(state: ModelState) -> ModelState:
     """Batch normalization moved into the convolution before it (Jacob et al. 2018, section 3.2):
-    ``w' = w * gamma / sqrt(var + eps)``. What becomes subnormal by that is set to zero."""
+    ``w' = w * gamma / sqrt(var + eps)``. What becomes subnormal by that is set to zero. Of a
+    quantized network the integers stay as they are: the factor goes into their scales."""
     norms = graph_of(state.spec).norms
     if not norms or state.spec.has(Folded.name):
         return state
@@ -162,6 +170,8 @@ def fold(state: ModelState) -> ModelState:
         bias = (0.0 if conv.bias is None else conv.bias) - norm.running_mean
         tensors[f"{conv_name}.bias"] = _flushed(norm.bias + bias * factor)
         tensors = {n: t for n, t in tensors.items() if not n.startswith(f"{norm_name}.")}
+        for transform in state.spec.transforms:
+            tensors = transform.scaled(tensors, conv_name, factor)
     network.module.load_state_dict(tensors)
     return ModelState(spec, network)
 

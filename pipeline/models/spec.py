@@ -5,7 +5,9 @@ N images, C colour channels, H x W pixels, K filters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +44,13 @@ class NetworkSpec:
     def with_transform(self, transform: Transform) -> NetworkSpec:
         return replace(self, transforms=(*self.transforms, transform))
 
+    def with_other(self, transform: Transform) -> NetworkSpec:
+        """With this one in the place of that of its name."""
+        return replace(
+            self,
+            transforms=tuple(transform if t.name == transform.name else t for t in self.transforms),
+        )
+
     def has(self, name: str) -> bool:
         return any(transform.name == name for transform in self.transforms)
 
@@ -71,12 +80,18 @@ class NetworkSpec:
 
 class Group(NamedTuple):
     """Filters that are removed together (names of layers): those of all ``producers``, which are
-    several where their outputs are summed; the channels of their ``norms``; and the inputs of all
-    ``consumers``. Where a consumer reads a flattened map, each channel has several inputs."""
+    several where their outputs are summed, or where a depthwise convolution filters the channels
+    of another one; the channels of their ``norms``; and the inputs of all ``consumers``. Where a
+    consumer reads a flattened map, each channel has several inputs.
+
+    ``summed``: it has the channels of a residual sum. ``whole``: none of it can be cut.
+    """
 
     producers: tuple[str, ...]
     norms: tuple[str, ...]
     consumers: tuple[str, ...]
+    summed: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,9 @@ class Graph:
     of quantization points that read the same tensor, which is quantized once: a layer's name for
     its input, or ``NAME:0`` and ``NAME:1`` for the operands of a ``Sum``. ``image``: layers that
     read the image itself. ``maps``: modules at whose outputs the blocks end, for attention.
+    ``outputs`` and ``inputs``: layers whose filters, or input channels, are of several groups (a
+    padded shortcut, a concatenation) -> numbers of these groups, in the order of the channels.
+    ``left``: lines about what stays whole, and why.
     """
 
     groups: tuple[Group, ...]
@@ -95,3 +113,22 @@ class Graph:
     image: tuple[str, ...]
     maps: tuple[str, ...] = ()
     shared: tuple[tuple[str, ...], ...] = ()
+    outputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    left: tuple[str, ...] = ()
+
+    @cached_property
+    def filters(self) -> dict[str, tuple[int, ...]]:
+        """Layer or normalization -> numbers of the groups that its filters are of, in order."""
+        found = {
+            name: (i,)
+            for i, group in enumerate(self.groups)
+            for name in (*group.producers, *group.norms)
+        }
+        return {**found, **self.outputs}
+
+    @cached_property
+    def readers(self) -> dict[str, tuple[int, ...]]:
+        """Layer -> numbers of the groups that its inputs are of, in order."""
+        found = {name: (i,) for i, group in enumerate(self.groups) for name in group.consumers}
+        return {**found, **self.inputs}

@@ -47,6 +47,11 @@ REMEDIES = {
     "node configuration": "no node has that much: reduce --set cores=N, memory_gib=N, gpu=KIND:N",
     "generic resource": "`sinfo -o '%N %G'` lists the GPUs there are: --set gpu=KIND:N",
 }
+NO_FLOCK = (
+    "this file system has no flock (a Lustre mounted without `-o flock`, NFS without its lock "
+    "daemon); netpress uses files that name their owner, and a process on another machine that was "
+    "killed outside of a job keeps its lock until you remove the file that the message names"
+)
 LATE_S = 3.0
 PROBE_S = 180.0  # the most time that the small job may take to start and end
 
@@ -122,11 +127,13 @@ def _work_root(work: Path) -> Iterator[Check]:
             store.publish_bytes(probe, b"first")
             store.publish_bytes(probe, b"second")
             ok = probe.read_bytes() == b"second"
+            has_flock = store.has_flock(Path(folder))
     except OSError as error:
         yield Check("work root", False, f"{work}: {error.strerror or error}, in {nearest}")
         return
     made = "" if nearest == work else f", to be created in {nearest}"
     yield Check("work root", ok, f"{work}{made}: writable, rename and fsync work")
+    yield Check("locks", True if has_flock else None, "flock works" if has_flock else NO_FLOCK)
     free = shutil.disk_usage(nearest).free
     yield Check("space", free >= LEAST_FREE_BYTES, f"{free / 1024**3:.0f} GiB free on it")
     odd = re.search(r"[%\\]|[^\x20-\x7e]", str(work))

@@ -2,14 +2,15 @@
 of the sweep, else its rehearsal on a GPU, else arithmetic for the requested kind of GPU.
 
 A measured cell gives two numbers: the seconds outside its training (start, measurement), and the
-seconds of an epoch as a multiple of the computed ones. So measurements of a small data set or a
-narrow network apply to the others, too.
+seconds of an epoch as a multiple of the computed ones, which are kept by model. So measurements of
+a small data set or a narrow network apply to the others, too, and a network of which nothing is
+known is estimated from its own first cell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from pipeline import models, store
@@ -39,9 +40,11 @@ def gpu_seconds(cell: Cell) -> float:
 
 
 def epochs(cell: Cell) -> int:
-    """Epochs of training in all stages of the cell; of a base, those of its own training."""
+    """Epochs of training in all stages of the cell; of a base, those of its own training, none
+    where trained weights were brought."""
     if cell.is_base:
-        return cell.recipe.epochs
+        own = cell.model.own
+        return 0 if own is not None and own.weights is not None else cell.recipe.epochs
     return sum(stage_epochs(stage.settings, cell.recipe) for stage in cell.stages)
 
 
@@ -59,7 +62,10 @@ def _macs(model: str) -> float | None:
 def notes(cells: Iterable[Cell]) -> list[str]:
     """What the arithmetic does not know."""
     unknown = {cell.model.name: None for cell in cells if _macs(cell.model.name) is None}
-    return [f"the cost of {name} is not known, it counts as a VGG-16" for name in unknown]
+    return [
+        f"the cost of {name} is not known, it counts as a VGG-16 until a cell of it is finished"
+        for name in unknown
+    ]
 
 
 def _pixels(dataset: Dataset, recipe: Recipe) -> float:
@@ -97,14 +103,18 @@ Measured = tuple[Cell, float, float | None]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a job for a cell: `overhead_s` + its epochs, each `scale` times the arithmetic."""
+    """Seconds of a job for a cell: `overhead_s` + its epochs, each `scale` times the arithmetic;
+    `scales`: of models that were measured themselves, by name. MACs do not say how long a network
+    takes: small maps, depthwise convolutions and many layers cost more than their share."""
 
     overhead_s: float
     scale: float
     source: str
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     def seconds(self, cell: Cell) -> float:
-        return self.overhead_s + epochs(cell) * _epoch_s(cell) * self.scale
+        scale = self.scales.get(cell.model.name, self.scale)
+        return self.overhead_s + epochs(cell) * _epoch_s(cell) * scale
 
 
 def best(
@@ -115,13 +125,15 @@ def best(
     rehearsal: Work | None = None,
 ) -> Estimate:
     """The best available estimate for the cells of a sweep on `gpu` (as a profile names it)."""
-    own = _from_cells(_finished(sweep.cells, work, on_gpu=bool(gpu)))
+    source = "from {} finished cells of this sweep"
+    own = _from_cells(_finished(sweep.cells, work, on_gpu=bool(gpu)), source)
     if own:
-        return Estimate(*own[:2], f"from {own[2]} finished cells of this sweep")
+        return own
     if rehearsed is not None and rehearsal is not None:
-        measured = _from_cells(_finished(rehearsed.cells, rehearsal, on_gpu=True))
+        source = "from {} cells rehearsed on a GPU"
+        measured = _from_cells(_finished(rehearsed.cells, rehearsal, on_gpu=True), source)
         if measured:
-            return Estimate(*measured[:2], f"from {measured[2]} cells rehearsed on a GPU")
+            return measured
     return by_hardware(gpu)
 
 
@@ -164,9 +176,18 @@ def _finished(cells: Iterable[Cell], work: Work, on_gpu: bool = False) -> Iterat
             yield cell, wall_s - training_s, epoch_s
 
 
-def _from_cells(measured: Iterable[Measured]) -> tuple[float, float, int] | None:
+def _from_cells(measured: Iterable[Measured], source: str) -> Estimate | None:
+    """`source` has a place for the number of cells."""
     rows = list(measured)
-    scales = [epoch_s / _epoch_s(cell) for cell, _, epoch_s in rows if epoch_s is not None]
+    scales: dict[str, list[float]] = {}
+    for cell, _, epoch_s in rows:
+        if epoch_s is not None:
+            scales.setdefault(cell.model.name, []).append(epoch_s / _epoch_s(cell))
     if not scales:
         return None
-    return fmean(around_s for _, around_s, _ in rows), fmean(scales), len(rows)
+    return Estimate(
+        fmean(around_s for _, around_s, _ in rows),
+        fmean(scale for of_model in scales.values() for scale in of_model),
+        source.format(len(rows)),
+        {name: fmean(of_model) for name, of_model in scales.items()},
+    )

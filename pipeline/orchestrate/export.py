@@ -27,7 +27,8 @@ def export(sweep: Sweep, cell: Cell, work: Work, to: Path, encoded: bool = False
             raise UserError(f"{cell.name} ({cell.id}) has no model to export yet: {reason}")
         files = _artifact(of_cell)
         copy = _copy if encoded else _copy_runnable
-        store.publish_new_folder(target, lambda folder: copy(of_cell, files, folder))
+        with store.shared():
+            store.publish_new_folder(target, lambda folder: copy(of_cell, files, folder))
     except Corrupt as error:
         again = f"`netpress run {quoted(sweep)}` makes it again"
         raise UserError(f"{cell.name} ({cell.id}) is damaged: {error}; {again}") from error

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
-
 from pipeline import store
 from pipeline.paths import CellPaths
 
@@ -18,28 +14,8 @@ def is_held(folder: CellPaths) -> bool:
     """
     try:
         with open(folder.lock, encoding="utf-8", errors="replace") as file:
-            return _may_live(file.read(200)) and not _could_lock(file.fileno())
+            holder = store.OWNER.fullmatch(file.read(200).strip())
+            may_live = holder is not None and store.lives_here(holder) is not False
+            return may_live and store.is_taken(file.fileno(), folder.lock)
     except OSError:
         return False
-
-
-def _may_live(holder: str) -> bool:
-    match = store.HOLDER.fullmatch(holder.strip())
-    if match is None or match["host"] != socket.gethostname():
-        return match is not None
-    try:
-        os.kill(int(match["pid"]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it is alive, and another user's
-    return True
-
-
-def _could_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    return True

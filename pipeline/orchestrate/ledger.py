@@ -19,11 +19,9 @@ time an open intent can be settled by looking for that name. A writer holds the 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -233,29 +231,28 @@ def locked(paths: SweepPaths) -> Iterator[Ledger]:
             "set NETPRESS_WORK to a folder of your own"
         ) from None
     try:
-        _take_lock(descriptor, paths)
-        yield read(paths)
+        lock = store.FileLock(paths.lock, descriptor, _me(paths))
+        _take_lock(lock, paths)
+        try:
+            yield read(paths)
+        finally:
+            lock.release()
     finally:
         os.close(descriptor)
 
 
-def _take_lock(descriptor: int, paths: SweepPaths) -> None:
+def _take_lock(lock: store.FileLock, paths: SweepPaths) -> None:
     deadline, waiting = time.monotonic() + WAIT_S, False
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            holder = (
-                os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-            )
-            if not waiting:
-                message = f"{holder} is changing the submitted jobs; waiting for it to finish"
-                print(f"netpress: {sentence(message)}", file=sys.stderr)
-                waiting = True
-            if time.monotonic() > deadline:
-                raise UserError(f"{holder} has held {paths.lock} for {WAIT_S:.0f} s") from None
-            time.sleep(0.2)
+    descriptor = lock.descriptor
+    while not lock.take():
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+        if not waiting:
+            message = f"{holder} is changing the submitted jobs; waiting for it to finish"
+            print(f"netpress: {sentence(message)}", file=sys.stderr)
+            waiting = True
+        if time.monotonic() > deadline:
+            raise UserError(f"{holder} has held {paths.lock} for {WAIT_S:.0f} s{lock.remedy}")
+        time.sleep(0.2)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{_me(paths)}\n".encode(), 0)
 
@@ -270,7 +267,7 @@ def _of_another(paths: SweepPaths) -> str:
 
 
 def _me(paths: SweepPaths) -> str:
-    return f"process {os.getpid()} on {socket.gethostname()} (sweep {paths.folder.name})"
+    return f"{store.this_process()} (sweep {paths.folder.name})"
 
 
 def _write_line(paths: SweepPaths, text: str) -> None:

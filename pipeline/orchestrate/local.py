@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pipeline import paths, plugins, streams
+from pipeline import hardware, paths, plugins, streams
 from pipeline.done import is_done
 from pipeline.errors import UserError
 from pipeline.orchestrate import images, plan
@@ -49,6 +49,7 @@ def run(
     if missing:
         _prepare_data(missing, work, data_root)
         plugins.keep(sweep.plugins, work)
+        plugins.keep_own([cell.model for cell in sweep.cells], work)
         command = command or _worker_command(work, data_root)
         with display(sweep.cells, done) as shown, _signals() as stopping:
             pool = Pool(missing, done, work, command, slots, shown, stopping)
@@ -66,7 +67,7 @@ def _slots(device: str, workers: int | None, threads: int | None) -> list[Slot]:
     if device == "cuda" and not gpus:
         raise UserError("--device cuda: no NVIDIA GPU is visible here; expected cpu or auto")
     count = workers or max(1, len(gpus))
-    cores = len(os.sched_getaffinity(0))
+    cores = hardware.training_cores()
     options = ("--device", device, "--threads", str(threads or max(1, cores // count)))
     return [
         Slot(options, {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from pipeline import plugins
+from pipeline import plugins, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import ledger, slurm, submitted
 from pipeline.orchestrate.batch import REPORT, Batch, Prepared, dependency, slurm_request, text_id
@@ -152,6 +152,7 @@ def _send(
     )
     cells = {i: batch.sweep.by_id[i].to_json() for i in item.array.cells}
     plugins.keep(batch.sweep.plugins, batch.work)
+    plugins.keep_own([cell.model for cell in batch.sweep.cells], batch.work)
     executor.write(item.job, script, function_of(item), item.minutes, cells)
     try:
         job = _submitted(item, known)
@@ -169,7 +170,8 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
     if item.array.name == REPORT:
         path, text = str(batch.sweep.path.absolute()), batch.sweep.text
         plugged = {plugin.source: plugin.sha256 for plugin in batch.sweep.plugins}
-        return functions.report(path, text, root, str(batch.reports), folder, plugged)
+        umask = store.users_umask()
+        return functions.report(path, text, root, str(batch.reports), folder, plugged, umask)
     lead_s = batch.cluster.profile.signal_s
     return functions.cells(
         folder, root, data_root, dict(item.array.tasks), item.array.shares, lead_s

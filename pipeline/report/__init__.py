@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline import store
-from pipeline.paths import ReportPaths, Work, report
+from pipeline.paths import ReportPaths, Work, references, report
 from pipeline.report.answer import best
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 
+@store.shared()
 def build(
     sweep: Sweep,
     work: Work,
@@ -79,6 +80,7 @@ def check_folder(sweep: Sweep, out: Path | None = None) -> None:
     Owned.of(report(sweep.name, out))
 
 
+@store.shared()
 def rebuild(folder: Path) -> tuple[ReportPaths, Frames]:
     """Write the report in `folder` anew from its results.h5 alone, to the same bytes.
 
@@ -101,7 +103,7 @@ def rebuild(folder: Path) -> tuple[ReportPaths, Frames]:
 
 def made(published: Published, paths: ReportPaths) -> dict[Path, bytes]:
     """Every file of the report that is made from results.h5, the page last."""
-    from pipeline.report import figures, latex, page, sections, tables, text
+    from pipeline.report import figures, latex, page, paper, sections, tables, text
 
     sweep, frames, usages = published.sweep, published.frames, published.usages
     drawn = figures.draw(frames.rows, published.evidence)
@@ -112,6 +114,9 @@ def made(published: Published, paths: ReportPaths) -> dict[Path, bytes]:
     set_in_latex = latex.tables(measured)
     files |= {paths.latex(name): table.encode() for name, table in set_in_latex.items()}
     shown = {paths.name(paths.svg(name)): figure for name, figure in drawn.items()}
+    in_latex = {path.removesuffix(".svg"): figure for path, figure in shown.items()}
+    files[paths.paper] = paper.paper(sweep, frames, in_latex).encode()
+    files[paths.references] = references().read_bytes()
     files[paths.markdown] = text.report(sweep, frames, shown, usages, measured).encode()
     beside = [paths.name(path) for path in (paths.merged, *files)]
     files[paths.page] = page.html(sweep, frames, drawn, usages, measured, beside)

@@ -1,32 +1,19 @@
-"""What a report says, as plain data: report.md and index.html write the same words and numbers.
+"""What was measured, as tables; and what is said of the whole report.
 
-A sentence is a tuple of parts, each text or `Code`. Nothing here is escaped; each writer does that
-for its own format.
+All of it is plain data (`document`): report.md, index.html and LaTeX write the same.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 from pipeline import runtimes
 from pipeline.errors import UserError
 from pipeline.measure.series import BATCHES, Series, Threads
 from pipeline.paths import shell_word, sweep_file
-from pipeline.report import images, versions
-from pipeline.report.answer import (
-    ONE_POINT,
-    Group,
-    deviation,
-    fastest,
-    groups,
-    mean,
-    nearest,
-    settings,
-    smallest,
-)
+from pipeline.report import images, points, versions
+from pipeline.report.answer import Group, groups, settings
+from pipeline.report.document import Column, Line, Section, Sentence, Table, Value, spread, table_of
 from pipeline.report.frames import Frames
 from pipeline.report.metrics import (
     METRIC,
@@ -39,79 +26,6 @@ from pipeline.report.metrics import (
 from pipeline.report.row import PERCENTILES, Row
 from pipeline.sweep import Sweep
 from pipeline.techniques import CONTROLS
-
-
-class Code(str):
-    """A part of a sentence to be shown as code: a name, a command."""
-
-
-Sentence = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`points`: (question, sentence) about one data set and model."""
-
-    dataset: str
-    model: str
-    points: tuple[tuple[str, Sentence], ...]
-
-
-@dataclass(frozen=True)
-class Column:
-    """`group`: what its neighbours have in common; `key`: its metric's, "" for a name or n."""
-
-    heading: str
-    key: str = ""
-    group: str = ""
-
-
-@dataclass(frozen=True)
-class Value:
-    """What a table shows, and what it is sorted by: the text itself where `number` is None."""
-
-    text: str
-    number: float | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """The first column names the line. `name`: what its file is named after."""
-
-    name: str
-    caption: str
-    columns: tuple[Column, ...]
-    lines: tuple[tuple[Value, ...], ...]
-
-    @property
-    def headings(self) -> list[str]:
-        """Where there are no groups: those that several columns have say their group as well."""
-        often = Counter(column.heading for column in self.columns)
-        return [
-            f"{column.group}: {column.heading}"
-            if column.group and often[column.heading] > 1
-            else column.heading
-            for column in self.columns
-        ]
-
-    @cached_property
-    def are_numbers(self) -> tuple[bool, ...]:
-        """Of each column, whether it has numbers, or would where there were results."""
-        return tuple(
-            i > 0 and (bool(column.key) or any(line[i].number is not None for line in self.lines))
-            for i, column in enumerate(self.columns)
-        )
-
-
-@dataclass(frozen=True)
-class Section:
-    """`id`: its own, and a part of its tables' file names."""
-
-    id: str
-    title: str
-    about: tuple[Sentence, ...]
-    tables: tuple[Table, ...]
-
 
 # --- what a table has ------------------------------------------------------------------------
 
@@ -166,18 +80,26 @@ BESIDE = tuple(
 
 def results(frames: Frames, columns: Sequence[Column] = RESULTS) -> Section:
     about = (
-        "All values are measured on the deployable artifact: its size on disk as stored and as "
-        "run, its own accuracy on the test set, and its speed on ONNX Runtime. The compression "
-        "ratio is the base's stored size divided by the artifact's; the MAC reduction is the same "
-        "for multiply-accumulate operations (MACs). The speedup is the median latency of the base "
-        "artifact divided by that of the artifact, both warmed up and interleaved in one process, "
-        "with all threads. Agreement is the share of test images for which artifact and base "
-        "predict the same class. The int8 share is the part of the MACs that runs in integer "
-        "kernels. "
+        "Measured on the deployable artifact: its bytes on disk, its own accuracy on the whole "
+        f"test set, its speed on ONNX Runtime. {_about_spread(frames)}"
     )
-    return Section(
-        "results", "Results", ((f"{about}{_about_spread(frames)}",),), tables(frames, columns)
-    )
+    return Section("results", "Results", ((about,),), tables(frames, columns), RESULTS_NOTES)
+
+
+RESULTS_NOTES: tuple[Sentence, ...] = (
+    (
+        "The compression ratio is the base's stored size divided by the artifact's; the MAC "
+        "reduction is the same for multiply-accumulate operations (MACs).",
+    ),
+    (
+        "The speedup is the median latency of the base artifact divided by that of the artifact, "
+        "both warmed up and interleaved in one process, with all threads.",
+    ),
+    (
+        "Agreement is the share of test images for which artifact and base predict the same class. "
+        "The int8 share is the part of the MACs that runs in integer kernels.",
+    ),
+)
 
 
 def _about_spread(frames: Frames) -> str:
@@ -204,14 +126,15 @@ def simulated(frames: Frames) -> Section | None:
     if all(METRIC[SIMULATED_MS].of(row) is None for row in frames.rows):
         return None
     about = (
-        "The simulated network is the one used in training: full-precision arithmetic in PyTorch "
-        "that emulates the compressed network. Its latency does not predict that of the deployed "
-        "artifact; it is listed because it is often reported instead. Medians at batch 1, all "
-        "threads."
+        "The network of training emulates the compressed one in full precision, in PyTorch: its "
+        "latency does not predict that of the deployed artifact."
     )
-    return Section(
-        "simulated", "Simulated and deployed latency", ((about,),), tables(frames, BESIDE)
+    note = (
+        "It is listed because it is often reported instead. Medians at batch 1, all threads; each "
+        "speedup is over the base on the runtime that the column names."
     )
+    title = "Simulated and deployed latency"
+    return Section("simulated", title, ((about,),), tables(frames, BESIDE), ((note,),))
 
 
 def several_seeds(frames: Frames) -> bool:
@@ -228,12 +151,14 @@ def tables(frames: Frames, columns: Sequence[Column]) -> tuple[Table, ...]:
 def _table_of_rows(
     dataset: str, model: str, rows: Sequence[Row], columns: Sequence[Column]
 ) -> Table:
-    older = versions.behind(rows)
+    older, best = versions.behind(rows), points.on_frontier(rows)
     numbers = {column: [METRIC[column.key].of(row) for row in rows] for column in columns}
     present = [c for c in columns if any(number is not None for number in numbers[c])]
     head = (Column("technique"), Column("n"), *present)
-    lines = (_line(group, present, older) for group in groups(rows))
-    return table_of(dataset, model, head, lines)
+    every = groups(rows)
+    lines = (_line(group, present, older) for group in every)
+    about = (Line(group, group.technique in best) for group in every)
+    return table_of(dataset, model, head, lines, about)
 
 
 def _line(group: Group, columns: Iterable[Column], older: Container[str]) -> tuple[Value, ...]:
@@ -247,25 +172,12 @@ def _line(group: Group, columns: Iterable[Column], older: Container[str]) -> tup
     )
 
 
-def table_of(dataset: str, model: str, columns: Iterable[Column], lines: Iterable) -> Table:
-    """A table about one data set and model."""
-    return Table(f"{dataset}-{model}", f"{dataset}, {model}", tuple(columns), tuple(lines))
-
-
 def shown(technique: str, family: str) -> str:
     """A technique as tables name it: controls say that they are."""
     return f"{technique} (control)" if family in CONTROLS else technique
 
 
-def spread(numbers: Sequence[float | None], key: str) -> Value:
-    """Mean ± deviation of a metric; empty where a number is missing, or where there are none."""
-    if not numbers or any(number is None or number != number for number in numbers):
-        return Value("")
-    middle = mean(numbers)
-    return Value(METRIC[key].show(middle, deviation(numbers)), middle)
-
-
-# --- the answer ------------------------------------------------------------------------------
+# --- the whole report ------------------------------------------------------------------------
 
 
 def title(sweep: Sweep) -> str:
@@ -293,74 +205,6 @@ def seeds(sweep: Sweep) -> str:
 
 def _range(seeds: list[int]) -> str:
     return f"{len(seeds)} of {seeds[0]} to {seeds[-1]}"
-
-
-def answers(sweep: Sweep, rows: Iterable[Row]) -> list[Answer]:
-    """One a (data set, model); none without results."""
-    return [_answer(sweep, *setting, members) for setting, members in settings(rows).items()]
-
-
-def _answer(sweep: Sweep, dataset: str, model: str, rows: list[Row]) -> Answer:
-    questions = (
-        ("Smallest without accuracy loss", smallest(rows, 0.0), 0.0, "smaller"),
-        ("Smallest within one percentage point", smallest(rows), ONE_POINT, "smaller"),
-        ("Fastest within one percentage point", fastest(rows), ONE_POINT, "faster"),
-    )
-    near = nearest(rows)
-    points = (
-        (question, _sentence(sweep, group, limit, better, near))
-        for question, group, limit, better in questions
-    )
-    return Answer(dataset, model, tuple(points))
-
-
-def _sentence(
-    sweep: Sweep, group: Group | None, limit: float, better: str, near: Group | None
-) -> Sentence:
-    if group is None:
-        return ("no measured model qualifies", *_nearest(near))
-    if group.is_base:
-        lead = f"the base itself, {_numbers(group)}; no compressed model "
-        if near is not None and near.within(limit):
-            return (f"{lead}that qualifies is {better}.",)
-        return (f"{lead}qualifies", *_nearest(near))
-    cell = group.cell(limit)
-    seed = f" (seed {cell.seed})" if len(group.rows) > 1 else ""
-    return (
-        Code(group.technique),
-        f", {_numbers(group)}, {_gains(group)}. To export it: ",
-        Code(f"netpress export {shell_word(name(sweep))} {cell.id}"),
-        f"{seed}.",
-    )
-
-
-def _nearest(near: Group | None) -> Sentence:
-    """How far the best of the others is from qualifying."""
-    if near is None:
-        return (".",)
-    return ("; the nearest, ", Code(near.technique), f", is {_change(near)} its base.")
-
-
-def _numbers(group: Group) -> str:
-    accuracies = [row.accuracy for row in group.rows]
-    accuracy = METRIC["accuracy"].show(mean(accuracies), deviation(accuracies))
-    stored = METRIC["stored_bytes"].say(group.stored_bytes)
-    seeds = f" (n = {len(accuracies)})" if len(accuracies) > 1 else ""
-    return f"{accuracy} %{seeds} in {stored}"
-
-
-def _change(group: Group) -> str:
-    drop = METRIC["accuracy_drop"].show(abs(group.drop))
-    side = "below" if group.drop > 0 else "above"
-    return "as accurate as" if float(drop) == 0 else f"{drop} percentage points {side}"
-
-
-def _gains(group: Group) -> str:
-    ratio = METRIC["stored_ratio"].show(mean(row.stored_ratio for row in group.rows))
-    speed = METRIC["speedup_all_batch1"].show(group.speedup)
-    faster = f", speedup {speed} at batch 1" if speed else ""
-    smaller = f", compression ratio {ratio}" if ratio else ""
-    return f"{_change(group)} its base{smaller}{faster}"
 
 
 # --- how it is repeated ----------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report.answer import Group, groups, settings
-from pipeline.report.content import Column, Section, Sentence, Table, Value, spread, table_of
+from pipeline.report.document import Column, Section, Sentence, Table, Value, spread, table_of
 from pipeline.report.row import Row
 from pipeline.sweep import Cell, Sweep
 from pipeline.techniques import about
@@ -31,11 +31,18 @@ COLUMNS = (
 )
 ABOUT: Sentence = (
     "Each technique is compared with its controls at the same operating point. The difference is "
-    "the mean, over the n seeds that both have, of the technique's accuracy minus the control's "
-    "with the same seed; above 0, the technique is better. Controls are not quantized. Epochs of "
-    "training include those of the base where the weights start from it, but not a teacher's. A "
-    "control without an operating point (the base trained for longer) is compared with every "
-    "technique that continues from the base's weights.",
+    "the technique's accuracy minus the control's: above 0, the technique is better.",
+)
+NOTES: tuple[Sentence, ...] = (
+    (
+        "The difference is the mean over the n seeds that both have, each with the same seed. "
+        "Controls are not quantized.",
+    ),
+    (
+        "Epochs of training include those of the base where the weights start from it, but not a "
+        "teacher's. A control without an operating point (the base trained for longer) is compared "
+        "with every technique that continues from the base's weights.",
+    ),
 )
 
 
@@ -57,7 +64,7 @@ def section(sweep: Sweep, rows: Sequence[Row]) -> Section | None:
     tables = tuple(_tables(sweep, rows))
     if not tables:
         return None
-    return Section("controls", "Techniques and their controls", (ABOUT,), tables)
+    return Section("controls", "Techniques and their controls", (ABOUT,), tables, NOTES)
 
 
 def compared(sweep: Sweep, rows: Iterable[Row]) -> Iterator[Compared]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline import usage
-from pipeline.report.content import Column, Section, Sentence, Table, Value, spread
+from pipeline.report.document import Column, Section, Sentence, Table, Value, spread
 from pipeline.report.metrics import METRIC
 from pipeline.sweep import Cell, Sweep
 
@@ -48,7 +48,7 @@ def _about(usages: Mapping[str, Usage]) -> Iterator[Sentence]:
 
 
 def _line(cell: Cell, record: Usage) -> tuple[Value, ...]:
-    requested, used = record["asked"], record["used"]
+    requested, used = usage.request_of(record), record["used"]
     attempts = usage.of_all(record, "attempts")
     return (
         Value(cell.name),

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from pipeline.report.content import Section, Table
+from pipeline.report.document import Section, Table
 
 ESCAPED = {
     "\\": r"\textbackslash{}",
@@ -53,7 +53,7 @@ def tables(sections: Iterable[Section]) -> dict[str, str]:
 def tabular(section: Section, table: Table) -> str:
     numbers = table.are_numbers
     lines = [
-        f"% {_comment(section.title)}: {_comment(table.caption)}",
+        f"% {comment(section.title)}: {comment(table.caption)}",
         r"% \usepackage{booktabs}; where it is too wide, "
         r"\resizebox{\textwidth}{!}{\input{...}} of graphicx",
         rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in numbers)}}}",
@@ -124,5 +124,5 @@ def _cell(text: str) -> str:
     return f"{{}}{shown}" if shown[:1] in ("[", "*") else shown
 
 
-def _comment(text: str) -> str:
+def comment(text: str) -> str:
     return " ".join(text.split())

@@ -173,5 +173,6 @@ COMPARED = (
     Metric("cores", "cores", "", "lower"),
     Metric("gib", "memory", "GiB", "lower"),
     Metric("share_of_time", "utilization", "%", "higher", ".0f"),
+    Metric("share_of_base", "share of the base", "%", "lower", ".1f"),
 )
 METRIC = {metric.key: metric for metric in (*METRICS, *COMPARED)}

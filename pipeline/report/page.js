@@ -1,23 +1,38 @@
 "use strict";
-// Sorting, filtering and hiding columns; without it the page has everything else. The first lines
-// of a table are rows; where there are many, the others stand below it as text, a line each with
-// tabs between the columns, and become rows on demand.
+// What the page shows is chosen, marks are read with a pointer or the arrow keys, commands copied,
+// tables sorted, filtered and folded; without it the page has everything else. The first lines of a
+// table are rows; where there are many, the others stand below it as text, a line each with tabs
+// between the columns, and become rows on demand.
 (() => {
+  document.documentElement.classList.add("js");
   const MORE = 1000;
   const byText = new Intl.Collator("en", { numeric: true }).compare;
   const number = (text) => parseFloat(text.replaceAll(",", ""));  // "1,234 ± 5": 1234; "": NaN
 
+  const MACHINE = { chosen: "" };
+  const here = (numbers) => !numbers || !MACHINE.chosen ||
+    numbers.split(" ").includes(MACHINE.chosen);
+
   function fromRow(row) {
-    return { texts: [...row.cells].map((cell) => cell.textContent), row };
+    const texts = [...row.cells].map((cell) => cell.textContent);
+    return { texts, row, id: row.id, front: row.classList.contains("front"), on: row.dataset.on };
   }
-  function fromText(line) {
-    const texts = line.split("\t");
+  function fromText(text, id, front, on) {
+    const texts = text.split("\t");
     texts[0] = texts[0].trimEnd();
-    return { texts, row: null };
+    return { texts, row: null, id, front, on };
+  }
+  function fromRest(pre, view, first) {
+    const front = new Set((pre.dataset.front || "").split(" "));
+    const on = (pre.dataset.machines || "").split(",");
+    return pre.textContent.split("\n").map((text, i) =>
+      fromText(text, `${view}-r${first + i}`, front.has(`${first + i}`), on[i]));
   }
   function rowOf(line, heads) {
     if (line.row) return line.row;
     line.row = document.createElement("tr");
+    line.row.id = line.id;
+    if (line.front) line.row.className = "front";
     heads.forEach((head, i) => {
       const cell = document.createElement(i ? "td" : "th");
       if (!i) { cell.scope = "row"; cell.className = "name"; }
@@ -40,14 +55,21 @@
     const rest = setting.querySelector(".rest");
     const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
     const lines = [...body.rows].map(fromRow);
-    let most = lines.length, column = -1, way = "none", wanted = () => true;
-    if (rest) lines.push(...rest.querySelector("pre").textContent.split("\n").map(fromText));
+    let most = lines.length, column = -1, way = "none", wanted = () => true, filtered = false;
+    let folded = "folds" in table.dataset;
+    if (rest) lines.push(...fromRest(rest.querySelector("pre"), setting.id, lines.length));
 
     const more = document.createElement("button");
     more.type = "button";
     more.className = "more";
     more.addEventListener("click", () => { most += MORE; show(); });
     if (rest) rest.replaceWith(more);
+    const fold = document.createElement("button");
+    fold.type = "button";
+    fold.className = "fold";
+    fold.hidden = !folded;
+    fold.addEventListener("click", () => { folded = !folded; show(); });
+    setting.append(fold);
 
     function sorted() {
       if (way === "none") return lines;
@@ -62,14 +84,19 @@
       return [...there, ...keyed.filter(([key]) => key !== key)].map(([, line]) => line);
     }
     function show(all = false) {
-      const shown = sorted().filter(wanted);
+      const there = all ? lines : sorted().filter((line) => here(line.on));
+      const matching = all ? lines : there.filter(wanted);
+      const shown = folded && !filtered && !all ? matching.filter((line) => line.front) : matching;
       const now = all ? shown : shown.slice(0, most);
       body.replaceChildren(...now.map((line) => rowOf(line, heads)));
       const left = shown.length - now.length;
       more.hidden = left === 0;
       more.textContent = `Show ${Math.min(MORE, left).toLocaleString("en")} more of ` +
         `${left.toLocaleString("en")} lines`;
-      return shown.length;
+      fold.textContent = folded
+        ? `Show all ${there.length.toLocaleString("en")} rows, not only the frontier`
+        : "Show only the frontier";
+      return [matching.length, there.length];
     }
     function sort(i) {
       const begin = heads[i].dataset.first;
@@ -88,15 +115,28 @@
       head.append(button);
       head.setAttribute("aria-sort", "none");
     });
-    addEventListener("beforeprint", () => { if (rest) show(true); });
-    addEventListener("afterprint", () => { if (rest) show(); });
-    if (rest) show();
+    if (rest || folded) {
+      addEventListener("beforeprint", () => show(true));
+      addEventListener("afterprint", () => show());
+      show();
+    }
 
     return {
       setting,
       heads,
-      of: lines.length,
-      filter(test) { wanted = (line) => test(line, heads); return show(); },
+      filter(test, any) {
+        wanted = (line) => test(line, heads);
+        filtered = any;
+        return show();
+      },
+      reveal(id) {
+        const line = lines.find((one) => one.id === id);
+        if (!line) return;
+        if (folded && !line.front) folded = false;
+        const place = lines.filter((one) => !folded || one.front).indexOf(line);
+        most = Math.max(most, column < 0 ? place + 1 : lines.length);
+        show();
+      },
       hide(groups) {
         for (const cell of table.querySelectorAll("[data-group]"))
           cell.hidden = groups.has(cell.dataset.group);
@@ -119,15 +159,15 @@
   }
 
   function control(form, tables) {
-    const { filter, setting, shown } = form.elements;
+    const { filter, shown } = form.elements;
     const groups = [...form.querySelectorAll("[name=group]")];
+    const visible = (table) => !table.setting.classList.contains("gone");
     function update() {
       let count = 0, of = 0;
+      const text = filter.value.trim();
       for (const table of tables) {
-        const here = !setting || !setting.value || table.setting.id === setting.value;
-        table.setting.hidden = !here;
-        const left = table.filter(test(filter.value));
-        if (here) { count += left; of += table.of; }
+        const [left, all] = table.filter(test(text), text !== "");
+        if (visible(table)) { count += left; of += all; }
       }
       const grouped = (n) => n.toLocaleString("en");
       shown.value = count === of ? "" : `${grouped(count)} of ${grouped(of)} lines`;
@@ -138,18 +178,201 @@
     }
     form.addEventListener("submit", (event) => event.preventDefault());
     filter.addEventListener("input", update);
-    if (setting) setting.addEventListener("change", update);
     for (const box of groups) {
       box.checked = matchMedia("(min-width: 60rem)").matches || "narrow" in box.dataset;
       box.addEventListener("change", hide);
     }
     if (groups.length) hide();
     form.hidden = false;
+    return update;
   }
 
+  // --- data set, model and machine, chosen once for the whole page ------------------------------
+
+  function chooser(form, changed) {
+    const { dataset, model, machine } = form.elements;
+    const shown = [...document.querySelectorAll(".shown")];
+    const about = [...document.querySelectorAll("[data-dataset]")];
+    const fits = (node) =>
+      (!dataset || !dataset.value || node.dataset.dataset === dataset.value) &&
+      (!model || !model.value || !node.dataset.model || node.dataset.model === model.value);
+    function update() {
+      if (model && !shown.some(fits)) {  // not every data set has every model
+        const first = shown.find((one) => one.dataset.dataset === dataset.value);
+        model.value = first.dataset.model;
+      }
+      for (const node of about) node.classList.toggle("gone", !fits(node));
+      MACHINE.chosen = machine ? machine.value : "";
+      for (const mark of document.querySelectorAll("a.mark[data-on]"))
+        mark.classList.toggle("off", !here(mark.dataset.on));
+      changed();
+    }
+    form.addEventListener("submit", (event) => event.preventDefault());
+    form.addEventListener("change", update);
+    form.hidden = !form.elements.length;
+    document.documentElement.classList.toggle("choosing", Boolean(dataset));
+    return {
+      update,
+      show(node) {  // a row of what is not chosen
+        const there = node.closest("[data-dataset]");
+        if (!there || fits(there)) return;
+        if (dataset) dataset.value = there.dataset.dataset;
+        if (model && there.dataset.model) model.value = there.dataset.model;
+        update();
+      },
+    };
+  }
+
+  // --- marks of a figure ------------------------------------------------------------------------
+
+  const NEAR = 26;  // pixels
+  const tip = document.getElementById("tip");
+
+  function plot(svg) {
+    const marks = [...svg.querySelectorAll(".mark")].map((node) => {
+      const use = node.querySelector("use");
+      const title = node.querySelector("title");
+      const lines = title.textContent.split("\n");
+      node.setAttribute("aria-label", lines.join("; "));
+      if (node.localName !== "a") node.setAttribute("role", "img");
+      node.setAttribute("tabindex", "-1");
+      title.remove();  // the browser would show it beside ours
+      return { node, lines, x: parseFloat(use.getAttribute("x")),
+        y: parseFloat(use.getAttribute("y")) };
+    });
+    if (!marks.length) return;
+    marks.sort((a, b) => a.x - b.x || a.y - b.y);
+    let now = null;
+    const base = marks.findIndex((mark) => mark.node.localName === "a");
+    marks[Math.max(0, base)].node.setAttribute("tabindex", "0");
+
+    function show(mark) {
+      if (now === mark) return;
+      if (now) now.node.classList.remove("near");
+      now = mark;
+      tip.hidden = !mark;
+      if (!mark) return;
+      mark.node.classList.add("near");
+      const [name, ...rest] = mark.lines;
+      tip.replaceChildren(text("b", name), ...rest.map((line) => text("span", line)));
+      const target = mark.node.getAttribute("href");
+      if (target) {
+        const link = text("a", "its row in the table");
+        link.href = target;
+        tip.append(link);
+      }
+      const box = svg.getBoundingClientRect();
+      const x = box.left + box.width * mark.x / 100, y = box.top + box.height * mark.y / 100;
+      const room = document.documentElement.clientWidth - tip.offsetWidth - 8;
+      tip.style.left = `${scrollX + Math.max(8, Math.min(x + 14, room))}px`;
+      const above = y - tip.offsetHeight - 12;
+      tip.style.top = `${scrollY + (above > 60 ? above : y + 14)}px`;
+    }
+    function nearest(event) {
+      const box = svg.getBoundingClientRect();
+      let best = null, least = NEAR * NEAR;
+      for (const mark of marks) {
+        const dx = box.left + box.width * mark.x / 100 - event.clientX;
+        const dy = box.top + box.height * mark.y / 100 - event.clientY;
+        const far = dx * dx + dy * dy;
+        if (far < least && !mark.node.classList.contains("off")) { best = mark; least = far; }
+      }
+      return best;
+    }
+    const axes = svg.parentElement;
+    axes.addEventListener("pointermove", (event) => {
+      if (event.pointerType !== "touch") show(nearest(event));
+    });
+    axes.addEventListener("pointerleave", (event) => {
+      if (event.pointerType !== "touch") show(null);
+    });
+    // A first touch shows what a mark is, the link in it leads to the row.
+    axes.addEventListener("click", (event) => {
+      const mark = nearest(event);
+      const touched = event.pointerType === "touch";
+      if (event.detail && (touched || !mark)) event.preventDefault();
+      if (event.detail && touched) show(mark);
+      if (event.detail && !touched && mark && !event.target.closest("a"))
+        mark.node.dispatchEvent(new MouseEvent("click", { bubbles: true, cancelable: true }));
+    });
+    svg.addEventListener("focusin", (event) => {
+      show(marks.find((mark) => mark.node === event.target.closest(".mark")));
+    });
+    svg.addEventListener("focusout", () => show(null));
+    svg.addEventListener("keydown", (event) => {
+      const i = marks.findIndex((mark) => mark.node === document.activeElement);
+      const steps = { ArrowRight: i + 1, ArrowUp: i + 1, ArrowLeft: i - 1, ArrowDown: i - 1,
+        Home: 0, End: marks.length - 1 };
+      if (i < 0) return;
+      if (event.key === "Escape") show(null);
+      const to = marks[steps[event.key]];
+      if (!to) return;
+      event.preventDefault();
+      marks[i].node.setAttribute("tabindex", "-1");
+      to.node.setAttribute("tabindex", "0");
+      to.node.focus();
+    });
+  }
+  function text(tag, content) {
+    const node = document.createElement(tag);
+    node.textContent = content;
+    return node;
+  }
+
+  // --- commands ---------------------------------------------------------------------------------
+
+  async function copied(code) {
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      return true;
+    } catch {  // not allowed for a file in some browsers
+      getSelection().selectAllChildren(code);
+      return document.execCommand("copy");
+    }
+  }
+  for (const button of document.querySelectorAll("button.copy")) {
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      button.textContent = await copied(button.previousElementSibling) ? "Copied" : "Selected";
+      setTimeout(() => { button.textContent = "Copy command"; }, 2000);
+    });
+  }
+
+  // --- all of it --------------------------------------------------------------------------------
+
+  const tables = [], updates = [];
   for (const section of document.querySelectorAll("section")) {
-    const tables = [...section.querySelectorAll("table.sortable")].map(enhance);
+    const own = [...section.querySelectorAll("table.sortable")].map(enhance);
     const form = section.querySelector("form.controls");
-    if (form) control(form, tables);
+    updates.push(form ? control(form, own) : () => own.forEach((t) => t.filter(() => true, false)));
+    tables.push(...own);
+  }
+  const form = document.querySelector("form.chooser");
+  const choice = form && chooser(form, () => updates.forEach((update) => update()));
+  if (choice) choice.update();
+  document.querySelectorAll("svg.marks").forEach(plot);
+
+  function reveal(id) {
+    const table = tables.find((one) => id.startsWith(`${one.setting.id}-r`));
+    if (!table) return;
+    if (choice) choice.show(table.setting);
+    table.reveal(id);
+  }
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a");
+    const href = link && link.getAttribute("href");
+    if (!href || !href.startsWith("#")) return;
+    reveal(href.slice(1));
+    if (link.ownerSVGElement) {  // a link in a drawing
+      event.preventDefault();
+      location.hash = href;
+    }
+    tip.hidden = true;
+  });
+  if (location.hash) {
+    const id = decodeURIComponent(location.hash.slice(1));
+    reveal(id);
+    const there = document.getElementById(id);
+    if (there) there.scrollIntoView();
   }
 })();

@@ -72,6 +72,7 @@ def _machines(frames: Frames) -> list[tuple[str, str]]:
         ("Training precision", _counted(fact.get("precision") for fact in facts)),
         ("Versions", _counted(_versions(fact.get("versions") or {}) for fact in facts)),
         ("Commit", _counted(fact.get("commit") for fact in facts)),
+        ("Images", _counted(_noted(fact.get("image_notes")) for fact in facts)),
         ("Changed during the run", _counted(map(_changed, facts))),
         ("Total training time", _training(frames)),
     )
@@ -105,8 +106,19 @@ def _cpu(hardware: dict[str, Any]) -> str:
     return ", ".join(part for part in (hardware.get("cpu") or "", count) if part)
 
 
+def machine(facts: Mapping[str, Any]) -> str:
+    """What measured a result: `CPU, 2 cores`; "" where it does not say."""
+    hardware = facts.get("hardware")
+    return _cpu(hardware) if isinstance(hardware, dict) else ""
+
+
 def _listed(flags: Any) -> str:
     return flags if isinstance(flags, str) else " ".join(map(str, flags or ()))
+
+
+def _noted(lines: Any) -> str:
+    """Of a folder of images: what was left out, and how the rest was read."""
+    return "; ".join(map(str, lines)) if isinstance(lines, list) else ""
 
 
 def _versions(versions: dict[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.report import content, controls, study
-from pipeline.report.content import Section
+from pipeline.report import content, controls, published, study
+from pipeline.report.document import Section
 from pipeline.report.frames import Frames
 from pipeline.sweep import Sweep
 
@@ -18,5 +18,6 @@ def measured(sweep: Sweep, frames: Frames) -> list[Section]:
         content.latency(frames),
         content.simulated(frames),
         controls.section(sweep, frames.rows),
+        published.section(frames.rows),
     )
     return [section for section in sections if section]

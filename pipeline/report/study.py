@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.report.answer import Group, groups, mean, settings
-from pipeline.report.content import Code, Column, Section, Sentence, Table, Value, spread, table_of
+from pipeline.report.document import Code, Column, Section, Sentence, Table, Value, spread, table_of
 from pipeline.report.metrics import METRIC
 from pipeline.report.row import Row, ratio
 
@@ -78,12 +78,13 @@ def section(rows: Iterable[Row]) -> Section | None:
     ]
     if not compared:
         return None
-    about = (*_about(one[:2] for one in compared), *(_why(*one) for one in compared))
+    about = tuple(_why(*one) for one in compared)
+    notes = tuple(_notes(one[:2] for one in compared))
     tables = tuple(_table(*one) for one in compared)
-    return Section("study", "Comparison with the study", about, tables)
+    return Section("study", "Comparison with the study", about, tables, notes)
 
 
-def _about(settings: Iterable[tuple[str, str]]) -> Iterator[Sentence]:
+def _notes(settings: Iterable[tuple[str, str]]) -> Iterator[Sentence]:
     yield (
         "The study has one run for each row: validation accuracy, and the time to classify the "
         "test set in PyTorch on a node with an A100. This report has the artifacts: size on disk, "
@@ -222,3 +223,55 @@ def _averages(time: Callable[[Row], float | None], members: Sequence[Group]) -> 
 def _average(time: Callable[[Row], float | None], group: Group) -> float | None:
     value = mean(time(row) for row in group.rows)
     return value if value == value else None
+
+
+# --- the same as a chart ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A number of the study and ours, each relative to its own base; None: not there."""
+
+    theirs: float | None
+    ours: float | None
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """A technique here beside a row of the study: size and time as parts of the base's, accuracy
+    in points over the base's."""
+
+    row: str
+    technique: str
+    size: Pair
+    time: Pair
+    accuracy: Pair
+
+
+def ratios(rows: Sequence[Row]) -> list[Ratios]:
+    """Of one (data set, model); () where the study has nothing on it."""
+    first = rows[0]
+    study = STUDY.get(first.dataset, {}) if first.model.startswith("vgg16") else {}
+    base = study.get(BASE)
+    if base is None:
+        return []
+    return [
+        _ratios(name, study.get(name), base, group)
+        for name, members in _by_row(rows).items()
+        for group in members
+        if name != BASE
+    ]
+
+
+def _ratios(name: str, theirs: Reference | None, base: Reference, group: Group) -> Ratios:
+    size = _average(lambda row: ratio(row.stored_bytes, row.base_stored_bytes), group)
+    gained = None if group.drop != group.drop else -100 * group.drop
+    if theirs is None:
+        pairs = [Pair(None, ours) for ours in (size, _average(_test_set, group), gained)]
+    else:
+        pairs = [
+            Pair(theirs.stored_bytes / base.stored_bytes, size),
+            Pair(theirs.test_set_seconds / base.test_set_seconds, _average(_test_set, group)),
+            Pair(100 * (theirs.accuracy - base.accuracy), gained),
+        ]
+    return Ratios("" if name == NOT_THERE else name, group.technique, *pairs)

@@ -7,13 +7,13 @@ import errno
 import io
 import math
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline import runtimes
 from pipeline.measure.series import Series
 from pipeline.report import images
-from pipeline.report.answer import Group, groups, mean, settings
+from pipeline.report.answer import Group, fastest, groups, mean, settings, smallest
 from pipeline.report.frames import Frames
 from pipeline.report.metrics import METRIC, METRICS, SPEEDUP, latency_key, speedup_key
 from pipeline.report.row import COUNTS, IDENTITY, Row
@@ -96,9 +96,18 @@ SUMMARY = (  # heading, metric; latency at batch 1
 )
 
 
+DROPPED = ("speedup\nbatch 64", "latency\nms", "n", "ratio\n×")  # first where there is no room
+QUESTIONS = (
+    "smallest without accuracy loss",
+    "smallest within one percentage point",
+    "fastest within one percentage point",
+)
+TERMINAL_COLUMNS = 80
+
+
 def print_summary(frames: Frames, file: IO[str] | None = None) -> None:
-    """A table a (data set, model), a line a technique (the mean over its n seeds), then the gaps.
-    Fits 80 columns; a name is never cut."""
+    """A table a (data set, model), a line a technique (the mean over its n seeds), the best marked;
+    then the gaps. Fits 80 columns; a name is never cut."""
     from rich.console import Console
     from rich.text import Text
 
@@ -109,8 +118,11 @@ def print_summary(frames: Frames, file: IO[str] | None = None) -> None:
     # As wide as it must be: a terminal that is narrower wraps, which loses nothing.
     console = Printer(file=file, highlight=False, soft_wrap=True, width=1000)
     for (dataset, model), rows in settings(frames.rows).items():
+        marks = _marks(rows)
         console.print(Text(f"{dataset}, {model}", style="bold"))
-        console.print(_summary_table(rows))
+        console.print(_summary_table(rows, marks))
+        for number in sorted({number for numbers in marks.values() for number in numbers}):
+            console.print(Text(f"{number}: {QUESTIONS[int(number) - 1]}"))
         console.print()
     for sentence in images.sentences(frames.rows):
         console.print(Text(sentence))
@@ -118,20 +130,50 @@ def print_summary(frames: Frames, file: IO[str] | None = None) -> None:
         console.print(Text(printable(f"{gap.cell.name} ({gap.cell.id}): {gap.reason}")))
 
 
-def _summary_table(rows: list[Row]) -> rich.table.Table:
+def _marks(rows: list[Row]) -> dict[str, list[str]]:
+    """Technique -> the numbers of the questions that it is the answer to; a base is none."""
+    found: dict[str, list[str]] = {}
+    for number, group in enumerate((smallest(rows, 0.0), smallest(rows), fastest(rows)), 1):
+        if group is not None and not group.is_base:
+            found.setdefault(group.technique, []).append(str(number))
+    return found
+
+
+def _summary_table(rows: list[Row], marks: Mapping[str, list[str]]) -> rich.table.Table:
     from rich.table import Table
     from rich.text import Text
 
+    headings = ["", "technique", "n", *(heading for heading, _ in SUMMARY)]
+    lines = [_summary_line(group, marks) for group in groups(rows)]
+    shown = _that_fit(headings, lines)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("technique", no_wrap=True)
-    for heading in ("n", *(heading for heading, _ in SUMMARY)):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for group in groups(rows):
-        table.add_row(*(Text(value) for value in _summary_line(group)))
+    for i in shown:
+        table.add_column(headings[i], justify="left" if i < 2 else "right", no_wrap=True)
+    for line in lines:
+        style = "bold" if line[0] else ""
+        table.add_row(*(Text(line[i], style=style) for i in shown))
     return table
 
 
-def _summary_line(group: Group) -> list[str]:
+def _that_fit(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> list[int]:
+    """Numbers of the columns that fit into a terminal; a name needs the room that it needs."""
+    widths = [
+        max(
+            len(part)
+            for text in (heading, *(line[i] for line in lines))
+            for part in text.split("\n")
+        )
+        for i, heading in enumerate(headings)
+    ]
+    shown = [i for i, width in enumerate(widths) if width]
+    for heading in DROPPED:
+        if sum(widths[i] + 1 for i in shown) > TERMINAL_COLUMNS + 1:
+            shown = [i for i in shown if headings[i] != heading]
+    return shown
+
+
+def _summary_line(group: Group, marks: Mapping[str, list[str]]) -> list[str]:
     metrics = [METRIC[key] for _, key in SUMMARY]
     numbers = [metric.show(mean(metric.of(row) for row in group.rows)) for metric in metrics]
-    return [group.technique, str(len(group.rows)), *numbers]
+    mark = "" if group.is_base else ",".join(marks.get(group.technique, ()))
+    return [mark, group.technique, str(len(group.rows)), *numbers]

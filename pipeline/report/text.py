@@ -1,14 +1,17 @@
-"""report.md: the answer first, then the numbers it comes from, then how to repeat it."""
+"""report.md: the picture and the answer first, then the numbers they come from, then how to repeat
+it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.report import content, jobs, provenance
-from pipeline.report.content import Answer, Code, Section, Sentence, Table
+from pipeline.report import cards, content, jobs, provenance
+from pipeline.report.cards import Answer
+from pipeline.report.document import Code, Section, Sentence, Table
 from pipeline.report.frames import Frames
 from pipeline.report.jobs import Usage
+from pipeline.report.points import STORED
 from pipeline.report.tables import code, escape, fenced, markdown
 from pipeline.sweep import Sweep
 
@@ -25,14 +28,17 @@ def report(
 ) -> str:
     """The whole of report.md. `figures`: by the path of each from there; `usages`: a cell's id ->
     its job's record of usage; `measured`: as sections.measured has it."""
+    first = {path: figure for path, figure in figures.items() if figure.title == STORED.title}
+    others = {path: figure for path, figure in figures.items() if path not in first}
     parts = [
         f"# {escape(content.title(sweep))}\n",
         f"{content.counts(sweep, frames)}\n",
+        *(_figure(path, figure) for path, figure in first.items()),
         "## The answer\n",
-        *(_answer(answer) for answer in content.answers(sweep, frames.rows)),
+        *(_answer(answer) for answer in cards.answers(sweep, frames.rows)),
         "" if frames.rows else "There is no result yet.\n",
         *map(_section, measured),
-        *_figures(figures),
+        *_figures(others),
         *_gaps(frames),
         *_jobs(sweep, usages),
         *_provenance(sweep, frames, usages),
@@ -51,7 +57,7 @@ def escape_inline(part: str) -> str:
 
 
 def _answer(answer: Answer) -> str:
-    points = "".join(f"- {question}: {sentence(parts)}\n" for question, parts in answer.points)
+    points = "".join(f"- {card.question}: {sentence(card.sentence)}\n" for card in answer.cards)
     setting = f"**{escape(answer.dataset)}, {escape(answer.model)}**"
     return f"{setting}, each technique compared with its own base:\n\n{points}"
 
@@ -69,7 +75,9 @@ def _figure(path: str, figure: Figure) -> str:
 
 def _section(section: Section) -> str:
     about = "".join(f"{sentence(parts)}\n\n" for parts in section.about)
-    return f"## {section.title}\n\n{about}" + "\n".join(map(_table, section.tables))
+    notes = "".join(f"- {sentence(parts)}\n" for parts in section.notes)
+    below = f"\nNotes:\n\n{notes}" if notes else ""
+    return f"## {section.title}\n\n{about}" + "\n".join(map(_table, section.tables)) + below
 
 
 def _table(table: Table) -> str:

@@ -1,8 +1,9 @@
 """Files on disk: a result is either absent or complete.
 
-files: atomic publication. regular: reading files of unknown origin. locks: one process per cell.
-manifest: which cells are done. results: HDF5. attempts: one run of a job for a cell, its failure
-and its usage. Other layers use the names here, not the modules below.
+files: atomic publication. modes: who may read it. regular: reading files of unknown origin. locks:
+one process per cell. claims: locks, also without flock. manifest: which cells are done. results:
+HDF5. attempts: one run of a job for a cell, its failure and its usage. Other layers use the names
+here, not the modules below.
 """
 
 from pipeline.store.attempts import (
@@ -17,12 +18,19 @@ from pipeline.store.attempts import (
     write_failure,
     write_usage,
 )
+from pipeline.store.claims import (
+    OWNER,
+    FileLock,
+    has_flock,
+    is_taken,
+    lives_here,
+    this_process,
+)
 from pipeline.store.files import (
     TEMPORARY,
     clear_abandoned,
     json_bytes,
     make_folder,
-    private,
     publish_bytes,
     publish_folder,
     publish_json,
@@ -31,7 +39,7 @@ from pipeline.store.files import (
     sha256,
     sync_folder,
 )
-from pipeline.store.locks import HOLDER, Busy, lock_cell
+from pipeline.store.locks import Busy, lock_cell
 from pipeline.store.manifest import (
     damaged_parts,
     is_done,
@@ -43,6 +51,7 @@ from pipeline.store.manifest import (
     withdraw,
     write_manifest,
 )
+from pipeline.store.modes import private, shared, users_umask
 from pipeline.store.regular import copy_checked, open_regular, read_checked, read_regular
 from pipeline.store.results import (
     SEAL_BYTES,
@@ -69,7 +78,12 @@ __all__ = [
     "read_usage",
     "write_failure",
     "write_usage",
-    "HOLDER",
+    "OWNER",
+    "FileLock",
+    "has_flock",
+    "is_taken",
+    "lives_here",
+    "this_process",
     "SEAL_BYTES",
     "TEMPORARY",
     "Busy",
@@ -107,7 +121,9 @@ __all__ = [
     "sealed",
     "set_aside",
     "sha256",
+    "shared",
     "sync_folder",
+    "users_umask",
     "verify",
     "verify_files",
     "withdraw",

@@ -78,7 +78,7 @@ class Usage:
         if self.used is None:
             return {"job": self.job}
         values = asdict(self)
-        values["asked"] = values.pop("requested")
+        values["request"] = values.pop("requested")
         return values
 
 
@@ -129,7 +129,8 @@ def read_usage(attempt: AttemptPaths) -> Usage | None:
         wall_s=_number(values, "wall_s"),
         training_s=_number(values, "training_s"),
         epochs=None if epochs is None else int(epochs),
-        requested=_requested(values.get("asked")),
+        # Of earlier versions, it has another name.
+        requested=_requested(values.get("request", values.get("asked"))),
         used=_peaks(values.get("used")),
     )
 

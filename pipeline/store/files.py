@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.store import modes
+
 TEMPORARY = re.compile(
     r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<process>\d+)-(?P<host>[0-9a-f]{4})?[0-9a-f]{8}"
 )
@@ -31,18 +33,14 @@ RETRIES_S = (0.05, 0.2, 0.5, 1.0)
 AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of renameat2(2)
 
 
-def private() -> None:
-    """From now on, this process creates files readable only by its user."""
-    os.umask(0o077)
-
-
 def make_folder(folder: Path) -> Path:
-    """Make `folder` and its parents, readable only by the user; raises OSError with the path where
-    something else has its name."""
+    """Make `folder` and its parents, readable only by the user, or as `shared` says; raises OSError
+    with the path where something else has its name."""
     if not folder.is_dir():
         make_folder(folder.parent)
         try:
             folder.mkdir(mode=0o700)
+            modes.set_mode_of_folder(folder)
         except FileExistsError:  # created meanwhile, or a file, or a dangling link
             if not folder.is_dir():
                 raise NotADirectoryError(
@@ -87,7 +85,7 @@ def again_if_cleared(act: Callable[..., Any], *arguments: Any) -> Any:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; its synced file replaces `path` at the end, or is removed."""
-    temporary = _beside(path, "tmp")
+    temporary = beside(path, "tmp")
     try:
         with naming(path):
             yield temporary
@@ -136,7 +134,7 @@ def draft_of(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder`, for the caller to rename; it is removed after an
     error."""
     make_folder(folder.parent)
-    temporary = _beside(folder, "tmp")
+    temporary = beside(folder, "tmp")
     temporary.mkdir(mode=0o700)
     try:
         yield temporary
@@ -168,7 +166,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _beside(path: Path, kind: str) -> Path:
+def beside(path: Path, kind: str) -> Path:
     mark = f"{os.getpid()}-{_host()}{secrets.token_hex(4)}"
     return path.with_name(f".{path.name}.{kind}-{mark}")
 
@@ -216,6 +214,7 @@ def write_synced(path: Path, data: bytes) -> None:
     try:
         left = memoryview(data)
         with naming(path):
+            modes.set_mode_of_file(descriptor)
             while left:
                 left = left[os.write(descriptor, left) :]
             os.fsync(descriptor)
@@ -227,7 +226,7 @@ def _sync_tree(folder: Path) -> None:
     for root, _, names in os.walk(folder, topdown=False):
         for name in names:
             _sync_file(Path(root) / name)
-        os.chmod(root, 0o700)
+        modes.set_mode_of_folder(Path(root))
         sync_folder(Path(root))
 
 
@@ -235,7 +234,7 @@ def _sync_file(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         with naming(path):
-            os.fchmod(descriptor, 0o600)
+            modes.set_mode_of_file(descriptor)
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -263,7 +262,7 @@ def _rename_over_nothing(source: Path, target: Path) -> None:
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    aside = _beside(folder, "old")
+    aside = beside(folder, "old")
     old: Path | None = aside
     try:
         os.rename(folder, aside)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +12,9 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.paths import CellPaths
 from pipeline.store import files
+from pipeline.store.claims import OWNER, FileLock, IsGone, lives_here, this_process
 
 SUPERSEDE_S = 60.0  # for an earlier run of the same job to notice that it has to end
-# The contents of the lock file, which stay after its holder was killed.
-HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>\S+)(?: in job (?P<job>\S+))?")
 
 
 class Busy(Exception):
@@ -33,47 +30,52 @@ def lock_cell(
     The lock ends with its process, however that ends. The lock file itself stays: removing it
     would let two processes lock two different files of one name. Some network file systems apply
     locks only within one machine; so the file also names its holder, until that one releases it.
+    Others have none, see `claims`.
     `lives` tells whether a job is alive, for a holder on another machine and in another job than
     `job`, our own. An earlier run of our own job has to give way: it may still run on a node that
     the scheduler has lost. Yields a function that tells whether the lock is still ours; a holder
     that has lost it must end at once.
     """
     descriptor = _open_lock(cell)
-    mine = f"process {os.getpid()} on {socket.gethostname()}" + (f" in job {job}" if job else "")
+    mine = this_process() + (f" in job {job}" if job else "")
+    lock = FileLock(cell.lock, descriptor, mine)
     try:
         holder = _holder(descriptor)
-        other = HOLDER.fullmatch(holder)
-        host, other_job = (other["host"], other["job"]) if other else (None, None)
-        away = host not in (None, socket.gethostname())
+        other = OWNER.fullmatch(holder)
+        away = other is not None and lives_here(other) is None
+        other_job = other["job"] if other else None
         again = away and job is not None and other_job == job
-        if not (_take(descriptor) or (again and _supersede(descriptor, mine))):
-            raise Busy(f"cell {cell.id} is being worked on by {holder or 'another process'}")
-        # Only the scheduler knows whether it is alive.
-        if away and not again and lives and other_job and lives(other_job):
-            raise Busy(f"cell {cell.id} is being worked on by {holder}")
-        _sign(descriptor, mine)
-        _clear_leftovers(cell.folder)
-        yield lambda: _signed(cell.lock) in (mine, None)
-        if _holder(descriptor) == mine:
-            os.ftruncate(descriptor, 0)
+
+        def is_gone(owner: re.Match[str]) -> bool:
+            """Only the scheduler knows, but of our own job, whose earlier run has to end."""
+            if owner["job"] is None:
+                return False
+            return owner["job"] == job or (lives is not None and not lives(owner["job"]))
+
+        if not (lock.take(is_gone) or (again and _supersede(lock, is_gone))):
+            by = f"{holder or 'another process'}{lock.remedy}"
+            raise Busy(f"cell {cell.id} is being worked on by {by}")
+        try:
+            # Only the scheduler knows whether it is alive.
+            if away and not again and lives and other_job and lives(other_job):
+                raise Busy(f"cell {cell.id} is being worked on by {holder}")
+            _sign(descriptor, mine)
+            _clear_leftovers(cell.folder)
+            yield lambda: _signed(cell.lock) in (mine, None)
+            if _holder(descriptor) == mine:
+                os.ftruncate(descriptor, 0)
+        finally:
+            lock.release()
     finally:
         os.close(descriptor)
 
 
-def _take(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _supersede(descriptor: int, mine: str) -> bool:
+def _supersede(lock: FileLock, is_gone: IsGone) -> bool:
     """Put our name into the lock file of an earlier run of our job, and wait for that run to
     end."""
-    _sign(descriptor, mine)
+    _sign(lock.descriptor, lock.owner)
     deadline = time.monotonic() + SUPERSEDE_S
-    while not (taken := _take(descriptor)) and time.monotonic() < deadline:
+    while not (taken := lock.take(is_gone)) and time.monotonic() < deadline:
         time.sleep(0.5)
     return taken
 

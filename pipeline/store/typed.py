@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 JSON_BYTES = 1 << 27
 PARSED_BYTES = 1 << 29
@@ -87,9 +87,16 @@ class _Usage(_Typed):
 
     job: Annotated[Text, Field(min_length=1)]
     wall_s: Amount | None = None
-    asked: _Requested
+    request: _Requested | None = None
+    asked: _Requested | None = None  # earlier versions' name
     used: _Used
     all: _All | None = None
+
+    @model_validator(mode="after")
+    def _has_a_request(self) -> _Usage:
+        if (self.request if "request" in self.model_fields_set else self.asked) is None:
+            raise ValueError("it does not say what was requested")
+        return self
 
 
 class _Gap(_Typed):

@@ -11,12 +11,22 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+)
 
 from pipeline import registry
 from pipeline.store import typed
@@ -74,28 +84,101 @@ class Frozen(BaseModel):
         return canonical_json(self.model_dump(mode="json"))
 
 
+COLOUR = re.compile("white|black|#[0-9a-f]{6}")
+
+
+def _colour(value: str) -> str:
+    if not COLOUR.fullmatch(value):
+        raise ValueError(f"expected white, black or a colour such as '#c0c0c0', got {value[:20]!r}")
+    return value
+
+
 class Dataset(Frozen):
     """A data set: one that netpress knows by name, or a folder of images.
 
     `folder` has the ImageFolder layout, train/CLASS/* and test/CLASS/*; `size`: images are resized
     to size x size pixels; `flip`: mirror images in training (None: as the data set's kind says).
+    Of folders of images only: `channels`: 1 reads all as grey, 3 as colour (None: as most of them
+    are); `background`: what transparent parts are laid on; `on_error`: what becomes of a run with
+    an image that cannot be read.
     """
 
     name: Name
     folder: str | None = None
     size: int | None = Field(None, ge=4, le=1024)
     flip: bool | None = None
+    channels: Literal[1, 3] | None = None
+    background: Annotated[str, AfterValidator(_colour)] = "white"
+    on_error: Literal["refuse", "skip"] = "refuse"
 
     def decides(self) -> dict[str, Any]:
         # Where the images lie differs between a laptop and a cluster; the result does not.
-        return {"name": self.name, "size": self.size, "flip": self.flip}
+        return {"name": self.name, "size": self.size, "flip": self.flip, **self.of_images}
+
+    @property
+    def of_images(self) -> dict[str, Any]:
+        """What differs from the defaults of the settings that only folders of images have. They
+        are younger than many results, whose ids and cell.json lack them."""
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name in OF_IMAGES
+            if (value := getattr(self, name)) != fields[name].default
+        }
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        kept = self.of_images
+        return {k: v for k, v in dump(self).items() if k not in OF_IMAGES or k in kept}
+
+
+OF_IMAGES = ("channels", "background", "on_error")
+
+
+class Pixels(Frozen):
+    """A pixel p (0..255) enters an own network as (p - zero_point) * scale."""
+
+    zero_point: int = Field(0, ge=0, le=255)
+    scale: float = Field(1 / 255, gt=0, le=1000)
+
+
+class Own(Frozen):
+    """Where a user's own network comes from: `function` of a file (`source` is where it lay) or of
+    a module, called with `arguments`. `sha256`: of the file; `version`: of the distribution that
+    the module is of. `weights`: trained ones, with their own SHA-256; `pixels`: what they expect,
+    where that is not the data set's own range."""
+
+    source: str
+    function: str
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    version: str | None = None
+    arguments: dict[str, Any] = {}
+    weights: str | None = None
+    weights_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    pixels: Pixels | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.source.rpartition('/')[2]}:{self.function}"
+
+    def decides(self) -> dict[str, Any]:
+        """Where files lie, and what they are called, decides nothing."""
+        data = self.model_dump(mode="json", exclude={"weights"}, exclude_none=True)
+        if self.sha256 is not None:
+            del data["source"]
+        return data
 
 
 class Model(Frozen):
-    """A network by name; `width` multiplies its channels."""
+    """A network by name; `width` multiplies its channels. `own`: of a user's own."""
 
     name: Name
     width: float = Field(1.0, gt=0, le=4)
+    own: Own | None = Field(None, exclude_if=lambda value: value is None)
+
+    def decides(self) -> dict[str, Any]:
+        own = {} if self.own is None else {"own": self.own.decides()}
+        return {"name": self.name, "width": self.width, **own}
 
     @property
     def label(self) -> str:

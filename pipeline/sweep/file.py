@@ -12,6 +12,7 @@ from pydantic import Field
 from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.strict_yaml import Document, Key, described, nearest, shown
+from pipeline.sweep import own
 from pipeline.sweep.cell import (
     Dataset,
     Frozen,
@@ -63,6 +64,16 @@ class _DatasetEntry(Dataset):
     """An entry of `datasets`; its `training` is what differs from the sweep's on this data set."""
 
     training: dict[str, Any] = {}
+
+
+class _ModelEntry(Frozen):
+    """An entry of `models` without a factory."""
+
+    name: Name
+    width: float = Field(1.0, gt=0, le=4)
+
+
+OF_OWN = ("arguments", "weights", "pixels")
 
 
 class _Label(Frozen):
@@ -145,12 +156,28 @@ def read_models(source: Source) -> list[Model]:
     models: dict[str, Model] = {}
     for i, value in enumerate(source.config.models):
         at = ("models", i)
-        model = _entry(source.document, at, Model, value)
-        source.known(at, "model", model.name, source.catalog.models, "models")
+        model = _model(source, at, value)
         if model.label in models:
             raise source.error(at, f"{model.label} stands here twice; name it once")
         models[model.label] = model
     return list(models.values())
+
+
+def _model(source: Source, at: Key, value: Any) -> Model:
+    """A model by its name, or a user's own by its factory."""
+    if isinstance(value, dict) and "factory" in value:
+        model = own.read(source.document, at, value)
+        if model.name in source.catalog.models:
+            raise source.error(
+                (*at, "name"),
+                f"{shown(model.name)} is a model that netpress has; give yours another name",
+            )
+        return model
+    if isinstance(value, dict) and (given := [key for key in OF_OWN if key in value]):
+        raise source.error((*at, given[0]), "is of an own network, which has a `factory`, too")
+    model = _entry(source.document, at, _ModelEntry, value)
+    source.known(at, "model", model.name, source.catalog.models, "models")
+    return Model(name=model.name, width=model.width)
 
 
 def read_datasets(source: Source) -> tuple[list[Dataset], dict[str, Recipe]]:
@@ -165,6 +192,7 @@ def read_datasets(source: Source) -> tuple[list[Dataset], dict[str, Recipe]]:
             dataset = _with_folder(source, at, dataset)
         else:
             source.known(at, "data set", dataset.name, source.catalog.datasets, "datasets")
+            _check_settings(source, at, dataset)
         if dataset.name in datasets:
             raise source.error(at, f"{shown(dataset.name)} stands here already; names must differ")
         datasets[dataset.name] = dataset
@@ -186,6 +214,12 @@ def _entry(document: Document, at: Key, part: type[Frozen], value: Any) -> Any:
     if not isinstance(value, dict):
         raise document.error(at, f"expected a name, or a mapping with it, got {described(value)}")
     return document.check(at, part, value)
+
+
+def _check_settings(source: Source, at: Key, dataset: Dataset) -> None:
+    if dataset.name not in source.catalog.folders:
+        for name in dataset.of_images:
+            raise source.error((*at, name), "is for folders of images; remove it")
 
 
 def _with_folder(source: Source, at: Key, dataset: Dataset) -> Dataset:

@@ -36,6 +36,10 @@ STAGES: dict[str, str] = {
     "sparsify": "pipeline.techniques.sparsify",
     "cluster": "pipeline.techniques.cluster",
     "quantize-incremental": "pipeline.techniques.quantize_incremental",
+    "lowbits": "pipeline.techniques.lowbits",
+    "ternary": "pipeline.techniques.ternary",
+    "binary": "pipeline.techniques.binary",
+    "rate": "pipeline.techniques.rate",
     "encode": "pipeline.techniques.encode",
 }
 
@@ -79,6 +83,35 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
     "inq-3": (
         "the same with 3 bits: zero and two powers of two",
         [{"quantize-incremental": {"bits": 3}}, {"encode": {}}],
+    ),
+    "qat-int4": (
+        "4-bit weights with learned scales (Esser et al. 2020), by way of 8 bits; coded",
+        [{"lowbits": {"bits": 4}}, {"encode": {}}],
+    ),
+    "qat-int2": (
+        "2-bit weights with learned scales, by way of 8 and 4 bits; coded",
+        [{"lowbits": {"bits": 2}}, {"encode": {}}],
+    ),
+    "ternary": (
+        "weights -1, 0 and 1 with a scale a filter (Li et al. 2016); coded",
+        [{"ternary": {}}, {"encode": {}}],
+    ),
+    "binary": (
+        "weights -1 and 1 with a scale a filter (Rastegari et al. 2016); coded",
+        [{"binary": {}}, {"encode": {}}],
+    ),
+    "rate": (
+        "int8, trained to take few bits when coded (Oktay et al. 2020)",
+        [{"rate": {}}, {"encode": {}}],
+    ),
+    "small-and-rate": (
+        "a sixteenth of the parameters, taught by the base, then trained to take few bits; coded",
+        [
+            {"prune": {"parameters_kept": 0.0625}},
+            {"finetune": {"teacher": "base"}},
+            {"rate": {"teacher": "base"}},
+            {"encode": {}},
+        ],
     ),
     # Controls: what a technique has to be better than.
     "prune-random": (

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from pipeline.errors import UserError
 from pipeline.techniques.settings import Trained
 from pipeline.techniques.train import given, known_model, student_spec
 
 if TYPE_CHECKING:
     from pipeline.models.network import ModelState
+    from pipeline.models.spec import NetworkSpec
     from pipeline.techniques.context import Context
     from pipeline.training.losses import Objective
 
@@ -36,6 +38,10 @@ class Settings(Trained):
     def models(self) -> tuple[str, ...]:
         return () if self.student is None else (self.student,)
 
+    def references(self) -> tuple[str, ...]:
+        attention = ("zagoruyko2017attention",) if self.attention else ()
+        return (*super().references(), *attention)
+
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
     from pipeline.models import network
@@ -53,9 +59,23 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
         )
 
     spec = student_spec(context, settings.student, settings.width)
+    if settings.attention:
+        _check_maps(spec, context.base().spec)
     return context.train(
         lambda: network.new(spec, context.seed),
         with_attention if settings.attention else settings.objective_of(recipe, context),
         settings.epochs_of(recipe),
         settings.recipe_of(recipe),
     )
+
+
+def _check_maps(student: NetworkSpec, teacher: NetworkSpec) -> None:
+    """Attention is taught at the ends of blocks: both networks have as many."""
+    from pipeline.models import network
+
+    own, others = (len(network.graph_of(spec).maps) for spec in (student, teacher))
+    if not own or own != others:
+        raise UserError(
+            f"distill.attention: {student.model} has {own} feature maps to learn from the {others} "
+            f"of {teacher.model}; expected as many, of a student of the same family"
+        )

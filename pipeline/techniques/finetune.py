@@ -19,6 +19,9 @@ class Settings(Trained):
 
     learning_rate_factor: float = 0.5
 
+    def references(self) -> tuple[str, ...]:
+        return ("renda2020rewinding", *super().references())
+
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
     recipe = context.cell.recipe

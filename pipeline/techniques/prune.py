@@ -5,8 +5,9 @@ Scores are one number a filter, one tensor [K] a layer.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -19,10 +20,15 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.models.network import ModelState
-    from pipeline.models.spec import Group, NetworkSpec
+    from pipeline.models.spec import Graph, NetworkSpec
     from pipeline.techniques.context import Context
 
 VERSION = 1
+REFERENCES = {
+    "l1": ("li2017pruning",),
+    "l2": ("li2017pruning",),
+    "bn-scale": ("liu2017slimming",),
+}
 
 
 class Settings(StageSettings):
@@ -33,6 +39,13 @@ class Settings(StageSettings):
     scope: Literal["global", "layer"] = Field(
         "global", description="one ranking over all layers, or the same part of each"
     )
+    # Left out where it is the default: cells are older than the setting, and keep their ids.
+    groups: Literal["all", "inner"] = Field(
+        "all",
+        exclude_if=lambda value: value == "all",
+        description="inner: not the channels of residual sums (Li et al. 2017, section 3.3: the "
+        "first layers of blocks); all: these too, in all layers that are summed at once",
+    )
     parameters_kept: float = Field(0.25, gt=0, le=1, description="part of the base's parameters")
     multiple: int = Field(8, ge=1, le=64, description="channel counts stay multiples of this")
     steps: int = Field(1, ge=1, le=50, description="more than one: prune, fine-tune, prune ...")
@@ -40,6 +53,9 @@ class Settings(StageSettings):
 
     def operating_point(self) -> dict[str, Any]:
         return {"parameters_kept": self.parameters_kept}
+
+    def references(self) -> tuple[str, ...]:
+        return REFERENCES.get(self.criterion, ())
 
 
 def expand(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
@@ -60,46 +76,83 @@ def expand(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
+    import torch
+
     from pipeline.models import network
 
     refuse_settled(state, "prune")
     base_spec = context.base().spec
     target = settings.parameters_kept * network.parameter_count(base_spec)
-    scores = _scores(state, settings, context.seed)
+    graph = network.graph_of(state.spec)
+    cut = _cut(graph, settings)
+    scores = _scores(state, graph, cut, settings, context.seed)
     counts = _counts(state.spec, scores, settings, target)
-    kept = [s.topk(k).indices.sort().values for s, k in zip(scores, counts, strict=True)]
+    kept = [torch.arange(filters) for filters in state.spec.channels]
+    for i, score in scores.items():
+        kept[i] = score.topk(counts[i]).indices.sort().values
     return network.shrink(state, kept)
 
 
-def _scores(state: ModelState, settings: Settings, seed: int) -> list[torch.Tensor]:
-    """Importance of each filter, larger is better; each layer's mean is 1, so that a ranking over
-    all layers does not fall for their different sizes."""
+def _cut(graph: Graph, settings: Settings) -> list[int]:
+    """Numbers of the groups that may be cut; what stays whole is told in the attempt's log."""
+    for line in graph.left:
+        print(f"prune: left whole: {line}", file=sys.stderr, flush=True)
+    cut = [i for i, group in enumerate(graph.groups) if not group.whole]
+    if settings.groups == "inner":
+        cut = [i for i in cut if not graph.groups[i].summed]
+    if not cut:
+        raise UserError(
+            "prune: no filters of this network can be removed"
+            + (f" ({graph.left[0]})" if graph.left else "; expected prune.groups: all")
+        )
+    return cut
+
+
+def _scores(
+    state: ModelState, graph: Graph, cut: list[int], settings: Settings, seed: int
+) -> dict[int, torch.Tensor]:
+    """Number of each group in ``cut`` -> importance of its filters, larger is better; each group's
+    mean is 1, so that a ranking over all does not fall for their different sizes."""
     import torch
 
-    from pipeline.models import network
-
     tensors, generator = state.network.module.state_dict(), torch.Generator().manual_seed(seed)
-    scores = []
-    for group in network.graph_of(state.spec).groups:
+    rows = _Rows(graph, state.spec.channels, tensors)
+    scores = {}
+    for i in cut:
         # Where outputs are summed, a filter is what all producers put into one channel.
-        weights = [tensors[f"{name}.weight"].float().cpu().flatten(1) for name in group.producers]
+        weights = [rows.of(i, name).flatten(1) for name in graph.groups[i].producers]
         weight = torch.cat(weights, 1)
         if settings.criterion == "random":
             score = torch.rand(len(weight), generator=generator) + 0.5
         elif settings.criterion == "bn-scale":
-            score = _bn_scale(tensors, group)
+            score = _bn_scale(rows, i)
         else:
             score = weight.norm(p=1 if settings.criterion == "l1" else 2, dim=1)
-        scores.append(score / score.mean().clamp_min(1e-12))
+        scores[i] = score / score.mean().clamp_min(1e-12)
     return scores
 
 
-def _bn_scale(tensors: dict[str, torch.Tensor], group: Group) -> torch.Tensor:
+@dataclass(frozen=True)
+class _Rows:
+    """The weights of layers, by group: a layer's filters can be of several, side by side."""
+
+    graph: Graph
+    channels: tuple[int, ...]
+    tensors: dict[str, torch.Tensor]
+
+    def of(self, group: int, name: str) -> torch.Tensor:
+        """float32 [filters of the group, ...] of the layer ``name``."""
+        groups = self.graph.filters[name]
+        start = sum(self.channels[i] for i in groups[: groups.index(group)])
+        weight = self.tensors[f"{name}.weight"].float().cpu()
+        return weight[start : start + self.channels[group]]
+
+
+def _bn_scale(rows: _Rows, group: int) -> torch.Tensor:
     import torch
 
-    scales = [
-        tensors[n].float().cpu() for n in map("{}.weight".format, group.norms) if n in tensors
-    ]
+    norms = rows.graph.groups[group].norms
+    scales = [rows.of(group, name) for name in norms if f"{name}.weight" in rows.tensors]
     if not scales:
         raise UserError(
             "prune.criterion: bn-scale needs a model with batch normalization; expected l1 or l2"
@@ -108,16 +161,16 @@ def _bn_scale(tensors: dict[str, torch.Tensor], group: Group) -> torch.Tensor:
 
 
 def _counts(
-    spec: NetworkSpec, scores: list[torch.Tensor], settings: Settings, target: float
+    spec: NetworkSpec, scores: dict[int, torch.Tensor], settings: Settings, target: float
 ) -> list[int]:
-    """Filters that each layer keeps: as many as fit into ``target`` parameters."""
+    """Filters that each group keeps: as many as fit into ``target`` parameters."""
     from pipeline.models import network
 
     def size(counts: list[int]) -> int:
         return network.parameter_count(replace(spec, channels=tuple(counts)))
 
     # One candidate a possible threshold, from the fewest filters to all of them; size grows along.
-    candidates = _candidates(scores, settings)
+    candidates = _candidates(scores, settings, spec.channels)
     if size(candidates(0)) > target:
         least = size(candidates(0)) / target * settings.parameters_kept
         raise UserError(
@@ -134,19 +187,24 @@ def _counts(
     return candidates(low)
 
 
-def _candidates(scores: list[torch.Tensor], settings: Settings) -> Callable[[int], list[int]]:
-    """step 0..1000 -> filter counts, none of which falls as the step grows."""
+def _candidates(
+    scores: dict[int, torch.Tensor], settings: Settings, channels: tuple[int, ...]
+) -> Callable[[int], list[int]]:
+    """step 0..1000 -> filter counts of all groups, none of which falls as the step grows."""
     import torch
 
-    ranked = torch.cat(scores).sort(descending=True).values
+    ranked = torch.cat([*scores.values()]).sort(descending=True).values
 
     def counts(step: int) -> list[int]:
-        if settings.scope == "layer":
-            wanted = [len(s) * step / 1000 for s in scores]
-        else:
-            cut = ranked[min(len(ranked) - 1, len(ranked) * step // 1000)]
-            wanted = [len(s) if step == 1000 else int((s > cut).sum()) for s in scores]
-        return [_rounded(w, len(s), settings.multiple) for w, s in zip(wanted, scores, strict=True)]
+        cut = ranked[min(len(ranked) - 1, len(ranked) * step // 1000)]
+        found = list(channels)
+        for i, score in scores.items():
+            if settings.scope == "layer":
+                wanted = len(score) * step / 1000
+            else:
+                wanted = len(score) if step == 1000 else int((score > cut).sum())
+            found[i] = _rounded(wanted, len(score), settings.multiple)
+        return found
 
     return counts
 

@@ -48,6 +48,10 @@ class Settings(Trained):
     def epochs_of(self, recipe: Recipe) -> int:
         return super().epochs_of(recipe) if self.aware else 0
 
+    def references(self) -> tuple[str, ...]:
+        learned = ("esser2020lsq",) if self.ranges == "learned" else ()
+        return ("jacob2018integer", "krishnamoorthi2018quantizing", *learned, *super().references())
+
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
     if not settings.aware:
@@ -59,16 +63,21 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
         settings.epochs_of(recipe),
         settings.recipe_of(recipe),
     )
-    return _settled(trained)
+    return settled(trained, "quantize")
 
 
 def _calibrated(state: ModelState, settings: Settings, context: Context) -> ModelState:
+    refuse_quantized(state, "quantize")
+    calibration = settings.calibration, settings.calibration_images
+    return calibrated(state, _transform(settings), context, *calibration)
+
+
+def refuse_quantized(state: ModelState, stage: str) -> None:
+    """UserError where the network's integers are chosen already."""
     from pipeline.models.transforms.fakequant import FakeQuantized
 
     if state.spec.has(FakeQuantized.name):
-        raise UserError("quantize: the network is quantized already; expected one such stage")
-    calibration = settings.calibration, settings.calibration_images
-    return calibrated(state, _transform(settings), context, *calibration)
+        raise UserError(f"{stage}: the network is quantized already; expected one such stage")
 
 
 def calibrated(
@@ -79,18 +88,30 @@ def calibrated(
     images: int = 1024,
 ) -> ModelState:
     """The folded network with every layer fake-quantized and every scale set, by what the float
-    network makes of ``images`` of the training set; ``method`` as in ``fakequant.calibrate``."""
+    network makes of ``images`` of the training set; ``method`` as in ``calibration.calibrate``."""
+    from pipeline.models import network
+
+    state.network.to(context.machine.device)
+    return simulated(network.fold(state), transform, context, method, images)
+
+
+def simulated(
+    state: ModelState,
+    transform: FakeQuantized,
+    context: Context,
+    method: str = "mse",
+    images: int = 1024,
+) -> ModelState:
+    """The same of a network as it is, folded or with its normalization."""
     from pipeline import data
     from pipeline.models import network
-    from pipeline.models.transforms.fakequant import calibrate
+    from pipeline.models.transforms.calibration import calibrate
 
-    device, split = context.machine.device, context.split
-    folded = network.fold(state)
-    folded.network.to(device)
-    quantized = network.with_transform(folded, transform)
-    sample = data.sample(split.train, images, context.seed)
-    wrapped = quantized.network
-    batches = (wrapped.normalize(images) for images, _ in data.ordered(sample.to(device), 64))
+    device = context.machine.device
+    quantized = network.with_transform(state, transform)
+    sample = data.sample(context.split.train, images, context.seed)
+    wrapped = quantized.network.to(device)
+    batches = (wrapped.normalize(pixels) for pixels, _ in data.ordered(sample.to(device), 64))
     image = quantized.spec.zero_point, quantized.spec.scale
     calibrate(wrapped.module, batches, method, image)
     return quantized
@@ -106,14 +127,14 @@ def _transform(settings: Settings) -> FakeQuantized:
     )
 
 
-def _settled(state: ModelState) -> ModelState:
+def settled(state: ModelState, stage: str) -> ModelState:
     """Observed weight scales follow the weights; the last step moved them once more."""
     from pipeline.models.transforms.fakequant import layers
 
     for layer in layers(state.network.module).values():
         if not layer.weight_quantizer.learned:
             layer.weight_quantizer.scale.copy_(layer.weight_quantizer.widest(layer.weight))
-    return with_ranges(state, "quantize")
+    return with_ranges(state, stage)
 
 
 def with_ranges(state: ModelState, stage: str) -> ModelState:

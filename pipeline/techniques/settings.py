@@ -37,6 +37,10 @@ class StageSettings(Frozen):
         """Models that the settings name."""
         return ()
 
+    def references(self) -> tuple[str, ...]:
+        """Keys in ``report/references.bib`` of the sources of what these settings do."""
+        return ()
+
     def rehearsed(self) -> StageSettings:
         """As short as it gets, for a rehearsal, where ``training.epochs`` is 1."""
         return self
@@ -96,6 +100,9 @@ class Trained(StageSettings):
 
     def epochs_of(self, recipe: Recipe) -> int:
         return self.epochs or max(1, round(self.share * recipe.epochs))
+
+    def references(self) -> tuple[str, ...]:
+        return ("hinton2015distilling",) if self.teacher and self.soft else ()
 
     def rehearsed(self) -> StageSettings:
         return self if self.epochs is None else self.model_copy(update={"epochs": 1})

@@ -49,7 +49,12 @@ def known_model(name: str | None) -> str | None:
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
     from pipeline.models import network
 
-    spec = state.spec
+    cell, spec = context.cell, state.spec
+    if cell.is_base and cell.model.own is not None and cell.model.own.weights is not None:
+        from pipeline.models import own
+
+        own.fill(state.network.module, cell.model.own)  # trained already: it is only measured
+        return state
     if settings.model or settings.width:
         spec = student_spec(context, settings.model, settings.width or 1.0)
     recipe = context.cell.recipe

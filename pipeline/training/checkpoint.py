@@ -36,6 +36,7 @@ from pipeline.training import bits
 from pipeline.training.loop import Buffers, Training
 
 KEPT = 2
+BITS = "bits"  # in a file's text: name -> shape of each tensor of truth values
 NAME = re.compile(r"(state-[0-9]+|model)\.safetensors")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 # What a file that is no checkpoint of ours makes the code below raise.
@@ -57,7 +58,7 @@ class Snapshot:
 def model_bytes(state: ModelState) -> bytes:
     """Weights and specification of a network, as one safetensors file."""
     tensors = {n: _plain(t) for n, t in state.network.state_dict().items()}
-    return _file(tensors, {"spec": json.dumps(state.spec.to_json())})
+    return _file(tensors, "spec", state.spec.to_json())
 
 
 def read_model(path: Path) -> ModelState:
@@ -67,8 +68,8 @@ def read_model(path: Path) -> ModelState:
     except OSError as error:
         raise Corrupt(f"{path}: cannot be read ({error.strerror})") from error
     try:
-        spec = NetworkSpec.from_json(json.loads(_metadata(data)["spec"]))
-        return restore(spec, _tensors_in(data))
+        described, tensors = _content(data, "spec")
+        return restore(NetworkSpec.from_json(described), tensors)
     except UNREADABLE as error:
         raise Corrupt(f"{path}: not a readable model ({_first_line(error)})") from error
 
@@ -133,7 +134,7 @@ class Checkpointer:
         self, tensors: dict[str, torch.Tensor], header: dict[str, Any], history: list[StageHistory]
     ) -> None:
         try:
-            data = _file(tensors, {"netpress": json.dumps(header)})
+            data = _file(tensors, "netpress", header)
             self._publish(f"state-{self._next()}.safetensors", data, KEPT)
             store.publish_bytes(self.metrics, store.history_bytes(history))
         except BaseException as error:  # handed to the loop, which raises it
@@ -189,15 +190,18 @@ def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _file(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file, in which truth values (masks) take one bit each."""
+def _file(tensors: dict[str, torch.Tensor], name: str, described: dict[str, Any]) -> bytes:
+    """A safetensors file, in which truth values (masks) take one bit each, with one text `name`:
+    of several, safetensors writes now one first and now another, and equal states would differ."""
     stored, shapes = bits.packed(tensors)
-    return bytes_of(stored, metadata | ({"bits": json.dumps(shapes)} if shapes else {}))
+    text = json.dumps(described | ({BITS: shapes} if shapes else {}))
+    return bytes_of(stored, {name: text})
 
 
-def _tensors_in(data: bytes) -> dict[str, torch.Tensor]:
-    """What ``_file`` was given; raises as UNREADABLE says."""
-    return bits.unpacked(tensors_of(data), json.loads(_metadata(data).get("bits", "{}")))
+def _content(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """(the text `name`, the tensors) that ``_file`` was given; raises as UNREADABLE says."""
+    described = json.loads(_metadata(data)[name])
+    return described, bits.unpacked(tensors_of(data), described.pop(BITS, {}))
 
 
 def _header(snapshot: Snapshot) -> dict[str, Any]:
@@ -233,10 +237,12 @@ def _entry(entry: dict[str, Any]) -> dict[str, Any]:
 def _snapshot(data: bytes, path: Path, header: dict[str, Any] | None = None) -> Snapshot:
     """The state in a file; ``header`` where it holds plain weights, and is described elsewhere."""
     try:
-        tensors, buffers = _tensors_in(data), Buffers()
+        buffers = Buffers()
         if header is None:
-            header = json.loads(_metadata(data)["netpress"])
+            header, tensors = _content(data, "netpress")
             tensors, buffers = _parts(tensors)
+        else:
+            _, tensors = _content(data, "spec")
         state = restore(NetworkSpec.from_json(header["spec"]), tensors)
         _check_fit(buffers, state)
         training = Training(state, _count(header["epoch"]), buffers, _columns(header["columns"]))

@@ -26,6 +26,9 @@ TRANSFORMS: dict[str, str] = {
     "fake-quantized": "pipeline.models.transforms.fakequant:FakeQuantized",
     "clustered": "pipeline.models.transforms.clustered:Clustered",
     "powers-of-two": "pipeline.models.transforms.powers:PowersOfTwo",
+    "low-bits": "pipeline.models.transforms.lowbits:LowBits",
+    "ternary": "pipeline.models.transforms.ternary:Ternary",
+    "binary": "pipeline.models.transforms.binary:Binary",
     "encoded": "pipeline.models.transforms.encoded:Encoded",
 }
 
@@ -70,6 +73,13 @@ class Transform:
     def plain(self, module: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """``tensors`` (a state dict of ``module``) as those of the network without this transform:
         the weights that are deployed."""
+        return tensors
+
+    def scaled(
+        self, tensors: dict[str, torch.Tensor], layer: str, factor: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """``tensors`` (a state dict) when the filters of ``layer`` are multiplied by ``factor``
+        [K], which may be negative or zero: what of its own goes along. The weight has changed."""
         return tensors
 
     def integers(self, module: nn.Module) -> Integers | None:

@@ -12,9 +12,6 @@ x [N, C, H, W], weight [K, C, h, w] or [K, C], weight scale [K], input scale and
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -76,6 +73,12 @@ class FakeQuantized(Transform):
             }
         return kept | rounded
 
+    def scaled(
+        self, tensors: dict[str, torch.Tensor], layer: str, factor: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        name = f"{layer}.weight_quantizer.scale"
+        return {**tensors, name: usable(tensors[name] * factor.abs())}
+
     def integers(self, module: nn.Module) -> Integers:
         return Integers(
             weights={
@@ -117,7 +120,8 @@ class InputQuantizer(nn.Module):
 
 
 class WeightQuantizer(nn.Module):
-    """Rounds a weight [K, ...] to integers -limit..limit times a scale a filter."""
+    """Rounds a weight [K, ...] to integers -limit..limit times a scale a filter. Others, for fewer
+    integers, say by ``widest`` and ``rounded`` what they do, and derive from it."""
 
     scale: torch.Tensor
 
@@ -240,7 +244,6 @@ SIMULATED: dict[type[nn.Module], type[Simulated]] = {
     Sum: FakeQuantSum,
     nn.AdaptiveAvgPool2d: FakeQuantAvgPool2d,
 }
-FLOATS: dict[type[nn.Module], type[nn.Module]] = {s: kind for kind, s in SIMULATED.items()}
 
 
 def layers(module: nn.Module) -> dict[str, FakeQuantConv2d | FakeQuantLinear]:
@@ -275,125 +278,14 @@ def _set_point(module: nn.Module, name: str, quantizer: InputQuantizer) -> None:
 
 
 def widest(weight: torch.Tensor, weight_max: int) -> torch.Tensor:
-    """The scale [K] with which each filter's largest weight just fits.
-
-    A filter of zeros gets the largest scale of the others, 1 without others: any scale would do for
-    its weights, but its bias is deployed as a multiple of it. So does one whose own scale would be
-    subnormal, as its inverse is infinite; its weights all round to zero.
-    """
-    scale = weight.detach().abs().flatten(1).amax(1) / weight_max
-    usable = scale >= SMALLEST_NORMAL
-    largest = torch.where(usable.any(), scale.amax(), torch.ones_like(scale[0]))
-    return torch.where(usable, scale, largest)
+    """The scale [K] with which each filter's largest weight just fits."""
+    return usable(weight.detach().abs().flatten(1).amax(1) / weight_max)
 
 
-@torch.no_grad()
-def calibrate(
-    module: nn.Module, batches: Iterable[torch.Tensor], method: str, image: tuple[int, float]
-) -> None:
-    """Sets every scale and zero point from what the float network sees on training images.
-
-    ``batches``: what ``module`` takes. ``image`` is (zero_point, scale) of the images themselves.
-    ``method``: ``minmax`` takes the whole range seen, ``mse`` the part that loses least in squared
-    error (of 32 candidates).
-    """
-    seen = _observe(module, batches)
-    for layer in layers(module).values():
-        layer.weight_quantizer.scale.copy_(_weight_scale(layer, method))
-    for name, point in points(module).items():
-        zero_point, scale = image
-        if not point.exact:
-            scale, zero_point = _range(seen[name], method)
-        point.scale.fill_(scale)
-        point.zero_point.fill_(zero_point)
-
-
-SAMPLE = 16384  # values kept of each input and batch: enough for a histogram, small in memory
-
-
-def _observe(module: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Runs the float network; name of point -> a sample of its values, extremes included."""
-    seen: dict[str, list[torch.Tensor]] = {}
-
-    def keep(names: list[str]) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            for name, tensor in zip(names, inputs, strict=True):
-                flat = tensor.float().flatten()
-                sample = flat[:: _stride(flat.numel())]
-                seen.setdefault(name, []).extend((sample, flat.amin()[None], flat.amax()[None]))
-
-        return hook
-
-    by_layer: dict[str, list[str]] = {}
-    for name in points(module):
-        by_layer.setdefault(name.partition(":")[0], []).append(name)
-    handles = [
-        module.get_submodule(layer).register_forward_pre_hook(keep(names))
-        for layer, names in by_layer.items()
-    ]
-    try:
-        with _as_floats(module):
-            module.eval()
-            for images in batches:
-                module(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: torch.cat(values) for name, values in seen.items()}
-
-
-@contextmanager
-def _as_floats(module: nn.Module) -> Iterator[None]:
-    simulated = [m for m in module.modules() if type(m) in FLOATS]
-    kinds = [type(m) for m in simulated]
-    for layer, kind in zip(simulated, kinds, strict=True):
-        layer.__class__ = FLOATS[kind]
-    try:
-        yield
-    finally:
-        for layer, kind in zip(simulated, kinds, strict=True):
-            layer.__class__ = kind
-
-
-def _stride(values: int) -> int:
-    """About one value in ``values / SAMPLE``, at a distance that shares no factor with the sides of
-    feature maps: a power of two would look at the left edge of each image, and nowhere else."""
-    step = max(1, values // SAMPLE)
-    while math.gcd(step, 2 * 3 * 5 * 7) > 1:
-        step += 1
-    return step
-
-
-# Parts of the range that are tried, 0.25 to 1.
-CANDIDATES = tuple((31 + 3 * i) / 124 for i in range(32))
-
-
-def _range(values: torch.Tensor, method: str) -> tuple[float, int]:
-    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
-    if high - low < ACTIVATION_MAX * SMALLEST_NORMAL:  # nothing but zeros, as good as
-        return 1.0, 0
-    parts = CANDIDATES if method == "mse" else (1.0,)
-    return min((_affine(low * p, high * p) for p in parts), key=lambda a: _loss(values, *a))
-
-
-def _affine(low: float, high: float) -> tuple[float, int]:
-    scale = (high - low) / ACTIVATION_MAX
-    return scale, round(-low / scale)
-
-
-def _loss(values: torch.Tensor, scale: float, zero_point: int) -> float:
-    rounded = torch.fake_quantize_per_tensor_affine(values, scale, zero_point, 0, ACTIVATION_MAX)
-    return float(torch.mean((rounded - values) ** 2))
-
-
-def _weight_scale(layer: _Weighted, method: str) -> torch.Tensor:
-    quantizer = layer.weight_quantizer
-    full = quantizer.widest(layer.weight)
-    if method != "mse":
-        return full
-    best, scale = torch.full_like(full, float("inf")), full
-    for part in CANDIDATES:
-        left = quantizer.deployed(layer.weight, full * part)
-        loss = (left - layer.weight).square().flatten(1).mean(1)
-        best, scale = torch.minimum(loss, best), torch.where(loss < best, full * part, scale)
-    return scale
+def usable(scale: torch.Tensor) -> torch.Tensor:
+    """``scale`` [K], where a filter of zeros gets the largest of the others, 1 without others: any
+    scale would do for its weights, but its bias is deployed as a multiple of it. So does one whose
+    own scale would be subnormal, as its inverse is infinite; its weights all round to zero."""
+    normal = scale >= SMALLEST_NORMAL
+    largest = torch.where(normal.any(), scale.amax(), torch.ones_like(scale[0]))
+    return torch.where(normal, scale, largest)

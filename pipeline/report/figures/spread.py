@@ -15,7 +15,7 @@ from pipeline.measure.series import BATCHES, Model, Series
 from pipeline.report.figures import chosen, look
 from pipeline.report.figures.chosen import Read
 from pipeline.report.figures.look import Canvas, Drawn
-from pipeline.report.figures.tradeoff import duration
+from pipeline.report.points import duration
 from pipeline.report.row import Row
 
 MOST_LINES = 12, 24  # of techniques in a panel, in a figure

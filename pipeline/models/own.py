@@ -1,0 +1,275 @@
+"""A user's own network: any torch module that takes float images and gives logits.
+
+What the factory builds is traced once for the shape of its images (``tracing.py``), and its layers'
+channels are followed (``coupling.py``). A network with fewer channels is what the factory builds,
+with its layers cut to size, so that a checkpoint holds weights alone.
+
+Images [N, C, H, W]; logits [N, classes].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from importlib import import_module, metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from pipeline.errors import UserError
+from pipeline.models import coupling, tracing
+from pipeline.models.layers import multiple_of_eight
+from pipeline.models.spec import Graph, NetworkSpec
+from pipeline.models.tracing import NotTraceable, Traced
+from pipeline.sweep.cell import Own
+
+Shape = tuple[int, int, int]
+
+
+class _Known(NamedTuple):
+    """What tracing found. ``traced`` is None where it failed: ``graph.left`` says why."""
+
+    traced: Traced | None
+    graph: Graph
+    channels: tuple[int, ...]
+
+
+class OwnModel:
+    """The functions of a model, as ``pipeline.models`` wants them, for a factory."""
+
+    def __init__(self, own: Own, load: Callable[[], ModuleType]):
+        self.own, self._load = own, load
+        self._known: dict[tuple[Shape, int], _Known] = {}
+
+    def spec(
+        self,
+        name: str,
+        width: float,
+        shape: Shape,
+        classes: int,
+        zero_point: int,
+        scale: float,
+    ) -> NetworkSpec:
+        """``width``, at most 1, cuts every layer that can be cut to that part of its filters, in
+        multiples of 8."""
+        if width > 1:
+            raise UserError(f"model {name}: width {width:g}: an own network can only be narrower")
+        known = self.known(shape, classes)
+        channels = tuple(
+            count if group.whole or width == 1 else min(count, multiple_of_eight(count * width))
+            for count, group in zip(known.channels, known.graph.groups, strict=True)
+        )
+        pixels = self.own.pixels
+        if pixels is not None:
+            zero_point, scale = pixels.zero_point, pixels.scale
+        return NetworkSpec(name, channels, shape, classes, zero_point, scale)
+
+    def build(self, spec: NetworkSpec) -> nn.Module:
+        known, module = self.known(spec.shape, spec.classes), self.made()
+        if known.traced is not None:
+            module = known.traced.on(module)
+        _resize(module, known, spec.channels)
+        return module.train()
+
+    def graph(self, spec: NetworkSpec) -> Graph:
+        return self.known(spec.shape, spec.classes).graph
+
+    def known(self, shape: Shape, classes: int) -> _Known:
+        channels, height, width = shape
+        key = ((channels, height, width), classes)
+        if key not in self._known:
+            with torch.random.fork_rng(devices=[]):
+                self._known[key] = self._look(*key)
+        return self._known[key]
+
+    def _look(self, shape: Shape, classes: int) -> _Known:
+        with torch.device("meta"):
+            module = self.made()
+        try:
+            traced = tracing.traced(module, shape)
+        except NotTraceable as error:
+            return _Known(None, Graph((), (), (), left=(f"all of it: {error}",)), ())
+        [gives] = [n for n in traced.graph.nodes if n.op == "output"]
+        found = tracing.shape_of(gives.args[0])
+        if found != (2, classes):
+            self._refuse(
+                f"gives {list(found or ())} for two images of {list(shape)}, expected logits "
+                f"[2, {classes}]; `arguments` are what it is called with"
+            )
+        coupled = coupling.coupled(traced.whole)
+        points = tracing.points(traced.whole)
+        graph = Graph(
+            groups=coupled.groups,
+            norms=tuple(tracing.pairs(traced.whole)),
+            image=points.image,
+            maps=traced.maps,
+            shared=points.shared,
+            outputs=coupled.outputs,
+            inputs=coupled.inputs,
+            left=coupled.left,
+        )
+        return _Known(traced, graph, coupled.channels)
+
+    # --- what the user gave ----------------------------------------------------------------------
+
+    def made(self) -> nn.Module:
+        """What the factory builds, with weights of its own."""
+        factory: Any = getattr(self._load(), self.own.function, None)
+        if not callable(factory):
+            self._refuse("is not there; expected a function that gives a torch module")
+        try:
+            try:
+                module = factory(**self.own.arguments)
+            except (NotImplementedError, RuntimeError):  # some read values, which meta has none of
+                on = torch.empty(0).device
+                with torch.device("cpu"):
+                    module = factory(**self.own.arguments).to(on)
+        except Exception as error:
+            line = (str(error).strip().splitlines() or [""])[0][:200]
+            raise UserError(
+                f"factory {self.own.label}: raises {type(error).__name__}: {line}"
+            ) from error
+        if not isinstance(module, nn.Module):
+            self._refuse(f"gives {type(module).__name__}; expected a torch.nn.Module")
+        return module
+
+    def _refuse(self, problem: str) -> None:
+        raise UserError(f"factory {self.own.label}: {problem}")
+
+
+def load(own: Own, copy: Path | None) -> Callable[[], ModuleType]:
+    """What imports the factory's source: from its copy in the work root, or, where it is a module,
+    as Python does. UserError where it is another one than the cell was made for."""
+    loaded: list[ModuleType] = []
+
+    def once() -> ModuleType:
+        if not loaded:
+            loaded.append(_of_file(own, copy) if copy is not None else _of_module(own))
+        return loaded[0]
+
+    return once
+
+
+def _of_file(own: Own, copy: Path) -> ModuleType:
+    from pipeline import plugins
+
+    path = copy if copy.exists() else Path(own.source)
+    return plugins.imported(path, Path(own.source), own.sha256)
+
+
+def _of_module(own: Own) -> ModuleType:
+    try:
+        module = import_module(own.source)
+    except ImportError as error:
+        raise UserError(f"factory {own.label}: {error}") from error
+    if own.version is not None:
+        here = metadata.version(own.source.partition(".")[0])
+        if here != own.version:
+            raise UserError(
+                f"factory {own.label}: this cell needs version {own.version}, here is {here}"
+            )
+    elif module.__file__ is None or _sha256(Path(module.__file__)) != own.sha256:
+        raise UserError(
+            f"{module.__file__}: is another file than this cell was made for; load its sweep again"
+        )
+    return module
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# --- layers cut to size --------------------------------------------------------------------------
+
+
+def _resize(module: nn.Module, known: _Known, channels: tuple[int, ...]) -> None:
+    """Each layer of the graph with as many filters and inputs as its groups have channels: the
+    first ones of what was built, so that fresh weights are still the factory's own."""
+    if channels == known.channels:
+        return
+    for name, groups in known.graph.filters.items():
+        _cut_filters(module.get_submodule(name), sum(channels[i] for i in groups))
+    for name, groups in known.graph.readers.items():
+        before, after = (sum(c[i] for i in groups) for c in (known.channels, channels))
+        _cut_inputs(module.get_submodule(name), before, after)
+
+
+def _cut_filters(layer: nn.Module, filters: int) -> None:
+    for name, tensor in [*layer.named_parameters(recurse=False)]:
+        setattr(layer, name, nn.Parameter(tensor.detach()[:filters].clone()))
+    for name, buffer in [*layer.named_buffers(recurse=False)]:
+        setattr(layer, name, buffer[:filters].clone() if buffer.dim() else buffer)
+    if isinstance(layer, nn.Conv2d):
+        if layer.groups > 1:  # depthwise
+            layer.groups = layer.in_channels = filters
+        layer.out_channels = filters
+    elif isinstance(layer, nn.Linear):
+        layer.out_features = filters
+    elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        layer.num_features = filters
+
+
+def _cut_inputs(layer: nn.Module, before: int, after: int) -> None:
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    inputs = layer.weight.shape[1] // before * after
+    layer.register_parameter("weight", nn.Parameter(layer.weight.detach()[:, :inputs].clone()))
+    if isinstance(layer, nn.Linear):
+        layer.in_features = inputs
+    else:
+        layer.in_channels = inputs
+
+
+# --- weights that were brought -------------------------------------------------------------------
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which training scripts keep weights
+
+
+def brought(own: Own) -> dict[str, torch.Tensor]:
+    """The user's trained weights by the names of the factory's module; UserError where the file is
+    not that of the plan, or holds anything but tensors."""
+    assert own.weights is not None
+    path = Path(own.weights)
+    try:
+        if _sha256(path) != own.weights_sha256:
+            raise UserError(f"{path}: changed since the sweep was loaded; load it again")
+        tensors: Any
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            tensors = load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:  # of a file that is no such thing, whatever a parser raises
+        raise UserError(
+            f"{path}: cannot be read as weights ({type(error).__name__}); expected safetensors, "
+            "or a state dict that torch.load(weights_only=True) reads"
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(tensors, dict) and isinstance(tensors.get(wrapper), dict):
+            tensors = tensors[wrapper]
+    if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
+        raise UserError(f"{path}: expected a state dict, names and tensors")
+    return {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+
+def fill(module: nn.Module, own: Own) -> None:
+    """The brought weights into a module; UserError where they are not those of its layers."""
+    tensors, wanted = brought(own), module.state_dict()
+    lacking = [n for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")]
+    wrong = [n for n in wanted if n in tensors and tensors[n].shape != wanted[n].shape]
+    if lacking or wrong:
+        what = (
+            f"lacks {lacking[0]}"
+            if lacking
+            else f"{wrong[0]} is {list(tensors[wrong[0]].shape)}, expected "
+            f"{list(wanted[wrong[0]].shape)}"
+        )
+        raise UserError(f"{own.weights}: is not of what {own.label} builds: {what}")
+    module.load_state_dict({n: tensors.get(n, t) for n, t in wanted.items()})

@@ -1,0 +1,306 @@
+"""Any module as a list of operations (torch.fx), with what netpress works on named in it.
+
+What is written as an expression becomes a module, since these are what is quantized and looked at:
+sums of two feature maps, global averages, functional dropout; and at the last tensor of each size
+of the maps an ``Identity``, for attention. Weights keep their names.
+
+Tensors are [N, C, H, W], or [N, K] where maps are flattened.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from pipeline.models.layers import Sum
+
+Shape = tuple[int, ...]
+MOST_MAPS = 4
+ADDS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
+RESHAPES: tuple[Any, ...] = ("view", "reshape", torch.reshape)
+# Leaves of their own: what they do depends on whether the network is in training.
+BY_CHANCE = {"StochasticDepth", "DropPath", "DropBlock2d"}
+
+
+class NotTraceable(ValueError):
+    """Why a module cannot be taken apart."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The operations of a module, and the modules that were put in for expressions, by name."""
+
+    graph: fx.Graph
+    added: dict[str, nn.Module]
+    maps: tuple[str, ...]
+    whole: fx.GraphModule = field(repr=False)
+
+    def on(self, module: nn.Module) -> fx.GraphModule:
+        """The same operations on another module of the same kind, which becomes part of it."""
+        for name, each in self.added.items():
+            module.add_module(name, copy.deepcopy(each))
+        return fx.GraphModule(module, copy.deepcopy(self.graph))
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return type(module).__name__ in BY_CHANCE or super().is_leaf_module(module, qualified_name)
+
+
+def traced(module: nn.Module, shape: Shape) -> Traced:
+    """``module``, on the device meta, taken apart for images of ``shape`` [C, H, W]; raises
+    NotTraceable. It is traced in evaluation: what it does in training alone is no part of it."""
+    try:
+        graph = _Tracer().trace(module.eval())
+        whole = fx.GraphModule(module, graph)
+        with torch.no_grad():
+            ShapeProp(whole).propagate(torch.zeros((2, *shape), device="meta"))
+    except Exception as error:  # whatever a user's code raises when its values are not there
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise NotTraceable(line) from error
+    made = _Rewriter(whole)
+    made.rewrite()
+    return Traced(whole.graph, made.added, made.maps, whole)
+
+
+def shape_of(node: Any) -> Shape | None:
+    """Of the tensor that a node gives; None where it gives something else."""
+    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
+    shape = getattr(meta, "shape", None)
+    return None if shape is None else tuple(shape)
+
+
+class _Rewriter:
+    def __init__(self, whole: fx.GraphModule):
+        self.whole, self.graph = whole, whole.graph
+        self.added: dict[str, nn.Module] = {}
+        self.maps: tuple[str, ...] = ()
+
+    def rewrite(self) -> None:
+        for node in list(self.graph.nodes):
+            for rule in (_sum, _average, _flat, _dropout, _pool):
+                made = rule(self, node)
+                if made is not None:
+                    made.meta = dict(node.meta)
+                    node.replace_all_uses_with(made)
+                    self.graph.erase_node(node)
+                    break
+        self._mark_maps()
+        self.graph.lint()
+        self.whole.recompile()
+
+    def put(
+        self, at: fx.Node, kind: str, module: nn.Module, inputs: tuple[fx.Node, ...]
+    ) -> fx.Node:
+        """A call of a module of its own in place of the node ``at``."""
+        name = f"netpress_{kind}_{sum(n.startswith(f'netpress_{kind}_') for n in self.added)}"
+        self.added[name] = module
+        self.whole.add_module(name, module)
+        with self.graph.inserting_after(at):
+            return self.graph.call_module(name, inputs)
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        if node.op != "call_module":
+            return None
+        return self.whole.get_submodule(str(node.target))
+
+    def _mark_maps(self) -> None:
+        """After the last tensor of each size, before the maps get smaller."""
+        last: dict[Shape, fx.Node] = {}
+        for node in self.graph.nodes:
+            shape = shape_of(node)
+            if shape and len(shape) == 4 and min(shape[2:]) > 1 and node.op != "placeholder":
+                last[shape[2:]] = node
+        ends = [node for node in last.values() if _on_the_way(node)][-MOST_MAPS:]
+        for node in ends:
+            made = self.put(node, "map", nn.Identity(), (node,))
+            made.meta = dict(node.meta)
+            for user in [user for user in node.users if user is not made]:
+                user.replace_input_with(node, made)
+            self.maps = (*self.maps, str(made.target))
+
+
+def _on_the_way(node: fx.Node) -> bool:
+    return node.op in ("call_module", "call_function", "call_method")
+
+
+# --- rules: the node that stands for another one, or None where it stays -------------------------
+
+
+def _sum(made: _Rewriter, node: fx.Node) -> fx.Node | None:
+    if not _calls(node, ADDS) or len(node.args) != 2 or node.kwargs:
+        return None
+    first, second = node.args
+    if not (isinstance(first, fx.Node) and isinstance(second, fx.Node)):
+        return None
+    shapes = {shape_of(first), shape_of(second), shape_of(node)}
+    if len(shapes) != 1 or len(shape_of(node) or ()) != 4:
+        return None
+    return made.put(node, "sum", Sum(), (first, second))
+
+
+def _average(made: _Rewriter, node: fx.Node) -> fx.Node | None:
+    """The mean over a whole map, however it is written."""
+    source = node.args[0] if node.args else None
+    before, after = shape_of(source), shape_of(node)
+    if before is None or after is None or len(before) != 4 or not isinstance(source, fx.Node):
+        return None
+    module = made.module(node)
+    pools = (nn.AdaptiveAvgPool2d, nn.AvgPool2d)
+    pooled = isinstance(module, pools) or _calls(node, (F.adaptive_avg_pool2d, F.avg_pool2d))
+    if _calls(node, ("mean", torch.mean)):
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        dims = dims if isinstance(dims, (list, tuple)) else ()
+        pooled = sorted(d % 4 for d in dims if isinstance(d, int)) == [2, 3]
+    if not pooled or after not in ((*before[:2], 1, 1), before[:2]):
+        return None
+    if isinstance(module, nn.AvgPool2d) and before[2:] == (1, 1):
+        return None
+    average = made.put(node, "average", nn.AdaptiveAvgPool2d(1), (source,))
+    if len(after) == 4:
+        return average
+    average.meta = {"tensor_meta": SimpleNamespace(shape=(*before[:2], 1, 1))}
+    with made.graph.inserting_after(average):
+        return made.graph.call_function(torch.flatten, (average, 1))
+
+
+def _flat(made: _Rewriter, node: fx.Node) -> fx.Node | None:
+    """A reshape that flattens, perhaps to a number of channels that pruning changes."""
+    source = node.args[0] if node.args else None
+    before, after = shape_of(source), shape_of(node)
+    if not _calls(node, RESHAPES) or before is None or after is None or len(before) != 4:
+        return None
+    if after != (before[0], before[1] * before[2] * before[3]):
+        return None
+    with made.graph.inserting_after(node):
+        return made.graph.call_function(torch.flatten, (source, 1))
+
+
+def _dropout(made: _Rewriter, node: fx.Node) -> fx.Node | None:
+    """As a module it knows whether the network is in training; a traced call does not."""
+    if not _calls(node, (F.dropout,)) or not isinstance(node.args[0], fx.Node):
+        return None
+    part = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+    if not isinstance(part, float):
+        return None
+    return made.put(node, "dropout", nn.Dropout(part), (node.args[0],))
+
+
+def _pool(made: _Rewriter, node: fx.Node) -> fx.Node | None:
+    """An adaptive average that changes nothing, which exporters and integers need not know."""
+    source = node.args[0] if node.args else None
+    changes = shape_of(source) is None or shape_of(source) != shape_of(node)
+    if not isinstance(made.module(node), nn.AdaptiveAvgPool2d) or changes:
+        return None
+    assert isinstance(source, fx.Node)
+    return made.put(node, "same", nn.Identity(), (source,))
+
+
+def _calls(node: fx.Node, targets: tuple[Any, ...]) -> bool:
+    return node.op in ("call_function", "call_method") and node.target in targets
+
+
+# --- quantization points -------------------------------------------------------------------------
+
+PASSING_MODULES = (nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout)
+PASSING_CALLS: tuple[Any, ...] = (F.max_pool2d, torch.flatten, "flatten", "contiguous")
+POINTS = (nn.Conv2d, nn.Linear, nn.AdaptiveAvgPool2d)
+
+
+@dataclass(frozen=True)
+class Points:
+    """``shared`` and ``image`` as in ``Graph``."""
+
+    shared: tuple[tuple[str, ...], ...]
+    image: tuple[str, ...]
+
+
+def points(whole: fx.GraphModule) -> Points:
+    """Which quantization points read the same numbers: those of one tensor, those that are handed
+    them by a maximum or a reshape, and those of a concatenation, whose parts are rounded alike."""
+    same: dict[fx.Node, fx.Node] = {}
+    spread: set[fx.Node] = set()
+
+    def found(node: fx.Node) -> fx.Node:
+        while node in same:
+            node = same[node]
+        return node
+
+    def over_parts(node: fx.Node) -> None:
+        if node in spread:
+            return
+        spread.add(node)
+        for part in _parts(node):
+            first, second = found(source := _source(whole, part)), found(node)
+            if first is not second:
+                same[second] = first
+            over_parts(source)
+
+    readers: dict[fx.Node, list[str]] = {}
+    for name, node in _reads(whole):
+        readers.setdefault(_source(whole, node), []).append(name)
+    for node in readers:
+        over_parts(node)
+    merged: dict[fx.Node, list[str]] = {}
+    for node, names in readers.items():
+        merged.setdefault(found(node), []).extend(names)
+    image = [name for node, names in merged.items() if node.op == "placeholder" for name in names]
+    shared = [tuple(names) for names in merged.values() if len(names) > 1]
+    return Points(tuple(shared), tuple(image))
+
+
+def _reads(whole: fx.GraphModule) -> Iterator[tuple[str, fx.Node]]:
+    """Name of each quantization point, and the node that it reads."""
+    for node in whole.graph.nodes:
+        if node.op != "call_module":
+            continue
+        module = whole.get_submodule(str(node.target))
+        if isinstance(module, Sum):
+            yield from ((f"{node.target}:{i}", source) for i, source in enumerate(node.args))
+        elif isinstance(module, POINTS) and isinstance(node.args[0], fx.Node):
+            yield str(node.target), node.args[0]
+
+
+def _source(whole: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The node that made the numbers of this one, which are handed on as they are."""
+    while True:
+        passes = _calls(node, PASSING_CALLS)
+        if node.op == "call_module":
+            passes = isinstance(whole.get_submodule(str(node.target)), PASSING_MODULES)
+        before = node.args[0] if node.args else None
+        if not passes or not isinstance(before, fx.Node):
+            return node
+        node = before
+
+
+def _parts(node: fx.Node) -> list[fx.Node]:
+    """What a concatenation is made of."""
+    if not _calls(node, (torch.cat, torch.concat)) or not isinstance(node.args[0], (list, tuple)):
+        return []
+    return [part for part in node.args[0] if isinstance(part, fx.Node)]
+
+
+def pairs(whole: fx.GraphModule) -> Iterator[tuple[str, str]]:
+    """(convolution, the batch normalization that alone reads it)."""
+    calls: dict[str, int] = {}
+    for node in whole.graph.nodes:
+        calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+    for node in whole.graph.nodes:
+        if node.op != "call_module" or not isinstance(node.args[0], fx.Node):
+            continue
+        norm, source = whole.get_submodule(str(node.target)), node.args[0]
+        if not isinstance(norm, nn.BatchNorm2d) or source.op != "call_module":
+            continue
+        once = calls[str(node.target)] == calls[str(source.target)] == 1
+        alone = len(source.users) == 1 and norm.affine and norm.track_running_stats
+        if type(whole.get_submodule(str(source.target))) is nn.Conv2d and once and alone:
+            yield str(source.target), str(node.target)

@@ -1,0 +1,187 @@
+"""The answer: which model to take, with its numbers beside those of its base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pipeline import runtimes
+from pipeline.measure.series import Series
+from pipeline.paths import shell_word
+from pipeline.report import content
+from pipeline.report.answer import (
+    ONE_POINT,
+    Group,
+    deviation,
+    fastest,
+    groups,
+    mean,
+    nearest,
+    settings,
+    smallest,
+)
+from pipeline.report.document import Code, Sentence
+from pipeline.report.metrics import METRIC, latency_key
+from pipeline.report.row import Row
+from pipeline.sweep import Sweep
+
+WORSE = ("larger", "slower", "lower")
+LATENCY = METRIC[latency_key(Series(runtimes.DEFAULT, "artifact", "all", 1), 50)]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A number of a model, and how it differs from its base's; "" where that is not known."""
+
+    label: str
+    value: str
+    change: str
+
+    @property
+    def is_worse(self) -> bool:
+        return self.change.endswith(WORSE)
+
+
+@dataclass(frozen=True)
+class Card:
+    """One question and its answer: in a sentence, and, where a compressed model is the answer, as
+    facts. `command` exports it; `seed`: which of several seeds that is, else ""."""
+
+    question: str
+    sentence: Sentence
+    group: Group | None = None
+    facts: tuple[Fact, ...] = ()
+    command: str = ""
+    seed: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """About one data set and model. `base`: its numbers, without a change."""
+
+    dataset: str
+    model: str
+    base: tuple[Fact, ...]
+    cards: tuple[Card, ...]
+
+
+def answers(sweep: Sweep, rows: Iterable[Row]) -> list[Answer]:
+    """One a (data set, model); none without results."""
+    return [_answer(sweep, *setting, members) for setting, members in settings(rows).items()]
+
+
+def _answer(sweep: Sweep, dataset: str, model: str, rows: list[Row]) -> Answer:
+    questions = (
+        ("Smallest without accuracy loss", smallest(rows, 0.0), 0.0, "smaller"),
+        ("Smallest within one percentage point", smallest(rows), ONE_POINT, "smaller"),
+        ("Fastest within one percentage point", fastest(rows), ONE_POINT, "faster"),
+    )
+    near = nearest(rows)
+    base = next((group for group in groups(rows) if group.is_base), None)
+    return Answer(
+        dataset,
+        model,
+        tuple(facts(base)) if base else (),
+        tuple(_card(sweep, *question, near) for question in questions),
+    )
+
+
+def _card(
+    sweep: Sweep, question: str, group: Group | None, limit: float, better: str, near: Group | None
+) -> Card:
+    if group is None:
+        return Card(question, ("no measured model qualifies", *_nearest(near)))
+    if group.is_base:
+        return Card(question, _of_base(group, limit, better, near))
+    cell = group.cell(limit)
+    seed = f" (seed {cell.seed})" if len(group.rows) > 1 else ""
+    command = f"netpress export {shell_word(content.name(sweep))} {cell.id}"
+    sentence = (
+        Code(group.technique),
+        f", {_numbers(group)}, {_gains(group)}. To export it: ",
+        Code(command),
+        f"{seed}.",
+    )
+    return Card(question, sentence, group, tuple(facts(group)), command, seed.strip(" ()"))
+
+
+# --- in numbers ------------------------------------------------------------------------------
+
+
+def facts(group: Group) -> Iterator[Fact]:
+    """Size, speed and accuracy; what was not measured is left out."""
+    yield Fact("size", f"{METRIC['stored_bytes'].say(group.stored_bytes)}", _ratio(group))
+    took = mean(LATENCY.of(row) for row in group.rows)
+    if took == took:
+        yield Fact("latency, batch 1", LATENCY.say(took), _speed(group))
+    yield Fact("accuracy", f"{_accuracy(group)} %", "" if group.is_base else _points(group))
+
+
+def _ratio(group: Group) -> str:
+    ratio = mean(row.stored_ratio for row in group.rows)
+    return "" if group.is_base else times(ratio, "smaller", "larger")
+
+
+def _speed(group: Group) -> str:
+    return "" if group.is_base else times(group.speedup, "faster", "slower")
+
+
+def times(ratio: float, better: str, worse: str) -> str:
+    """`4.01× smaller`; "" for NaN."""
+    if ratio != ratio or ratio <= 0:
+        return ""
+    shown = METRIC["stored_ratio"].show(max(ratio, 1 / ratio))
+    return f"{shown}× {better if ratio >= 1 else worse}"
+
+
+def _points(group: Group) -> str:
+    if group.drop != group.drop:
+        return ""
+    drop = METRIC["accuracy_drop"].show(abs(group.drop))
+    if float(drop) == 0:
+        return "as the base"
+    return f"{drop} points {'lower' if group.drop > 0 else 'higher'}"
+
+
+def _accuracy(group: Group) -> str:
+    accuracies = [row.accuracy for row in group.rows]
+    return METRIC["accuracy"].show(mean(accuracies), deviation(accuracies))
+
+
+# --- in words --------------------------------------------------------------------------------
+
+
+def _of_base(base: Group, limit: float, better: str, near: Group | None) -> Sentence:
+    lead = f"the base itself, {_numbers(base)}; no compressed model "
+    if near is not None and near.within(limit):
+        return (f"{lead}that qualifies is {better}.",)
+    return (f"{lead}qualifies", *_nearest(near))
+
+
+def _nearest(near: Group | None) -> Sentence:
+    """How far the best of the others is from qualifying."""
+    if near is None:
+        return (".",)
+    return ("; the nearest, ", Code(near.technique), f", is {_change(near)} its base.")
+
+
+def _numbers(group: Group) -> str:
+    accuracies = [row.accuracy for row in group.rows]
+    accuracy = METRIC["accuracy"].show(mean(accuracies), deviation(accuracies))
+    stored = METRIC["stored_bytes"].say(group.stored_bytes)
+    seeds = f" (n = {len(accuracies)})" if len(accuracies) > 1 else ""
+    return f"{accuracy} %{seeds} in {stored}"
+
+
+def _change(group: Group) -> str:
+    drop = METRIC["accuracy_drop"].show(abs(group.drop))
+    side = "below" if group.drop > 0 else "above"
+    return "as accurate as" if float(drop) == 0 else f"{drop} percentage points {side}"
+
+
+def _gains(group: Group) -> str:
+    ratio = METRIC["stored_ratio"].show(mean(row.stored_ratio for row in group.rows))
+    speed = METRIC["speedup_all_batch1"].show(group.speedup)
+    faster = f", speedup {speed} at batch 1" if speed else ""
+    smaller = f", compression ratio {ratio}" if ratio else ""
+    return f"{_change(group)} its base{smaller}{faster}"

@@ -1,0 +1,110 @@
+"""Entries of `models` that name a factory: where it lies, and what its bytes are.
+
+Nothing of it is imported here: `netpress plan` reads a file's bytes, or finds a module's file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from importlib import metadata
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pipeline import paths
+from pipeline.errors import UserError
+from pipeline.strict_yaml import Document, Key, shown
+from pipeline.sweep.cell import Frozen, Model, Name, Own, Pixels
+
+MAX_BYTES = 10_000_000
+
+
+class Entry(Frozen):
+    """What the sweep file says of an own network."""
+
+    name: Name
+    factory: str
+    width: float = Field(1.0, gt=0, le=1)
+    arguments: dict[str, Any] = {}
+    weights: str | None = None
+    pixels: Pixels | None = None
+
+
+def read(document: Document, at: Key, value: dict[str, Any]) -> Model:
+    """The model of an entry with a `factory`; UserError where one of its files is not there."""
+    entry = document.check(at, Entry, value)
+    place, _, function = entry.factory.rpartition(":")
+    if not place or not function.isidentifier():
+        raise document.error(
+            (*at, "factory"),
+            f"expected FILE.py:FUNCTION or MODULE:FUNCTION, got {shown(entry.factory)}",
+        )
+    try:
+        source = _file(document, place) if place.endswith(".py") else _module(place)
+    except (UserError, OSError) as error:
+        raise document.error((*at, "factory"), _told(error)) from None
+    weights: dict[str, Any] = {}
+    if entry.weights is not None:
+        try:
+            path = _beside(document, entry.weights)
+            weights = {"weights": str(path), "weights_sha256": _sha256(path, "a file of weights")}
+        except (UserError, OSError) as error:
+            raise document.error((*at, "weights"), _told(error)) from None
+    own = Own(
+        **source,
+        function=function,
+        arguments=entry.arguments,
+        pixels=entry.pixels,
+        **weights,
+    )
+    return Model(name=entry.name, width=entry.width, own=own)
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _beside(document: Document, name: str) -> Path:
+    """A relative path starts at the sweep file."""
+    return (document.path.parent / paths.expanded(name)).resolve()
+
+
+def _file(document: Document, name: str) -> dict[str, Any]:
+    path = _beside(document, name)
+    if path.is_file() and path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path}: is larger than {MAX_BYTES:,} bytes; expected a Python file")
+    return {"source": str(path), "sha256": _sha256(path, "a Python file")}
+
+
+def _sha256(path: Path, expected: str) -> str:
+    if not path.is_file():
+        raise UserError(f"{path}: is not there; expected {expected}")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _module(name: str) -> dict[str, Any]:
+    """A module that can be imported: of an installed distribution, whose version says what it is,
+    or else by the bytes of its file. Packages are looked into, not imported."""
+    top, *rest = name.split(".")
+    spec = PathFinder.find_spec(top, sys.path)
+    for part in rest:
+        inside = spec.submodule_search_locations if spec is not None else None
+        spec = PathFinder.find_spec(part, inside) if inside else None
+    if spec is None or spec.origin is None:
+        raise UserError(
+            f"{shown(name)} cannot be imported here; expected a module, or a file such as "
+            "nets.py:build"
+        )
+    try:
+        return {"source": name, "version": metadata.version(top)}
+    except metadata.PackageNotFoundError:
+        return {"source": name, "sha256": _sha256(Path(spec.origin), "a Python file")}

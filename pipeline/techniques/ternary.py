@@ -1,0 +1,26 @@
+"""Training with weights -1, 0 and 1 times a scale a filter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.techniques import coarse
+
+if TYPE_CHECKING:
+    from pipeline.models.network import ModelState
+    from pipeline.techniques.context import Context
+
+VERSION = 1
+
+
+class Settings(coarse.CoarseSettings):
+    """Ternary weight networks (Li et al. 2016, arXiv 1605.04711, section 2.2)."""
+
+    share: float = 0.5
+    learning_rate_factor: float = 0.5
+
+
+def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
+    from pipeline.models.transforms.ternary import Ternary
+
+    return coarse.trained(state, settings, context, "ternary", Ternary(settings.eight_bits))

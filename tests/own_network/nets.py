@@ -1,0 +1,79 @@
+"""A network as its user writes it: expressions where netpress has modules, and everything that
+makes layers hang together. `factory: nets.py:build` in a sweep file names it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Mixed(nn.Module):
+    """A residual sum around a depthwise convolution, a gate on its channels, a concatenation of
+    two branches, one of which is chunked; [N, C, H, W] -> [N, classes]."""
+
+    def __init__(self, colours: int, classes: int, width: int, side: int):
+        super().__init__()
+        double = 2 * width
+        self.stem = nn.Conv2d(colours, width, 3, 2, 1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(width)
+        self.widen = nn.Sequential(nn.Conv2d(width, double, 1, bias=False), nn.BatchNorm2d(double))
+        self.depthwise = nn.Conv2d(double, double, 3, 1, 1, groups=double, bias=False)
+        self.norm = nn.BatchNorm2d(double)
+        self.squeeze, self.excite = nn.Conv2d(double, 8, 1), nn.Conv2d(8, double, 1)
+        self.narrow = nn.Conv2d(double, width, 1)
+        self.left, self.right = nn.Conv2d(width, width, 1, 2), nn.Conv2d(width, double, 3, 2, 1)
+        self.head = nn.Linear(2 * width * (side // 4) ** 2, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem_norm(self.stem(x)))
+        y = F.relu6(self.widen(x))
+        y = F.relu6(self.norm(self.depthwise(y)))
+        gate = self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1))))
+        y = y * F.hardsigmoid(gate)
+        x = x + self.narrow(y)
+        first, second = self.right(x).chunk(2, dim=1)
+        x = torch.cat([F.relu(self.left(x)), F.relu(first + second)], 1)
+        x = F.dropout(x.view(x.size(0), -1), 0.1, self.training)
+        return self.head(x)
+
+
+class Attention(nn.Module):
+    """Channels that are mixed in a way that nobody follows."""
+
+    def __init__(self, colours: int, classes: int):
+        super().__init__()
+        self.stem = nn.Conv2d(colours, 16, 4, 4)
+        self.seen, self.grouped = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 3, 1, 1, groups=4)
+        self.free, self.last = nn.Conv2d(16, 24, 1), nn.Conv2d(24, 16, 1)
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.seen(x).flatten(2)
+        x = x * torch.softmax(y @ y.transpose(1, 2), 2).mean(2)[:, :, None, None]
+        x = self.last(torch.relu(self.free(self.grouped(x))))
+        return self.head(x.mean((2, 3)))
+
+
+class Branching(Attention):
+    """What it does depends on the values of the image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if x.mean() > 0 else -x)
+
+
+def build(width: int = 16, colours: int = 1, classes: int = 10, side: int = 32) -> nn.Module:
+    return Mixed(colours, classes, width, side)
+
+
+def attention(colours: int = 1, classes: int = 10) -> nn.Module:
+    return Attention(colours, classes)
+
+
+def branching(colours: int = 1, classes: int = 10) -> nn.Module:
+    return Branching(colours, classes)
+
+
+def number() -> int:
+    return 3

@@ -1,0 +1,279 @@
+"""A user's own network: taken apart, cut together, quantized, with weights that were brought."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from pipeline import catalog, plugins, registry, store, sweep
+from pipeline.errors import UserError
+from pipeline.models import module_of, network, own
+from pipeline.orchestrate import estimate
+from pipeline.paths import Work
+from pipeline.sweep import Cell
+from pipeline.techniques import prune
+from tests.benchmarks import oracle_pruning
+from tests.lab import Lab
+from tests.test_models import images, lively
+from tests.test_techniques import Given
+
+TINY = [{"prune": {"parameters_kept": 0.5}}, {"finetune": {}}, {"quantize": {"aware": True}}]
+NETS = Path(__file__).with_name("own_network") / "nets.py"
+
+
+@pytest.fixture(autouse=True)
+def only_built_in():
+    yield
+    registry.fill({})
+
+
+def cells_of(folder: Path, techniques=("base",), **entry) -> dict[str, Cell]:
+    """Technique -> cell, of a sweep file beside the source of the network."""
+    if not (folder / "nets.py").exists():
+        shutil.copy(NETS, folder)
+    asked = {
+        "name": "own",
+        "models": [{"name": "mine", "factory": "nets.py:build", **entry}],
+        "datasets": ["digits"],
+        "techniques": list(techniques),
+        "define": {"tiny": TINY} if "tiny" in techniques else {},
+        "training": {"epochs": 1, "batch_size": 32, "train_images": 200, "test_images": 100},
+        "measure": {"repeats": 1, "seconds": 0.05},
+    }
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump(asked))
+    return {cell.technique: cell for cell in sweep.load(path, catalog.built_in()).cells}
+
+
+def known(folder: Path, function: str = "build", **arguments):
+    """The spec of an own network, once its cell is known to this process."""
+    cell = cells_of(folder, factory=f"nets.py:{function}", arguments=arguments)["base"]
+    work = Work(folder / "runs")
+    plugins.keep_own([cell.model], work)
+    catalog.built_in().of_cell(json.loads(json.dumps(cell.to_json())), work.cell(cell.id))
+    return module_of("mine").spec("mine", 1.0, (1, 32, 32), 10, 120, 1 / 64)
+
+
+# --- what is cut together ----------------------------------------------------------------------
+
+
+def test_sums_gates_concatenations_and_depthwise_filters_are_cut_together(tmp_path):
+    spec = known(tmp_path)
+    graph = network.graph_of(spec)
+    by_first = {g.producers[0]: g for g in graph.groups}
+    assert by_first["stem"].producers == ("stem", "narrow") and by_first["stem"].summed
+    assert by_first["stem"].norms == ("stem_norm",)
+    assert by_first["widen.0"].producers == ("widen.0", "depthwise", "excite")
+    assert not by_first["widen.0"].summed and by_first["widen.0"].norms == ("widen.1", "norm")
+    assert by_first["right"].consumers == ("head",)  # both of its halves, which are added
+    left, right = (graph.groups.index(by_first[name]) for name in ("left", "right"))
+    assert graph.outputs == {"right": (right, right)} and graph.inputs == {"head": (left, right)}
+    assert graph.left == () and graph.image == ("stem",) and len(graph.maps) == 2
+    assert dict(graph.norms) == {"stem": "stem_norm", "widen.0": "widen.1", "depthwise": "norm"}
+    assert oracle_pruning.difference(spec) < 1e-5
+
+
+def test_a_smaller_own_network_is_what_the_factory_builds_cut_to_size(tmp_path):
+    base = lively(known(tmp_path))
+    found = prune.apply(base, prune.Settings(parameters_kept=0.5), Given(base, 1))
+    again = network.restore(found.spec, found.network.state_dict())
+    assert network.parameter_count(found.spec) == sum(p.numel() for p in again.network.parameters())
+    assert network.parameter_count(found.spec) <= 0.5 * network.parameter_count(base.spec)
+    pixels = images((1, 32, 32))
+    with torch.inference_mode():
+        logits, maps = again.network.eval()(pixels, maps=True)
+        assert torch.equal(logits, found.network.eval()(pixels)) and len(maps) == 2
+    student = module_of("mine").spec("mine", 0.5, (1, 32, 32), 10, 120, 1 / 64)
+    assert [c for c in student.channels] == [
+        max(8, count // 2) if count > 8 else 8 for count in base.spec.channels
+    ]
+    assert network.parameter_count(student) == sum(
+        p.numel() for p in network.new(student, 0).network.parameters()
+    )
+
+
+def test_what_is_not_followed_stays_whole_and_is_named(tmp_path, capsys):
+    base = lively(known(tmp_path, "attention"))
+    graph = network.graph_of(base.spec)
+    assert [g.producers for g in graph.groups] == [("free",), ("last",)]
+    assert {line.split(": ")[0] for line in graph.left} == {"stem", "seen", "grouped"}
+    assert "grouped: grouped has 4 groups of channels" in graph.left
+    found = prune.apply(base, prune.Settings(parameters_kept=0.8), Given(base, 1))
+    assert sum(found.spec.channels) < sum(base.spec.channels) == 40
+    assert f"prune: left whole: {graph.left[0]}\n" in capsys.readouterr().err
+
+
+def test_what_cannot_be_traced_trains_but_is_not_pruned(tmp_path):
+    base = lively(known(tmp_path, "branching"))
+    assert base.spec.channels == ()
+    with torch.inference_mode():
+        assert base.network(images((1, 32, 32))).shape == (4, 10)
+    with pytest.raises(UserError, match=r"^prune: no filters .* can be removed \(all of it: "):
+        prune.apply(base, prune.Settings(), Given(base, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("vgg11_bn", 0.125), ("resnet20", 0.5), ("mobilenetv2", 0.25)]
+)
+def test_shipped_models_come_out_as_torch_pruning_makes_them(name, width):
+    spec = module_of(name).spec(name, width, (3, 32, 32), 10, 120, 1 / 64)
+    assert oracle_pruning.ours(spec) == oracle_pruning.theirs(spec)
+
+
+def test_an_own_network_comes_out_as_torch_pruning_makes_it():
+    spec = oracle_pruning.spec_of("squeezenet1_1", 64)
+    assert oracle_pruning.ours(spec) == oracle_pruning.theirs(spec)
+
+
+# --- identity ------------------------------------------------------------------------------------
+
+
+def test_an_id_has_the_bytes_and_the_arguments_but_not_the_place(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    first = cells_of(here)["base"]
+    assert cells_of(there)["base"].id == first.id
+    assert cells_of(here, arguments={"width": 24})["base"].id != first.id
+    assert cells_of(here, factory="nets.py:attention")["base"].id != first.id
+    (there / "nets.py").write_text((there / "nets.py").read_text() + "\n")
+    assert cells_of(there)["base"].id != first.id
+    read = Cell.from_json(json.loads(json.dumps(first.to_json())), catalog.reading())
+    assert read.id == first.id and read.to_json() == first.to_json()
+
+
+def test_a_module_counts_by_the_version_of_its_distribution(tmp_path):
+    cell = cells_of(tmp_path, factory="torchvision.models:squeezenet1_1")["base"]
+    assert cell.model.own.version and cell.model.own.sha256 is None
+    shutil.copytree(tmp_path, tmp_path / "lib" / "house")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path / "lib"))
+        found = cells_of(tmp_path, factory="house.nets:build")["base"].model.own
+    assert found.sha256 and found.source == "house.nets"
+
+
+def test_a_plan_does_not_run_the_file(tmp_path):
+    (tmp_path / "nets.py").write_text("raise SystemExit('it ran')\n")
+    cell = cells_of(tmp_path)["base"]
+    assert estimate.notes([cell]) == [
+        "the cost of mine is not known, it counts as a VGG-16 until a cell of it is finished"
+    ]
+
+
+# --- by the command line -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A network with weights of its own, and what is made of it; run once."""
+    lab = Lab(tmp_path_factory.mktemp("own"))
+    spec = known(lab.folder)
+    state = network.new(spec, 3)
+    save_file(
+        {n: t.contiguous() for n, t in state.network.module.state_dict().items()},
+        lab.folder / "mine.safetensors",
+    )
+    registry.fill({})
+    cells = cells_of(lab.folder, ["base", "tiny"], weights="mine.safetensors")
+    done = lab.run("own.yaml")
+    assert done.returncode == 0, done.stderr
+    return lab, cells, state
+
+
+def test_weights_that_were_brought_are_measured_and_compressed(ran):
+    lab, cells, state = ran
+    rows = {row["technique"]: row for row in lab.json("report", "own.yaml")["rows"]}
+    assert lab.history(cells["base"].id) == {} and estimate.epochs(cells["base"]) == 0
+    assert rows["tiny"]["stored_bytes"] < 0.5 * rows["base"]["stored_bytes"]
+    from safetensors.torch import load_file
+
+    kept = load_file(lab.work.cell(cells["base"].id).model)
+    brought = state.network.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in brought.items())
+    small = store.read_result(lab.work.cell(cells["tiny"].id).result).measured
+    assert small["simulated_agreement"] >= 0.99 and small["integer_share"] == 1.0  # of 100 images
+    assert list(lab.history(cells["tiny"].id)) == ["1-finetune", "2-quantize"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "sentence"),
+    [
+        (
+            lambda n, t: {"model": t},
+            "is not of what nets.py:build builds: stem.weight is [16, 1, 3",
+        ),
+        (
+            lambda n, t: {f"module.{n[i]}": t[n[i]] for i in range(1, 9)},
+            "builds: lacks stem.weight",
+        ),
+        (lambda n, t: [*t.values()], "expected a state dict, names and tensors"),
+        (lambda n, t: {n[0]: Path}, "cannot be read as weights (UnpicklingError)"),
+    ],
+)
+def test_weights_of_another_network_are_a_sentence(tmp_path, keep, sentence):
+    """Among them a pickle that would run something."""
+    spec = known(tmp_path)
+    tensors = network.new(spec, 0).network.module.state_dict()
+    torch.save(keep([*tensors], tensors), tmp_path / "other.pt")
+    cell = cells_of(tmp_path, arguments={"width": 24}, weights="other.pt")["base"]
+    with pytest.raises(UserError) as error:
+        own.fill(network.build(known(tmp_path, width=24)).module, cell.model.own)
+    assert sentence in str(error.value)
+    (tmp_path / "other.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="changed since the sweep was loaded"):
+        own.brought(cell.model.own)
+
+
+# --- at the edge ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        (
+            {"factory": "gone.py:build"},
+            r"models\[0\]\.factory: /.*gone\.py: is not there; expected a Py",
+        ),
+        (
+            {"factory": "no_such.place:build"},
+            r"models\[0\]\.factory: 'no_such\.place' cannot be imported here",
+        ),
+        ({"factory": "nets.py"}, r"models\[0\]\.factory: expected FILE\.py:FUNCTION or"),
+        ({"name": "vgg16_bn"}, r"models\[0\]\.name: 'vgg16_bn' is a model that netpress has"),
+        (
+            {"weights": "gone.pt"},
+            r"models\[0\]\.weights: .*gone\.pt: is not there; expected a file",
+        ),
+        ({"width": 2.0}, r"models\[0\]\.width: "),
+        ({"argument": {}}, r"models\[0\]\.argument: "),
+    ],
+)
+def test_what_is_wrong_with_an_entry_is_a_sentence_with_its_place(tmp_path, entry, sentence):
+    with pytest.raises(UserError, match=sentence):
+        cells_of(tmp_path, **entry)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "sentence"),
+    [
+        ("number", {}, r"factory nets\.py:number: gives int; expected a torch\.nn\.Module"),
+        ("nothing", {}, r"factory nets\.py:nothing: is not there"),
+        (
+            "build",
+            {"classes": 7},
+            r"gives \[2, 7\] for two images of \[1, 32, 32\], expected logits",
+        ),
+        ("build", {"depth": 7}, r"nets\.py:build: raises TypeError: .*'depth'"),
+    ],
+)
+def test_a_factory_that_builds_something_else_is_a_sentence(
+    tmp_path, function, arguments, sentence
+):
+    with pytest.raises(UserError, match=sentence):
+        known(tmp_path, function, **arguments)
