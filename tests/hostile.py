@@ -218,6 +218,10 @@ def _run_model(folder: Path) -> None:
         pass
 
 
+def cpu_s() -> int:
+    return int(time.process_time()) + 1
+
+
 def _attempt(act: Callable[[], object]) -> str:
     """What was not held, in a process of its own."""
     reader, writer = os.pipe()
@@ -225,7 +229,8 @@ def _attempt(act: Callable[[], object]) -> str:
     if not child:
         problem = "ended by itself"
         try:
-            signal.alarm(MOST_S)
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu_s() + MOST_S, cpu_s() + MOST_S + 5))
+            signal.alarm(20 * MOST_S)  # of a clock that others use as well
             act()
             problem = ""
         except (Corrupt, UserError) as error:

@@ -234,6 +234,7 @@ def locked(paths: SweepPaths) -> Iterator[Ledger]:
         lock = store.FileLock(paths.lock, descriptor, _me(paths))
         _take_lock(lock, paths)
         try:
+            store.clear_abandoned(paths.folder)
             yield read(paths)
         finally:
             lock.release()

@@ -55,6 +55,7 @@ class _Facts(_Typed):
     versions: dict[str, Text] | None = None
     commit: Text | None = None
     changed_meanwhile: list[Text] | None = None
+    image_notes: list[Text] | None = None
     device: Text | None = None
     precision: Text | None = None
     started: Text | None = None
