@@ -22,7 +22,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from typing import Any
 from pipeline import store
 from pipeline.errors import UserError
 from pipeline.paths import SweepPaths
-from pipeline.terminal import sentence
+from pipeline.terminal import tell
 
 WAIT_S = 600.0
 
@@ -249,7 +248,7 @@ def _take_lock(lock: store.FileLock, paths: SweepPaths) -> None:
         holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
         if not waiting:
             message = f"{holder} is changing the submitted jobs; waiting for it to finish"
-            print(f"netpress: {sentence(message)}", file=sys.stderr)
+            tell(message)
             waiting = True
         if time.monotonic() > deadline:
             raise UserError(f"{holder} has held {paths.lock} for {WAIT_S:.0f} s{lock.remedy}")
