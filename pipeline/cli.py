@@ -363,7 +363,7 @@ def predict(
     anyway: bool,
     as_json: bool,
 ) -> int:
-    """Classify image files, and those in folders, with an exported model."""
+    """Classify images with an exported model: files, or folders."""
     from pipeline import cli_predict
 
     return cli_predict.run(artifact, list(images), runtime, anyway, top, as_json)

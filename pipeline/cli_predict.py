@@ -13,6 +13,7 @@ import click
 
 from pipeline import streams
 from pipeline.cli_output import fail, show, show_line, warn
+from pipeline.errors import UserError
 from pipeline.predict import Failure, Prediction, Unfit, files, predict
 
 ON_A_TERMINAL_S = 0.2  # between two lines of progress
@@ -23,6 +24,8 @@ def run(
     artifact: Path, given: list[Path], runtime: str, anyway: bool, top: int | None, as_json: bool
 ) -> int:
     """Classify, and print; 1 where an image could not be classified."""
+    if not artifact.is_dir():
+        raise UserError(f"{artifact}: no such folder, expected that of an exported model")
     images, passed = files(given)
     for line in passed:
         warn(line)

@@ -445,14 +445,14 @@ def test_what_is_not_read_is_counted_and_named(tmp_path):
     for i in range(8):
         (top / f"train/dog/{i}.heic").write_bytes(b"x")
     (top / "test/cat/deeper").mkdir()
-    (top / "test/cat/deeper/a.AVIF").write_bytes(b"x")
+    (top / "test/cat/deeper/a.JXL").write_bytes(b"x")
     (top / "test/cat/b.heic").write_bytes(b"x")
     (top / "test/cat/none").write_bytes(b"x")
     picture(0).save(top / "train/loose.png")
     lines = [
         "own: 1 file in train, outside of the class folders, was not read: .png",
         "own: 8 files in train/dog were not read: .heic",
-        "own: 3 files in test/cat were not read: .avif (1), .heic (1), no extension (1)",
+        "own: 3 files in test/cat were not read: .heic (1), .jxl (1), no extension (1)",
     ]
     assert data.unread(own(top), tmp_path) == lines
     said: list[str] = []

@@ -36,10 +36,16 @@ PUBLISHED = {  # model, width: millions of parameters, of MACs at 32x32
 }
 
 
+def shortened(patch: pytest.MonkeyPatch) -> None:
+    """ResNet-8 for ResNet-20, with one block of each kind, and the first stages of MobileNetV2: the
+    whole ones take the tests three times as long."""
+    patch.setitem(resnet.STAGES, "resnet20", (resnet.SMALL, 1))
+    patch.setattr(mobilenet, "STAGES", mobilenet.STAGES[:3])
+
+
 @pytest.fixture
 def short(monkeypatch):
-    """MobileNetV2 with its first stages: an export takes a second, not ten."""
-    monkeypatch.setattr(mobilenet, "STAGES", mobilenet.STAGES[:3])
+    shortened(monkeypatch)
 
 
 def spec(name: str, width: float = 0.5, shape=(3, 32, 32)):
@@ -120,7 +126,7 @@ def test_every_layer_has_as_many_filters_and_inputs_as_its_groups(name):
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet20_a", "mobilenetv2"])
-def test_pruning_cuts_the_first_layers_of_blocks_alone_or_the_sums_as_well(name):
+def test_pruning_cuts_the_first_layers_of_blocks_alone_or_the_sums_as_well(name, short):
     base = lively(spec(name, 1))
     graph, channels = network.graph_of(base.spec), base.spec.channels
     for groups in ("all", "inner"):
@@ -173,7 +179,7 @@ SHIPPED = ["ptq-int8", "qat-int8", "prune-filters", "kd", "attention-transfer", 
 
 @pytest.fixture(scope="module")
 def residual_bench(tmp_path_factory):
-    """A base of ResNet-20 at half its width."""
+    """A small residual base, at half its width; for tests that have `short` as well."""
     folder = tmp_path_factory.mktemp("residual")
     work = cells.Work(folder / "work")
     made = cells.cells(
@@ -183,7 +189,9 @@ def residual_bench(tmp_path_factory):
         training={"epochs": 1, "batch_size": 32, "learning_rate": 0.05, "train_images": 160},
         grid={"small-and-int8": {"prune.multiple": [2]}},
     )
-    cells.run(made["base"], work)
+    with pytest.MonkeyPatch.context() as patch:
+        shortened(patch)
+        cells.run(made["base"], work)
     bench = cells.Bench(folder, work, made["base"])
     bench.made.update({cell.family: cell for cell in made.values()})
     return bench
@@ -196,7 +204,9 @@ def test_the_list_has_every_technique_that_is_no_control():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_technique_on_a_residual_network_resumes_and_makes_it_smaller(residual_bench, name):
+def test_a_technique_on_a_residual_network_resumes_and_makes_it_smaller(
+    residual_bench, short, name
+):
     cell = residual_bench.made[name]
     whole = staged(cell, beside(residual_bench, "whole"))
     resumed = staged(cell, beside(residual_bench, "killed"), set())
@@ -212,7 +222,7 @@ def first_spec(cell):
     return module_of("resnet20").spec("resnet20", cell.model.width, (1, 32, 32), 10, 0, 1.0)
 
 
-def test_a_small_residual_network_answers_as_it_was_simulated(residual_bench, tmp_path):
+def test_a_small_residual_network_answers_as_it_was_simulated(residual_bench, short, tmp_path):
     """After pruning of sums, fine-tuning and training with simulated integers."""
     cell = residual_bench.made["small-and-int8"]
     state = staged(cell, beside(residual_bench, "whole")).state

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-from h5py import h5o
+from h5py import h5g, h5o
 
 from pipeline import __version__, catalog, store, strict_yaml, usage
 from pipeline.errors import UserError
@@ -66,7 +66,7 @@ class Published:
     def artifact(self, cell_id: str) -> dict[str, dict[str, Any]]:
         """The files of a cell's artifact: name -> {"bytes", "sha256"}. Raises Corrupt."""
         with store.open_hdf5(self.path, checked=True) as file:
-            text = hdf5.text_attribute(file["cells"][cell_id].id, "artifact")
+            text = hdf5.attribute(file["cells"][cell_id].id, b"artifact")
             return typed.parsed("artifact", text)
 
     def result(self, cell_id: str) -> store.Result:
@@ -141,29 +141,35 @@ def _put_cells(file: h5py.File, chunks: Iterator[Chunk], sweep: Sweep) -> list[R
     """
     every: list[Read] = []
     target = file.create_group("cells", track_order=True)
-    first: dict[str, str] = {}
+    first: dict[str, bytes] = {}
     for chunk in chunks:
         with reading.opened(chunk.file) as source:
             for read in chunk.cells:
                 if read.row is not None:
                     cell_id = read.row.id
-                    _put_cell(target, source, cell_id, read.long, first)
-                    target[cell_id].attrs["cell"] = store.cell_text(sweep.by_id[cell_id].to_json())
+                    _put_cell(target.id, source, cell_id, read.long, first)
+                    copy = h5g.open(target.id, cell_id.encode())
+                    text = store.cell_text(sweep.by_id[cell_id].to_json())
+                    hdf5.put_attribute(copy, b"cell", text)
         every += chunk.cells
     return every
 
 
 def _put_cell(
-    target: h5py.Group, source: h5py.File, cell_id: str, long: dict[str, str], first: dict[str, str]
+    target: hdf5.Group,
+    source: hdf5.Group,
+    cell_id: str,
+    long: dict[str, str],
+    first: dict[str, bytes],
 ) -> None:
     """`first`: the name of a long array's content -> where it is in `target` already."""
-    h5o.copy(source.id, cell_id.encode(), target.id, cell_id.encode())
+    h5o.copy(source, cell_id.encode(), target, cell_id.encode())
     for name, content_name in sorted(long.items()):
-        place = f"{cell_id}/measure/{name}"
+        place = f"{cell_id}/measure/{name}".encode()
         if content_name in first:
-            target.id.links.create_hard(place.encode(), target.id, first[content_name].encode())
+            target.links.create_hard(place, target, first[content_name])
         else:
-            h5o.copy(source["long"].id, content_name.encode(), target.id, place.encode())
+            h5o.copy(source, f"long/{content_name}".encode(), target, place)
             first[content_name] = place
 
 
@@ -192,7 +198,7 @@ def read(path: Path) -> Published:
 
 
 def _check(file: h5py.File, path: Path) -> None:
-    made = hdf5.number_attribute(file.id, "format")
+    made = hdf5.number_attribute(file.id, b"format")
     if made != FORMAT:
         raise UserError(f"{path}: format {made}, this netpress reads {FORMAT}")
     if set(hdf5.members(file.id)) != MEMBERS:
@@ -202,7 +208,7 @@ def _check(file: h5py.File, path: Path) -> None:
 def _sweep(file: h5py.File, path: Path, missing: dict[str, dict[str, Any]]) -> Sweep:
     """With its cells in its own order: those with a result, and `missing` (id -> cell as JSON)."""
     name, called, version = (
-        hdf5.text_attribute(file.id, each) for each in ("name", "called", "netpress")
+        hdf5.attribute(file.id, each) for each in (b"name", b"called", b"netpress")
     )
     done = hdf5.members(file["cells"].id)
     order = _json(file, "order")
@@ -226,7 +232,7 @@ def _sweep(file: h5py.File, path: Path, missing: dict[str, dict[str, Any]]) -> S
 
 
 def _cell_json(file: h5py.File, cell_id: str) -> dict[str, Any]:
-    return typed.parsed("cell", hdf5.text_attribute(file["cells"][cell_id].id, "cell"))
+    return typed.parsed("cell", hdf5.attribute(file["cells"][cell_id].id, b"cell"))
 
 
 def _json(file: h5py.File, name: str) -> Any:

@@ -25,9 +25,9 @@ from typing import Any, TypeVar
 
 import h5py
 import numpy
-from h5py import h5o
+from h5py import h5d, h5f, h5g, h5o, h5p, h5s, h5t
 
-from pipeline import hardware, store, usage
+from pipeline import garbage, hardware, store, usage
 from pipeline.errors import Corrupt
 from pipeline.paths import CellPaths
 from pipeline.report.evidence import check_result, is_row_evidence, valid_result
@@ -109,7 +109,8 @@ def read_merged_chunk(cells: Sequence[tuple[Path, Identity]]) -> list[Row]:
 def result_of(file: h5py.File, cell_id: str, *, everything: bool = False) -> store.Result:
     """A cell's result in an open results.h5: what a row needs, or everything."""
     wanted = (lambda name: True) if everything else is_row_evidence
-    result = store.result_in(file["cells"][cell_id], everything, wanted)
+    tree = hdf5.Tree.of(file["cells"][cell_id].id)
+    result = store.result_in(tree, everything, wanted)
     check_result(result, cell_id, file.filename)
     return result
 
@@ -119,10 +120,11 @@ def _read(
 ) -> Read:
     long: dict[str, str] = {}
 
-    def keep(source: h5py.File, result: store.Result, manifest: dict[str, Any]) -> None:
+    def keep(source: hdf5.Group, result: store.Result, manifest: dict[str, Any]) -> None:
         if file is not None and result.id == named.id:
-            long.update(_merge(source["/"], result, file))
-            file[result.id].attrs["artifact"] = _artifact_json(manifest, paths)
+            long.update(_merge(source, result, file))
+            copy = h5g.open(file.id, named.id.encode())
+            hdf5.put_attribute(copy, b"artifact", _artifact_json(manifest, paths))
 
     recorded = usage.of_cell(paths)
     try:
@@ -143,7 +145,7 @@ def _read_earlier(named: Identity, path: Path | None, file: h5py.File | None) ->
             return None
         recorded = typed.parsed("usage", hdf5.value_in(source.id, "usage")).get(named.id)
         result = result_of(source, named.id, everything=file is not None)
-        long = {} if file is None else _merge(source["cells"][named.id], result, file)
+        long = {} if file is None else _merge(source["cells"][named.id].id, result, file)
         return Read(row(named, result), usage=recorded, long=long)
 
 
@@ -157,28 +159,38 @@ def _artifact_json(manifest: dict[str, Any], paths: CellPaths) -> str:
     return json.dumps(files, sort_keys=True)
 
 
-def _merge(source: h5py.Group, result: store.Result, file: h5py.File) -> dict[str, str]:
+def _merge(source: hdf5.Group, result: store.Result, file: h5py.File) -> dict[str, str]:
     """Copies a result into the chunk's file. Its history is not read before, which would cost as
     much again: whoever shows it reads it from there, with every check."""
-    h5o.copy(source.id, b".", file.id, result.id.encode())
-    measure, long = file[result.id]["measure"], {}
+    h5o.copy(source, b".", file.id, result.id.encode())
+    measure, long = h5g.open(file.id, f"{result.id}/measure".encode()), {}
     for name, value in result.measured.items():
         if isinstance(value, numpy.ndarray) and value.nbytes >= LONG_BYTES:
-            del measure[name]
-            long[name] = _put_long(file["long"], value)
+            measure.unlink(name.encode())
+            long[name] = _put_long(file, value)
     return long
 
 
-def _put_long(group: h5py.Group, value: numpy.ndarray) -> str:
-    """Its content's name, under which it is in the group from now on."""
+def _put_long(file: h5py.File, value: numpy.ndarray) -> str:
+    """Its content's name, under which it is in /long from now on."""
     digest = hashlib.sha256(f"{value.dtype.str} {value.shape} ".encode())
     digest.update(numpy.ascontiguousarray(value).data)
     name = digest.hexdigest()
-    if name not in group:
-        group.create_dataset(
-            name, data=value, chunks=_chunk_shape(value), shuffle=True, compression=4
-        )
+    path = f"long/{name}".encode()
+    if not file.id.links.exists(path):
+        kind, space = h5t.py_create(value.dtype, logical=True), h5s.create_simple(value.shape)
+        made = h5d.create(file.id, path, kind, space, _compressed(value))
+        made.write(h5s.ALL, h5s.ALL, value)
     return name
+
+
+def _compressed(value: numpy.ndarray) -> h5p.PropDCID:
+    made = h5p.create(h5p.DATASET_CREATE)
+    made.set_chunk(_chunk_shape(value))
+    made.set_shuffle()
+    made.set_deflate(4)
+    made.set_obj_track_times(False)  # the same results give the same bytes
+    return made
 
 
 def _chunk_shape(value: numpy.ndarray) -> tuple[int, ...]:
@@ -188,9 +200,9 @@ def _chunk_shape(value: numpy.ndarray) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def opened(image: bytes) -> Iterator[h5py.File]:
+def opened(image: bytes) -> Iterator[h5f.FileID]:
     """The file of a chunk."""
-    with h5py.File(hdf5.in_memory(image)) as file:
+    with hdf5.in_memory(image) as file:
         yield file
 
 
@@ -230,6 +242,7 @@ def in_chunks(read: Callable[[Sequence[Item]], Answer], items: list[Item]) -> It
 def _quietly() -> None:
     """Ctrl-C is the parent's to answer; and a parent that was killed leaves none behind."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    garbage.seldom()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

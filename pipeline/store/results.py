@@ -27,17 +27,21 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import Corrupt, UserError
-from pipeline.store import files, hdf5
+from pipeline.store import files
 
 if TYPE_CHECKING:
     import h5py
 
+    from pipeline.store import hdf5
+
 SEAL_BYTES = 512
 HISTORY_BYTES = 1 << 24  # as lists, numbers take four times as much
 SEAL = b"netpress sha256 "
+
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -83,6 +87,8 @@ def result_bytes(
     Raises ValueError or TypeError for values that would not be read back unchanged.
     """
 
+    from pipeline.store import hdf5
+
     def fill(file: h5py.File) -> None:
         file.attrs["id"] = cell.get("id", "") if cell_id is None else cell_id
         file.attrs["cell"] = cell_text(cell)
@@ -100,7 +106,7 @@ def read_result(
     expected_sha256: str | None = None,
     *,
     with_history: bool = True,
-    also: Callable[[Any, Result], None] = lambda file, result: None,
+    also: Callable[[hdf5.Group, Result], None] = lambda file, result: None,
 ) -> Result:
     """Raises FileNotFoundError, or Corrupt where the file is damaged or is not one of ours.
 
@@ -110,11 +116,11 @@ def read_result(
     if expected_sha256 and hashlib.sha256(data).hexdigest() != expected_sha256:
         raise Corrupt(f"{path}: its SHA-256 is not the one in its manifest")
 
-    def get(file: h5py.File) -> Result:
-        if {name.split(b"/")[0] for name in hdf5.links(file.id)} != {b"history", b"measure"}:
+    def get(tree: hdf5.Tree) -> Result:
+        if set(tree.members()) != {b"history", b"measure"}:
             raise ValueError("it has other members than history and measure")
-        result = result_in(file, with_history)
-        also(file, result)
+        result = result_in(tree, with_history)
+        also(tree.group, result)
         return result
 
     return _from_hdf5(path, data, get)
@@ -223,13 +229,13 @@ def _seal_of(digest: str) -> bytes:
     return (SEAL + digest.encode() + b"\n").ljust(SEAL_BYTES, b"\0")
 
 
-def _from_hdf5(path: Path, data: bytes, get: Callable[[Any], Any]) -> Any:
-    import h5py
+def _from_hdf5(path: Path, data: bytes, get: Callable[[hdf5.Tree], Value]) -> Value:
+    from pipeline.store import hdf5
 
     if data[:SEAL_BYTES] != _seal(data[SEAL_BYTES:]):
         raise Corrupt(f"{path}: is damaged, its checksum does not match")
-    with _as_corrupt(path), h5py.File(hdf5.in_memory(data)) as file:
-        return get(file)
+    with _as_corrupt(path), hdf5.in_memory(data) as file:
+        return get(hdf5.Tree.of(file, hdf5.Image.of(data, SEAL_BYTES)))
 
 
 def _put_history(file: h5py.File, history: Sequence[StageHistory]) -> None:
@@ -245,35 +251,35 @@ def _put_history(file: h5py.File, history: Sequence[StageHistory]) -> None:
 
 
 def result_in(
-    file: h5py.Group, with_history: bool = True, wanted: Callable[[str], bool] = lambda name: True
+    tree: hdf5.Tree, with_history: bool = True, wanted: Callable[[str], bool] = lambda name: True
 ) -> Result:
     """The result in an open file or group, with the measured values whose name is `wanted`.
     Without history: only the durations of each stage's epochs.
 
     Raises errors of many types for other contents: use it in `open_hdf5`.
     """
-    from pipeline.store import typed
+    from pipeline.store import hdf5, typed
 
-    cell_id, cell, facts = (hdf5.text_attribute(file.id, n) for n in ("id", "cell", "facts"))
-    measured = dict(hdf5.datasets(hdf5.group_in(file.id, "measure"), wanted))
+    cell_id, cell, facts = (hdf5.attribute(tree.group, n) for n in (b"id", b"cell", b"facts"))
+    measured = tree.below(b"measure").values(wanted)
     typed.check_measured(measured)
-    history = _get_history(file, lambda name: with_history or name == "seconds")
+    history = _get_history(tree, lambda name: with_history or name == "seconds")
     parsed = typed.parsed("cell", cell), typed.parsed("facts", facts)
     return Result(cell_id, *parsed, history, measured)
 
 
 def _get_history(
-    file: h5py.Group, wanted: Callable[[str], bool] = lambda name: True
+    tree: hdf5.Tree, wanted: Callable[[str], bool] = lambda name: True
 ) -> list[StageHistory]:
-    from pipeline.store import typed
+    from pipeline.store import hdf5, typed
 
-    stages = []
-    root, budget = hdf5.group_in(file.id, "history"), hdf5.Budget(HISTORY_BYTES)
-    for name in hdf5.members(root):
-        index, _, stage = name.partition("-")
+    stages, root = [], tree.below(b"history")
+    budget = hdf5.Budget(HISTORY_BYTES)
+    for name in root.members():
+        index, _, stage = name.decode().partition("-")
         columns: dict[str, list[float]] = {}
-        for key, value in hdf5.datasets(hdf5.group_in(root, name), wanted, budget):
+        for key, value in root.below(name).values(wanted, budget).items():
             length = len(next(iter(columns.values()))) if columns else None
-            columns[key] = typed.column(name, key, value, length)
+            columns[key] = typed.column(stage, key, value, length)
         stages.append(StageHistory(int(index[:9]), stage, columns))
     return sorted(stages, key=lambda s: s.index)

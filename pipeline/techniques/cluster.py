@@ -5,7 +5,7 @@ weight and codes [K, C, h, w] or [K, C], a scale a filter [K], k values a layer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -28,6 +28,8 @@ class Settings(Trained):
     a weight's code stands for is trained, which code it has is not. The network is quantized to
     int8 first, unless it is: the shared values are integers on int8's grid, times a scale a filter.
     ``k`` counts them without zero, which is one more where weights are masked."""
+
+    cites: ClassVar[tuple[str, ...]] = ("han2016deep",)
 
     k_convolution: int = Field(16, ge=2, le=128, description="values of a convolution: 2, 4, 8 ...")
     k_linear: int = Field(16, ge=2, le=128, description="values of a linear layer: 2, 4, 8 ...")
@@ -128,7 +130,7 @@ def kmeans(values: torch.Tensor, weights: torch.Tensor, k: int) -> torch.Tensor:
     moment = torch.cat((zero, (weights * values).cumsum(0)))
     centres = torch.linspace(float(values[0]), float(values[-1]), k, dtype=torch.float64)
     for _ in range(LLOYD):
-        bounds = torch.searchsorted(values, (centres[1:] + centres[:-1]) / 2)
+        bounds = torch.searchsorted(values, (centres[1:] + centres[:-1]) / 2, right=True)
         ends = torch.cat((bounds.new_zeros(1), bounds, bounds.new_full((1,), len(values))))
         inside = mass[ends[1:]] - mass[ends[:-1]]
         moved = (moment[ends[1:]] - moment[ends[:-1]]) / inside

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,7 +24,12 @@ class Settings(coarse.Aware):
     history has ``bits_per_weight``. Several rates are operating points: ``grid: {rate: {rate.rate:
     [...]}}``."""
 
+    cites: ClassVar[tuple[str, ...]] = ("oktay2020scalable", "girish2022lilnetx")
+
     rate: float = Field(0.1, ge=0, le=1e6, description="lambda: loss for one bit a weight")
+    first_bits: Literal[8, 6, 4] = Field(
+        4, description="scales begin where LSQ's do for so many bits: at 4 about 2.4 bits a weight"
+    )
     share: float = 0.5
     learning_rate_factor: float = 0.5
 
@@ -50,18 +55,19 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 
 
 def _started(state: ModelState, settings: Settings, context: Context) -> ModelState:
-    """Scales as where LSQ begins, 2 mean|w| / sqrt(127): wider than the widest that calibration
-    finds, about four bits a weight."""
+    """Scales as where LSQ begins, 2 mean|w| / sqrt(Q_P) (Esser et al. 2020, section 2.1). Few bits
+    cost nothing once training sees them, and those that are not there need not be trained away."""
     import torch
 
     from pipeline.models.transforms.fakequant import layers, usable
 
+    largest = 2 ** (settings.first_bits - 1) - 1
     started = coarse.started(state, settings, context, "rate")
     with torch.no_grad():
         for layer in layers(started.network.module).values():
             quantizer = layer.weight_quantizer
             mean = layer.weight.abs().flatten(1).mean(1)
-            quantizer.scale.copy_(usable(2 * mean / quantizer.limit**0.5))
+            quantizer.scale.copy_(usable(2 * mean / largest**0.5))
     return started
 
 

@@ -1,6 +1,7 @@
 """What it costs that no product of an int8 artifact can overflow, in accuracy.
 
     env/run python -m tests.benchmarks.bench_portable [--datasets mnist cifar10-jpeg] [--seeds 0 1]
+        [--techniques qat-int8 ...] [--modes off auto] [--width 0.25]
 
 Trains a base for each data set and seed, and from it ptq-int8, qat-int8 and small-and-int8 with
 each ``quantize.reduce_range``: ``off`` (any 8-bit weights), ``auto`` (8 bits, no pair overflows a
@@ -61,7 +62,7 @@ def _processes(runs: list[tuple[str, int]], options) -> Iterable[list[dict]]:
     for dataset, seed in runs:
         own = ["--one", dataset, str(seed), "--width", str(options.width)]
         own += ["--keep", options.keep] if options.keep and seed == options.seeds[0] else []
-        own += ["--techniques", *options.techniques]
+        own += ["--techniques", *options.techniques, "--modes", *options.modes]
         own += ["--train-images", str(options.train_images)] if options.train_images else []
         command = [sys.executable, "-m", "tests.benchmarks.bench_portable", *own]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
@@ -94,7 +95,7 @@ def _cells(folder: Path, dataset: str, seed: int, options) -> tuple[Cell, ...]:
         ]
         for technique in options.techniques
         for chain in [CHAINS[technique]]
-        for mode in MODES
+        for mode in options.modes
     }
     training = dict(TRAINING[dataset], holdout=0.1)
     if options.train_images:
@@ -164,7 +165,7 @@ def _print_differences(rows: list[dict]) -> None:
         if technique not in CHAINS:
             continue
         seeds = sorted({r["seed"] for r in rows if r["dataset"] == dataset})
-        for mode in MODES[1:]:
+        for mode in dict.fromkeys(r["mode"] for r in rows if r["mode"] not in ("", "off")):
             line = f"{dataset:13} {technique:15} {mode:5}"
             for part in ("held_out", "test"):
                 gaps = [
@@ -185,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--datasets", nargs="+", default=["mnist", "cifar10-jpeg"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--techniques", nargs="+", choices=CHAINS, default=list(CHAINS))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--train-images", type=int)
     parser.add_argument("--keep")
