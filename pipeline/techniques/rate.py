@@ -28,7 +28,8 @@ class Settings(coarse.Aware):
 
     rate: float = Field(0.1, ge=0, le=1e6, description="lambda: loss for one bit a weight")
     first_bits: Literal[8, 6, 4] = Field(
-        4, description="scales begin where LSQ's do for so many bits: at 4 about 2.4 bits a weight"
+        4,
+        description="scales begin where LSQ's do for so many bits: at 4 just below 3 bits a weight",
     )
     share: float = 0.5
     learning_rate_factor: float = 0.5
