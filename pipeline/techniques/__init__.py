@@ -82,7 +82,7 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
     ),
     "inq-3": (
         "the same with 3 bits: zero and two powers of two",
-        [{"quantize-incremental": {"bits": 3}}, {"encode": {}}],
+        [{"quantize-incremental": {"bits": 3, "scales": "filter"}}, {"encode": {}}],
     ),
     "qat-int4": (
         "4-bit weights with learned scales (Esser et al. 2020), by way of 8 bits; coded",
