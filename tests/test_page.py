@@ -447,8 +447,8 @@ def test_the_answers_are_cards_whose_command_is_copied(small, opened):
     assert cards.count() == 3
     shown = [" ".join(text.split()) for text in cards.all_inner_texts()]
     assert "Smallest without accuracy loss" in shown[0] and "two" in shown[0]
-    assert "nine" in shown[1] and "6.54 MB 9.00× smaller" in shown[1]  # ten loses too much
-    assert "98.03 ± 0.00 % 1.02 points lower" not in shown[1]
+    assert " ten size 5.89 MB 10.0× smaller latency, batch 1 " in shown[1]
+    assert "0.22 points lower" in shown[1] and "It exports seed 0." in shown[1]
     cards.nth(1).get_by_role("button").click()
     cards.nth(1).get_by_text("Copied").wait_for()
     command = tab.evaluate("navigator.clipboard.readText()")

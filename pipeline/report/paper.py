@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +79,8 @@ def sources(kind: str, name: str) -> list[str]:
     """Keys of a model or data set: `kind` is `model` or `dataset`."""
     return [
         key
-        for key, starts in _named().items()
-        if any(which == kind and name.startswith(start) for which, start in starts)
+        for key, patterns in _named().items()
+        if any(which == kind and fnmatchcase(name, pattern) for which, pattern in patterns)
     ]
 
 
@@ -91,13 +92,13 @@ def keys() -> frozenset[str]:
 
 @cache
 def _named() -> dict[str, list[tuple[str, str]]]:
-    """Key -> [(kind, beginning of a name)], of the field `netpress`."""
+    """Key -> [(kind, pattern of names)], of the field `netpress`."""
     found = {}
     for entry in re.split(r"^(?=@)", _bib(), flags=re.M)[1:]:
         key = re.findall(r"@\w+\{([^,\s]+),", entry)[0]
         listed = re.findall(r"^\s*netpress\s*=\s*\{([^}]*)\}", entry, re.M)
         pairs = [part.split() for text in listed for part in text.split(",")]
-        found[key] = [(kind, start) for kind, start in pairs]
+        found[key] = [(kind, pattern) for kind, pattern in pairs]
     return found
 
 

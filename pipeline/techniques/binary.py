@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.techniques import coarse
 
@@ -15,6 +15,8 @@ VERSION = 1
 
 class Settings(coarse.CoarseSettings):
     """Binary weight networks (Rastegari et al. 2016, arXiv 1603.05279, section 3.1)."""
+
+    cites: ClassVar[tuple[str, ...]] = ("rastegari2016xnor",)
 
     share: float = 0.5
     learning_rate_factor: float = 0.5

@@ -5,7 +5,7 @@ weight and codes [K, C, h, w] or [K, C], a scale a filter [K], k values a layer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -28,6 +28,8 @@ class Settings(Trained):
     a weight's code stands for is trained, which code it has is not. The network is quantized to
     int8 first, unless it is: the shared values are integers on int8's grid, times a scale a filter.
     ``k`` counts them without zero, which is one more where weights are masked."""
+
+    cites: ClassVar[tuple[str, ...]] = ("han2016deep",)
 
     k_convolution: int = Field(16, ge=2, le=128, description="values of a convolution: 2, 4, 8 ...")
     k_linear: int = Field(16, ge=2, le=128, description="values of a linear layer: 2, 4, 8 ...")

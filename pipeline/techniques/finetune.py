@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.techniques.settings import Trained
 
@@ -17,10 +17,9 @@ class Settings(Trained):
     """After pruning, fine-tuning at a rate near that of training recovers most (Renda et al. 2020:
     rewinding the learning rate), so half of it is the default."""
 
-    learning_rate_factor: float = 0.5
+    cites: ClassVar[tuple[str, ...]] = ("renda2020rewinding",)
 
-    def references(self) -> tuple[str, ...]:
-        return ("renda2020rewinding", *super().references())
+    learning_rate_factor: float = 0.5
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:

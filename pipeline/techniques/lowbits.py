@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,8 +22,10 @@ DECAY = {
 
 class Settings(coarse.CoarseSettings):
     """LSQ (Esser et al. 2020, arXiv 1902.08153): steps of activations and, for each filter, of
-    weights are learned; weight decay is a quarter at 2 bits (section 3.2). The epochs are those of
+    weights are learned; weight decay is a quarter at 2 bits (section 3). The epochs are those of
     all steps together, at least one for each."""
+
+    cites: ClassVar[tuple[str, ...]] = ("esser2020lsq",)
 
     bits: Literal[4, 2] = Field(4, description="of the weights; activations have 8")
     progressive: bool = Field(True, description="train with 8 bits first, then 4 (then 2)")

@@ -6,7 +6,7 @@ fast is the artifact, whose integers have exactly the scales chosen here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,8 @@ class Settings(Trained):
     """Weights int8, symmetric, a scale a filter; activations uint8, a scale a tensor (Jacob et al.
     2018; Krishnamoorthi 2018). Batch normalization is folded first."""
 
+    cites: ClassVar[tuple[str, ...]] = ("jacob2018integer", "krishnamoorthi2018quantizing")
+
     scheme: Literal["int8"] = "int8"
     aware: bool = Field(False, description="train with quantization simulated")
     ranges: Literal["observed", "learned"] = Field(
@@ -50,7 +52,7 @@ class Settings(Trained):
 
     def references(self) -> tuple[str, ...]:
         learned = ("esser2020lsq",) if self.ranges == "learned" else ()
-        return ("jacob2018integer", "krishnamoorthi2018quantizing", *learned, *super().references())
+        return (*super().references(), *learned)
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:

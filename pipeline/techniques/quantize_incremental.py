@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ class Settings(Trained):
 
     The network is quantized to int8 first, unless it is.
     """
+
+    cites: ClassVar[tuple[str, ...]] = ("zhou2017incremental",)
 
     bits: Literal[5, 3] = Field(5, description="zero and 7 powers of two, or zero and 2")
     scales: Literal["layer", "filter"] = Field(

@@ -20,6 +20,7 @@ class StageSettings(Frozen):
     """Settings of any stage. ``fresh``: it starts from new weights, not from those given to it."""
 
     fresh: ClassVar[bool] = False
+    cites: ClassVar[tuple[str, ...]] = ()  # keys in report/references.bib
 
     def starts_fresh(self) -> bool:
         return self.fresh
@@ -39,7 +40,7 @@ class StageSettings(Frozen):
 
     def references(self) -> tuple[str, ...]:
         """Keys in ``report/references.bib`` of the sources of what these settings do."""
-        return ()
+        return self.cites
 
     def rehearsed(self) -> StageSettings:
         """As short as it gets, for a rehearsal, where ``training.epochs`` is 1."""
@@ -102,7 +103,8 @@ class Trained(StageSettings):
         return self.epochs or max(1, round(self.share * recipe.epochs))
 
     def references(self) -> tuple[str, ...]:
-        return ("hinton2015distilling",) if self.teacher and self.soft else ()
+        taught = ("hinton2015distilling",) if self.teacher and self.soft else ()
+        return (*self.cites, *taught)
 
     def rehearsed(self) -> StageSettings:
         return self if self.epochs is None else self.model_copy(update={"epochs": 1})

@@ -7,7 +7,7 @@ Scores are one number a weight, one tensor a layer, of the weight's shape.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,8 @@ class Settings(Trained):
     """The smallest weights go (Han et al. 2015, arXiv 1506.02626), a few at a time: after part x of
     the ramp ``sparsity (1 - (1 - x)^3)`` of them are gone (Zhu and Gupta 2017, arXiv 1710.01878,
     eq. 1, from a dense network)."""
+
+    cites: ClassVar[tuple[str, ...]] = ("han2015learning", "zhu2017prune")
 
     sparsity: float = Field(0.9, gt=0, lt=1, description="part of all weights that become zero")
     scope: Literal["global", "layer"] = Field(

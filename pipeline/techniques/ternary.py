@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.techniques import coarse
 
@@ -15,6 +15,8 @@ VERSION = 1
 
 class Settings(coarse.CoarseSettings):
     """Ternary weight networks (Li et al. 2016, arXiv 1605.04711, section 2.2)."""
+
+    cites: ClassVar[tuple[str, ...]] = ("li2016ternary",)
 
     share: float = 0.5
     learning_rate_factor: float = 0.5
