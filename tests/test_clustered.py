@@ -181,6 +181,15 @@ def test_the_scale_is_a_power_of_two_and_the_largest_level_that_of_the_paper(lar
         assert int(quantizer.nearest(weight)[0, 0]) == 64
 
 
+def test_a_filter_may_have_a_scale_of_its_own_and_one_of_zeros_has_the_layers():
+    weight = torch.tensor([[1.0, 0.2], [0.1, 0.03], [0.0, 0.0]])
+    quantizer = PowerQuantizer(weight, 2)
+    quantizer.fit(weight, by_filter=True)
+    assert (quantizer.scale * 64).tolist() == [1.0, 0.125, 1.0]
+    quantizer.fit(weight)
+    assert (quantizer.scale * 64).tolist() == [1.0, 1.0, 1.0]
+
+
 @pytest.fixture(scope="module")
 def frozen(bench):
     """A network of 5 bits, with (levels, weights) after each of 24 steps."""

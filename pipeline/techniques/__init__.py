@@ -73,8 +73,8 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
         ],
     ),
     "deep-compression": (
-        "a tenth of the weights, of few shared values, coded (Han et al. 2015)",
-        [{"sparsify": {"sparsity": 0.9}}, {"cluster": {}}, {"encode": {}}],
+        "a twentieth of the weights, of few shared values, coded (Han et al. 2015)",
+        [{"sparsify": {"sparsity": 0.95}}, {"cluster": {}}, {"encode": {}}],
     ),
     "inq-5": (
         "weights zero or powers of two, 5 bits, frozen step by step (Zhou et al. 2017), coded",
@@ -82,7 +82,7 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
     ),
     "inq-3": (
         "the same with 3 bits: zero and two powers of two",
-        [{"quantize-incremental": {"bits": 3}}, {"encode": {}}],
+        [{"quantize-incremental": {"bits": 3, "scales": "filter"}}, {"encode": {}}],
     ),
     "qat-int4": (
         "4-bit weights with learned scales (Esser et al. 2020), by way of 8 bits; coded",
@@ -120,7 +120,7 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
     ),
     "sparse-random": (
         "control: as many weights zeroed as by deep-compression, chosen by chance",
-        [{"sparsify": {"sparsity": 0.9, "criterion": "random"}}],
+        [{"sparsify": {"sparsity": 0.95, "criterion": "random"}}],
     ),
     "pruned-from-scratch": (
         "control: the shape that prune-filters leaves, trained anew for both budgets",

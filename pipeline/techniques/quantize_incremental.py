@@ -30,6 +30,9 @@ class Settings(Trained):
     cites: ClassVar[tuple[str, ...]] = ("zhou2017incremental",)
 
     bits: Literal[5, 3] = Field(5, description="zero and 7 powers of two, or zero and 2")
+    scales: Literal["layer", "filter"] = Field(
+        "layer", description="what has a power of two of its own as the scale of its levels"
+    )
     epochs: int | None = Field(
         None, ge=1, le=100_000, description="of each of 3 trainings; default: share x epochs"
     )
@@ -77,7 +80,7 @@ def _free(state: ModelState, settings: Settings, context: Context) -> ModelState
     free = network.with_transform(state, powers.PowersOfTwo(settings.bits))
     weighted = layers(free.network.module)
     for name, quantizer in powers.quantizers(free.network.module).items():
-        quantizer.fit(weighted[name].weight)
+        quantizer.fit(weighted[name].weight, settings.scales == "filter")
     return free
 
 

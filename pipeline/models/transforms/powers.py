@@ -26,9 +26,10 @@ MAGNITUDES = {5: 7, 3: 2}  # bits: powers of two there are beside zero
 class PowersOfTwo(Transform):
     """Incremental network quantization (INQ, Zhou et al. 2017, arXiv 1702.03044), on int8.
 
-    A weight is ``level x scale``, the scale being a power of two as well, one for the whole layer:
-    ``2^(n1 - 6)`` with ``n1 = floor(log2(4 max|W| / 3))``, the exponent of the largest level
-    (section 2.2). Levels are 0, +-1, +-2, ... +-64 with 5 bits, and 0, +-32, +-64 with 3. The
+    A weight is ``level x scale``, the scale being a power of two as well, ``2^(n1 - 6)`` with ``n1
+    = floor(log2(4 max|W| / 3))``, the exponent of the largest level (section 2.2): one for the
+    whole layer, as there, or one a filter, since with batch normalization folded into them filters
+    differ in size. Levels are 0, +-1, +-2, ... +-64 with 5 bits, and 0, +-32, +-64 with 3. The
     paper's 5 bits have one power of two more, n1 - 7, which int8 has no integer for without 128;
     what would be that level is 0 or the next one here. 3 bits are the paper's.
 
@@ -70,12 +71,15 @@ class PowerQuantizer(fakequant.WeightQuantizer):
         return torch.where(self.levels == FREE, weight, frozen)
 
     @torch.no_grad()
-    def fit(self, weight: torch.Tensor) -> None:
-        """Chooses the scale; nothing is frozen by that."""
-        largest = float(weight.abs().max())
-        # An exponent that keeps the scale itself, 2^-6 of it, far from subnormal numbers.
-        exponent = max(-64, _floor_log2(4 * largest / 3)) if largest else 0
-        self.scale.fill_(2.0 ** (exponent - 6))
+    def fit(self, weight: torch.Tensor, by_filter: bool = False) -> None:
+        """Chooses the scale, of the layer or of each filter; nothing is frozen by that. A filter of
+        zeros has the layer's."""
+        each = weight.abs().flatten(1).amax(1)
+        largest = torch.where((each > 0) & by_filter, each, each.max())
+        exponent = torch.frexp(4 * largest / 3).exponent - 1  # floor of the logarithm
+        # The scale itself stays far from subnormal numbers.
+        exponent = torch.where(largest > 0, exponent.clamp_min(-64), 0)
+        self.scale.copy_(torch.ldexp(torch.ones_like(largest), exponent - 6))
 
     @torch.no_grad()
     def freeze(self, weight: torch.Tensor, portion: float) -> None:
@@ -106,7 +110,3 @@ def quantizers(module: nn.Module) -> dict[str, PowerQuantizer]:
     """Name of layer -> what freezes its weights."""
     found = {n: layer.weight_quantizer for n, layer in fakequant.layers(module).items()}
     return {name: each for name, each in found.items() if isinstance(each, PowerQuantizer)}
-
-
-def _floor_log2(value: float) -> int:
-    return math.frexp(value)[1] - 1
