@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from pipeline import streams
+from pipeline.artifact.format import not_an_artifact
 from pipeline.cli_output import fail, show, show_line, warn
 from pipeline.errors import UserError
 from pipeline.predict import Failure, Prediction, Unfit, files, predict
@@ -25,7 +26,7 @@ def run(
 ) -> int:
     """Classify, and print; 1 where an image could not be classified."""
     if not artifact.is_dir():
-        raise UserError(f"{artifact}: no such folder, expected that of an exported model")
+        raise UserError(not_an_artifact(artifact))
     images, passed = files(given)
     for line in passed:
         warn(line)

@@ -24,6 +24,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 LOCKER = """
 import sys
+from pathlib import Path
 from pipeline import store
 from pipeline.orchestrate.held import is_held
 from pipeline.paths import CellPaths
@@ -97,6 +98,7 @@ def test_a_cell_has_one_worker_and_a_killed_one_lets_go(cell, start, number):
 
 COUNTER = """
 import sys, time
+from pathlib import Path
 from pipeline.data import cache
 
 count = Path(sys.argv[1]) / "count"
@@ -118,6 +120,7 @@ def test_many_takers_are_never_two_at_once(tmp_path, start):
 
 OTHER_OWNERS = """
 import sys
+from pathlib import Path
 from pipeline import store
 from pipeline.paths import CellPaths
 

@@ -6,6 +6,8 @@ import hashlib
 import json
 import lzma
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -21,7 +23,11 @@ from tests.test_techniques import split_of
 @pytest.fixture(scope="module")
 def both(bench):
     """The same int8 network, as it runs and coded: (cell, its paths) by technique."""
-    chains = {"plain": [{"quantize": {}}], "coded": [{"quantize": {}}, {"encode": {}}]}
+    chains = {
+        "plain": [{"quantize": {}}],
+        "coded": [{"quantize": {}}, {"encode": {}}],
+        "xz": [{"quantize": {}}, {"encode": {"codec": "xz"}}],
+    }
     made = bench.cells(list(chains), define=chains)
     for cell in made.values():
         if not cell.is_base:
@@ -33,14 +39,21 @@ def loaded(both, name):
     return artifact.load(both[name][1].artifact)
 
 
-def test_what_is_decoded_is_what_runs_byte_for_byte(both):
-    plain, small = loaded(both, "plain"), loaded(both, "coded")
+@pytest.mark.parametrize("coded, share", [("coded", 0.85), ("xz", 0.9)])
+def test_what_is_decoded_is_what_runs_byte_for_byte(both, coded, share):
+    plain, small = loaded(both, "plain"), loaded(both, coded)
     assert small.model == plain.model
-    assert small.stored_bytes < 0.9 * plain.stored_bytes
+    assert small.stored_bytes < share * plain.stored_bytes
     recorded = small.manifest["runnable"]
     assert recorded["sha256"] == hashlib.sha256(small.model).hexdigest()
     assert recorded["bytes"] == len(small.model)
-    assert [p.name for p in sorted(small.folder.iterdir())] == ["manifest.json", "model.onnx.xz"]
+    suffix = {"coded": "npk", "xz": "xz"}[coded]
+    names = sorted(p.name for p in small.folder.iterdir())
+    assert names == ["manifest.json", f"model.onnx.{suffix}"]
+
+
+def test_weights_are_coded_in_fewer_bytes_than_by_a_general_coder(both):
+    assert loaded(both, "coded").stored_bytes < 0.98 * loaded(both, "xz").stored_bytes
 
 
 def test_both_sizes_are_measured(both):
@@ -61,7 +74,8 @@ def test_export_gives_the_model_that_runs_or_what_is_stored(bench, both, tmp_pat
     runs = export.export(sweep, cell, bench.work, tmp_path / "runs")
     kept = export.export(sweep, cell, bench.work, tmp_path / "kept", encoded=True)
     assert sorted(p.name for p in runs.iterdir()) == ["manifest.json", "model.onnx"]
-    assert sorted(p.name for p in kept.iterdir()) == ["manifest.json", "model.onnx.xz"]
+    names = sorted(p.name for p in kept.iterdir())
+    assert names == ["decode.py", "manifest.json", "model.onnx.npk"]
     pixels = split_of(bench).test.pixels.numpy()[:64]
     scores = [
         np.concatenate(list(runtimes.logits(runtimes.session(artifact.load(folder), 1), pixels)))
@@ -69,11 +83,20 @@ def test_export_gives_the_model_that_runs_or_what_is_stored(bench, both, tmp_pat
     ]
     assert np.array_equal(*scores)
     assert json.loads((runs / "manifest.json").read_text())["codec"] is None
+    assert decoded_alone(kept) == (runs / "model.onnx").read_bytes()
+
+
+def decoded_alone(folder) -> bytes:
+    """By the program that comes with the coded model, isolated from this checkout."""
+    to = folder / "decoded.onnx"
+    command = [sys.executable, "-I", "decode.py", "model.onnx.npk", to.name]
+    subprocess.run(command, cwd=folder, check=True, env={"PYTHONPATH": ""})
+    return to.read_bytes()
 
 
 def rewritten(folder, change) -> None:
     """The manifest changed, and its fingerprint of the stored file made to fit."""
-    stored = folder / "model.onnx.xz"
+    stored = next(folder.glob("model.onnx.*"))
     manifest = json.loads((folder / "manifest.json").read_text())
     content = stored.read_bytes()
     manifest["files"] = {
@@ -83,36 +106,34 @@ def rewritten(folder, change) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def bomb(folder):
-    (folder / "model.onnx.xz").write_bytes(lzma.compress(bytes(200 << 20)))
+def bomb(path):
+    path.write_bytes(lzma.compress(bytes(200 << 20), preset=0))
 
 
-def cut(folder):
-    path = folder / "model.onnx.xz"
+def cut(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def flipped(folder):
-    path = folder / "model.onnx.xz"
+def flipped(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def followed(folder):
-    path = folder / "model.onnx.xz"
+def followed(path):
     path.write_bytes(path.read_bytes() + b"more")
 
 
-def other(folder):
-    (folder / "model.onnx.xz").write_bytes(lzma.compress(b"x" * 5000))
+def other(path):
+    path.write_bytes(lzma.compress(b"x" * 5000))
 
 
+@pytest.mark.parametrize("codec", ["coded", "xz"])
 @pytest.mark.parametrize("damage", [bomb, cut, flipped, followed, other])
-def test_a_damaged_or_hostile_file_is_one_sentence(both, tmp_path, damage):
+def test_a_damaged_or_hostile_file_is_one_sentence(both, tmp_path, damage, codec):
     folder = tmp_path / "x"
-    shutil.copytree(loaded(both, "coded").folder, folder)
-    damage(folder)
+    shutil.copytree(loaded(both, codec).folder, folder)
+    damage(next(folder.glob("model.onnx.*")))
     rewritten(folder, lambda manifest: None)
     with pytest.raises(Corrupt) as told:
         artifact.load(folder)

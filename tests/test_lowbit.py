@@ -63,7 +63,7 @@ def test_ternary_weights_are_those_of_the_paper():
 
 
 def test_binary_weights_are_those_of_the_paper():
-    """Rastegari et al. (2016), equations 5 and 6; what is zero stays zero."""
+    """Rastegari et al. (2016), equations 4 to 6; what is zero stays zero."""
     quantizer, weight = BinaryQuantizer(2, 1), WEIGHT.clone().requires_grad_()
     left = quantizer.train()(weight)
     assert quantizer.scale.tolist() == pytest.approx([2.4 / 5, 2.0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from safetensors.torch import save_file
 from pipeline import catalog, plugins, registry, store, sweep
 from pipeline.errors import UserError
 from pipeline.models import module_of, network, own
-from pipeline.orchestrate import estimate
+from pipeline.orchestrate import estimate, plan
 from pipeline.paths import Work
-from pipeline.sweep import Cell
+from pipeline.sweep import Cell, Model
+from pipeline.sweep import own as entries
 from pipeline.techniques import prune
 from tests.benchmarks import oracle_pruning
 from tests.lab import Lab
@@ -158,12 +160,35 @@ def test_a_module_counts_by_the_version_of_its_distribution(tmp_path):
     assert found.sha256 and found.source == "house.nets"
 
 
+def test_a_sweep_is_loaded_again_where_its_files_are_gone(tmp_path):
+    """As the job that builds a report does."""
+    (tmp_path / "ours.pt").write_bytes(b"weights")
+    first = cells_of(tmp_path, weights="ours.pt")["base"]
+    text = (tmp_path / "own.yaml").read_text()
+    for name in ("nets.py", "ours.pt", "own.yaml"):
+        (tmp_path / name).unlink()
+    files, work = entries.files(first.model), Work(tmp_path / "runs")
+    [again] = plan.load_again(tmp_path / "own.yaml", text, work, files).cells
+    assert again.id == first.id and len(files) == 2
+
+
 def test_a_plan_does_not_run_the_file(tmp_path):
     (tmp_path / "nets.py").write_text("raise SystemExit('it ran')\n")
     cell = cells_of(tmp_path)["base"]
     assert estimate.notes([cell]) == [
         "the cost of mine is not known, it counts as a VGG-16 until a cell of it is finished"
     ]
+
+
+def test_a_network_of_which_nothing_is_known_is_estimated_from_its_own_cells(tmp_path):
+    mine = cells_of(tmp_path)["base"]
+    other = replace(mine, model=Model(name="vgg11_bn"))
+    measured = [(mine, 4.0, 30.0), (other, 6.0, 1.0)]  # seconds around, and of an epoch
+    found = estimate._from_cells(measured, "from {} cells")
+    assert found.seconds(mine) == pytest.approx(5 + 30) and found.source == "from 2 cells"
+    assert found.seconds(other) == pytest.approx(5 + 1)
+    unseen = replace(mine, model=Model(name="vgg16_bn"))
+    assert found.seconds(unseen) > 5 + 1
 
 
 # --- by the command line -------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""A report over thousands of results: the CPU and memory of all its processes together.
+"""A report over thousands of results: what it does for each, and the CPU and memory of all its
+processes together.
 
 tests/benchmarks/bench_report.py measures seconds and bytes for 10,000. Here are 500 and 1,000,
 between which figures show no more (their seeds are at most five): time grows as the results do, and
@@ -12,15 +13,20 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import psutil
 import pytest
 
 from pipeline.paths import CODE, Work, report
-from tests import many
+from pipeline.report import frames, reading
+from pipeline.report.row import identity
+from tests import cost, many
 
 MOST_BYTES, RESULTS = 1_000_000_000, 10_000
+# A result of tests/many.py has 39 numbers and arrays under what was measured, and 2 stages.
+VALUES, MOST_CALLS = 41, 3000
 BUILD = """
 import sys
 from pathlib import Path
@@ -89,3 +95,22 @@ def test_what_a_report_costs_grows_as_its_results_do(folder, tmp_path):
     assert more.peak_bytes + each_bytes * (RESULTS - 1000) < MOST_BYTES, said
     with open(report("many", tmp_path / "1000").csv) as file:
         assert len(list(csv.reader(file))) == 1001
+
+
+def test_each_value_of_a_result_is_read_once_and_from_its_bytes(folder):
+    """And so are its file and its links, and no dataset is opened: a report costs what it does for
+    each result."""
+    sweep, work = many.sweep(1000), Work(folder / "work")
+    cells = [(identity(cell), work.cell(cell.id)) for cell in frames.in_order(sweep)]
+
+    def calls(count: int) -> Counter[str]:
+        reading.read_chunk_merged(cells[:1])  # imports, and what is remembered
+        return cost.calls(lambda: reading.read_chunk_merged(cells[:count]))
+
+    few, more = calls(10), calls(20)
+    a_result = Counter({name: (more[name] - few[name]) / 10 for name in more})
+    assert a_result["read_patiently"] == 2  # the manifest is one
+    assert a_result["contiguous"] == VALUES and a_result["_check_stored"] == 0
+    assert a_result["_inside"] == 1  # visits the links
+    assert a_result["openssl_sha256"] <= 6  # seals of result and manifest, result, three arrays
+    assert sum(a_result.values()) < MOST_CALLS, sum(a_result.values())

@@ -15,7 +15,7 @@ from pipeline.measure import complexity
 from pipeline.models import MODELS, mobilenet, module_of, network, resnet
 from pipeline.models.transforms import fakequant
 from pipeline.models.transforms.fakequant import FakeQuantized
-from pipeline.techniques import TECHNIQUES, prune
+from pipeline.techniques import CONTROLS, TECHNIQUES, distill, prune
 from tests import cells
 from tests.test_models import images, lively
 from tests.test_techniques import Given, beside, staged
@@ -74,6 +74,13 @@ def test_maps_are_those_before_the_images_get_smaller(name):
     sides = (28, 14, 7) if name.startswith("resnet20") else (28, 14, 7, 4)
     assert tuple(m.shape[2] for m in maps) == sides
     assert all(0.01 < float(m.std()) < 20 for m in maps)
+
+
+def test_attention_is_taught_between_networks_with_as_many_maps():
+    sentence = "vgg11_bn has 5 feature maps to learn from the 3 of resnet20"
+    with pytest.raises(UserError, match=rf"^distill\.attention: {sentence}"):
+        distill._check_maps(spec("vgg11_bn"), spec("resnet20"))
+    distill._check_maps(spec("resnet20"), spec("resnet56_a"))
 
 
 # --- what is cut together ----------------------------------------------------------------------
@@ -175,6 +182,9 @@ def test_padded_shortcuts_and_depthwise_filters_are_deployed_as_simulated(name, 
 # --- every shipped technique ---------------------------------------------------------------------
 
 SHIPPED = ["ptq-int8", "qat-int8", "prune-filters", "kd", "attention-transfer", "small-and-int8"]
+SAME_STAGES = {"base", "attention-transfer-kd", "inq-3", "qat-int2"}  # as one of the others
+OTHERS = [n for n in TECHNIQUES if n not in {*SHIPPED, *SAME_STAGES, *CONTROLS}]
+MULTIPLE = {"prune.multiple": [2]}  # of a network with 8 to 32 filters a layer
 
 
 @pytest.fixture(scope="module")
@@ -184,10 +194,10 @@ def residual_bench(tmp_path_factory):
     work = cells.Work(folder / "work")
     made = cells.cells(
         folder,
-        ["base", *SHIPPED],
+        ["base", *SHIPPED, *OTHERS],
         models=[{"name": "resnet20", "width": 0.5}],
         training={"epochs": 1, "batch_size": 32, "learning_rate": 0.05, "train_images": 160},
-        grid={"small-and-int8": {"prune.multiple": [2]}},
+        grid={"small-and-int8": MULTIPLE, "small-and-rate": MULTIPLE},
     )
     with pytest.MonkeyPatch.context() as patch:
         shortened(patch)
@@ -197,10 +207,13 @@ def residual_bench(tmp_path_factory):
     return bench
 
 
-def test_the_list_has_every_technique_that_is_no_control():
-    assert {"base", "attention-transfer-kd", *SHIPPED} == {
-        name for name, (line, _) in TECHNIQUES.items() if not line.startswith("control")
-    }
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_technique_runs_on_a_residual_network(residual_bench, short, name):
+    state = staged(residual_bench.made[name], beside(residual_bench, "whole")).state
+    with torch.inference_mode():
+        logits = state.network.eval()(images((1, 32, 32)))
+    assert logits.shape == (4, 10) and torch.isfinite(logits).all()
+    assert state.spec.model == "resnet20" and state.spec.transforms
 
 
 @pytest.mark.parametrize("name", SHIPPED)

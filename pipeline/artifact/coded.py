@@ -10,6 +10,7 @@ from __future__ import annotations
 import lzma
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.errors import Corrupt
 
@@ -17,11 +18,13 @@ from pipeline.errors import Corrupt
 @dataclass(frozen=True)
 class Codec:
     """``encode``: model -> stored bytes. ``decode``: (stored bytes, size of the model) -> model;
-    ValueError where the bytes are not that of a model of this size."""
+    ValueError where the bytes are not that of a model of this size. ``decoder``: a program of one
+    file that decodes without netpress, where no tool that people have does."""
 
     suffix: str
     encode: Callable[[bytes], bytes]
     decode: Callable[[bytes, int], bytes]
+    decoder: Path | None = None
 
 
 XZ_MEMORY = 128 << 20  # preset 9 needs 65 MiB to decode
@@ -44,7 +47,22 @@ def _unxz(data: bytes, size: int) -> bytes:
     return model
 
 
-CODECS: dict[str, Codec] = {"xz": Codec(".xz", _xz, _unxz)}
+def _npk(model: bytes) -> bytes:
+    from pipeline.artifact.npk.encode import encode
+
+    return encode(model)
+
+
+def _unnpk(data: bytes, size: int) -> bytes:
+    from pipeline.artifact.npk.decode import decode
+
+    return decode(data, size)
+
+
+CODECS: dict[str, Codec] = {
+    "npk": Codec(".npk", _npk, _unnpk, Path(__file__).parent / "npk" / "decode.py"),
+    "xz": Codec(".xz", _xz, _unxz),
+}
 
 
 def decoded(data: bytes, codec: str | None, size: int, where: str) -> bytes:

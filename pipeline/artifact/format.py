@@ -111,6 +111,10 @@ def load(folder: Path) -> Artifact:
     return Artifact(folder, manifest, model)
 
 
+def not_an_artifact(folder: Path) -> str:
+    return f"{folder}: not an artifact; expected a folder with {MANIFEST} and {MODEL}"
+
+
 def _stored_name(manifest: dict) -> str:
     """Manifests before codecs name the model alone; KeyError for a codec that is not known."""
     codec = manifest.get("codec")
@@ -124,7 +128,7 @@ def _runnable(manifest: dict) -> dict:
 def _manifest(folder: Path) -> dict:
     path = folder / MANIFEST
     if not os.path.lexists(path):
-        raise UserError(f"{folder}: not an artifact; expected a folder with {MANIFEST} and {MODEL}")
+        raise UserError(not_an_artifact(folder))
     with _readable(path):
         content = store.read_regular(path, MANIFEST_BYTES)
     try:

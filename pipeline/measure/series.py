@@ -11,9 +11,8 @@ Imports nothing heavy: reports read it without torch.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 Model = Literal["artifact", "base", "simulated"]
 Threads = Literal["one", "all"]
@@ -28,8 +27,7 @@ _NAME = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Series:
+class Series(NamedTuple):
     """`model`: the artifact, the artifact of its base, or the network that training works with;
     on the reference runtime `base` is the base's network. `batch`: images a call."""
 

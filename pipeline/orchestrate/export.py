@@ -26,7 +26,7 @@ def export(sweep: Sweep, cell: Cell, work: Work, to: Path, encoded: bool = False
             reason = gaps.reason(cell, work)
             raise UserError(f"{cell.name} ({cell.id}) has no model to export yet: {reason}")
         files = _artifact(of_cell)
-        copy = _copy if encoded else _copy_runnable
+        copy = _copy_stored if encoded else _copy_runnable
         with store.shared():
             store.publish_new_folder(target, lambda folder: copy(of_cell, files, folder))
     except Corrupt as error:
@@ -66,6 +66,17 @@ def _copy(cell: CellPaths, files: dict[str, dict[str, Any]], folder: Path) -> No
         copy = folder / source.relative_to(cell.artifact)
         store.make_folder(copy.parent)
         store.copy_checked(source, copy, entry["bytes"], entry["sha256"])
+
+
+def _copy_stored(cell: CellPaths, files: dict[str, dict[str, Any]], folder: Path) -> None:
+    """With the program that decodes it, where its codec comes with one."""
+    from pipeline.artifact.coded import CODECS
+
+    _copy(cell, files, folder)
+    stored = {path.suffix for path in folder.iterdir()}
+    for codec in CODECS.values():
+        if codec.decoder is not None and codec.suffix in stored:
+            (folder / codec.decoder.name).write_bytes(codec.decoder.read_bytes())
 
 
 def _copy_runnable(cell: CellPaths, files: dict[str, dict[str, Any]], folder: Path) -> None:

@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.orchestrate import ledger, slurm, submitted
 from pipeline.orchestrate.batch import REPORT, Batch, Prepared, dependency, slurm_request, text_id
 from pipeline.orchestrate.graph import Array
+from pipeline.sweep import own
 from pipeline.terminal import sentence
 
 GHOST_S = 3.0  # how long a hung controller may take to process earlier requests
@@ -170,6 +171,8 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
     if item.array.name == REPORT:
         path, text = str(batch.sweep.path.absolute()), batch.sweep.text
         plugged = {plugin.source: plugin.sha256 for plugin in batch.sweep.plugins}
+        for cell in batch.sweep.cells:
+            plugged |= own.files(cell.model) if cell.is_base else {}
         umask = store.users_umask()
         return functions.report(path, text, root, str(batch.reports), folder, plugged, umask)
     lead_s = batch.cluster.profile.signal_s

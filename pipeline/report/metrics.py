@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 
 from pipeline.measure.series import BATCHES, Model, Series, Threads
 from pipeline.report.row import PERCENTILES, Row
@@ -43,7 +42,7 @@ class Metric:
 
     def of(self, row: Row) -> float | None:
         """What a row has of it; None where it was not measured."""
-        return (self.read or attrgetter(self.key))(row)
+        return getattr(row, self.key) if self.read is None else self.read(row)
 
     @property
     def heading(self) -> str:

@@ -6,9 +6,10 @@ plain data of it at the very end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -43,8 +44,7 @@ class Identity:
 IDENTITY = tuple(field.name for field in fields(Identity) if field.name != "versions")
 
 
-@dataclass(frozen=True)
-class Latency:
+class Latency(NamedTuple):
     """Percentiles of one series, in milliseconds."""
 
     p50: float
@@ -107,7 +107,7 @@ class Row(Identity):
 
     def latency_ms(self, series: Series, percentile: int) -> float | None:
         latency = self.latencies.get(series)
-        return None if latency is None else getattr(latency, f"p{percentile}")
+        return None if latency is None else latency[PERCENTILES.index(percentile)]
 
     def speedup(self, threads: Threads, batch: int) -> float | None:
         """Median latency of the base artifact over this one's."""
@@ -229,6 +229,6 @@ def _typed(name: str, value: Any) -> float | int | None:
 
 def _number(value: Any) -> float | None:
     """None for what was not measured, is no number, or is infinite."""
-    if isinstance(value, (bool, int, float)) and numpy.isfinite(value):
+    if isinstance(value, (bool, int, float)) and -math.inf < value < math.inf:
         return float(value)
     return None

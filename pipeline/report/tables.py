@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import io
-import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
@@ -78,7 +77,7 @@ def csv_text(frame: pandas.DataFrame) -> str:
 def _csv_value(name: str, value: Any) -> str:
     if isinstance(value, str):  # a spreadsheet would run what starts like a formula
         return f"'{value}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
-    if isinstance(value, float) and math.isnan(value):
+    if value != value:  # NaN
         return ""
     return str(int(value)) if name in COUNTS else str(value)
 

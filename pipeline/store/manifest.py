@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from pipeline.store.files import (
 )
 
 FORMAT = 1
+SEALED = re.compile(rb',\n "seal": "(?P<seal>[0-9a-f]{64})"\n\}\n\Z')
 
 
 def write_manifest(cell: CellPaths, extra: dict[str, Any] | None = None) -> None:
@@ -50,13 +52,20 @@ def read_manifest(cell: CellPaths) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(data)
-        # Any difference from our own formatting is a change by somebody else.
-        intact = data == manifest_bytes(*(manifest[key] for key in ("id", "files", "extra")))
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        intact = False
-    if not intact or not _well_formed(manifest, cell):
+    except (ValueError, RecursionError):
+        manifest = None
+    if not _is_sealed(data) or not _well_formed(manifest, cell):
         raise Corrupt(f"{cell.manifest}: damaged")
     return manifest
+
+
+def _is_sealed(data: bytes) -> bool:
+    """Whether the seal, the last entry, is of all that stands before it."""
+    match = SEALED.search(data)
+    if match is None:
+        return False
+    content = data[: match.start()] + b"\n}\n"  # as it was before the seal was added
+    return hashlib.sha256(content).hexdigest() == match["seal"].decode()
 
 
 def is_done(cell: CellPaths, deep: bool = False) -> bool:
@@ -134,7 +143,9 @@ def _well_formed(manifest: Any, cell: CellPaths) -> bool:
     try:
         names = list(manifest["files"])
         return (
-            manifest["id"] == cell.id
+            manifest.keys() == {"format", "id", "files", "extra", "seal"}
+            and manifest["format"] == FORMAT
+            and manifest["id"] == cell.id
             and {"result.h5", "cell.json"} <= set(names)
             and all(_stays_inside(name) for name in names)
             and all(isinstance(f["bytes"], int) and f["sha256"] for f in manifest["files"].values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,11 +82,13 @@ class _Label(Frozen):
 
 @dataclass(frozen=True)
 class Source:
-    """What the reading functions below share: the document, its keys, what it may name."""
+    """What the reading functions below share: the document, its keys, what it may name, and files
+    of own networks that were read before."""
 
     document: Document
     config: SweepFile
     catalog: Catalog
+    read_before: own.Read = field(default_factory=dict)
 
     def error(self, at: Key, problem: str) -> UserError:
         return self.document.error(at, problem)
@@ -166,7 +168,7 @@ def read_models(source: Source) -> list[Model]:
 def _model(source: Source, at: Key, value: Any) -> Model:
     """A model by its name, or a user's own by its factory."""
     if isinstance(value, dict) and "factory" in value:
-        model = own.read(source.document, at, value)
+        model = own.read(source.document, at, value, source.read_before)
         if model.name in source.catalog.models:
             raise source.error(
                 (*at, "name"),

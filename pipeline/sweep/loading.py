@@ -48,11 +48,12 @@ def load(
     """The sweep in the YAML file `path`; raises UserError, one sentence, for whatever is wrong.
 
     text: what the file held when it was read before, in place of what it holds now. copies: the
-    same for its plug-ins, by where they lay: (a copy, its SHA-256).
+    same for its plug-ins and own networks, by where they lay: (a copy, its SHA-256).
     """
     document = strict_yaml.read(Path(path), text)
     catalog = with_plugins(document, catalog, copies or {})
-    source = Source(document, read_config(document), catalog)
+    known = {path: sha256 for path, (_, sha256) in (copies or {}).items()}
+    source = Source(document, read_config(document), catalog, known)
     techniques = resolve_techniques(source)
     datasets, recipes = read_datasets(source)
     cells = build_cells(source, datasets, recipes, read_models(source), techniques)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -33,8 +34,12 @@ class Entry(Frozen):
     pixels: Pixels | None = None
 
 
-def read(document: Document, at: Key, value: dict[str, Any]) -> Model:
-    """The model of an entry with a `factory`; UserError where one of its files is not there."""
+Read = Mapping[str, str]  # files that were read before, by their paths -> SHA-256
+
+
+def read(document: Document, at: Key, value: dict[str, Any], known: Read) -> Model:
+    """The model of an entry with a `factory`; UserError where one of its files is not there.
+    Those in `known` are taken as they were then, and need not be there any more."""
     entry = document.check(at, Entry, value)
     place, _, function = entry.factory.rpartition(":")
     if not place or not function.isidentifier():
@@ -43,14 +48,15 @@ def read(document: Document, at: Key, value: dict[str, Any]) -> Model:
             f"expected FILE.py:FUNCTION or MODULE:FUNCTION, got {shown(entry.factory)}",
         )
     try:
-        source = _file(document, place) if place.endswith(".py") else _module(place)
+        source = _file(document, place, known) if place.endswith(".py") else _module(place)
     except (UserError, OSError) as error:
         raise document.error((*at, "factory"), _told(error)) from None
     weights: dict[str, Any] = {}
     if entry.weights is not None:
         try:
             path = _beside(document, entry.weights)
-            weights = {"weights": str(path), "weights_sha256": _sha256(path, "a file of weights")}
+            sha256 = known.get(str(path)) or _sha256(path, "a file of weights")
+            weights = {"weights": str(path), "weights_sha256": sha256}
         except (UserError, OSError) as error:
             raise document.error((*at, "weights"), _told(error)) from None
     own = Own(
@@ -74,8 +80,17 @@ def _beside(document: Document, name: str) -> Path:
     return (document.path.parent / paths.expanded(name)).resolve()
 
 
-def _file(document: Document, name: str) -> dict[str, Any]:
+def files(model: Model) -> dict[str, str]:
+    """What `read` looked at, as it takes it again: path -> SHA-256."""
+    own = model.own
+    found = {} if own is None else {own.source: own.sha256, own.weights: own.weights_sha256}
+    return {path: sha256 for path, sha256 in found.items() if path and sha256}
+
+
+def _file(document: Document, name: str, known: Read) -> dict[str, Any]:
     path = _beside(document, name)
+    if str(path) in known:
+        return {"source": str(path), "sha256": known[str(path)]}
     if path.is_file() and path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: is larger than {MAX_BYTES:,} bytes; expected a Python file")
     return {"source": str(path), "sha256": _sha256(path, "a Python file")}

@@ -130,7 +130,7 @@ def kmeans(values: torch.Tensor, weights: torch.Tensor, k: int) -> torch.Tensor:
     moment = torch.cat((zero, (weights * values).cumsum(0)))
     centres = torch.linspace(float(values[0]), float(values[-1]), k, dtype=torch.float64)
     for _ in range(LLOYD):
-        bounds = torch.searchsorted(values, (centres[1:] + centres[:-1]) / 2)
+        bounds = torch.searchsorted(values, (centres[1:] + centres[:-1]) / 2, right=True)
         ends = torch.cat((bounds.new_zeros(1), bounds, bounds.new_full((1,), len(values))))
         inside = mass[ends[1:]] - mass[ends[:-1]]
         moved = (moment[ends[1:]] - moment[ends[:-1]]) / inside

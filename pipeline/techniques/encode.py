@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from pipeline.techniques.context import Context
 
 
+VERSION = 2  # since 2, `npk` by default
+
+
 class Settings(Frozen):
-    codec: Literal["xz"] = Field("xz", description="xz: LZMA2, of the whole file")
+    codec: Literal["npk", "xz"] = Field(
+        "npk", description="npk: weights by what is known of their neighbours; xz: LZMA2"
+    )
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:

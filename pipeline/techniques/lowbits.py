@@ -22,7 +22,7 @@ DECAY = {
 
 class Settings(coarse.CoarseSettings):
     """LSQ (Esser et al. 2020, arXiv 1902.08153): steps of activations and, for each filter, of
-    weights are learned; weight decay is a quarter at 2 bits (section 3.2). The epochs are those of
+    weights are learned; weight decay is a quarter at 2 bits (section 3). The epochs are those of
     all steps together, at least one for each."""
 
     cites: ClassVar[tuple[str, ...]] = ("esser2020lsq",)

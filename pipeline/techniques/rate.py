@@ -19,7 +19,7 @@ VERSION = 1
 
 class Settings(coarse.Aware):
     """Cross entropy + rate x mean bits of a weight, as estimated by a probability model of each
-    layer (Oktay et al. 2020, arXiv 1906.06624, equation 1; Girish et al. 2022, arXiv 2204.02965,
+    layer (Oktay et al. 2020, arXiv 1906.06624, section 2; Girish et al. 2022, arXiv 2204.02965,
     section 3). Weights are integers -127..127 times a learned scale a filter, all layers alike. The
     history has ``bits_per_weight``. Several rates are operating points: ``grid: {rate: {rate.rate:
     [...]}}``."""

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from pipeline.paths import Work, report
-from tests import many
+from tests import cost, many
 from tests.test_report_scale import built
 
 
@@ -22,6 +22,7 @@ def main(results: int = 10_000) -> None:
         print(f"{results} results made in {time.process_time() - began:.1f} s of CPU")
         took = built(results, folder, folder)
         print(
+            f"reference loop: {cost.reference_s():.3f} s of CPU; "
             f"report: {took.wall_s:.1f} s, {took.cpu_s:.1f} s of CPU, "
             f"{took.peak_bytes / 1e6:.0f} MB at most in all processes"
         )

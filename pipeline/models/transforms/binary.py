@@ -13,7 +13,7 @@ from pipeline.models.transforms.fakequant import usable
 
 @dataclass(frozen=True)
 class Binary(Coarse):
-    """Binary weight networks (Rastegari et al. 2016, arXiv 1603.05279, section 3.1, equations 5 and
+    """Binary weight networks (Rastegari et al. 2016, arXiv 1603.05279, section 3.1, equations 4 to
     6): the sign of each weight, times the mean |w| of its filter. A weight that is exactly zero, as
     masks leave them, stays zero."""
 

@@ -1,0 +1,1 @@
+"""The codec ``npk``: integer weights coded by what is known of their neighbours; see FORMAT.md."""
