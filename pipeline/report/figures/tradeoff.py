@@ -182,20 +182,18 @@ def _anchors_of(panel: Panel) -> None:
     """With the names of those that are not the study's; one beside another has its name higher."""
     low, high = panel.axis.get_ylim()
     last, raised = None, False
-    for placed in sorted(panel.anchors, key=lambda placed: (placed.below, placed.cost)):
-        y = low + 0.03 * (high - low) if placed.below else placed.accuracy
-        mark = ANCHOR | ANCHORS[_kind(placed)] | ({"marker": "v"} if placed.below else {})
-        panel.axis.plot(placed.cost, y, linestyle="none", zorder=2.5, **mark)
-        if placed.anchor.is_study:
+    for one in sorted(panel.anchors, key=lambda p: (p.below, p.cost)):
+        y = low + 0.03 * (high - low) if one.below else one.accuracy
+        mark = ANCHOR | ANCHORS[_kind(one)] | ({"marker": "v"} if one.below else {})
+        panel.axis.plot(one.cost, y, linestyle="none", zorder=2.5, **mark)
+        if one.anchor.is_study:
             continue
         near = (
-            last is not None
-            and placed.cost < 3 * last[0]
-            and abs(y - last[1]) < 0.05 * (high - low)
+            last is not None and one.cost < 3 * last[0] and abs(y - last[1]) < 0.05 * (high - low)
         )
         raised = near and not raised
-        _name_anchor(panel.axis, placed.anchor.method, (placed.cost, y), 11 if raised else 3)
-        last = (placed.cost, y)
+        _name_anchor(panel.axis, one.anchor.method, (one.cost, y), 11 if raised else 3)
+        last = (one.cost, y)
 
 
 def _name_anchor(axis: Axes, name: str, at: tuple[float, float], points_above: int) -> None:
