@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline import garbage, store, streams
+from pipeline import garbage, store, streams, terminal
 from pipeline.errors import UserError
 from pipeline.orchestrate import state
 from pipeline.orchestrate.cluster import job_of
@@ -67,7 +67,7 @@ def aggregate(sweep: Sweep, work: Path, to: Path, umask: int | None = None) -> P
     made, frames = report.build(sweep, Work(work), to)
     with streams.at_best():
         report.print_summary(frames, sys.stdout)
-        print(f"Report: {made.page}")
+        terminal.show(f"Report: {made.page}")
     return made.page
 
 
@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         aggregate(load_sweep(options.sweep), options.work, options.to)
     except UserError as error:
-        print(f"netpress: {error}", file=sys.stderr)
+        terminal.tell(error)
         return 2
     return 0
 

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pipeline import garbage, streams
+from pipeline import garbage, streams, terminal
 
 if TYPE_CHECKING:
     from pipeline.paths import AttemptPaths, CellPaths, Work
@@ -79,7 +79,7 @@ def compress(
 
                 return _attempted(paths, attempt, work, data_root, record, device, threads)
     except store.Busy as busy:
-        print(f"netpress: {busy}", file=sys.stderr)
+        terminal.tell(busy)
         emit({"stage": "busy", "reason": str(busy)})
     except Exception as error:  # no attempt to record it in: a full disk, another user's folder
         traceback.print_exc()
@@ -97,7 +97,7 @@ def _gives_way(held: Callable[[], bool]) -> Iterator[None]:
     def watch() -> None:
         while not ended.wait(WATCH_S):
             if not held():
-                print("the job was started again elsewhere: this run of it ends here", flush=True)
+                terminal.show("the job was started again elsewhere: this run of it ends here")
                 os._exit(SUPERSEDED)
 
     thread = threading.Thread(target=watch, daemon=True)

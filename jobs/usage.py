@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from pipeline import store
+from pipeline import store, terminal
 from pipeline.paths import AttemptPaths
 
 LOOK_S = 3.0
@@ -61,7 +61,7 @@ class Monitor:
         try:
             store.write_usage(self.attempt, self.usage(ended))
         except OSError as error:  # a full disk ends the cell, not its monitor
-            print(f"usage.json could not be written: {error}")
+            terminal.show(f"usage.json could not be written: {error}")
 
     def event(self, event: dict[str, Any]) -> None:
         """Counts epochs, and the seconds between two events about the same training."""

@@ -297,7 +297,7 @@ def report(
     made, frames = make()
     with streams.at_best():
         report.print_summary(frames)
-        click.echo(terminal.printable(f"Report: {made.page}"))
+        terminal.show(f"Report: {made.page}")
     if opens:
         open_page(made.page)
 

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,8 @@ def show_line(line: object) -> None:
 
 
 def warn(message: str) -> None:
-    """Print a line for the user on standard error."""
-    click.echo(f"netpress: {terminal.printable(message)}", err=True)
+    """Print a sentence for the user on standard error."""
+    terminal.tell(message)
 
 
 def open_page(page: Path) -> None:
@@ -50,7 +49,7 @@ def open_page(page: Path) -> None:
 def fail(sentence: str, code: int = 2) -> int:
     """Print an error as one sentence on standard error; returns the exit code."""
     with contextlib.suppress(OSError):  # the exit code shows it, too
-        print(f"netpress: {terminal.sentence(sentence)}", file=sys.stderr, flush=True)
+        terminal.tell(sentence)
     return code
 
 

@@ -2,7 +2,7 @@
 
 WORK/cells/ID/{cell.json, checkpoint/, metrics.h5, attempts/N/, result.h5, artifact/,
                manifest.json, lock}
-WORK/sweeps/NAME/{ledger.jsonl, roots.json, jobs/}
+WORK/sweeps/NAME/{ledger.jsonl, ledger.count, roots.json, jobs/}
 WORK/submit.lock
 WORK/plugins/SHA256.py
 WORK/cache/
@@ -115,6 +115,11 @@ class SweepPaths:
     @property
     def ledger(self) -> Path:
         return self.folder / "ledger.jsonl"
+
+    @property
+    def ledger_count(self) -> Path:
+        """How many lines the ledger has at least."""
+        return self.folder / "ledger.count"
 
     @property
     def roots(self) -> Path:

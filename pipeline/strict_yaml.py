@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -59,8 +59,11 @@ class Document:
         try:
             return model.model_validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
-            problems = [_sentence(item, model) for item in error.errors(include_url=False)]
-            loc, problem = min(problems, key=lambda item: self.line(at + item[0]))
+            every = error.errors(include_url=False)
+            first = min(every, key=lambda item: self.line(at + tuple(item["loc"])))
+            loc, problem = _sentence(first, model)
+            if first["type"] == "extra_forbidden":
+                problem = _also(first, every) + problem
             raise self.error(at + loc if name_keys else at, problem) from None
 
 
@@ -330,6 +333,16 @@ def _sentence(error: Any, model: type[BaseModel]) -> tuple[Key, str]:
     if kind == "string_pattern_mismatch":
         return loc, f"{shown(value)} cannot be used as a name; {NAME_RULE}"
     return loc, error["msg"].removeprefix("Value error, ")
+
+
+def _also(first: Any, every: Sequence[Any]) -> str:
+    """The next two keys that are not known either, and how many more there are."""
+    others = [item["loc"][-1] for item in every if item["type"] == first["type"]]
+    others.remove(first["loc"][-1])
+    if not others:
+        return ""
+    more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+    return f"as well as {', '.join(map(shown, others[:2]))}{more}: "
 
 
 NAME_RULE = "expected 1 to 64 of A-Z a-z 0-9 . _ - and not . or - as the first"

@@ -6,6 +6,8 @@ bidirectional one shows a name in another order than it has.
 
 from __future__ import annotations
 
+import sys
+
 LONGEST = 500  # characters of a sentence
 _ENDING = 200  # of them, those from its end, which says what would be right
 
@@ -25,6 +27,16 @@ def sentence(text: object) -> str:
         return line
     gap = " ... "
     return line[: LONGEST - _ENDING - len(gap)] + gap + line[-_ENDING:]
+
+
+def tell(message: object, begin: str = "netpress: ") -> None:
+    """A sentence for the user, on standard error."""
+    print(f"{begin}{sentence(message)}", file=sys.stderr, flush=True)
+
+
+def show(line: object) -> None:
+    """A line of a result, on standard output."""
+    print(printable(line), flush=True)
 
 
 def _escape(character: str) -> str:

@@ -34,24 +34,101 @@ def model(
     logits = helper.make_tensor_value_info("logits", kind, ["batch", said])
     constants = [
         numpy_helper.from_array(weight, "weight"),
-        numpy_helper.from_array(np.array([7, 7], np.int64), "wrong"),
     ]
     graph = helper.make_graph(nodes, "g", [images], [logits], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 def fails_while_running() -> onnx.ModelProto:
-    """It loads, and no number of images fits what it does with them."""
-    reshape = helper.make_node("Reshape", ["product", "wrong"], ["odd"])
-    back = helper.make_node("Reshape", ["odd", "kept"], ["logits"])
-    made = model(last=(reshape, back))
-    made.graph.initializer.append(numpy_helper.from_array(np.array([-1, 10], np.int64), "kept"))
+    """It loads, and takes one image; two do not fit what it does with them."""
+    made = model(last=(helper.make_node("Reshape", ["product", "one"], ["logits"]),))
+    one = np.array([1, len(CLASSES)], np.int64)
+    made.graph.initializer.append(numpy_helper.from_array(one, "one"))
     return made
 
 
 def not_a_number() -> onnx.ModelProto:
     minus = helper.make_node("Sub", ["product", "product"], ["zero"])
     return model(last=(minus, helper.make_node("Div", ["zero", "zero"], ["logits"])))
+
+
+def doubling(times: int) -> onnx.ModelProto:
+    """A tensor that is twice as long `times` times, and cut to what it was."""
+    nodes = [helper.make_node("Identity", ["product"], ["x0"])]
+    nodes += [
+        helper.make_node("Concat", [f"x{i}", f"x{i}"], [f"x{i + 1}"], axis=1) for i in range(times)
+    ]
+    made = model(
+        last=(*nodes, helper.make_node("Slice", [f"x{times}", "0", "10", "1"], ["logits"]))
+    )
+    for name, value in (("0", 0), ("10", 10), ("1", 1)):
+        made.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+    return made
+
+
+def endless() -> onnx.ModelProto:
+    """A loop of 2**62 rounds."""
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["on"], ["still"]),
+            helper.make_node("Identity", ["a"], ["b"]),
+        ],
+        "body",
+        [
+            value("i", TensorProto.INT64, []),
+            value("on", TensorProto.BOOL, []),
+            value("a", TensorProto.FLOAT, None),
+        ],
+        [value("still", TensorProto.BOOL, []), value("b", TensorProto.FLOAT, None)],
+    )
+    made = model(
+        last=(helper.make_node("Loop", ["rounds", "yes", "product"], ["logits"], body=body),)
+    )
+    made.graph.initializer.append(numpy_helper.from_array(np.array(2**62), "rounds"))
+    made.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    return made
+
+
+def with_operator(kind: str, domain: str = "", **attributes) -> onnx.ModelProto:
+    made = model(
+        last=(helper.make_node(kind, ["product"], ["logits"], domain=domain, **attributes),)
+    )
+    if domain:
+        made.opset_import.append(helper.make_opsetid(domain, 1))
+    return made
+
+
+def convolution(**attributes) -> onnx.ModelProto:
+    """A convolution with these attributes between the image and the product."""
+    made = model()
+    made.graph.node[0].output[0] = "integers"
+    weight = numpy_helper.from_array(np.zeros((1, 1, 1, 1), np.float32), "kernel")
+    made.graph.initializer.append(weight)
+    conv = helper.make_node("Conv", ["integers", "kernel"], ["floats"], **attributes)
+    made.graph.node.insert(1, conv)
+    return made
+
+
+def huge_constant() -> onnx.ModelProto:
+    """Of a terabyte, it says, and none of it is there."""
+    made = model()
+    made.graph.initializer[0].dims[0] = 10**11
+    return made
+
+
+def function() -> onnx.ModelProto:
+    made = model()
+    own = helper.make_function(
+        "own",
+        "Twice",
+        ["x"],
+        ["y"],
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        [helper.make_opsetid("", 20)],
+    )
+    made.functions.append(own)
+    return made
 
 
 def write(folder: Path, content: bytes | onnx.ModelProto, classes=CLASSES, **changed) -> Path:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -420,3 +421,18 @@ for name, figure in found.items():
         for seed in "12"
     }
     assert len(said) == 1 and said.pop().count("\n") == 7
+
+
+def test_a_letter_that_no_font_has_is_no_warning(recwarn, monkeypatch):
+    """And where a font that has it is installed, it is asked for."""
+    with look.style():
+        canvas, [axis] = look.grid(1, 1, look.PANEL_INCHES)
+        look.heading(axis, "猫 \U000e0041")
+        assert look.Drawn(canvas, "", "", "").figure().svg
+    assert not list(recwarn)
+    fonts = [SimpleNamespace(name="Noto Sans CJK JP"), SimpleNamespace(name="DejaVu Sans")]
+    monkeypatch.setattr(look.font_manager.fontManager, "ttflist", fonts)
+    look._more_fonts.cache_clear()
+    with look.style():
+        assert look.matplotlib.rcParams["font.family"] == ["DejaVu Sans", "Noto Sans CJK JP"]
+    look._more_fonts.cache_clear()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import shutil
 import zlib
 
@@ -13,7 +14,7 @@ import h5py
 import numpy
 import pytest
 
-from pipeline import hardware, report, store
+from pipeline import cli, hardware, report, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure.series import Series
 from pipeline.orchestrate import plan
@@ -309,11 +310,8 @@ def test_evidence_is_what_was_recorded(sweep, work, tmp_path):
     "changed",
     [
         {"predictions": LABELS[:5]},
-        {"labels": 3.5},
-        {"predictions": LABELS.astype(float)},
         {"differing/pixels": numpy.zeros((2, 1, 4, 4), numpy.uint8)},
         {BATCH1.name: numpy.array([1.0, numpy.nan])},
-        {"channels": "many"},
     ],
 )
 def test_what_makes_no_sense_counts_as_not_there(sweep, work, tmp_path, changed):
@@ -321,10 +319,9 @@ def test_what_makes_no_sense_counts_as_not_there(sweep, work, tmp_path, changed)
     results.publish(cell, work, values(cell) | changed)
     found = merged.write(sweep, work, tmp_path / "results.h5").evidence(cell.id)
     name = next(iter(changed))
-    if name in ("predictions", "labels"):
-        assert found.predictions is None or found.labels is None
+    if name == "predictions":
+        assert found.predictions is None and found.labels is None
     assert found.differing is None
-    assert (found.channels is None) == (name == "channels")
     assert (BATCH1 in found.latency) != name.startswith("latency")
 
 
@@ -445,6 +442,149 @@ def deep_json(file):
 
 def a_name_that_leads_away(file):
     file.attrs["name"] = "../../etc"
+
+
+def text_of(cell, name, **changed):
+    """The JSON in an attribute, with some keys changed."""
+    cell.attrs[name] = json.dumps(json.loads(cell.attrs[name]) | changed)
+
+
+def facts_of_another_shape(file):
+    text_of(first(file), "facts", hardware=["a CPU"])
+
+
+def a_number_no_machine_has(file):
+    first(file).attrs["facts"] = '{"seconds": 1' + "0" * 400 + "}"
+
+
+def not_a_number(file):
+    first(file).attrs["facts"] = '{"seconds": NaN}'
+
+
+def half_a_character(file):
+    first(file).attrs["facts"] = '{"commit": "\\ud800"}'
+
+
+def facts_a_thousand_times(file):
+    kind = h5py.string_dtype()
+    first(file).attrs.create("facts", numpy.array(["{}"] * 1000, dtype=object), dtype=kind)
+
+
+def a_technique_that_is_no_name(file):
+    text_of(first(file), "cell", technique=["x"])
+
+
+def a_technique_that_speaks(file):
+    text_of(first(file), "cell", technique="\x1b]0;x\x07")
+
+
+def usage_without_end(file):
+    del file["usage"]
+    asked = '{"cores": 1' + "0" * 400 + ', "memory_bytes": 1}'
+    used = '{"memory_bytes": 1, "cores": 1, "gpu_memory_bytes": 1, "gpu_busy": NaN}'
+    record = f'{{"job": "1", "asked": {asked}, "used": {used}}}'
+    hdf5.put(file, "usage", f'{{"{first(file).attrs["id"]}": {record}}}')
+
+
+def order_of_numbers(file):
+    del file["order"]
+    hdf5.put(file, "order", "[1, 2]")
+
+
+def order_of_many(file):
+    del file["order"]
+    hdf5.put(file, "order", f"[{'[],' * 4_000_000}[]]")
+
+
+def a_file_of_negative_size(file):
+    first(file).attrs["artifact"] = '{"model.onnx": {"bytes": "-1", "sha256": "x"}}'
+
+
+def predictions_as_text(file):
+    del first(file)["measure/predictions"]
+    hdf5.put(first(file)["measure"], "predictions", "0 1 2")
+
+
+def classes_beyond_counting(file):
+    del first(file)["measure/labels"]
+    hdf5.put(first(file)["measure"], "labels", numpy.array([2**62], numpy.uint64))
+
+
+def a_name_that_moves_the_cursor(file):
+    hdf5.put(first(file)["measure"], "\x1b[2J", 1.0)
+
+
+def epochs_in_a_square(file):
+    history = first(file)["history/0-train"]
+    del history["epoch"]
+    history["epoch"] = numpy.ones((2, 2))
+
+
+def eight_names_of_one_array(file):
+    """8 x 240 MB in 1 MB, each of them larger than a result may be."""
+    group, chunk = first(file)["measure"], zlib.compress(bytes(8_000_000), 9)
+    made = group.create_dataset("x0", (30_000_000,), "f8", chunks=(1_000_000,), compression=9)
+    for i in range(30):
+        made.id.write_direct_chunk((i * 1_000_000,), chunk)
+    for i in range(1, 8):
+        group[f"x{i}"] = group["x0"]
+
+
+def names_of_one_array(file):
+    """Each is small enough, all of them are not."""
+    group = first(file)["measure"]
+    group["x0"] = numpy.ones(200_000)
+    for i in range(1, 100):
+        group[f"x{i}"] = group["x0"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        facts_of_another_shape,
+        a_number_no_machine_has,
+        not_a_number,
+        half_a_character,
+        facts_a_thousand_times,
+        a_technique_that_is_no_name,
+        a_technique_that_speaks,
+        usage_without_end,
+        order_of_numbers,
+        order_of_many,
+        predictions_as_text,
+        classes_beyond_counting,
+        a_name_that_moves_the_cursor,
+        epochs_in_a_square,
+        eight_names_of_one_array,
+        names_of_one_array,
+    ],
+)
+def test_what_is_not_of_its_type_is_one_sentence(published, change):
+    changed_and_sealed(published.path, change)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises((Corrupt, UserError), match=r"results\.h5: ") as refusal:
+        again = merged.read(published.path)
+        for cell_id in again.frames.ids:
+            again.result(cell_id)
+    assert len(str(refusal.value).splitlines()) == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB
+
+
+def test_such_a_file_is_one_sentence_of_every_command(published, capfd):
+    changed_and_sealed(published.path, usage_without_end)
+    for command in (["report"], ["report", "--json"], ["verify", "--no-accuracy", "--no-speed"]):
+        code = cli.main([command[0], str(published.path.parent), *command[1:]])
+        out, err = capfd.readouterr()
+        line, *summary = (err or out).splitlines()
+        assert code in (1, 2) and len(summary) <= 1, (out, err)
+        assert "results.h5" in line and line.isprintable() and len(line) <= 600
+
+
+def test_files_of_an_artifact_are_typed_too(published):
+    changed_and_sealed(published.path, a_file_of_negative_size)
+    again = merged.read(published.path)
+    with pytest.raises(Corrupt):
+        again.artifact(again.frames.ids[0])
 
 
 @pytest.mark.parametrize(

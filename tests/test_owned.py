@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pipeline import report, store
 from pipeline.errors import UserError
 from pipeline.paths import ReportPaths, Work
 from pipeline.report.owned import KEY, Owned, read
+from pipeline.store import files as files_module
 from tests import results
 
 
@@ -52,6 +54,29 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_the_list_names_all_that_a_report_has(made):
     assert read(made) == set(files(made.folder))
     assert json.loads(made.listing.read_bytes())[KEY] == sorted(files(made.folder))
+
+
+def test_the_next_report_clears_what_a_killed_one_left(sweep, work, made, tmp_path):
+    """Of a dead process of this machine; not of a living one, nor of one of another machine."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    host = files_module._host()
+    left = [
+        made.folder / f".results.h5.tmp-{ended.pid}-{host}00000000",
+        made.figures / f".latency.svg.tmp-{ended.pid}-{host}00000000",
+    ]
+    kept = [
+        made.folder / f".results.h5.tmp-{os.getpid()}-{host}00000000",
+        made.folder / f".results.h5.tmp-{ended.pid}-00000000",
+    ]
+    folder = made.artifacts / f".{'0' * 16}.tmp-{ended.pid}-{host}00000000"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"half")
+    for path in (*left, *kept):
+        path.write_bytes(b"half")
+    report.build(sweep, work, tmp_path / "reports", 10**9)
+    assert not any(path.exists() for path in (*left, folder))
+    assert all(path.exists() for path in kept)
 
 
 @pytest.mark.parametrize("name", ["figures", "tables", "artifacts"])

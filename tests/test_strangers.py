@@ -3,15 +3,19 @@ no traceback, no wrong answer, and nothing that reaches the terminal as it is.""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import lzma
 import os
 import resource
 import shutil
 
+import numpy as np
 import pytest
 from onnx import TensorProto
 
-from pipeline import artifact, cli, store
+from pipeline import artifact, cli, runtimes, store
+from pipeline.artifact import bounds, int8
 from pipeline.errors import Corrupt
 from pipeline.orchestrate import export
 from pipeline.predict import predict
@@ -167,7 +171,7 @@ def test_verify_reads_the_other_files_of_a_report_as_carefully(tmp_path, put):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (strangers.model(outputs=500), "expected [1, 10] of float32"),
+        (strangers.model(outputs=500), "it gives [1, 500] numbers an image, and says [1, 10]"),
         (strangers.fails_while_running(), "cannot"),
         (strangers.not_a_number(), "no finite number"),
     ],
@@ -176,9 +180,58 @@ def test_what_goes_wrong_while_running_is_a_sentence(
     tmp_path, image, capfd, runtime, content, words
 ):
     found = strangers.write(tmp_path / "m", content)
-    sentence = refused(capfd, "predict", found, image, "--runtime", runtime)
+    sentence = refused(capfd, "predict", found, image, image, "--runtime", runtime)
     assert words in sentence or "cannot load it" in sentence
     assert "take it anew" in sentence
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (strangers.endless(), "the operator 'Loop' is none that netpress writes"),
+        (strangers.with_operator("If"), "the operator 'If'"),
+        (strangers.with_operator("Inverse", "com.microsoft"), "not ONNX's own"),
+        (strangers.with_operator("RandomNormalLike"), "the operator 'RandomNormalLike'"),
+        (strangers.function(), "it has functions"),
+        (strangers.doubling(40), "bytes of memory an image, at most"),
+        (strangers.huge_constant(), "fewer numbers than its shape"),
+        (strangers.convolution(strides=[0, 0]), "Conv has strides of a size beyond use"),
+        (strangers.convolution(pads=[10**6] * 4), "do not fit together"),
+        (strangers.convolution(group=-1), "Conv has group of a size beyond use"),
+        (strangers.with_operator("Transpose", perm=[5, 6]), "do not fit together"),
+    ],
+)
+def test_what_netpress_does_not_write_is_refused_before_a_runtime_sees_it(
+    tmp_path, image, capfd, content, words
+):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sentence = refused(capfd, "predict", strangers.write(tmp_path / "m", content), image)
+    assert words in sentence
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+def test_a_small_file_is_not_decoded_to_gigabytes(tmp_path):
+    stored = lzma.compress(bytes(1 << 20), preset=1, check=lzma.CHECK_NONE)
+    said = {"bytes": len(stored), "sha256": hashlib.sha256(stored).hexdigest()}
+    runnable = {"bytes": 2**31 - 1, "sha256": "0" * 64}
+    files = {"model.onnx.xz": said}
+    found = strangers.write(tmp_path / "m", b"", codec="xz", runnable=runnable, files=files)
+    (found / "model.onnx.xz").write_bytes(stored)
+    with pytest.raises(Corrupt, match="bytes that are to become 2,147,483,647"):
+        artifact.load(found)
+
+
+def test_images_are_run_as_many_at_a_time_as_memory_allows(tmp_path):
+    loaded = artifact.load(strangers.write(tmp_path / "m", strangers.doubling(18)))
+    assert 1 <= loaded.cost.images < 100 and loaded.cost.image_bytes >= 2**16 * 10 * 4
+    session = runtimes.session(loaded, threads=1)
+    images = np.zeros((2 * loaded.cost.images + 1, *strangers.SHAPE), np.uint8)
+    sizes = [len(scores) for scores in runtimes.logits(session, images, batch=10**6)]
+    assert sizes == [loaded.cost.images] * 2 + [1]
+
+
+def test_all_that_is_quantized_may_be_in_an_artifact():
+    assert set(int8.QUANTIZED) <= bounds.OPERATORS
 
 
 @pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.INT64])

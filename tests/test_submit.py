@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -72,6 +73,11 @@ def test_sol_knows_its_charge_and_its_waste():
         ("cores.x=1", "cores has no parts"),
         ('options={"x y":"1"}', "options"),
         ('options={"array":"1-9"}', "'array' is set by netpress itself"),
+        ('options={"mem":"9G"}', "the profile's key for it is 'memory_gib'"),
+        ('options={"arr":"1-9"}', "'arr' is not the full name of an option of sbatch"),
+        ('options={"-array":"1-9"}', "'-array' is not the full name"),
+        ('options={"job-nam":"x"}', "not the full name"),
+        ('options={"reservatio":"x"}', "did you mean 'reservation'?"),
     ],
 )
 def test_a_bad_setting_is_one_sentence(setting, said):
@@ -307,24 +313,76 @@ def test_the_ledger_knows_where_each_cell_is(tmp_path):
     assert ledger.read(place).cancelled == {}
 
 
-@given(some.integers(0, 400))
-def test_a_torn_last_line_never_counted(cut):
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        place = Work(Path(folder)).sweep("s")
-        with ledger.locked(place) as known:
-            intend(known)
-            known.append("submitted", intent="a1", job=7)
-        whole = place.ledger.read_bytes()
-        place.ledger.write_bytes(whole[: max(0, len(whole) - cut)])
-        lines = place.ledger.read_bytes().count(b"\n")
-        found = ledger.read(place)
-        assert len(found.entries) == min(lines, 1) and found.jobs == [7][: max(0, lines - 1)]
+def test_a_torn_last_line_never_counted(tmp_path):
+    """Of a process that was killed as it wrote the third line, or before it said that there is
+    one."""
+    place = Work(tmp_path).sweep("s")
+    with ledger.locked(place) as known:
+        intend(known)
+        known.append("submitted", intent="a1", job=7)
+        two, count = place.ledger.read_bytes(), place.ledger_count.read_bytes()
+        intend(known, "b2")
+    three = place.ledger.read_bytes()
+    for end in range(len(two), len(three) + 1, 7):
+        place.ledger.write_bytes(three[:end])
+        place.ledger_count.write_bytes(count)
+        assert ledger.read(place).jobs == [7] and "b2" not in ledger.read(place).entries
         with ledger.locked(place) as known:
             intend(known, "e5")
-        assert "e5" in ledger.read(place).entries
-        assert all(json.loads(line) for line in place.ledger.read_text().splitlines())
+        assert list(ledger.read(place).entries) == ["a1", "e5"]
+    place.ledger.write_bytes(three)
+    assert list(ledger.read(place).entries) == ["a1", "b2"]
+
+
+def test_no_damage_to_a_ledger_passes_for_another_one(tmp_path):
+    """Bits, bytes, lines that are lost, doubled or exchanged, and the end that is cut off, at the
+    end of a line too."""
+    place = Work(tmp_path).sweep("s")
+    with ledger.locked(place) as known:
+        intend(known, cells=("c1", "c2"))
+        known.append("submitted", intent="a1", job=4711)
+        known.append("cancelled", cells=["c1"])
+    random, whole, right = Random(0), place.ledger.read_bytes(), ledger.read(place)
+    one, two, three = whole.splitlines(keepends=True)
+    damaged = [one + three, one + two + two + three, two + one + three, one, one + two, b""]
+    damaged += [whole[:end] for end in range(0, len(whole), 11)]
+    for _ in range(300):
+        changed = bytearray(whole)
+        changed[random.randrange(len(whole))] ^= 1 << random.randrange(8)
+        damaged.append(bytes(changed))
+    for data in damaged:
+        place.ledger.write_bytes(data)
+        with pytest.raises(
+            UserError, match=r"ledger\.jsonl.*so it is not known what was submitted"
+        ):
+            ledger.read(place)
+    place.ledger.unlink()
+    with pytest.raises(UserError, match=r"ledger\.jsonl: is missing"):
+        ledger.read(place)
+    place.ledger.write_bytes(whole)
+    assert ledger.read(place) == right
+    place.ledger_count.write_bytes(place.ledger_count.read_bytes().replace(b"3", b"2"))
+    with pytest.raises(UserError, match=r"ledger\.count: damaged"):
+        ledger.read(place)
+
+
+def test_a_ledger_of_before_there_were_checksums_is_read_and_goes_on(tmp_path):
+    place = Work(tmp_path).sweep("s")
+    with ledger.locked(place) as known:
+        intend(known)
+    line = json.loads(place.ledger.read_bytes())
+    place.ledger.write_text(json.dumps({k: v for k, v in line.items() if k not in ("n", "sum")}))
+    with open(place.ledger, "a") as file:
+        file.write("\n")
+    place.ledger_count.unlink()
+    with ledger.locked(place) as known:
+        known.append("submitted", intent="a1", job=7)
+    assert ledger.read(place).jobs == [7]
+    old, new = place.ledger.read_bytes().splitlines(keepends=True)
+    for damaged in (old, new.replace(b"7", b"8")):
+        place.ledger.write_bytes(damaged)
+        with pytest.raises(UserError):
+            ledger.read(place)
 
 
 def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):

@@ -203,6 +203,29 @@ def test_grid_makes_operating_points(load):
     assert len({cell.id for cell in points}) == 4
 
 
+def test_what_exclude_costs_grows_with_its_entries_not_with_their_square(load):
+    def cpu_s(entries):
+        text = f"{HEAD}seeds: {list(range(2 * entries))}\nexclude:\n"
+        text += "".join(f"- {{seed: {i}, technique: ptq-int8}}\n" for i in range(entries))
+        return cost.cpu_s(lambda: load(text))
+
+    assert cost.growth(cpu_s, 500, rounds=2) < cost.MOST_GROWTH
+
+
+def test_the_first_entry_that_excludes_a_base_is_named(load):
+    some = "exclude: [{seed: 1}, {technique: base, seed: 0}, {technique: base}]\n"
+    with pytest.raises(UserError, match=r"exclude\[1\]: excludes the base"):
+        load(HEAD + "seeds: [0, 1]\n" + some)
+
+
+def test_a_page_of_unknown_keys_is_one_sentence_with_the_first_three(load):
+    with pytest.raises(UserError) as error:
+        load(HEAD + "".join(f"key{i}: 1\n" for i in range(50)))
+    sentence = str(error.value)
+    assert "key0: as well as 'key1', 'key2' and 47 more: unknown key; " in sentence
+    assert len(sentence) < 400 and len(sentence.splitlines()) == 1
+
+
 def test_exclude_matches_a_family_and_a_point(load):
     grid = "grid: {prune-filters: {prune.parameters_kept: [0.5, 0.25]}}\n"
     one = load(HEAD + grid + "exclude: [{technique: prune-filters-0.5}]\n")
@@ -477,7 +500,7 @@ def test_a_bomb_of_aliases_is_refused_at_once(load):
 def test_a_matrix_that_is_too_large(load):
     widths = ", ".join(f"{{name: vgg11, width: 0.{i}}}" for i in range(1, 10))
     seeds = ", ".join(map(str, range(50_000)))
-    with pytest.raises(UserError, match="1: asks for 1,500,000 cells, at most 1,000,000 can be"):
+    with pytest.raises(UserError, match="1: asks for 1,500,000 cells, at most 500,000 can be"):
         load(HEAD.replace("[vgg16_bn]", f"[vgg16_bn, {widths}]") + f"seeds: [{seeds}]")
 
 

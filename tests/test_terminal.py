@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 from types import SimpleNamespace
@@ -14,8 +15,10 @@ from pipeline import cli, cli_output, terminal
 from pipeline.errors import UserError
 from pipeline.gaps import Gap
 from pipeline.orchestrate.display import Lines
+from pipeline.paths import CODE
 from pipeline.report import tables
 from pipeline.report.frames import Frames
+from pipeline.verify.check import Check
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,33 @@ def test_errors_notes_and_lines_of_every_command_go_through_it(tmp_path, capsys)
     assert cli_output.fail(str(UserError("a\nb" * 1000))) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert len(line) == len("netpress: ") + 500
+
+
+# Those that hand on what went through it already, or what a library lays out.
+PRINTS = {"terminal.py", "cli_output.py", "cli_predict.py", "display.py", "state.py", "tables.py"}
+
+
+def test_nothing_else_prints():
+    """Every other module gives its lines and sentences to `pipeline.terminal`."""
+    own = [*(CODE / "pipeline").rglob("*.py"), *(CODE / "jobs").rglob("*.py")]
+    printing = {
+        f"{path.name}:{node.lineno}"
+        for path in own
+        if path.name not in PRINTS
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "click.echo")
+    }
+    [of_help] = printing  # click's own text
+    assert of_help.startswith("cli.py:")
+
+
+def test_a_sentence_and_a_note_are_one_short_line(capsys):
+    for show in (terminal.tell, cli_output.warn):
+        show("a\x1b[2J\n" * 1000)
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.isprintable() and len(line) == len("netpress: ") + 500
+    line = Check("artifacts/\u202e", "differs", "x\n" * 1000).line
+    assert line.isprintable() and len(line) == 500
 
 
 def test_progress_and_gaps_go_through_it():

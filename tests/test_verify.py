@@ -219,6 +219,15 @@ def test_a_file_that_is_missing_or_too_many_is_found(shared):
     }
 
 
+def test_files_that_nobody_listed_are_named(shared):
+    """A note, no difference: they may be the user's own."""
+    (shared.paths.folder / "run.sh").write_text("rm -rf /")
+    (shared.paths.tables / "deep").mkdir()
+    (shared.paths.tables / "deep" / "x").symlink_to("/")
+    notes = [c.what for c in shared.checks(accuracy=False) if c.outcome == "note"]
+    assert notes == ["run.sh", "tables/deep/x"] and not shared.wrong(accuracy=False)
+
+
 @pytest.mark.parametrize(("kind", "mark"), [(".svg", b"<path"), (".pdf", b"endobj")])
 def test_a_figure_of_another_matplotlib_is_not_called_changed(shared, kind, mark):
     path = next(p for p in shared.paths.drawn_or_set() if p.suffix == kind)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline import hardware, store
+from pipeline.artifact import bounds
+from pipeline.artifact.bounds import Cost
 from pipeline.artifact.coded import CODECS, decoded
 from pipeline.errors import Corrupt, UserError
 from pipeline.sweep.cell import COLOUR
@@ -28,6 +30,7 @@ MODEL, MANIFEST = "model.onnx", "manifest.json"
 INPUT, OUTPUT = "images", "logits"
 MODEL_BYTES = 2**31 - 1  # what a message of protobuf, which ONNX is, can have at most
 MANIFEST_BYTES = 16 << 20
+DECODED_BYTES, DECODED_RATIO = 128 << 20, 32  # a small file stands for no gigabytes
 CHANNELS = (1, 3)
 PIXELS = 1 << 24  # of an image (4096x4096): a manifest may ask for any
 
@@ -39,6 +42,7 @@ class Artifact:
     folder: Path
     manifest: dict
     model: bytes
+    cost: Cost
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -104,11 +108,12 @@ def load(folder: Path) -> Artifact:
     written, runnable = manifest["files"][path.name], _runnable(manifest)
     with _readable(path):
         stored = store.read_checked(path, written["bytes"], written["sha256"])
+    if len(stored) * DECODED_RATIO + DECODED_BYTES < runnable["bytes"]:
+        raise Corrupt(f"{path}: {len(stored):,} bytes that are to become {runnable['bytes']:,}")
     model = decoded(stored, manifest.get("codec"), runnable["bytes"], str(path))
     if hashlib.sha256(model).hexdigest() != runnable["sha256"]:
         raise Corrupt(f"{path}: what it is decoded to has another SHA-256 than recorded")
-    _check_model(path, model, manifest)
-    return Artifact(folder, manifest, model)
+    return Artifact(folder, manifest, model, _check_model(path, model, manifest))
 
 
 def not_an_artifact(folder: Path) -> str:
@@ -173,8 +178,9 @@ def _readable(path: Path) -> Iterator[None]:
         raise Corrupt(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _check_model(path: Path, data: bytes, manifest: dict) -> None:
-    """It is an ONNX model whole in itself, and takes and gives what the manifest says."""
+def _check_model(path: Path, data: bytes, manifest: dict) -> Cost:
+    """It is an ONNX model whole in itself, takes and gives what the manifest says, and is made of
+    what netpress writes; what an image costs in it."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -196,6 +202,10 @@ def _check_model(path: Path, data: bytes, manifest: dict) -> None:
             f"{path}: takes images of {channels} channels and {height}x{width} pixels, "
             f"expected 1 or 3 channels and at most {PIXELS:,} pixels"
         )
+    try:
+        return bounds.cost(model, (channels, height, width))
+    except ValueError as error:
+        raise Corrupt(f"{path}: is no model that netpress runs: {error}") from error
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:

@@ -17,7 +17,6 @@ Importing this package imports neither torch nor numpy.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from pipeline import registry
 from pipeline.data import entries
 from pipeline.errors import UserError
-from pipeline.terminal import printable
+from pipeline.terminal import tell
 from pipeline.versions import SHARED
 
 if TYPE_CHECKING:
@@ -242,7 +241,7 @@ def fetch(
     dataset: Dataset,
     root: Path,
     cache: Path | None = None,
-    say: Callable[[str], None] = lambda line: print(printable(line), file=sys.stderr),
+    say: Callable[[str], None] = lambda line: tell(line, begin=""),
 ) -> None:
     """Bring the data set to `root` and verify it; with `cache`, decode it there as well.
 

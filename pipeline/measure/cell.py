@@ -21,7 +21,8 @@ from pipeline.models.network import ModelState
 from pipeline.sweep import Measure
 
 EVALUATION_BATCH = 500
-DIFFERING = 16  # images that are kept to be looked at
+DIFFERING = 16  # images that are kept to be looked at, as far as they fit into
+DIFFERING_BYTES = 1 << 26
 
 Sessions = dict[tuple[str, Model], runtimes.Session]  # (runtime, model) -> what is timed
 
@@ -127,7 +128,8 @@ def _differing(own: np.ndarray, base: np.ndarray, images: np.ndarray, labels: np
     own_shares, base_shares = (softmax(scores.astype(np.float64)) for scores in (own, base))
     distance = np.abs(own_shares - base_shares).sum(1) / 2
     differ = np.flatnonzero(own.argmax(1) != base.argmax(1))
-    index = differ[np.argsort(-distance[differ], kind="stable")][:DIFFERING]
+    most = min(DIFFERING, max(1, DIFFERING_BYTES // images[0].nbytes))
+    index = differ[np.argsort(-distance[differ], kind="stable")][:most]
     if not len(index):
         return {}
     return {

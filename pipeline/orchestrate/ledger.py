@@ -8,6 +8,10 @@
 
 An intent contains the profile that it was made with, for later commands that name none.
 
+Each line has a running number `n` and a checksum `sum`, and `ledger.count` says how many lines
+there are at least, so that a line that was changed, lost or cut off at the end is an error, and
+not another job. Lines of before there were checksums come first and have neither.
+
 The intent is written before sbatch runs, and its id is in the job's name; so after a kill at any
 time an open intent can be settled by looking for that name. A writer holds the lock.
 """
@@ -15,9 +19,9 @@ time an open intent can be settled by looking for that name. A writer holds the 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +31,7 @@ from typing import Any
 from pipeline import store
 from pipeline.errors import UserError
 from pipeline.paths import SweepPaths
-from pipeline.terminal import sentence
+from pipeline.terminal import tell
 
 WAIT_S = 600.0
 
@@ -75,6 +79,7 @@ class Ledger:
     entries: dict[str, Entry] = field(default_factory=dict)
     cancelled: dict[str, str] = field(default_factory=dict)  # cell -> when, since its last intent
     cancelled_jobs: set[int] = field(default_factory=set)  # of reports
+    checked: int = 0  # lines with a checksum
 
     @property
     def last(self) -> dict[str, At]:
@@ -92,8 +97,22 @@ class Ledger:
 
     def append(self, event: str, **facts: Any) -> None:
         """Add a line, fsynced when this returns; call it only with the lock held."""
-        line = {"event": event, "at": now(), **facts}
-        _write_line(self.paths, json.dumps(line, sort_keys=True))
+        line = {"event": event, "at": now(), **facts, "n": self.checked + 1}
+        _write_line(self.paths, _with_sum(line))
+        self.checked += 1
+        store.publish_bytes(self.paths.ledger_count, _with_sum({"n": self.checked}).encode())
+        self._take(line)
+
+    def take_text(self, text: bytes) -> None:
+        """A line as it is in the file; raises errors of many types where it is damaged."""
+        line = json.loads(text)
+        checksum = line.pop("sum", None)
+        if checksum is None and not self.checked and "n" not in line:
+            self._take(line)  # of before there were checksums
+            return
+        if line["n"] != self.checked + 1 or _with_sum(line).encode() != text:
+            raise ValueError("n or sum")
+        self.checked += 1
         self._take(line)
 
     def _take(self, line: dict[str, Any]) -> None:
@@ -152,21 +171,50 @@ def read(paths: SweepPaths) -> Ledger:
     try:
         data = paths.ledger.read_bytes()
     except FileNotFoundError:
+        if _count(paths):
+            raise _damaged(paths, f"{paths.ledger}: is missing") from None
         return ledger
     except PermissionError:
         raise UserError(f"{_of_another(paths)}, and private: only they can read it") from None
     *lines, _torn = data.split(b"\n")
     for number, text in enumerate(lines, start=1):
-        if not text.strip():
+        if not text.strip() and not ledger.checked:
             continue
         try:
-            ledger._take(json.loads(text))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(
-                f"{paths.ledger}:{number}: damaged, so it is not known what was submitted; "
-                "correct or remove that line when `squeue` shows no job of this sweep"
-            ) from None
+            ledger.take_text(text)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise _damaged(paths, f"{paths.ledger}:{number}: damaged") from None
+    if ledger.checked < (least := _count(paths)):
+        raise _damaged(paths, f"{paths.ledger}: {least - ledger.checked} lines are missing")
     return ledger
+
+
+def _damaged(paths: SweepPaths, problem: str) -> UserError:
+    return UserError(
+        f"{problem}, so it is not known what was submitted; when `squeue` shows no job of this "
+        f"sweep, move it and {paths.ledger_count.name} away and submit again"
+    )
+
+
+def _count(paths: SweepPaths) -> int:
+    """Lines with a checksum that were written; there may be one more, after a kill."""
+    try:
+        text = paths.ledger_count.read_bytes()
+    except FileNotFoundError:
+        return 0
+    try:
+        line = json.loads(text)
+        del line["sum"]
+        if _with_sum(line).encode() == text:
+            return int(line["n"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass
+    raise _damaged(paths, f"{paths.ledger_count}: damaged")
+
+
+def _with_sum(line: Mapping[str, Any]) -> str:
+    checksum = hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()[:16]
+    return json.dumps({**line, "sum": checksum}, sort_keys=True)
 
 
 @contextlib.contextmanager
@@ -185,6 +233,7 @@ def locked(paths: SweepPaths) -> Iterator[Ledger]:
         lock = store.FileLock(paths.lock, descriptor, _me(paths))
         _take_lock(lock, paths)
         try:
+            store.clear_abandoned(paths.folder)
             yield read(paths)
         finally:
             lock.release()
@@ -199,7 +248,7 @@ def _take_lock(lock: store.FileLock, paths: SweepPaths) -> None:
         holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
         if not waiting:
             message = f"{holder} is changing the submitted jobs; waiting for it to finish"
-            print(f"netpress: {sentence(message)}", file=sys.stderr)
+            tell(message)
             waiting = True
         if time.monotonic() > deadline:
             raise UserError(f"{holder} has held {paths.lock} for {WAIT_S:.0f} s{lock.remedy}")

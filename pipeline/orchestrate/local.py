@@ -6,18 +6,16 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pipeline import hardware, paths, plugins, streams
+from pipeline import hardware, paths, plugins, streams, terminal
 from pipeline.done import is_done
 from pipeline.errors import UserError
 from pipeline.orchestrate import images, plan
 from pipeline.orchestrate.display import display
 from pipeline.orchestrate.pool import Command, Pool, Slot
 from pipeline.sweep import Cell, Sweep
-from pipeline.terminal import printable
 
 
 def run(
@@ -56,7 +54,7 @@ def run(
             pool.run()
         if stopping:
             again = f"`netpress run {plan.quoted(sweep)}` goes on from the last finished epoch"
-            print(f"netpress: stopped; {again}", file=sys.stderr)
+            terminal.tell(f"stopped; {again}")
             return 130
     return (conclude or _report)(sweep, work)
 
@@ -92,7 +90,7 @@ def _prepare_data(cells: Sequence[Cell], work: paths.Work, data_root: Path) -> N
     from pipeline import data
 
     def say(line: str) -> None:
-        print(printable(line), file=sys.stderr)
+        terminal.tell(line, begin="")
 
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
         data.prepare(dataset, data_root, work.cache, say)
@@ -106,7 +104,7 @@ def require_data(cells: Sequence[Cell], data_root: Path) -> None:
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr)
+    terminal.tell(line, begin="")
 
 
 def _worker_command(work: paths.Work, data_root: Path) -> Command:
@@ -138,7 +136,7 @@ def _report(sweep: Sweep, work: paths.Work) -> int:
     made, frames = report.build(sweep, work)
     with streams.at_best():
         report.print_summary(frames)
-        print(printable(f"Report: {made.page}"))
+        terminal.show(f"Report: {made.page}")
         if best := report.best(frames.rows):
             _print_best(sweep, work, sweep.by_id[best.id])
     return 1 if frames.gaps else 0
@@ -153,6 +151,6 @@ def _check_report(sweep: Sweep) -> None:
 
 def _print_best(sweep: Sweep, work: paths.Work, cell: Cell) -> None:
     folder = work.cell(cell.id).artifact
-    print(printable(f"Smallest good model: {cell.name} in {folder}"))
-    print(f"  netpress export {plan.quoted(sweep)} {cell.id}")
-    print(f"  netpress predict {paths.shell_word(folder)} IMAGE ...")
+    terminal.show(f"Smallest good model: {cell.name} in {folder}")
+    terminal.show(f"  netpress export {plan.quoted(sweep)} {cell.id}")
+    terminal.show(f"  netpress predict {paths.shell_word(folder)} IMAGE ...")

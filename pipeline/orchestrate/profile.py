@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from pipeline import paths, strict_yaml
 from pipeline.errors import UserError
+from pipeline.orchestrate import sbatch_options
 from pipeline.strict_yaml import Document, nearest, shown
 from pipeline.sweep import Frozen, Sweep
 
@@ -52,34 +53,7 @@ Option = Annotated[
     BeforeValidator(_number_as_text),
     Field(pattern=r"^[A-Za-z0-9._:/=@%+,-]{1,128}$"),
 ]
-# Options that netpress sets itself: with others, jobs and their dependencies could not be found.
-OURS = (
-    "array",
-    "chdir",
-    "comment",
-    "dependency",
-    "error",
-    "job-name",
-    "kill-on-invalid-dep",
-    "no-requeue",
-    "open-mode",
-    "output",
-    "parsable",
-    "requeue",
-    "signal",
-    "test-only",
-    "wait",
-    "wrap",
-)
-
-
-def _not_ours(name: str) -> str:
-    if name in OURS:
-        raise ValueError(f"{name!r} is set by netpress itself; expected another option of sbatch")
-    return name
-
-
-OptionName = Annotated[Plain, AfterValidator(_not_ours)]
+OptionName = Annotated[str, AfterValidator(sbatch_options.checked)]
 Cores = Annotated[int, Field(ge=1, le=4096)]
 Gib = Annotated[int, Field(ge=1, le=65_536)]
 Minutes = Annotated[int, Field(ge=1, le=60 * 24 * 90)]
@@ -116,8 +90,9 @@ class Profile(Frozen):
 
     `signal_s`: how long before the time limit a job gets the signal to checkpoint. `setup`: lines
     of bash that run in the job before Python starts. `mail`: the address for a message when the
-    report is done. `options`: further options of sbatch, without dashes: {reservation: course,
-    exclusive: true}. `minutes_cap`: the most time that `netpress resume` requests.
+    report is done. `options`: further options of sbatch, by full names without
+    dashes: {reservation: course, exclusive: true}. `minutes_cap`: the most time that `netpress
+    resume` requests.
     """
 
     partition: PlainList | None = None

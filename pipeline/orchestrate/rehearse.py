@@ -16,7 +16,7 @@ from pipeline.orchestrate import state
 from pipeline.paths import Work, checked_name
 from pipeline.sweep import Cell, Measure, Sweep
 from pipeline.techniques.settings import StageSettings
-from pipeline.terminal import printable
+from pipeline.terminal import show
 
 TRAIN_IMAGES = 256
 TEST_IMAGES = 128
@@ -43,8 +43,8 @@ def _verdict(small: Sweep, work: Work) -> int:
     failed = [cell_state for cell_state in state.states(small, work) if cell_state.state != "done"]
     with streams.at_best():
         for cell_state in failed:
-            print(printable(f"{cell_state.cell.name}: {cell_state.state}: {cell_state.reason}"))
-        print(f"{len(small.cells) - len(failed)} of {len(small.cells)} cells went through.")
+            show(f"{cell_state.cell.name}: {cell_state.state}: {cell_state.reason}")
+        show(f"{len(small.cells) - len(failed)} of {len(small.cells)} cells went through.")
     return 1 if failed else 0
 
 

@@ -10,7 +10,6 @@ The state after a kill, by the last line of the ledger about an array:
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +22,7 @@ from pipeline.orchestrate import ledger, slurm, submitted
 from pipeline.orchestrate.batch import REPORT, Batch, Prepared, dependency, slurm_request, text_id
 from pipeline.orchestrate.graph import Array
 from pipeline.sweep import own
-from pipeline.terminal import sentence
+from pipeline.terminal import tell
 
 GHOST_S = 3.0  # how long a hung controller may take to process earlier requests
 SEND_PAUSES_S = (2.0, 5.0, 15.0)
@@ -117,10 +116,7 @@ def _send_somewhere(
         if not exclude or slurm.NO_NODE not in str(refused):
             raise
     nodes = ",".join(exclude)
-    print(
-        f"netpress: Slurm has no node but {nodes} for {item.array.name}: not excluded",
-        file=sys.stderr,
-    )
+    tell(f"Slurm has no node but {nodes} for {item.array.name}: not excluded")
     script = item.script.replace(f"#SBATCH --exclude={nodes}\n", "")
     anywhere = replace(item.array, request=replace(item.array.request, exclude=()))
     return _send(batch, replace(item, script=script, array=anywhere), jobs, known, function_of)
@@ -188,8 +184,7 @@ def _submitted(item: Prepared, known: ledger.Ledger) -> int:
         try:
             return slurm.sbatch(item.job.script)
         except slurm.Unreachable as error:
-            message = sentence(f"{error}; checking whether the job was submitted")
-            print(f"netpress: {message}", file=sys.stderr)
+            tell(f"{error}; checking whether the job was submitted")
             job = _look(item.name, since)
             if job is not None:
                 return job

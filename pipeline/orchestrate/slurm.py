@@ -12,7 +12,6 @@ import pwd
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import UserError
-from pipeline.terminal import sentence
+from pipeline.terminal import tell
 
 CALLS: Counter[str] = Counter()
 TIMEOUT_S = (
@@ -257,8 +256,7 @@ def _output(command: Sequence[str], patient: bool) -> str:
             error = unreachable
         if pause_s is None or not isinstance(error, Unreachable):
             raise error
-        message = sentence(f"{error}; retrying in {pause_s:.0f} s")
-        print(f"netpress: {message}", file=sys.stderr)
+        tell(f"{error}; retrying in {pause_s:.0f} s")
         time.sleep(pause_s)
     raise AssertionError("the last pass either returned or raised")
 

@@ -93,6 +93,7 @@ def rebuild(folder: Path) -> tuple[ReportPaths, Frames]:
     paths = ReportPaths(folder)
     owned = Owned.of(paths)
     published = merged.read(paths.merged)
+    owned.clear()
     files = made(published, paths)
     owned.claim(_names(paths, files))
     _publish(files, owned)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,19 @@ class Evidence:
     base_predictions: numpy.ndarray | None  # uint16 [N]
     labels: numpy.ndarray | None  # uint16 [N]
     differing: dict[str, numpy.ndarray] | None
+
+    @cached_property
+    def n_bytes(self) -> int:
+        """What its numbers take in memory."""
+        single = (self.channels, self.predictions, self.base_predictions, self.labels)
+        arrays = [*self.latency.values(), *(self.differing or {}).values(), *single]
+        return sum(a.nbytes for a in arrays if a is not None) + self.history_bytes
+
+    @property
+    def history_bytes(self) -> int:
+        """Those of its history, which are objects of Python."""
+        columns = [column for stage in self.history for column in stage.columns.values()]
+        return 32 * sum(map(len, columns))
 
 
 def of(result: store.Result) -> Evidence:

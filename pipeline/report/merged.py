@@ -29,7 +29,7 @@ from typing import Any
 import h5py
 from h5py import h5g, h5o
 
-from pipeline import __version__, catalog, store, usage
+from pipeline import __version__, catalog, store, strict_yaml, usage
 from pipeline.errors import UserError
 from pipeline.gaps import Gap
 from pipeline.paths import Work, checked_name
@@ -38,11 +38,12 @@ from pipeline.report.evidence import Evidence
 from pipeline.report.frames import Frames
 from pipeline.report.reading import Chunk, Read
 from pipeline.report.row import identity
-from pipeline.store import hdf5
+from pipeline.store import hdf5, typed
 from pipeline.sweep import Cell, Sweep
 from pipeline.usage import Used
 
 FORMAT = 1
+TEXT_BYTES = 2 * strict_yaml.MAX_BYTES  # of a sweep file
 MEMBERS = {"text", "order", "gaps", "usage", "cells"}
 
 
@@ -65,11 +66,8 @@ class Published:
     def artifact(self, cell_id: str) -> dict[str, dict[str, Any]]:
         """The files of a cell's artifact: name -> {"bytes", "sha256"}. Raises Corrupt."""
         with store.open_hdf5(self.path, checked=True) as file:
-            files = json.loads(file["cells"][cell_id].attrs["artifact"])
-            return {
-                name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
-                for name, entry in files.items()
-            }
+            text = hdf5.attribute(file["cells"][cell_id].id, b"artifact")
+            return typed.parsed("artifact", text)
 
     def result(self, cell_id: str) -> store.Result:
         """All that was recorded of a cell that has a result. Raises Corrupt."""
@@ -127,7 +125,12 @@ def _put_sweep(file: h5py.File, sweep: Sweep) -> None:
 
 
 def _put_json(file: h5py.File, name: str, value: Any) -> None:
-    hdf5.put(file, name, json.dumps(value, sort_keys=True, allow_nan=False))
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    try:
+        typed.check_json(name, text)
+    except ValueError as error:
+        raise UserError(f"{error}; leave some cells out of the sweep") from error
+    hdf5.put(file, name, text)
 
 
 def _put_cells(file: h5py.File, chunks: Iterator[Chunk], sweep: Sweep) -> list[Read]:
@@ -185,50 +188,59 @@ def read(path: Path) -> Published:
     """
     with store.open_hdf5(path) as file:
         _check(file, path)
-        missing, usages = _json(file, "gaps", list), _json(file, "usage", dict)
+        missing, usages = _json(file, "gaps"), _json(file, "usage")
         sweep = _sweep(file, path, {gap["cell"]["id"]: gap["cell"] for gap in missing})
-    gaps = {gap["cell"]["id"]: str(gap["reason"]) for gap in missing}
+    gaps = {gap["cell"]["id"]: gap["reason"] for gap in missing}
     cells = frames.in_order(sweep)
     rows = reading.from_results(path, [identity(c) for c in cells if c.id not in gaps])
     result = Frames.of(rows, [Gap(c, gaps[c.id]) for c in cells if c.id in gaps])
-    whole = {i: record for i, record in usages.items() if usage.is_whole(record)}
-    return Published(path, sweep, result, whole)
+    return Published(path, sweep, result, usages)
 
 
 def _check(file: h5py.File, path: Path) -> None:
-    made = file.attrs["format"]
+    made = hdf5.number_attribute(file.id, b"format")
     if made != FORMAT:
-        raise UserError(f"{path}: format {str(made)[:20]}, this netpress reads {FORMAT}")
+        raise UserError(f"{path}: format {made}, this netpress reads {FORMAT}")
     if set(hdf5.members(file.id)) != MEMBERS:
         raise ValueError(f"its members are not {', '.join(sorted(MEMBERS))}")
 
 
 def _sweep(file: h5py.File, path: Path, missing: dict[str, dict[str, Any]]) -> Sweep:
     """With its cells in its own order: those with a result, and `missing` (id -> cell as JSON)."""
-    name, called = checked_name(str(file.attrs["name"])), str(file.attrs["called"])
+    name, called, version = (
+        hdf5.attribute(file.id, each) for each in (b"name", b"called", b"netpress")
+    )
     done = hdf5.members(file["cells"].id)
-    order = _json(file, "order", list)
+    order = _json(file, "order")
     if sorted(order) != sorted([*done, *missing]):
         raise ValueError("its cells are not those of its sweep")
     known = catalog.reading()
     cells = []
     for cell_id in order:
-        stored = missing.get(cell_id) or json.loads(file["cells"][cell_id].attrs["cell"])
+        stored = missing.get(cell_id) or _cell_json(file, cell_id)
         try:
             cells.append(Cell.from_json(stored, known))
         except ValueError as error:
-            version = str(file.attrs["netpress"])[:20]
             raise UserError(
-                f"{path}: made by netpress {version}, this is {__version__}: {error}"
+                f"{path}: made by netpress {version[:20]}, this is {__version__}: {error}"
             ) from error
     if [cell.id for cell in cells] != order:
         raise ValueError("a cell has another one's id")
     # A path below a file: none is there, so that the sweep is called what it was called.
-    return Sweep(name, tuple(cells), path / Path(called).name, hdf5.value_in(file.id, "text"))
+    text = _text(file, "text", TEXT_BYTES)
+    return Sweep(checked_name(name), tuple(cells), path / Path(called).name, text)
 
 
-def _json(file: h5py.File, name: str, kind: type) -> Any:
-    value = json.loads(hdf5.value_in(file.id, name))
-    if not isinstance(value, kind):
-        raise ValueError(f"{name} is no JSON {kind.__name__}")
-    return value
+def _cell_json(file: h5py.File, cell_id: str) -> dict[str, Any]:
+    return typed.parsed("cell", hdf5.attribute(file["cells"][cell_id].id, b"cell"))
+
+
+def _json(file: h5py.File, name: str) -> Any:
+    return typed.parsed(name, _text(file, name, typed.JSON_BYTES))
+
+
+def _text(file: h5py.File, name: str, most_bytes: int) -> str:
+    text = hdf5.value_in(file.id, name, most_bytes)
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is no text")
+    return text

@@ -57,9 +57,14 @@ class Owned:
 
     def begin(self) -> None:
         """Before results.h5 is written; one of a report of before speaks for itself until all that
-        it is to have is claimed."""
+        it is to have is claimed. What a report that was killed was writing goes."""
+        self.clear()
         if self.strict:
             self.claim(map(self.paths.name, self.paths.always))
+
+    def clear(self) -> None:
+        for folder in (self.paths.folder, *self.paths.own_folders):
+            store.clear_abandoned(folder)
 
     def claim(self, names: Iterable[str]) -> None:
         """Make these the report's own, before they are written. Raises UserError, and claims none,

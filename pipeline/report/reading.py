@@ -32,7 +32,7 @@ from pipeline.errors import Corrupt
 from pipeline.paths import CellPaths
 from pipeline.report.evidence import check_result, is_row_evidence, valid_result
 from pipeline.report.row import Identity, Row, row
-from pipeline.store import hdf5
+from pipeline.store import hdf5, typed
 
 CHUNK = 50
 # Starting a process costs as much as reading some hundred results.
@@ -143,11 +143,10 @@ def _read_earlier(named: Identity, path: Path | None, file: h5py.File | None) ->
     with store.open_hdf5(path, checked=True) as source:
         if named.id not in hdf5.members(source["cells"].id):
             return None
-        recorded = json.loads(hdf5.value_in(source.id, "usage")).get(named.id)
+        recorded = typed.parsed("usage", hdf5.value_in(source.id, "usage")).get(named.id)
         result = result_of(source, named.id, everything=file is not None)
         long = {} if file is None else _merge(source["cells"][named.id].id, result, file)
-        whole = recorded if usage.is_whole(recorded) else None
-        return Read(row(named, result), usage=whole, long=long)
+        return Read(row(named, result), usage=recorded, long=long)
 
 
 def _artifact_json(manifest: dict[str, Any], paths: CellPaths) -> str:

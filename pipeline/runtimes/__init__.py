@@ -75,7 +75,7 @@ def session(artifact: Artifact, threads: int | None = None, runtime: str = DEFAU
     loaded; so does `run` where it cannot be run, or does not give what its manifest says."""
     chosen, where = of_artifacts(runtime), str(artifact.model_path)
     inner = _loaded(chosen, artifact.model, threads, where)
-    return _Checked(inner, chosen.LABEL, where, len(artifact.classes))
+    return _Checked(inner, chosen.LABEL, where, len(artifact.classes), artifact.cost.images)
 
 
 def reference(state: ModelState, threads: int | None = None) -> Session:
@@ -97,7 +97,8 @@ def kernels(artifact: Artifact, runtime: str = DEFAULT) -> Kernels:
 
 
 def logits(session: Session, images: np.ndarray, batch: int = BATCH) -> Iterator[np.ndarray]:
-    """uint8 [N, C, H, W] -> float32 logits, a batch at a time."""
+    """uint8 [N, C, H, W] -> float32 logits, a batch at a time, or less where these are large."""
+    batch = min(batch, getattr(session, "images", batch))
     for start in range(0, len(images), batch):
         yield session.run(images[start : start + batch])
 
@@ -139,6 +140,7 @@ class _Checked:
     label: str
     where: str
     classes: int
+    images: int = BATCH  # at a time, as memory allows
 
     def run(self, images: np.ndarray) -> np.ndarray:
         try:

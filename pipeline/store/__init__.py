@@ -28,6 +28,7 @@ from pipeline.store.claims import (
 )
 from pipeline.store.files import (
     TEMPORARY,
+    clear_abandoned,
     json_bytes,
     make_folder,
     publish_bytes,
@@ -90,6 +91,7 @@ __all__ = [
     "StageHistory",
     "cell_text",
     "check_seal",
+    "clear_abandoned",
     "copy_checked",
     "damaged_parts",
     "history_bytes",

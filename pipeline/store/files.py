@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +24,10 @@ from typing import IO, Any
 
 from pipeline.store import modes
 
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-\d+-[0-9a-f]{8}")
+TEMPORARY = re.compile(
+    r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<process>\d+)-(?P<host>[0-9a-f]{4})?[0-9a-f]{8}"
+)
+ABANDONED_S = 24 * 3600.0  # for temporary files of other machines, whose processes are not known
 # NFS may show a rename seconds late: reading a file that must exist is retried.
 RETRIES_S = (0.05, 0.2, 0.5, 1.0)
 AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of renameat2(2)
@@ -162,7 +167,46 @@ def sync_folder(folder: Path) -> None:
 
 
 def beside(path: Path, kind: str) -> Path:
-    return path.with_name(f".{path.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}")
+    mark = f"{os.getpid()}-{_host()}{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name}.{kind}-{mark}")
+
+
+@functools.cache
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
+
+
+def clear_abandoned(folder: Path) -> None:
+    """Clear what processes that are dead left directly in `folder`, for a folder without a lock."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
+        match = TEMPORARY.fullmatch(path.name)
+        if match and _is_abandoned(path, match):
+            clear(path, match)
+
+
+def _is_abandoned(path: Path, match: re.Match[str]) -> bool:
+    if match["host"] != _host():
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - path.lstat().st_mtime > ABANDONED_S
+        return False
+    try:
+        os.kill(int(match["process"]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # another user's
+        pass
+    return False
+
+
+def clear(leftover: Path, match: re.Match[str]) -> None:
+    """Remove a temporary file or folder; restore what was only moved aside."""
+    live = leftover.with_name(match["name"])
+    if match["kind"] == "old" and not os.path.lexists(live):
+        os.rename(leftover, live)
+    elif leftover.is_dir() and not leftover.is_symlink():
+        shutil.rmtree(leftover)
+    else:
+        leftover.unlink()
 
 
 def write_synced(path: Path, data: bytes) -> None:

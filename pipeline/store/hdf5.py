@@ -15,7 +15,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import h5py
@@ -25,7 +25,8 @@ from h5py import h5a, h5d, h5f, h5g, h5l, h5o, h5p, h5s, h5t, h5z
 from pipeline.store import headers
 from pipeline.store.headers import Image
 
-MOST_BYTES = 1 << 28  # of one array
+MOST_BYTES = 1 << 27  # of all arrays that are read of one result
+SMALL_BYTES = 4096  # of an array that is not worth keeping for its other names
 DEFLATE_RATIO = 1100  # no zlib stream becomes longer than that, many times its own length
 KINDS = "biufS"  # of numpy's types
 ENCODED = b"\x03\x00"  # what HDF5 puts before a datatype message to make it stand alone
@@ -78,6 +79,21 @@ def in_memory(data: bytes) -> Iterator[h5f.FileID]:
         file.close()
 
 
+@dataclass
+class Budget:
+    """What may still be read. An object under many names is read once, but counts under each:
+    whoever uses them may copy each. Some kilobytes, compressed, can stand for gigabytes."""
+
+    left_bytes: int = MOST_BYTES
+    arrays: dict[int, numpy.ndarray] = field(default_factory=dict)  # by place in the file
+
+    def take(self, n_bytes: int, name: str) -> None:
+        """Raises ValueError where it is more than is left."""
+        if n_bytes > self.left_bytes:
+            raise ValueError(f"{name} has {n_bytes} bytes, more than the {self.left_bytes} left")
+        self.left_bytes -= n_bytes
+
+
 Group: TypeAlias = "h5g.GroupID | h5f.FileID"
 
 
@@ -112,20 +128,31 @@ class Tree:
             _check_empty(child, name)
         return Tree(child, paths, self.image)
 
-    def values(self, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Any]:
-        """Every wanted number, string and array, by its path; ValueError for anything else."""
+    def values(
+        self,
+        wanted: Callable[[str], bool] = lambda name: True,
+        budget: Budget | None = None,
+    ) -> dict[str, Any]:
+        """Every wanted number, string and array, by its path; ValueError for anything else, and
+        where all of them are more than the budget."""
+        budget = budget or Budget()
         groups = {path.rpartition(b"/")[0] for path in self.paths}
         values = {}
         for path, address in sorted(self.paths.items()):
             if path in groups or not wanted(name := path.decode()):
                 continue
-            array = None if self.image is None else _in_image(self.image, address)
+            array = budget.arrays.get(address)
+            if array is None and self.image is not None:
+                array = _in_image(self.image, address)
             if array is None:
                 child = h5o.open(self.group, path)
                 if isinstance(child, h5g.GroupID):
                     _check_empty(child, path)
                     continue
-                array = _read(child, name)
+                array = _read(child, name, budget.left_bytes)
+            budget.take(array.nbytes, name)
+            if array.nbytes > SMALL_BYTES:
+                budget.arrays[address] = array
             values[name] = _plain(array)
         return values
 
@@ -136,11 +163,11 @@ def _check_empty(group: h5g.GroupID, name: bytes) -> None:
         raise ValueError(f"{name.decode()} is a group that has two names")
 
 
-def value_in(group: Group, name: str) -> Any:
+def value_in(group: Group, name: str, most_bytes: int = MOST_BYTES) -> Any:
     """The number, string or array `name` of a group; ValueError for anything else."""
     if name not in members(group):
         raise ValueError(f"{name} is missing")
-    return _plain(_read(h5o.open(group, name.encode()), name))
+    return _plain(_read(h5o.open(group, name.encode()), name, most_bytes))
 
 
 def members(group: Group) -> list[str]:
@@ -159,6 +186,18 @@ def attribute(group: Group, name: bytes) -> str:
     value = numpy.empty((), kind)
     found.read(value)
     return value.item().decode()
+
+
+def number_attribute(group: Group, name: bytes) -> int:
+    """The whole number that is an attribute of a group; ValueError for anything else."""
+    if not h5a.exists(group, name):
+        raise ValueError(f"the attribute {name.decode()} is missing")
+    found = h5a.open(group, name)
+    if found.shape != () or found.dtype.kind not in "iu":
+        raise ValueError(f"the attribute {name.decode()} is not a whole number")
+    value = numpy.empty((), found.dtype)
+    found.read(value)
+    return int(value)
 
 
 def _inside(each_link: Callable[..., Any]) -> dict[bytes, int]:
@@ -196,7 +235,7 @@ def _in_image(image: Image, address: int) -> numpy.ndarray | None:
     return array.reshape(stored.shape).copy()
 
 
-def _read(dataset: Any, name: str) -> numpy.ndarray:
+def _read(dataset: Any, name: str, most_bytes: int) -> numpy.ndarray:
     """A dataset's content; its bytes must be in this file."""
     if not isinstance(dataset, h5d.DatasetID):
         raise ValueError(f"{name} is not an array or a value")
@@ -204,6 +243,8 @@ def _read(dataset: Any, name: str) -> numpy.ndarray:
     kind = _kind(stored.encode())
     if kind.kind not in KINDS:
         raise ValueError(f"{name} is neither numbers nor a string")
+    if (n_bytes := math.prod(shape) * kind.itemsize) > most_bytes:
+        raise ValueError(f"{name} has {n_bytes} bytes, more than the {most_bytes} left")
     _check_stored(dataset, name, shape, kind.itemsize)
     array = numpy.empty(shape, kind)
     if array.size:

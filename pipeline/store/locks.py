@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,14 +115,5 @@ def _clear_leftovers(folder: Path) -> None:
     for root, folders, names in os.walk(folder):
         for name in sorted([*folders, *names]):
             if match := files.TEMPORARY.fullmatch(name):
-                _clear(Path(root) / name, Path(root) / match["name"], match["kind"])
+                files.clear(Path(root) / name, match)
         folders[:] = [name for name in folders if not files.TEMPORARY.fullmatch(name)]
-
-
-def _clear(leftover: Path, live: Path, kind: str) -> None:
-    if kind == "old" and not live.exists():
-        os.rename(leftover, live)
-    elif leftover.is_dir():
-        shutil.rmtree(leftover)
-    else:
-        leftover.unlink()

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pipeline.store import hdf5
 
 SEAL_BYTES = 512
+HISTORY_BYTES = 1 << 24  # as lists, numbers take four times as much
 SEAL = b"netpress sha256 "
 
 Value = TypeVar("Value")
@@ -257,20 +258,28 @@ def result_in(
 
     Raises errors of many types for other contents: use it in `open_hdf5`.
     """
-    from pipeline.store import hdf5
+    from pipeline.store import hdf5, typed
 
     cell_id, cell, facts = (hdf5.attribute(tree.group, n) for n in (b"id", b"cell", b"facts"))
     measured = tree.below(b"measure").values(wanted)
+    typed.check_measured(measured)
     history = _get_history(tree, lambda name: with_history or name == "seconds")
-    return Result(cell_id, json.loads(cell), json.loads(facts), history, measured)
+    parsed = typed.parsed("cell", cell), typed.parsed("facts", facts)
+    return Result(cell_id, *parsed, history, measured)
 
 
 def _get_history(
     tree: hdf5.Tree, wanted: Callable[[str], bool] = lambda name: True
 ) -> list[StageHistory]:
+    from pipeline.store import hdf5, typed
+
     stages, root = [], tree.below(b"history")
+    budget = hdf5.Budget(HISTORY_BYTES)
     for name in root.members():
         index, _, stage = name.decode().partition("-")
-        columns = {k: v.tolist() for k, v in root.below(name).values(wanted).items()}
-        stages.append(StageHistory(int(index), stage, columns))
+        columns: dict[str, list[float]] = {}
+        for key, value in root.below(name).values(wanted, budget).items():
+            length = len(next(iter(columns.values()))) if columns else None
+            columns[key] = typed.column(stage, key, value, length)
+        stages.append(StageHistory(int(index[:9]), stage, columns))
     return sorted(stages, key=lambda s: s.index)

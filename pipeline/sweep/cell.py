@@ -23,11 +23,13 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationError,
     ValidationInfo,
     model_serializer,
 )
 
 from pipeline import registry
+from pipeline.store import typed
 from pipeline.versions import SHARED
 
 if TYPE_CHECKING:
@@ -473,9 +475,7 @@ class Cell:
             cell = cls(
                 dataset=strictly(Dataset, data["dataset"]),
                 model=strictly(Model, data["model"]),
-                technique=data["technique"],
-                family=data["family"],
-                seed=data["seed"],
+                **vars(strictly(_Named, {key: data[key] for key in _Named.model_fields})),
                 stages=tuple(
                     Stage.from_json(stage, catalog, versioned) for stage in data["stages"]
                 ),
@@ -486,6 +486,8 @@ class Cell:
                 plugins=_plugins_in(data),
             )
             expected = data["id"]
+        except ValidationError as error:
+            raise ValueError(f"not such a cell: {typed.problem(error)}") from error
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a cell of this version of netpress: {error!r}") from error
         if cell.id != expected:
@@ -494,6 +496,14 @@ class Cell:
                 f"to this one it is {cell.id}"
             )
         return cell
+
+
+class _Named(Frozen):
+    """Of a cell, what is no part with a model of its own."""
+
+    technique: Name
+    family: Name
+    seed: Seed
 
 
 CORE = ("data", "training")  # in the order of Core's fields

@@ -28,7 +28,7 @@ from pipeline.sweep.cell import (
 if TYPE_CHECKING:
     from pipeline.catalog import Catalog
 
-MAX_CELLS = 1_000_000
+MAX_CELLS = 500_000  # planned in a minute, in 1.5 GB
 
 
 class Exclude(Frozen):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.strict_yaml import nearest, shown
 from pipeline.sweep.cell import BASE, Cell, Dataset, Model, Recipe
-from pipeline.sweep.file import MAX_CELLS, Exclude, Source
+from pipeline.sweep.file import MAX_CELLS, Source
 from pipeline.sweep.techniques import Technique
 
-Point = tuple[str, str, str, int]  # data set, model's label, technique's label, seed
+Names = tuple[Any, ...]  # all that an entry of `exclude` may call a point of an axis
 
 
 def build_cells(
@@ -26,12 +26,12 @@ def build_cells(
     """All cells but the excluded ones, and the bases that they stand on; bases first."""
     config = source.config
     _check_size(source, datasets, models, techniques)
-    excluded = _excluded(source, datasets, models, techniques)
+    exclusions = _exclusions(source, datasets, models, techniques)
     asks_base = any(not technique.stages for technique in techniques)
     bases: list[Cell] = []
     cells: list[Cell] = []
     for dataset, model, seed in itertools.product(datasets, models, config.seeds):
-        recipe = recipes[dataset.name]
+        recipe, labels = recipes[dataset.name], _model_names(model)
         used = source.catalog.of_base(dataset.name, model.name, config.measure.runtimes)
         base = Cell(dataset, model, BASE, BASE, seed, (), recipe, config.measure, plugins=used)
         here = [
@@ -40,9 +40,9 @@ def build_cells(
             )
             for technique in techniques
             if technique.stages
-            and (dataset.name, model.label, technique.label, seed) not in excluded
+            and exclusions.entry(dataset.name, labels, _technique_names(technique), seed) is None
         ]
-        without_base = excluded.get((dataset.name, model.label, BASE, seed))
+        without_base = exclusions.entry(dataset.name, labels, (BASE,), seed)
         if here and without_base is not None:
             raise source.error(
                 ("exclude", without_base),
@@ -64,48 +64,55 @@ def _check_size(source: Source, *axes: list[Any]) -> None:
         )
 
 
-def _excluded(
+@dataclass(frozen=True)
+class _Exclusions:
+    """The entries of `exclude`, found by what they name: the keys of one entry are one pattern, and
+    a point is looked up once for each pattern, however many entries there are."""
+
+    patterns: Mapping[tuple[bool, ...], Mapping[tuple[Any, ...], int]]
+
+    def entry(self, dataset: str, model: Names, technique: Names, seed: int) -> int | None:
+        """The number of the first entry that excludes this point of the matrix; None for none."""
+        axes: tuple[Names, ...] = ((dataset,), model, technique, (seed,))
+        matching: list[int] = []
+        for named, entries in self.patterns.items():
+            chosen = [axis if name else (None,) for axis, name in zip(axes, named, strict=True)]
+            matching += [entries[k] for k in itertools.product(*chosen) if k in entries]
+        return min(matching, default=None)
+
+
+def _exclusions(
     source: Source, datasets: list[Dataset], models: list[Model], techniques: list[Technique]
-) -> dict[Point, int]:
-    """Every excluded point of the matrix, with the number of the entry that excludes it."""
-    excluded: dict[Point, int] = {}
+) -> _Exclusions:
+    axes: dict[str, set[Any]] = {
+        "dataset": {dataset.name for dataset in datasets},
+        "model": {name for model in models for name in _model_names(model)},
+        "technique": {name for technique in techniques for name in _technique_names(technique)},
+        "seed": set(source.config.seeds),
+    }
+    patterns: dict[tuple[bool, ...], dict[tuple[Any, ...], int]] = {}
     for i, entry in enumerate(source.config.exclude):
-        if entry == Exclude():
+        values = tuple(getattr(entry, key) for key in axes)
+        if all(value is None for value in values):
             raise source.error(
                 ("exclude", i), "names nothing; expected dataset, model, technique or seed"
             )
-        axes: dict[
-            str, dict[Any, list[Any]]
-        ] = {  # key -> {value that the entry may name: labels that it stands for}
-            "dataset": {d.name: [d.name] for d in datasets},
-            "model": _grouped((m.name, m.label) for m in models),
-            "technique": _grouped((t.family, t.label) for t in techniques),
-            "seed": {seed: [seed] for seed in source.config.seeds},
-        }
-        chosen = [_chosen(source, i, key, getattr(entry, key), axes[key]) for key in axes]
-        for point in itertools.product(*chosen):
-            excluded.setdefault(point, i)
-    return excluded
+        for (key, axis), value in zip(axes.items(), values, strict=True):
+            if value is not None and value not in axis:
+                raise source.error(
+                    ("exclude", i, key),
+                    f"{shown(value)} is not in this sweep; {nearest(value, map(str, axis))}",
+                )
+        named = tuple(value is not None for value in values)
+        patterns.setdefault(named, {}).setdefault(values, i)
+    return _Exclusions(patterns)
 
 
-def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """{family or label: its labels} of (family, label) pairs."""
-    groups: dict[str, list[str]] = {}
-    for family, label in pairs:
-        for name in {family, label}:
-            groups.setdefault(name, []).append(label)
-    return groups
+def _model_names(model: Model) -> Names:
+    """What an entry may call it: `vgg16_bn` stands for each of its widths."""
+    return tuple({model.name, model.label})
 
 
-def _chosen(
-    source: Source, entry: int, key: str, value: Any, axis: dict[Any, list[Any]]
-) -> list[Any]:
-    """The labels on one axis of the matrix that `exclude[entry]` covers; all, if it names none."""
-    if value is None:
-        return list(dict.fromkeys(itertools.chain(*axis.values())))
-    if value not in axis:
-        raise source.error(
-            ("exclude", entry, key),
-            f"{shown(value)} is not in this sweep; {nearest(value, map(str, axis))}",
-        )
-    return axis[value]
+def _technique_names(technique: Technique) -> Names:
+    """The family stands for all of its operating points."""
+    return tuple({technique.family, technique.label})

@@ -5,13 +5,13 @@ Scores are one number a filter, one tensor [K] a layer.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from pipeline import terminal
 from pipeline.errors import UserError
 from pipeline.techniques import refuse_settled
 from pipeline.techniques.settings import StageSettings
@@ -96,7 +96,7 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 def _cut(graph: Graph, settings: Settings) -> list[int]:
     """Numbers of the groups that may be cut; what stays whole is told in the attempt's log."""
     for line in graph.left:
-        print(f"prune: left whole: {line}", file=sys.stderr, flush=True)
+        terminal.tell(f"prune: left whole: {line}", begin="")
     cut = [i for i, group in enumerate(graph.groups) if not group.whole]
     if settings.groups == "inner":
         cut = [i for i in cut if not graph.groups[i].summed]

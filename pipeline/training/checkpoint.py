@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 
-from pipeline import store
+from pipeline import store, terminal
 from pipeline.errors import Corrupt
 from pipeline.models.network import ModelState, restore
 from pipeline.models.spec import NetworkSpec
@@ -124,7 +123,7 @@ class Checkpointer:
             try:
                 return _snapshot(_checked(path, entry["sha256"]), path, entry.get("state"))
             except Corrupt as error:
-                print(f"{error}; set aside", file=sys.stderr, flush=True)
+                terminal.tell(f"{error}; set aside", begin="")
                 self._index.remove(entry)  # else it would take the place of one that is whole
                 if path.exists():
                     store.set_aside(path)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 OTHER_CPU = 0.002
 SPEED_MARGIN = 0.05
+MOST_MACS = 10**15  # of a test set: hours
 
 
 def artifacts(bench: Bench, accuracy: bool, speed: bool) -> Iterator[Check]:
@@ -152,6 +153,8 @@ def _accuracy(bench: Bench, what: str, cell: Cell, loaded: Artifact, result: sto
         return Check(what, DIFFERS, "its recorded labels are not those of the test set")
     if tuple(images.shape[1:]) != loaded.shape:
         return Check(what, DIFFERS, "the artifact takes images of another shape")
+    if loaded.cost.macs * len(images) > MOST_MACS:
+        return Check(what, UNCHECKED, f"{loaded.cost.macs:,} operations an image take too long")
     own = inference.timed_logits(loaded, images)[0].argmax(1)
     changed, share = int((own != recorded).sum()), float(numpy.mean(own == known))
     message = (
@@ -213,11 +216,15 @@ def _speed(
     same = _flags(result) == hardware.cpu_flags()
     for threads in THREADS:
         for batch in BATCHES:
+            which = f"batch {batch}, {threads} thread{'s' * (threads == 'all')}"
+            if batch > min(loaded.cost.images, base.cost.images):
+                needs = f"{loaded.cost.image_bytes:,} bytes of memory an image"
+                yield Check(f"{what} speed, {which}", UNCHECKED, f"it needs {needs}")
+                continue
             here = _speedup(loaded, base, cell, threads, batch)
             recorded = bench.row(cell).speedup(threads, batch)
             faster = recorded is not None and recorded > 1 + SPEED_MARGIN
             slower = faster and here < 1 - SPEED_MARGIN and same
-            which = f"batch {batch}, {threads} thread{'s' * (threads == 'all')}"
             known = "no speedup" if recorded is None else f"{recorded:.2f}"
             times = f"speedup {here:.2f} here, {known} recorded"
             yield Check(f"{what} speed, {which}", DIFFERS if slower else NOTE, times)

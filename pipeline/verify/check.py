@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.terminal import printable
+from pipeline.terminal import sentence
 
 OK, DIFFERS, UNCHECKED, NOTE = "ok", "differs", "unchecked", "note"
 SAME = 1e-9  # of numbers that are computed again from the same numbers
@@ -23,7 +23,7 @@ class Check:
     @property
     def line(self) -> str:
         text = f"{self.outcome:9} {self.what}{': ' if self.why else ''}{self.why}"
-        return printable(text)  # strangers wrote some of it
+        return sentence(text)  # strangers wrote some of it
 
     def to_json(self) -> dict[str, str]:
         return {"what": self.what, "found": self.outcome, "why": self.why}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from pipeline.measure import accuracy
 from pipeline.paths import ReportPaths
 from pipeline.report import made, owned, reading
 from pipeline.report.merged import Published
-from pipeline.verify.check import DIFFERS, OK, UNCHECKED, Check, same
+from pipeline.verify.check import DIFFERS, NOTE, OK, UNCHECKED, Check, same
 
 DRAWN_BY = re.compile(rb"Matplotlib v([0-9][\w.]*)")
 OTHER_DRAWING_BYTES = 64 << 20  # that a file can have more than ours: another matplotlib's figures
+MOST_OTHERS = 20
 IN_PAGE = re.compile(rb"data:image/svg\+xml;base64,([A-Za-z0-9+/]*)=*")
 
 
@@ -72,6 +74,24 @@ def files(published: Published, paths: ReportPaths) -> Iterator[Check]:
         if path not in expected:
             yield Check(paths.name(path), DIFFERS, "is not part of this report")
     yield Check(paths.name(paths.listing), *_listing(paths, [*paths.always, *expected]))
+    yield from _others(paths, {*paths.always, *expected, *paths.drawn_or_set()})
+
+
+def _others(paths: ReportPaths, known: Container[Path]) -> Iterator[Check]:
+    """What lies there and is not the report's: whoever is given the folder should know. Folders of
+    models are checked with the models."""
+    others = [
+        Path(root) / name
+        for root, folders, names in os.walk(paths.folder)
+        for name in (*names, *(f for f in folders if (Path(root) / f).is_symlink()))
+        if Path(root) / name not in known and paths.artifacts not in (Path(root) / name).parents
+    ]
+    for path in sorted(others)[:MOST_OTHERS]:
+        yield Check(paths.name(path), NOTE, "is not part of this report")
+    if len(others) > MOST_OTHERS:
+        yield Check(
+            "other files", NOTE, f"{len(others) - MOST_OTHERS} more are not part of this report"
+        )
 
 
 def _listing(paths: ReportPaths, expected: Sequence[Path]) -> tuple[str, str]:

@@ -7,8 +7,10 @@ once each.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from dataclasses import dataclass, field
+from functools import partial
 
+from pipeline.errors import Corrupt
 from pipeline.report.evidence import Evidence
 from pipeline.report.figures import (
     channels,
@@ -24,6 +26,34 @@ from pipeline.report.row import Row
 
 __all__ = ["Drawn", "Figure", "draw", "drawn"]
 
+KEPT_BYTES = 1 << 28
+
+
+@dataclass
+class Kept:
+    """Evidence is read once for all figures, as long as all of it fits into KEPT_BYTES; what was
+    read first is then read again. Raises Corrupt where the histories, which curves keep, do not."""
+
+    evidence: Callable[[str], Evidence | None]
+    known: dict[str, Evidence | None] = field(default_factory=dict)
+    histories: dict[str, int] = field(default_factory=dict)  # bytes
+
+    def read(self, cell_id: str) -> Evidence | None:
+        if cell_id not in self.known:
+            new = self.evidence(cell_id)
+            self.histories[cell_id] = new.history_bytes if new else 0
+            if sum(self.histories.values()) > KEPT_BYTES:
+                raise Corrupt(f"cell {cell_id}: too many epochs to be drawn with the others")
+            size = _bytes(new)
+            while self.known and size + sum(map(_bytes, self.known.values())) > KEPT_BYTES:
+                del self.known[next(iter(self.known))]
+            self.known[cell_id] = new
+        return self.known[cell_id]
+
+
+def _bytes(evidence: Evidence | None) -> int:
+    return evidence.n_bytes if evidence else 0
+
 
 def draw(rows: Sequence[Row], evidence: Callable[[str], Evidence | None]) -> dict[str, Figure]:
     """File stem -> figure, in reading order. `evidence`: what was recorded of the cell with an
@@ -36,7 +66,7 @@ def drawn(
     rows: Sequence[Row], evidence: Callable[[str], Evidence | None]
 ) -> Iterator[tuple[str, Drawn]]:
     """The same before they are bytes; inside of `look.style()`."""
-    read = cache(evidence)
+    read = Kept(evidence).read
     figures = {
         "accuracy-bytes": partial(tradeoff.draw, cost=tradeoff.STORED),
         "accuracy-latency": partial(tradeoff.draw, cost=tradeoff.LATENCY),

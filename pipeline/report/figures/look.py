@@ -10,12 +10,15 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import matplotlib
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
@@ -85,9 +88,38 @@ class Drawn:
         )
 
 
-def style() -> AbstractContextManager[None]:
-    """A context in which figures are made and written, whatever the user's own style is."""
-    return matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "svg", **STYLE})
+# What the one above has no letters of, the first of these that is installed has.
+MORE_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "Hiragino Sans",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "Arial Unicode MS",
+)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """A context in which figures are made and written, whatever the user's own style is. A letter
+    that no font has is an empty box; matplotlib's warnings about it are for nobody."""
+    own = {"backend": "svg", **STYLE, "font.family": [STYLE["font.family"], *_more_fonts()]}
+    with (
+        matplotlib.rc_context({**matplotlib.rcParamsDefault, **own}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", r"(?s).*Glyph .* missing from", UserWarning)
+        yield
+
+
+@cache
+def _more_fonts() -> tuple[str, ...]:
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return tuple(name for name in MORE_FONTS if name in installed)[:1]
 
 
 # --- bytes -----------------------------------------------------------------------------------

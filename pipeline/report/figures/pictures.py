@@ -74,6 +74,7 @@ def _lines(
             differing = evidence.differing if evidence else None
             if evidence and differing and len(differing["pixels"]):
                 first = {key: values[:MOST_PICTURES] for key, values in differing.items()}
+                first["pixels"] = _thinned(first["pixels"])
                 heading = f"{', '.join(setting)}: {chosen.line_name(row)}"
                 classes = _classes(setting[0], differing, evidence.labels)
                 yield Line(heading, row.seed, first, classes)
@@ -135,11 +136,16 @@ def _line(axis: Axes, line: Line, top: float, columns: int) -> None:
             )
 
 
+def _thinned(pixels: numpy.ndarray) -> numpy.ndarray:
+    """uint8 [K, C, H, W], as they are drawn; a copy, so that the large ones need not be kept."""
+    every = -(-max(pixels.shape[2:]) // MOST_SIDE)
+    return pixels[:, :, ::every, ::every].copy()
+
+
 def _picture(axis: Axes, pixels: numpy.ndarray, left: float, top: float) -> None:
     """uint8 [C, H, W], its longer side as long as the place is."""
     height, width = pixels.shape[1:]
-    every = -(-max(height, width) // MOST_SIDE)
-    shown = numpy.repeat(pixels.transpose(1, 2, 0)[::every, ::every], 3 // len(pixels), axis=2)
+    shown = numpy.repeat(pixels.transpose(1, 2, 0), 3 // len(pixels), axis=2)
     inches = SIDE_INCHES / max(height, width)
     left += (SIDE_INCHES - inches * width) / 2
     extent = (left, left + inches * width, top + inches * height, top)
