@@ -146,8 +146,7 @@ def _panel(panel: Panel, cost: Cost, most: int) -> int:
     _join_operating_points(axis, marked, panel.marks)
     _step(axis, best)
     _one_point_band(axis, panel.points)
-    for anchor in panel.anchors:
-        _anchor(axis, anchor)
+    _anchors_of(panel)
     look.log_ticks(axis.xaxis, cost.tick)
     axis.set_xlabel(cost.axis)
     axis.set_ylabel(METRIC["accuracy"].heading)
@@ -179,16 +178,29 @@ def _scale(panel: Panel) -> None:
     panel.axis.set_ylim(min(ys) - room, max(ys) + room)
 
 
-def _anchor(axis: Axes, placed: Placed) -> None:
-    """What is far below all results is an arrow at the lower edge."""
-    low, high = axis.get_ylim()
-    y = low + 0.03 * (high - low) if placed.below else placed.accuracy
-    mark = ANCHOR | ANCHORS[_kind(placed)] | ({"marker": "v"} if placed.below else {})
-    axis.plot(placed.cost, y, linestyle="none", zorder=2.5, **mark)
+def _anchors_of(panel: Panel) -> None:
+    """With the names of those that are not the study's; one beside another has its name higher."""
+    low, high = panel.axis.get_ylim()
+    last, raised = None, False
+    for one in sorted(panel.anchors, key=lambda p: (p.below, p.cost)):
+        y = low + 0.03 * (high - low) if one.below else one.accuracy
+        mark = ANCHOR | ANCHORS[_kind(one)] | ({"marker": "v"} if one.below else {})
+        panel.axis.plot(one.cost, y, linestyle="none", zorder=2.5, **mark)
+        if one.anchor.is_study:
+            continue
+        near = (
+            last is not None and one.cost < 3 * last[0] and abs(y - last[1]) < 0.05 * (high - low)
+        )
+        raised = near and not raised
+        _name_anchor(panel.axis, one.anchor.method, (one.cost, y), 11 if raised else 3)
+        last = (one.cost, y)
+
+
+def _name_anchor(axis: Axes, name: str, at: tuple[float, float], points_above: int) -> None:
     axis.annotate(
-        look.short(placed.anchor.method, LONGEST_ANCHOR),
-        (placed.cost, y),
-        xytext=(5, 3),
+        look.short(name, LONGEST_ANCHOR),
+        at,
+        xytext=(5, points_above),
         textcoords="offset points",
         fontsize=6.5,
         color=ANCHOR["color"],
