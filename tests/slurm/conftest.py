@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.paths import CODE, CellPaths, Work
-from pipeline.store import HOLDER
+from pipeline.store.claims import OWNER
 
 HERE = Path(__file__).parent
 SLURMBOX = HERE / "slurmbox"
@@ -263,7 +263,7 @@ def halt(cell: CellPaths, epochs: int = 1, seconds: float = 90, task: str | None
     process of this one; that of an earlier job may be there still, dead and not yet buried."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        holder = HOLDER.match(cell.lock.read_text()) if cell.lock.exists() else None
+        holder = OWNER.match(cell.lock.read_text()) if cell.lock.exists() else None
         its = holder and task in (None, holder["job"])
         if its and (cell.metrics.exists() or not epochs):
             pid = int(holder["pid"])
