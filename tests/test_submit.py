@@ -214,6 +214,20 @@ def test_the_scripts_are_these():
         assert text == file.read_text(), file
 
 
+def test_nodes_are_excluded_beside_those_that_the_user_excludes():
+    """A retry elsewhere does not bring back a node that the profile excludes."""
+    wanted = profile.load("sol", ['options={"exclude":"n7"}']).profile
+    job = Work(Path("/w")).sweep("s").job("abc")
+    request = executor.JobRequest(
+        wanted, "name", job, cores=1, memory_gib=1, minutes=9, gres=None, indices=(0,)
+    )
+    alone = executor.script(request)
+    more = executor.script(replace(request, exclude=("n1",)))
+    assert "#SBATCH --exclude=n7\n" in alone
+    assert "#SBATCH --exclude=n7,n1\n" in more
+    assert executor.without_nodes(more, wanted, ("n1",)) == alone
+
+
 @pytest.mark.parametrize(
     "settings, more",
     [

@@ -159,7 +159,7 @@ def _flags(request: JobRequest) -> dict[str, Any]:
         "cpus_per_task": request.cores,
         "mem": f"{request.memory_gib}G",
         "time": request.minutes,
-        "exclude": ",".join(request.exclude) or None,
+        "exclude": excluded(profile, request.exclude),
         "dependency": request.dependency,
         "mail_user": request.mail,
         "mail_type": "END,FAIL" if request.mail else None,
@@ -170,8 +170,21 @@ def _flags(request: JobRequest) -> dict[str, Any]:
         # Otherwise a job whose dependency failed would stay pending for ever.
         "kill-on-invalid-dep": "yes",
         "requeue": True,
-        **profile.options,
+        **{name: value for name, value in profile.options.items() if name != "exclude"},
     }
+
+
+def excluded(profile: Profile, nodes: Sequence[str]) -> str | None:
+    """The nodes that the user's `options` exclude, and those on which an attempt failed."""
+    users = profile.options.get("exclude")
+    return ",".join([str(users)] * bool(users) + list(nodes)) or None
+
+
+def without_nodes(script: str, profile: Profile, nodes: Sequence[str]) -> str:
+    """The script that excludes these nodes no more, but still those of the user's."""
+    users = excluded(profile, ())
+    instead = "" if users is None else _flag("exclude", users) + "\n"
+    return script.replace(_flag("exclude", excluded(profile, nodes)) + "\n", instead)
 
 
 def _setup(request: JobRequest) -> list[str]:

@@ -20,6 +20,7 @@ from pipeline import plugins, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import ledger, slurm, submitted
 from pipeline.orchestrate.batch import REPORT, Batch, Prepared, dependency, slurm_request, text_id
+from pipeline.orchestrate.executor import without_nodes
 from pipeline.orchestrate.graph import Array
 from pipeline.sweep import own
 from pipeline.terminal import tell
@@ -117,7 +118,7 @@ def _send_somewhere(
             raise
     nodes = ",".join(exclude)
     tell(f"Slurm has no node but {nodes} for {item.array.name}: not excluded")
-    script = item.script.replace(f"#SBATCH --exclude={nodes}\n", "")
+    script = without_nodes(item.script, batch.cluster.profile, exclude)
     anywhere = replace(item.array, request=replace(item.array.request, exclude=()))
     return _send(batch, replace(item, script=script, array=anywhere), jobs, known, function_of)
 
