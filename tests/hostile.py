@@ -69,7 +69,7 @@ datasets: [mnist, {name: digits, training: {epochs: 3}}]
 techniques: [base, ptq-int8, small]
 seeds: [0, 1]
 training: {epochs: 2, batch_size: 64}
-measure: {repeats: 2, seconds: 0.1}
+measure: {repeats: 1, seconds: 0.1}
 exclude: [{dataset: mnist, technique: small}]
 define: {small: [{prune: {parameters_kept: 0.5}}, {finetune: {epochs: 1}}]}
 grid: {small: {prune.parameters_kept: [0.5, 0.25]}}

@@ -13,7 +13,7 @@ from pipeline import artifact, data, runtimes
 from pipeline.errors import UserError
 from pipeline.measure import complexity
 from pipeline.models import MODELS, mobilenet, module_of, network, resnet
-from pipeline.models.transforms import fakequant
+from pipeline.models.transforms import calibration, fakequant
 from pipeline.models.transforms.fakequant import FakeQuantized
 from pipeline.techniques import CONTROLS, TECHNIQUES, distill, prune
 from tests import cells
@@ -165,7 +165,7 @@ def test_padded_shortcuts_and_depthwise_filters_are_deployed_as_simulated(name, 
     coarse = images((3, 4, 4), 200, 3)  # noise of single pixels is averaged out
     pixels = coarse.repeat_interleave(8, 2).repeat_interleave(8, 3)
     image = made.spec.zero_point, made.spec.scale
-    fakequant.calibrate(made.network.module, [made.network.normalize(pixels)], "mse", image)
+    calibration.calibrate(made.network.module, [made.network.normalize(pixels)], "mse", image)
     made.network.eval()
     artifact.write(made, tmp_path / "x", {}, pixels[:16].numpy(), tuple("abcdefghij"))
     found = artifact.load(tmp_path / "x")

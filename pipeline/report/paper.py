@@ -108,7 +108,14 @@ def _bib() -> str:
 
 
 def _of_stages(cell: Cell) -> list[str]:
-    return [key for stage in cell.stages for key in about(stage.settings).references()]
+    own = [stage.settings for stage in cell.stages if _is_ours(stage.settings)]
+    return [key for settings in own for key in about(settings).references()]
+
+
+def _is_ours(settings: BaseModel) -> bool:
+    """Of a stage that ships. Of a plug-in's, defaults and sources are known only where it is, and a
+    report is the same everywhere."""
+    return type(settings).__module__.startswith("pipeline.")
 
 
 def _cite(keys: Iterable[str]) -> str:
@@ -217,11 +224,12 @@ def _chain(cell: Cell) -> str:
 
 
 def _settings(settings: BaseModel) -> str:
-    """` (parameters kept 0.25)`; "" where all are defaults."""
-    fields = type(settings).model_fields
+    """` (parameters kept 0.25)`; "" where all are defaults, which of a plug-in are shown."""
+    fields = type(settings).model_fields if _is_ours(settings) else {}
+    all_of_them = settings.model_dump(mode="json")
     given = {
         name: value
-        for name, value in settings.model_dump(mode="json").items()
+        for name, value in (all_of_them if fields else dict(sorted(all_of_them.items()))).items()
         if name not in fields or value != fields[name].default
     }
     said = ", ".join(f"{name.replace('_', ' ')} {_said(value)}" for name, value in given.items())

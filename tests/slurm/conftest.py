@@ -47,7 +47,7 @@ datasets: [digits]
 techniques: {techniques}
 seeds: {seeds}
 training: {{epochs: {epochs}, batch_size: 50, train_images: 100, test_images: 50}}
-measure: {{repeats: 2, seconds: 0.1}}
+measure: {{repeats: 1, seconds: 0.1}}
 define:
   quick: [{{finetune: {{epochs: 1}}}}]
   quick2: [{{finetune: {{epochs: 2}}}}]
