@@ -281,11 +281,15 @@ def test_a_sentence_about_a_hostile_name_is_one_line_of_bounded_length(tmp_path,
 
 
 def test_a_model_cannot_speak_through_the_runtimes_error(tmp_path, image, capfd):
-    made = strangers.model()
-    made.graph.node[-1].op_type = EVIL
+    unknown = strangers.model()
+    unknown.graph.node[-1].op_type = EVIL  # refused before a runtime sees it
     for runtime in ("onnxruntime", "openvino"):
-        found = strangers.write(tmp_path / runtime, made)
-        refused(capfd, "predict", found, image, "--runtime", runtime)
+        found = strangers.write(tmp_path / runtime, unknown)
+        assert ESCAPED in refused(capfd, "predict", found, image, "--runtime", runtime)
+    named = strangers.fails_while_running()
+    named.graph.node[-1].name = EVIL
+    line = refused(capfd, "predict", strangers.write(tmp_path / "b", named), image, image)
+    assert "ONNX Runtime" in line and r"owned\x07\u202egnp.tac" in line
 
 
 def test_a_report_that_is_verified_cannot_speak_either():

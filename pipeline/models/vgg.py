@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pipeline.models.layers import multiple_of_eight
 from pipeline.models.spec import Graph, Group, NetworkSpec
 
 # Convolutions in each of the five blocks; a pooling ends each block.
@@ -25,7 +26,6 @@ BLOCKS = {
 }
 BLOCK_CHANNELS = (64, 128, 256, 512, 512)
 SMALLEST = 2 ** len(BLOCK_CHANNELS)  # pixels a side, so that every pooling halves something
-MULTIPLE = 8  # channel counts that are no multiple of 8 waste vector lanes
 
 
 def spec(
@@ -37,7 +37,7 @@ def spec(
     scale: float,
 ) -> NetworkSpec:
     """``width`` scales every channel count, rounded to multiples of 8 (at least 8)."""
-    per_block = [max(MULTIPLE, round(c * width / MULTIPLE) * MULTIPLE) for c in BLOCK_CHANNELS]
+    per_block = [multiple_of_eight(c * width) for c in BLOCK_CHANNELS]
     channels = [
         c
         for c, n in zip(per_block, BLOCKS[name.removesuffix("_bn")], strict=True)

@@ -89,9 +89,6 @@ def visible_gpus() -> list[str]:
 def _prepare_data(cells: Sequence[Cell], work: paths.Work, data_root: Path) -> None:
     from pipeline import data
 
-    def say(line: str) -> None:
-        terminal.tell(line, begin="")
-
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
         data.prepare(dataset, data_root, work.cache, say)
 

@@ -18,9 +18,6 @@ class Settings(coarse.CoarseSettings):
 
     cites: ClassVar[tuple[str, ...]] = ("rastegari2016xnor",)
 
-    share: float = 0.5
-    learning_rate_factor: float = 0.5
-
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
     from pipeline.models.transforms.binary import Binary

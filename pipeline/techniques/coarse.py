@@ -31,6 +31,8 @@ class Aware(Trained):
 
 
 class CoarseSettings(Aware):
+    share: float = 0.5
+    learning_rate_factor: float = 0.5
     eight_bits: Literal["first-and-last", "first", "last", "none"] = Field(
         "first-and-last", description="layers whose weights keep 8 bits"
     )

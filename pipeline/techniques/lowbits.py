@@ -29,7 +29,6 @@ class Settings(coarse.CoarseSettings):
 
     bits: Literal[4, 2] = Field(4, description="of the weights; activations have 8")
     progressive: bool = Field(True, description="train with 8 bits first, then 4 (then 2)")
-    share: float = 0.5
     learning_rate_factor: float = 0.3
 
     def steps(self) -> tuple[int, ...]:

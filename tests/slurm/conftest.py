@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.paths import CODE, CellPaths, Work
-from pipeline.store.claims import OWNER
+from pipeline.store import OWNER
 
 HERE = Path(__file__).parent
 SLURMBOX = HERE / "slurmbox"
