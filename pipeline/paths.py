@@ -1,7 +1,7 @@
 """The one place that knows where a file lies: nobody else joins names.
 
 WORK/cells/ID/{cell.json, checkpoint/, metrics.h5, attempts/N/, result.h5, artifact/,
-               manifest.json, lock}
+               manifest.json, measurements/MACHINE-N.{h5,json}, lock}
 WORK/sweeps/NAME/{ledger.jsonl, ledger.count, roots.json, jobs/}
 WORK/submit.lock
 WORK/plugins/SHA256.py
@@ -96,6 +96,11 @@ class CellPaths:
     @property
     def manifest(self) -> Path:
         return self.folder / "manifest.json"
+
+    @property
+    def measurements(self) -> Path:
+        """Of any number of machines; see store/measurements.py."""
+        return self.folder / "measurements"
 
     def plugin(self, sha256: str) -> Path:
         """As `Work.plugin`, in the work root that the cell lies in."""

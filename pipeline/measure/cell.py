@@ -49,7 +49,7 @@ def measure(
 ) -> dict[str, object]:
     """Of the candidate, and of its base beside it in the same process; raises NotInteger."""
     tick("kernels")
-    measured = _size(mine) | {f"base_{k}": v for k, v in _size(base).items()}
+    measured = size(mine) | {f"base_{k}": v for k, v in size(base).items()}
     measured |= _kernels(mine)
     tick("accuracy")
     measured |= _accuracy(mine, base, split, device)
@@ -60,7 +60,8 @@ def measure(
     return measured
 
 
-def _size(candidate: Candidate) -> dict[str, object]:
+def size(candidate: Candidate) -> dict[str, object]:
+    """What no machine decides: bytes of the artifact, parameters, multiply-accumulates."""
     parameters, macs = complexity.count(candidate.state.spec)
     return {
         "stored_bytes": candidate.artifact.stored_bytes,

@@ -18,7 +18,7 @@ from pipeline.errors import Corrupt
 from pipeline.orchestrate import cluster, images, ledger, report_job, slurm
 from pipeline.orchestrate.held import is_held
 from pipeline.orchestrate.plan import aligned, identity, quoted
-from pipeline.paths import AttemptPaths, Work
+from pipeline.paths import AttemptPaths, CellPaths, Work
 from pipeline.sweep import Cell, Sweep
 from pipeline.terminal import printable
 
@@ -131,13 +131,15 @@ def _published(
         try:
             if cell.id not in begun:
                 continue
-            manifest = store.verify(work.cell(cell.id), deep=False)
+            folder = work.cell(cell.id)
+            manifest = store.verify(folder, deep=False)
+            why = finished.lacks(folder, manifest, finished.record(cell))
         except PermissionError:
             hidden.add(cell.id)
         except Corrupt:
             continue
         else:
-            if why := finished.outdated(manifest, finished.record(cell)):
+            if why:
                 outdated[cell.id] = why
             else:
                 done.add(cell.id)
@@ -194,7 +196,8 @@ def _state(
     if done:
         return made("done")
     if outdated and not is_held(folder) and not (view and view.in_queue(cell.id)):
-        # A new attempt first removes the manifest, so nothing failed since the cell was finished.
+        if failure := _failed_since_trained(folder, attempt):
+            return made("failed", f"{failure.line}; its training is kept")
         return made("trained" if folder.model.exists() else "missing", outdated)
     if view is None or cell.id not in view.last:
         return (
@@ -211,6 +214,18 @@ def _state(
     if not view.reachable:
         return made(*_unreachable(cell, work, view, attempt))
     return made(*_without_job(cell, work, base, attempt))
+
+
+def _failed_since_trained(folder: CellPaths, attempt: AttemptPaths | None) -> store.Failure | None:
+    """How the last attempt failed at a measurement."""
+    if attempt is None:
+        return None
+    try:
+        since_ns = folder.manifest.stat().st_mtime_ns
+        failed = attempt.failure.stat().st_mtime_ns > since_ns
+        return store.read_failure(attempt) if failed else None
+    except (FileNotFoundError, Corrupt):
+        return None
 
 
 def _queued(cell: Cell, work: Work, row: slurm.Row, view: cluster.View) -> tuple[State, str]:

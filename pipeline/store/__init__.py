@@ -1,9 +1,9 @@
 """Files on disk: a result is either absent or complete.
 
 files: atomic publication. modes: who may read it. regular: reading files of unknown origin. locks:
-one process per cell. claims: locks, also without flock. manifest: which cells are done. results:
-HDF5. attempts: one run of a job for a cell, its failure and its usage. Other layers use the names
-here, not the modules below.
+one process per cell. claims: locks, also without flock. manifest: which cells are trained.
+measurements: of any number of machines. results: HDF5. attempts: one run of a job for a cell, its
+failure and its usage. Other layers use the names here, not the modules below.
 """
 
 from pipeline.store.attempts import (
@@ -42,6 +42,7 @@ from pipeline.store.files import (
 from pipeline.store.locks import Busy, lock_cell
 from pipeline.store.manifest import (
     damaged_parts,
+    fingerprint,
     is_done,
     manifest_bytes,
     read_manifest,
@@ -51,6 +52,10 @@ from pipeline.store.manifest import (
     withdraw,
     write_manifest,
 )
+from pipeline.store.measurements import Entry as MeasurementEntry
+from pipeline.store.measurements import artifact_sha256
+from pipeline.store.measurements import look as measurements
+from pipeline.store.measurements import publish as publish_measurement
 from pipeline.store.modes import private, shared, users_umask
 from pipeline.store.regular import copy_checked, open_regular, read_checked, read_regular
 from pipeline.store.results import (
@@ -58,6 +63,7 @@ from pipeline.store.results import (
     Result,
     StageHistory,
     cell_text,
+    change_hdf5,
     check_seal,
     history_bytes,
     open_hdf5,
@@ -70,6 +76,10 @@ from pipeline.store.results import (
 )
 
 __all__ = [
+    "MeasurementEntry",
+    "artifact_sha256",
+    "measurements",
+    "publish_measurement",
     "Failure",
     "Peaks",
     "Requested",
@@ -90,10 +100,12 @@ __all__ = [
     "Result",
     "StageHistory",
     "cell_text",
+    "change_hdf5",
     "check_seal",
     "clear_abandoned",
     "copy_checked",
     "damaged_parts",
+    "fingerprint",
     "history_bytes",
     "is_done",
     "json_bytes",

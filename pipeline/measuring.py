@@ -1,0 +1,66 @@
+"""A trained cell is measured on this machine, beside its base, and the measurement is published.
+
+All that it needs is on disk; whatever goes wrong, the training and every earlier measurement stay.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline import artifact, done, hardware, origin, runtimes, store, trained
+from pipeline.measure.cell import Candidate, measure, size
+from pipeline.training.checkpoint import read_model
+
+if TYPE_CHECKING:
+    from pipeline.data import Split
+    from pipeline.paths import CellPaths, Work
+    from pipeline.sweep import Cell
+
+__all__ = ["Candidate", "measure_cell", "size"]
+
+Progress = Callable[[dict], None]
+
+
+def measure_cell(
+    cell: Cell, work: Work, split: Split, device: torch.device, progress: Progress
+) -> store.MeasurementEntry:
+    """Measures a cell that is trained. The caller holds its lock. Raises trained.NoBase,
+    Corrupt, measure.cell.NotInteger."""
+    paths, began = work.cell(cell.id), time.time()
+    manifest = store.verify(paths, deep=False)
+    mine = _candidate(paths)
+    base = mine
+    if not cell.is_base:
+        base_artifact = artifact.load(work.cell(cell.base_id).artifact)
+        base = Candidate(trained.base(cell, work, split), base_artifact)
+
+    def tick(what: str) -> None:
+        progress({"stage": "measure", "what": what})
+
+    measured = measure(mine, base, split, cell.measure, device, tick)
+    facts = {**_facts(cell), "seconds": time.time() - began}
+    data = store.result_bytes(cell.to_json(), facts, [], measured)
+    digest = store.artifact_sha256(manifest["files"])
+    return store.publish_measurement(paths, facts["machine"], data, digest, done.record(cell))
+
+
+def _candidate(paths: CellPaths) -> Candidate:
+    return Candidate(read_model(paths.model), artifact.load(paths.artifact))
+
+
+def _facts(cell: Cell) -> dict[str, Any]:
+    """Of the machine, and of what runs on it."""
+    described = hardware.describe()
+    return {
+        **origin.loaded().facts(),
+        done.MADE_WITH: done.record(cell),
+        "machine": hardware.machine_name(described["cpu"], described["cores"]),
+        "hardware": described,
+        "runtimes": [*cell.measure.runtimes, runtimes.REFERENCE],
+        "threads": described["cores"],
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
