@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import time
 from functools import cache
 from pathlib import Path
 
@@ -82,6 +83,17 @@ def machine_name(cpu: str | None, cores: int | None) -> str:
     words = re.sub(r"\((R|TM|C)\)", "", cpu or "unknown", flags=re.IGNORECASE)
     name = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")[:50].rstrip("-.") or "unknown"
     return f"{name}-{cores}c" if cores else name
+
+
+def machine() -> dict:
+    """What a measurement says of the machine that made it."""
+    described = describe()
+    return {
+        "machine": machine_name(described["cpu"], described["cores"]),
+        "hardware": described,
+        "threads": described["cores"],
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 
 def describe() -> dict:

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline import artifact, done, hardware, origin, runtimes, store, trained
+from pipeline import artifact, data, done, hardware, origin, runtimes, store, trained
+from pipeline.errors import UserError
 from pipeline.measure.cell import Candidate, measure, size
 from pipeline.training.checkpoint import read_model
+from pipeline.training.recipe import machine
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.data import Split
     from pipeline.paths import CellPaths, Work
     from pipeline.sweep import Cell
@@ -48,19 +52,39 @@ def measure_cell(
     return store.publish_measurement(paths, facts["machine"], data, digest, done.record(cell))
 
 
+def measure_again(
+    cell: Cell,
+    work: Work,
+    data_root: Path,
+    device: str,
+    threads: int | None,
+    progress: Progress,
+) -> store.MeasurementEntry:
+    """One more measurement of a cell that is trained; raises UserError where it is not, and as
+    `measure_cell`."""
+    if not done.is_trained(cell, work, deep=True):
+        raise UserError(
+            f"{cell.name} ({cell.id}) is not trained, so it cannot be measured; expected `netpress "
+            "run` or `submit` to train it"
+        )
+    origin.loaded()
+    torch.set_num_threads(threads or hardware.training_cores())
+    split = data.load(cell.dataset, cell.recipe, cell.seed, data_root, work.cache)
+    where = machine(cell.recipe, device).device
+    return measure_cell(
+        cell, work, split, where, lambda event: progress({"cell": cell.id, **event})
+    )
+
+
 def _candidate(paths: CellPaths) -> Candidate:
     return Candidate(read_model(paths.model), artifact.load(paths.artifact))
 
 
 def _facts(cell: Cell) -> dict[str, Any]:
     """Of the machine, and of what runs on it."""
-    described = hardware.describe()
     return {
         **origin.loaded().facts(),
         done.MADE_WITH: done.record(cell),
-        "machine": hardware.machine_name(described["cpu"], described["cores"]),
-        "hardware": described,
+        **hardware.machine(),
         "runtimes": [*cell.measure.runtimes, runtimes.REFERENCE],
-        "threads": described["cores"],
-        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -366,6 +366,12 @@ def published_report(text: str) -> Path | None:
     return folder if ReportPaths(folder).merged.is_file() else None
 
 
+def is_artifact(text: str) -> bool:
+    """Whether a path is that of an artifact's folder."""
+    folder = expanded(text)
+    return (folder / "manifest.json").is_file() and any(folder.glob("model.onnx*"))
+
+
 def shipped_sweeps() -> Path:
     return CODE / "jobs" / "sweeps"
 
@@ -377,6 +383,11 @@ def shipped_profiles() -> Path:
 def page_template() -> Path:
     """The folder with page.html.j2, page.css and page.js."""
     return CODE / "pipeline" / "report"
+
+
+def bench_script() -> Path:
+    """What measures exported models without netpress."""
+    return CODE / "pipeline" / "measure" / "bench.py"
 
 
 def published_results() -> Path:
