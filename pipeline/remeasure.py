@@ -105,15 +105,13 @@ def _facts(settings: Measure, began: float) -> dict[str, Any]:
 
 
 def put(path: Path, found: Iterable[Found]) -> None:
-    """Adds measurements to a results.h5 that was read before; of each machine the newest stays."""
+    """Adds measurements to a results.h5 that was read before."""
 
     def change(file: h5py.File) -> None:
         for cell_id, facts, measured in found:
             group = file["cells"][cell_id].require_group("measurements")
             earlier = [name for name in group if name.rpartition("-")[0] == facts["machine"]]
             number = 1 + max((int(name.rpartition("-")[2]) for name in earlier), default=0)
-            for name in earlier:
-                del group[name]
             one = group.create_group(f"{facts['machine']}-{number}")
             one.attrs["facts"] = json.dumps(facts, sort_keys=True, allow_nan=False)
             for name, value in sorted(measured.items()):

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -156,7 +157,7 @@ def _machine(name: str | None) -> dict[str, Any]:
     info = _cpuinfo()
     present = set((info.get("flags") or info.get("Features") or "").split())
     return {
-        "name": name,
+        "name": re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:64].strip("-._") or None if name else None,
         "cpu": info.get("model name") or platform.processor() or platform.machine(),
         "flags": [flag for flag in FLAGS if flag in present],
         "cores": _cores(),

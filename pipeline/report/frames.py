@@ -21,6 +21,7 @@ from pipeline.errors import Corrupt, UserError
 from pipeline.gaps import Gap
 from pipeline.paths import Work
 from pipeline.report import images, reading
+from pipeline.report.measured import CLASSIFIED_ON
 from pipeline.report.metrics import METRICS
 from pipeline.report.reading import Read
 from pipeline.report.row import IDENTITY, Row, identity
@@ -96,8 +97,11 @@ class Frames:
 
 
 def by_cells(rows: Iterable[Row]) -> list[str]:
-    """The machines of these rows, that of most cells first, then as they come."""
-    return [name for name, _ in Counter(row.machine for row in rows).most_common()]
+    """The machines of these rows: that of most cells first, then one that measured accuracy."""
+    rows = list(rows)
+    counts = Counter(row.machine for row in rows)
+    lent = Counter(row.machine for row in rows if CLASSIFIED_ON in row.facts)
+    return sorted(counts, key=lambda name: (-counts[name], lent[name], name))
 
 
 def _values(row: Row) -> dict[str, Any]:

@@ -76,8 +76,10 @@ def combined(
         return
     every = {m.machine: m for m in ([own] if own else [])}
     every |= {m.machine: m for m in measurements}
-    complete = [m for m in every.values() if "accuracy" in m.measured]
-    for one in every.values():
+    # The same from a work root and from a report.
+    ordered = sorted(every.values(), key=lambda m: (m.name != IN_RESULT, m.machine))
+    complete = [m for m in ordered if "accuracy" in m.measured]
+    for one in ordered:
         if "accuracy" in one.measured:
             yield one, _with(result, one)
         elif complete:

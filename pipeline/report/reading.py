@@ -134,7 +134,7 @@ def _measurements(tree: hdf5.Tree, wanted: Callable[[str], bool]) -> Iterator[Me
     if b"measurements" not in tree.paths:
         return
     below, budget = tree.below(b"measurements"), hdf5.Budget()
-    for name in below.members():
+    for name in sorted(below.members(), key=typed.number):  # the newest of a machine comes last
         one = below.below(name)
         values = one.below(b"measure").values(wanted, budget)
         typed.check_measured(values)

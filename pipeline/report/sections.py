@@ -16,6 +16,7 @@ def measured(sweep: Sweep, frames: Frames) -> list[Section]:
         study.section(frames.rows),
         content.results(frames),
         content.latency(frames),
+        content.machines(frames),
         content.simulated(frames),
         controls.section(sweep, frames.rows),
         published.section(frames.rows),

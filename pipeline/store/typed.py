@@ -209,6 +209,14 @@ def name(text: bytes) -> str:
     return text.decode()
 
 
+def number(text: bytes) -> int:
+    """N of `MACHINE-N`; ValueError for the name of anything else."""
+    digits = name(text).rpartition("-")[2]
+    if not digits.isascii() or not digits.isdecimal():
+        raise ValueError(f"{text.decode()!r} is not the name of a measurement")
+    return int(digits)
+
+
 def column(stage: str, name: str, value: Any, length: int | None) -> list[float]:
     """A column of a history: as many numbers as its others have; ValueError for anything else."""
     shape: tuple[int, ...] = getattr(value, "shape", ())
