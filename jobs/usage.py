@@ -18,6 +18,7 @@ import psutil
 
 from pipeline import store, terminal
 from pipeline.paths import AttemptPaths
+from pipeline.timeline import Timeline
 
 LOOK_S = 3.0
 PUBLISH_S = 30.0
@@ -40,6 +41,7 @@ class Monitor:
         self.gpu_peak_bytes = 0
         self.gpu_busy: list[float] = []
         self.training_s, self.epochs = 0.0, 0
+        self.timeline = Timeline()
         self._last: tuple[str, float, float] | None = None  # stage, epoch, when
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -65,6 +67,7 @@ class Monitor:
 
     def event(self, event: dict[str, Any]) -> None:
         """Counts epochs, and the seconds between two events about the same training."""
+        self.timeline.event(event)
         if event.get("epoch") is None:
             self._last = None
             return
@@ -86,6 +89,7 @@ class Monitor:
             training_s=round(self.training_s, 2),
             epochs=self.epochs,
             requested=requested(),
+            phases=self.timeline.seconds(),
             used=store.Peaks(self.peak_bytes, round(self.peak_cores, 2), self.gpu_peak_bytes, busy),
         )
 

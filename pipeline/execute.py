@@ -26,6 +26,7 @@ from pipeline.paths import CellPaths, Work
 from pipeline.store import StageHistory
 from pipeline.sweep import Cell, Recipe, Stage
 from pipeline.techniques import context, stage_module, train
+from pipeline.timeline import Timeline
 from pipeline.trained import NoBase
 from pipeline.training.checkpoint import Checkpointer, Snapshot
 from pipeline.training.loop import Course, Hooks, Training, fit
@@ -91,7 +92,8 @@ class _Run:
         progress: Progress,
     ):
         self.cell, self.work, self.paths = cell, work, paths
-        self.progress = lambda event: progress({"cell": cell.id, **event})
+        self.timeline = Timeline()
+        self.progress = self._told(progress)
         self.machine: Machine = machine(cell.recipe, device)
         self.began = time.time()
         self.origin = origin.loaded()
@@ -100,6 +102,13 @@ class _Run:
         self.stages = cell.stages or (Stage("train", train.Settings()),)
         self.trained_s = 0.0  # by the attempts before this one
         self._base: network.ModelState | None = None
+
+    def _told(self, progress: Progress) -> Progress:
+        def tell(event: dict) -> None:
+            self.timeline.event(event)
+            progress({"cell": self.cell.id, **event})
+
+        return tell
 
     def go(self) -> None:
         content = store.json_bytes(self.cell.to_json())
@@ -204,6 +213,11 @@ class _Run:
         }
         artifact.write(state, self.paths.artifact, facts, sample.pixels.numpy(), self.split.classes)
 
+    def phases(self) -> dict[str, float]:
+        """With the training of earlier attempts."""
+        seconds = self.timeline.seconds()
+        return {**seconds, "train": round(seconds.get("train", 0.0) + self.trained_s, 2)}
+
     def facts(self) -> dict:
         return {
             **self.origin.facts(),
@@ -215,6 +229,7 @@ class _Run:
             "threads": torch.get_num_threads(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
             "seconds": self.trained_s + time.time() - self.began,
+            "phases": self.phases(),
             "dataset_fingerprint": self.split.fingerprint,
             **({"image_notes": list(self.split.notes)} if self.split.notes else {}),
             "peak_memory_bytes": peak_memory_bytes(),

@@ -14,6 +14,7 @@ import torch
 from pipeline import artifact, data, done, hardware, origin, runtimes, store, trained
 from pipeline.errors import UserError
 from pipeline.measure.cell import Candidate, measure, size
+from pipeline.timeline import Timeline
 from pipeline.training.checkpoint import read_model
 from pipeline.training.recipe import machine
 
@@ -42,11 +43,15 @@ def measure_cell(
         base_artifact = artifact.load(work.cell(cell.base_id).artifact)
         base = Candidate(trained.base(cell, work, split), base_artifact)
 
+    timeline = Timeline()
+
     def tick(what: str) -> None:
-        progress({"stage": "measure", "what": what})
+        event = {"stage": "measure", "what": what}
+        timeline.event(event)
+        progress(event)
 
     measured = measure(mine, base, split, cell.measure, device, tick)
-    facts = {**_facts(cell), "seconds": time.time() - began}
+    facts = {**_facts(cell), "seconds": time.time() - began, "phases": timeline.seconds()}
     data = store.result_bytes(cell.to_json(), facts, [], measured)
     digest = store.artifact_sha256(manifest["files"])
     return store.publish_measurement(paths, facts["machine"], data, digest, done.record(cell))

@@ -41,6 +41,21 @@ def read(cells: Iterable[Cell], work: Work) -> Used | None:
     return total(islice(records, MOST_CELLS))
 
 
+def timelines(cells: Iterable[Cell], work: Work) -> list[dict[str, float]]:
+    """Seconds of each phase of all attempts of a cell, of those that recorded them."""
+    every = []
+    for cell in islice(cells, MOST_CELLS):
+        folder = work.cell(cell.id)
+        last = store.last_attempt(folder)
+        spent: dict[str, float] = {}
+        for number in range(1, last.number + 1 if last else 1):
+            used = store.read_usage(folder.attempt(number))
+            for phase, seconds in ((used and used.phases) or {}).items():
+                spent[phase] = spent.get(phase, 0.0) + seconds
+        every += [spent] if spent else []
+    return every
+
+
 def total(records: Iterable[dict]) -> Used | None:
     """The records of cells (`of_cell`) taken together; None of nothing."""
     every = list(records)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from pipeline import models, store
-from pipeline.paths import Work
+from pipeline.paths import CellPaths, Work
 from pipeline.sweep import Cell, Dataset, Recipe, Sweep
 from pipeline.techniques import stage_epochs
 
@@ -164,7 +164,7 @@ def _finished(cells: Iterable[Cell], work: Work, on_gpu: bool = False) -> Iterat
         attempt = store.last_attempt(folder)
         if count >= MOST_CELLS or attempt is None or not store.is_done(folder):
             continue
-        usage = store.read_usage(attempt)
+        usage = _of_training(folder, attempt.number, cell)
         if usage is None or usage.used is None or not usage.ended:
             continue
         wall_s, training_s, trained = usage.wall_s, usage.training_s, usage.epochs
@@ -174,6 +174,16 @@ def _finished(cells: Iterable[Cell], work: Work, on_gpu: bool = False) -> Iterat
             count += 1
             epoch_s = training_s / trained if trained >= LEAST_EPOCHS else None
             yield cell, wall_s - training_s, epoch_s
+
+
+def _of_training(folder: CellPaths, last: int, cell: Cell) -> store.Usage | None:
+    """What the last attempt that trained used: later ones may have measured again."""
+    usage = store.read_usage(folder.attempt(last))
+    for number in range(last - 1, 0, -1):
+        if usage is not None and (usage.epochs or not epochs(cell)):
+            break
+        usage = store.read_usage(folder.attempt(number)) or usage
+    return usage
 
 
 def _from_cells(measured: Iterable[Measured], source: str) -> Estimate | None:

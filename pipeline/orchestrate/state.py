@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import done as finished
-from pipeline import gaps, store, streams, usage
+from pipeline import gaps, store, streams, timeline, usage
 from pipeline.errors import Corrupt
 from pipeline.orchestrate import cluster, images, ledger, report_job, slurm
 from pipeline.orchestrate.held import is_held
@@ -367,9 +367,12 @@ def report_lines(states: SweepState, called: str) -> Iterable[str]:
 
 
 def used(states: SweepState, work: Work) -> Iterable[str]:
-    """The usage of the jobs of finished cells as text; empty where there were none."""
-    measured = usage.read((s.cell for s in states.cells if s.state == "done"), work)
-    return usage.lines(measured) if measured else ()
+    """The usage of the jobs of finished cells, and where their time went, as text."""
+    done = [s.cell for s in states.cells if s.state == "done"]
+    measured = usage.read(done, work)
+    yield from usage.lines(measured) if measured else ()
+    if spent := timeline.line(usage.timelines(done, work)):
+        yield f"Mean time of a cell: {spent}"
 
 
 def everything(sweep: Sweep, states: SweepState, work: Work) -> Iterable[str]:

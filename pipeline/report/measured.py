@@ -96,6 +96,7 @@ def _with(
     facts = {**result.facts, TRAINED_ON: result.facts.get("hardware")}
     facts |= {name: one.facts[name] for name in OF_MACHINE if name in one.facts}
     facts["seconds"] = _sum(result.facts.get("seconds"), one.facts.get("seconds"))
+    facts["phases"] = {**(one.facts.get("phases") or {}), **(result.facts.get("phases") or {})}
     if classified is not None:
         facts[CLASSIFIED_ON] = classified.machine
     return replace(result, facts=facts, measured={**static, **lent, **one.measured})

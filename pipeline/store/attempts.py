@@ -61,7 +61,8 @@ class Peaks:
 @dataclass(frozen=True)
 class Usage:
     """What an attempt used of its job's request; of one that has just begun, only the job is known.
-    Times are UTC as `2026-01-31T12:00:00Z`; `ended` is None while it runs."""
+    Times are UTC as `2026-01-31T12:00:00Z`; `ended` is None while it runs. `phases`: see
+    `pipeline.timeline`."""
 
     job: str | None
     host: str | None = None
@@ -72,6 +73,7 @@ class Usage:
     epochs: int | None = None
     requested: Requested | None = None
     used: Peaks | None = None
+    phases: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """With the keys of usage.json."""
@@ -79,6 +81,8 @@ class Usage:
             return {"job": self.job}
         values = asdict(self)
         values["request"] = values.pop("requested")
+        if self.phases is None:  # of an earlier version
+            del values["phases"]
         return values
 
 
@@ -132,7 +136,15 @@ def read_usage(attempt: AttemptPaths) -> Usage | None:
         # Of earlier versions, it has another name.
         requested=_requested(values.get("request", values.get("asked"))),
         used=_peaks(values.get("used")),
+        phases=_phases(values.get("phases")),
     )
+
+
+def _phases(values: Any) -> dict[str, float] | None:
+    if not isinstance(values, dict):
+        return None
+    known = {name: _number(values, name) for name in values}
+    return {name: seconds for name, seconds in known.items() if seconds is not None}
 
 
 def _requested(values: Any) -> Requested | None:

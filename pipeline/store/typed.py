@@ -68,6 +68,7 @@ class _Facts(Typed):
     runtimes: list[Text] | None = None
     threads: Amount | None = None
     measured_at: Text | None = None
+    phases: dict[Text, Amount] | None = None
 
 
 class _Requested(Typed):
