@@ -137,11 +137,15 @@ def is_done(cell: Cell, work: Work, deep: bool = False) -> bool:
 
 def is_trained(cell: Cell, work: Work, deep: bool = False) -> bool:
     """Whether only its measurement may be missing: what other cells need of their base."""
+    return is_made(work.cell(cell.id), record(cell), deep)
+
+
+def is_made(paths: CellPaths, wanted: Mapping[str, Any], deep: bool = False) -> bool:
+    """The same, of a record: trained, and its artifact made as wanted."""
     try:
-        manifest = store.verify(work.cell(cell.id), deep)
+        return outdated_artifact(store.verify(paths, deep), wanted) is None
     except Corrupt:
         return False
-    return outdated_artifact(manifest, record(cell)) is None
 
 
 def older(cell: Cell, work: Work, begun: Container[str]) -> Cell | None:

@@ -122,6 +122,7 @@ class _Run:
         if self.paths.manifest.exists():
             store.retract(self.paths)  # from here on, what it vouches for changes
         store.publish_bytes(self.paths.cell_json, content)
+        measuring.keep_earlier(self.paths)
         self.progress({"stage": "artifact"})
         self.write_artifact(state)
         size = measuring.size(measuring.Candidate(state, artifact.load(self.paths.artifact)))

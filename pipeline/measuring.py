@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline import artifact, data, done, hardware, origin, runtimes, store, trained
-from pipeline.errors import UserError
+from pipeline.errors import Corrupt, UserError
 from pipeline.measure.cell import Candidate, measure, size
 from pipeline.timeline import Timeline
 from pipeline.training.checkpoint import read_model
@@ -79,6 +79,28 @@ def measure_again(
     return measure_cell(
         cell, work, split, where, lambda event: progress({"cell": cell.id, **event})
     )
+
+
+def keep_earlier(paths: CellPaths) -> None:
+    """Gives the measurement that an earlier version put into result.h5 a file of its own, before
+    result.h5 is written anew; it stays that of the artifact that lies there now."""
+    try:
+        result = store.read_result(paths.result, with_history=False)
+    except (FileNotFoundError, Corrupt):
+        return
+    if "accuracy" not in result.measured or not paths.artifact.is_dir():
+        return
+    described = result.facts.get("hardware") or {}
+    machine = hardware.machine_name(described.get("cpu"), described.get("cores"))
+    prefix = paths.artifact.name
+    files = {
+        f"{prefix}/{file.relative_to(paths.artifact).as_posix()}": store.fingerprint(file)
+        for file in paths.artifact.rglob("*")
+        if not file.is_dir()
+    }
+    data = store.result_bytes(result.cell, result.facts, [], result.measured)
+    made_with = result.facts.get(done.MADE_WITH) or {}
+    store.publish_measurement(paths, machine, data, store.artifact_sha256(files), made_with)
 
 
 def _candidate(paths: CellPaths) -> Candidate:

@@ -99,7 +99,7 @@ class CellPaths:
 
     @property
     def measurements(self) -> Path:
-        """Of any number of machines; see store/measurements.py."""
+        """Of any number of machines; see store/measurement.py."""
         return self.folder / "measurements"
 
     def plugin(self, sha256: str) -> Path:

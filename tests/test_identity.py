@@ -310,6 +310,12 @@ def test_what_an_earlier_version_measured_in_result_h5_counts(trained):
     cells.run(other, work)
     assert paths.result.read_bytes() == as_it_was
     assert look(other, work) == look(base, work) == ("done", None)
+    store.retract(paths)  # as where a process was killed that was about to write it anew
+    cells.run(other, work)
+    assert "accuracy" not in store.read_result(paths.result).measured
+    assert look(other, work) == look(base, work) == ("done", None)  # both are still there
+    again = frames.read(asked, work).rows
+    assert [row.accuracy for row in again] == [row.accuracy]
 
 
 def test_cell_json_is_not_changed_under_a_manifest(trained):

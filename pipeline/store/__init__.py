@@ -2,7 +2,7 @@
 
 files: atomic publication. modes: who may read it. regular: reading files of unknown origin. locks:
 one process per cell. claims: locks, also without flock. manifest: which cells are trained.
-measurements: of any number of machines. results: HDF5. attempts: one run of a job for a cell, its
+measurement: of any number of machines. results: HDF5. attempts: one run of a job for a cell, its
 failure and its usage. Other layers use the names here, not the modules below.
 """
 
@@ -52,10 +52,10 @@ from pipeline.store.manifest import (
     withdraw,
     write_manifest,
 )
-from pipeline.store.measurements import Entry as MeasurementEntry
-from pipeline.store.measurements import artifact_sha256
-from pipeline.store.measurements import look as measurements
-from pipeline.store.measurements import publish as publish_measurement
+from pipeline.store.measurement import Entry as MeasurementEntry
+from pipeline.store.measurement import artifact_sha256
+from pipeline.store.measurement import look as measurements
+from pipeline.store.measurement import publish as publish_measurement
 from pipeline.store.modes import private, shared, users_umask
 from pipeline.store.regular import copy_checked, open_regular, read_checked, read_regular
 from pipeline.store.results import (

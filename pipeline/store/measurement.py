@@ -21,28 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from pipeline.errors import Corrupt
-from pipeline.paths import CellPaths
-from pipeline.store import typed
+from pipeline.paths import SHA256, CellPaths
 from pipeline.store.files import patiently, publish_bytes, read_patiently, sha256
 from pipeline.store.manifest import is_sealed, sealed_json
 
 FORMAT = 1
 NAME = re.compile(r"(?P<machine>[A-Za-z0-9][A-Za-z0-9._-]{0,63})-(?P<number>[1-9][0-9]{0,8})")
 MANIFEST, FILE = ".json", ".h5"
-
-
-class _Manifest(typed.Typed):
-    format: int
-    id: typed.Id
-    file: typed.File
-    artifact: typed.Sha256
-    made_with: dict[str, Any]
-
-
-_ADAPTER = TypeAdapter(_Manifest)
+MANIFEST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -100,12 +87,13 @@ def look(cell: CellPaths, deep: bool = False) -> tuple[list[Entry], list[Corrupt
     by checksum."""
     entries: list[Entry] = []
     damaged: list[Corrupt] = []
-    for name in sorted(_names(cell)):
-        match = NAME.fullmatch(name.removesuffix(MANIFEST))
-        if match is None or not name.endswith(MANIFEST):
+    folder = cell.measurements
+    for name in sorted(_names(folder)):
+        match = NAME.fullmatch(name.removesuffix(MANIFEST)) if name.endswith(MANIFEST) else None
+        if match is None:
             continue
         try:
-            entry = _read(cell, name, match["machine"], int(match["number"]))
+            entry = _read(folder, name, match["machine"], int(match["number"]))
             _check(entry, deep)
         except Corrupt as error:
             damaged.append(error)
@@ -114,36 +102,36 @@ def look(cell: CellPaths, deep: bool = False) -> tuple[list[Entry], list[Corrupt
     return sorted(entries, key=lambda e: (e.number, e.machine)), damaged
 
 
-def _names(cell: CellPaths) -> list[str]:
+def _names(folder: Path) -> list[str]:
     try:
-        return os.listdir(cell.measurements)
+        return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
 def _taken(cell: CellPaths) -> list[tuple[str, int]]:
     """Of files without a manifest, too: a name is used once."""
-    stems = {Path(name).stem for name in _names(cell)}
+    stems = {Path(name).stem for name in _names(cell.measurements)}
     matches = (NAME.fullmatch(stem) for stem in stems)
     return [(match["machine"], int(match["number"])) for match in matches if match]
 
 
-def _read(cell: CellPaths, name: str, machine: str, number: int) -> Entry:
-    path = cell.measurements / name
+def _read(folder: Path, name: str, machine: str, number: int) -> Entry:
+    path = folder / name
     data = read_patiently(path)
     try:
-        if not is_sealed(data):
+        if len(data) > MANIFEST_BYTES or not is_sealed(data):
             raise ValueError("its checksum does not match")
-        typed.check_json("measurement", data.decode())
-        said = _ADAPTER.validate_json(data)
-        if said.format != FORMAT or said.id != cell.id:
+        said = json.loads(data)
+        size, digest, artifact = said["file"]["bytes"], said["file"]["sha256"], said["artifact"]
+        whole = said["format"] == FORMAT and said["id"] == folder.parent.name
+        known = isinstance(size, int) and isinstance(said["made_with"], dict)
+        if not (whole and known and SHA256.fullmatch(digest) and SHA256.fullmatch(artifact)):
             raise ValueError("it is of another cell or format")
-        made_with = json.loads(data)["made_with"]
-    except (ValueError, RecursionError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Corrupt(f"{path}: damaged") from error
-    file = path.with_suffix(FILE)
-    size, digest = said.file.bytes, said.file.sha256
-    return Entry(file, machine, number, size, digest, said.artifact, made_with)
+    file = folder / (name.removesuffix(MANIFEST) + FILE)
+    return Entry(file, machine, number, size, digest, artifact, said["made_with"])
 
 
 def _check(entry: Entry, deep: bool) -> None:
