@@ -297,6 +297,7 @@ def test_what_an_earlier_version_measured_in_result_h5_counts(trained):
     result = cells.result(paths)
     shutil.rmtree(paths.measurements)
     facts = {k: v for k, v in result.facts.items() if k not in ("machine", "runtimes")}
+    facts |= {done.MADE_WITH: done.record(base)}
     as_it_was = store.result_bytes(base.to_json(), facts, result.history, result.measured)
     store.publish_bytes(paths.result, as_it_was)
     store.write_manifest(paths, {done.MADE_WITH: done.record(base)})
