@@ -64,7 +64,7 @@ def test_cells_are_forked_until_their_server_dies_and_then_started(forks, cell):
         assert working.poll() is None
         forks.server.kill()
         assert working.wait() == -9  # the kernel kills it with its server
-        until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+        until(lambda: not lives(process.pid))
 
     by_itself = started(forks, cell, "--help")
     assert isinstance(by_itself, subprocess.Popen)
@@ -86,3 +86,46 @@ def test_a_worker_with_an_environment_of_its_own_is_no_fork(forks, cell):
     worker = started(forks, cell, "--help", CUDA_VISIBLE_DEVICES="1")
     assert isinstance(worker, subprocess.Popen)
     worker.communicate()
+
+
+ORPHAN = """
+import sys, tempfile, time
+from pathlib import Path
+from pipeline import catalog, sweep
+from pipeline.orchestrate import launch, plan
+from pipeline.paths import Work
+
+work = Work(Path(sys.argv[1]))
+[cell] = sweep.load(Path(sys.argv[2]), catalog.built_in()).cells
+command = lambda cell, options: plan.cell_command(work, work.root, [cell.id], *options)
+forks = launch.Forks(command, work)
+while not forks.ready():
+    time.sleep(0.05)
+worker = forks.start(cell, ("--device", "cpu", "--threads", "1"), {}, tempfile.TemporaryFile())
+worker.stdout.readline()
+print(forks.server.pid, worker.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_run_that_is_killed_leaves_neither_server_nor_cell(tmp_path, cell):
+    work = Work(tmp_path / "work")
+    done.publish_cell(work.cell(cell.id), store.json_bytes(cell.to_json()))
+    run = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, work.root, tmp_path / "test.yaml"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with run.stdout as told:
+        pids = list(map(int, told.readline().split()))
+        assert len(pids) == 2 and all(map(psutil.pid_exists, pids))
+        run.kill()
+        run.wait()
+        until(lambda: not any(map(lives, pids)))
+
+
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -51,7 +51,7 @@ def run(
         plugins.keep(sweep.plugins, work)
         plugins.keep_own([cell.model for cell in sweep.cells], work)
         with display(sweep.cells, done) as shown, _signals() as stopping:
-            launcher = Commands(command) if command else _launcher(slots, work, data_root)
+            launcher = _launcher(command, missing, slots, work, data_root)
             Pool(missing, done, work, launcher, slots, shown, stopping).run()
         if stopping:
             again = f"`netpress run {plan.quoted(sweep)}` goes on from the last finished epoch"
@@ -105,11 +105,21 @@ def say(line: str) -> None:
     terminal.tell(line, begin="")
 
 
-def _launcher(slots: Sequence[Slot], work: paths.Work, data_root: Path) -> Launcher:
-    """Forks, but not where workers have GPUs (what the server imports may have looked for one, and
-    a driver does not survive a fork) or where the system's own libraries do not (macOS)."""
+def _launcher(
+    command: Command | None,
+    cells: Sequence[Cell],
+    slots: Sequence[Slot],
+    work: paths.Work,
+    data_root: Path,
+) -> Launcher:
+    """Forks where several cells gain from it; but not where workers have GPUs (what the server
+    imports may have looked for one, and a driver does not survive a fork) or where the system's own
+    libraries do not (macOS)."""
+    if command is not None:
+        return Commands(command)
     command = _worker_command(work, data_root)
-    if sys.platform == "linux" and not any(slot.environment for slot in slots):
+    on_gpus = any(slot.environment for slot in slots)
+    if sys.platform == "linux" and len(cells) > 1 and not on_gpus:
         return Forks(command, work)
     return Commands(command)
 
