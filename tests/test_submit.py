@@ -28,6 +28,7 @@ from pipeline.orchestrate import (
     report_job,
     resume,
     retry,
+    room,
     send,
     slurm,
     state,
@@ -695,14 +696,19 @@ def test_resume_after_a_base_failed_outside_of_slurm(tmp_path):
 
 def test_the_functions_of_jobs_are_passed_in(tmp_path):
     from jobs.aggregate import Report
+    from jobs.follow_up import FollowUp, functions
     from jobs.task import Task
 
-    asked, work = results.sweep(), Work(tmp_path)
-    known = ledger.Ledger(work.sweep("test"))
-    made = batch.prepare(asked, work, tmp_path, profile.load("generic"), asked.cells, known=known)
-    functions = send.JobFunctions(cells=Task, report=Report)
-    kinds = [type(send._function(made, functions, item)) for item in made.prepared]
-    assert kinds == [Task] * (len(kinds) - 1) + [Report]
+    asked, work = results.sweep(seeds=(0, 1)), Work(tmp_path)
+    known, limit = ledger.Ledger(work.sweep("test")), room.Limit("a limit", 4, 1)
+    made = [
+        batch.prepare(
+            asked, work, tmp_path, profile.load("generic"), asked.cells, known=known, room=limited
+        )
+        for limited in (None, limit)
+    ]
+    kinds = [[type(send._function(one, functions(), i)) for i in one.prepared] for one in made]
+    assert kinds == [[Task, Task, Report], [FollowUp, Report, Task]]
 
 
 def test_orchestrate_does_not_reach_up_into_jobs():

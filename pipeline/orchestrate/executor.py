@@ -48,6 +48,7 @@ class JobRequest:
     mail: str | None = None
     partition: str | None = None
     qos: str | None = None
+    begin: str | None = None
 
 
 def script(request: JobRequest) -> str:
@@ -171,6 +172,7 @@ def _flags(request: JobRequest) -> dict[str, Any]:
         "kill-on-invalid-dep": "yes",
         "requeue": True,
         **{name: value for name, value in profile.options.items() if name != "exclude"},
+        **({"begin": request.begin} if request.begin else {}),
     }
 
 

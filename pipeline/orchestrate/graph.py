@@ -107,6 +107,20 @@ def arrays(
     return made
 
 
+def cut(arrays: Sequence[Array], tasks: int) -> tuple[list[Array], list[str]]:
+    """(the first `tasks` tasks of these arrays, the cells of all others). None of those kept waits
+    for one that is not, since each array comes after those it waits for."""
+    kept: list[Array] = []
+    others: list[str] = []
+    for array in arrays:
+        every = list(array.tasks.items())
+        if first := dict(every[: max(0, tasks)]):
+            kept.append(replace(array, tasks=first))
+        others += (cell for _, ids in every[max(0, tasks) :] for cell in ids)
+        tasks -= len(every)
+    return kept, others
+
+
 def _plain(
     name: str,
     cells: Iterable[Cell],

@@ -85,6 +85,16 @@ class ReportJob(Frozen):
     qos: Plain | None = None
 
 
+class FollowUp(Frozen):
+    """The job that submits what a limit on submitted jobs has left over: it looks every `every_s`
+    seconds, and ends when all is submitted."""
+
+    every_s: int = Field(600, ge=1, le=86_400)
+    cores: Cores = 1
+    memory_gib: Gib = 2
+    minutes: Minutes = 30
+
+
 class Profile(Frozen):
     """One cluster. `gpu`: the value after `--gres=gpu:`; None requests no GPU.
 
@@ -118,6 +128,7 @@ class Profile(Frozen):
     node: Node | None = None
     charge: Charge | None = None
     report: ReportJob = ReportJob()
+    follow_up: FollowUp | None = FollowUp()
 
     @property
     def gpus(self) -> int:

@@ -15,8 +15,19 @@ from typing import Any
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.orchestrate import estimate, images, ledger, plan, report_job, slurm, state, submitted
+from pipeline.orchestrate import (
+    estimate,
+    images,
+    ledger,
+    plan,
+    report_job,
+    room,
+    slurm,
+    state,
+    submitted,
+)
 from pipeline.orchestrate.batch import (
+    FOLLOW_UP,
     REPORTS_AGAIN,
     Batch,
     cells_of,
@@ -24,11 +35,12 @@ from pipeline.orchestrate.batch import (
     estimated,
     is_missing,
     make,
+    may_follow_up,
     standard,
 )
 from pipeline.orchestrate.graph import Array, Request
 from pipeline.orchestrate.profile import Cluster
-from pipeline.orchestrate.send import JobFunctions, Sent, send, settle
+from pipeline.orchestrate.send import JobFunctions, Sent, reason, send, settle
 from pipeline.sweep import Cell, Sweep
 
 
@@ -64,6 +76,7 @@ def run(
     functions: JobFunctions,
     *,
     pick: Callable[[state.SweepState], Picked] | None = None,
+    reports: Path | None = None,
 ) -> tuple[Batch, state.SweepState, Sent]:
     """Submit the missing cells of the sweep, or those that are picked; returns (the batch, the
     states before, what was submitted).
@@ -74,7 +87,8 @@ def run(
     """
     from pipeline.orchestrate import local  # here, since `plan` needs no workers
 
-    _require_roots(cluster, work)
+    if reports is None:
+        _require_roots(cluster, work)
     with ledger.locked(work.sweep(sweep.name)) as known:
         if any(entry.open for entry in known.entries.values()):
             settle(known, slurm.squeue(_owners(known), patient=True))
@@ -93,21 +107,50 @@ def run(
             cells,
             picked.request,
             picked.reports_again,
+            room.tightest(cluster.profile) if cells else None,
+            reports,
         )
         if batch.prepared:
             report_job.require_writable(batch.reports, sweep.name)
-            submitted.remember(sweep, work)
+            if reports is None:  # not in a job, which has no home of its own
+                submitted.remember(sweep, work)
         sent = send(batch, known, functions)
-        if sent.jobs and states.view:  # they would build the report too early
-            slurm.scancel(list(map(str, states.view.alive_reports)))
     return batch, states, sent
+
+
+def go_on(
+    sweep: Sweep,
+    work: paths.Work,
+    data_root: Path,
+    cluster: Cluster,
+    functions: JobFunctions,
+    reports: Path,
+) -> Batch:
+    """For the follow-up job: submit the cells that there was no room for, with the requests that
+    they were to have, as far as there is room now. What still does not fit is the batch's rest."""
+
+    def pick(states: state.SweepState) -> Picked:
+        assert states.view is not None  # this job is in the ledger
+        put_off = states.view.known.put_off
+        return Picked(
+            lambda cell_state: cell_state.cell.id in put_off,
+            lambda cell: Request(
+                **{**put_off[cell.id], "exclude": (*put_off[cell.id]["exclude"],)}
+            ),
+        )
+
+    batch, _, sent = run(sweep, work, data_root, cluster, functions, pick=pick, reports=reports)
+    sent.check()
+    return batch
 
 
 def planned(sweep: Sweep, work: paths.Work, data_root: Path, cluster: Cluster) -> plan.Plan:
     """What `run` would submit now, with the cost; writes nothing."""
     states = state.find(sweep, work)
     known = states.view.known if states.view else ledger.read(work.sweep(sweep.name))
-    batch = make(sweep, work, data_root, cluster, states, known, choose(sweep, states, is_missing))
+    cells = choose(sweep, states, is_missing)
+    free = room.tightest(cluster.profile) if cells else None
+    batch = make(sweep, work, data_root, cluster, states, known, cells, room=free)
     names = {item.array.name: item.name for item in batch.prepared}
     jobs = tuple(
         plan.Job(
@@ -149,8 +192,17 @@ def _cost(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
         "charge": None if an_hour is None else an_hour * total_s / 3600,
         "charge_an_hour": an_hour,
         "profile": cluster.name,
-        "notes": (*profile.notes(), *estimate.notes(cells_of(batch))),
+        "notes": (*profile.notes(), *estimate.notes(cells_of(batch)), *_left(batch)),
     }
+
+
+def _left(batch: Batch) -> Iterator[str]:
+    if batch.rest:
+        sooner = "a follow-up job" if may_follow_up(batch) else "another `netpress submit`"
+        yield (
+            f"{len(batch.rest)} cells are not in these jobs, since {reason(batch, Sent())}; "
+            f"{sooner} submits them when there is room"
+        )
 
 
 def lines(batch: Batch, states: state.SweepState, sent: Sent) -> Iterator[Line]:
@@ -158,7 +210,7 @@ def lines(batch: Batch, states: state.SweepState, sent: Sent) -> Iterator[Line]:
     called = plan.quoted(batch.sweep)
     for item in batch.prepared:
         cells, job = len(item.array.cells), sent.jobs.get(item.name)
-        if job is None:
+        if job is None or item.array.name == FOLLOW_UP:
             continue
         if not cells:
             again = states.report and states.report.reason
@@ -167,7 +219,9 @@ def lines(batch: Batch, states: state.SweepState, sent: Sent) -> Iterator[Line]:
             continue
         waits = f", waits for {item.array.after[0]}" if item.array.after else ""
         yield Line(f"job {job}: {cells} cell{'s' if cells != 1 else ''}{waits}")
-    if not batch.prepared:
+    if batch.rest:
+        yield Line(state.put_off_line(len(batch.rest), reason(batch, sent), sent.follow_up, called))
+    elif not batch.prepared:
         yield Line("Nothing to submit.")
     if waiting := _held_back(batch, states):
         yield Line(
