@@ -39,6 +39,7 @@ from pipeline.orchestrate.graph import Queued, Request
 from pipeline.orchestrate.slurm import Row
 from pipeline.paths import AttemptPaths, Work
 from pipeline.store import Failure
+from pipeline.sweep import Pack
 from tests import results
 
 ASKED = Request(40, 240)
@@ -690,7 +691,8 @@ def test_resume_after_a_base_failed_outside_of_slurm(tmp_path):
     states, choice = state.find(sweep, work), resume.Choice(frozenset(), exceptions=False)
     assert [s.state for s in states.cells] == ["failed", "failed"]
     for cell_state in states.cells:
-        resume._decide(choice, cell_state, states, work, profile.load("generic"))
+        times = batch.durations(sweep, work, profile.load("generic"))
+        resume._decide(choice, cell_state, states, work, times)
     assert set(choice.requests) == {cell.id for cell in sweep.cells}
 
 
@@ -857,6 +859,61 @@ def test_estimates_come_from_the_best_there_is(tmp_path):
     assert found.seconds(cell) == pytest.approx(100.0)
 
 
+def arrays_for(asked, work, *settings):
+    """{name: (wall time, tasks)} of what would be sent with a profile for an A100."""
+    known = ledger.Ledger(work.sweep("test"))
+    sol = profile.load("sol", settings)
+    made = batch.prepare(asked, work, work.root, sol, asked.cells, known=known)
+    arrays = [item.array for item in made.prepared if item.array.cells]
+    return {a.name: (a.request.minutes, [len(ids) for ids in a.tasks.values()]) for a in arrays}
+
+
+def test_wall_time_and_packs_follow_the_estimates(tmp_path):
+    """Two minutes a cell, by arithmetic: ten minutes for one, an hour's worth in one job."""
+    names = tuple(f"t-{n}" for n in range(40))
+    asked, work = results.sweep(techniques=names, seeds=(0, 1)), Work(tmp_path)
+    found = arrays_for(asked, work)
+    assert found["base-0"] == (10, [1, 1])  # for these, the others wait
+    (first_s, first), (second_s, second) = found["cells-1"], found["cells-2"]
+    assert first == [30, 30] and second == [10, 10]
+    assert (first_s, second_s) == (182, 62)  # three times that, and the signal's lead
+    # At most the profile's minutes, of which a pack makes full use.
+    shorter = arrays_for(asked, work, "minutes=60")
+    assert shorter["cells-1"] == shorter["cells-2"] == (56, [9, 9, 9, 9, 4])
+    assert arrays_for(asked, work, "time_margin=1")["cells-1"][0] == 62
+    never = {minutes for minutes, _ in arrays_for(asked, work, "time_margin=null").values()}
+    assert never == {240}
+    alone = replace(asked, pack=Pack(minutes=0))
+    assert {n for _, tasks in arrays_for(alone, work).values() for n in tasks} == {1}
+    bases = arrays_for(results.sweep(techniques=(), seeds=range(40)), work)
+    assert bases == {"base-0": (177, [29, 11])}  # nothing waits for one of them
+    together = arrays_for(replace(asked, pack=Pack(minutes=5)), work)
+    assert together["base-0"][1] == [2] and together["cells-1"][1][0] == 2
+
+
+def test_of_what_little_is_known_requests_all_the_minutes_and_is_alone(tmp_path):
+    """No GPU, an unknown one, a data set or a network of one's own, until cells are finished."""
+    asked, work = results.sweep(techniques=("half", "tiny")), Work(tmp_path)
+    own = results.sweep(techniques=("half", "tiny"), datasets=("leaves",), checked=False)
+    for cells, settings in ((asked, ["gpu=null"]), (asked, ["gpu=z9:1"]), (own, [])):
+        found = arrays_for(cells, work, *settings)
+        assert list(found.values()) == [(240, [1]), (240, [1, 1])], settings
+    used(asked.cells[0], work, wall_s=400.0)  # 340 s of them before and after its epochs
+    found = arrays_for(asked, work, "gpu=null")
+    assert found == {"base-0": (22, [1]), "cells-1": (36, [2])}  # (400, 2 x 340) x 3 + 120 s
+
+
+def test_cells_of_different_length_are_in_different_arrays(tmp_path):
+    asked = results.sweep(techniques=(), seeds=range(5), models=(("vgg16_bn", 4.0),))
+    long = [
+        replace(cell, recipe=cell.recipe.model_copy(update={"epochs": 6000}))
+        for cell in asked.cells[:2]
+    ]
+    found = arrays_for(replace(asked, cells=(*long, *asked.cells[2:])), Work(tmp_path))
+    assert found["base-0"][1] == [1, 1] and found["base-0"][0] == 96
+    assert found["base-1"] == (21, [3])  # one job for the three
+
+
 def test_what_was_used_and_a_better_request(tmp_path):
     from pipeline import usage
 
@@ -869,6 +926,10 @@ def test_what_was_used_and_a_better_request(tmp_path):
     assert second == "This would do: --set cores=4 --set memory_gib=4"
     used(asked.cells[0], work, job=None, memory_bytes=GIB)  # finished outside of jobs, later
     assert next(usage.lines(usage.read(asked.cells, work))) == first
+    alone = usage.of_cell(work.cell(asked.cells[0].id))
+    alone["request"] = {"cores": 24, "memory_bytes": 40 * GIB, "gpus": 1, "minutes": 240}
+    better = usage.request(usage.total([{**alone, "all": {"wall_s": 600.0}}]))
+    assert better == [("cores", 4), ("memory_gib", 4), ("minutes", 20)]
     said = usage.of_cell(work.cell(asked.cells[0].id))
     assert said["all"] == {"attempts": 2, "wall_s": 100.0, "gpu_s": 100.0}
 

@@ -12,14 +12,15 @@ from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.orchestrate import estimate, graph, ledger, rehearse, report_job, slurm, state
 from pipeline.orchestrate.cluster import View
+from pipeline.orchestrate.durations import Durations
 from pipeline.orchestrate.graph import Array, Queued, Request
 from pipeline.orchestrate.profile import Cluster
 from pipeline.orchestrate.report_job import ReportState
-from pipeline.orchestrate.room import LEAST, Limit
 from pipeline.sweep import Cell, Sweep
 
 if TYPE_CHECKING:
     from pipeline.orchestrate.executor import JobRequest
+    from pipeline.orchestrate.room import Limit
 
 REPORT = report_job.KIND
 FOLLOW_UP = ledger.FOLLOW_UP
@@ -55,6 +56,7 @@ class Batch:
     request: Callable[[Cell], Request] | None = None
     report: Array = field(default_factory=lambda: _report([], Request(1, 1), ()))
     in_queue: InQueue = field(default_factory=lambda: InQueue())
+    times: Durations | None = None
 
     def requests(self, cells: Iterable[str]) -> dict[str, Request]:
         """What jobs of these cells request."""
@@ -104,12 +106,6 @@ def limit(cluster: Cluster) -> int:
         except (UserError, ValueError):  # no controller: the plan is then only for reading
             return DEFAULT_MAX_ARRAY_SIZE
     return DEFAULT_MAX_ARRAY_SIZE
-
-
-def standard(cluster: Cluster) -> Callable[[Cell], Request]:
-    """The request of a cell that has not failed."""
-    request = Request(cluster.profile.memory_gib, cluster.profile.minutes)
-    return lambda cell: request
 
 
 def is_missing(cell_state: state.CellState) -> bool:
@@ -193,14 +189,20 @@ def prepare(
     now: jobs of this sweep that are already in the queue; the report waits for them, too. room: the
     limit on submitted jobs; what does not fit is left over.
     """
-    now, request = now or InQueue(), request or standard(cluster)
-    pack = None
-    if sweep.pack:
-        guess = estimated(sweep, work, cluster)
-        pack = graph.packer(sweep.pack.minutes, guess.seconds)
-    arrays = graph.arrays(cells, request, limit(cluster), queued=now.bases, pack=pack)
+    now, times = now or InQueue(), durations(sweep, work, cluster)
+    wanted = request or times.standard
+    arrays = graph.arrays(
+        cells,
+        lambda cell: times.alike(wanted(cell)),
+        limit(cluster),
+        queued=now.bases,
+        pack=times.pack(sweep, cells),
+    )
+    arrays = [times.timed(array, sweep, wanted) for array in arrays]
     report_request = report_request or ReportState("missing").next_request(cluster.profile)
-    batch = Batch(sweep, work, data_root, cluster, request=request, limit=room, in_queue=now)
+    batch = Batch(
+        sweep, work, data_root, cluster, request=wanted, limit=room, in_queue=now, times=times
+    )
     batch.reports = reports or batch.reports
     batch.report = _report([], report_request, now.jobs)
     for array in _fitted(batch, arrays, _report(arrays, report_request, now.jobs)):
@@ -235,7 +237,7 @@ def may_follow_up(batch: Batch) -> bool:
     if batch.in_queue.follow_up is not None:
         return True
     allowed = batch.cluster.profile.follow_up is not None
-    return allowed and (batch.limit is None or batch.limit.most >= LEAST)
+    return allowed and (batch.limit is None or batch.limit.allows_follow_up)
 
 
 def follow_up_and_report(batch: Batch) -> list[Array]:
@@ -357,6 +359,10 @@ def estimated(sweep: Sweep, work: paths.Work, cluster: Cluster) -> estimate.Esti
     if not rehearsal.root.is_dir():
         return estimate.best(sweep, work, cluster.profile.gpu)
     return estimate.best(sweep, work, cluster.profile.gpu, rehearse.sliver(sweep), rehearsal)
+
+
+def durations(sweep: Sweep, work: paths.Work, cluster: Cluster) -> Durations:
+    return Durations(cluster.profile, estimated(sweep, work, cluster))
 
 
 def cells_of(batch: Batch) -> Iterator[Cell]:

@@ -101,8 +101,9 @@ class Profile(Frozen):
     `signal_s`: how long before the time limit a job gets the signal to checkpoint. `setup`: lines
     of bash that run in the job before Python starts. `mail`: the address for a message when the
     report is done. `options`: further options of sbatch, by full names without
-    dashes: {reservation: course, exclusive: true}. `minutes_cap`: the most time that `netpress
-    resume` requests.
+    dashes: {reservation: course, exclusive: true}. `minutes`: the most time that a job requests at
+    first: its estimate times `time_margin`, all of it where that is None. `minutes_cap`: the most
+    time that `netpress resume` requests.
     """
 
     partition: PlainList | None = None
@@ -115,6 +116,7 @@ class Profile(Frozen):
     memory_cap_gib: Gib | None = None
     minutes: Minutes = 240
     minutes_cap: Minutes | None = None
+    time_margin: float | None = Field(3.0, ge=1, le=100)
     signal_s: int = Field(120, ge=10, le=3600)
     at_once: int = Field(64, ge=1, le=100_000)
     max_array_size: int | None = Field(None, ge=2, le=4_000_001)

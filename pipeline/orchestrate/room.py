@@ -32,14 +32,16 @@ class Limit:
         return max(0, self.most - self.used)
 
     @property
+    def allows_follow_up(self) -> bool:
+        return self.most >= LEAST
+
+    @property
     def line(self) -> str:
         return f"{self.name} is {self.most}, {self.used} of it used"
 
 
 def tightest(profile: Profile) -> Limit | None:
     """The limit that leaves the least room for jobs of this profile; None where none is known."""
-    if not slurm.available():
-        return None
     try:
         text = slurm.usage_of_limits()
         default = slurm.partition(None if profile.partition is None else first(profile.partition))
@@ -61,7 +63,7 @@ def consequence(limit: Limit | None, profile: Profile) -> str:
     """What a limit means for a sweep, for `netpress doctor`."""
     if limit is None:
         return "no limit on submitted jobs was found"
-    if profile.follow_up is None or limit.most < LEAST:
+    if profile.follow_up is None or not limit.allows_follow_up:
         rest = "each call of `netpress submit` sends what there is room for"
     else:
         minutes = profile.follow_up.every_s / 60

@@ -288,9 +288,16 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
         if item.array.name == REPORT:
             return functions.report(*about)
         return functions.follow_up(*about, data_root, submitted.profile_json(batch.cluster))
-    lead_s = batch.cluster.profile.signal_s
+    profile = batch.cluster.profile
     return functions.cells(
-        folder, root, data_root, dict(item.array.tasks), item.array.shares, lead_s
+        folder,
+        root,
+        data_root,
+        dict(item.array.tasks),
+        item.array.shares,
+        profile.signal_s,
+        item.minutes,
+        max(item.minutes, profile.minutes),
     )
 
 

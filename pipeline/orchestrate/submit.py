@@ -8,10 +8,10 @@ from __future__ import annotations
 import enum
 import os
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import paths
 from pipeline.errors import UserError
@@ -21,7 +21,6 @@ from pipeline.orchestrate import (
     ledger,
     plan,
     report_job,
-    room,
     slurm,
     state,
     submitted,
@@ -32,16 +31,18 @@ from pipeline.orchestrate.batch import (
     Batch,
     cells_of,
     choose,
-    estimated,
+    durations,
     is_missing,
     make,
     may_follow_up,
-    standard,
 )
 from pipeline.orchestrate.graph import Array, Request
 from pipeline.orchestrate.profile import Cluster
 from pipeline.orchestrate.send import JobFunctions, Sent, reason, send, settle
 from pipeline.sweep import Cell, Sweep
+
+if TYPE_CHECKING:
+    from pipeline.orchestrate.room import Limit
 
 
 class Kind(enum.Enum):
@@ -61,10 +62,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Picked:
-    """Which cells to submit, and the request of each."""
+    """Which cells to submit, and the request of each; None: of cells that have not failed."""
 
     wanted: Callable[[state.CellState], bool]
-    request: Callable[[Cell], Request]
+    request: Callable[[Cell], Request] | None = None
     reports_again: Container[str] = REPORTS_AGAIN
 
 
@@ -93,7 +94,7 @@ def run(
         if any(entry.open for entry in known.entries.values()):
             settle(known, slurm.squeue(_owners(known), patient=True))
         states = state.find(sweep, work, patient=True, known=known)
-        picked = pick(states) if pick else Picked(is_missing, standard(cluster))
+        picked = pick(states) if pick else Picked(is_missing)
         cells = choose(sweep, states, picked.wanted)
         images.check(states.done, work, data_root, local.say, decode=False)
         local.require_data(cells, data_root)
@@ -107,7 +108,7 @@ def run(
             cells,
             picked.request,
             picked.reports_again,
-            room.tightest(cluster.profile) if cells else None,
+            _room(cluster) if cells else None,
             reports,
         )
         if batch.prepared:
@@ -116,6 +117,14 @@ def run(
                 submitted.remember(sweep, work)
         sent = send(batch, known, functions)
     return batch, states, sent
+
+
+def _room(cluster: Cluster) -> Limit | None:
+    if not slurm.available():  # the plan is then only for reading
+        return None
+    from pipeline.orchestrate import room  # here, since `plan` on another machine needs none
+
+    return room.tightest(cluster.profile)
 
 
 def go_on(
@@ -149,7 +158,7 @@ def planned(sweep: Sweep, work: paths.Work, data_root: Path, cluster: Cluster) -
     states = state.find(sweep, work)
     known = states.view.known if states.view else ledger.read(work.sweep(sweep.name))
     cells = choose(sweep, states, is_missing)
-    free = room.tightest(cluster.profile) if cells else None
+    free = _room(cluster) if cells else None
     batch = make(sweep, work, data_root, cluster, states, known, cells, room=free)
     names = {item.array.name: item.name for item in batch.prepared}
     jobs = tuple(
@@ -174,26 +183,28 @@ def _on(names: Mapping[str, str], array: Array) -> Iterator[str]:
 def _cost(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
     """GPU-hours, fair-share charge and wall time of a batch, for plan.Plan."""
     profile = cluster.profile
-    guess = estimated(batch.sweep, work, cluster)
-    seconds = {cell.id: guess.seconds(cell) for cell in cells_of(batch)}
+    times = batch.times or durations(batch.sweep, work, cluster)
+    cells = [*cells_of(batch), *(batch.sweep.by_id[cell] for cell in batch.rest)]
+    seconds = {cell.id: times.seconds(cell) for cell in cells}
     total_s = sum(seconds.values())
-    chain_s = max(
-        (
-            s + seconds.get(batch.sweep.by_id[i].base_id, 0.0) * (not batch.sweep.by_id[i].is_base)
-            for i, s in seconds.items()
-        ),
-        default=0.0,
-    )
+    tasks = [ids for item in batch.prepared for ids in item.array.tasks.values() if ids]
+    chain_s = max((_chain_s(batch.sweep, ids, seconds) for ids in tasks), default=0.0)
     an_hour = profile.charge_an_hour()
     return {
         "gpu_hours": total_s * profile.gpus / 3600,
-        "gpu_hours_source": guess.source,
+        "gpu_hours_source": times.guess.source,
         "wall_hours": max(chain_s, total_s / profile.at_once) / 3600,
         "charge": None if an_hour is None else an_hour * total_s / 3600,
         "charge_an_hour": an_hour,
         "profile": cluster.name,
-        "notes": (*profile.notes(), *estimate.notes(cells_of(batch)), *_left(batch)),
+        "notes": (*profile.notes(), *estimate.notes(cells), *_left(batch)),
     }
+
+
+def _chain_s(sweep: Sweep, ids: Sequence[str], seconds: Mapping[str, float]) -> float:
+    """Seconds from the start of a task's bases to its own end."""
+    bases = {sweep.by_id[i].base_id for i in ids if not sweep.by_id[i].is_base}
+    return sum(seconds[i] for i in ids) + max((seconds.get(i, 0.0) for i in bases), default=0.0)
 
 
 def _left(batch: Batch) -> Iterator[str]:

@@ -18,7 +18,7 @@
 #SBATCH --qos=public
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
-#SBATCH --time=240
+#SBATCH --time=10
 
 # setup
 umask 077

@@ -19,7 +19,7 @@
 #SBATCH --qos=public
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
-#SBATCH --time=240
+#SBATCH --time=14
 
 # setup
 umask 077

@@ -71,7 +71,12 @@ def test_a_whole_sweep_with_dependencies_and_its_report(desk):
 
     # What was used stands beside what was asked.
     usage = json.loads(store.last_attempt(desk.work.cell(found["quick/0"]["id"])).usage.read_text())
-    assert usage["request"] == {"cores": 1, "memory_bytes": 2 * 1024**3, "gpus": 0}
+    assert usage["request"] == {
+        "cores": 1,
+        "memory_bytes": 2 * 1024**3,
+        "gpus": 0,
+        "minutes": 240,
+    }
     assert usage["used"]["memory_bytes"] > 100e6 and usage["used"]["cores"] > 0
     assert usage["epochs"] == 1 and usage["wall_s"] > 0
     planned = desk.netpress("plan", sweep, "--profile", "generic", *SMALL)[0]
