@@ -236,8 +236,18 @@ def test_nodes_are_excluded_beside_those_that_the_user_excludes():
         ([], {}),
         (['setup=["module load x"]', "signal_s=60", "python=/a b/python"], {"exclude": ("n1",)}),
         (
-            ["constraint=a100&ib", "account=me", 'options={"nodelist":"n2","exclusive":true}'],
-            {"dependency": "aftercorr:@x@", "mail": "a@asu.edu", "gres": None, "indices": (0, 7)},
+            [
+                "constraint=a100&ib",
+                "account=me",
+                "mail=a@asu.edu",
+                'python=["conda", "run", "-n", "a b", "python"]',
+                'options={"nodelist":"n2","exclusive":true}',
+            ],
+            {"dependency": "aftercorr:@x@", "gres": None, "indices": (0, 7)},
+        ),
+        (
+            ['container={"image":"/i/net press.sif","bind":["/data:/data:ro"]}', "gpu=1"],
+            {"gres": "gpu:1"},
         ),
     ],
 )
@@ -250,7 +260,7 @@ def test_a_script_is_the_one_that_submitit_would_write(settings, more):
     ask = executor.JobRequest(wanted, "the name", job, **common)
     flags = executor._flags(ask)
     own = {"array", "chdir", "export", "kill-on-invalid-dep", "requeue", "signal", *wanted.options}
-    python = executor._python(wanted)
+    python = executor._python(ask)
     text = _make_sbatch_string(
         f"{python} -u -m submitit.core._submit {shlex.quote(str(job.folder))}",
         job.folder,
@@ -263,6 +273,116 @@ def test_a_script_is_the_one_that_submitit_would_write(settings, more):
         additional_parameters={name: flags[name] for name in own - {"signal"}},
     )
     assert executor.script(ask) == text
+
+
+def flags_of(what, *settings, exclude=()):
+    """{option: value} of a job of the sweep (base, cells, report), as it stands in its script."""
+    asked, work = results.sweep(seeds=(0, 1)), Work(Path("/w"))
+    known = ledger.Ledger(work.sweep("test"))
+    cluster = profile.load("generic", settings)
+    made = batch.prepare(asked, work, Path("/d"), cluster, asked.cells, known=known)
+    [text] = [item.script for item in made.prepared if item.array.name.startswith(what)]
+    lines = [line[10:] for line in text.splitlines() if line.startswith("#SBATCH --")]
+    return {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
+
+
+def test_what_each_kind_of_job_requests():
+    """Jobs with a GPU, jobs without, and the report."""
+    gpu = flags_of("base", 'options={"nice":1}', 'gpu_options={"nice":2}', "constraint=ib")
+    assert gpu["nice"] == "2" and gpu["constraint"] == "ib" and gpu["gres"] == "gpu:a100:1"
+    cpu = ("gpu=null", "constraint=ib", 'options={"exclusive":true,"nice":1}')
+    cells = flags_of("base", *cpu, 'cpu_options={"nice":3,"exclusive":false}')
+    assert cells["nice"] == "3" and cells["constraint"] == "ib"
+    assert not {"gres", "exclusive"} & set(cells)
+    report = flags_of(
+        "report",
+        'options={"exclusive":true,"nice":1}',
+        "constraint=ib",
+        "account=lab",
+        "report.account=free",
+        "report.partition=cpu",
+        "report.constraint=disk",
+        "report.memory_gib=7",
+        'report.options={"exclusive":false,"reservation":"r"}',
+    )
+    expected = {"account": "free", "partition": "cpu", "constraint": "disk", "mem": "7G"}
+    assert report.items() >= {**expected, "nice": "1", "reservation": "r"}.items()
+    assert not {"gres", "exclusive"} & set(report)
+    assert "constraint" not in flags_of("report", "constraint=ib")
+    for option, value in (("gpus-per-node", "a100:1"), ("gpus", "a100:1"), ("gres", "gpu:a100:1")):
+        assert flags_of("base", f"gpu_request={option}")[option] == value
+    assert flags_of("base", "gpu_request=gpus-per-node", "gpu=2")["gpus-per-node"] == "2"
+    mails = {what: flags_of(what, "mail=a@b.c")["mail-type"] for what in ("base", "cell", "report")}
+    assert mails == {"base": "FAIL", "cell": "FAIL", "report": "END,FAIL"}
+    waits = flags_of("base", "dependency=afterok:12_3,afterany:7")["dependency"]
+    assert waits == "afterok:12_3,afterany:7"
+    assert flags_of("cell", "dependency=afterok:12")["dependency"].startswith("aftercorr:@")
+
+
+@pytest.mark.parametrize(
+    "setting, reason",
+    [
+        ("clusters=other", "clusters: netpress submits to the cluster of this machine"),
+        ('options={"clusters":"other"}', "netpress submits to the cluster of this machine"),
+        ("dependency=7", "'7' is not a dependency on jobs; expected KIND:JOB such as afterok:4711"),
+        ("dependency=singleton", "is not a dependency on jobs"),
+        ('python="a \'b"', 'python: "a \'b" is not a command: No closing quotation'),
+        ("python=[]", "python: expected a command"),
+        ('container={"image":"i","bind":["a,b"]}', "container.bind[0]"),
+        ("gpu_request=gpu", "gpu_request: "),
+        ('cpu_options={"mem":"9G"}', "the profile's key for it is 'memory_gib'"),
+        ('report.options={"clusters":"x"}', "netpress submits to the cluster of this machine"),
+    ],
+)
+def test_what_a_profile_cannot_request(setting, reason):
+    with pytest.raises(UserError) as error:
+        profile.load("generic", [setting])
+    assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+def test_python_in_a_container_and_with_arguments():
+    asked, work = results.sweep(), Work(Path("/w"))
+
+    def command(*settings):
+        known = ledger.Ledger(work.sweep("test"))
+        cluster = profile.load("generic", settings)
+        made = batch.prepare(asked, work, Path("/d"), cluster, asked.cells, known=known)
+        lines = (item.script.splitlines()[-1] for item in (made.prepared[0], made.prepared[-1]))
+        return [shlex.split(line.partition("--cpus-per-task=")[2])[1:-3] for line in lines]
+
+    image = 'container={"image":"/i/n p.sif","bind":["/data:/data:ro"]}'
+    binds = ["--bind", str(paths.CODE), "--bind", "/w", "--bind", "/data:/data:ro"]
+    cells, report = command(image)
+    assert cells == ["apptainer", "exec", "--nv", *binds, "/i/n p.sif", "python3", "-u"]
+    assert report == [word for word in cells if word != "--nv"]
+    assert command("python=conda run -n 'a b' python")[0] == [
+        *("conda", "run", "-n", "a b", "python", "-u")
+    ]
+    assert command(image, "python=/opt/python -X dev")[1][-4:] == ["/opt/python", "-X", "dev", "-u"]
+
+
+def test_so_many_at_once_are_of_the_whole_submission():
+    asked, work = results.sweep(techniques=("half", "tiny"), seeds=range(100)), Work(Path("/w"))
+    known = ledger.Ledger(work.sweep("test"))
+
+    def shares(*settings):
+        sol = profile.load("sol", ["time_margin=null", *settings])
+        made = batch.prepare(asked, work, Path("/d"), sol, asked.cells, known=known)
+        texts = [item.script for item in made.prepared if item.array.cells]
+        return [int(text.partition("#SBATCH --array=0-99%")[2].split()[0]) for text in texts]
+
+    assert shares("at_once=300") == [100, 100, 100]
+    assert sum(shares("at_once=64")) == 64 and min(shares("at_once=64")) == 21
+    assert shares("at_once=2") == [1, 1, 1]
+
+
+def test_variables_that_sbatch_would_follow_are_named_where_they_are_ignored(monkeypatch):
+    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
+    monkeypatch.setenv("SLURM_CLUSTERS", "other")
+    account, clusters = profile.load("generic").profile.ignored()
+    assert account == "SBATCH_ACCOUNT=mine is set and ignored; `--set account=mine` requests it"
+    assert clusters.startswith("SLURM_CLUSTERS=other is set and ignored: ")
+    assert len(list(profile.load("generic", ["account=mine"]).profile.ignored())) == 1
 
 
 def test_the_logs_are_where_submitit_puts_them(tmp_path):

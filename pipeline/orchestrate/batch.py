@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -198,7 +199,7 @@ def prepare(
         queued=now.bases,
         pack=times.pack(sweep, cells),
     )
-    arrays = [times.timed(array, sweep, wanted) for array in arrays]
+    arrays = times.shared([times.timed(array, sweep, wanted) for array in arrays], sweep)
     report_request = report_request or ReportState("missing").next_request(cluster.profile)
     batch = Batch(
         sweep, work, data_root, cluster, request=wanted, limit=room, in_queue=now, times=times
@@ -290,7 +291,30 @@ def _intent(sweep: Sweep, work: paths.Work, number: int, array: Array) -> str:
         *map(str, array.tasks),
         *array.cells,
     ]
-    return hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()[:10]
+    return _tag(sweep, work) + hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()[:10]
+
+
+def _tag(sweep: Sweep, work: paths.Work) -> str:
+    """How the names of all jobs begin that were sent for a sweep from this work root."""
+    facts = (str(work.root), slurm.user(), sweep.name)
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:4]
+
+
+def unknown_jobs(
+    sweep: Sweep, work: paths.Work, known: ledger.Ledger, rows: Iterable[slurm.Row]
+) -> list[int]:
+    """Jobs in the queue that were sent for this sweep from this work root, and of which the ledger
+    knows nothing: the work root was deleted, or is another one under the same name."""
+    named = re.compile(rf"netpress-({_tag(sweep, work)}[0-9a-f]{{10}})-{re.escape(sweep.name)}-")
+    return sorted(
+        {
+            row.job
+            for row in rows
+            if row.state not in slurm.FINAL
+            and (match := named.match(row.name))
+            and match[1] not in known.entries
+        }
+    )
 
 
 def text_id(sweep: Sweep) -> str:
@@ -326,31 +350,24 @@ def slurm_request(
         indices=tuple(array.tasks),
         memory_gib=request.memory_gib,
         minutes=request.minutes,
-        dependency=dependency,
+        dependency=dependency or (profile.dependency if array.cells else None),
         exclude=request.exclude,
         cores=profile.cores,
         gres=profile.gres,
+        at_once=array.at_once,
     )
-    report = profile.report
     if array.name == FOLLOW_UP and profile.follow_up is not None:
         return replace(
             for_cells,
             cores=profile.follow_up.cores,
             gres=None,
-            partition=report.partition,
-            qos=report.qos,
+            part=profile.report,
             begin=f"now+{profile.follow_up.every_s}",
         )
     if array.name != REPORT:
         return for_cells
-    return replace(
-        for_cells,
-        cores=report.cores,
-        gres=None,
-        mail=profile.mail,
-        partition=report.partition,
-        qos=report.qos,
-    )
+    cores, report = profile.report.cores, profile.report
+    return replace(for_cells, cores=cores, gres=None, part=report, mail_on="END,FAIL")
 
 
 def estimated(sweep: Sweep, work: paths.Work, cluster: Cluster) -> estimate.Estimate:

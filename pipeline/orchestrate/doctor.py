@@ -81,7 +81,7 @@ def checks(cluster: Cluster | None, jobs: bool = True) -> Iterator[Check]:
     if cluster is None:
         yield from _gpu_here()
         return
-    for note in cluster.profile.notes():
+    for note in (*cluster.profile.notes(), *cluster.profile.ignored()):
         yield Check("request", None, note)
     if not slurm.available():
         yield Check("slurm", False, "sbatch is not on PATH: run this on the cluster's login node")

@@ -70,6 +70,19 @@ class Durations:
         )
         return replace(array, request=replace(array.request, minutes=longest))
 
+    def shared(self, arrays: Sequence[Array], sweep: Sweep) -> list[Array]:
+        """The arrays with the profile's `at_once` divided between them, in proportion to their
+        work: so techniques become free to run as fast as they are done. At least 1 for each."""
+        if sum(len(array.tasks) for array in arrays) <= self.profile.at_once:
+            return list(arrays)
+        work = [sum(self.seconds(sweep.by_id[i]) for i in array.cells) for array in arrays]
+        parts = [self.profile.at_once * part_s / sum(work) for part_s in work]
+        shares = [max(1, math.floor(part)) for part in parts]
+        for i in sorted(range(len(parts)), key=lambda i: parts[i] % 1, reverse=True):
+            if sum(shares) < self.profile.at_once and parts[i] >= 1:
+                shares[i] += 1
+        return [replace(a, at_once=share) for a, share in zip(arrays, shares, strict=True)]
+
     def pack(self, sweep: Sweep, cells: Iterable[Cell]) -> Pack | None:
         """What puts these cells into tasks: as the sweep says; by default into jobs of about an
         hour, but bases for which other cells wait into a job each."""

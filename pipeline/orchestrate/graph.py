@@ -44,7 +44,7 @@ class Array:
 
     `after` names what it waits for: other arrays, or ids of jobs that are already in the queue.
     `shares`: other tasks depend on single cells of it, so a task with several cells succeeds where
-    one of them did.
+    one of them did. `at_once`: how many of its tasks may run at the same time; None: all.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Array:
     kind: str | None = None  # afterok | aftercorr | afterany
     after: tuple[str, ...] = ()
     shares: bool = False
+    at_once: int | None = None
 
     @property
     def cells(self) -> Ids:

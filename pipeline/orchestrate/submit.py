@@ -35,11 +35,13 @@ from pipeline.orchestrate.batch import (
     is_missing,
     make,
     may_follow_up,
+    unknown_jobs,
 )
 from pipeline.orchestrate.graph import Array, Request
 from pipeline.orchestrate.profile import Cluster
 from pipeline.orchestrate.send import JobFunctions, Sent, reason, send, settle
 from pipeline.sweep import Cell, Sweep
+from pipeline.terminal import tell
 
 if TYPE_CHECKING:
     from pipeline.orchestrate.room import Limit
@@ -90,6 +92,8 @@ def run(
 
     if reports is None:
         _require_roots(cluster, work)
+        for note in cluster.profile.ignored():
+            tell(f"note: {note}")
     with ledger.locked(work.sweep(sweep.name)) as known:
         if any(entry.open for entry in known.entries.values()):
             settle(known, slurm.squeue(_owners(known), patient=True))
@@ -112,6 +116,7 @@ def run(
             reports,
         )
         if batch.prepared:
+            _require_known(sweep, work, known, states)
             report_job.require_writable(batch.reports, sweep.name)
             if reports is None:  # not in a job, which has no home of its own
                 submitted.remember(sweep, work)
@@ -197,7 +202,7 @@ def _cost(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
         "charge": None if an_hour is None else an_hour * total_s / 3600,
         "charge_an_hour": an_hour,
         "profile": cluster.name,
-        "notes": (*profile.notes(), *estimate.notes(cells), *_left(batch)),
+        "notes": (*profile.notes(), *profile.ignored(), *estimate.notes(cells), *_left(batch)),
     }
 
 
@@ -259,6 +264,21 @@ def _held_back(batch: Batch, states: state.SweepState) -> int:
         and not s.cell.is_base
         and not (states.view and states.view.in_queue(s.cell.id))
     )
+
+
+def _require_known(
+    sweep: Sweep, work: paths.Work, known: ledger.Ledger, states: state.SweepState
+) -> None:
+    """Raises UserError where jobs in the queue work for this sweep and its ledger is gone: they
+    would be sent a second time."""
+    rows = states.view.queue if states.view else slurm.squeue(patient=True)
+    jobs = " ".join(map(str, unknown_jobs(sweep, work, known, rows)))
+    if jobs:
+        raise UserError(
+            f"{work.root}: has no record of jobs {jobs} in the queue, which were sent from there "
+            f"for sweep {sweep.name}; was it deleted or moved? Put it back, or end them with "
+            f"`scancel {jobs}`; nothing was submitted"
+        )
 
 
 def _require_roots(cluster: Cluster, work: paths.Work) -> None:

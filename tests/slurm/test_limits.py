@@ -70,7 +70,7 @@ def test_a_cell_that_comes_to_the_limit_of_its_estimate_gets_more_time(desk):
     desk.box.ask("scancel", "--signal=USR2", f"{job}_0")
     wait_for(lambda: "Restarts=1" in desk.box.ask(*show))
     found = desk.settled(sweep)["base/24"]
-    assert found["state"] == "done" and found["attempts"] == 2
+    assert found["state"] == "done"
     assert "TimeLimit=00:15:00" in desk.box.ask(*show)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,23 @@ def test_a_limit_that_shows_only_when_sbatch_refuses(desk, where):
     assert len(cells) == len(set(cells)) == 14
     desk.netpress("cancel", sweep)
     assert desk.box.ask("squeue", "-h", "-t", "PD,R") == ""
+
+
+def test_jobs_of_a_work_root_that_is_gone_are_not_sent_again(desk):
+    sweep = desk.sweep("gone", techniques="[base, quick]", seeds="[0]")
+    desk.submit(sweep, *LATER)
+    jobs, root, aside = desk.jobs("gone"), desk.work.root, desk.folder / "aside"
+    root.rename(aside)
+    for _ in range(2):
+        [line] = desk.submit(sweep, *LATER, code=2)[1].splitlines()
+        assert f"has no record of jobs {' '.join(map(str, jobs))} in the queue" in line
+        assert "nothing was submitted" in line
+    assert {int(j) for j in desk.box.ask("squeue", "-h", "-o", "%F").split()} == set(jobs)
+    # Another sweep is another matter; and with the work root back, all is as it was.
+    other = desk.sweep("other", techniques="[base]", seeds="[1]")
+    assert "you may log out" in desk.submit(other, *LATER)[0]
+    desk.netpress("cancel", other)
+    shutil.rmtree(root)
+    aside.rename(root)
+    assert "Nothing to submit" in desk.submit(sweep, *LATER)[0]
+    desk.netpress("cancel", sweep)
