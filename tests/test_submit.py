@@ -327,7 +327,6 @@ def test_what_each_kind_of_job_requests():
         ("dependency=7", "'7' is not a dependency on jobs; expected KIND:JOB such as afterok:4711"),
         ("dependency=singleton", "is not a dependency on jobs"),
         ('python="a \'b"', 'python: "a \'b" is not a command: No closing quotation'),
-        ("python=[]", "python: expected a command"),
         ('container={"image":"i","bind":["a,b"]}', "container.bind[0]"),
         ("gpu_request=gpu", "gpu_request: "),
         ('cpu_options={"mem":"9G"}', "the profile's key for it is 'memory_gib'"),
