@@ -22,10 +22,10 @@ from pipeline import store
 from pipeline.errors import UserError
 from pipeline.orchestrate import ledger, slurm, submit, submitted
 from pipeline.orchestrate.plan import load_again
+from pipeline.orchestrate.profile import Cluster
 from pipeline.orchestrate.profile import FollowUp as FollowUpJob
 from pipeline.orchestrate.send import JobFunctions
 from pipeline.paths import JobPaths, Work
-from pipeline.sweep import Sweep
 
 PATIENCE_S = 7 * 86_400  # without a single job submitted
 ENDED_S = 30.0  # within which Slurm ends a job that was requeued
@@ -33,7 +33,8 @@ ENDED_S = 30.0  # within which Slurm ends a job that was requeued
 
 class FollowUp:
     """For submitit: as for the report's job (jobs/aggregate.py), the data root, and the record of
-    the profile in the ledger. All else is in the ledger."""
+    the profile, of the submission that sent this job. What a later one left over is submitted with
+    the sweep and the profile of that one, which the ledger has, as all else."""
 
     def __init__(
         self,
@@ -55,37 +56,39 @@ class FollowUp:
         store.private(self.umask)
         job = JobPaths(Path(self.folder))
         try:
-            work = Work(Path(self.work))
-            sweep = load_again(Path(self.sweep), self.text, work, self.plugins)
-            left = self._submit(sweep, work)
-            if left:
-                self._come_again(sweep, work, left)
+            self._follow()
         except Exception as error:
             store.write_failure(job.report, _failure(error))
             raise
 
-    def _submit(self, sweep: Sweep, work: Work) -> str | None:
-        """Submit what there is room for; returns why something is left, None where nothing is."""
-        cluster = submitted.cluster_of(self.profile, sweep)
+    def _follow(self) -> None:
+        work = Work(Path(self.work))
+        known = ledger.read(work.sweep(Path(self.folder).parents[1].name))
+        about = (self.sweep, self.text, self.to, self.plugins)
+        by = known.put_off_by or {"about": about, "profile": self.profile}
+        path, text, to, plugins = by["about"]
+        sweep = load_again(Path(path), text, work, plugins)
+        cluster = submitted.cluster_of(by["profile"], sweep)
+        left = None
         try:
-            batch = submit.go_on(sweep, work, Path(self.data), cluster, functions(), Path(self.to))
+            batch = submit.go_on(sweep, work, Path(self.data), cluster, functions(), Path(to))
+            if batch.rest:
+                left = batch.limit.line if batch.limit else "no room for more jobs"
         except slurm.Unreachable as error:  # for a while
-            return str(error)
-        return batch.limit.line if batch.rest and batch.limit else "no room" if batch.rest else None
+            left = str(error)
+        if left:
+            _come_again(ledger.read(known.paths), cluster, left)
 
-    def _come_again(self, sweep: Sweep, work: Work, why: str) -> None:
-        known = ledger.read(work.sweep(sweep.name))
-        submitted_s = [
-            time.time() - ledger.when(entry)
-            for entry in known.entries.values()
-            if entry.kind == "cells" and entry.job is not None
-        ]
-        if submitted_s and min(submitted_s) > PATIENCE_S:
-            raise UserError(f"nothing could be submitted for {PATIENCE_S // 86_400} days: {why}")
-        wait = submitted.cluster_of(self.profile, sweep).profile.follow_up or FollowUpJob()
-        slurm.requeue(str(this_job()), seconds=wait.every_s)
-        time.sleep(ENDED_S)
-        sys.exit(os.EX_TEMPFAIL)
+
+def _come_again(known: ledger.Ledger, cluster: Cluster, why: str) -> None:
+    """Back into the queue; Slurm ends this process then."""
+    jobs = [entry for entry in known.entries.values() if entry.job is not None]  # this one's, too
+    if min(time.time() - ledger.when(entry) for entry in jobs) > PATIENCE_S:
+        raise UserError(f"nothing could be submitted for {PATIENCE_S // 86_400} days: {why}")
+    wait = cluster.profile.follow_up or FollowUpJob()
+    slurm.requeue(str(this_job()), seconds=wait.every_s)
+    time.sleep(ENDED_S)
+    sys.exit(os.EX_TEMPFAIL)
 
 
 def _failure(error: Exception) -> store.Failure:

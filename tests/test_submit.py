@@ -164,6 +164,32 @@ def test_every_cell_is_in_one_task_that_waits_for_its_own_base(counts, limit):
         assert array.kind == "afterok" or index == base_index
 
 
+@given(some.lists(some.integers(0, 6), min_size=1, max_size=6), some.integers(0, 30))
+def test_what_is_cut_off_leaves_nothing_that_waits_for_it(counts, room_for):
+    cells, arrays = made(counts, 4)
+    kept, others = graph.cut(arrays, room_for)
+    assert {i for a in kept for i in a.cells} | set(others) == {cell.id for cell in cells}
+    assert sum(len(a.tasks) for a in kept) == min(room_for, sum(len(a.tasks) for a in arrays))
+    there = {(a.name, index) for a in kept for index in a.tasks}
+    for array in kept:
+        for index in array.tasks if array.after else ():
+            name, _, at = array.after[0].rpartition("_")
+            waits = (name, int(at)) if array.kind == "afterok" else (array.after[0], index)
+            assert waits in there
+
+
+def test_what_there_was_no_room_for_is_in_the_ledger_until_it_is_submitted(tmp_path):
+    place, request = Work(tmp_path).sweep("s"), {"memory_gib": 4, "minutes": 10, "exclude": []}
+    with ledger.locked(place) as known:
+        known.append("put_off", reason="full", requests=[[request, ["c1", "c2"]]], by={})
+        intend(known, "a1", ("c1",))
+        intend(known, "b2", ("c3",))
+        known.append("refused", intent="b2", reason="Invalid partition")
+    known = ledger.read(place)
+    assert known.put_off == {"c2": request}
+    assert known.not_submitted == {"c2": "full", "c3": "Invalid partition"}
+
+
 @pytest.mark.parametrize(
     "counts, calls",
     [([19] * 500, 20), ([9999], 11), ([1] * 1002, 4), ([3, 3, 2000], 5), ([0] * 5, 1)],

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.orchestrate import estimate, graph, ledger, rehearse, report_job, slurm, state
+from pipeline.orchestrate import (
+    estimate,
+    graph,
+    ledger,
+    rehearse,
+    report_job,
+    slurm,
+    state,
+)
 from pipeline.orchestrate.cluster import View
 from pipeline.orchestrate.durations import Durations
 from pipeline.orchestrate.graph import Array, Queued, Request
@@ -68,8 +76,8 @@ class Batch:
 @dataclass(frozen=True)
 class InQueue:
     """Jobs of a sweep that are in the queue before a batch is sent: those that make cells, the
-    bases of others, the job that submits the rest, the reports, and whether one of these waits
-    for that job."""
+    bases of others, the job that submits the rest, the reports, and whether one of these waits for
+    all others."""
 
     jobs: tuple[int, ...] = ()
     bases: Mapping[str, Queued] = field(default_factory=dict)

@@ -76,7 +76,7 @@ class Durations:
         if sum(len(array.tasks) for array in arrays) <= self.profile.at_once:
             return list(arrays)
         work = [sum(self.seconds(sweep.by_id[i]) for i in array.cells) for array in arrays]
-        parts = [self.profile.at_once * part_s / sum(work) for part_s in work]
+        parts = [self.profile.at_once * part_s / (sum(work) or 1) for part_s in work]
         shares = [max(1, math.floor(part)) for part in parts]
         for i in sorted(range(len(parts)), key=lambda i: parts[i] % 1, reverse=True):
             if sum(shares) < self.profile.at_once and parts[i] >= 1:

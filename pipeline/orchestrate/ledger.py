@@ -4,7 +4,8 @@
     {"event": "submitted", "intent": ID, "job": 4711}       sbatch returned this job id
     {"event": "refused", "intent": ID, "reason": ...}       Slurm refused it, finally
     {"event": "void", "intent": ID, "reason": ...}          no such job in the queue
-    {"event": "put_off", "reason": ..., "requests": [[request, [cell, ...]], ...]}  no room now
+    {"event": "put_off", "reason": ..., "by": ..., "requests": [[request, [cell, ...]], ...]}
+                                                            there is no room for these now
     {"event": "cancelled", "cells": [...], "reports": [...]}  by `netpress cancel`
 
 An intent contains the profile that it was made with, for later commands that name none.
@@ -84,6 +85,7 @@ class Ledger:
     # Since the last intent of a cell: why it was not submitted, and what it was to request.
     not_submitted: dict[str, str] = field(default_factory=dict)
     put_off: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    put_off_by: Mapping[str, Any] | None = None  # the submission that last left something over
     checked: int = 0  # lines with a checksum
 
     @property
@@ -146,6 +148,7 @@ class Ledger:
             self.cancelled.update(dict.fromkeys(line["cells"], line["at"]))
             self.cancelled_jobs.update(line.get("reports", ()))
         elif event == "put_off":
+            self.put_off_by = line["by"]
             for request, cells in line["requests"]:
                 self.not_submitted.update(dict.fromkeys(cells, line["reason"]))
                 self.put_off.update(dict.fromkeys(cells, request))

@@ -121,8 +121,10 @@ def _ended(
 def _replaced_later(known: ledger.Ledger, rows: Mapping[str, slurm.Row]) -> ReportState | None:
     """The state of a report that was submitted before the last cells, and waits for the follow-up
     job, which replaces it."""
+    follow_ups = {ledger.FOLLOW_UP}
+    follow_ups |= {str(e.job) for e in known.entries.values() if e.kind == ledger.FOLLOW_UP}
     for entry in reversed(known.entries.values()):
-        if entry.kind == KIND and entry.ended is None:
+        if entry.kind == KIND and entry.ended is None and follow_ups & {*entry.after}:
             row = rows.get(f"{entry.job}_0")
             alive = row is not None and row.state not in slurm.FINAL
             return ReportState("queued") if alive else None

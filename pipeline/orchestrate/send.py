@@ -181,14 +181,16 @@ def _fill(
 
 
 def _put_off(batch: Batch, known: ledger.Ledger, sent: Sent) -> None:
-    """Record which cells there was no room for, for `status` and for the follow-up job."""
+    """Record which cells there was no room for, for `status`, and of which text of the sweep and
+    with which profile the follow-up job submits them."""
+    by = {"about": _about(batch), "profile": submitted.profile_json(batch.cluster)}
     requests: dict[Request, list[str]] = {}
     for cell, request in batch.rest.items():
         if known.put_off.get(cell) != asdict(request):
             requests.setdefault(request, []).append(cell)
-    if requests:
+    if requests or (batch.rest and known.put_off_by != by):
         listed = [[asdict(request), cells] for request, cells in requests.items()]
-        known.append("put_off", reason=reason(batch, sent), requests=listed)
+        known.append("put_off", reason=reason(batch, sent), requests=listed, by=by)
     if batch.rest and not sent.follow_up and not sent.jobs and sent.problem is None:
         sent.problem = slurm.NoRoom(reason(batch, sent))
 
@@ -280,11 +282,8 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
     root, data_root = str(batch.work.root), str(batch.data_root)
     folder = str(item.job.folder)
     if item.array.name in (REPORT, FOLLOW_UP):
-        path, text = str(batch.sweep.path.absolute()), batch.sweep.text
-        plugged = {plugin.source: plugin.sha256 for plugin in batch.sweep.plugins}
-        for cell in batch.sweep.cells:
-            plugged |= own.files(cell.model) if cell.is_base else {}
-        about = (path, text, root, str(batch.reports), folder, plugged, store.users_umask())
+        path, text, reports, plugged = _about(batch)
+        about = (path, text, root, reports, folder, plugged, store.users_umask())
         if item.array.name == REPORT:
             return functions.report(*about)
         return functions.follow_up(*about, data_root, submitted.profile_json(batch.cluster))
@@ -299,6 +298,15 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
         item.minutes,
         max(item.minutes, profile.minutes),
     )
+
+
+def _about(batch: Batch) -> list[Any]:
+    """What a job needs to load the sweep as it is now, whatever becomes of its files: its path and
+    text, the folder of reports, {path: SHA-256} of its plug-ins."""
+    plugged = {plugin.source: plugin.sha256 for plugin in batch.sweep.plugins}
+    for cell in batch.sweep.cells:
+        plugged |= own.files(cell.model) if cell.is_base else {}
+    return [str(batch.sweep.path.absolute()), batch.sweep.text, str(batch.reports), plugged]
 
 
 def _submitted(item: Prepared, known: ledger.Ledger) -> int:

@@ -6,10 +6,12 @@ import contextlib
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from pipeline.orchestrate import profile, room
 from tests.slurm.conftest import SMALL, wait_for
 from tests.slurm.test_slurm import LATER, in_queue
 
@@ -62,7 +64,10 @@ def test_what_there_is_room_for_is_submitted_and_a_job_submits_the_rest(desk):
         out, _ = desk.netpress("status", sweep)
         assert f"job {follow_up} submits them when there is room" in out and "Report:" not in out
         # Another call finds no more room, and makes no second one of anything.
-        assert "5 cells not submitted yet" in desk.submit(sweep, *LATER)[0]
+        assert "5 cells not submitted yet" in desk.submit(sweep, *LATER, *SOON)[0]
+        assert desk.jobs("room") == jobs
+        # With another request, the same job submits the rest with that.
+        desk.submit(sweep, *LATER, *SOON, "--set", "minutes=99")
         assert desk.jobs("room") == jobs
 
         put({"MaxSubmitJobsPerUser": 6})
@@ -78,6 +83,11 @@ def test_what_there_is_room_for_is_submitted_and_a_job_submits_the_rest(desk):
     [line] = queue(desk, "room")["report"]
     sent = desk.jobs("room")
     assert set(re.findall(r"afterany:(\d+)", line)) == {str(job) for job in sent[2:-1]}
+    limits = desk.box.ask("squeue", "-rh", "-t", "PD", "-o", "%j|%l").splitlines()
+    assert Counter(s.partition("|")[2] for s in limits if "-base-" in s) == {
+        "4:00:00": 2,
+        "1:39:00": 5,
+    }
     assert "Nothing to submit" in desk.submit(sweep)[0]
     desk.netpress("cancel", sweep)
 
@@ -154,3 +164,37 @@ def test_jobs_of_a_work_root_that_is_gone_are_not_sent_again(desk):
     aside.rename(root)
     assert "Nothing to submit" in desk.submit(sweep, *LATER)[0]
     desk.netpress("cancel", sweep)
+
+
+def test_the_tightest_limit_is_found_wherever_it_stands(desk, monkeypatch):
+    """Of the user, of the account and those above it, of the job's QOS and the partition's."""
+    monkeypatch.setenv("PATH", desk.env["PATH"])
+    monkeypatch.setenv("SLURM_CONF", desk.env["SLURM_CONF"])
+
+    def tightest(*settings: str) -> tuple[str, int] | None:
+        found = room.tightest(profile.load("generic", settings).profile)
+        return found and (found.name, found.room)
+
+    assert tightest() is None
+    places = {
+        ("user", "root", "where", "account=public"): {"MaxSubmitJobs": 9},
+        ("account", "grp_lab"): {"GrpSubmitJobs": 8},
+        ("account", "root"): {"GrpSubmitJobs": 7},
+        ("qos", "private"): {"MaxSubmitJobsPerUser": 6},
+        ("qos", "public"): {"GrpSubmitJobs": 5},
+    }
+    of_account = "GrpSubmitJobs of the association of account"
+    with contextlib.ExitStack() as stack:
+        expected = [None, (f"{of_account} grp_lab", 8), (f"{of_account} root", 7)]
+        expected += [(f"{of_account} root", 7), ("GrpSubmitJobs of QOS public", 5)]
+        for (which, limits), result in zip(places.items(), expected, strict=True):
+            stack.enter_context(limited(desk, which, **limits))
+            wait_for(lambda result=result: tightest() == result, 10)
+        assert tightest("qos=private") == ("MaxSubmitJobsPerUser of QOS private", 6)
+        assert tightest("account=public", "qos=normal") == (f"{of_account} root", 7)
+        desk.box.ask("scontrol", "update", "PartitionName=short", "QOS=private")
+        of_both = tightest("partition=short")  # its GrpSubmitJobs is not set: the job's counts
+        assert of_both == ("GrpSubmitJobs of QOS public", 5)
+        assert tightest("partition=short", "qos=normal")[0] == "MaxSubmitJobsPerUser of QOS private"
+        desk.box.ask("scontrol", "update", "PartitionName=short", "QOS=")
+    wait_for(lambda: tightest() is None, 10)
