@@ -31,6 +31,8 @@ CHAINS: dict[str, list[dict[str, dict]]] = {
     "prune-layer": [{"prune": {"parameters_kept": 0.4, "scope": "layer", "criterion": "l2"}}],
     "prune-bn-scale": [{"prune": {"parameters_kept": 0.4, "criterion": "bn-scale"}}],
     "prune-by-chance": [{"prune": {"parameters_kept": 0.4, "criterion": "random"}}],
+    "prune-by-taylor": [{"prune": {"parameters_kept": 0.4, "criterion": "taylor", "images": 128}}],
+    "prune-by-fpgm": [{"prune": {"parameters_kept": 0.4, "criterion": "fpgm", "scope": "layer"}}],
     "train": [{"train": {"width": 0.5}}],
     "distill": [{"distill": {}}],
     "distill-attention": [{"distill": {"attention": 1.0}}],

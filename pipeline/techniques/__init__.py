@@ -52,6 +52,17 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
         "filters removed to a quarter of the parameters, fine-tuned",
         [{"prune": {"parameters_kept": 0.25}}, {"finetune": {}}],
     ),
+    "prune-taylor": (
+        "the same by what the loss says of each filter (Molchanov et al. 2019)",
+        [{"prune": {"parameters_kept": 0.25, "criterion": "taylor"}}, {"finetune": {}}],
+    ),
+    "prune-fpgm": (
+        "the same part of each layer, the most replaceable filters first (He et al. 2019)",
+        [
+            {"prune": {"parameters_kept": 0.25, "criterion": "fpgm", "scope": "layer"}},
+            {"finetune": {}},
+        ],
+    ),
     "kd": (
         "a student of half the width, taught by the base's soft logits (Hinton et al. 2015)",
         [{"distill": {}}],

@@ -1,0 +1,106 @@
+"""What the criteria of pruning say, beside their definitions; budgets in MACs; what a residual sum
+makes of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import data
+from pipeline.errors import UserError
+from pipeline.measure import complexity
+from pipeline.models import MODELS, network
+from pipeline.techniques import filters, prune, stage_module
+from tests import residual, stages
+from tests.test_models import lively
+from tests.test_techniques import split_of
+
+WIDE = {"parameters_kept": 0.4, "multiple": 4}
+
+
+@pytest.fixture
+def summed(monkeypatch) -> network.ModelState:
+    """A residual network for the digits, whose stem and last convolution are one group."""
+    monkeypatch.setitem(MODELS, residual.NAME, residual.ENTRY)
+    return lively(residual.spec(residual.NAME, 1.0, (1, 32, 32), 10, 0, 1 / 64))
+
+
+def scores_of(bench, state, **settings) -> dict[int, torch.Tensor]:
+    """What pruning that keeps everything thought of each filter."""
+    found = {}
+
+    def watched(state, settings, context):
+        found.update(prune.scored(state, settings, context))
+        return state
+
+    module = stage_module("prune")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "apply", watched)
+        stages.run(bench, "prune", state, **settings)
+    return found
+
+
+def gated(state: network.ModelState, group: int, pixels, labels) -> torch.Tensor:
+    """[K]: the gradient of a gate of one behind each filter, by autograd."""
+    graph, module = network.graph_of(state.spec), state.network.eval().module
+    gate = torch.ones(state.spec.channels[group], requires_grad=True)
+    hooks = [
+        module.get_submodule(name).register_forward_hook(lambda m, i, y: y * gate[:, None, None])
+        for name in filters.outputs(graph, group)
+    ]
+    loss = torch.nn.functional.cross_entropy(state.network(pixels), labels)
+    [gradient] = torch.autograd.grad(loss, [gate])
+    for hook in hooks:
+        hook.remove()
+    return gradient
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_taylors_criterion_is_the_squared_gradient_of_a_gate(bench, summed, folded):
+    for state in (stages.base_of(bench), summed):
+        state = network.fold(state) if folded else state
+        found = scores_of(bench, state, criterion="taylor", images=64)
+        few = data.sample(split_of(bench).train, 128, 0)
+        batches = [*data.ordered(data.sample(few, 64, 1), prune.TAYLOR_BATCH)]
+        assert len(batches) == 2
+        for group, score in found.items():
+            expected = sum(gated(state, group, *batch).square() for batch in batches)
+            torch.testing.assert_close(score, expected, rtol=1e-3, atol=1e-9)
+
+
+def test_filters_near_the_geometric_median_go_first(bench):
+    state = stages.base_of(bench)
+    found = scores_of(bench, state, criterion="fpgm")
+    weight = state.network.module.features[3].conv.weight.detach().flatten(1).numpy()
+    expected = np.array([sum(np.linalg.norm(a - b) for b in weight) for a in weight])
+    np.testing.assert_allclose(found[3].numpy(), expected / expected.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fpgm", "l1"])
+def test_channels_that_are_summed_are_cut_in_all_layers(bench, summed, criterion):
+    few = prune.Settings(criterion=criterion, macs_kept=0.3, multiple=4)
+    assert few.operating_point() == {"macs_kept": 0.3}
+    assert "parameters_kept" not in few.model_dump()
+    counts = filters.counts(
+        "prune", summed.spec, summed.spec, scores_of(bench, summed, criterion=criterion), few
+    )
+    kept = filters.best({0: torch.rand(16), 1: torch.rand(24)}, counts)
+    small = network.shrink(summed, kept)
+    before, after = (complexity.count(each.spec)[1] for each in (summed, small))
+    assert 0.2 * before < after <= 0.3 * before
+    assert all(channels % 4 == 0 for channels in small.spec.channels)
+
+
+def test_a_budget_is_in_parameters_or_in_macs(bench):
+    chain = [{"prune": {"parameters_kept": 0.5, "macs_kept": 0.5}}]
+    with pytest.raises(UserError, match="macs_kept stands in place of parameters_kept"):
+        bench.cells(["x"], define={"x": chain})
+    base = stages.base_of(bench)
+    found = stages.run(bench, "prune", macs_kept=0.5)
+    share = complexity.count(found.spec)[1] / complexity.count(base.spec)[1]
+    assert 0.4 < share <= 0.5
+    with pytest.raises(UserError, match=r"prune\.macs_kept: 0\.001 cannot be reached"):
+        stages.run(bench, "prune", macs_kept=0.001)
+    steps = prune.expand(prune.Settings(macs_kept=0.25, steps=2))
+    assert [settings.get("macs_kept") for _, settings in steps] == [0.5, None, 0.25]
