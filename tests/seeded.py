@@ -33,6 +33,8 @@ CHAINS: dict[str, list[dict[str, dict]]] = {
     "prune-by-chance": [{"prune": {"parameters_kept": 0.4, "criterion": "random"}}],
     "prune-by-taylor": [{"prune": {"parameters_kept": 0.4, "criterion": "taylor", "images": 128}}],
     "prune-by-fpgm": [{"prune": {"parameters_kept": 0.4, "criterion": "fpgm", "scope": "layer"}}],
+    "prune-by-clusters": [{"prune-clusters": {"parameters_kept": 0.4}}],
+    "prune-by-clusters-dropped": [{"prune-clusters": {"macs_kept": 0.4, "rest": "drop"}}],
     "train": [{"train": {"width": 0.5}}],
     "distill": [{"distill": {}}],
     "distill-attention": [{"distill": {"attention": 1.0}}],

@@ -3,6 +3,8 @@ makes of them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -104,3 +106,59 @@ def test_a_budget_is_in_parameters_or_in_macs(bench):
         stages.run(bench, "prune", macs_kept=0.001)
     steps = prune.expand(prune.Settings(macs_kept=0.25, steps=2))
     assert [settings.get("macs_kept") for _, settings in steps] == [0.5, None, 0.25]
+
+
+# --- clusters --------------------------------------------------------------------------------
+
+
+def doubled(state: network.ModelState) -> network.ModelState:
+    """The same with each filter twice, the second time 0.5 to 2 times as large: as wide again."""
+    graph, random = network.graph_of(state.spec), torch.Generator().manual_seed(3)
+    index = [torch.arange(channels).repeat(2) for channels in state.spec.channels]
+    wide = network.shrink(state, index)
+    with torch.no_grad():
+        for i, channels in enumerate(state.spec.channels):
+            factor = torch.rand(channels, generator=random) * 1.5 + 0.5
+            factor = torch.cat((torch.ones(channels), factor))
+            for name in filters.outputs(graph, i):  # normalization, scale and shift
+                norm = wide.network.module.get_submodule(name)
+                norm.weight *= factor
+                norm.bias *= factor
+            for name in graph.groups[i].consumers:
+                reader = wide.network.module.get_submodule(name)
+                reader.weight /= 2 * factor.reshape(1, -1, *[1] * (reader.weight.dim() - 2))
+    return wide
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_merging_filters_of_one_direction_loses_nothing(bench, summed, folded):
+    """What was put in twice is found and taken out again, through sums and ReLUs."""
+    for state in (stages.base_of(bench), summed):
+        wide = doubled(state)
+        wide = network.fold(wide) if folded else wide
+        pixels = split_of(bench).test.pixels[:16]
+        with torch.inference_mode():
+            before = wide.network.eval()(pixels)
+            torch.testing.assert_close(before, state.network.eval()(pixels), rtol=1e-3, atol=1e-4)
+        as_before = replace(wide.spec, channels=state.spec.channels)
+        base = stages.base_of(bench).spec
+        share = network.parameter_count(as_before) / network.parameter_count(base)
+        settings = {"parameters_kept": min(1.0, share + 1e-9), "multiple": 1}
+        merged, dropped = (
+            stages.run(bench, "prune-clusters", wide, rest=rest, **settings)
+            for rest in ("merge", "drop")
+        )
+        assert merged.spec.channels == dropped.spec.channels == state.spec.channels
+        with torch.inference_mode():
+            after, lost = (each.network.eval()(pixels) for each in (merged, dropped))
+        torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
+        assert float((lost - before).abs().max()) > 0.1
+
+
+def test_a_cluster_has_at_least_one_filter_and_the_nearest_stays():
+    from pipeline.techniques import prune_clusters
+
+    vectors = torch.tensor([[0.0, 0.0], [0.1, 0.0], [1.0, 0.0], [1.0, 0.2]]).double()
+    centres = torch.tensor([[0.0, 0.0], [1.0, 0.0], [50.0, 0.0]]).double()
+    labels = prune_clusters.kmeans(vectors, centres)
+    assert sorted(labels.tolist()) == [0, 0, 1, 2]

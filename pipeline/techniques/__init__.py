@@ -31,6 +31,7 @@ STAGES: dict[str, str] = {
     "train": "pipeline.techniques.train",
     "finetune": "pipeline.techniques.finetune",
     "prune": "pipeline.techniques.prune",
+    "prune-clusters": "pipeline.techniques.prune_clusters",
     "distill": "pipeline.techniques.distill",
     "quantize": "pipeline.techniques.quantize",
     "sparsify": "pipeline.techniques.sparsify",
@@ -62,6 +63,10 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
             {"prune": {"parameters_kept": 0.25, "criterion": "fpgm", "scope": "layer"}},
             {"finetune": {}},
         ],
+    ),
+    "prune-clusters": (
+        "one of each cluster of similar filters, to a quarter of the parameters, fine-tuned",
+        [{"prune-clusters": {"parameters_kept": 0.25}}, {"finetune": {}}],
     ),
     "kd": (
         "a student of half the width, taught by the base's soft logits (Hinton et al. 2015)",
