@@ -35,6 +35,7 @@ CHAINS: dict[str, list[dict[str, dict]]] = {
     "prune-by-fpgm": [{"prune": {"parameters_kept": 0.4, "criterion": "fpgm", "scope": "layer"}}],
     "prune-by-clusters": [{"prune-clusters": {"parameters_kept": 0.4}}],
     "prune-by-clusters-dropped": [{"prune-clusters": {"macs_kept": 0.4, "rest": "drop"}}],
+    "prune-by-gates": [{"prune-learned": {"parameters_kept": 0.4}}],
     "train": [{"train": {"width": 0.5}}],
     "distill": [{"distill": {}}],
     "distill-attention": [{"distill": {"attention": 1.0}}],

@@ -12,7 +12,8 @@ import torch
 from pipeline import data
 from pipeline.errors import UserError
 from pipeline.measure import complexity
-from pipeline.models import MODELS, network
+from pipeline.models import MODELS, module_of, network
+from pipeline.models.transforms.folded import Folded
 from pipeline.techniques import filters, prune, stage_module
 from tests import residual, stages
 from tests.test_models import lively
@@ -49,7 +50,7 @@ def gated(state: network.ModelState, group: int, pixels, labels) -> torch.Tensor
     gate = torch.ones(state.spec.channels[group], requires_grad=True)
     hooks = [
         module.get_submodule(name).register_forward_hook(lambda m, i, y: y * gate[:, None, None])
-        for name in filters.outputs(graph, group)
+        for name in graph.ends(group)
     ]
     loss = torch.nn.functional.cross_entropy(state.network(pixels), labels)
     [gradient] = torch.autograd.grad(loss, [gate])
@@ -120,7 +121,7 @@ def doubled(state: network.ModelState) -> network.ModelState:
         for i, channels in enumerate(state.spec.channels):
             factor = torch.rand(channels, generator=random) * 1.5 + 0.5
             factor = torch.cat((torch.ones(channels), factor))
-            for name in filters.outputs(graph, i):  # normalization, scale and shift
+            for name in graph.ends(i):  # normalization, scale and shift
                 norm = wide.network.module.get_submodule(name)
                 norm.weight *= factor
                 norm.bias *= factor
@@ -162,3 +163,49 @@ def test_a_cluster_has_at_least_one_filter_and_the_nearest_stays():
     centres = torch.tensor([[0.0, 0.0], [1.0, 0.0], [50.0, 0.0]]).double()
     labels = prune_clusters.kmeans(vectors, centres)
     assert sorted(labels.tolist()) == [0, 0, 1, 2]
+
+
+# --- gates -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("of", ["parameters_kept", "macs_kept"])
+def test_learned_gates_reach_the_budget_and_closed_filters_are_as_good_as_gone(bench, summed, of):
+    """The budget within 2 %, in each layer a floor; at the end nothing is lost by the removal."""
+    from pipeline.models.transforms import gated
+
+    base = stages.base_of(bench)
+    for state in (base, summed):
+        count = complexity.count(base.spec)["pm".index(of[0])]
+        target = 0.3 * complexity.count(state.spec)["pm".index(of[0])] / count
+        seen = {}
+
+        def watch(now, seen=seen):
+            seen["gates"] = gated.gates(now.network.module)
+            seen["open"] = [int(gate.open.sum()) for gate in seen["gates"].values()]
+            seen["state"] = now
+
+        found = stages.run(
+            bench, "prune-learned", state, watch, epochs=2, multiple=1, **{of: target}
+        )
+        reached = complexity.count(found.spec)["pm".index(of[0])] / count
+        # A filter of the small network, of which there are 40, is several per cent of it.
+        assert (0.98 if state is base else 0.8) * target < reached <= target
+        assert seen["open"] == list(found.spec.channels) and min(seen["open"]) >= 1
+        assert not found.spec.transforms
+        assert any(gate.score.grad.abs().sum() > 0 for gate in seen["gates"].values())
+        pixels = split_of(bench).test.pixels[:16]
+        with torch.inference_mode():
+            closed = seen["state"].network.eval()(pixels)
+            torch.testing.assert_close(found.network.eval()(pixels), closed, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet20", "resnet20_a", "mobilenetv2"])
+@pytest.mark.parametrize("folded", [False, True])
+def test_what_other_channel_counts_would_cost_is_what_they_cost(name, folded):
+    spec = module_of(name).spec(name, 0.5, (3, 40, 40), 10, 128, 1 / 64)
+    spec = spec.with_transform(Folded()) if folded else spec
+    random = torch.Generator().manual_seed(0)
+    fewer = [int(torch.randint(1, c + 1, (), generator=random)) for c in spec.channels]
+    count = complexity.by_channels(spec)
+    for channels in (spec.channels, tuple(fewer)):
+        assert count(channels) == complexity.count(replace(spec, channels=channels))

@@ -82,6 +82,17 @@ def with_transform(state: ModelState, transform: Transform) -> ModelState:
     return ModelState(spec, placed.network)
 
 
+def without(state: ModelState, transform: str, tensors: str) -> ModelState:
+    """The same network without the transform of this name, whose own tensors lie in the submodule
+    ``tensors``."""
+    own, device = f"module.{tensors}.", next(state.network.parameters()).device
+    left = {n: t for n, t in state.network.state_dict().items() if not n.startswith(own)}
+    kept = tuple(each for each in state.spec.transforms if each.name != transform)
+    found = restore(replace(state.spec, transforms=kept), left)
+    found.network.to(device)
+    return found
+
+
 def normalized(network: nn.Module) -> bool:
     """Whether batch normalization holds the network's activations in their range."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())

@@ -127,6 +127,13 @@ class Graph:
         }
         return {**found, **self.outputs}
 
+    def ends(self, group: int) -> tuple[str, ...]:
+        """Modules whose outputs are the channels of the group: of a layer that is normalized, its
+        normalization."""
+        normalized, members = dict(self.norms), self.groups[group]
+        last = (normalized.get(name, name) for name in members.producers)
+        return tuple(dict.fromkeys((*last, *members.norms)))
+
     @cached_property
     def readers(self) -> dict[str, tuple[int, ...]]:
         """Layer -> numbers of the groups that its inputs are of, in order."""

@@ -32,6 +32,7 @@ STAGES: dict[str, str] = {
     "finetune": "pipeline.techniques.finetune",
     "prune": "pipeline.techniques.prune",
     "prune-clusters": "pipeline.techniques.prune_clusters",
+    "prune-learned": "pipeline.techniques.prune_learned",
     "distill": "pipeline.techniques.distill",
     "quantize": "pipeline.techniques.quantize",
     "sparsify": "pipeline.techniques.sparsify",
@@ -67,6 +68,10 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
     "prune-clusters": (
         "one of each cluster of similar filters, to a quarter of the parameters, fine-tuned",
         [{"prune-clusters": {"parameters_kept": 0.25}}, {"finetune": {}}],
+    ),
+    "prune-learned": (
+        "the same by gates that are trained with the weights, in one go with fine-tuning",
+        [{"prune-learned": {"parameters_kept": 0.25}}],
     ),
     "kd": (
         "a student of half the width, taught by the base's soft logits (Hinton et al. 2015)",

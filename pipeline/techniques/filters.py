@@ -6,8 +6,8 @@ Scores are one number a filter, one tensor [K] a group; larger is better.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -67,12 +67,15 @@ class Budget(StageSettings):
     def operating_point(self) -> dict[str, Any]:
         return {self.of: self.kept}
 
-    def size(self, spec: NetworkSpec) -> int:
-        """Of a network of this shape, in what the budget counts."""
+    def sizes(self, spec: NetworkSpec) -> Callable[[Sequence[int]], int]:
+        """Channel counts -> the size of such a network, in what the budget counts."""
         from pipeline.measure import complexity
-        from pipeline.models import network
 
-        return network.parameter_count(spec) if self.of[0] == "p" else complexity.count(spec)[1]
+        count, index = complexity.by_channels(spec), int(self.macs_kept is not None)
+        return lambda channels: count(channels)[index]
+
+    def target(self, base: NetworkSpec) -> float:
+        return self.kept * self.sizes(base)(base.channels)
 
 
 def cut_groups(stage: str, graph: Graph, budget: Budget) -> list[int]:
@@ -114,14 +117,6 @@ class Rows:
         return slice(start, start + self.channels[group])
 
 
-def outputs(graph: Graph, group: int) -> Iterator[str]:
-    """Modules whose outputs are the channels of the group: of a layer that is normalized, its
-    normalization."""
-    normalized, members = dict(graph.norms), graph.groups[group]
-    last = [normalized.get(name, name) for name in members.producers]
-    yield from dict.fromkeys((*last, *members.norms))
-
-
 def counts(
     stage: str,
     spec: NetworkSpec,
@@ -132,11 +127,7 @@ def counts(
 ) -> list[int]:
     """Filters that each group keeps: as many as fit into the budget. One threshold for all scores,
     or ``by_layer`` the same part of each group. UserError where even the fewest are too many."""
-    target = budget.kept * budget.size(base)
-
-    def size(found: list[int]) -> int:
-        return budget.size(replace(spec, channels=tuple(found)))
-
+    target, size = budget.target(base), budget.sizes(spec)
     # One candidate a possible threshold, from the fewest filters to all of them; size grows along.
     candidates = _candidates(scores, budget, spec.channels, by_layer)
     if size(candidates(0)) > target:
@@ -153,6 +144,28 @@ def counts(
         else:
             high = middle - 1
     return candidates(low)
+
+
+def filled(
+    spec: NetworkSpec,
+    base: NetworkSpec,
+    scores: dict[int, torch.Tensor],
+    budget: Budget,
+    found: list[int],
+) -> list[int]:
+    """``found`` (see ``counts``) and more filters, ``multiple`` of a group at a time, the best ones
+    first, as long as the budget has room for any: rounding leaves some of it."""
+    target, size, counts = budget.target(base), budget.sizes(spec), list(found)
+    ranked = {i: score.sort(descending=True).values for i, score in scores.items()}
+    grows = True
+    while grows:
+        grows = False
+        left = [i for i in scores if counts[i] + budget.multiple <= len(scores[i])]
+        for i in sorted(left, key=lambda i: float(ranked[i][counts[i]]), reverse=True):
+            more = [*counts[:i], counts[i] + budget.multiple, *counts[i + 1 :]]
+            if size(more) <= target:
+                counts, grows = more, True
+    return counts
 
 
 def _candidates(

@@ -29,6 +29,8 @@ TRANSFORMS: dict[str, str] = {
     "low-bits": "pipeline.models.transforms.lowbits:LowBits",
     "ternary": "pipeline.models.transforms.ternary:Ternary",
     "binary": "pipeline.models.transforms.binary:Binary",
+    "gated": "pipeline.models.transforms.gated:Gated",
+    "adapted": "pipeline.models.transforms.adapted:Adapted",
     "encoded": "pipeline.models.transforms.encoded:Encoded",
 }
 
