@@ -34,6 +34,11 @@ STAGES: dict[str, str] = {
     "prune-clusters": "pipeline.techniques.prune_clusters",
     "prune-learned": "pipeline.techniques.prune_learned",
     "distill": "pipeline.techniques.distill",
+    "dkd": "pipeline.techniques.dkd",
+    "distill-consistent": "pipeline.techniques.distill_consistent",
+    "distill-staged": "pipeline.techniques.distill_staged",
+    "distill-few": "pipeline.techniques.distill_few",
+    "low-rank": "pipeline.techniques.low_rank",
     "quantize": "pipeline.techniques.quantize",
     "sparsify": "pipeline.techniques.sparsify",
     "cluster": "pipeline.techniques.cluster",
@@ -84,6 +89,26 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
     "attention-transfer-kd": (
         "the same student, taught by attention maps and soft logits",
         [{"distill": {"attention": 100.0}}],
+    ),
+    "dkd": (
+        "the same student, the teacher's word on right and wrong apart (Zhao et al. 2022)",
+        [{"dkd": {}}],
+    ),
+    "kd-consistent": (
+        "the same student, long, on blended images that both see (Beyer et al. 2022)",
+        [{"distill-consistent": {}}],
+    ),
+    "distill-staged": (
+        "the same student, taught feature map by feature map, then its head (Gao et al. 2018)",
+        [{"distill-staged": {}}],
+    ),
+    "distill-few": (
+        "filters removed, each layer put right from 500 images without labels (Li et al. 2020)",
+        [{"distill-few": {"parameters_kept": 0.25}}],
+    ),
+    "low-rank": (
+        "convolutions as products of smaller ones (Kim et al. 2016), fine-tuned",
+        [{"low-rank": {"parameters_kept": 0.25}}, {"finetune": {}}],
     ),
     "small-and-int8": (
         "a sixteenth of the parameters, taught by the base, then int8 with training",

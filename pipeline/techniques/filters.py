@@ -23,17 +23,11 @@ if TYPE_CHECKING:
     from pipeline.models.spec import Graph, NetworkSpec
 
 
-class Budget(StageSettings):
-    """How much of the base stays, in parameters or in MACs, and what may be cut for it."""
+class Size(StageSettings):
+    """How much of the base stays, in parameters or in MACs."""
 
-    # Those left out where they are the default are younger than many cells, which keep their ids.
-    groups: Literal["all", "inner"] = Field(
-        "all",
-        exclude_if=lambda value: value == "all",
-        description="inner: not the channels of residual sums (Li et al. 2017, section 3.3: the "
-        "first layers of blocks); all: these too, in all layers that are summed at once",
-    )
     parameters_kept: float = Field(0.25, gt=0, le=1, description="part of the base's parameters")
+    # Left out where it is the default, as `groups` below: cells that are older keep their ids.
     macs_kept: float | None = Field(
         None,
         gt=0,
@@ -44,7 +38,7 @@ class Budget(StageSettings):
     multiple: int = Field(8, ge=1, le=64, description="channel counts stay multiples of this")
 
     @model_validator(mode="after")
-    def _one(self) -> Budget:
+    def _one(self) -> Size:
         if self.macs_kept is not None and "parameters_kept" in self.model_fields_set:
             raise ValueError("macs_kept stands in place of parameters_kept; expected one of them")
         return self
@@ -76,6 +70,17 @@ class Budget(StageSettings):
 
     def target(self, base: NetworkSpec) -> float:
         return self.kept * self.sizes(base)(base.channels)
+
+
+class Budget(Size):
+    """And what may be cut for it."""
+
+    groups: Literal["all", "inner"] = Field(
+        "all",
+        exclude_if=lambda value: value == "all",
+        description="inner: not the channels of residual sums (Li et al. 2017, section 3.3: the "
+        "first layers of blocks); all: these too, in all layers that are summed at once",
+    )
 
 
 def cut_groups(stage: str, graph: Graph, budget: Budget) -> list[int]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TRANSFORMS: dict[str, str] = {
     # name: "module:class"
     "folded": "pipeline.models.transforms.folded:Folded",
+    "factored": "pipeline.models.transforms.factored:Factored",
     "masked": "pipeline.models.transforms.masked:Masked",
     "fake-quantized": "pipeline.models.transforms.fakequant:FakeQuantized",
     "clustered": "pipeline.models.transforms.clustered:Clustered",
@@ -64,6 +65,10 @@ class Transform:
     def insert(self, module: nn.Module, graph: Graph) -> None:
         """Puts itself on a freshly built ``module``; its tensors come from a checkpoint."""
         raise NotImplementedError
+
+    def graph(self, graph: Graph) -> Graph:
+        """How the layers hang together once it is on a network, by how they did before."""
+        return graph
 
     def before_step(self, module: nn.Module) -> None:
         """Called before each optimizer step, when gradients are there and not yet clipped: what of
