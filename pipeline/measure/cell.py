@@ -15,7 +15,7 @@ import torch
 from pipeline import runtimes
 from pipeline.artifact import Artifact, softmax
 from pipeline.data import Images, Split, ordered
-from pipeline.measure import accuracy, complexity, inference, latency
+from pipeline.measure import accuracy, complexity, inference, latency, similarity
 from pipeline.measure.series import BATCHES, THREADS, Model, Series, Threads
 from pipeline.models.network import ModelState
 from pipeline.sweep import Measure
@@ -54,6 +54,7 @@ def measure(
     tick("accuracy")
     measured |= _accuracy(mine, base, split, device)
     measured |= _elsewhere(mine, split, settings, measured)
+    measured |= similarity.of_networks(mine.state, base.state, split.held_out, device)
     for threads in THREADS:
         tick(f"latency, {threads} thread{'s' if threads == 'all' else ''}")
         measured |= _latency(mine, base, settings, threads)

@@ -169,8 +169,16 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
         [{"sparsify": {"sparsity": 0.95, "criterion": "random"}}],
     ),
     "pruned-from-scratch": (
-        "control: the shape that prune-filters leaves, trained anew for both budgets",
+        "control: the shape that prune-filters leaves, trained anew for both budgets (scratch-B)",
         [{"prune": {"parameters_kept": 0.25}}, {"train": {"share": 2.0}}],
+    ),
+    "scratch-e": (
+        "control: the same shape, trained anew for the base's epochs (Liu et al. 2019)",
+        [{"prune": {"parameters_kept": 0.25}}, {"train": {}}],
+    ),
+    "base-anew": (
+        "control: the base's shape from other fresh weights: what two bases differ by",
+        [{"prune": {"parameters_kept": 1.0}}, {"train": {}}],
     ),
     "student-alone": (
         "control: the student of kd, trained without a teacher",
@@ -180,8 +188,17 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
 }
 # Which of them are controls: never the answer, and marked wherever they are shown. A technique of
 # a sweep's own is none.
+ANEW = "base-anew"  # with which similarity is compared
 CONTROLS = frozenset(
-    {"prune-random", "sparse-random", "pruned-from-scratch", "student-alone", "base-longer"}
+    {
+        "prune-random",
+        "sparse-random",
+        "pruned-from-scratch",
+        "scratch-e",
+        ANEW,
+        "student-alone",
+        "base-longer",
+    }
 )
 
 
