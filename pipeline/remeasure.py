@@ -89,10 +89,9 @@ def _own(bench: Bench, cell: Cell) -> Artifact:
 
 
 def _kept(result: store.Result) -> dict[str, Any]:
-    """What no machine decides."""
-    names = ("stored_bytes", "runnable_bytes", "parameters", "macs")
-    kept = [*names, *(f"base_{name}" for name in names), "channels", "subnormals"]
-    return {name: result.measured[name] for name in kept if name in result.measured}
+    """What no machine decides, and what only the network in PyTorch tells."""
+    timed = ("latency/", "runtimes/", "test_set_seconds", "base_test_set_seconds")
+    return {name: value for name, value in result.measured.items() if not name.startswith(timed)}
 
 
 def _facts(settings: Measure, began: float) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from pipeline import runtimes
 from pipeline.artifact import Artifact, softmax
 from pipeline.data import Images, Split, ordered
-from pipeline.measure import accuracy, complexity, inference, latency
+from pipeline.measure import accuracy, complexity, inference, latency, similarity
 from pipeline.measure.series import BATCHES, THREADS, Model, Series, Threads
 from pipeline.models.network import ModelState
 from pipeline.sweep import Measure
@@ -58,6 +58,7 @@ def measure(
     measured |= _accuracy(mine, base, split)
     measured |= _simulated(mine, split, settings, device, measured)
     measured |= _elsewhere(mine, split, settings, measured)
+    measured |= _held_out(mine, base, split, device)
     budget = latency.Budget((1 - SIMULATED_ACCURACY) * settings.simulated_seconds)
     for threads in THREADS:
         tick(f"latency, {threads} thread{'s' if threads == 'all' else ''}")
@@ -138,6 +139,17 @@ def _spread(images: int, most: int) -> np.ndarray:
 def _some(network: torch.nn.Module, test: Images, most: int, device: torch.device) -> np.ndarray:
     index = torch.from_numpy(_spread(len(test.labels), most))
     return predict(network, Images(test.pixels[index], test.labels[index]), device).numpy()
+
+
+def _held_out(mine: Candidate, base: Candidate, split: Split, device: torch.device) -> dict:
+    """On images that were neither trained on nor are the test set's: the network's accuracy, by
+    which settings are chosen, and how alike its layers and the base's are."""
+    images = split.held_out
+    alike = similarity.of_networks(mine.state, base.state, images, device)
+    if not len(images.labels):
+        return dict(alike)
+    right = predict(mine.state.network, images, device) == images.labels
+    return {"held_out_accuracy": float(right.double().mean()), **alike}
 
 
 def _elsewhere(mine: Candidate, split: Split, settings: Measure, measured: dict) -> dict:
