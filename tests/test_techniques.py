@@ -70,6 +70,8 @@ DEPLOYED = [
     "pruned-and-stored",
     "deep-compression",
     "inq-5",
+    "low-rank",
+    "distill-few",
 ]
 CLOCKS = {"seconds", "images_per_second"}
 

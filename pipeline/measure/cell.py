@@ -15,7 +15,7 @@ import torch
 from pipeline import runtimes
 from pipeline.artifact import Artifact, softmax
 from pipeline.data import Images, Split, ordered
-from pipeline.measure import accuracy, complexity, inference, latency
+from pipeline.measure import accuracy, complexity, inference, latency, similarity
 from pipeline.measure.series import BATCHES, THREADS, Model, Series, Threads
 from pipeline.models.network import ModelState
 from pipeline.sweep import Measure
@@ -54,6 +54,7 @@ def measure(
     tick("accuracy")
     measured |= _accuracy(mine, base, split, device)
     measured |= _elsewhere(mine, split, settings, measured)
+    measured |= _held_out(mine, base, split, device)
     for threads in THREADS:
         tick(f"latency, {threads} thread{'s' if threads == 'all' else ''}")
         measured |= _latency(mine, base, settings, threads)
@@ -102,6 +103,17 @@ def _accuracy(mine: Candidate, base: Candidate, split: Split, device: torch.devi
         "labels": labels.astype(np.uint16),
         **_differing(own_logits, base_logits, images, labels),
     }
+
+
+def _held_out(mine: Candidate, base: Candidate, split: Split, device: torch.device) -> dict:
+    """On images that were neither trained on nor are the test set's: the network's accuracy, by
+    which settings are chosen, and how alike its layers and the base's are."""
+    images = split.held_out
+    alike = similarity.of_networks(mine.state, base.state, images, device)
+    if not len(images.labels):
+        return dict(alike)
+    right = predict(mine.state.network, images, device) == images.labels
+    return {"held_out_accuracy": float(right.double().mean()), **alike}
 
 
 def _elsewhere(mine: Candidate, split: Split, settings: Measure, measured: dict) -> dict:

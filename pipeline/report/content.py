@@ -50,6 +50,8 @@ RESULTS = (
     *_columns("complexity", "parameters", "macs", "macs_ratio"),
     *_columns("speed", "speedup_all_batch1", "speedup_all_batch64", "test_set_seconds"),
     *_columns("quantization", "integer_share"),
+    Column("epochs", "training_epochs", "cost"),
+    Column("s", "training_seconds", "cost"),
 )
 LATENCY = tuple(_latency_columns())
 SIMULATED_MS = latency_key(Series(runtimes.REFERENCE, "simulated", "all", 1), 50)
@@ -94,6 +96,10 @@ RESULTS_NOTES: tuple[Sentence, ...] = (
     (
         "The speedup is the median latency of the base artifact divided by that of the artifact, "
         "both warmed up and interleaved in one process, with all threads.",
+    ),
+    (
+        "What a technique costs is the epochs and the time that its own stages trained for; those "
+        "of the base come on top where it starts from it, or is taught by it.",
     ),
     (
         "Agreement is the share of test images for which artifact and base predict the same class. "

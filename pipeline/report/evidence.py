@@ -23,6 +23,7 @@ from pipeline.store import StageHistory
 REQUIRED = ("accuracy", "stored_bytes")
 DIFFERING = "differing/"
 CLASSES = ("predictions", "base_predictions", "labels")
+SIMILARITY = ("cka", "svcca")
 PER_PICTURE = ("index", "own", "base", "label", "distance")
 
 
@@ -42,12 +43,14 @@ class Evidence:
     base_predictions: numpy.ndarray | None  # uint16 [N]
     labels: numpy.ndarray | None  # uint16 [N]
     differing: dict[str, numpy.ndarray] | None
+    similarity: dict[str, numpy.ndarray] | None = None  # cka and svcca [L + 1] with the base's
 
     @cached_property
     def n_bytes(self) -> int:
         """What its numbers take in memory."""
         single = (self.channels, self.predictions, self.base_predictions, self.labels)
-        arrays = [*self.latency.values(), *(self.differing or {}).values(), *single]
+        groups = (self.latency, self.differing or {}, self.similarity or {})
+        arrays = [*(array for group in groups for array in group.values()), *single]
         return sum(a.nbytes for a in arrays if a is not None) + self.history_bytes
 
     @property
@@ -72,7 +75,8 @@ def of(result: store.Result) -> Evidence:
     }
     channels = _array(measured.get("channels"), "iu", 1)
     history, differing = tuple(result.history), _differing(measured)
-    return Evidence(history, channels, latency, own, base, labels, differing)
+    similar = _similarity(measured)
+    return Evidence(history, channels, latency, own, base, labels, differing, similar)
 
 
 def is_row_evidence(name: str) -> bool:
@@ -123,6 +127,13 @@ def _array(value: Any, kinds: str, dimensions: int) -> numpy.ndarray | None:
 def _samples(value: Any) -> numpy.ndarray | None:
     samples = _array(value, "f", 1)
     return samples if samples is not None and numpy.isfinite(samples).all() else None
+
+
+def _similarity(measured: dict[str, Any]) -> dict[str, numpy.ndarray] | None:
+    found = {name: _array(measured.get(f"similarity/{name}"), "f", 1) for name in SIMILARITY}
+    known = {name: array for name, array in found.items() if array is not None}
+    alike = len({len(array) for array in known.values()}) == 1
+    return known if alike and len(known) == len(SIMILARITY) else None
 
 
 def _differing(measured: dict[str, Any]) -> dict[str, numpy.ndarray] | None:

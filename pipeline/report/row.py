@@ -84,7 +84,9 @@ class Row(Identity):
     subnormals: float | None
     simulated_accuracy: float | None
     simulated_agreement: float | None
+    held_out_accuracy: float | None
     training_seconds: float | None
+    training_epochs: float | None
     seconds: float | None
     peak_memory_bytes: float | None
 
@@ -163,6 +165,7 @@ def row(cell: Identity, result: store.Result) -> Row:
         facts=result.facts,
         latencies=_latencies(result.measured),
         training_seconds=_training_seconds(result),
+        training_epochs=_training_epochs(result),
         seconds=_number(result.facts.get("seconds")),
         peak_memory_bytes=_number(result.facts.get("peak_memory_bytes")),
     )
@@ -180,6 +183,7 @@ MEASURED = tuple(
         "other_images_of",
         "latencies",
         "training_seconds",
+        "training_epochs",
         "seconds",
         "peak_memory_bytes",
     }
@@ -220,6 +224,11 @@ def _training_seconds(result: store.Result) -> float | None:
     seconds = [_number(value) for column in columns for value in column]
     known = [value for value in seconds if value is not None]
     return float(sum(known)) if len(known) == len(seconds) else None
+
+
+def _training_epochs(result: store.Result) -> float | None:
+    """Of the cell's own stages; None where nothing was recorded, as of an older report."""
+    return float(sum(len(stage.columns.get("seconds", ())) for stage in result.history)) or None
 
 
 def _typed(name: str, value: Any) -> float | int | None:

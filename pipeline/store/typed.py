@@ -168,6 +168,8 @@ _ARRAYS: dict[str, tuple[str, int, int, int]] = {
     "differing/base": _CLASSES,
     "differing/label": _CLASSES,
     "differing/distance": ("f", 8, 1, MOST_NAMES),
+    "similarity/cka": ("f", 8, 1, MOST_NAMES),
+    "similarity/svcca": ("f", 8, 1, MOST_NAMES),
 }
 _SERIES = ("f", 8, 1, MOST_SAMPLES)
 

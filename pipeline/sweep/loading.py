@@ -33,6 +33,7 @@ class Sweep:
     pack: Pack | None = None
     notes: tuple[str, ...] = ()
     plugins: tuple[Plugin, ...] = ()  # the files that it names
+    tuned: Mapping[str, str] = field(default_factory=dict)  # technique -> what it is a candidate of
 
     @cached_property
     def by_id(self) -> dict[str, Cell]:
@@ -67,6 +68,7 @@ def load(
         pack=config.pack,
         notes=_notes(source),
         plugins=catalog.files,
+        tuned={each.label: each.tuned for each in techniques if each.tuned is not None},
     )
 
 
