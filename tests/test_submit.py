@@ -25,6 +25,7 @@ from pipeline.orchestrate import (
     graph,
     ledger,
     profile,
+    put_off,
     report_job,
     resume,
     retry,
@@ -188,6 +189,35 @@ def test_what_there_was_no_room_for_is_in_the_ledger_until_it_is_submitted(tmp_p
     known = ledger.read(place)
     assert known.put_off == {"c2": request}
     assert known.not_submitted == {"c2": "full", "c3": "Invalid partition"}
+
+
+def test_what_becomes_of_the_rest_is_told(tmp_path):
+    """By the job that submits it, while that is in the queue; then how it failed."""
+    asked, work = results.sweep(techniques=(), seeds=(0, 1)), Work(tmp_path)
+    request = {"memory_gib": 4, "minutes": 10, "exclude": []}
+    with ledger.locked(work.sweep("test")) as known:
+        intend(known, "f1", kind="follow-up", tasks={"0": []})
+        known.append("submitted", intent="f1", job=7)
+        left = [[request, [cell.id for cell in asked.cells]]]
+        known.append("put_off", reason="limit of 4", requests=left, by={})
+
+    def told(*rows):
+        view = cluster.View(known, work, {row.task: row for row in rows})
+        states = [state._state(cell, work, False, None, view) for cell in asked.cells]
+        assert {(s.state, s.reason) for s in states} == {("missing", "not submitted: limit of 4")}
+        return list(put_off.lines(state.SweepState(tuple(states), view), "s.yaml"))
+
+    [line] = told(Row(7, 0, "PENDING"))
+    assert line == ("2 cells not submitted yet (limit of 4): job 7 submits them when there is room")
+    [line] = told()
+    assert line.endswith("`netpress submit s.yaml` submits them when there is room")
+    job = known.paths.job("f1")
+    job.folder.mkdir(parents=True)
+    store.write_failure(job.report, Failure("exception", "UserError: no room for 7 days"))
+    [_, why] = told()
+    assert why == (
+        "Job 7, which was to submit them, failed: exception: UserError: no room for 7 days"
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.sweep import Cell
 
@@ -36,6 +37,11 @@ class Request:
     memory_gib: int
     minutes: int
     exclude: tuple[str, ...] = ()  # nodes
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Request:
+        """From a line of the ledger."""
+        return Request(values["memory_gib"], values["minutes"], tuple(values["exclude"]))
 
 
 @dataclass(frozen=True)

@@ -139,8 +139,7 @@ def _last_request(cell: Cell, view: clusters.View | None, times: Durations) -> R
     at = view.last.get(cell.id) if view else None
     if at is None:
         return times.standard(cell)
-    last = at.entry.request
-    return Request(last["memory_gib"], last["minutes"], tuple(last["exclude"]))
+    return Request.from_json(at.entry.request)
 
 
 def _more(request: Request, given: Request) -> str:
@@ -159,6 +158,6 @@ def lines(
 ) -> Iterator[submit.Line]:
     """The decisions and the submitted jobs, without the advice to call `resume`."""
     yield from map(submit.Line, decisions)
-    for line in submit.lines(batch, states, sent):
+    for line in submit.lines(batch, states, sent, "resume"):
         if line.kind is not submit.Kind.RESUME_HINT:
             yield line

@@ -82,6 +82,8 @@ def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions) -> Sent:
     lacking: set[str] = set()
     function_of = partial(_function, batch, functions)
     left = list(batch.prepared)
+    if left:
+        _put_off(batch, known, sent)  # first, so that the follow-up job has it whatever comes
     while left:
         item = left.pop(0)
         if item.array.name == REPORT:
@@ -108,6 +110,8 @@ def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions) -> Sent:
             sent.problem = error
             break
     _put_off(batch, known, sent)
+    if batch.rest and not sent.follow_up and not sent.jobs and sent.problem is None:
+        sent.problem = slurm.NoRoom(reason(batch, sent))
     return sent
 
 
@@ -135,7 +139,8 @@ def _without_room(
     the rest of the batch, with all later ones."""
     if refused.array.name == FOLLOW_UP:
         return _report_last(batch, left, known)
-    if refused.array.name == REPORT:
+    if refused.array.name == REPORT:  # one that follows the rest comes with it
+        sent.problem = sent.problem or (None if sent.follow_up else sent.full)
         return list(left)
     others = [cell for item in left for cell in item.array.cells]
     for array in [] if sent.follow_up else follow_up_and_report(batch):
@@ -186,13 +191,12 @@ def _put_off(batch: Batch, known: ledger.Ledger, sent: Sent) -> None:
     by = {"about": _about(batch), "profile": submitted.profile_json(batch.cluster)}
     requests: dict[Request, list[str]] = {}
     for cell, request in batch.rest.items():
-        if known.put_off.get(cell) != asdict(request):
+        before = known.put_off.get(cell)
+        if before is None or Request.from_json(before) != request:
             requests.setdefault(request, []).append(cell)
     if requests or (batch.rest and known.put_off_by != by):
         listed = [[asdict(request), cells] for request, cells in requests.items()]
         known.append("put_off", reason=reason(batch, sent), requests=listed, by=by)
-    if batch.rest and not sent.follow_up and not sent.jobs and sent.problem is None:
-        sent.problem = slurm.NoRoom(reason(batch, sent))
 
 
 def reason(batch: Batch, sent: Sent) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pipeline import done as finished
 from pipeline import gaps, store, streams, timeline, usage
 from pipeline.errors import Corrupt
-from pipeline.orchestrate import cluster, images, ledger, report_job, slurm
+from pipeline.orchestrate import cluster, images, ledger, put_off, report_job, slurm
 from pipeline.orchestrate.held import is_held
 from pipeline.orchestrate.plan import aligned, identity, quoted
 from pipeline.paths import AttemptPaths, CellPaths, Work
@@ -369,30 +369,6 @@ def report_lines(states: SweepState, called: str) -> Iterable[str]:
     yield f"{again}, `netpress report {called}` builds it here"
 
 
-def put_off_line(count: int, reason: str, follow_up: int | None, called: str) -> str:
-    """What becomes of cells for which there was no room."""
-    by = f"job {follow_up}" if follow_up else f"`netpress submit {called}`"
-    return (
-        f"{count} cell{'s' * (count != 1)} not submitted yet ({reason}): {by} submits "
-        f"{'them' if count != 1 else 'it'} when there is room"
-    )
-
-
-def put_off_lines(states: SweepState, called: str) -> Iterable[str]:
-    """The line above where it is so, and how the job ended that was to submit the rest."""
-    view = states.view
-    if view is None:
-        return
-    left = [c for c in states.cells if c.cell.id in view.known.put_off and c.state in OVER]
-    follow_ups = view.follow_ups
-    if left:
-        reason = view.known.not_submitted[left[-1].cell.id]
-        job = follow_ups[-1].job if follow_ups else None
-        yield put_off_line(len(left), reason, job, called)
-        if not follow_ups and (failure := report_job.follow_up_failure(view.known)):
-            yield failure
-
-
 def used(states: SweepState, work: Work) -> Iterable[str]:
     """The usage of the jobs of finished cells, and where their time went, as text."""
     done = [s.cell for s in states.cells if s.state == "done"]
@@ -405,7 +381,7 @@ def used(states: SweepState, work: Work) -> Iterable[str]:
 def everything(sweep: Sweep, states: SweepState, work: Work) -> Iterable[str]:
     """The whole output of `status` as text."""
     yield from lines(states.cells)
-    yield from put_off_lines(states, quoted(sweep))
+    yield from put_off.lines(states, quoted(sweep))
     yield from report_lines(states, quoted(sweep))
     yield from used(states, work)
 

@@ -20,6 +20,7 @@ from pipeline.orchestrate import (
     images,
     ledger,
     plan,
+    put_off,
     report_job,
     slurm,
     state,
@@ -221,8 +222,10 @@ def _left(batch: Batch) -> Iterator[str]:
         )
 
 
-def lines(batch: Batch, states: state.SweepState, sent: Sent) -> Iterator[Line]:
-    """What was submitted, as lines for the user."""
+def lines(
+    batch: Batch, states: state.SweepState, sent: Sent, command: str = "submit"
+) -> Iterator[Line]:
+    """What was submitted by `command`, as lines for the user."""
     called = plan.quoted(batch.sweep)
     for item in batch.prepared:
         cells, job = len(item.array.cells), sent.jobs.get(item.name)
@@ -236,7 +239,8 @@ def lines(batch: Batch, states: state.SweepState, sent: Sent) -> Iterator[Line]:
         waits = f", waits for {item.array.after[0]}" if item.array.after else ""
         yield Line(f"job {job}: {cells} cell{'s' if cells != 1 else ''}{waits}")
     if batch.rest:
-        yield Line(state.put_off_line(len(batch.rest), reason(batch, sent), sent.follow_up, called))
+        again = f"{command} {called}"
+        yield Line(put_off.line(len(batch.rest), reason(batch, sent), sent.follow_up, again))
     elif not batch.prepared:
         yield Line("Nothing to submit.")
     if waiting := _held_back(batch, states):
