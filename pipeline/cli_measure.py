@@ -23,7 +23,7 @@ def _one(target: str, files: Sequence[Path]) -> int:
     if paths.is_artifact(target):
         if files:
             raise UserError(f"--add: expected a sweep or a report, {target} is an artifact")
-        return _artifact(Path(target))
+        return _artifact(paths.expanded(target))
     return _sweep(target, files)
 
 

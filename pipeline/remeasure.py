@@ -103,6 +103,7 @@ def _facts(settings: Measure, began: float) -> dict[str, Any]:
     }
 
 
+@store.shared()
 def put(path: Path, found: Iterable[Found]) -> None:
     """Adds measurements to a results.h5 that was read before."""
 

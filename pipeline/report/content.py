@@ -15,6 +15,7 @@ from pipeline.report import images, points, versions
 from pipeline.report.answer import Group, groups, settings
 from pipeline.report.document import Column, Line, Section, Sentence, Table, Value, spread, table_of
 from pipeline.report.frames import Frames
+from pipeline.report.measured import CLASSIFIED_ON
 from pipeline.report.metrics import (
     METRIC,
     OVER_REFERENCE,
@@ -139,8 +140,10 @@ def simulated(frames: Frames) -> Section | None:
         "It is listed because it is often reported instead. Medians at batch 1, all threads; each "
         "speedup is over the base on the runtime that the column names."
     )
+    fewer = [int(row.simulated_images) for row in frames.rows if row.simulated_images]
+    few = f" Its agreement is of {min(fewer):,} images or more, where it is slow." if fewer else ""
     title = "Simulated and deployed latency"
-    return Section("simulated", title, ((about,),), tables(frames, BESIDE), ((note,),))
+    return Section("simulated", title, ((about,),), tables(frames, BESIDE), ((note + few,),))
 
 
 SPEEDUPS = tuple(
@@ -237,10 +240,18 @@ def counts(sweep: Sweep, frames: Frames) -> str:
     are = "1 is missing and is" if missing == 1 else f"{missing:,} are missing and are"
     gaps = f" {are} listed below with the reason." if missing else ""
     changed = "".join(f" {sentence}" for sentence in images.sentences(frames.rows))
-    about = [versions.sentence(frames.rows), versions.needs(frames.rows)]
+    about = [versions.sentence(frames.rows), versions.needs(frames.rows), _lent(frames.rows)]
     notes = "".join(f" {line}" for line in about if line)
     results = f"{done:,} of {done + missing:,} cells have a result ({seeds(sweep)})."
     return f"{results}{gaps}{changed}{notes}"
+
+
+def _lent(rows: Sequence[Row]) -> str:
+    """Where accuracy is of another machine than speed."""
+    names = sorted({str(row.facts[CLASSIFIED_ON]) for row in rows if CLASSIFIED_ON in row.facts})
+    if not names:
+        return ""
+    return f"Accuracy is as {', '.join(names)} measured it: this machine had no images."
 
 
 def seeds(sweep: Sweep) -> str:

@@ -90,6 +90,7 @@ class Row(Identity):
     subnormals: float | None
     simulated_accuracy: float | None
     simulated_agreement: float | None
+    simulated_images: float | None = None  # where they were fewer than the test set has
     held_out_accuracy: float | None
     training_seconds: float | None
     training_epochs: float | None
