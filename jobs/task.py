@@ -12,6 +12,7 @@ they work until the end.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -26,7 +27,7 @@ from typing import Any
 from submitit.core.utils import DelayedSubmission
 from submitit.helpers import Checkpointable
 
-from jobs.usage import job, requested
+from jobs.usage import MINUTES, job, requested
 from pipeline import done, store
 from pipeline.hardware import training_cores
 from pipeline.orchestrate import slurm
@@ -55,8 +56,11 @@ class Task(Checkpointable):
 
     folder: of the array, with the contents of its cells. work, data: the roots.
     lenient: other cells depend on single ones of these, so the task fails only where all did.
-    lead_s: how long before the time limit USR2 is sent.
+    lead_s: how long before the time limit USR2 is sent. minutes: that limit, 0 in jobs of earlier
+    versions; most_minutes: up to which it is raised for a job that comes to it.
     """
+
+    minutes = most_minutes = 0
 
     def __init__(
         self,
@@ -66,9 +70,12 @@ class Task(Checkpointable):
         cells: Mapping[int, tuple[str, ...]],
         lenient: bool = False,
         lead_s: int = 120,
+        minutes: int = 0,
+        most_minutes: int = 0,
     ):
         self.folder, self.work, self.data = folder, work, data
         self.cells, self.lenient, self.lead_s = dict(cells), lenient, lead_s
+        self.minutes, self.most_minutes = minutes, most_minutes
         self.running: subprocess.Popen | None = None
         self.before: dict[Path, int] = {}
 
@@ -86,15 +93,30 @@ class Task(Checkpointable):
         progress."""
         if self.running is not None and self.running.returncode is None:
             _kill(self.running)  # `_done` waits for its end
-        if _made(self._mine()) == self.before and self._at_its_limit():
+        at_its_limit = self._at_its_limit()
+        minutes = min(2 * self.minutes, self.most_minutes) if at_its_limit else self.minutes
+        if at_its_limit and minutes <= self.minutes and _made(self._mine()) == self.before:
             self._end_of("stuck", NO_PROGRESS)
             return None
         # submitit requests the requeue once, and fails without it.
         if not slurm.wait_until_up(CONTROLLER_S):
             self._end_of("time_limit", NO_CONTROLLER)
             return None
+        if minutes > self.minutes:
+            # After submitit's requeue: only a job that waits may be given more time. It ignores the
+            # TERM that comes with the requeue.
+            atexit.register(slurm.change, str(job()), f"TimeLimit={minutes}")
         return DelayedSubmission(
-            Task(self.folder, self.work, self.data, self.cells, self.lenient, self.lead_s)
+            Task(
+                self.folder,
+                self.work,
+                self.data,
+                self.cells,
+                self.lenient,
+                self.lead_s,
+                max(minutes, self.minutes),
+                self.most_minutes,
+            )
         )
 
     def _at_its_limit(self) -> bool:
@@ -138,6 +160,8 @@ class Task(Checkpointable):
             return True
         earlier, kills_before = store.last_attempt(cell), kills()
         options = ("--die-with-parent", str(os.getpid()), *_threads())
+        alone = len(self._mine()) == 1  # the limit of a pack says nothing of one of its cells
+        os.environ[MINUTES] = str(self.minutes if alone else 0)
         command = cell_command(Work(Path(self.work)), Path(self.data), [cell.id], *options)
         try:
             self.running = subprocess.Popen(

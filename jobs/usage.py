@@ -21,6 +21,7 @@ from pipeline.paths import AttemptPaths
 
 LOOK_S = 3.0
 PUBLISH_S = 30.0
+MINUTES = "NETPRESS_JOB_MINUTES"  # the time limit of a job that runs this cell alone
 GPU_QUERY = (
     "nvidia-smi",
     "--query-gpu=utilization.gpu,memory.used",
@@ -125,6 +126,7 @@ def requested() -> store.Requested:
         cores=int(os.environ.get("SLURM_CPUS_PER_TASK") or 0),
         memory_bytes=int(os.environ.get("SLURM_MEM_PER_NODE") or 0) * 1024**2,
         gpus=int(gpus) if gpus.isdecimal() else 0,
+        minutes=int(os.environ.get(MINUTES) or 0),
     )
 
 

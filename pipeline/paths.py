@@ -157,6 +157,12 @@ class JobPaths:
     folder: Path
 
     @property
+    def root(self) -> Path:
+        """The work root that it lies in; the folder itself where it lies in none."""
+        above = self.folder.parents
+        return above[3] if len(above) > 3 and above[2].name == "sweeps" else self.folder
+
+    @property
     def script(self) -> Path:
         return self.folder / "submission.sh"
 

@@ -18,6 +18,7 @@ from pipeline.sweep import Cell
 
 GIB = 1024**3
 MOST_CELLS = 500  # that are read
+LEAST_MINUTES = 10
 MARGIN = 1.25  # of what was seen, since a sample every few seconds misses the highest moment
 
 
@@ -33,6 +34,8 @@ class Used:
     requested_cores: int
     gpu_memory_bytes: int
     gpu_busy: float | None
+    minutes: float = 0  # the longest that a cell took which was alone in its jobs
+    requested_minutes: float = 0
 
 
 def read(cells: Iterable[Cell], work: Work) -> Used | None:
@@ -55,7 +58,18 @@ def total(records: Iterable[dict]) -> Used | None:
         max(request_of(s)["cores"] for s in every),
         max(s["used"]["gpu_memory_bytes"] for s in every),
         math.fsum(busy) / len(busy) if busy else None,
+        *_minutes(every),
     )
+
+
+def _minutes(records: Sequence[dict]) -> tuple[float, float]:
+    """(of the longest cell, at most requested), of cells that were alone in their jobs."""
+    alone = [(of_all(one, "wall_s") / 60, m) for one in records if (m := _limit(one))]
+    return max((took for took, _ in alone), default=0), max((m for _, m in alone), default=0)
+
+
+def _limit(record: dict) -> float:
+    return _number(request_of(record).get("minutes"))
 
 
 def lines(used: Used) -> Iterator[str]:
@@ -81,6 +95,9 @@ def request(used: Used) -> Sequence[tuple[str, int]]:
         enough = max(1, math.ceil(seen * MARGIN))
         if enough <= 0.75 * requested:
             smaller.append((key, enough))
+    minutes = max(LEAST_MINUTES, math.ceil(2 * used.minutes))
+    if used.minutes and minutes <= 0.75 * used.requested_minutes:
+        smaller.append(("minutes", minutes))
     return smaller
 
 

@@ -111,6 +111,13 @@ class Estimate:
     scale: float
     source: str
     scales: Mapping[str, float] = field(default_factory=dict)
+    datasets: frozenset[str] = frozenset(TRAINING_SET)  # of which the size is known
+    arithmetic: bool = False  # for a kind of GPU that is known
+
+    def covers(self, cell: Cell) -> bool:
+        """Whether it says enough of this cell to decide what its job requests."""
+        known = self.arithmetic and _macs(cell.model.name) is not None
+        return (known or cell.model.name in self.scales) and cell.dataset.name in self.datasets
 
     def seconds(self, cell: Cell) -> float:
         scale = self.scales.get(cell.model.name, self.scale)
@@ -144,10 +151,10 @@ def by_hardware(gpu: str | None) -> Estimate:
         known = _unknown(gpu)
         return Estimate(OVERHEAD_S, 1.0, f"{known}, so as for an A100: {SOURCE}")
     if kind == "a100":
-        return Estimate(OVERHEAD_S, 1.0, SOURCE)
+        return Estimate(OVERHEAD_S, 1.0, SOURCE, arithmetic=True)
     factor = PEAK["a100"] / PEAK[kind]
     peak = f"one {kind.upper()} of {PEAK[kind]} TFLOP/s peak"
-    return Estimate(OVERHEAD_S, factor, SOURCE.replace("one A100", peak))
+    return Estimate(OVERHEAD_S, factor, SOURCE.replace("one A100", peak), arithmetic=True)
 
 
 def _unknown(gpu: str | None) -> str:
@@ -190,4 +197,5 @@ def _from_cells(measured: Iterable[Measured], source: str) -> Estimate | None:
         fmean(scale for of_model in scales.values() for scale in of_model),
         source.format(len(rows)),
         {name: fmean(of_model) for name, of_model in scales.items()},
+        frozenset({*TRAINING_SET, *(cell.dataset.name for cell, _, _ in rows)}),
     )

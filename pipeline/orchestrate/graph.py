@@ -44,7 +44,7 @@ class Array:
 
     `after` names what it waits for: other arrays, or ids of jobs that are already in the queue.
     `shares`: other tasks depend on single cells of it, so a task with several cells succeeds where
-    one of them did.
+    one of them did. `at_once`: how many of its tasks may run at the same time; None: all.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Array:
     kind: str | None = None  # afterok | aftercorr | afterany
     after: tuple[str, ...] = ()
     shares: bool = False
+    at_once: int | None = None
 
     @property
     def cells(self) -> Ids:
@@ -105,6 +106,20 @@ def arrays(
             tasks = {index: pack(cells) for index, cells in members.items()}
             made += _waiting(source, tasks, shared_request, limit, start=len(made))
     return made
+
+
+def cut(arrays: Sequence[Array], tasks: int) -> tuple[list[Array], list[str]]:
+    """(the first `tasks` tasks of these arrays, the cells of all others). None of those kept waits
+    for one that is not, since each array comes after those it waits for."""
+    kept: list[Array] = []
+    others: list[str] = []
+    for array in arrays:
+        every = list(array.tasks.items())
+        if first := dict(every[: max(0, tasks)]):
+            kept.append(replace(array, tasks=first))
+        others += (cell for _, ids in every[max(0, tasks) :] for cell in ids)
+        tasks -= len(every)
+    return kept, others
 
 
 def _plain(

@@ -197,9 +197,12 @@ def _state(
         # A new attempt first removes the manifest, so nothing failed since the cell was finished.
         return made("trained" if folder.model.exists() else "missing", outdated)
     if view is None or cell.id not in view.last:
-        return (
-            made("running") if is_held(folder) else made(*_without_job(cell, work, base, attempt))
-        )
+        if is_held(folder):
+            return made("running")
+        state, reason = _without_job(cell, work, base, attempt)
+        if view and state in ("missing", "waiting") and cell.id in view.known.not_submitted:
+            state, reason = "missing", f"not submitted: {view.known.not_submitted[cell.id]}"
+        return made(state, reason)
     row = view.row(cell.id)
     if row is not None and view.reachable and view.in_queue(cell.id):
         return made(*_queued(cell, work, row, view))
@@ -351,6 +354,30 @@ def report_lines(states: SweepState, called: str) -> Iterable[str]:
     yield f"{again}, `netpress report {called}` builds it here"
 
 
+def put_off_line(count: int, reason: str, follow_up: int | None, called: str) -> str:
+    """What becomes of cells for which there was no room."""
+    by = f"job {follow_up}" if follow_up else f"`netpress submit {called}`"
+    return (
+        f"{count} cell{'s' * (count != 1)} not submitted yet ({reason}): {by} submits "
+        f"{'them' if count != 1 else 'it'} when there is room"
+    )
+
+
+def put_off_lines(states: SweepState, called: str) -> Iterable[str]:
+    """The line above where it is so, and how the job ended that was to submit the rest."""
+    view = states.view
+    if view is None:
+        return
+    left = [c for c in states.cells if c.cell.id in view.known.put_off and c.state in OVER]
+    follow_ups = view.follow_ups
+    if left:
+        reason = view.known.not_submitted[left[-1].cell.id]
+        job = follow_ups[-1].job if follow_ups else None
+        yield put_off_line(len(left), reason, job, called)
+        if not follow_ups and (failure := report_job.follow_up_failure(view.known)):
+            yield failure
+
+
 def used(states: SweepState, work: Work) -> Iterable[str]:
     """The usage of the jobs of finished cells as text; empty where there were none."""
     measured = usage.read((s.cell for s in states.cells if s.state == "done"), work)
@@ -360,6 +387,7 @@ def used(states: SweepState, work: Work) -> Iterable[str]:
 def everything(sweep: Sweep, states: SweepState, work: Work) -> Iterable[str]:
     """The whole output of `status` as text."""
     yield from lines(states.cells)
+    yield from put_off_lines(states, quoted(sweep))
     yield from report_lines(states, quoted(sweep))
     yield from used(states, work)
 
@@ -381,6 +409,7 @@ def watch(sweep: Sweep, work: Work, data_root: Path) -> None:
             print(f"{CLEAR if sys.stdout.isatty() else ''}{shown}", flush=True)
         if all(s.state in ("done", "failed", "cancelled") for s in states.cells):
             return
-        if states.view and all(s.state not in ("running", "queued") for s in states.cells):
+        ended = all(s.state not in ("running", "queued") for s in states.cells)
+        if states.view and ended and not states.view.follow_ups:
             return
         time.sleep(WATCH_CLUSTER_S if states.view else WATCH_S)

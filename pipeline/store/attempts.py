@@ -45,6 +45,7 @@ class Requested:
     cores: float = 0
     memory_bytes: float = 0
     gpus: float = 0
+    minutes: float = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Usage:
             return {"job": self.job}
         values = asdict(self)
         values["request"] = values.pop("requested")
+        if self.requested and not self.requested.minutes:
+            del values["request"]["minutes"]
         return values
 
 
@@ -141,7 +144,9 @@ def _requested(values: Any) -> Requested | None:
     cores, memory_bytes = _number(values, "cores"), _number(values, "memory_bytes")
     if cores is None or memory_bytes is None:
         return None
-    return Requested(cores, memory_bytes, _number(values, "gpus") or 0)
+    return Requested(
+        cores, memory_bytes, _number(values, "gpus") or 0, _number(values, "minutes") or 0
+    )
 
 
 def _peaks(values: Any) -> Peaks | None:

@@ -68,6 +68,7 @@ class _Requested(_Typed):
     cores: Positive
     memory_bytes: Positive
     gpus: Amount | None = None
+    minutes: Amount | None = None
 
 
 class _Used(_Typed):

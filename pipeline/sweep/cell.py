@@ -233,9 +233,9 @@ class Measure(Frozen):
 
 
 class Pack(Frozen):
-    """On a cluster, short cells share a job until their estimate fills `minutes`."""
+    """On a cluster, short cells share a job until their estimate fills `minutes`; 0: none does."""
 
-    minutes: float = Field(gt=0, le=10_080)
+    minutes: float = Field(ge=0, le=10_080)
 
 
 class Plugin(Frozen):
