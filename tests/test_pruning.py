@@ -85,9 +85,9 @@ def test_channels_that_are_summed_are_cut_in_all_layers(bench, summed, criterion
     few = prune.Settings(criterion=criterion, macs_kept=0.3, multiple=4)
     assert few.operating_point() == {"macs_kept": 0.3}
     assert "parameters_kept" not in few.model_dump()
-    counts = filters.counts(
-        "prune", summed.spec, summed.spec, scores_of(bench, summed, criterion=criterion), few
-    )
+    sizes = filters.Sizes.of(summed.spec, summed.spec, few)
+    scores = scores_of(bench, summed, criterion=criterion)
+    counts = filters.counts("prune", summed.spec.channels, sizes, scores, few)
     kept = filters.best({0: torch.rand(16), 1: torch.rand(24)}, counts)
     small = network.shrink(summed, kept)
     before, after = (complexity.count(each.spec)[1] for each in (summed, small))

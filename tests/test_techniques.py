@@ -46,6 +46,7 @@ NAMES = [*TECHNIQUES, *VARIANTS]
 NOT_SMALLER = {
     "base",
     "base-longer",
+    "base-anew",
     "taught-afresh",
     "sparse-random",
 }  # as many weights, all of them floats

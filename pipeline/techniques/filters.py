@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -69,6 +69,7 @@ class Size(StageSettings):
         return lambda channels: count(channels)[index]
 
     def target(self, base: NetworkSpec) -> float:
+        """Size that is left of this base."""
         return self.kept * self.sizes(base)(base.channels)
 
 
@@ -122,19 +123,30 @@ class Rows:
         return slice(start, start + self.channels[group])
 
 
+class Sizes(NamedTuple):
+    """``size``: of channel counts of a network; ``base``: of its base."""
+
+    size: Callable[[Sequence[int]], int]
+    base: int
+
+    @classmethod
+    def of(cls, spec: NetworkSpec, base: NetworkSpec, budget: Size) -> Sizes:
+        return cls(budget.sizes(spec), budget.sizes(base)(base.channels))
+
+
 def counts(
     stage: str,
-    spec: NetworkSpec,
-    base: NetworkSpec,
+    channels: tuple[int, ...],
+    sizes: Sizes,
     scores: dict[int, torch.Tensor],
     budget: Budget,
     by_layer: bool = False,
 ) -> list[int]:
     """Filters that each group keeps: as many as fit into the budget. One threshold for all scores,
     or ``by_layer`` the same part of each group. UserError where even the fewest are too many."""
-    target, size = budget.target(base), budget.sizes(spec)
+    target, size = budget.kept * sizes.base, sizes.size
     # One candidate a possible threshold, from the fewest filters to all of them; size grows along.
-    candidates = _candidates(scores, budget, spec.channels, by_layer)
+    candidates = _candidates(scores, budget, channels, by_layer)
     if size(candidates(0)) > target:
         least = size(candidates(0)) / target * budget.kept
         raise UserError(
@@ -152,15 +164,14 @@ def counts(
 
 
 def filled(
-    spec: NetworkSpec,
-    base: NetworkSpec,
+    sizes: Sizes,
     scores: dict[int, torch.Tensor],
     budget: Budget,
     found: list[int],
 ) -> list[int]:
     """``found`` (see ``counts``) and more filters, ``multiple`` of a group at a time, the best ones
     first, as long as the budget has room for any: rounding leaves some of it."""
-    target, size, counts = budget.target(base), budget.sizes(spec), list(found)
+    target, size, counts = budget.kept * sizes.base, sizes.size, list(found)
     ranked = {i: score.sort(descending=True).values for i, score in scores.items()}
     grows = True
     while grows:

@@ -76,8 +76,9 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 
     refuse_settled(state, "prune")
     scores = scored(state, settings, context)
-    by_layer, base = settings.scope == "layer", context.base().spec
-    counts = filters.counts("prune", state.spec, base, scores, settings, by_layer)
+    sizes = filters.Sizes.of(state.spec, context.base().spec, settings)
+    by_layer = settings.scope == "layer"
+    counts = filters.counts("prune", state.spec.channels, sizes, scores, settings, by_layer)
     return network.shrink(state, filters.best(scores, counts))
 
 

@@ -67,14 +67,9 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
     rows = _folded(state)
     filters_of = {i: _vectors(rows, i) for i in cut}
     trees = {i: _merges(vectors) for i, vectors in filters_of.items()}
-    base = context.base().spec
-    counts = filters.counts(
-        "prune-clusters",
-        state.spec,
-        base,
-        {i: _scores(tree) for i, tree in trees.items()},
-        settings,
-    )
+    sizes = filters.Sizes.of(state.spec, context.base().spec, settings)
+    scores = {i: _scores(tree) for i, tree in trees.items()}
+    counts = filters.counts("prune-clusters", state.spec.channels, sizes, scores, settings)
     clusters = {
         i: _clusters(rows, i, vectors, _cut_at(trees[i], counts[i]))
         for i, vectors in filters_of.items()

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.models.network import ModelState
-    from pipeline.models.spec import NetworkSpec
     from pipeline.techniques.context import Context
 
 VERSION = 1
@@ -43,15 +42,15 @@ class Settings(Trained, filters.Budget):
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
     refuse_settled(state, "prune-learned")
     recipe = context.cell.recipe
-    base = context.base().spec
+    sizes = filters.Sizes.of(state.spec, context.base().spec, settings)
 
     def close(now: ModelState, step: int, steps: int) -> None:
         last = max(1, round(CLOSING * steps))
         if step <= last and (step == last or step % max(1, last // UPDATES) == 0):
-            _close(now, base, at_part(settings, step / last), step == last)
+            _close(now, sizes, at_part(settings, step / last), step == last)
 
     trained = context.train(
-        lambda: _gated(state, settings, context),
+        lambda: _gated(state, sizes, settings),
         settings.objective_of(recipe, context),
         settings.epochs_of(recipe),
         settings.recipe_of(recipe),
@@ -67,7 +66,7 @@ def at_part(settings: Settings, part: float) -> Settings:
     return settings.model_copy(update=changed)
 
 
-def _gated(state: ModelState, settings: Settings, context: Context) -> ModelState:
+def _gated(state: ModelState, sizes: filters.Sizes, settings: Settings) -> ModelState:
     """With all gates open; UserError where the budget cannot be reached."""
     import torch
 
@@ -84,7 +83,7 @@ def _gated(state: ModelState, settings: Settings, context: Context) -> ModelStat
             parts = [rows.of(i, name).flatten(1) for name in graph.groups[i].producers]
             norm = torch.cat(parts, 1).norm(dim=1)
             gate.score.copy_(PRIOR * norm / norm.mean().clamp_min(1e-12))
-    _counts(found, context.base().spec, settings)
+    _counts(found, sizes, settings)
     return found
 
 
@@ -95,20 +94,20 @@ def _scores(state: ModelState) -> dict[int, torch.Tensor]:
     return {i: gate.score.detach().cpu() for i, gate in found.items()}
 
 
-def _counts(state: ModelState, base: NetworkSpec, settings: Settings) -> list[int]:
-    return filters.counts("prune-learned", state.spec, base, _scores(state), settings)
+def _counts(state: ModelState, sizes: filters.Sizes, settings: Settings) -> list[int]:
+    return filters.counts("prune-learned", state.spec.channels, sizes, _scores(state), settings)
 
 
-def _close(state: ModelState, base: NetworkSpec, settings: Settings, last: bool) -> None:
+def _close(state: ModelState, sizes: filters.Sizes, settings: Settings, last: bool) -> None:
     """Opens the gates with the best scores, as many as the budget allows, and closes the others."""
     import torch
 
     from pipeline.models.transforms import gated
 
     scores = _scores(state)
-    counts = _counts(state, base, settings)
+    counts = _counts(state, sizes, settings)
     if last:
-        counts = filters.filled(state.spec, base, scores, settings, counts)
+        counts = filters.filled(sizes, scores, settings, counts)
     kept = filters.best(scores, counts)
     for i, gate in gated.gates(state.network.module).items():
         gate.open.copy_(torch.zeros(len(gate.open)).index_fill_(0, kept[i], 1.0))
