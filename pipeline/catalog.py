@@ -137,18 +137,33 @@ class _Lazy(Mapping[str, Any]):
         return len(self.table) + len(self.rows)
 
 
+@dataclass(frozen=True)
+class _OfStages(Mapping[str, Any]):
+    """What the module of each built-in stage has; imported when it is looked up."""
+
+    read: Callable[[Any], Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.read(import_module(STAGES[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(STAGES)
+
+    def __len__(self) -> int:
+        return len(STAGES)
+
+
 @cache
 def built_in() -> Catalog:
     """What comes with netpress, from its registries."""
-    modules = {name: import_module(path) for name, path in STAGES.items()}
     return Catalog(
         models={name: row[1] for name, row in MODELS.items()},
         datasets={name: entry.description for name, entry in DATASETS.items()},
-        stages={name: module.Settings for name, module in modules.items()},
+        stages=_OfStages(lambda module: module.Settings),
         techniques={name: chain for name, (_, chain) in TECHNIQUES.items()},
-        expanders={n: module.expand for n, module in modules.items() if hasattr(module, "expand")},
+        expanders=_OfStages(lambda module: getattr(module, "expand", None)),
         folders=FOLDERS,
-        versions={name: getattr(module, "VERSION", 1) for name, module in modules.items()},
+        versions=_OfStages(lambda module: getattr(module, "VERSION", 1)),
     )
 
 
