@@ -191,6 +191,16 @@ def test_what_there_was_no_room_for_is_in_the_ledger_until_it_is_submitted(tmp_p
     assert known.not_submitted == {"c2": "full", "c3": "Invalid partition"}
 
 
+@pytest.mark.parametrize("who", ["{}", "me({})"])
+def test_a_limit_of_a_user_is_found_among_those_of_others(who):
+    uid = os.getuid()
+    limits = "MaxJobsPU=N(0) MaxSubmitJobsPU={} MaxTRESPU=cpu=N(0)"
+    users = f"{uid}7={{{limits.format('9(1)')}}} {who.format(uid)}={{{limits.format('4(3)')}}}"
+    line = f"QOS=public(2) GrpSubmitJobs=N(4) Account Limits= No Accounts User Limits= {users}"
+    [limit] = room._of_qos([line], "public")
+    assert limit == room.Limit("MaxSubmitJobsPerUser of QOS public", 4, 3) and limit.room == 1
+
+
 def test_what_becomes_of_the_rest_is_told(tmp_path):
     """By the job that submits it, while that is in the queue; then how it failed."""
     asked, work = results.sweep(techniques=(), seeds=(0, 1)), Work(tmp_path)

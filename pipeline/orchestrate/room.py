@@ -125,7 +125,8 @@ def _of_qos(records: Iterable[str], name: str) -> Iterator[Limit]:
     if line is None:
         return
     yield from _limit(line.partition(" Account Limits=")[0], "GrpSubmitJobs", _of(name, "Grp"))
-    mine = re.search(rf" User Limits=.*? {os.getuid()}={{([^}}]*)}}", line)
+    users = line.partition(" User Limits=")[2]  # `0={...}`, in some versions `root(0)={...}`
+    mine = re.search(rf"(?:^| )(?:[^ (]+\()?{os.getuid()}\)?={{([^}}]*)}}", users)
     if mine:
         yield from _limit(mine[1], "MaxSubmitJobsPU", _of(name, "PerUser"))
     else:  # nothing of it is used, so the controller does not list it
