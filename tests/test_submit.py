@@ -30,6 +30,7 @@ from pipeline.orchestrate import (
     retry,
     send,
     slurm,
+    slurm_lines,
     state,
     submit,
     submitted,
@@ -776,27 +777,76 @@ def test_time_left(text, seconds):
     assert slurm._seconds(text) == seconds
 
 
-def test_rows_of_squeue_and_sacct():
-    mark = slurm.MARK
-    line = mark.join(["13", "5-6%4", "PENDING", "None", "", "2026-01-01T00:00:00", "(null)", "a|b"])
-    rows = list(slurm._queue_rows(line))
+QUEUE_HEADER = (
+    "ARRAY_JOB_ID",
+    "ARRAY_TASK_ID",
+    "STATE",
+    "REASON",
+    "NODELIST",
+    "SUBMIT_TIME",
+    "DEPENDENCY",
+    "NAME",
+)
+QUEUED = ("13", "5-6%4", "PENDING", "None", "", "2026-01-01T00:00:00", "(null)", "a|b")
+BANNERS = ("*** maintenance on 12 Jan ***", "", "12 SUs left", "13 5-6 PENDING", "13")
+
+
+def table_of(*rows, before=BANNERS, after=BANNERS):
+    return "\n".join([*before, *map(slurm_lines.MARK.join, rows), *after])
+
+
+def test_rows_of_squeue_and_sacct_among_foreign_lines():
+    rows = slurm_lines.queue_rows(table_of(QUEUE_HEADER, QUEUED))
     assert [(r.task, r.after, r.name) for r in rows] == [("13_5", "", "a|b"), ("13_6", "", "a|b")]
-    text = "\n".join(
-        mark.join(fields)
-        for fields in (
+    first, second = slurm_lines.records(
+        table_of(
+            slurm_lines.RECORD_FIELDS,
             ("7_0", "CANCELLED by 1000", "None", "n1", "0:0", "", "2G", "9", "x"),
             ("7_0.0", "CANCELLED", "", "n1", "0:9", "1048576K", "", "9", "python"),
+            ("SUs", "left", "12", "", "", "", "", "soon", "x"),
             ("7_1", "FAILED", "None", "n1", "1:0", "", "2G", "9", "x"),
             ("7_1.0", "OUT_OF_MEMORY", "", "n1", "0:125", "3G", "", "9", "python"),
         )
     )
-    first, second = slurm._accounted(text)
     assert (first.state, first.by, first.peak_bytes) == ("CANCELLED", "1000", GIB)
     assert (second.state, second.peak_bytes, second.requested_bytes) == (
         "OUT_OF_MEMORY",
         3 * GIB,
         2 * GIB,
     )
+
+
+def test_a_queue_that_is_not_understood_is_not_an_empty_one():
+    """A wrapper that changes the marks, or shortens a list of our tasks: nothing may be sent then;
+    what is not understood of other jobs does not matter."""
+    short = ("13", "[1-3,5,...]", *QUEUED[2:7])
+    assert slurm_lines.queue_rows(table_of(QUEUE_HEADER)) == []
+    assert slurm_lines.queue_rows(table_of(QUEUE_HEADER, (*short, "other"))) == []
+    for text in (
+        "",
+        table_of(QUEUED),
+        table_of(QUEUE_HEADER, QUEUED).replace(slurm_lines.MARK, " "),
+        table_of(QUEUE_HEADER, (*short, "netpress-0123456789-tiny-cells-0")),
+    ):
+        with pytest.raises(slurm_lines.Unreadable):
+            slurm_lines.queue_rows(text)
+
+
+@pytest.mark.parametrize(
+    "printed, job",
+    [
+        ("4711\n", 4711),
+        ("4711;sol\n12 SUs left\n", 4711),
+        ("Welcome\nSubmitted batch job 4711 on cluster sol\n", 4711),
+        ("12 SUs left\n", None),
+        ("12\n4711\n", None),  # which of them? the job's name tells
+        ("4711\n4711\n", 4711),
+        ("4711; and 12\n", None),
+        ("", None),
+    ],
+)
+def test_only_a_whole_line_is_a_job_id(printed, job):
+    assert slurm_lines.job_id(printed) == job
 
 
 # --- estimates and rehearsals ----------------------------------------------------------------
