@@ -50,7 +50,7 @@ class Report:
             sweep = load_again(Path(self.sweep), self.text, Work(Path(self.work)), self.plugins)
             page = aggregate(sweep, Path(self.work), Path(self.to), self.umask)
         except Exception as error:
-            store.write_failure(job.report, _failure(error))
+            store.write_failure(job.report, _failure(error, Path(self.to)))
             raise
         store.publish_json(job.made, {"page": str(page)})
 
@@ -71,14 +71,14 @@ def aggregate(sweep: Sweep, work: Path, to: Path, umask: int | None = None) -> P
     return made.page
 
 
-def _failure(error: Exception) -> store.Failure:
+def _failure(error: Exception, to: Path) -> store.Failure:
     from submitit.core.utils import UncompletedJobError
 
     from pipeline.execute import failure_of
 
     if isinstance(error, UncompletedJobError):  # submitit raises it on USR2
         return store.Failure("stuck", "the time limit came before the report was made")
-    return store.Failure(*failure_of(error), traceback.format_exc())
+    return store.Failure(*failure_of(error, to), traceback.format_exc())
 
 
 def write_down_ends(sweep: Sweep, work: Work) -> None:

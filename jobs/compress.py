@@ -83,7 +83,7 @@ def compress(
         emit({"stage": "busy", "reason": str(busy)})
     except Exception as error:  # no attempt to record it in: a full disk, another user's folder
         traceback.print_exc()
-        kind, reason = _failure_of(error)
+        kind, reason = _failure_of(error, work.root)
         emit({"stage": "failed", "kind": kind, "reason": reason})
     return False
 
@@ -131,7 +131,7 @@ def _attempted(
         return True
     except Exception as error:
         traceback.print_exc()
-        kind, reason = _failure_of(error)
+        kind, reason = _failure_of(error, paths.folder)
         failure = store.Failure(kind, reason, traceback.format_exc())
         try:
             store.write_failure(attempt, failure)
@@ -141,12 +141,12 @@ def _attempted(
         return False
 
 
-def _failure_of(error: Exception) -> tuple[str, str]:
+def _failure_of(error: Exception, folder: Path) -> tuple[str, str]:
     try:
         from pipeline.execute import failure_of
     except Exception as missing:  # torch itself cannot be loaded
         return "exception", f"{type(missing).__name__}: {missing}"
-    return failure_of(error)
+    return failure_of(error, folder)
 
 
 @contextmanager

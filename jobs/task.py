@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from submitit.core.utils import DelayedSubmission
 from submitit.helpers import Checkpointable
 
 from jobs.usage import job, requested
-from pipeline import done, store
+from pipeline import done, store, terminal
 from pipeline.hardware import training_cores
 from pipeline.orchestrate import slurm
 from pipeline.orchestrate.cluster import job_of
@@ -47,6 +48,10 @@ NO_PROGRESS = (
 NO_CONTROLLER = (
     "the controller did not answer at the time limit, so the job could not be requeued; "
     "`netpress resume` continues from the last epoch"
+)
+NO_SCONTROL = (
+    "scontrol is not on PATH in the job, so it cannot be requeued at its time limit; every epoch "
+    "is kept, and `netpress resume` continues from the last one"
 )
 
 
@@ -75,6 +80,8 @@ class Task(Checkpointable):
     def __call__(self) -> None:
         store.private()
         self.before = _made(self._mine())
+        if shutil.which("scontrol") is None:
+            terminal.tell(NO_SCONTROL)
         self._publish_cells()
         ended = [self._done(cell) for cell in self._mine()]
         if not any(ended) or not (all(ended) or self.lenient):
@@ -88,6 +95,9 @@ class Task(Checkpointable):
             _kill(self.running)  # `_done` waits for its end
         if _made(self._mine()) == self.before and self._at_its_limit():
             self._end_of("stuck", NO_PROGRESS)
+            return None
+        if shutil.which("scontrol") is None:
+            self._end_of("not_requeued", NO_SCONTROL)
             return None
         # submitit requests the requeue once, and fails without it.
         if not slurm.wait_until_up(CONTROLLER_S):
@@ -130,7 +140,7 @@ class Task(Checkpointable):
 
     def _mine(self) -> list[CellPaths]:
         work = Work(Path(self.work))
-        return [work.cell(i) for i in self.cells[int(os.environ["SLURM_ARRAY_TASK_ID"])]]
+        return [work.cell(i) for i in self.cells[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]]
 
     def _done(self, cell: CellPaths) -> bool:
         """Run the cell, unless it is done; returns whether it is done now."""

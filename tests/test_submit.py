@@ -20,6 +20,7 @@ from pipeline import cli_options, paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
     batch,
+    cancel,
     cluster,
     executor,
     graph,
@@ -849,6 +850,70 @@ def test_only_a_whole_line_is_a_job_id(printed, job):
     assert slurm_lines.job_id(printed) == job
 
 
+# --- clusters without arrays, jobs without scontrol ------------------------------------------
+
+
+@given(some.lists(some.integers(0, 4), min_size=1, max_size=4), some.integers(0, 1))
+def test_without_arrays_each_task_is_a_job(counts, limit):
+    """Dependents wait for the job of their own base."""
+    cells, jobs = made(counts, limit)
+    assert all(job.single and list(job.tasks) == [0] and len(job.cells) == 1 for job in jobs)
+    place = {job.cells[0]: job for job in jobs}
+    assert sorted(place) == sorted(cell.id for cell in cells)
+    for cell in cells:
+        job = place[cell.id]
+        waits = () if cell.is_base else (place[cell.base_id].name,)
+        assert job.after == waits and (cell.is_base or job.kind == "afterok")
+
+
+def test_a_single_job_in_the_queue_is_waited_for():
+    base = results.sweep(seeds=(0,)).cells[0]
+    for limit in (0, 1001):
+        _, jobs = made([3], limit, {base.id: Queued(77, 0, single=True)})
+        assert {(job.kind, job.after) for job in jobs} == {("afterok", ("77",))}
+        _, jobs = made([3], limit, {base.id: Queued(77, 5)})
+        assert {(job.kind, job.after) for job in jobs} == {("afterok", ("77_5",))}
+
+
+def test_a_single_job_is_named_as_slurm_names_it(tmp_path):
+    single = profile.load("generic", ["max_array_size=0"])
+    asked = results.sweep(techniques=("quick",), seeds=(0,))
+    work = Work(tmp_path)
+    known = ledger.read(work.sweep(asked.name))
+    sent = batch.prepare(asked, work, tmp_path, single, asked.cells, known=known)
+    base, quick, report = sent.prepared
+    for item in sent.prepared:
+        assert "--array" not in item.script and 'task="$SLURM_JOB_ID"' in item.script
+        assert f"--output={item.job.folder}/%j_0_log.out" in item.script
+    assert f"--dependency=afterok:@{base.name}@\n" in quick.script
+    assert f"--dependency=afterany:@{base.name}@:@{quick.name}@\n" in report.script
+    assert [*sent.notes] == [batch.NO_ARRAYS]
+    at = ledger.At(ledger.Entry("i", "n", "cells", {}, "", "", {}, single=True, job=7), 0)
+    assert at.task == "7" and Row(7, None, "RUNNING").task == "7"
+    assert set(cancel._grouped({"7", "8_1", "8_2"})) == {"7", "8_[1-2]"}
+
+
+def test_a_job_whose_log_could_not_be_opened(tmp_path):
+    row = Row(3, 0, "FAILED", exit_code="0:53")
+    why = retry.cause(row, task="3_0", log_file=tmp_path / "3_0_0_log.out")
+    assert why.kind == "no_log" and why.rule.again
+    assert why.reason == f"Slurm could not open the log file {tmp_path}/3_0_0_log.out of job 3_0"
+
+
+@pytest.mark.parametrize("setting", ["minutes=2", "report.minutes=2", "signal_s=1800"])
+def test_a_job_that_ends_before_its_signal_is_refused(setting):
+    with pytest.raises(
+        UserError, match=r"minutes \d+ ends before the signal to checkpoint"
+    ) as error:
+        profile.load("generic", [setting])
+    assert "\n" not in str(error.value) and "expected at least" in str(error.value)
+
+
+def test_a_held_state_tells_what_releases_it():
+    for held in cluster.HELD:
+        assert "`scontrol release 3_0`" in cluster.pending(Row(3, 0, held))
+
+
 # --- estimates and rehearsals ----------------------------------------------------------------
 
 
@@ -975,7 +1040,7 @@ def test_what_became_of_the_report(tmp_path):
     assert lost.state == "failed" and "Slurm has no record" in lost.reason
     by_hand = look(known, {"1_0": Row(1, 0, "CANCELLED", by="1000")}, True)
     assert (by_hand.state, by_hand.reason) == ("failed", "cancelled by 1000")
-    assert report_job.unsettled(known) == 1
+    assert report_job.unsettled(known) == "1_0"
 
     job = known.paths.job("i1")
     job.folder.mkdir(parents=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 REPORT = report_job.KIND
 REPORTS_AGAIN = ("failed", "missing")  # states of a report that `submit` sends again
 DEFAULT_MAX_ARRAY_SIZE = 1001
+NO_ARRAYS = (
+    "this cluster has no job arrays (MaxArraySize 0, or max_array_size in the profile): each task "
+    "is a single job, and at_once does not limit how many run"
+)
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,26 @@ class Batch:
     def cells(self) -> int:
         return sum(len(item.array.cells) for item in self.prepared)
 
+    @cached_property
+    def limit(self) -> int:
+        """Tasks that one array may have."""
+        return limit(self.cluster)
+
+    @property
+    def single(self) -> bool:
+        """Whether each task is a job of its own, since the cluster has no arrays."""
+        return self.limit <= 1
+
+    @property
+    def notes(self) -> Iterator[str]:
+        if any(item.array.single for item in self.prepared):
+            yield NO_ARRAYS
+
 
 def limit(cluster: Cluster) -> int:
-    """Tasks that one array may have: by the profile, else by the cluster, else Slurm's default."""
-    if cluster.profile.max_array_size:
+    """Tasks that one array may have: by the profile, else by the cluster, else Slurm's default; 0
+    where there are no arrays."""
+    if cluster.profile.max_array_size is not None:
         return cluster.profile.max_array_size
     if slurm.available():
         try:
@@ -115,7 +136,7 @@ def make(
         if view and cell.is_base and view.in_queue(cell.id):
             at = view.last[cell.id]
             assert at.entry.job is not None  # it is in the queue
-            queued[cell.id] = Queued(at.entry.job, at.index)
+            queued[cell.id] = Queued(at.entry.job, at.index, at.entry.single)
     batch = prepare(
         sweep,
         work,
@@ -159,13 +180,15 @@ def prepare(
     if sweep.pack:
         guess = estimated(sweep, work, cluster)
         pack = graph.packer(sweep.pack.minutes, guess.seconds)
-    arrays = graph.arrays(cells, request, limit(cluster), queued=queued, pack=pack)
     batch = Batch(sweep, work, data_root, cluster)
+    if not cells:
+        return batch
+    arrays = graph.arrays(cells, request, batch.limit, queued=queued, pack=pack)
     if not arrays:
         return batch
     names: dict[str, str] = {}
     report_request = report_request or ReportState("missing").next_request(cluster.profile)
-    report = _report(arrays, report_request, waits_for)
+    report = _report(arrays, report_request, waits_for, batch.single)
     for number, array in enumerate([*arrays, report]):
         intent = _intent(sweep, work, len(known.entries) + number, array)
         names[array.name] = name = f"netpress-{intent}-{sweep.name}-{array.name}"
@@ -183,7 +206,7 @@ def report_only(
     job failed."""
     from pipeline.orchestrate import executor
 
-    array = _report([], request, waits_for)
+    array = _report([], request, waits_for, batch.single)
     intent = _intent(batch.sweep, batch.work, len(known.entries), array)
     name = f"netpress-{intent}-{batch.sweep.name}-{array.name}"
     job = batch.work.sweep(batch.sweep.name).job(intent)
@@ -193,9 +216,11 @@ def report_only(
     return batch
 
 
-def _report(arrays: Sequence[Array], request: Request, waits_for: Iterable[int]) -> Array:
+def _report(
+    arrays: Sequence[Array], request: Request, waits_for: Iterable[int], single: bool
+) -> Array:
     after = (*map(str, sorted(waits_for)), *(array.name for array in arrays))
-    return Array(REPORT, {0: ()}, request, "afterany", after)
+    return Array(REPORT, {0: ()}, request, "afterany", after, single=single)
 
 
 def _intent(sweep: Sweep, work: paths.Work, number: int, array: Array) -> str:
@@ -250,6 +275,7 @@ def slurm_request(
         exclude=request.exclude,
         cores=profile.cores,
         gres=profile.gres,
+        single=array.single,
     )
     if array.name != REPORT:
         return for_cells

@@ -43,6 +43,6 @@ def _grouped(tasks: Iterable[str]) -> list[str]:
     """`12_3 12_4 12_9` as `12_[3-4,9]`: one argument per job, however many tasks it has."""
     jobs: dict[str, list[int]] = defaultdict(list)
     for task in tasks:
-        job, _, index = task.partition("_")
-        jobs[job].append(int(index))
-    return [f"{job}_[{graph.ranges(indices)}]" for job, indices in jobs.items()]
+        job, array, index = task.partition("_")
+        jobs[job] += [int(index)] if array else []
+    return [f"{job}_[{graph.ranges(i)}]" if i else job for job, i in jobs.items()]

@@ -34,6 +34,13 @@ PENDING = {  # Slurm's reasons in plain words; all others are shown unchanged
     "ReqNodeNotAvail": "the nodes it could run on are not available",
 }
 
+HELD = {  # states in which a job waits for somebody
+    "SPECIAL_EXIT": "held after its exit code, which the site lists as special: "
+    "`scontrol release JOB` lets it run again",
+    "REQUEUE_HOLD": "requeued and held: `scontrol release JOB` lets it run again",
+    "RESV_DEL_HOLD": "held, since its reservation was deleted: `scontrol release JOB` lets it run",
+}
+
 
 @dataclass(frozen=True)
 class InJob:
@@ -128,6 +135,7 @@ class View:
             progress=made.progress,
             task=task,
             busy="" if made.failure else _busy(job.out(task), cell.id),
+            log_file=job.out(task),
         )
         if row is None and made.failure is None and not self.accounting:
             return Cause(result.kind, f"{result.reason} (accounting is not available)")
@@ -217,10 +225,10 @@ def _account(view: View, sweep: Sweep, done: set[str]) -> None:
         for cell in sweep.cells
         if cell.id not in done and (row := view.row(cell.id)) and row.state in slurm.FINAL
     }
-    report = report_job.unsettled(view.known)
-    row = view.rows.get(f"{report}_0")
-    if report is not None and (row is None or row.state in slurm.FINAL - {"COMPLETED"}):
-        gone.add(report)
+    if task := report_job.unsettled(view.known):
+        row = view.rows.get(task)
+        if row is None or row.state in slurm.FINAL - {"COMPLETED"}:
+            gone.add(int(task.partition("_")[0]))
     if not gone:
         return
     try:
@@ -291,7 +299,9 @@ def failed_in(work: Work, cell: Cell, task: str) -> Failure | None:
 
 
 def pending(row: slurm.Row) -> str:
-    """Why a job in the queue does not run, in plain words for known reasons."""
+    """Why a job in the queue does not run, in plain words for known states and reasons."""
+    if row.state in HELD:
+        return HELD[row.state].replace("JOB", row.task)
     return PENDING.get(row.reason, row.reason).replace("JOB", row.task)
 
 

@@ -27,7 +27,8 @@ SETUP_FAILED = 66  # the exit code of a job whose set-up failed
 # Task.checkpoint decides about requeues, by the progress since the job started. submitit's own
 # limit is three requeues, and it counts every job of less than ten minutes as timed out.
 NEVER_TOO_OFTEN = 1_000_000
-_TASK = "%A_%a"  # the task's name in the patterns of sbatch and srun
+# The task's name in the patterns of sbatch and srun, of an array's and of a single job.
+_TASK, _JOB = "%A_%a", "%j"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class JobRequest:
     mail: str | None = None
     partition: str | None = None
     qos: str | None = None
+    single: bool = False
+
+    @property
+    def task(self) -> str:
+        """Its name, in the patterns of file names of sbatch and srun."""
+        return _JOB if self.single else _TASK
 
 
 def script(request: JobRequest) -> str:
@@ -56,7 +63,7 @@ def script(request: JobRequest) -> str:
     if bad := next((c for c in str(folder) if c in "%\\" or not c.isprintable()), None):
         raise UserError(f"{folder}: Slurm cannot write logs to a folder with {bad!r} in its name")
     command = f"{_python(request.profile)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    return _text(request, command, folder / f"{_TASK}_0_log.err")
+    return _text(request, command, folder / f"{request.task}_0_log.err")
 
 
 def probe(cluster: Cluster, folder: Path, arguments: Sequence[str]) -> str:
@@ -107,11 +114,11 @@ def _text(
 ) -> str:
     """A script with this command. `error`: the file for standard error, None: the same as for
     standard output; `output`: a file in place of the task's log."""
-    log = request.job.folder / f"{_TASK}_%t_log.out"
+    log = request.job.folder / f"{request.task}_%t_log.out"
     flags = {
         **_flags(request),
         "open-mode": "append",
-        "output": output or request.job.folder / f"{_TASK}_0_log.out",
+        "output": output or request.job.folder / f"{request.task}_0_log.out",
     }
     if error is not None:
         flags["error"] = error
@@ -164,7 +171,9 @@ def _flags(request: JobRequest) -> dict[str, Any]:
         "mail_user": request.mail,
         "mail_type": "END,FAIL" if request.mail else None,
         "signal": f"USR2@{profile.signal_s}",
-        "array": f"{ranges(request.indices)}%{min(len(request.indices), profile.at_once)}",
+        "array": None
+        if request.single
+        else f"{ranges(request.indices)}%{min(len(request.indices), profile.at_once)}",
         "chdir": paths.CODE,
         "export": profile.export,
         # Otherwise a job whose dependency failed would stay pending for ever.
@@ -191,10 +200,11 @@ def _setup(request: JobRequest) -> list[str]:
     """Lines before srun. One that fails ends the job, with an exit code and a file that `status`
     reads."""
     code = shlex.quote(str(paths.CODE))
+    array_task = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
     return [
         "umask 077",
         f"folder={shlex.quote(str(request.job.folder))}",
-        'task="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"',
+        f'task="{"$SLURM_JOB_ID" if request.single else array_task}"',
         f"trap '{_ON_ERROR}' ERR",
         f"cd {code}",
         f"export PYTHONPATH={code} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1",

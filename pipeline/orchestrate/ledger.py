@@ -51,8 +51,13 @@ class Entry:
     sweep: str = ""  # identifies the contents of its file
     reports: str = ""  # the folder of reports; empty in older ledgers
     profile: Mapping[str, Any] | None = None  # see submitted.py; None in older ledgers
+    single: bool = False  # a job without tasks, on a cluster without arrays
     job: int | None = None
     ended: str | None = None  # why there is no job: Slurm's message, or `void`
+
+    def task(self, index: int) -> str:
+        """As Slurm names task `index` of its job."""
+        return str(self.job) if self.single else f"{self.job}_{index}"
 
     @property
     def open(self) -> bool:
@@ -68,7 +73,7 @@ class At:
 
     @property
     def task(self) -> str:
-        return f"{self.entry.job}_{self.index}"
+        return self.entry.task(self.index)
 
 
 @dataclass
@@ -131,6 +136,7 @@ class Ledger:
                 line.get("sweep", ""),
                 line.get("reports", ""),
                 line.get("profile"),
+                line.get("single", False),
             )
             self.entries[entry.intent] = entry
             for ids in tasks.values():

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline import paths, strict_yaml
 from pipeline.errors import UserError
@@ -92,7 +92,8 @@ class Profile(Frozen):
     of bash that run in the job before Python starts. `mail`: the address for a message when the
     report is done. `options`: further options of sbatch, by full names without
     dashes: {reservation: course, exclusive: true}. `minutes_cap`: the most time that `netpress
-    resume` requests.
+    resume` requests. `max_array_size`: tasks in one array; 0: single jobs, where a cluster has no
+    arrays.
     """
 
     partition: PlainList | None = None
@@ -107,7 +108,7 @@ class Profile(Frozen):
     minutes_cap: Minutes | None = None
     signal_s: int = Field(120, ge=10, le=3600)
     at_once: int = Field(64, ge=1, le=100_000)
-    max_array_size: int | None = Field(None, ge=2, le=4_000_001)
+    max_array_size: int | None = Field(None, ge=0, le=4_000_001)
     export: Literal["ALL", "NONE"] = "ALL"
     setup: tuple[Line, ...] = ()
     python: Line | None = None
@@ -118,6 +119,17 @@ class Profile(Frozen):
     node: Node | None = None
     charge: Charge | None = None
     report: ReportJob = ReportJob()
+
+    @model_validator(mode="after")
+    def _has_time_to_checkpoint(self) -> Profile:
+        for key, minutes in (("minutes", self.minutes), ("report.minutes", self.report.minutes)):
+            if minutes * 60 <= self.signal_s:
+                raise ValueError(
+                    f"{key} {minutes} ends before the signal to checkpoint, which comes "
+                    f"{self.signal_s} s (signal_s) before the end; expected at least "
+                    f"{self.signal_s // 60 + 1}"
+                )
+        return self
 
     @property
     def gpus(self) -> int:

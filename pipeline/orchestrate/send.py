@@ -77,11 +77,18 @@ def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions) -> Sent:
             sent.jobs[item.name] = _send_somewhere(batch, item, sent.jobs, known, function_of)
         except slurm.Refused as refused:
             lacking.add(item.array.name)
-            sent.problem = sent.problem or refused
+            sent.problem = sent.problem or _with_remedy(refused, item.array)
         except UserError as error:
             sent.problem = error
             break
     return sent
+
+
+def _with_remedy(refused: slurm.Refused, array: Array) -> slurm.Refused:
+    """Where a cluster refuses arrays, which its configuration does not tell."""
+    if array.single or "array" not in str(refused):
+        return refused
+    return slurm.Refused(f"{refused}; `--set max_array_size=0` submits single jobs instead")
 
 
 def _waits_for(array: Array) -> set[str]:
@@ -147,6 +154,7 @@ def _send(
         sweep=text_id(batch.sweep),
         reports=str(batch.reports),
         profile=submitted.profile_json(batch.cluster),
+        single=item.array.single,
     )
     cells = {i: batch.sweep.by_id[i].to_json() for i in item.array.cells}
     plugins.keep(batch.sweep.plugins, batch.work)

@@ -149,7 +149,7 @@ def _cost(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
         "charge": None if an_hour is None else an_hour * total_s / 3600,
         "charge_an_hour": an_hour,
         "profile": cluster.name,
-        "notes": (*profile.notes(), *estimate.notes(cells_of(batch))),
+        "notes": (*profile.notes(), *batch.notes, *estimate.notes(cells_of(batch))),
     }
 
 
@@ -169,6 +169,7 @@ def lines(batch: Batch, states: state.SweepState, sent: Sent) -> Iterator[Line]:
         yield Line(f"job {job}: {cells} cell{'s' if cells != 1 else ''}{waits}")
     if not batch.prepared:
         yield Line("Nothing to submit.")
+    yield from map(Line, batch.notes)
     if waiting := _held_back(batch, states):
         yield Line(
             f"{waiting} cell{'s' * (waiting != 1)} not submitted: the base is being made outside "
