@@ -23,6 +23,7 @@ from pipeline.cli_options import (
     cells_argument,
     cluster_for,
     device_option,
+    interval_option,
     job_functions,
     json_option,
     load,
@@ -167,17 +168,18 @@ def submit(
 @sweep_argument
 @json_option
 @profile_option
-@click.option(
-    "--watch", is_flag=True, help="Repeat every few seconds, until nothing is left to do."
-)
-def status(name: str, as_json: bool, profile: str | None, watch: bool) -> None:
+@click.option("--watch", is_flag=True, help="Repeat until nothing is left to do.")
+@interval_option
+def status(
+    name: str, as_json: bool, profile: str | None, watch: bool, interval_s: float | None
+) -> None:
     """What is done, running, queued, waiting, failed or missing."""
     from pipeline.orchestrate import images, state
 
     sweep = load(name)
     work, data_root = roots(sweep, cluster_for(sweep, profile))
     if watch:
-        state.watch(sweep, work, data_root)
+        state.watch(sweep, work, data_root, interval_s)
         return
     states = state.find(sweep, work)
     for note in (*states.notes, *images.notes(states.done, work, data_root)):

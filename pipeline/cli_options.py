@@ -77,6 +77,13 @@ device_option = click.option(
     default="auto",
     help="The device for training [a GPU where there is one].",
 )
+interval_option = click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(1, 86_400),
+    metavar="SECONDS",
+    help="Between two looks [on a cluster from 5 to 60, growing].",
+)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object instead of a table."
 )

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -912,6 +913,13 @@ def test_a_job_that_ends_before_its_signal_is_refused(setting):
 def test_a_held_state_tells_what_releases_it():
     for held in cluster.HELD:
         assert "`scontrol release 3_0`" in cluster.pending(Row(3, 0, held))
+
+
+def test_a_watched_cluster_is_queried_less_and_less():
+    slow = list(islice(state.pauses(None, submitted=True), 10))
+    assert slow[0] == 5 and slow[-1] == 60 and slow == sorted(slow)
+    assert list(islice(state.pauses(None, submitted=False), 3)) == [state.WATCH_S] * 3
+    assert list(islice(state.pauses(20.0, submitted=True), 3)) == [20.0] * 3
 
 
 # --- estimates and rehearsals ----------------------------------------------------------------

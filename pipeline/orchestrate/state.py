@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -24,9 +24,11 @@ from pipeline.terminal import printable
 
 State = Literal["done", "trained", "running", "queued", "waiting", "failed", "cancelled", "missing"]
 OVER = ("failed", "cancelled", "missing")
-WATCH_S = 3.0
+WATCH_S = 3.0  # between two looks at files alone
 CLEAR = "\033[H\033[2J"  # clears a terminal
-WATCH_CLUSTER_S = 15.0
+# Between two looks at a cluster: each is one squeue, and a sweep takes hours.
+WATCH_CLUSTER_S = (5.0, 60.0)
+BACK_OFF = 1.5
 
 
 @dataclass(frozen=True)
@@ -364,13 +366,20 @@ def everything(sweep: Sweep, states: SweepState, work: Work) -> Iterable[str]:
     yield from used(states, work)
 
 
-def watch(sweep: Sweep, work: Work, data_root: Path) -> None:
-    """Print the states repeatedly, until no cell is running, queued or waiting.
+def pauses(interval_s: float | None, submitted: bool) -> Iterator[float]:
+    """Seconds between looks: as the user says, else growing where each look queries Slurm."""
+    first, last = WATCH_CLUSTER_S if submitted else (WATCH_S, WATCH_S)
+    pause_s = interval_s or first
+    while True:
+        yield pause_s
+        pause_s = interval_s or min(last, pause_s * BACK_OFF)
 
-    The interval is longer for a sweep that was submitted, since each update queries the controller.
-    Images are checked once: there may be a million.
-    """
+
+def watch(sweep: Sweep, work: Work, data_root: Path, interval_s: float | None = None) -> None:
+    """Print the states repeatedly, until no cell is running, queued or waiting. Images are checked
+    once: there may be a million."""
     changes: list[str] | None = None
+    waits: Iterator[float] | None = None
     while True:
         states = find(sweep, work)
         if changes is None:
@@ -383,4 +392,5 @@ def watch(sweep: Sweep, work: Work, data_root: Path) -> None:
             return
         if states.view and all(s.state not in ("running", "queued") for s in states.cells):
             return
-        time.sleep(WATCH_CLUSTER_S if states.view else WATCH_S)
+        waits = waits or pauses(interval_s, submitted=states.view is not None)
+        time.sleep(next(waits))
