@@ -26,6 +26,7 @@ from pipeline.cli_options import (
     interval_option,
     job_functions,
     json_option,
+    live_option,
     load,
     optional_sweep_argument,
     plugins_option,
@@ -145,9 +146,15 @@ def rehearse(name: str, device: str) -> int:
 @profile_option
 @set_option
 @click.option("--dry-run", is_flag=True, help="Show what would be submitted, as plan does.")
+@live_option
 @json_option
 def submit(
-    name: str, profile: str | None, settings: tuple[str, ...], dry_run: bool, as_json: bool
+    name: str,
+    profile: str | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    live: bool,
+    as_json: bool,
 ) -> None:
     """Submit what is missing to SLURM; returns at once."""
     from pipeline.orchestrate import submit
@@ -156,10 +163,10 @@ def submit(
     cluster = cluster_for(sweep, profile, settings, needed=True)
     work, data_root = roots(sweep, cluster)
     if dry_run:
-        planned = submit.planned(sweep, work, data_root, cluster)
+        planned = submit.planned(sweep, work, data_root, cluster, live)
         show(planned.to_json() if as_json else planned.lines())
         return
-    batch, states, sent = submit.run(sweep, work, data_root, cluster, job_functions())
+    batch, states, sent = submit.run(sweep, work, data_root, cluster, job_functions(), live=live)
     show(line.text for line in submit.lines(batch, states, sent))
     sent.check()
 
@@ -223,12 +230,14 @@ def cancel(name: str, cells: tuple[str, ...], profile: str | None) -> None:
 @profile_option
 @set_option
 @click.option("--exceptions", is_flag=True, help="Also cells that an exception ended.")
+@live_option
 def resume(
     name: str,
     cells: tuple[str, ...],
     profile: str | None,
     settings: tuple[str, ...],
     exceptions: bool,
+    live: bool,
 ) -> None:
     """Submit failed cells again, with a larger request if needed."""
     from pipeline.orchestrate import plan, resume
@@ -238,7 +247,7 @@ def resume(
     chosen = [plan.find_cell(sweep, cell) for cell in cells]
     work, data_root = roots(sweep, cluster)
     batch, states, sent, decisions = resume.run(
-        sweep, work, data_root, cluster, job_functions(), chosen, exceptions
+        sweep, work, data_root, cluster, job_functions(), chosen, exceptions, live
     )
     show(line.text for line in resume.lines(batch, states, sent, decisions))
     sent.check()

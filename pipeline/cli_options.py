@@ -77,6 +77,9 @@ device_option = click.option(
     default="auto",
     help="The device for training [a GPU where there is one].",
 )
+live_option = click.option(
+    "--live", is_flag=True, help="Jobs run this checkout, not a snapshot of it."
+)
 interval_option = click.option(
     "--interval",
     "interval_s",

@@ -5,6 +5,7 @@ WORK/cells/ID/{cell.json, checkpoint/, metrics.h5, attempts/N/, result.h5, artif
 WORK/sweeps/NAME/{ledger.jsonl, ledger.count, roots.json, jobs/}
 WORK/submit.lock
 WORK/plugins/SHA256.py
+WORK/code/ID/
 WORK/cache/
 REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, paper.tex,
                references.bib, files.json, tables/, figures/, artifacts/ID/}
@@ -319,6 +320,15 @@ class Work:
         if not SHA256.fullmatch(sha256):
             raise ValueError(f"expected a SHA-256, got {sha256!r}")
         return Path(self.root) / "plugins" / f"{sha256}.py"
+
+    def code(self, snapshot: str) -> Path:
+        """A copy of netpress's own code, for the jobs that were submitted with it."""
+        return Path(self.root) / "code" / checked_name(snapshot)
+
+
+def snapshot_record(code: Path) -> Path:
+    """In a copy of the code: of which checkout it is."""
+    return code / "snapshot.json"
 
 
 def _checked_id(cell_id: str) -> str:

@@ -276,6 +276,7 @@ def slurm_request(
         cores=profile.cores,
         gres=profile.gres,
         single=array.single,
+        code=cluster.code.folder,
     )
     if array.name != REPORT:
         return for_cells

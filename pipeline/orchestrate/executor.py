@@ -50,6 +50,7 @@ class JobRequest:
     partition: str | None = None
     qos: str | None = None
     single: bool = False
+    code: Path = paths.CODE
 
     @property
     def task(self) -> str:
@@ -174,7 +175,7 @@ def _flags(request: JobRequest) -> dict[str, Any]:
         "array": None
         if request.single
         else f"{ranges(request.indices)}%{min(len(request.indices), profile.at_once)}",
-        "chdir": paths.CODE,
+        "chdir": request.code,
         "export": profile.export,
         # Otherwise a job whose dependency failed would stay pending for ever.
         "kill-on-invalid-dep": "yes",
@@ -199,7 +200,7 @@ def without_nodes(script: str, profile: Profile, nodes: Sequence[str]) -> str:
 def _setup(request: JobRequest) -> list[str]:
     """Lines before srun. One that fails ends the job, with an exit code and a file that `status`
     reads."""
-    code = shlex.quote(str(paths.CODE))
+    code = shlex.quote(str(request.code))
     array_task = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
     return [
         "umask 077",

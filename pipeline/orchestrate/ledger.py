@@ -51,6 +51,7 @@ class Entry:
     sweep: str = ""  # identifies the contents of its file
     reports: str = ""  # the folder of reports; empty in older ledgers
     profile: Mapping[str, Any] | None = None  # see submitted.py; None in older ledgers
+    code: Mapping[str, Any] | None = None  # what its jobs run; None in older ledgers
     single: bool = False  # a job without tasks, on a cluster without arrays
     job: int | None = None
     ended: str | None = None  # why there is no job: Slurm's message, or `void`
@@ -136,6 +137,7 @@ class Ledger:
                 line.get("sweep", ""),
                 line.get("reports", ""),
                 line.get("profile"),
+                line.get("code"),
                 line.get("single", False),
             )
             self.entries[entry.intent] = entry

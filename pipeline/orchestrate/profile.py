@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pipeline import paths, strict_yaml
 from pipeline.errors import UserError
 from pipeline.orchestrate import sbatch_options
+from pipeline.orchestrate.snapshot import Code
 from pipeline.strict_yaml import Document, nearest, shown
 from pipeline.sweep import Frozen, Sweep
 
@@ -182,13 +183,15 @@ class Profile(Frozen):
 class Cluster:
     """A profile with its name, as used by the commands that deal with SLURM.
 
-    `source`: the name for `load` in any folder. `settings`: the given KEY=VALUE overrides.
+    `source`: the name for `load` in any folder. `settings`: the given KEY=VALUE overrides. `code`:
+    what jobs run.
     """
 
     name: str
     profile: Profile
     source: str = ""
     settings: tuple[str, ...] = ()
+    code: Code = Code()
 
 
 def load(name: str, settings: Sequence[str] = ()) -> Cluster:

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from pipeline import plugins, store
+from pipeline import paths, plugins, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import ledger, slurm, submitted
 from pipeline.orchestrate.batch import REPORT, Batch, Prepared, dependency, slurm_request, text_id
@@ -155,6 +156,7 @@ def _send(
         reports=str(batch.reports),
         profile=submitted.profile_json(batch.cluster),
         single=item.array.single,
+        code=batch.cluster.code.to_json(),
     )
     cells = {i: batch.sweep.by_id[i].to_json() for i in item.array.cells}
     plugins.keep(batch.sweep.plugins, batch.work)
@@ -174,7 +176,7 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
     root, data_root = str(batch.work.root), str(batch.data_root)
     folder = str(item.job.folder)
     if item.array.name == REPORT:
-        path, text = str(batch.sweep.path.absolute()), batch.sweep.text
+        path, text = str(_as_jobs_see(batch)), batch.sweep.text
         plugged = {plugin.source: plugin.sha256 for plugin in batch.sweep.plugins}
         for cell in batch.sweep.cells:
             plugged |= own.files(cell.model) if cell.is_base else {}
@@ -184,6 +186,14 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
     return functions.cells(
         folder, root, data_root, dict(item.array.tasks), item.array.shares, lead_s
     )
+
+
+def _as_jobs_see(batch: Batch) -> Path:
+    """The sweep's file; of one that ships, that of the code which they run."""
+    path = batch.sweep.path.absolute()
+    if path.parent != paths.shipped_sweeps():
+        return path
+    return batch.cluster.code.folder / path.relative_to(paths.CODE)
 
 
 def _submitted(item: Prepared, known: ledger.Ledger) -> int:

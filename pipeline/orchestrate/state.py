@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pipeline import done as finished
 from pipeline import gaps, store, streams, usage
 from pipeline.errors import Corrupt
-from pipeline.orchestrate import cluster, images, ledger, report_job, slurm
+from pipeline.orchestrate import cluster, images, ledger, report_job, slurm, snapshot
 from pipeline.orchestrate.held import is_held
 from pipeline.orchestrate.plan import aligned, identity, quoted
 from pipeline.paths import AttemptPaths, Work
@@ -59,6 +59,12 @@ class SweepState:
     @property
     def done(self) -> list[Cell]:
         return [s.cell for s in self.cells if s.state == "done"]
+
+    @property
+    def codes(self) -> list[Mapping[str, Any] | None]:
+        """What its jobs run, the newest first."""
+        entries = self.view.known.entries.values() if self.view else ()
+        return [entry.code for entry in reversed(list(entries)) if entry.job is not None]
 
     @property
     def notes(self) -> list[str]:
@@ -363,6 +369,7 @@ def everything(sweep: Sweep, states: SweepState, work: Work) -> Iterable[str]:
     """The whole output of `status` as text."""
     yield from lines(states.cells)
     yield from report_lines(states, quoted(sweep))
+    yield from snapshot.lines(states.codes)
     yield from used(states, work)
 
 

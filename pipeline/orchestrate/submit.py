@@ -9,13 +9,23 @@ import enum
 import os
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.orchestrate import estimate, images, ledger, plan, report_job, slurm, state, submitted
+from pipeline.orchestrate import (
+    estimate,
+    images,
+    ledger,
+    plan,
+    report_job,
+    slurm,
+    snapshot,
+    state,
+    submitted,
+)
 from pipeline.orchestrate.batch import (
     REPORTS_AGAIN,
     Batch,
@@ -64,17 +74,19 @@ def run(
     functions: JobFunctions,
     *,
     pick: Callable[[state.SweepState], Picked] | None = None,
+    live: bool = False,
 ) -> tuple[Batch, state.SweepState, Sent]:
     """Submit the missing cells of the sweep, or those that are picked; returns (the batch, the
     states before, what was submitted).
 
     Raises UserError before anything is submitted where data is missing, or where images changed
     since results were made; Unreachable where the queue cannot be read, since it is then not known
-    what is in it.
+    what is in it. `live`: jobs run the code of the checkout, not a snapshot of it.
     """
     from pipeline.orchestrate import local  # here, since `plan` needs no workers
 
     _require_roots(cluster, work)
+    cluster = replace(cluster, code=snapshot.of(work, live))
     with ledger.locked(work.sweep(sweep.name)) as known:
         if any(entry.open for entry in known.entries.values()):
             settle(known, slurm.squeue(_owners(known), patient=True))
@@ -97,14 +109,18 @@ def run(
         if batch.prepared:
             report_job.require_writable(batch.reports, sweep.name)
             submitted.remember(sweep, work)
+            snapshot.make(cluster.code)
         sent = send(batch, known, functions)
         if sent.jobs and states.view:  # they would build the report too early
             slurm.scancel(list(map(str, states.view.alive_reports)))
     return batch, states, sent
 
 
-def planned(sweep: Sweep, work: paths.Work, data_root: Path, cluster: Cluster) -> plan.Plan:
+def planned(
+    sweep: Sweep, work: paths.Work, data_root: Path, cluster: Cluster, live: bool = False
+) -> plan.Plan:
     """What `run` would submit now, with the cost; writes nothing."""
+    cluster = replace(cluster, code=snapshot.of(work, live))
     states = state.find(sweep, work)
     known = states.view.known if states.view else ledger.read(work.sweep(sweep.name))
     batch = make(sweep, work, data_root, cluster, states, known, choose(sweep, states, is_missing))

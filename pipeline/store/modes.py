@@ -47,8 +47,9 @@ def shared() -> Iterator[None]:
 
 
 def set_mode_of_file(descriptor: int) -> None:
+    is_program = os.fstat(descriptor).st_mode & stat.S_IXUSR
     with _without_modes():
-        os.fchmod(descriptor, 0o666 & ~_umask.get())
+        os.fchmod(descriptor, (0o777 if is_program else 0o666) & ~_umask.get())
 
 
 def set_mode_of_folder(folder: Path) -> None:
