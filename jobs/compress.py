@@ -38,10 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.die_with_parent:
         _die_with(options.die_with_parent)
     garbage.seldom()
-    from pipeline import store
+    from pipeline import hardware, store
     from pipeline.paths import Work
 
     store.private()
+    hardware.request(options.cores)
     with _events() as events:
         outcomes = [
             compress(i, Work(options.work), options.data, events, options.device, options.threads)
@@ -205,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, help="the data root")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, help="CPU threads; default: one a core")
+    parser.add_argument("--cores", type=int, help="cores requested for it; default: all")
     parser.add_argument("--die-with-parent", type=int, metavar="PID", help=argparse.SUPPRESS)
     parser.add_argument("ids", nargs="+", metavar="ID", help="cells, by id")
     return parser

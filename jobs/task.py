@@ -185,11 +185,10 @@ def _kill(process: subprocess.Popen) -> None:
 def _threads() -> tuple[str, ...]:
     """As many as the job requested, also where the cluster does not bind it to its cores."""
     requested_cores = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return (
-        ("--threads", str(min(int(requested_cores), training_cores())))
-        if requested_cores.isdecimal()
-        else ()
-    )
+    if not requested_cores.isdecimal():
+        return ()
+    threads = min(int(requested_cores), training_cores())
+    return ("--threads", str(threads), "--cores", requested_cores)
 
 
 def _ignore_signals() -> None:

@@ -21,6 +21,7 @@ import torch
 from pipeline import artifact, data, done, hardware, origin, runtimes, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import cell as measuring
+from pipeline.measure.inference import require_threads
 from pipeline.models import module_of, network
 from pipeline.paths import CellPaths, Work
 from pipeline.store import StageHistory
@@ -62,6 +63,7 @@ def run_cell(
         return
     for runtime in cell.measure.runtimes:  # before anything is trained for it
         runtimes.of_artifacts(runtime)
+    require_threads(cell.measure.threads)
     torch.set_num_threads(threads or hardware.training_cores())
     run = _Run(cell, work, paths, data_root, device, progress)
     try:
@@ -242,6 +244,7 @@ class _Run:
             "device": str(self.machine.device),
             "precision": self.machine.precision,
             "threads": torch.get_num_threads(),
+            "all_threads": self.cell.measure.threads or hardware.cores(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
             "seconds": self.trained_s + time.time() - self.began,
             "dataset_fingerprint": self.split.fingerprint,

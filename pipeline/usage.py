@@ -41,6 +41,12 @@ def read(cells: Iterable[Cell], work: Work) -> Used | None:
     return total(islice(records, MOST_CELLS))
 
 
+def threads_of(cells: Iterable[Cell]) -> int | None:
+    """The most threads that measurements of these cells are set to; None where one is not set."""
+    wanted = [cell.measure.threads for cell in cells]
+    return None if None in wanted or not wanted else max(filter(None, wanted))
+
+
 def total(records: Iterable[dict]) -> Used | None:
     """The records of cells (`of_cell`) taken together; None of nothing."""
     every = list(records)
@@ -58,8 +64,10 @@ def total(records: Iterable[dict]) -> Used | None:
     )
 
 
-def lines(used: Used) -> Iterator[str]:
-    """For people: what was used, and what to request instead where that is clearly less."""
+def lines(used: Used, threads: int | None = None) -> Iterator[str]:
+    """For people: what was used, and what to request instead where that is clearly less. `threads`:
+    those of the sweep's measurements; None: as many as cores were requested, so that fewer cores
+    would change what is measured."""
     gpu = f", {used.gpu_memory_bytes / GIB:.1f} GiB of the GPU" if used.gpu_memory_bytes else ""
     busy = f", busy {used.gpu_busy * 100:.0f} % of the time" if used.gpu_busy is not None else ""
     yield (
@@ -67,18 +75,30 @@ def lines(used: Used) -> Iterator[str]:
         f"{used.cores:.1f} of {used.requested_cores} cores were used{gpu}{busy} "
         f"({used.cells} job{'s' if used.cells != 1 else ''})."
     )
-    if better := request(used):
-        yield f"This would do: {' '.join(f'--set {key}={value}' for key, value in better)}"
+    better = request(used, threads or 1)
+    cores = [f"--set {key}={value}" for key, value in better if key == "cores"]
+    others = [f"--set {key}={value}" for key, value in better if key != "cores"]
+    if threads is not None or not cores:
+        if better:
+            yield f"This would do: {' '.join((*cores, *others))}"
+        return
+    number = cores[0].partition("=")[2]
+    first = f"{' '.join(others)}; also {cores[0]}" if others else cores[0]
+    yield (
+        f"This would do: {first}, once the sweep has `measure: {{threads: {number}}}`: without it, "
+        "all threads are as many as the cores that are requested"
+    )
 
 
-def request(used: Used) -> Sequence[tuple[str, int]]:
-    """(key of the profile, value) where at least a quarter less than was requested is enough."""
+def request(used: Used, threads: int = 1) -> Sequence[tuple[str, int]]:
+    """(key of the profile, value) where at least a quarter less than was requested is enough, and
+    there are as many cores as `threads`."""
     smaller = []
-    for key, seen, requested in (
-        ("cores", used.cores, used.requested_cores),
-        ("memory_gib", used.memory_bytes / GIB, used.requested_memory_bytes // GIB),
+    for key, seen, requested, least in (
+        ("cores", used.cores, used.requested_cores, threads),
+        ("memory_gib", used.memory_bytes / GIB, used.requested_memory_bytes // GIB, 1),
     ):
-        enough = max(1, math.ceil(seen * MARGIN))
+        enough = max(least, math.ceil(seen * MARGIN))
         if enough <= 0.75 * requested:
             smaller.append((key, enough))
     return smaller

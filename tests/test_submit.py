@@ -260,7 +260,7 @@ def test_a_script_is_the_one_that_submitit_would_write(settings, more):
         signal_delay_s=wanted.signal_s,
         map_count=len(ask.indices),
         setup=executor._setup(ask),
-        srun_args=["--export=ALL", "--cpus-per-task=4"],
+        srun_args=["--export=ALL", "--cpus-per-task=4", "--cpu-bind=cores"],
         additional_parameters={name: flags[name] for name in own - {"signal"}},
     )
     assert executor.script(ask) == text
@@ -981,9 +981,17 @@ def test_what_was_used_and_a_better_request(tmp_path):
     assert usage.read(asked.cells, work) is None
     used(asked.cells[0], work)
     used(asked.cells[1], work, job=None)  # a local run asked for nothing
-    first, second = usage.lines(usage.read(asked.cells, work))
+    seen = usage.read(asked.cells, work)
+    first, second = usage.lines(seen, threads=4)
     assert first == "At most 3.0 of 40 GiB and 2.5 of 24 cores were used (1 job)."
     assert second == "This would do: --set cores=4 --set memory_gib=4"
+    # Advice changes nothing that is measured.
+    assert [*usage.lines(seen, threads=8)][1].startswith("This would do: --set cores=8 ")
+    assert [*usage.lines(seen, threads=24)][1] == "This would do: --set memory_gib=4"
+    assert [*usage.lines(seen)][1] == (
+        "This would do: --set memory_gib=4; also --set cores=4, once the sweep has `measure: "
+        "{threads: 4}`: without it, all threads are as many as the cores that are requested"
+    )
     used(asked.cells[0], work, job=None, memory_bytes=GIB)  # finished outside of jobs, later
     assert next(usage.lines(usage.read(asked.cells, work))) == first
     said = usage.of_cell(work.cell(asked.cells[0].id))

@@ -127,7 +127,7 @@ def _text(
     errors = [] if error is None else ["--error", str(log.with_suffix(".err"))]
     # From Slurm 22.05 on, srun does not inherit the job's cores or, with --export=NONE, the
     # environment of the set-up.
-    own = ["--export=ALL", f"--cpus-per-task={request.cores}"]
+    own = ["--export=ALL", f"--cpus-per-task={request.cores}", "--cpu-bind=cores"]
     srun = shlex.join(["srun", "--unbuffered", "--output", str(log), *errors, *own])
     return "\n".join(
         [

@@ -362,7 +362,8 @@ def report_lines(states: SweepState, called: str) -> Iterable[str]:
 def used(states: SweepState, work: Work) -> Iterable[str]:
     """The usage of the jobs of finished cells as text; empty where there were none."""
     measured = usage.read((s.cell for s in states.cells if s.state == "done"), work)
-    return usage.lines(measured) if measured else ()
+    threads = usage.threads_of(s.cell for s in states.cells)
+    return usage.lines(measured, threads) if measured else ()
 
 
 def everything(sweep: Sweep, states: SweepState, work: Work) -> Iterable[str]:

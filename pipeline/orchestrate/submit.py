@@ -86,6 +86,7 @@ def run(
     from pipeline.orchestrate import local  # here, since `plan` needs no workers
 
     _require_roots(cluster, work)
+    _require_threads(sweep, cluster)
     cluster = replace(cluster, code=snapshot.of(work, live))
     with ledger.locked(work.sweep(sweep.name)) as known:
         if any(entry.open for entry in known.entries.values()):
@@ -221,6 +222,16 @@ def _require_roots(cluster: Cluster, work: paths.Work) -> None:
         raise UserError(
             f"profile {cluster.name}: work: {root} cannot be created on this machine; run this on "
             "the cluster's login node, or give another one with --set work=FOLDER"
+        )
+
+
+def _require_threads(sweep: Sweep, cluster: Cluster) -> None:
+    """Raises UserError where jobs would have fewer cores than threads to measure with."""
+    threads, cores = max(cell.measure.threads or 1 for cell in sweep.cells), cluster.profile.cores
+    if threads > cores:
+        raise UserError(
+            f"{sweep.path}: measure.threads: {threads} are more than the {cores} cores of a job "
+            f"(profile {cluster.name}); expected at most {cores}, or --set cores={threads}"
         )
 
 

@@ -217,19 +217,23 @@ class Recipe(Frozen):
 
 class Measure(Frozen):
     """Each latency series takes at most `repeats` rounds and at most `seconds`. `runtimes`: what
-    runs the artifact; the first is the one that a report's columns are of. No part of a cell's id:
-    the record of a measurement has them (`pipeline.done`)."""
+    runs the artifact; the first is the one that a report's columns are of. `threads`: what "all
+    threads" means; None: as many as the cores that were requested. No part of a cell's id: the
+    record of a measurement has them (`pipeline.done`)."""
 
     repeats: int = Field(100, ge=1, le=100_000)
     seconds: float = Field(3.0, gt=0, le=3600)
     runtimes: Runtimes = ("onnxruntime",)
+    threads: int | None = Field(None, ge=1, le=4096)
 
     def decides(self) -> dict[str, Any]:
-        """Without `runtimes` where there is only the first: it is younger than many results."""
+        """Without the defaults of what is younger than many results."""
         data = self.model_dump(mode="json")
-        return (
-            data if len(self.runtimes) > 1 else {k: v for k, v in data.items() if k != "runtimes"}
-        )
+        if len(self.runtimes) == 1:
+            del data["runtimes"]
+        if self.threads is None:
+            del data["threads"]
+        return data
 
 
 class Pack(Frozen):

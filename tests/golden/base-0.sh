@@ -35,4 +35,4 @@ trap - ERR
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT0/%A_%a_%t_log.out' --error '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT0/%A_%a_%t_log.err' --export=ALL --cpus-per-task=24 /env/bin/python -u -m submitit.core._submit '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT0'
+srun --unbuffered --output '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT0/%A_%a_%t_log.out' --error '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT0/%A_%a_%t_log.err' --export=ALL --cpus-per-task=24 --cpu-bind=cores /env/bin/python -u -m submitit.core._submit '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT0'

@@ -37,4 +37,4 @@ trap - ERR
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT3/%A_%a_%t_log.out' --error '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT3/%A_%a_%t_log.err' --export=ALL --cpus-per-task=1 /env/bin/python -u -m submitit.core._submit '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT3'
+srun --unbuffered --output '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT3/%A_%a_%t_log.out' --error '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT3/%A_%a_%t_log.err' --export=ALL --cpus-per-task=1 --cpu-bind=cores /env/bin/python -u -m submitit.core._submit '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT3'

@@ -165,5 +165,7 @@ def test_a_checkout_that_changes_while_jobs_wait(desk):
     assert folder.name in (desk.folder / "reports" / "kept" / "report.md").read_text()
     live = desk.settled(sweeps[1])["base/81"]
     assert live["state"] == "failed"
-    assert "another branch" in desk.netpress("logs", sweeps[1], "base")[0]
+    assert (
+        "another branch" in desk.netpress("logs", sweeps[1], desk.cell(sweeps[1], "base/81").id)[0]
+    )
     assert f"{code} itself" in desk.netpress("status", sweeps[1])[0]
