@@ -47,6 +47,7 @@ class Report:
     def __call__(self) -> None:
         job = JobPaths(Path(self.folder))
         try:
+            store.enter(Work(Path(self.work)))
             sweep = load_again(Path(self.sweep), self.text, Work(Path(self.work)), self.plugins)
             page = aggregate(sweep, Path(self.work), Path(self.to), self.umask)
         except Exception as error:
@@ -63,6 +64,7 @@ def aggregate(sweep: Sweep, work: Path, to: Path, umask: int | None = None) -> P
     streams.ready()
     garbage.seldom()
     store.private(umask)
+    store.enter(Work(work))
     write_down_ends(sweep, Work(work))
     made, frames = report.build(sweep, Work(work), to)
     with streams.at_best():

@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     store.private()
     hardware.request(options.cores)
+    store.enter(Work(options.work))
     with _events() as events:
         outcomes = [
             compress(i, Work(options.work), options.data, events, options.device, options.threads)
@@ -165,8 +166,10 @@ def _events() -> Iterator[TextIO]:
 @contextmanager
 def _logged(log: Path) -> Iterator[None]:
     """Redirect descriptors 1 and 2 to the log, so that it also has the output of native code."""
+    from pipeline import store
+
     kept = [os.dup(1), os.dup(2)]
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = store.open_own(log, os.O_WRONLY | os.O_APPEND)
     try:
         _point_both(descriptor, descriptor)
         yield

@@ -79,6 +79,7 @@ class Task(Checkpointable):
 
     def __call__(self) -> None:
         store.private()
+        store.enter(Work(Path(self.work)))
         self.before = _made(self._mine())
         if shutil.which("scontrol") is None:
             terminal.tell(NO_SCONTROL)

@@ -329,6 +329,7 @@ def verify(report: Path, as_json: bool, accuracy: bool, speed: bool) -> int:
     from pipeline import paths, verify
 
     work, data_root = paths.Work(paths.work_root()), paths.data_root()
+    store.enter(work)
     checks = []
     for check in verify.checks(report, data_root, work.cache, accuracy=accuracy, speed=speed):
         checks.append(check)

@@ -130,10 +130,13 @@ def cluster_for(
 
 def roots(sweep: Sweep, cluster: Cluster | None = None) -> tuple[Work, Path]:
     """(work root, data root): the same for all commands about a sweep and its profile."""
+    from pipeline import store
     from pipeline.orchestrate import plan
 
     cluster = cluster or cluster_for(sweep)
-    return plan.roots(sweep, cluster.profile if cluster else None)
+    work, data_root = plan.roots(sweep, cluster.profile if cluster else None)
+    store.enter(work)
+    return work, data_root
 
 
 def job_functions() -> JobFunctions:

@@ -6,6 +6,7 @@ WORK/sweeps/NAME/{ledger.jsonl, ledger.count, roots.json, jobs/}
 WORK/submit.lock
 WORK/plugins/SHA256.py
 WORK/code/ID/
+WORK/share.json
 WORK/cache/
 REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, paper.tex,
                references.bib, files.json, tables/, figures/, artifacts/ID/}
@@ -320,6 +321,18 @@ class Work:
         if not SHA256.fullmatch(sha256):
             raise ValueError(f"expected a SHA-256, got {sha256!r}")
         return Path(self.root) / "plugins" / f"{sha256}.py"
+
+    @property
+    def share(self) -> Path:
+        """There where a group shares this work root."""
+        return Path(self.root) / "share.json"
+
+    def runs_as_its_writer(self, path: Path) -> bool:
+        """Whether it is in a folder whose contents jobs execute, as the user who submitted them:
+        a snapshot of the code, or what an array was sent with."""
+        inside = path.relative_to(self.root).parts
+        of_code = inside[:1] == ("code",) and len(inside) > 1
+        return of_code or (inside[2:3] == ("jobs",) and len(inside) > 3)
 
     def code(self, snapshot: str) -> Path:
         """A copy of netpress's own code, for the jobs that were submitted with it."""

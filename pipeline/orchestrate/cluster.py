@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -96,8 +97,9 @@ class View:
 
     @property
     def alive_reports(self) -> list[int]:
-        """Ids of the jobs in the queue that build this sweep's report."""
-        return [e.job for e in self._alive if e.kind == "report" and e.job is not None]
+        """Ids of our jobs in the queue that build this sweep's report."""
+        alive = [entry for entry in self._alive if entry.kind == "report" and is_ours(entry)]
+        return [entry.job for entry in alive if entry.job is not None]
 
     def has_report(self, sweep: str) -> bool:
         """Whether a job in the queue builds the report for these contents of the sweep file and was
@@ -140,6 +142,11 @@ class View:
         if row is None and made.failure is None and not self.accounting:
             return Cause(result.kind, f"{result.reason} (accounting is not available)")
         return result
+
+
+def is_ours(entry: ledger.Entry) -> bool:
+    """Whether this user may cancel its job."""
+    return entry.user == slurm.user() or os.geteuid() == 0
 
 
 def look(

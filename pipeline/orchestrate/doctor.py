@@ -134,7 +134,8 @@ def _work_root(work: Path) -> Iterator[Check]:
         yield Check("work root", False, f"{work}: {error.strerror or error}, in {nearest}")
         return
     made = "" if nearest == work else f", to be created in {nearest}"
-    yield Check("work root", ok, f"{work}{made}: writable, rename and fsync work")
+    shared = ", shared with its group" if store.enter(paths.Work(work)) else ""
+    yield Check("work root", ok, f"{work}{made}: writable, rename and fsync work{shared}")
     yield Check("locks", True if has_flock else None, "flock works" if has_flock else NO_FLOCK)
     free = shutil.disk_usage(nearest).free
     yield Check("space", free >= LEAST_FREE_BYTES, f"{free / 1024**3:.0f} GiB free on it")

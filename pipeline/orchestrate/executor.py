@@ -203,7 +203,8 @@ def _setup(request: JobRequest) -> list[str]:
     code = shlex.quote(str(request.code))
     array_task = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
     return [
-        "umask 077",
+        f"umask {store.umask_of(request.job.folder):03o}",
+        *_of_nobody_else(request),
         f"folder={shlex.quote(str(request.job.folder))}",
         f'task="{"$SLURM_JOB_ID" if request.single else array_task}"',
         f"trap '{_ON_ERROR}' ERR",
@@ -216,6 +217,20 @@ def _setup(request: JobRequest) -> list[str]:
     ]
 
 
+def _of_nobody_else(request: JobRequest) -> list[str]:
+    """In a work root that a group shares, jobs execute nothing that another member put there."""
+    if store.umask_of(request.job.folder) == store.PRIVATE:
+        return []
+    own = [request.job.pickle]
+    if store.umask_of(request.code) != store.PRIVATE:
+        own.append(request.code)
+    return [_IF_OF_ANOTHER.format(path=shlex.quote(str(path))) for path in own]
+
+
+_IF_OF_ANOTHER = (
+    "[ -O {path} ] || {{ echo netpress: {path} belongs to another user >&2; exit "
+    f"{SETUP_FAILED}; }}}}"
+)
 # Not in files that the set-up sources (conda's `activate`): only the status of the whole file
 # counts.
 _ON_ERROR = (

@@ -231,7 +231,7 @@ def locked(paths: SweepPaths) -> Iterator[Ledger]:
     cells. A second process waits, and tells the user for whom."""
     try:
         store.make_folder(paths.folder)
-        descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        descriptor = store.open_own(paths.lock, os.O_RDWR)
     except PermissionError:
         raise UserError(
             f"{_of_another(paths)}: only they can submit, cancel or resume there; "
@@ -282,7 +282,7 @@ def _write_line(paths: SweepPaths, text: str) -> None:
     """Append and fsync. Removes an incomplete last line, left by a kill, first."""
     store.make_folder(paths.folder)
     new = not paths.ledger.exists()
-    descriptor = os.open(paths.ledger, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    descriptor = store.open_own(paths.ledger, os.O_RDWR | os.O_APPEND)
     try:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":

@@ -94,7 +94,7 @@ class Profile(Frozen):
     report is done. `options`: further options of sbatch, by full names without
     dashes: {reservation: course, exclusive: true}. `minutes_cap`: the most time that `netpress
     resume` requests. `max_array_size`: tasks in one array; 0: single jobs, where a cluster has no
-    arrays.
+    arrays. `share`: the work root is for its group, so that members use each other's bases.
     """
 
     partition: PlainList | None = None
@@ -114,6 +114,7 @@ class Profile(Frozen):
     setup: tuple[Line, ...] = ()
     python: Line | None = None
     work: Line | None = None
+    share: Literal["group"] | None = None
     data: Line | None = None
     mail: Address | None = None
     options: dict[OptionName, Option | Literal[True]] = {}

@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline import store
 from pipeline.errors import UserError
 from pipeline.orchestrate.slurm_lines import (
     FINAL,
@@ -234,7 +235,9 @@ def sbatch(script: Path) -> int:
     Raises Refused (nothing was submitted), or Unreachable: then the job may exist all the same, so
     look for its name before anything is submitted again.
     """
-    ended = _ended(["sbatch", "--parsable", str(script)], patient=False)
+    # Slurm opens a job's logs with the umask that it was submitted with.
+    umask = store.umask_of(script)
+    ended = _ended(["sbatch", "--parsable", str(script)], patient=False, umask=umask)
     job = job_id(ended.stdout)
     if job is None:
         printed = ended.stdout.strip()
@@ -269,11 +272,13 @@ def _output(command: Sequence[str], patient: bool) -> str:
     return _ended(command, patient).stdout
 
 
-def _ended(command: Sequence[str], patient: bool) -> subprocess.CompletedProcess[str]:
+def _ended(
+    command: Sequence[str], patient: bool, umask: int = -1
+) -> subprocess.CompletedProcess[str]:
     """The command, which succeeded; retries after transient failures if `patient`."""
     for pause_s in (*PAUSES_S, None) if patient else (None,):
         try:
-            ended = _run(command)
+            ended = _run(command, umask)
             if ended.returncode == 0:
                 return ended
             error = _error(command[0], ended)
@@ -286,7 +291,7 @@ def _ended(command: Sequence[str], patient: bool) -> subprocess.CompletedProcess
     raise AssertionError("the last pass either returned or raised")
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: Sequence[str], umask: int = -1) -> subprocess.CompletedProcess[str]:
     CALLS[command[0]] += 1
     try:
         return subprocess.run(
@@ -297,6 +302,7 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
             errors="replace",
             timeout=TIMEOUT_S,
             env=environment(),
+            umask=umask,
         )
     except FileNotFoundError:
         raise UserError(

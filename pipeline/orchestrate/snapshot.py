@@ -64,7 +64,10 @@ def of(work: paths.Work, live: bool = False, code: Path = paths.CODE) -> Code:
     for name, content in files.items():
         is_program = os.access(code / name, os.X_OK)
         digest.update(f"{name} {is_program} {hashlib.sha256(content).hexdigest()}\n".encode())
-    return Code(work.code(digest.hexdigest()[:16]), commit, code, files)
+    name = digest.hexdigest()[:16]
+    if store.umask_of(work.code(name)) != store.PRIVATE:  # jobs run no other member's files
+        name = f"{name}-{os.geteuid()}"
+    return Code(work.code(name), commit, code, files)
 
 
 def make(code: Code) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import paths
+from pipeline import paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
     estimate,
@@ -40,6 +40,7 @@ from pipeline.orchestrate.graph import Array, Request
 from pipeline.orchestrate.profile import Cluster
 from pipeline.orchestrate.send import JobFunctions, Sent, send, settle
 from pipeline.sweep import Cell, Sweep
+from pipeline.terminal import tell
 
 
 class Kind(enum.Enum):
@@ -87,6 +88,7 @@ def run(
 
     _require_roots(cluster, work)
     _require_threads(sweep, cluster)
+    _share(cluster, work)
     cluster = replace(cluster, code=snapshot.of(work, live))
     with ledger.locked(work.sweep(sweep.name)) as known:
         if any(entry.open for entry in known.entries.values()):
@@ -223,6 +225,16 @@ def _require_roots(cluster: Cluster, work: paths.Work) -> None:
             f"profile {cluster.name}: work: {root} cannot be created on this machine; run this on "
             "the cluster's login node, or give another one with --set work=FOLDER"
         )
+
+
+def _share(cluster: Cluster, work: paths.Work) -> None:
+    """Open the work root to its group where the profile says so, and it is not open yet."""
+    if cluster.profile.share is None or store.enter(work):
+        return
+    store.share_with_group(work)
+    store.publish_json(work.share, {"share": cluster.profile.share})
+    if (closed := store.closed_to_group(work.root)) is not None:
+        tell(f"{work.root} is shared with its group, but only its owner can pass {closed}")
 
 
 def _require_threads(sweep: Sweep, cluster: Cluster) -> None:

@@ -51,7 +51,17 @@ from pipeline.store.manifest import (
     withdraw,
     write_manifest,
 )
-from pipeline.store.modes import private, shared, users_umask
+from pipeline.store.modes import (
+    PRIVATE,
+    closed_to_group,
+    enter,
+    open_own,
+    private,
+    share_with_group,
+    shared,
+    umask_of,
+    users_umask,
+)
 from pipeline.store.regular import copy_checked, open_regular, read_checked, read_regular
 from pipeline.store.results import (
     SEAL_BYTES,
@@ -79,6 +89,7 @@ __all__ = [
     "write_failure",
     "write_usage",
     "OWNER",
+    "PRIVATE",
     "FileLock",
     "has_flock",
     "is_taken",
@@ -92,8 +103,10 @@ __all__ = [
     "cell_text",
     "check_seal",
     "clear_abandoned",
+    "closed_to_group",
     "copy_checked",
     "damaged_parts",
+    "enter",
     "history_bytes",
     "is_done",
     "json_bytes",
@@ -103,6 +116,7 @@ __all__ = [
     "manifest_bytes",
     "new_attempt",
     "open_hdf5",
+    "open_own",
     "open_regular",
     "private",
     "publish_bytes",
@@ -121,8 +135,10 @@ __all__ = [
     "sealed",
     "set_aside",
     "sha256",
+    "share_with_group",
     "shared",
     "sync_folder",
+    "umask_of",
     "users_umask",
     "verify",
     "verify_files",
