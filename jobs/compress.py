@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -46,7 +46,15 @@ def main(arguments: list[str] | None = None) -> int:
     store.enter(Work(options.work))
     with _events() as events:
         outcomes = [
-            compress(i, Work(options.work), options.data, events, options.device, options.threads)
+            compress(
+                i,
+                Work(options.work),
+                options.data,
+                events,
+                options.device,
+                options.threads,
+                (options.sweep, options.track),
+            )
             for i in options.ids
         ]
     return 0 if all(outcomes) else 1
@@ -59,8 +67,11 @@ def compress(
     events: TextIO,
     device: str = "auto",
     threads: int | None = None,
+    tracking: tuple[str, Sequence[str]] = ("", ()),
 ) -> bool:
-    """Run one cell, in an attempt of its own; returns whether it is done."""
+    """Run one cell, in an attempt of its own; returns whether it is done. `tracking`: the sweep's
+    name, and the trackers that follow it."""
+    from jobs import track
     from jobs.usage import Monitor, job
     from pipeline import store
     from pipeline.orchestrate import slurm
@@ -73,10 +84,15 @@ def compress(
         paths = work.cell(cell_id)
         with store.lock_cell(paths, job(), slurm.is_working) as held, _gives_way(held):
             attempt = store.new_attempt(paths, job())
-            with _logged(attempt.log), Monitor(attempt) as monitor:
+            with (
+                _logged(attempt.log),
+                Monitor(attempt) as monitor,
+                track.beside(paths, work, *tracking) as tracked,
+            ):
 
                 def record(event: dict[str, Any]) -> None:
                     monitor.event(event)
+                    tracked.event(event)
                     emit(event)
 
                 return _attempted(paths, attempt, work, data_root, record, device, threads)
@@ -210,6 +226,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, help="CPU threads; default: one a core")
     parser.add_argument("--cores", type=int, help="cores requested for it; default: all")
+    parser.add_argument("--sweep", default="", help="the sweep's name, for trackers")
+    parser.add_argument("--track", action="append", default=[], help="a tracker; may be repeated")
     parser.add_argument("--die-with-parent", type=int, metavar="PID", help=argparse.SUPPRESS)
     parser.add_argument("ids", nargs="+", metavar="ID", help="cells, by id")
     return parser

@@ -33,7 +33,7 @@ from pipeline.hardware import training_cores
 from pipeline.orchestrate import slurm
 from pipeline.orchestrate.cluster import job_of
 from pipeline.orchestrate.ended import cause, kills
-from pipeline.orchestrate.plan import cell_command
+from pipeline.orchestrate.plan import cell_command, track_options
 from pipeline.orchestrate.retry import out_of_memory
 from pipeline.paths import CODE, AttemptPaths, CellPaths, JobPaths, Work
 
@@ -61,7 +61,10 @@ class Task(Checkpointable):
     folder: of the array, with the contents of its cells. work, data: the roots.
     lenient: other cells depend on single ones of these, so the task fails only where all did.
     lead_s: how long before the time limit USR2 is sent.
+    tracking: the sweep's name, and the trackers that follow its cells.
     """
+
+    tracking: tuple[str, tuple[str, ...]] = ("", ())  # in jobs of earlier versions
 
     def __init__(
         self,
@@ -71,9 +74,11 @@ class Task(Checkpointable):
         cells: Mapping[int, tuple[str, ...]],
         lenient: bool = False,
         lead_s: int = 120,
+        tracking: tuple[str, tuple[str, ...]] = ("", ()),
     ):
         self.folder, self.work, self.data = folder, work, data
         self.cells, self.lenient, self.lead_s = dict(cells), lenient, lead_s
+        self.tracking = tracking
         self.running: subprocess.Popen | None = None
         self.before: dict[Path, int] = {}
 
@@ -105,7 +110,15 @@ class Task(Checkpointable):
             self._end_of("time_limit", NO_CONTROLLER)
             return None
         return DelayedSubmission(
-            Task(self.folder, self.work, self.data, self.cells, self.lenient, self.lead_s)
+            Task(
+                self.folder,
+                self.work,
+                self.data,
+                self.cells,
+                self.lenient,
+                self.lead_s,
+                self.tracking,
+            )
         )
 
     def _at_its_limit(self) -> bool:
@@ -148,7 +161,12 @@ class Task(Checkpointable):
         if self._is_done(cell):
             return True
         earlier, kills_before = store.last_attempt(cell), kills()
-        options = ("--die-with-parent", str(os.getpid()), *_threads())
+        options = (
+            "--die-with-parent",
+            str(os.getpid()),
+            *_threads(),
+            *track_options(*self.tracking),
+        )
         command = cell_command(Work(Path(self.work)), Path(self.data), [cell.id], *options)
         try:
             self.running = subprocess.Popen(

@@ -199,6 +199,19 @@ def status(
 
 @netpress.command()
 @sweep_argument
+@profile_option
+@interval_option
+def top(name: str, profile: str | None, interval_s: float | None) -> None:
+    """A live table of the running cells: epoch, loss, accuracy, speed, time left."""
+    from pipeline.orchestrate import top
+
+    sweep = load(name)
+    work, _ = roots(sweep, cluster_for(sweep, profile))
+    top.show(sweep, work, interval_s)
+
+
+@netpress.command()
+@sweep_argument
 @cell_argument
 @profile_option
 @click.option("--follow", is_flag=True, help="Continue until the cell has ended.")
@@ -271,6 +284,13 @@ def resume(
     metavar="REPORT",
     help="A report's folder, for results that are not in the work root.",
 )
+@click.option(
+    "--mlflow",
+    "mlflow_folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also write each result as a run of MLflow.",
+)
 @click.option("--open", "opens", is_flag=True, help="Open the page in a browser.")
 def report(
     name: str,
@@ -278,6 +298,7 @@ def report(
     to: Path | None,
     artifact_mb: float | None,
     earlier: Path | None,
+    mlflow_folder: Path | None,
     opens: bool,
 ) -> None:
     """A page, tables and figures of the available results.
@@ -290,7 +311,10 @@ def report(
     if opens and as_json:
         raise UserError("--open: with --json no page is made; expected one of the two")
     if folder := paths.published_report(name):
-        _refuse_with_folder(name, {"--to": to, "--artifacts": artifact_mb, "--with": earlier})
+        _refuse_with_folder(
+            name,
+            {"--to": to, "--artifacts": artifact_mb, "--with": earlier, "--mlflow": mlflow_folder},
+        )
         look, make = partial(report.read_folder, folder), partial(report.rebuild, folder)
     else:
         sweep = load(name)
@@ -309,6 +333,12 @@ def report(
     with streams.at_best():
         report.print_summary(frames)
         terminal.show(f"Report: {made.page}")
+    if mlflow_folder:
+        from pipeline.tracking import reported
+
+        rows = report.as_json(frames)["rows"]
+        count = reported.write(sweep, work, rows, mlflow_folder)
+        show_line(f"{count} new runs in {mlflow_folder}; `mlflow ui` shows them")
     if opens:
         open_page(made.page)
 

@@ -1,11 +1,12 @@
 """The one place that knows where a file lies: nobody else joins names.
 
 WORK/cells/ID/{cell.json, checkpoint/, metrics.h5, attempts/N/, result.h5, artifact/,
-               manifest.json, lock}
+               manifest.json, tracked.json, lock}
 WORK/sweeps/NAME/{ledger.jsonl, ledger.count, roots.json, jobs/}
 WORK/submit.lock
 WORK/plugins/SHA256.py
 WORK/code/ID/
+WORK/tracking/TRACKER/
 WORK/share.json
 WORK/cache/
 REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, paper.tex,
@@ -79,6 +80,11 @@ class CellPaths:
     @property
     def metrics(self) -> Path:
         return self.folder / "metrics.h5"
+
+    @property
+    def tracked(self) -> Path:
+        """How much of the history each tracker has."""
+        return self.folder / "tracked.json"
 
     @property
     def attempts(self) -> Path:
@@ -321,6 +327,9 @@ class Work:
         if not SHA256.fullmatch(sha256):
             raise ValueError(f"expected a SHA-256, got {sha256!r}")
         return Path(self.root) / "plugins" / f"{sha256}.py"
+
+    def tracking(self, tracker: str) -> Path:
+        return Path(self.root) / "tracking" / checked_name(tracker)
 
     @property
     def share(self) -> Path:

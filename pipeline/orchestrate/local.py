@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pipeline import hardware, paths, plugins, streams, terminal
+from pipeline import hardware, paths, plugins, streams, terminal, tracking
 from pipeline.done import is_done
 from pipeline.errors import UserError
 from pipeline.orchestrate import images, plan
@@ -36,6 +36,7 @@ def run(
     Raises UserError, before anything runs, where a device or data is missing, an image is damaged,
     or images changed since results were made (`remedy`: the alternative for the user).
     """
+    tracking.require(sweep.tracking)
     if conclude is None:
         _check_report(sweep)
     done = [cell for cell in sweep.cells if is_done(cell, work, deep=True)]
@@ -48,7 +49,7 @@ def run(
         _prepare_data(missing, work, data_root)
         plugins.keep(sweep.plugins, work)
         plugins.keep_own([cell.model for cell in sweep.cells], work)
-        command = command or _worker_command(work, data_root)
+        command = command or _worker_command(work, data_root, sweep)
         with display(sweep.cells, done) as shown, _signals() as stopping:
             pool = Pool(missing, done, work, command, slots, shown, stopping)
             pool.run()
@@ -106,10 +107,12 @@ def say(line: str) -> None:
     terminal.tell(line, begin="")
 
 
-def _worker_command(work: paths.Work, data_root: Path) -> Command:
+def _worker_command(work: paths.Work, data_root: Path, sweep: Sweep) -> Command:
+    tracked = plan.track_options(sweep.name, sweep.tracking)
+
     def command(cell: Cell, options: Sequence[str]) -> list[str]:
         mortal = ("--die-with-parent", str(os.getpid()))
-        return plan.cell_command(work, data_root, [cell.id], *options, *mortal)
+        return plan.cell_command(work, data_root, [cell.id], *options, *tracked, *mortal)
 
     return command
 

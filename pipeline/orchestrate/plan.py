@@ -197,6 +197,12 @@ def cell_command(work: paths.Work, data_root: Path, ids: Sequence[str], *more: s
     return [sys.executable, "-m", "jobs.compress", *roots, *more, *ids]
 
 
+def track_options(sweep: str, trackers: Sequence[str]) -> list[str]:
+    """Options of the command that runs cells, for the trackers that follow them."""
+    options = [word for name in trackers for word in ("--track", name)]
+    return ["--sweep", sweep, *options] if options else []
+
+
 def identity(cell: Cell) -> dict[str, Any]:
     """The keys that identify a cell in every --json output."""
     return {

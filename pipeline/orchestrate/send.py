@@ -184,7 +184,13 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
         return functions.report(path, text, root, str(batch.reports), folder, plugged, umask)
     lead_s = batch.cluster.profile.signal_s
     return functions.cells(
-        folder, root, data_root, dict(item.array.tasks), item.array.shares, lead_s
+        folder,
+        root,
+        data_root,
+        dict(item.array.tasks),
+        item.array.shares,
+        lead_s,
+        (batch.sweep.name, batch.sweep.tracking),
     )
 
 

@@ -383,6 +383,13 @@ def pauses(interval_s: float | None, submitted: bool) -> Iterator[float]:
         pause_s = interval_s or min(last, pause_s * BACK_OFF)
 
 
+def is_over(states: SweepState) -> bool:
+    """Whether nothing more will happen by itself."""
+    if all(s.state in ("done", "failed", "cancelled") for s in states.cells):
+        return True
+    return bool(states.view) and all(s.state not in ("running", "queued") for s in states.cells)
+
+
 def watch(sweep: Sweep, work: Work, data_root: Path, interval_s: float | None = None) -> None:
     """Print the states repeatedly, until no cell is running, queued or waiting. Images are checked
     once: there may be a million."""
@@ -396,9 +403,7 @@ def watch(sweep: Sweep, work: Work, data_root: Path, interval_s: float | None = 
         shown = "\n".join(map(printable, every))
         with streams.naming():
             print(f"{CLEAR if sys.stdout.isatty() else ''}{shown}", flush=True)
-        if all(s.state in ("done", "failed", "cancelled") for s in states.cells):
-            return
-        if states.view and all(s.state not in ("running", "queued") for s in states.cells):
+        if is_over(states):
             return
         waits = waits or pauses(interval_s, submitted=states.view is not None)
         time.sleep(next(waits))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import paths, store
+from pipeline import paths, store, tracking
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
     estimate,
@@ -88,6 +88,7 @@ def run(
 
     _require_roots(cluster, work)
     _require_threads(sweep, cluster)
+    tracking.require(sweep.tracking)
     _share(cluster, work)
     cluster = replace(cluster, code=snapshot.of(work, live))
     with ledger.locked(work.sweep(sweep.name)) as known:
