@@ -6,6 +6,7 @@ that there is a record whatever ends the process.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import psutil
 from pipeline import store, terminal
 from pipeline.paths import AttemptPaths
 
+CHARGE = "NETPRESS_CHARGE"  # set by the script of a job
 LOOK_S = 3.0
 PUBLISH_S = 30.0
 GPU_QUERY = (
@@ -125,7 +127,17 @@ def requested() -> store.Requested:
         cores=int(os.environ.get("SLURM_CPUS_PER_TASK") or 0),
         memory_bytes=int(os.environ.get("SLURM_MEM_PER_NODE") or 0) * 1024**2,
         gpus=int(gpus) if gpus.isdecimal() else 0,
+        charge=_charge(),
     )
+
+
+def _charge() -> float | None:
+    """Fair-share units an hour, as the profile that the job was submitted with computes them."""
+    try:
+        charge = float(os.environ.get(CHARGE, ""))
+    except ValueError:
+        return None
+    return charge if math.isfinite(charge) else None
 
 
 def _cpu_s() -> float:

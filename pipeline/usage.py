@@ -120,7 +120,22 @@ def of_cell(cell: CellPaths) -> dict | None:
             "attempts": last.number,
             "wall_s": sum(wall_s(one) for one in every),
             "gpu_s": sum(wall_s(one) * gpus(one) for one in every),
+            "cpu_s": sum(wall_s(one) * cores(one) for one in every),
+            "training_gpu_s": sum(training_s(one) * gpus(one) for one in every),
+            **_charges(every),
         },
+    }
+
+
+def _charges(records: Sequence[dict]) -> dict[str, float]:
+    """Units of fair share, where each job knew its formula."""
+    hourly = [request_of(one).get("charge") for one in records]
+    if None in hourly:
+        return {}
+    return {
+        "charge": sum(
+            wall_s(one) / 3600 * _number(h) for one, h in zip(records, hourly, strict=True)
+        )
     }
 
 
@@ -143,11 +158,50 @@ def gpus(record: dict) -> float:
     return _number(request_of(record).get("gpus"))
 
 
+def cores(record: dict) -> float:
+    return _number(request_of(record).get("cores"))
+
+
+def training_s(record: dict) -> float:
+    return _number(record.get("training_s"))
+
+
 def of_all(record: dict, key: str) -> float:
-    """`attempts`, `wall_s` or `gpu_s` of all attempts; of the last alone where only it is known."""
-    known = {"attempts": 1, "wall_s": wall_s(record), "gpu_s": wall_s(record) * gpus(record)}
+    """`attempts`, `wall_s`, `gpu_s`, `cpu_s` or `training_gpu_s` of all attempts; of the last alone
+    where only it is known."""
     every = record.get("all")
-    return _number(every.get(key) if isinstance(every, dict) else known[key])
+    if isinstance(every, dict) and (key in every or key in ("attempts", "wall_s", "gpu_s")):
+        return _number(every.get(key))
+    known = {
+        "attempts": 1,
+        "wall_s": wall_s(record),
+        "gpu_s": wall_s(record) * gpus(record),
+        "cpu_s": wall_s(record) * cores(record),
+        "training_gpu_s": training_s(record) * gpus(record),
+    }
+    return known[key]
+
+
+def costs(records: Iterable[dict]) -> Iterator[str]:
+    """For people: what all attempts have cost, as far as it is known."""
+    every = list(records)
+    gpu_s = math.fsum(of_all(one, "gpu_s") for one in every)
+    cpu_s = math.fsum(of_all(one, "cpu_s") for one in every)
+    yield f"{gpu_s / 3600:.3f} GPU-hours and {cpu_s / 3600:.3f} CPU-hours (cores × time)."
+    training_gpu_s = math.fsum(of_all(one, "training_gpu_s") for one in every)
+    if gpu_s and training_gpu_s:
+        share = min(1.0, training_gpu_s / gpu_s)
+        yield f"{share:.0%} of the GPU time was training; start and measurement took the rest."
+    charges = [charge_of(one) for one in every]
+    if every and None not in charges:
+        yield f"{math.fsum(c or 0 for c in charges):.1f} units of fair share were charged for it."
+
+
+def charge_of(record: dict) -> float | None:
+    """Units of fair share for all attempts at a cell; None where that is not known."""
+    every = record.get("all")
+    charge = every.get("charge") if isinstance(every, dict) else None
+    return None if charge is None else _number(charge)
 
 
 def gpu_hours(records: Iterable[dict]) -> float:

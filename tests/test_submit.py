@@ -995,7 +995,47 @@ def test_what_was_used_and_a_better_request(tmp_path):
     used(asked.cells[0], work, job=None, memory_bytes=GIB)  # finished outside of jobs, later
     assert next(usage.lines(usage.read(asked.cells, work))) == first
     said = usage.of_cell(work.cell(asked.cells[0].id))
-    assert said["all"] == {"attempts": 2, "wall_s": 100.0, "gpu_s": 100.0}
+    assert said["all"] == {
+        "attempts": 2,
+        "wall_s": 100.0,
+        "gpu_s": 100.0,
+        "cpu_s": 2400.0,
+        "training_gpu_s": 60.0,
+    }
+    assert [*usage.costs([said])] == [
+        "0.028 GPU-hours and 0.667 CPU-hours (cores × time).",
+        "60% of the GPU time was training; start and measurement took the rest.",
+    ]
+    charged = {**said, "all": {**said["all"], "charge": 1.64}}
+    assert [*usage.costs([charged])][2] == "1.6 units of fair share were charged for it."
+    assert len([*usage.costs([charged, said])]) == 2  # of one, it is not known
+
+
+def test_what_a_sweep_costs_and_what_would_lower_that(tmp_path):
+    sol, asked, work = profile.load("sol"), results.sweep(seeds=(0, 1)), Work(tmp_path)
+    planned = submit.planned(asked, work, tmp_path, replace(sol))
+    assert planned.cpu_hours == pytest.approx(24 * planned.gpu_hours)
+    assert 0 < planned.training_share < 1
+    text = "\n".join(planned.lines())
+    assert "at 59 an hour a job: cores 24, memory 10, GPUs 25" in text
+    [line, *_] = planned.savings
+    assert line.startswith("--set cores=12: 47 units an hour instead of 59, the GPU's part")
+    used(asked.cells[0], work)  # cells that ran know better
+    found = submit.planned(asked, work, tmp_path, sol).savings
+    assert not any("cores" in line for line in found)  # that would change what is measured
+    [line] = [line for line in found if "memory_gib" in line]
+    assert line.startswith("--set memory_gib=4: 50 units an hour instead of 59, as 1 finished")
+    data = planned.to_json()
+    assert data["cpu_hours"] and data["charge_parts"]["GPUs"] == 25
+
+
+def test_a_job_knows_its_charge(monkeypatch):
+    from jobs.usage import requested
+
+    monkeypatch.setenv("NETPRESS_CHARGE", "59")
+    assert requested().charge == 59
+    monkeypatch.setenv("NETPRESS_CHARGE", "nan")
+    assert requested().charge is None
 
 
 def test_the_cores_that_were_used_are_the_most_at_any_time(tmp_path, monkeypatch):

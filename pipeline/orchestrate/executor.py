@@ -210,11 +210,20 @@ def _setup(request: JobRequest) -> list[str]:
         f"trap '{_ON_ERROR}' ERR",
         f"cd {code}",
         f"export PYTHONPATH={code} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1",
+        *_charge(request),
         *request.profile.setup,
         'rm -f "$folder/$task"_*.save_tmp "$folder/$task.setup"',
         f'ln -sfn {request.job.pickle.name} "$folder/${{task}}_submitted.pkl"',
         "trap - ERR",
     ]
+
+
+def _charge(request: JobRequest) -> list[str]:
+    """Fair-share units an hour, where they are known, for the record of what a cell has cost."""
+    own = {"cores": request.cores, "memory_gib": request.memory_gib}
+    gpu = request.profile.gpu if request.gres else None
+    charge = request.profile.model_copy(update={**own, "gpu": gpu}).charge_an_hour()
+    return [] if charge is None else [f"export NETPRESS_CHARGE={charge:g}"]
 
 
 def _of_nobody_else(request: JobRequest) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -62,7 +61,7 @@ def of(work: paths.Work, live: bool = False, code: Path = paths.CODE) -> Code:
     files = dict(_files(code))
     digest = hashlib.sha256(f"{commit}\n".encode())
     for name, content in files.items():
-        is_program = os.access(code / name, os.X_OK)
+        is_program = os.access(f"{code}/{name}", os.X_OK)
         digest.update(f"{name} {is_program} {hashlib.sha256(content).hexdigest()}\n".encode())
     name = digest.hexdigest()[:16]
     if store.umask_of(work.code(name)) != store.PRIVATE:  # jobs run no other member's files
@@ -118,19 +117,26 @@ def _files(code: Path) -> Iterator[tuple[str, bytes]]:
     installation is not ours."""
     of_checkout = OF_CHECKOUT if (code / "setup.cfg").is_file() else ()
     for top in (*FOLDERS, *of_checkout):
-        for path in _plain(code / top):
-            yield path.relative_to(code).as_posix(), path.read_bytes()
+        for name in _plain(str(code), top):
+            with open(f"{code}/{name}", "rb", buffering=0) as file:
+                yield name, file.read()
 
 
-def _plain(path: Path) -> Iterator[Path]:
-    if path.name.startswith(".") or path.name == "__pycache__" or path.suffix == ".pyc":
+def _plain(code: str, top: str) -> Iterator[str]:
+    """Names of the plain files in a folder, or of the file itself; with strings, since a plan may
+    take half a second."""
+    if os.path.isfile(f"{code}/{top}"):
+        yield top
+    if not os.path.isdir(f"{code}/{top}"):
         return
-    mode = path.lstat().st_mode if os.path.lexists(path) else 0
-    if stat.S_ISREG(mode):
-        yield path
-    elif stat.S_ISDIR(mode):
-        for child in sorted(path.iterdir()):
-            yield from _plain(child)
+    for entry in sorted(os.scandir(f"{code}/{top}"), key=lambda entry: entry.name):
+        name = entry.name
+        if name.startswith(".") or name == "__pycache__" or name.endswith(".pyc"):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _plain(code, f"{top}/{name}")
+        elif entry.is_file(follow_symlinks=False):
+            yield f"{top}/{name}"
 
 
 def lines(codes: Iterable[Mapping[str, Any] | None]) -> Iterator[str]:

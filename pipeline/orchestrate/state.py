@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -363,7 +364,11 @@ def used(states: SweepState, work: Work) -> Iterable[str]:
     """The usage of the jobs of finished cells as text; empty where there were none."""
     measured = usage.read((s.cell for s in states.cells if s.state == "done"), work)
     threads = usage.threads_of(s.cell for s in states.cells)
-    return usage.lines(measured, threads) if measured else ()
+    if not measured:
+        return ()
+    records = (usage.of_cell(work.cell(s.cell.id)) for s in states.cells)
+    costs = usage.costs(islice(filter(None, records), usage.MOST_CELLS))
+    return (*usage.lines(measured, threads), *costs)
 
 
 def everything(sweep: Sweep, states: SweepState, work: Work) -> Iterable[str]:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import paths, store, tracking
+from pipeline import paths, store, usage
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
+    cost,
     estimate,
     images,
     ledger,
@@ -88,7 +89,10 @@ def run(
 
     _require_roots(cluster, work)
     _require_threads(sweep, cluster)
-    tracking.require(sweep.tracking)
+    if sweep.tracking:
+        from pipeline import tracking  # here, as above
+
+        tracking.require(sweep.tracking)
     _share(cluster, work)
     cluster = replace(cluster, code=snapshot.of(work, live))
     with ledger.locked(work.sweep(sweep.name)) as known:
@@ -162,15 +166,28 @@ def _cost(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
         default=0.0,
     )
     an_hour = profile.charge_an_hour()
+    share = cost.training_share(cells_of(batch), guess)
+    used = usage.read(_done(batch, work), work)
+    threads = usage.threads_of(batch.sweep.cells)
     return {
         "gpu_hours": total_s * profile.gpus / 3600,
         "gpu_hours_source": guess.source,
         "wall_hours": max(chain_s, total_s / profile.at_once) / 3600,
         "charge": None if an_hour is None else an_hour * total_s / 3600,
         "charge_an_hour": an_hour,
+        "charge_parts": cost.parts(profile) or {},
+        "cpu_hours": total_s * profile.cores / 3600,
+        "training_share": share,
+        "savings": tuple(cost.savings(profile, used, share, threads)),
         "profile": cluster.name,
         "notes": (*profile.notes(), *batch.notes, *estimate.notes(cells_of(batch))),
     }
+
+
+def _done(batch: Batch, work: paths.Work) -> Iterator[Cell]:
+    """Cells of the sweep that may have run: what they used is known."""
+    left = {cell.id for cell in cells_of(batch)}
+    return (cell for cell in batch.sweep.cells if cell.id not in left)
 
 
 def lines(batch: Batch, states: state.SweepState, sent: Sent) -> Iterator[Line]:

@@ -40,11 +40,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Requested:
-    """What a job requested, 0 where that is unknown."""
+    """What a job requested, 0 where that is unknown. `charge`: fair-share units an hour; None where
+    the cluster's formula is not known."""
 
     cores: float = 0
     memory_bytes: float = 0
     gpus: float = 0
+    charge: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class Usage:
         if self.used is None:
             return {"job": self.job}
         values = asdict(self)
-        values["request"] = values.pop("requested")
+        values["request"] = request = values.pop("requested")
+        if request and request["charge"] is None:
+            del request["charge"]
         return values
 
 
@@ -141,7 +145,8 @@ def _requested(values: Any) -> Requested | None:
     cores, memory_bytes = _number(values, "cores"), _number(values, "memory_bytes")
     if cores is None or memory_bytes is None:
         return None
-    return Requested(cores, memory_bytes, _number(values, "gpus") or 0)
+    gpus, charge = _number(values, "gpus") or 0, _number(values, "charge")
+    return Requested(cores, memory_bytes, gpus, charge)
 
 
 def _peaks(values: Any) -> Peaks | None:

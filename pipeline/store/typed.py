@@ -54,6 +54,7 @@ class _Facts(_Typed):
     needs: _Needs | None = None
     versions: dict[str, Text] | None = None
     commit: Text | None = None
+    snapshot: Text | None = None
     changed_meanwhile: list[Text] | None = None
     image_notes: list[Text] | None = None
     device: Text | None = None
@@ -68,6 +69,7 @@ class _Requested(_Typed):
     cores: Positive
     memory_bytes: Positive
     gpus: Amount | None = None
+    charge: Amount | None = None
 
 
 class _Used(_Typed):
@@ -81,6 +83,10 @@ class _All(_Typed):
     attempts: Amount | None = None
     wall_s: Amount | None = None
     gpu_s: Amount | None = None
+    cpu_s: Amount | None = None
+    training_s: Amount | None = None
+    training_gpu_s: Amount | None = None
+    charge: Amount | None = None
 
 
 class _Usage(_Typed):
@@ -88,6 +94,7 @@ class _Usage(_Typed):
 
     job: Annotated[Text, Field(min_length=1)]
     wall_s: Amount | None = None
+    training_s: Amount | None = None
     request: _Requested | None = None
     asked: _Requested | None = None  # earlier versions' name
     used: _Used
