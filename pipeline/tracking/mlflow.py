@@ -15,11 +15,20 @@ from pipeline.tracking import Run
 
 PACKAGE = "mlflow"
 TAG = "netpress.cell"
+PAUSES_S = (1.0, 3.0, 9.0)
 LONGEST = 500  # characters of a parameter that every version takes
 
 
 def start(run: Run) -> Mlflow:
-    return Mlflow(run, os.environ.get("MLFLOW_TRACKING_URI") or local_uri(run))
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(run)
+    for pause_s in PAUSES_S:  # cells that start together make the same tables, and experiment
+        try:
+            return Mlflow(run, uri)
+        except ImportError:
+            raise
+        except Exception:  # of the server, of the database: MLflow has no one type for it
+            time.sleep(pause_s)
+    return Mlflow(run, uri)
 
 
 def local_uri(run: Run) -> str:
