@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     streams.ready()
     options = _parser().parse_args(arguments)
     if options.die_with_parent:
-        _die_with(options.die_with_parent)
+        die_with(options.die_with_parent)
     garbage.seldom()
     from pipeline import hardware, store
     from pipeline.paths import Work
@@ -209,7 +209,7 @@ def _flush(stream: TextIO) -> None:
         return
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """On Linux: have this process killed when its parent ends, however that ends."""
     if sys.platform != "linux":
         return

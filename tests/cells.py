@@ -47,6 +47,7 @@ def run(cell: Cell, work: Work, progress=lambda event: None) -> None:
 
 @contextlib.contextmanager
 def one_core():
+    """On one of this process's cores; see also tests/conftest.py."""
     if not hasattr(os, "sched_setaffinity"):  # macOS: it takes longer
         yield
         return

@@ -3,15 +3,20 @@ properties, one small trained base, and the two processes that they run in."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import functools
 import os
 import pickle
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from pipeline import garbage
 
 # About the tests: .ci/run's word that neither is to be missing.
 KEPT = ("NETPRESS_REQUIRE_SLURM", "NETPRESS_REQUIRE_BROWSER")
@@ -22,6 +27,9 @@ for name in [name for name in os.environ if name.startswith("NETPRESS_") and nam
 # Before torch is imported, here and in processes that tests start: on a busy machine two threads
 # that wait for each other take ten times as long as one. What wants more asks for it.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "passive"  # where two are measured, they sleep, and do not spin
+
+garbage.seldom()  # as in netpress's own processes: with PyTorch loaded, a sixth of the time
 
 settings.register_profile("netpress", deadline=None)  # a busy machine is no failure
 settings.load_profile("netpress")
@@ -50,6 +58,19 @@ def smoke(request, tmp_path_factory):
         return pickle.loads(kept.read_bytes())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def operators():
+    """The exporter collects all operators that it knows anew for each export, which takes longer
+    than the export of a small network. Here it does so once a process; nothing changes them."""
+    if "torch" not in sys.modules:
+        return
+    with contextlib.suppress(ImportError, AttributeError):  # private names, and only for speed
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        collected = functools.cache(ONNXRegistry.from_torchlib)
+        ONNXRegistry.from_torchlib = staticmethod(collected)
+
+
 # --- two processes (pytest-xdist) ------------------------------------------------------------
 
 
@@ -68,8 +89,31 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # a test's timeout does not count what it waits here
 def pytest_runtest_protocol(item):
-    with _turn(_shared(item.config), alone=item.get_closest_marker("alone") is not None):
+    alone = item.get_closest_marker("alone") is not None
+    on_all = alone or item.get_closest_marker("slurm") is not None
+    with _turn(_shared(item.config), alone), _on_cores(None if on_all else _core()):
         return (yield)
+
+
+def _core() -> int | None:
+    """The core of this process of the run, and of what its tests start: what is measured with all
+    threads has one then, where two would wait for each other and for the other tests."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    return int(worker[2:]) if worker.startswith("gw") else None
+
+
+@contextmanager
+def _on_cores(one: int | None) -> Iterator[None]:
+    """On one core, counted among those of this run; None, or no such system call: on all."""
+    if one is None or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[one % len(cores)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.compress import _die_with  # noqa: E402
+from jobs.compress import die_with  # noqa: E402
 from pipeline import store  # noqa: E402
 from pipeline.catalog import Catalog  # noqa: E402
 from pipeline.paths import Work  # noqa: E402
@@ -36,7 +36,7 @@ def command(work: Work, actions: Path, trace: Path):
 
 def work_on(root: str, actions: str, trace: str, *rest: str) -> int:
     *options, parent, cell_id = rest
-    _die_with(int(parent))
+    die_with(int(parent))
     paths = Work(Path(root)).cell(cell_id)
     cell = Cell.from_json(json.loads(paths.cell_json.read_bytes()), CATALOG)
     action = json.loads(Path(actions).read_text()).get(cell.technique, "finish")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from pipeline.done import is_done
 from pipeline.errors import UserError
 from pipeline.orchestrate import images, plan
 from pipeline.orchestrate.display import display
-from pipeline.orchestrate.pool import Command, Pool, Slot
+from pipeline.orchestrate.launch import Command, Commands, Forks, Launcher
+from pipeline.orchestrate.pool import Pool, Slot
 from pipeline.sweep import Cell, Sweep
 
 
@@ -49,10 +51,10 @@ def run(
         _prepare_data(missing, work, data_root)
         plugins.keep(sweep.plugins, work)
         plugins.keep_own([cell.model for cell in sweep.cells], work)
-        command = command or _worker_command(work, data_root, sweep)
         with display(sweep.cells, done) as shown, _signals() as stopping:
-            pool = Pool(missing, done, work, command, slots, shown, stopping)
-            pool.run()
+            own = command or _worker_command(work, data_root, sweep)
+            launcher = _launcher(own, missing, slots, work, may_fork=command is None)
+            Pool(missing, done, work, launcher, slots, shown, stopping).run()
         if stopping:
             again = f"`netpress run {plan.quoted(sweep)}` goes on from the last finished epoch"
             terminal.tell(f"stopped; {again}")
@@ -105,6 +107,22 @@ def require_data(cells: Sequence[Cell], data_root: Path) -> None:
 
 def say(line: str) -> None:
     terminal.tell(line, begin="")
+
+
+def _launcher(
+    command: Command,
+    cells: Sequence[Cell],
+    slots: Sequence[Slot],
+    work: paths.Work,
+    may_fork: bool,
+) -> Launcher:
+    """Forks where several cells gain from it; but not where workers have GPUs (what the server
+    imports may have looked for one, and a driver does not survive a fork) or where the system's own
+    libraries do not (macOS)."""
+    on_gpus = any(slot.environment for slot in slots)
+    if may_fork and sys.platform == "linux" and len(cells) > 1 and not on_gpus:
+        return Forks(command, work)
+    return Commands(command)
 
 
 def _worker_command(work: paths.Work, data_root: Path, sweep: Sweep) -> Command:

@@ -17,24 +17,22 @@ import json
 import os
 import selectors
 import signal
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 from pipeline import done, gaps, paths, store
 from pipeline.orchestrate import ended, state
 from pipeline.orchestrate.display import Lines
+from pipeline.orchestrate.launch import Launcher, Process
 from pipeline.sweep import Cell
 
 POLL_S = 0.2
 ENDS = ("done", "failed", "busy")  # last events of a worker; its files on disk decide
 ADVICE = "use fewer --workers, a smaller training.batch_size, or a machine with more memory"
 GRACE_S = 10.0  # from SIGTERM to SIGKILL
-
-Command = Callable[[Cell, Sequence[str]], list[str]]  # (cell, more options) -> the command
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Slot:
 @dataclass
 class _Worker:
     cell: Cell
-    process: subprocess.Popen[bytes]
+    process: Process
     slot: Slot
     errors: IO[bytes]  # its standard error until it opens the log of its attempt
     attempts_before: int
@@ -99,7 +97,7 @@ class Pool:
         cells: Sequence[Cell],
         done: Sequence[Cell],
         work: paths.Work,
-        command: Command,
+        launcher: Launcher,
         slots: Sequence[Slot],
         shown: Lines,
         stopping: Sequence[int] = (),
@@ -110,7 +108,7 @@ class Pool:
         self.workers: list[_Worker] = []
         self.alone: _Worker | None = None  # the one that measures
         self.elsewhere: set[str] = set()
-        self.work, self.command, self.shown = work, command, shown
+        self.work, self.launcher, self.shown = work, launcher, shown
         self.free, self.stopping = list(slots), stopping
         self.selector = selectors.DefaultSelector()
 
@@ -124,6 +122,7 @@ class Pool:
                 self._make_quiet()
         finally:
             self._stop()
+            self.launcher.close()
             self.selector.close()
 
     def _start(self) -> None:
@@ -131,7 +130,7 @@ class Pool:
             if cell.base_id in self.failed and not cell.is_base:
                 del self.pending[cell.id]
                 self._end(cell, f"its base failed: {self.failed[cell.base_id]}", 0)
-            elif not self.free or self.alone:
+            elif not self.free or self.alone or not self.launcher.ready():
                 continue
             elif cell.is_base or cell.base_id in self.done:
                 self._start_or_leave(cell)
@@ -164,15 +163,8 @@ class Pool:
         done.publish_cell(folder, store.json_bytes(cell.to_json()))
         attempt = store.last_attempt(folder)
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
-        process = subprocess.Popen(
-            self.command(cell, self.free[0].options),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            cwd=paths.CODE,  # `python -m` would import a `jobs` in our own folder
-            env=_environment(self.free[0]),
-            start_new_session=True,
-        )
+        slot = self.free[0]
+        process = self.launcher.start(cell, slot.options, slot.environment, errors)
         worker = _Worker(
             cell,
             process,
@@ -277,12 +269,6 @@ class Pool:
             self._forget(worker)
             worker.process.wait()
             worker.errors.close()
-
-
-def _environment(slot: Slot) -> dict[str, str]:
-    mine = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join([str(paths.CODE), *([mine] if mine else [])])
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **slot.environment}
 
 
 def _failure(worker: _Worker) -> store.Failure:
