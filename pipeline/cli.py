@@ -182,11 +182,12 @@ def status(
 ) -> None:
     """What is done, running, queued, waiting, failed or missing."""
     from pipeline.orchestrate import images, state
+    from pipeline.orchestrate import watch as watching
 
     sweep = load(name)
     work, data_root = roots(sweep, cluster_for(sweep, profile))
     if watch:
-        state.watch(sweep, work, data_root, interval_s)
+        watching.watch(sweep, work, data_root, interval_s)
         return
     states = state.find(sweep, work)
     for note in (*states.notes, *images.notes(states.done, work, data_root)):

@@ -36,6 +36,7 @@ from pipeline.orchestrate import (
     state,
     submit,
     submitted,
+    watch,
 )
 from pipeline.orchestrate.graph import Queued, Request
 from pipeline.orchestrate.slurm import Row
@@ -916,10 +917,10 @@ def test_a_held_state_tells_what_releases_it():
 
 
 def test_a_watched_cluster_is_queried_less_and_less():
-    slow = list(islice(state.pauses(None, submitted=True), 10))
+    slow = list(islice(watch.pauses(None, submitted=True), 10))
     assert slow[0] == 5 and slow[-1] == 60 and slow == sorted(slow)
-    assert list(islice(state.pauses(None, submitted=False), 3)) == [state.WATCH_S] * 3
-    assert list(islice(state.pauses(20.0, submitted=True), 3)) == [20.0] * 3
+    assert list(islice(watch.pauses(None, submitted=False), 3)) == [watch.WATCH_S] * 3
+    assert list(islice(watch.pauses(20.0, submitted=True), 3)) == [20.0] * 3
 
 
 # --- estimates and rehearsals ----------------------------------------------------------------

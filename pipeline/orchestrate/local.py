@@ -69,9 +69,7 @@ def _slots(device: str, workers: int | None, threads: int | None) -> list[Slot]:
         raise UserError("--device cuda: no NVIDIA GPU is visible here; expected cpu or auto")
     count = workers or max(1, len(gpus))
     cores = hardware.training_cores()
-    own = threads or max(1, hardware.cores() // count)
-    training = ("--threads", str(threads or max(1, cores // count)))
-    options = ("--device", device, *training, "--cores", str(own))
+    options = ("--device", device, "--threads", str(threads or max(1, cores // count)))
     return [
         Slot(options, {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})
         for i in range(count)

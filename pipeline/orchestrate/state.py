@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import done as finished
-from pipeline import gaps, store, streams, usage
+from pipeline import gaps, store, usage
 from pipeline.errors import Corrupt
-from pipeline.orchestrate import cluster, images, ledger, report_job, slurm, snapshot
+from pipeline.orchestrate import cluster, ledger, report_job, slurm, snapshot
 from pipeline.orchestrate.held import is_held
 from pipeline.orchestrate.plan import aligned, identity, quoted
 from pipeline.paths import AttemptPaths, Work
 from pipeline.sweep import Cell, Sweep
-from pipeline.terminal import printable
 
 State = Literal["done", "trained", "running", "queued", "waiting", "failed", "cancelled", "missing"]
 OVER = ("failed", "cancelled", "missing")
-WATCH_S = 3.0  # between two looks at files alone
-CLEAR = "\033[H\033[2J"  # clears a terminal
-# Between two looks at a cluster: each is one squeue, and a sweep takes hours.
-WATCH_CLUSTER_S = (5.0, 60.0)
-BACK_OFF = 1.5
 
 
 @dataclass(frozen=True)
@@ -377,38 +368,3 @@ def everything(sweep: Sweep, states: SweepState, work: Work) -> Iterable[str]:
     yield from report_lines(states, quoted(sweep))
     yield from snapshot.lines(states.codes)
     yield from used(states, work)
-
-
-def pauses(interval_s: float | None, submitted: bool) -> Iterator[float]:
-    """Seconds between looks: as the user says, else growing where each look queries Slurm."""
-    first, last = WATCH_CLUSTER_S if submitted else (WATCH_S, WATCH_S)
-    pause_s = interval_s or first
-    while True:
-        yield pause_s
-        pause_s = interval_s or min(last, pause_s * BACK_OFF)
-
-
-def is_over(states: SweepState) -> bool:
-    """Whether nothing more will happen by itself."""
-    if all(s.state in ("done", "failed", "cancelled") for s in states.cells):
-        return True
-    return bool(states.view) and all(s.state not in ("running", "queued") for s in states.cells)
-
-
-def watch(sweep: Sweep, work: Work, data_root: Path, interval_s: float | None = None) -> None:
-    """Print the states repeatedly, until no cell is running, queued or waiting. Images are checked
-    once: there may be a million."""
-    changes: list[str] | None = None
-    waits: Iterator[float] | None = None
-    while True:
-        states = find(sweep, work)
-        if changes is None:
-            changes = images.notes(states.done, work, data_root)
-        every = [*states.notes, *changes, *everything(sweep, states, work)]
-        shown = "\n".join(map(printable, every))
-        with streams.naming():
-            print(f"{CLEAR if sys.stdout.isatty() else ''}{shown}", flush=True)
-        if is_over(states):
-            return
-        waits = waits or pauses(interval_s, submitted=states.view is not None)
-        time.sleep(next(waits))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pipeline import store, streams
 from pipeline.errors import Corrupt
-from pipeline.orchestrate import estimate, state
+from pipeline.orchestrate import estimate, state, watch
 from pipeline.orchestrate.display import duration
 from pipeline.orchestrate.plan import aligned
 from pipeline.paths import CellPaths, Work
@@ -117,8 +117,8 @@ def show(sweep: Sweep, work: Work, interval_s: float | None = None) -> None:
         states = state.find(sweep, work)
         text = "\n".join(map(printable, [*states.notes, *lines(states, work)]))
         with streams.naming():
-            print(f"{state.CLEAR if live else ''}{text}", flush=True)
-        if not live or state.is_over(states):
+            print(f"{watch.CLEAR if live else ''}{text}", flush=True)
+        if not live or watch.is_over(states):
             return
-        waits = waits or state.pauses(interval_s, submitted=states.view is not None)
+        waits = waits or watch.pauses(interval_s, submitted=states.view is not None)
         time.sleep(next(waits))
