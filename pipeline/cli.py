@@ -203,7 +203,7 @@ def status(
 @profile_option
 @interval_option
 def top(name: str, profile: str | None, interval_s: float | None) -> None:
-    """A live table of the running cells: epoch, loss, accuracy, speed, time left."""
+    """A live table of the running cells, with the time left."""
     from pipeline.orchestrate import top
 
     sweep = load(name)
