@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -27,14 +27,36 @@ from pipeline import garbage, streams, terminal
 
 if TYPE_CHECKING:
     from pipeline.paths import AttemptPaths, CellPaths, Work
+    from pipeline.sweep import Cell
 
+# (cell, work root, data root, device, threads, progress)
+Act = Callable[["Cell", "Work", Path, str, "int | None", Callable[[dict[str, Any]], None]], None]
 WATCH_S = 3.0
 SUPERSEDED = 76  # exit code of a run that another run of its job has replaced
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _train_and_measure(
+    cell: Cell,
+    work: Work,
+    data_root: Path,
+    device: str,
+    threads: int | None,
+    progress: Callable[[dict[str, Any]], None],
+) -> None:
+    from pipeline import execute
+
+    execute.run_cell(cell, work, data_root, device=device, threads=threads, progress=progress)
+
+
+def main(
+    arguments: list[str] | None = None,
+    act: Act = _train_and_measure,
+    name: str = "compress",
+    about: str | None = __doc__,
+) -> int:
+    """`act`: what is done to each cell, in an attempt of its own; `name`: of the module."""
     streams.ready()
-    options = _parser().parse_args(arguments)
+    options = _parser(name, about).parse_args(arguments)
     if options.die_with_parent:
         die_with(options.die_with_parent)
     garbage.seldom()
@@ -46,31 +68,20 @@ def main(arguments: list[str] | None = None) -> int:
     store.enter(Work(options.work))
     with _events() as events:
         outcomes = [
-            compress(
-                i,
-                Work(options.work),
-                options.data,
-                events,
-                options.device,
-                options.threads,
-                (options.sweep, options.track),
-            )
-            for i in options.ids
+            _begun(act, i, Work(options.work), options.data, events, options) for i in options.ids
         ]
     return 0 if all(outcomes) else 1
 
 
-def compress(
+def _begun(
+    act: Act,
     cell_id: str,
     work: Work,
     data_root: Path,
     events: TextIO,
-    device: str = "auto",
-    threads: int | None = None,
-    tracking: tuple[str, Sequence[str]] = ("", ()),
+    options: argparse.Namespace,
 ) -> bool:
-    """Run one cell, in an attempt of its own; returns whether it is done. `tracking`: the sweep's
-    name, and the trackers that follow it."""
+    """One cell, in an attempt of its own; returns whether that succeeded."""
     from jobs import track
     from jobs.usage import Monitor, job
     from pipeline import store
@@ -87,7 +98,7 @@ def compress(
             with (
                 _logged(attempt.log),
                 Monitor(attempt) as monitor,
-                track.beside(paths, work, *tracking) as tracked,
+                track.beside(paths, work, options.sweep, options.track) as tracked,
             ):
 
                 def record(event: dict[str, Any]) -> None:
@@ -95,7 +106,7 @@ def compress(
                     tracked.event(event)
                     emit(event)
 
-                return _attempted(paths, attempt, work, data_root, record, device, threads)
+                return _attempted(act, paths, attempt, work, data_root, record, options)
     except store.Busy as busy:
         terminal.tell(busy)
         emit({"stage": "busy", "reason": str(busy)})
@@ -128,15 +139,15 @@ def _gives_way(held: Callable[[], bool]) -> Iterator[None]:
 
 
 def _attempted(
+    act: Act,
     paths: CellPaths,
     attempt: AttemptPaths,
     work: Work,
     data_root: Path,
     progress: Callable[[dict[str, Any]], None],
-    device: str,
-    threads: int | None,
+    options: argparse.Namespace,
 ) -> bool:
-    """Run the cell in its attempt, and record any failure; returns whether it is done."""
+    """Record any failure in the attempt; returns whether there was none."""
     from pipeline import store
 
     began = time.time()
@@ -144,7 +155,7 @@ def _attempted(
         from pipeline import catalog, execute
 
         cell = execute.read_cell(paths, catalog.built_in())
-        execute.run_cell(cell, work, data_root, device=device, threads=threads, progress=progress)
+        act(cell, work, data_root, options.device, options.threads, progress)
         progress({"stage": "done", "seconds": time.time() - began})
         return True
     except Exception as error:
@@ -219,8 +230,8 @@ def die_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.compress", description=__doc__)
+def _parser(name: str, about: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}", description=about)
     parser.add_argument("--work", type=Path, required=True, help="the work root")
     parser.add_argument("--data", type=Path, required=True, help="the data root")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")

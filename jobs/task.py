@@ -12,6 +12,7 @@ they work until the end.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -27,7 +28,7 @@ from typing import Any
 from submitit.core.utils import DelayedSubmission
 from submitit.helpers import Checkpointable
 
-from jobs.usage import job, requested
+from jobs.usage import MINUTES, job, requested
 from pipeline import done, store, terminal
 from pipeline.hardware import training_cores
 from pipeline.orchestrate import slurm
@@ -60,10 +61,12 @@ class Task(Checkpointable):
 
     folder: of the array, with the contents of its cells. work, data: the roots.
     lenient: other cells depend on single ones of these, so the task fails only where all did.
-    lead_s: how long before the time limit USR2 is sent.
+    lead_s: how long before the time limit USR2 is sent. minutes: that limit, 0 in jobs of earlier
+    versions; most_minutes: up to which it is raised for a job that comes to it.
     tracking: the sweep's name, and the trackers that follow its cells.
     """
 
+    minutes = most_minutes = 0
     tracking: tuple[str, tuple[str, ...]] = ("", ())  # in jobs of earlier versions
 
     def __init__(
@@ -74,10 +77,13 @@ class Task(Checkpointable):
         cells: Mapping[int, tuple[str, ...]],
         lenient: bool = False,
         lead_s: int = 120,
+        minutes: int = 0,
+        most_minutes: int = 0,
         tracking: tuple[str, tuple[str, ...]] = ("", ()),
     ):
         self.folder, self.work, self.data = folder, work, data
         self.cells, self.lenient, self.lead_s = dict(cells), lenient, lead_s
+        self.minutes, self.most_minutes = minutes, most_minutes
         self.tracking = tracking
         self.running: subprocess.Popen | None = None
         self.before: dict[Path, int] = {}
@@ -90,6 +96,8 @@ class Task(Checkpointable):
             terminal.tell(NO_SCONTROL)
         self._publish_cells()
         ended = [self._done(cell) for cell in self._mine()]
+        if self.lenient:  # what the other cells need of it is its training
+            ended = [self._is_trained(cell) for cell in self._mine()]
         if not any(ended) or not (all(ended) or self.lenient):
             sys.exit(1)  # the attempts record why; Slurm only needs the exit code
 
@@ -99,7 +107,9 @@ class Task(Checkpointable):
         progress."""
         if self.running is not None and self.running.returncode is None:
             _kill(self.running)  # `_done` waits for its end
-        if _made(self._mine()) == self.before and self._at_its_limit():
+        at_its_limit = self._at_its_limit()
+        minutes = min(2 * self.minutes, self.most_minutes) if at_its_limit else self.minutes
+        if at_its_limit and minutes <= self.minutes and _made(self._mine()) == self.before:
             self._end_of("stuck", NO_PROGRESS)
             return None
         if shutil.which("scontrol") is None:
@@ -109,6 +119,10 @@ class Task(Checkpointable):
         if not slurm.wait_until_up(CONTROLLER_S):
             self._end_of("time_limit", NO_CONTROLLER)
             return None
+        if minutes > self.minutes:
+            # After submitit's requeue: only a job that waits may be given more time. It ignores the
+            # TERM that comes with the requeue.
+            atexit.register(slurm.change, str(job()), f"TimeLimit={minutes}")
         return DelayedSubmission(
             Task(
                 self.folder,
@@ -117,6 +131,8 @@ class Task(Checkpointable):
                 self.cells,
                 self.lenient,
                 self.lead_s,
+                max(minutes, self.minutes),
+                self.most_minutes,
                 self.tracking,
             )
         )
@@ -152,6 +168,9 @@ class Task(Checkpointable):
     def _is_done(self, cell: CellPaths) -> bool:
         return done.is_current(cell, done.record_of_json(self._contents[cell.id]))
 
+    def _is_trained(self, cell: CellPaths) -> bool:
+        return done.is_made(cell, done.record_of_json(self._contents[cell.id]))
+
     def _mine(self) -> list[CellPaths]:
         work = Work(Path(self.work))
         return [work.cell(i) for i in self.cells[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]]
@@ -167,6 +186,8 @@ class Task(Checkpointable):
             *_threads(),
             *track_options(*self.tracking),
         )
+        alone = len(self._mine()) == 1  # the limit of a pack says nothing of one of its cells
+        os.environ[MINUTES] = str(self.minutes if alone else 0)
         command = cell_command(Work(Path(self.work)), Path(self.data), [cell.id], *options)
         try:
             self.running = subprocess.Popen(

@@ -19,10 +19,12 @@ import psutil
 
 from pipeline import store, terminal
 from pipeline.paths import AttemptPaths
+from pipeline.timeline import Timeline
 
 CHARGE = "NETPRESS_CHARGE"  # set by the script of a job
 LOOK_S = 3.0
 PUBLISH_S = 30.0
+MINUTES = "NETPRESS_JOB_MINUTES"  # the time limit of a job that runs this cell alone
 GPU_QUERY = (
     "nvidia-smi",
     "--query-gpu=utilization.gpu,memory.used",
@@ -42,6 +44,7 @@ class Monitor:
         self.gpu_peak_bytes = 0
         self.gpu_busy: list[float] = []
         self.training_s, self.epochs = 0.0, 0
+        self.timeline = Timeline()
         self._last: tuple[str, float, float] | None = None  # stage, epoch, when
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -67,6 +70,7 @@ class Monitor:
 
     def event(self, event: dict[str, Any]) -> None:
         """Counts epochs, and the seconds between two events about the same training."""
+        self.timeline.event(event)
         if event.get("epoch") is None:
             self._last = None
             return
@@ -88,6 +92,7 @@ class Monitor:
             training_s=round(self.training_s, 2),
             epochs=self.epochs,
             requested=requested(),
+            phases=self.timeline.seconds(),
             used=store.Peaks(self.peak_bytes, round(self.peak_cores, 2), self.gpu_peak_bytes, busy),
         )
 
@@ -128,6 +133,7 @@ def requested() -> store.Requested:
         memory_bytes=int(os.environ.get("SLURM_MEM_PER_NODE") or 0) * 1024**2,
         gpus=int(gpus) if gpus.isdecimal() else 0,
         charge=_charge(),
+        minutes=int(os.environ.get(MINUTES) or 0),
     )
 
 

@@ -286,6 +286,9 @@ def resume(
     help="A report's folder, for results that are not in the work root.",
 )
 @click.option(
+    "--machine", metavar="NAME", help="Whose measurements are shown [that which measured most]."
+)
+@click.option(
     "--mlflow",
     "mlflow_folder",
     type=click.Path(path_type=Path),
@@ -299,6 +302,7 @@ def report(
     to: Path | None,
     artifact_mb: float | None,
     earlier: Path | None,
+    machine: str | None,
     mlflow_folder: Path | None,
     opens: bool,
 ) -> None:
@@ -316,7 +320,10 @@ def report(
             name,
             {"--to": to, "--artifacts": artifact_mb, "--with": earlier, "--mlflow": mlflow_folder},
         )
-        look, make = partial(report.read_folder, folder), partial(report.rebuild, folder)
+        look, make = (
+            partial(report.read_folder, folder, machine),
+            partial(report.rebuild, folder, machine),
+        )
     else:
         sweep = load(name)
         work, data_root = roots(sweep)
@@ -325,8 +332,8 @@ def report(
         most_bytes = None if artifact_mb is None else int(artifact_mb * 1e6)
         if earlier and not paths.ReportPaths(earlier).merged.is_file():
             raise UserError(f"--with {earlier}: expected the folder of a report, with results.h5")
-        look = partial(report.read, sweep, work, earlier)
-        make = partial(report.build, sweep, work, to, most_bytes, earlier)
+        look = partial(report.read, sweep, work, earlier, machine)
+        make = partial(report.build, sweep, work, to, most_bytes, earlier, machine)
     if as_json:
         show(report.as_json(look()))
         return
@@ -348,6 +355,23 @@ def _refuse_with_folder(report: str, options: dict[str, Any]) -> None:
     for option, value in options.items():
         if value is not None:
             raise UserError(f"{option} is for a sweep; expected its name, {report} is a report")
+
+
+@netpress.command()
+@click.argument("targets", nargs=-1, required=True, metavar="SWEEP|REPORT|ARTIFACT ...")
+@click.option(
+    "--add",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Take what bench.py measured elsewhere (`export --bench`); nothing is measured here.",
+)
+def measure(targets: tuple[str, ...], files: tuple[Path, ...]) -> int:
+    """Measure again, on this machine, and add it to the report."""
+    from pipeline import cli_measure
+
+    return cli_measure.run(targets, files)
 
 
 @netpress.command()
@@ -375,15 +399,30 @@ def verify(report: Path, as_json: bool, accuracy: bool, speed: bool) -> int:
 
 @netpress.command()
 @sweep_argument
-@cell_argument
+@click.argument("cell", required=False)
 @click.option("--to", type=click.Path(path_type=Path), help="The new folder [DATASET-MODEL-...].")
 @click.option("--encoded", is_flag=True, help="The stored form, not decoded.")
-def export(name: str, cell: str, to: Path | None, encoded: bool) -> None:
+@click.option(
+    "--bench",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Instead, all models with a script that measures them elsewhere.",
+)
+def export(name: str, cell: str | None, to: Path | None, encoded: bool, bench: Path | None) -> None:
     """The deployable model of a cell, as a folder of its own."""
+    from pipeline.orchestrate import bench as benches
     from pipeline.orchestrate import export, plan
 
     sweep = load(name)
     work, _ = roots(sweep)
+    if bench is not None:
+        if cell or to or encoded:
+            raise UserError("--bench has all models: expected no CELL, --to or --encoded")
+        show_line(benches.export(sweep, work, bench))
+        terminal.tell(benches.advice(sweep))
+        return
+    if cell is None:
+        raise UserError("expected a CELL, or --bench FOLDER for all models of the sweep")
     chosen = plan.find_cell(sweep, cell)
     target = to or Path(chosen.name.replace("/", "-"))
     show_line(export.export(sweep, chosen, work, target, encoded))

@@ -141,8 +141,6 @@ def roots(sweep: Sweep, cluster: Cluster | None = None) -> tuple[Work, Path]:
 
 def job_functions() -> JobFunctions:
     """What the jobs of a sweep call. `jobs` is above the library, so it is passed in from here."""
-    from jobs.aggregate import Report
-    from jobs.task import Task
-    from pipeline.orchestrate.send import JobFunctions
+    from jobs.follow_up import functions
 
-    return JobFunctions(cells=Task, report=Report)
+    return functions()

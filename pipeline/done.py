@@ -1,9 +1,10 @@
 """What is done of a cell: its weights, which its id stands for, and what was made from them.
 
-The manifest of a finished cell records what its artifact and its measurement were made with. Where
-a sweep asks for something else now, or a later version of netpress writes artifacts or measures in
-another way, the weights are still the cell's own, and only the rest is made anew. Imports nothing
-heavy.
+A cell is *trained* when its weights, its artifact and its history are published: its manifest names
+them, and with what the artifact was made. It is *done* when it has a measurement that was made as
+its sweep asks, one of any number. Where a sweep asks for something else, or a later version of
+netpress writes artifacts or measures in another way, the weights are still the cell's own, and only
+what is missing is made. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from typing import Any
 from pipeline import store
 from pipeline.errors import Corrupt
 from pipeline.paths import CellPaths, Work
+from pipeline.store import MeasurementEntry
 from pipeline.sweep import Cell
 from pipeline.sweep.cell import RUNTIMES
 from pipeline.versions import SHARED
 
-MADE_WITH = "made_with"  # the record, in a manifest's `extra` and in a result's facts
+# The record, in a manifest's `extra`, in a measurement's manifest and in facts. Before measurements
+# had files of their own, a manifest's record was of both, and result.h5 had the measurement.
+MADE_WITH = "made_with"
+ARTIFACT = "artifact"  # its part that is of the artifact
+NOT_MEASURED = "all but its measurement"
 
 
 def record(cell: Cell) -> dict[str, Any]:
@@ -33,38 +39,113 @@ def record_of_json(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 def _record(measure: Mapping[str, Any], test_images: int | None) -> dict[str, Any]:
     return {
-        "artifact": SHARED["artifact"],
+        ARTIFACT: SHARED["artifact"],
         "measurement": SHARED["measurement"],
         "measure": {"runtimes": list(RUNTIMES[:1]), **measure},
         "test_images": test_images,
     }
 
 
-def outdated(manifest: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    """Why what the manifest names is to be made anew from the weights; None where it is not."""
+def of_artifact(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a record that is of the artifact."""
+    return {ARTIFACT: record[ARTIFACT]}
+
+
+# --- trained ---------------------------------------------------------------------------------
+
+
+def outdated_artifact(manifest: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Why the artifact is to be made anew from the weights; None where it is not."""
     made = manifest["extra"].get(MADE_WITH)
-    if made == wanted:
-        return None
     if not isinstance(made, dict):
         return "it does not say how it was measured"
-    for part, maker in (("artifact", "the artifact writer"), ("measurement", "the measurement")):
-        before = made.get(part)
-        if before != wanted[part]:
-            earlier = isinstance(before, int) and before < wanted[part]
-            return f"by {'an earlier' if earlier else 'another'} version of {maker}"
-    return "measured with other settings"
+    return _other_version(ARTIFACT, "the artifact writer", made, wanted)
+
+
+def _other_version(
+    part: str, maker: str, made: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> str | None:
+    before = made.get(part)
+    if before == wanted[part]:
+        return None
+    earlier = isinstance(before, int) and before < wanted[part]
+    return f"by {'an earlier' if earlier else 'another'} version of {maker}"
+
+
+# --- measured --------------------------------------------------------------------------------
+
+
+def outdated(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Why a measurement that was made like this is not the one that is asked for."""
+    if other := _other_version("measurement", "the measurement", made, wanted):
+        return other
+    asked = {key: value for key, value in wanted.items() if key != ARTIFACT}
+    same = {key: made.get(key) for key in asked} == asked
+    return None if same else "measured with other settings"
+
+
+def in_result(manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What the measurement in result.h5 was made with; None where there is none in it, as in all
+    that were made since measurements have files of their own."""
+    made = manifest["extra"].get(MADE_WITH)
+    return made if isinstance(made, dict) and "measurement" in made else None
+
+
+def of_this_artifact(
+    entries: list[MeasurementEntry], manifest: Mapping[str, Any]
+) -> list[MeasurementEntry]:
+    """Those of the artifact that is there now."""
+    if not entries:
+        return []
+    artifact = store.artifact_sha256(manifest["files"])
+    return [entry for entry in entries if entry.artifact == artifact]
+
+
+def lacks(
+    paths: CellPaths, manifest: Mapping[str, Any], wanted: Mapping[str, Any], deep: bool = False
+) -> str | None:
+    """Why a trained cell is not done: its artifact is to be made anew, or a measurement is to be
+    made; None where it is done. `deep`: measurements are checked by checksum, not by size."""
+    if why := outdated_artifact(manifest, wanted):
+        return why
+    made = [before] if (before := in_result(manifest)) is not None else []
+    if made and outdated(made[0], wanted) is None:
+        return None  # without another look into its folder
+    entries, damaged = store.measurements(paths, deep)
+    made += [entry.made_with for entry in of_this_artifact(entries, manifest)]
+    reasons = [outdated(each, wanted) for each in made]
+    if None in reasons:
+        return None
+    return (reasons and reasons[-1]) or (_damaged(damaged[-1], paths) if damaged else NOT_MEASURED)
+
+
+def _damaged(error: Corrupt, paths: CellPaths) -> str:
+    return f"damaged: {str(error).replace(f'{paths.folder}/', '')}"
 
 
 def is_current(paths: CellPaths, wanted: Mapping[str, Any], deep: bool = False) -> bool:
-    """Whether the cell is finished, and made with what is wanted; `deep` as in store.verify."""
+    """Whether the cell is trained, and measured as wanted; `deep` as in store.verify."""
     try:
-        return outdated(store.verify(paths, deep), wanted) is None
+        return lacks(paths, store.verify(paths, deep), wanted, deep) is None
     except Corrupt:
         return False
 
 
 def is_done(cell: Cell, work: Work, deep: bool = False) -> bool:
     return is_current(work.cell(cell.id), record(cell), deep)
+
+
+def is_trained(cell: Cell, work: Work, deep: bool = False) -> bool:
+    """Whether only its measurement may be missing: what other cells need of their base."""
+    return is_made(work.cell(cell.id), record(cell), deep)
+
+
+def is_made(paths: CellPaths, wanted: Mapping[str, Any], deep: bool = False) -> bool:
+    """The same, of a record: trained, and its artifact made as wanted."""
+    try:
+        return outdated_artifact(store.verify(paths, deep), wanted) is None
+    except Corrupt:
+        return False
 
 
 def older(cell: Cell, work: Work, begun: Container[str]) -> Cell | None:
@@ -83,8 +164,9 @@ def publish_cell(paths: CellPaths, data: bytes) -> None:
     """cell.json, from which a worker knows what to do. Written anew where it differs: where images
     lie, what a technique is called and how it is measured are no part of the id.
 
-    A manifest vouches for the file as it was, so it goes first: a cell is finished or it is not.
-    Raises store.Busy where a process works on the cell.
+    A manifest vouches for the file as it was, so it is away while that changes; a kill in between
+    costs what is made from the weights, and no measurement. Raises store.Busy where a process works
+    on the cell.
     """
     try:
         if paths.cell_json.read_bytes() == data:
@@ -95,5 +177,18 @@ def publish_cell(paths: CellPaths, data: bytes) -> None:
         store.publish_bytes(paths.cell_json, data)
         return
     with store.lock_cell(paths):
-        store.retract(paths)
-        store.publish_bytes(paths.cell_json, data)
+        replace_cell_json(paths, data)
+
+
+def replace_cell_json(paths: CellPaths, data: bytes) -> None:
+    """The same with the cell's lock held; what else the manifest names is vouched for as before."""
+    try:
+        manifest = store.verify(paths, deep=False)
+    except Corrupt:
+        manifest = None
+    store.retract(paths)
+    store.publish_bytes(paths.cell_json, data)
+    if manifest is not None:
+        files = {**manifest["files"], paths.cell_json.name: store.fingerprint(paths.cell_json)}
+        again = store.manifest_bytes(paths.id, files, manifest["extra"])
+        store.publish_bytes(paths.manifest, again)

@@ -1,4 +1,6 @@
-"""One cell from start to finish: load or resume, stages, artifact, measure, publish.
+"""One cell from start to finish: load or resume, stages, artifact, publish; then its measurement.
+
+It is trained, and stays so, whatever becomes of its measurement (`pipeline.measuring`).
 
 Knows nothing of SLURM, of sweeps or of other cells; all that it needs is on disk. Called again
 after a kill, it goes on from the last epoch that was kept, and ends with the same weights.
@@ -18,16 +20,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline import artifact, data, done, hardware, origin, runtimes, store
+from pipeline import artifact, data, done, hardware, measuring, origin, runtimes, store, trained
 from pipeline.errors import Corrupt, UserError
-from pipeline.measure import cell as measuring
 from pipeline.measure.inference import require_threads
 from pipeline.models import module_of, network
 from pipeline.paths import CellPaths, Work
 from pipeline.store import StageHistory
 from pipeline.sweep import Cell, Recipe, Stage
 from pipeline.techniques import context, stage_module, train
-from pipeline.training.checkpoint import Checkpointer, Snapshot, read_model
+from pipeline.timeline import Timeline
+from pipeline.trained import NoBase
+from pipeline.training.checkpoint import Checkpointer, Snapshot
 from pipeline.training.loop import Course, Hooks, Training, fit
 from pipeline.training.recipe import Machine, machine
 
@@ -39,10 +42,6 @@ Progress = Callable[[dict], None]
 CALIBRATION_IMAGES = 64  # for the tensors that training left without a scale of their own
 
 
-class NoBase(Exception):
-    """The base of this cell has no valid result; it has to be made first."""
-
-
 def run_cell(
     cell: Cell,
     work: Work,
@@ -52,14 +51,16 @@ def run_cell(
     threads: int | None = None,
     progress: Progress = lambda event: None,
 ) -> None:
-    """Makes the cell's result, or returns at once where it is published, whole and made as wanted.
-    Where it was made in another way, all but the training is done again.
+    """Trains the cell, and measures it on this machine; returns at once where that is done, whole
+    and made as wanted. Where only a part is missing, or was made in another way, only that is made.
 
-    The caller holds the cell's lock (``store.lock_cell``). Raises whatever went wrong; nothing is
-    published then, and what was kept so far stays for the next attempt.
+    The caller holds the cell's lock (``store.lock_cell``). Raises whatever went wrong; what was
+    published before stays, and what was kept so far stays for the next attempt.
     """
     paths = work.cell(cell.id)
-    if _already_done(cell, paths):
+    if not _is_sound(paths):
+        store.withdraw(paths)
+    if done.is_current(paths, done.record(cell)):
         return
     for runtime in cell.measure.runtimes:  # before anything is trained for it
         runtimes.of_artifacts(runtime)
@@ -70,16 +71,14 @@ def run_cell(
         run.go()
     finally:
         run.checkpoints.close()  # nothing of this attempt may write once the lock is gone
+    measuring.measure_cell(cell, work, run.split, run.machine.device, run.progress)
 
 
-def _already_done(cell: Cell, paths: CellPaths) -> bool:
-    """What is damaged is set aside; the sound parts of it are used again."""
-    if not paths.manifest.exists():
-        return False
+def _is_sound(paths: CellPaths) -> bool:
+    """Whether nothing is damaged: what is, is set aside; the sound parts of it are used again."""
     try:
-        return done.outdated(store.verify(paths), done.record(cell)) is None
+        return not paths.manifest.exists() or bool(store.verify(paths))
     except Corrupt:
-        store.withdraw(paths)
         return False
 
 
@@ -96,7 +95,8 @@ class _Run:
         progress: Progress,
     ):
         self.cell, self.work, self.paths = cell, work, paths
-        self.progress = lambda event: progress({"cell": cell.id, **event})
+        self.timeline = Timeline()
+        self.progress = self._told(progress)
         self.machine: Machine = machine(cell.recipe, device)
         self.began = time.time()
         self.origin = origin.loaded()
@@ -106,24 +106,35 @@ class _Run:
         self.trained_s = 0.0  # by the attempts before this one
         self._base: network.ModelState | None = None
 
+    def _told(self, progress: Progress) -> Progress:
+        def tell(event: dict) -> None:
+            self.timeline.event(event)
+            progress({"cell": self.cell.id, **event})
+
+        return tell
+
     def go(self) -> None:
+        content = store.json_bytes(self.cell.to_json())
+        if done.is_trained(self.cell, self.work):
+            if self.paths.cell_json.read_bytes() != content:
+                done.replace_cell_json(self.paths, content)
+            return
         if not self.paths.cell_json.exists():
-            store.publish_json(self.paths.cell_json, self.cell.to_json())
+            store.publish_bytes(self.paths.cell_json, content)
         state, history = self.staged()
         if self.paths.manifest.exists():
             store.retract(self.paths)  # from here on, what it vouches for changes
-        done.publish_cell(self.paths, store.json_bytes(self.cell.to_json()))
+        store.publish_bytes(self.paths.cell_json, content)
+        measuring.keep_earlier(self.paths)
         self.progress({"stage": "artifact"})
         self.write_artifact(state)
-        measured = self.measured(state)
-        facts = self.facts()
-        result = store.result_bytes(self.cell.to_json(), facts, history, measured)
+        size = measuring.size(measuring.Candidate(state, artifact.load(self.paths.artifact)))
+        result = store.result_bytes(self.cell.to_json(), self.facts(), history, size)
         store.publish_bytes(self.paths.result, result)
         store.publish_bytes(self.paths.metrics, store.history_bytes(history))
         images = {"key": self.split.key, "fingerprint": self.split.fingerprint}
-        record = done.record(self.cell)
-        extra = {"accuracy": measured["accuracy"], "images": images, done.MADE_WITH: record}
-        store.write_manifest(self.paths, extra)
+        made_with = done.of_artifact(done.record(self.cell))
+        store.write_manifest(self.paths, {"images": images, done.MADE_WITH: made_with})
 
     # --- stages ----------------------------------------------------------------------------------
 
@@ -183,26 +194,9 @@ class _Run:
 
     # --- the base --------------------------------------------------------------------------------
 
-    @property
-    def base_paths(self) -> CellPaths:
-        return self.work.cell(self.cell.base_id)
-
     def base(self) -> network.ModelState:
-        """A fresh copy of the trained base; NoBase where it is not there or damaged, UserError
-        where it was trained on other images (a folder's content is not in a cell's id)."""
-        paths = self.base_paths
-        try:
-            store.verify(paths)
-            facts = store.read_result(paths.result, with_history=False).facts
-            state = read_model(paths.model)
-        except Corrupt as error:
-            raise NoBase(f"its base {paths.id} is not there or damaged: {error}") from error
-        if facts["dataset_fingerprint"] != self.split.fingerprint:
-            raise UserError(
-                f"{self.split.name}: its images changed since the base {paths.id} was trained; "
-                "expected the same, or another name for this data set in the sweep file"
-            )
-        return state
+        """A fresh copy of the trained base; raises as `trained.base`."""
+        return trained.base(self.cell, self.work, self.split)
 
     def teacher(self) -> network.ModelState:
         """The base as one looks at it: kept, on the device, in eval mode."""
@@ -211,7 +205,7 @@ class _Run:
             self._base.network.to(self.machine.device).to(memory_format=torch.channels_last).eval()
         return self._base
 
-    # --- artifact and measurement ----------------------------------------------------------------
+    # --- artifact --------------------------------------------------------------------------------
 
     def write_artifact(self, state: network.ModelState) -> None:
         sample = data.sample(self.split.train, CALIBRATION_IMAGES, self.cell.seed)
@@ -223,22 +217,15 @@ class _Run:
         }
         artifact.write(state, self.paths.artifact, facts, sample.pixels.numpy(), self.split.classes)
 
-    def measured(self, state: network.ModelState) -> dict[str, object]:
-        mine = measuring.Candidate(state, artifact.load(self.paths.artifact))
-        base = mine
-        if not self.cell.is_base:
-            base = measuring.Candidate(self.base(), artifact.load(self.base_paths.artifact))
-
-        def tick(what: str) -> None:
-            self.progress({"stage": "measure", "what": what})
-
-        device, settings = self.machine.device, self.cell.measure
-        return measuring.measure(mine, base, self.split, settings, device, tick)
+    def phases(self) -> dict[str, float]:
+        """With the training of earlier attempts."""
+        seconds = self.timeline.seconds()
+        return {**seconds, "train": round(seconds.get("train", 0.0) + self.trained_s, 2)}
 
     def facts(self) -> dict:
         return {
             **self.origin.facts(),
-            done.MADE_WITH: done.record(self.cell),
+            done.MADE_WITH: done.of_artifact(done.record(self.cell)),
             "hardware": hardware.describe(),
             "needs": artifact.load(self.paths.artifact).manifest["needs"],
             "device": str(self.machine.device),
@@ -247,6 +234,7 @@ class _Run:
             "all_threads": self.cell.measure.threads or hardware.cores(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
             "seconds": self.trained_s + time.time() - self.began,
+            "phases": self.phases(),
             "dataset_fingerprint": self.split.fingerprint,
             **({"image_notes": list(self.split.notes)} if self.split.notes else {}),
             "peak_memory_bytes": peak_memory_bytes(),

@@ -30,19 +30,21 @@ def reason(cell: Cell, work: Work) -> str:
 
 
 def _own_reason(cell: CellPaths) -> str:
+    unfinished = "started, not finished"
     try:
         if store.read_manifest(cell) is not None:
             store.verify(cell, deep=False)
+            unfinished = "trained, not measured yet"
     except Corrupt as error:
         return damaged(error, cell)
     attempt = store.last_attempt(cell)
     if attempt is None:
-        return "started, not finished" if cell.metrics.exists() else NOT_RUN
+        return unfinished if cell.metrics.exists() else NOT_RUN
     try:
         failure = store.read_failure(attempt)
     except Corrupt:
         return f"failed in attempt {attempt.number}, and its failure.json cannot be read"
-    return failure.line if failure else "started, not finished"
+    return failure.line if failure else unfinished
 
 
 def damaged(error: Corrupt, cell: CellPaths) -> str:

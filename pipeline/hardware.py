@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -101,6 +103,25 @@ def saturates() -> bool:
     """Whether 8 x 8-bit products overflow 16-bit sums: x86 without VNNI. 7-bit weights fit."""
     x86 = platform.machine() in ("x86_64", "AMD64", "i686")
     return x86 and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(cpu_flags())
+
+
+def machine_name(cpu: str | None, cores: int | None) -> str:
+    """What a machine is called that measured: after its kind, since nodes of one kind measure the
+    same; fit for a file name and for a report that is passed on."""
+    words = re.sub(r"\((R|TM|C)\)", "", cpu or "unknown", flags=re.IGNORECASE)
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")[:50].rstrip("-.") or "unknown"
+    return f"{name}-{cores}c" if cores else name
+
+
+def machine() -> dict:
+    """What a measurement says of the machine that made it."""
+    described = describe()
+    return {
+        "machine": machine_name(described["cpu"], described["cores"]),
+        "hardware": described,
+        "threads": described["cores"],
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 
 def describe() -> dict:

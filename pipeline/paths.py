@@ -1,7 +1,7 @@
 """The one place that knows where a file lies: nobody else joins names.
 
 WORK/cells/ID/{cell.json, checkpoint/, metrics.h5, attempts/N/, result.h5, artifact/,
-               manifest.json, tracked.json, lock}
+               manifest.json, measurements/MACHINE-N.{h5,json}, tracked.json, lock}
 WORK/sweeps/NAME/{ledger.jsonl, ledger.count, roots.json, jobs/}
 WORK/submit.lock
 WORK/plugins/SHA256.py
@@ -105,6 +105,11 @@ class CellPaths:
     def manifest(self) -> Path:
         return self.folder / "manifest.json"
 
+    @property
+    def measurements(self) -> Path:
+        """Of any number of machines; see store/measurement.py."""
+        return self.folder / "measurements"
+
     def plugin(self, sha256: str) -> Path:
         """As `Work.plugin`, in the work root that the cell lies in."""
         return Work(self.folder.parents[1]).plugin(sha256)
@@ -163,6 +168,12 @@ class JobPaths:
     """What one array was sent with, and the messages of its tasks: jobs/INTENT/."""
 
     folder: Path
+
+    @property
+    def root(self) -> Path:
+        """The work root that it lies in; the folder itself where it lies in none."""
+        above = self.folder.parents
+        return above[3] if len(above) > 3 and above[2].name == "sweeps" else self.folder
 
     @property
     def script(self) -> Path:
@@ -393,6 +404,12 @@ def published_report(text: str) -> Path | None:
     return folder if ReportPaths(folder).merged.is_file() else None
 
 
+def is_artifact(text: str) -> bool:
+    """Whether a path is that of an artifact's folder."""
+    folder = expanded(text)
+    return (folder / "manifest.json").is_file() and any(folder.glob("model.onnx*"))
+
+
 def shipped_sweeps() -> Path:
     return CODE / "jobs" / "sweeps"
 
@@ -404,6 +421,11 @@ def shipped_profiles() -> Path:
 def page_template() -> Path:
     """The folder with page.html.j2, page.css and page.js."""
     return CODE / "pipeline" / "report"
+
+
+def bench_script() -> Path:
+    """What measures exported models without netpress."""
+    return CODE / "pipeline" / "measure" / "bench.py"
 
 
 def published_results() -> Path:

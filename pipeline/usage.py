@@ -18,6 +18,7 @@ from pipeline.sweep import Cell
 
 GIB = 1024**3
 MOST_CELLS = 500  # that are read
+LEAST_MINUTES = 10
 MARGIN = 1.25  # of what was seen, since a sample every few seconds misses the highest moment
 
 
@@ -33,6 +34,8 @@ class Used:
     requested_cores: int
     gpu_memory_bytes: int
     gpu_busy: float | None
+    minutes: float = 0  # the longest that a cell took which was alone in its jobs
+    requested_minutes: float = 0
 
 
 def read(cells: Iterable[Cell], work: Work) -> Used | None:
@@ -45,6 +48,21 @@ def threads_of(cells: Iterable[Cell]) -> int | None:
     """The most threads that measurements of these cells are set to; None where one is not set."""
     wanted = [cell.measure.threads for cell in cells]
     return None if None in wanted or not wanted else max(filter(None, wanted))
+
+
+def timelines(cells: Iterable[Cell], work: Work) -> list[dict[str, float]]:
+    """Seconds of each phase of all attempts of a cell, of those that recorded them."""
+    every = []
+    for cell in islice(cells, MOST_CELLS):
+        folder = work.cell(cell.id)
+        last = store.last_attempt(folder)
+        spent: dict[str, float] = {}
+        for number in range(1, last.number + 1 if last else 1):
+            used = store.read_usage(folder.attempt(number))
+            for phase, seconds in ((used and used.phases) or {}).items():
+                spent[phase] = spent.get(phase, 0.0) + seconds
+        every += [spent] if spent else []
+    return every
 
 
 def total(records: Iterable[dict]) -> Used | None:
@@ -61,7 +79,18 @@ def total(records: Iterable[dict]) -> Used | None:
         max(request_of(s)["cores"] for s in every),
         max(s["used"]["gpu_memory_bytes"] for s in every),
         math.fsum(busy) / len(busy) if busy else None,
+        *_minutes(every),
     )
+
+
+def _minutes(records: Sequence[dict]) -> tuple[float, float]:
+    """(of the longest cell, at most requested), of cells that were alone in their jobs."""
+    alone = [(of_all(one, "wall_s") / 60, m) for one in records if (m := _limit(one))]
+    return max((took for took, _ in alone), default=0), max((m for _, m in alone), default=0)
+
+
+def _limit(record: dict) -> float:
+    return _number(request_of(record).get("minutes"))
 
 
 def lines(used: Used, threads: int | None = None) -> Iterator[str]:
@@ -101,6 +130,9 @@ def request(used: Used, threads: int = 1) -> Sequence[tuple[str, int]]:
         enough = max(least, math.ceil(seen * MARGIN))
         if enough <= 0.75 * requested:
             smaller.append((key, enough))
+    minutes = max(LEAST_MINUTES, math.ceil(2 * used.minutes))
+    if used.minutes and minutes <= 0.75 * used.requested_minutes:
+        smaller.append(("minutes", minutes))
     return smaller
 
 

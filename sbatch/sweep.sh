@@ -5,7 +5,8 @@
 #
 # It asks for one core and no GPU for ten minutes, sets up the environment (NETPRESS_SETUP, lines of
 # bash; on Sol: NETPRESS_SETUP='source env/sol.sh'), and runs `netpress submit SWEEP` there, which
-# returns when everything is in the queue. Called again, it submits only what is missing. Other
+# returns when everything is in the queue, or as much as a limit on jobs leaves room for: a small
+# follow-up job submits the rest. Called again, it submits only what is missing. Other
 # commands go the same way: `sbatch sbatch/command.sh status SWEEP`.
 #
 # Submit it from the checkout: it is where the job starts, and where reports/ will be. Its own

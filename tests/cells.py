@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import catalog, store, sweep
-from pipeline.paths import CODE, Work
+from pipeline import catalog, done, store, sweep
+from pipeline.paths import CODE, CellPaths, Work
 from pipeline.sweep import Cell
 
 MODEL = {"name": "vgg11_bn", "width": 0.125}  # 145,000 parameters in 8 convolutions
@@ -105,3 +105,19 @@ def python(*arguments: str, **more) -> subprocess.CompletedProcess:
         env=environment,
         **more,
     )
+
+
+def result(paths: CellPaths) -> store.Result:
+    """What was trained and measured, by the machine that came first, with its history."""
+    from pipeline.report import measured
+
+    manifest = store.verify(paths)
+    trained = store.read_result(paths.result)
+    entries, damaged = store.measurements(paths, deep=True)
+    assert not damaged
+    found = [
+        measured.Measurement(entry.name, one.facts, one.measured)
+        for entry in done.of_this_artifact(entries, manifest)
+        for one in [store.read_result(entry.path, entry.sha256)]
+    ]
+    return next(iter(measured.combined(trained, found)))[1]

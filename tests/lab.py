@@ -195,7 +195,10 @@ def check_whole(cell: CellPaths) -> None:
     """Whatever has its final name is complete; raises Corrupt, or what a parser of it raises."""
     if store.read_manifest(cell) is not None:
         store.verify(cell)
+    _, damaged = store.measurements(cell, deep=True)
+    assert not damaged
     for path, read in (
+        *((path, store.read_result) for path in cell.measurements.glob("*.h5")),
         (cell.cell_json, _json),
         (cell.metrics, store.read_history),
         (cell.result, store.read_result),

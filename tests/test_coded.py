@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline import artifact, runtimes, store
+from pipeline import artifact, runtimes
 from pipeline.artifact import coded
 from pipeline.errors import Corrupt
 from pipeline.orchestrate import export
@@ -57,7 +57,7 @@ def test_weights_are_coded_in_fewer_bytes_than_by_a_general_coder(both):
 
 
 def test_both_sizes_are_measured(both):
-    measured = store.read_result(both["coded"][1].result).measured
+    measured = cells.result(both["coded"][1]).measured
     small = loaded(both, "coded")
     on_disk = sum(p.stat().st_size for p in small.folder.iterdir())
     assert measured["stored_bytes"] == on_disk

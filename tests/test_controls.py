@@ -242,3 +242,37 @@ def test_a_seed_decides_everything_that_is_random(tmp_path):
     for name, values in first.items():
         assert torch.equal(values, again[name]), name
         assert values.shape != other[name].shape or not torch.equal(values, other[name]), name
+
+
+# --- settings chosen on held-out images ------------------------------------------------------
+
+
+def test_held_out_images_choose_among_candidates_and_the_test_set_does_not(tmp_path):
+    from pipeline.report import tuned
+
+    file = tmp_path / "tuned.yaml"
+    file.write_text(
+        "name: tuned\nmodels: [vgg16_bn]\ndatasets: [mnist]\nseeds: [0, 1]\n"
+        "techniques: [base, prune-filters, prune-random]\n"
+        "tune: {prune-filters: {finetune.learning_rate_factor: [0.1, 0.5]}}\n"
+    )
+    sweep_ = plan.load_sweep(file)
+    held_out = {"prune-filters-0.1": 0.9, "prune-filters-0.5": 0.8}
+    drop = {"prune-filters-0.1": 0.05, "prune-filters-0.5": 0.01}
+
+    def values(cell):
+        found = results.measured(cell, 4.0, drop.get(cell.technique, 0.002))
+        known = held_out.get(cell.technique)
+        return found | ({} if known is None else {"held_out_accuracy": known - 0.01 * cell.seed})
+
+    rows = results.in_memory(sweep_, values)[0]
+    assert tuned.chosen(sweep_, rows) == {"prune-filters": "prune-filters-0.1"}
+    section = tuned.section(sweep_, rows)
+    lines = [[value.text for value in line] for line in section.tables[0].lines]
+    assert [line[:4] for line in lines] == [
+        ["prune-filters-0.1", "prune-filters", "chosen", "2"],
+        ["prune-filters-0.5", "prune-filters", "", "2"],
+    ]
+    assert lines[0][4].startswith("89.50")
+    unmeasured = results.in_memory(sweep_)[0]
+    assert tuned.chosen(sweep_, unmeasured) == {}

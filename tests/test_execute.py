@@ -81,6 +81,7 @@ def test_a_finished_cell_is_complete_and_says_so_last(bench, done):
         "checkpoint",
         "lock",
         "manifest.json",
+        "measurements",
         "metrics.h5",
         "result.h5",
     ]
@@ -95,20 +96,24 @@ def test_a_finished_cell_is_complete_and_says_so_last(bench, done):
         "result.h5",
     }
     files = [p for p in paths.folder.rglob("*") if p.is_file() and p.name != "lock"]
-    assert max(files, key=lambda p: p.stat().st_mtime_ns).name == "manifest.json"
+    [entry], damaged = store.measurements(paths, deep=True)
+    assert entry.number == 1 and not damaged and len(os.listdir(paths.measurements)) == 2
+    last = [p.name for p in sorted(files, key=lambda p: p.stat().st_mtime_ns)][-3:]
+    assert last == ["manifest.json", f"{entry.name}.h5", f"{entry.name}.json"]
     assert not [p for p in paths.folder.rglob("*") if store.TEMPORARY.fullmatch(p.name)]
 
 
 def test_the_result_has_the_cell_the_facts_the_history_and_the_measures(bench, done):
     cell = quick(bench)
     paths = done[0].cell(cell.id)
-    result = store.read_result(paths.result)
+    result = cells.result(paths)
     assert result.id == cell.id and result.cell == cell.to_json()
     facts = result.facts
     assert facts["versions"]["torch"] == version("torch") and facts["device"] == "cpu"
     assert facts["precision"] in ("bf16", "fp32") and facts["threads"] == 1
     assert facts["seconds"] > 0 and facts["peak_memory_bytes"] > 1e8
     assert len(facts["dataset_fingerprint"]) == 64
+    assert facts["machine"] and facts["runtimes"] == ["onnxruntime", "pytorch"]
     assert [(h.index, h.stage) for h in result.history] == [(0, "quantize")]
     assert result.history[0].columns["epoch"] == [1.0]
     assert store.read_history(paths.metrics) == result.history
@@ -120,7 +125,7 @@ def test_the_result_has_the_cell_the_facts_the_history_and_the_measures(bench, d
 
 
 def test_the_base_has_learned_something(bench):
-    measured = store.read_result(bench.work.cell(bench.base.id).result).measured
+    measured = cells.result(bench.work.cell(bench.base.id)).measured
     assert measured["accuracy"] > 0.8 and measured["accuracy_drop"] == 0
 
 
@@ -200,7 +205,7 @@ def test_killed_after_training_it_goes_on_from_there(bench, done, work, at):
 
     with pytest.raises(Killed):
         cells.run(cell, work, listen)
-    assert not work.cell(cell.id).manifest.exists()
+    assert work.cell(cell.id).manifest.exists() == (at == "measure")  # it is trained by then
     cells.run(cell, work, events.append)
     mine, whole = work.cell(cell.id), done[0].cell(cell.id)
     assert epochs_of(events) == [] and store.is_done(mine, deep=True)

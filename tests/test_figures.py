@@ -270,6 +270,28 @@ def test_channels_are_those_of_the_results():
     assert axis.collections[0].get_array().tolist() == [[1, 1, 1], [0.5, 1, 0.5]]
 
 
+def test_similarity_has_a_line_a_technique_and_a_band_of_two_bases():
+    sweep = results.sweep(techniques=("half", "base-anew"), seeds=(0, 1))
+    cka = {"half": [0.9, 0.7], "base-anew": [0.8, 0.4]}
+
+    def values(cell):
+        alike = numpy.array(cka.get(cell.technique, [1, 1])) - 0.1 * cell.seed
+        found = {"similarity/cka": alike, "similarity/svcca": alike / 2}
+        return results.recorded(cell, channels=1) | ({} if cell.is_base else found)
+
+    rows, evidence = results.in_memory(sweep, values)
+    figure = drawn(rows, evidence)["similarity"]
+    for axis, factor in zip(figure.canvas.axes, (1, 0.5), strict=True):
+        [line] = axis.lines
+        assert line.get_ydata() == pytest.approx(factor * numpy.array([0.85, 0.65]))
+        low, high = axis.collections[0].get_paths()[0].get_extents().intervaly
+        assert (low, high) == pytest.approx((factor * 0.3 - 0.01, factor * 0.8 + 0.01))
+    assert "grey band (base-anew" in figure.caption and "n = 2" in figure.caption
+    assert "half 0.65, base-anew 0.35" in figure.alt
+    alone = results.in_memory(results.sweep(techniques=("base-anew",)), values)
+    assert "similarity" not in drawn(*alone)
+
+
 def test_boxes_are_the_percentiles_of_artifact_and_base():
     rows, evidence = some(("half",))
     axis = drawn(rows, evidence)["latency"].canvas.axes[0]

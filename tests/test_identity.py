@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from pipeline import catalog, done, store, sweep
 from pipeline.orchestrate import plan, state
 from pipeline.paths import Work
+from pipeline.report import frames
 from pipeline.sweep import Cell, Measure, Recipe
 from pipeline.versions import SHARED
 from tests import cells, results
@@ -187,8 +189,6 @@ def test_a_worker_refuses_a_cell_of_another_version(tmp_path, bench):
 @pytest.fixture
 def trained(bench, tmp_path):
     """A base that is done, in a work root of the test's own."""
-    import shutil
-
     shutil.copytree(bench.work.root, tmp_path / "work")
     return Work(tmp_path / "work"), bench.base
 
@@ -217,23 +217,26 @@ def test_a_cell_that_is_measured_otherwise_is_trained_and_is_not_trained_again(
         monkeypatch.setitem(SHARED, part, SHARED[part] + 1)
     cell = replace(base, measure=base.measure.model_copy(update=settings))
     assert cell.id == base.id and look(cell, work) == ("trained", reason)
-    weights = (paths.model.read_bytes(), paths.model.stat().st_mtime_ns)
+    kept = (paths.model, paths.artifact / "model.onnx") if part != "artifact" else (paths.model,)
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in kept]
     history = store.read_result(paths.result).history
-    before = paths.result.stat().st_mtime_ns
     cells.run(cell, work, events.append)
-    assert not [e for e in events if "epoch" in e] and {"artifact", "measure"} <= {
-        e["stage"] for e in events
-    }
-    assert (paths.model.read_bytes(), paths.model.stat().st_mtime_ns) == weights
-    result = store.read_result(paths.result)
-    assert result.history == history and paths.result.stat().st_mtime_ns > before
-    assert result.cell == cell.to_json() and store.is_done(paths, deep=True)
-    assert store.read_manifest(paths)["extra"]["made_with"] == done.record(cell)
-    assert look(cell, work) == ("done", None)
+    assert not [e for e in events if "epoch" in e]
+    made = {"artifact", "measure"} if part == "artifact" else {"measure"}
+    assert {e["stage"] for e in events} == made
+    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in kept] == before
+    assert store.read_result(paths.result).history == history
+    assert json.loads(paths.cell_json.read_bytes()) == cell.to_json()
+    assert store.is_done(paths, deep=True) and look(cell, work) == ("done", None)
+    entries, damaged = store.measurements(paths, deep=True)
+    assert not damaged and [e.number for e in entries] == [1, 2]
+    assert entries[1].made_with == done.record(cell)
     cells.run(cell, work, events.append)
-    assert paths.result.stat().st_mtime_ns > before
-    if settings:
-        assert look(base, work) == ("trained", reason)
+    assert len(store.measurements(paths)[0]) == 2
+    if settings:  # what another sweep asks for is there as well: they share the cell in peace
+        assert look(base, work) == ("done", None)
+        cells.run(base, work, events.append)
+        assert len(store.measurements(paths)[0]) == 2
 
 
 def test_the_size_of_the_test_set_is_a_matter_of_measurement(trained):
@@ -241,17 +244,83 @@ def test_the_size_of_the_test_set_is_a_matter_of_measurement(trained):
     smaller = replace(base, recipe=base.recipe.model_copy(update={"test_images": 50}))
     assert look(smaller, work) == ("trained", "measured with other settings")
     cells.run(smaller, work)
-    assert len(store.read_result(work.cell(base.id).result).measured["labels"]) == 50
+    [_, entry], _ = store.measurements(work.cell(base.id))
+    assert len(store.read_result(entry.path, entry.sha256).measured["labels"]) == 50
 
 
 def test_killed_while_it_is_measured_a_cell_is_trained(trained):
     work, base = trained
-    store.retract(work.cell(base.id))
+    shutil.rmtree(work.cell(base.id).measurements)
     assert look(base, work) == ("trained", "all but its measurement")
 
 
+def test_a_measurement_that_fails_loses_neither_training_nor_an_earlier_one(trained, monkeypatch):
+    work, base = trained
+    paths = work.cell(base.id)
+    before = {
+        p: p.read_bytes() for p in paths.folder.rglob("*") if p.is_file() and p.name != "lock"
+    }
+    again = replace(base, measure=base.measure.model_copy(update={"repeats": 2}))
+
+    def fail(event):
+        if event.get("what", "").startswith("latency"):
+            raise RuntimeError("the machine was unplugged")
+
+    with pytest.raises(RuntimeError, match="unplugged"):
+        cells.run(again, work, fail)
+    del before[paths.cell_json], before[paths.manifest]  # they say now what was to be measured
+    assert {p: p.read_bytes() for p in before} == before and look(base, work) == ("done", None)
+    attempt = store.new_attempt(paths)
+    store.write_failure(attempt, store.Failure("exception", "the machine was unplugged"))
+    reason = "exception: the machine was unplugged; its training is kept"
+    assert look(again, work) == ("failed", reason) and look(base, work) == ("done", None)
+
+
+def test_a_damaged_measurement_costs_itself_and_is_named(trained):
+    work, base = trained
+    paths = work.cell(base.id)
+    [entry], _ = store.measurements(paths)
+    entry.path.write_bytes(entry.path.read_bytes()[:-1])
+    state, reason = look(base, work)
+    assert state == "trained" and reason.startswith(f"damaged: measurements/{entry.path.name}: is")
+    whole = frames.read(sweep.Sweep("test", (base,), work.root / "test.yaml", ""), work)
+    assert not whole.rows and whole.gaps[0].reason == reason
+    cells.run(base, work)
+    assert look(base, work) == ("done", None)
+    assert [e.number for e in store.measurements(paths)[0]] == [2]
+
+
+def test_what_an_earlier_version_measured_in_result_h5_counts(trained):
+    """Work roots that are older than measurements with files of their own."""
+    work, base = trained
+    paths = work.cell(base.id)
+    result = cells.result(paths)
+    shutil.rmtree(paths.measurements)
+    facts = {k: v for k, v in result.facts.items() if k not in ("machine", "runtimes")}
+    facts |= {done.MADE_WITH: done.record(base)}
+    as_it_was = store.result_bytes(base.to_json(), facts, result.history, result.measured)
+    store.publish_bytes(paths.result, as_it_was)
+    store.write_manifest(paths, {done.MADE_WITH: done.record(base)})
+    assert look(base, work) == ("done", None)
+    other = replace(base, measure=base.measure.model_copy(update={"repeats": 2}))
+    assert look(other, work) == ("trained", "measured with other settings")
+    asked = sweep.Sweep("test", (base,), work.root / "test.yaml", "")
+    [row] = frames.read(asked, work).rows
+    assert row.accuracy == result.measured["accuracy"] and row.measurement == ""
+    assert row.machine == result.facts["machine"] and row.speedup("all", 1) == 1
+    cells.run(other, work)
+    assert paths.result.read_bytes() == as_it_was
+    assert look(other, work) == look(base, work) == ("done", None)
+    store.retract(paths)  # as where a process was killed that was about to write it anew
+    cells.run(other, work)
+    assert "accuracy" not in store.read_result(paths.result).measured
+    assert look(other, work) == look(base, work) == ("done", None)  # both are still there
+    again = frames.read(asked, work).rows
+    assert [row.accuracy for row in again] == [row.accuracy]
+
+
 def test_cell_json_is_not_changed_under_a_manifest(trained):
-    """With the file goes what vouches for it; while a process works on the cell, neither does."""
+    """What vouches for the file is made anew with it; while a process works on it, neither is."""
     work, base = trained
     paths = work.cell(base.id)
     before = paths.cell_json.read_bytes()
@@ -261,7 +330,7 @@ def test_cell_json_is_not_changed_under_a_manifest(trained):
         done.publish_cell(paths, b"{}")
     assert paths.cell_json.read_bytes() == before and store.is_done(paths, deep=True)
     done.publish_cell(paths, b"{}")
-    assert paths.cell_json.read_bytes() == b"{}" and not paths.manifest.exists()
+    assert paths.cell_json.read_bytes() == b"{}" and store.is_done(paths, deep=True)
 
 
 def test_a_record_is_the_same_from_a_cell_and_from_its_json(bench):

@@ -237,6 +237,44 @@ def test_what_is_slow_is_warm_after_one_run():
     assert len(log) == latency.WARM_UP + 2 * (1 + 1)
 
 
+def test_what_has_a_budget_stays_within_it_and_the_others_are_timed_as_ever():
+    log: list[str] = []
+    budget = latency.Budget(0.3)
+    runs = {"quick": recorded(log, "quick"), "slow": recorded(log, "slow", 0.1)}
+    budget.begin(1)
+    runs["slow"] = latency.Limited(runs["slow"], budget)
+    found = latency.interleaved(runs, repeats=12, seconds=60, spinning={"slow"})
+    assert len(found["quick"]) == 12 and log.count("slow") <= 3
+    assert budget.left_s < 0.1 and len(found.get("slow", ())) == 0
+    budget.begin(2)  # nothing is left for it: it is not even begun
+    assert "slow" not in latency.interleaved(runs, repeats=1, seconds=1) and log.count("slow") <= 3
+
+
+def test_a_long_run_of_a_budget_is_timed_without_runs_before(monkeypatch):
+    monkeypatch.setattr(latency, "LONG_S", 0.02)
+    log: list[str] = []
+    budget = latency.Budget(0.22)
+    runs = {"slow": latency.Limited(recorded(log, "slow", 0.04), budget)}
+    found = latency.interleaved(runs, repeats=100, seconds=60)
+    assert len(found["slow"]) == log.count("slow") - 1 >= 1  # one to warm up, all others timed
+
+
+def test_the_simulated_network_is_evaluated_on_as_many_images_as_there_is_time_for(bench):
+    own = split_of(bench)
+    mine = measuring.Candidate(made(bench, "base").state, deployed(bench, "base"))
+    measured = {"predictions": own.test.labels.numpy()}
+    device = torch.device("cpu")
+
+    def simulated(seconds: float) -> dict:
+        settings = Measure(simulated_seconds=seconds)
+        return measuring._simulated(mine, own, settings, device, measured)
+
+    few, every = simulated(1e-9), simulated(1000)
+    assert few["simulated_images"] == measuring.PROBE and "simulated_images" not in every
+    whole = cells.result(bench.work.cell(bench.base.id)).measured
+    assert every["simulated_accuracy"] == whole["simulated_accuracy"]
+
+
 def test_a_sample_is_the_time_of_one_run_in_milliseconds():
     found = latency.interleaved(
         {"slow": recorded([], "slow", 0.02), "fast": recorded([], "fast")}, repeats=5, seconds=60

@@ -190,7 +190,7 @@ def test_what_is_read_back_is_what_was_written(sweep, work, published):
     assert found.frames.gaps == published.frames.gaps and found.usages == published.usages
     assert found.used == published.used and found.used.cells == 1
     for cell in frames.in_order(sweep)[:-1]:
-        result = evidence.valid_result(cell.id, work.cell(cell.id), with_history=True)
+        result = store.read_result(work.cell(cell.id).result)
         assert str(found.evidence(cell.id)) == str(evidence.of(result))
     assert found.evidence(frames.in_order(sweep)[-1].id) is None
 

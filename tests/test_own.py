@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from pipeline import catalog, plugins, registry, store, sweep
+from pipeline import catalog, plugins, registry, sweep
 from pipeline.errors import UserError
 from pipeline.models import module_of, network, own
 from pipeline.orchestrate import estimate, plan
@@ -20,6 +20,7 @@ from pipeline.paths import Work
 from pipeline.sweep import Cell, Model
 from pipeline.sweep import own as entries
 from pipeline.techniques import prune
+from tests import cells as small_cells
 from tests.benchmarks import oracle_pruning
 from tests.lab import Lab
 from tests.test_models import images, lively
@@ -221,7 +222,7 @@ def test_weights_that_were_brought_are_measured_and_compressed(ran):
     kept = load_file(lab.work.cell(cells["base"].id).model)
     brought = state.network.state_dict()
     assert all(torch.equal(kept[name], tensor) for name, tensor in brought.items())
-    small = store.read_result(lab.work.cell(cells["tiny"].id).result).measured
+    small = small_cells.result(lab.work.cell(cells["tiny"].id)).measured
     assert small["simulated_agreement"] >= 0.99 and small["integer_share"] == 1.0  # of 100 images
     assert list(lab.history(cells["tiny"].id)) == ["1-finetune", "2-quantize"]
 

@@ -21,7 +21,6 @@ import pytest
 
 from pipeline.paths import CODE, Work, report
 from pipeline.report import frames, reading
-from pipeline.report.row import identity
 from tests import cost, many
 
 MOST_BYTES, RESULTS = 1_000_000_000, 10_000
@@ -101,7 +100,7 @@ def test_each_value_of_a_result_is_read_once_and_from_its_bytes(folder):
     """And so are its file and its links, and no dataset is opened: a report costs what it does for
     each result."""
     sweep, work = many.sweep(1000), Work(folder / "work")
-    cells = [(identity(cell), work.cell(cell.id)) for cell in frames.in_order(sweep)]
+    cells = [frames.request(cell, work) for cell in frames.in_order(sweep)]
 
     def calls(count: int) -> Counter[str]:
         reading.read_chunk_merged(cells[:1])  # imports, and what is remembered

@@ -195,7 +195,7 @@ def test_a_cell_that_names_it_has_it_in_its_result_and_the_report_still_reads_it
     cell = cells.cells(tmp_path, ["base"], training=training, **told)["base"]
     work = Work(tmp_path / "work")
     cells.run(cell, work)
-    result = store.read_result(work.cell(cell.id).result)
+    result = cells.result(work.cell(cell.id))
     assert result.measured["runtimes/openvino/agreement"] >= 0.98
     assert result.measured["latency/openvino/artifact/all/batch1"].shape == (1,)
     assert {"torch", "onnxruntime", "openvino", "onnx"} <= result.facts["versions"].keys()

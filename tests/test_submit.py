@@ -27,9 +27,11 @@ from pipeline.orchestrate import (
     graph,
     ledger,
     profile,
+    put_off,
     report_job,
     resume,
     retry,
+    room,
     send,
     slurm,
     slurm_lines,
@@ -42,6 +44,7 @@ from pipeline.orchestrate.graph import Queued, Request
 from pipeline.orchestrate.slurm import Row
 from pipeline.paths import AttemptPaths, Work
 from pipeline.store import Failure
+from pipeline.sweep import Pack
 from tests import results
 
 ASKED = Request(40, 240)
@@ -166,6 +169,61 @@ def test_every_cell_is_in_one_task_that_waits_for_its_own_base(counts, limit):
         assert array.kind == "afterok" or index == base_index
 
 
+@given(some.lists(some.integers(0, 6), min_size=1, max_size=6), some.integers(0, 30))
+def test_what_is_cut_off_leaves_nothing_that_waits_for_it(counts, room_for):
+    cells, arrays = made(counts, 4)
+    kept, others = graph.cut(arrays, room_for)
+    assert {i for a in kept for i in a.cells} | set(others) == {cell.id for cell in cells}
+    assert sum(len(a.tasks) for a in kept) == min(room_for, sum(len(a.tasks) for a in arrays))
+    there = {(a.name, index) for a in kept for index in a.tasks}
+    for array in kept:
+        for index in array.tasks if array.after else ():
+            name, _, at = array.after[0].rpartition("_")
+            waits = (name, int(at)) if array.kind == "afterok" else (array.after[0], index)
+            assert waits in there
+
+
+def test_what_there_was_no_room_for_is_in_the_ledger_until_it_is_submitted(tmp_path):
+    place, request = Work(tmp_path).sweep("s"), {"memory_gib": 4, "minutes": 10, "exclude": []}
+    with ledger.locked(place) as known:
+        known.append("put_off", reason="full", requests=[[request, ["c1", "c2"]]], by={})
+        intend(known, "a1", ("c1",))
+        intend(known, "b2", ("c3",))
+        known.append("refused", intent="b2", reason="Invalid partition")
+    known = ledger.read(place)
+    assert known.put_off == {"c2": request}
+    assert known.not_submitted == {"c2": "full", "c3": "Invalid partition"}
+
+
+def test_what_becomes_of_the_rest_is_told(tmp_path):
+    """By the job that submits it, while that is in the queue; then how it failed."""
+    asked, work = results.sweep(techniques=(), seeds=(0, 1)), Work(tmp_path)
+    request = {"memory_gib": 4, "minutes": 10, "exclude": []}
+    with ledger.locked(work.sweep("test")) as known:
+        intend(known, "f1", kind="follow-up", tasks={"0": []})
+        known.append("submitted", intent="f1", job=7)
+        left = [[request, [cell.id for cell in asked.cells]]]
+        known.append("put_off", reason="limit of 4", requests=left, by={})
+
+    def told(*rows):
+        view = cluster.View(known, work, {row.task: row for row in rows})
+        states = [state._state(cell, work, False, None, view) for cell in asked.cells]
+        assert {(s.state, s.reason) for s in states} == {("missing", "not submitted: limit of 4")}
+        return list(put_off.lines(state.SweepState(tuple(states), view), "s.yaml"))
+
+    [line] = told(Row(7, 0, "PENDING"))
+    assert line == ("2 cells not submitted yet (limit of 4): job 7 submits them when there is room")
+    [line] = told()
+    assert line.endswith("`netpress submit s.yaml` submits them when there is room")
+    job = known.paths.job("f1")
+    job.folder.mkdir(parents=True)
+    store.write_failure(job.report, Failure("exception", "UserError: no room for 7 days"))
+    [_, why] = told()
+    assert why == (
+        "Job 7, which was to submit them, failed: exception: UserError: no room for 7 days"
+    )
+
+
 @pytest.mark.parametrize(
     "counts, calls",
     [([19] * 500, 20), ([9999], 11), ([1] * 1002, 4), ([3, 3, 2000], 5), ([0] * 5, 1)],
@@ -238,8 +296,18 @@ def test_nodes_are_excluded_beside_those_that_the_user_excludes():
         ([], {}),
         (['setup=["module load x"]', "signal_s=60", "python=/a b/python"], {"exclude": ("n1",)}),
         (
-            ["constraint=a100&ib", "account=me", 'options={"nodelist":"n2","exclusive":true}'],
-            {"dependency": "aftercorr:@x@", "mail": "a@asu.edu", "gres": None, "indices": (0, 7)},
+            [
+                "constraint=a100&ib",
+                "account=me",
+                "mail=a@asu.edu",
+                'python=["conda", "run", "-n", "a b", "python"]',
+                'options={"nodelist":"n2","exclusive":true}',
+            ],
+            {"dependency": "aftercorr:@x@", "gres": None, "indices": (0, 7)},
+        ),
+        (
+            ['container={"image":"/i/net press.sif","bind":["/data:/data:ro"]}', "gpu=1"],
+            {"gres": "gpu:1"},
         ),
     ],
 )
@@ -252,7 +320,7 @@ def test_a_script_is_the_one_that_submitit_would_write(settings, more):
     ask = executor.JobRequest(wanted, "the name", job, **common)
     flags = executor._flags(ask)
     own = {"array", "chdir", "export", "kill-on-invalid-dep", "requeue", "signal", *wanted.options}
-    python = executor._python(wanted)
+    python = executor._python(ask)
     text = _make_sbatch_string(
         f"{python} -u -m submitit.core._submit {shlex.quote(str(job.folder))}",
         job.folder,
@@ -265,6 +333,115 @@ def test_a_script_is_the_one_that_submitit_would_write(settings, more):
         additional_parameters={name: flags[name] for name in own - {"signal"}},
     )
     assert executor.script(ask) == text
+
+
+def flags_of(what, *settings, exclude=()):
+    """{option: value} of a job of the sweep (base, cells, report), as it stands in its script."""
+    asked, work = results.sweep(seeds=(0, 1)), Work(Path("/w"))
+    known = ledger.Ledger(work.sweep("test"))
+    cluster = profile.load("generic", settings)
+    made = batch.prepare(asked, work, Path("/d"), cluster, asked.cells, known=known)
+    [text] = [item.script for item in made.prepared if item.array.name.startswith(what)]
+    lines = [line[10:] for line in text.splitlines() if line.startswith("#SBATCH --")]
+    return {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
+
+
+def test_what_each_kind_of_job_requests():
+    """Jobs with a GPU, jobs without, and the report."""
+    gpu = flags_of("base", 'options={"nice":1}', 'gpu_options={"nice":2}', "constraint=ib")
+    assert gpu["nice"] == "2" and gpu["constraint"] == "ib" and gpu["gres"] == "gpu:a100:1"
+    cpu = ("gpu=null", "constraint=ib", 'options={"exclusive":true,"nice":1}')
+    cells = flags_of("base", *cpu, 'cpu_options={"nice":3,"exclusive":false}')
+    assert cells["nice"] == "3" and cells["constraint"] == "ib"
+    assert not {"gres", "exclusive"} & set(cells)
+    report = flags_of(
+        "report",
+        'options={"exclusive":true,"nice":1}',
+        "constraint=ib",
+        "account=lab",
+        "report.account=free",
+        "report.partition=cpu",
+        "report.constraint=disk",
+        "report.memory_gib=7",
+        'report.options={"exclusive":false,"reservation":"r"}',
+    )
+    expected = {"account": "free", "partition": "cpu", "constraint": "disk", "mem": "7G"}
+    assert report.items() >= {**expected, "nice": "1", "reservation": "r"}.items()
+    assert not {"gres", "exclusive"} & set(report)
+    assert "constraint" not in flags_of("report", "constraint=ib")
+    for option, value in (("gpus-per-node", "a100:1"), ("gpus", "a100:1"), ("gres", "gpu:a100:1")):
+        assert flags_of("base", f"gpu_request={option}")[option] == value
+    assert flags_of("base", "gpu_request=gpus-per-node", "gpu=2")["gpus-per-node"] == "2"
+    mails = {what: flags_of(what, "mail=a@b.c")["mail-type"] for what in ("base", "cell", "report")}
+    assert mails == {"base": "FAIL", "cell": "FAIL", "report": "END,FAIL"}
+    waits = flags_of("base", "dependency=afterok:12_3,afterany:7")["dependency"]
+    assert waits == "afterok:12_3,afterany:7"
+    assert flags_of("cell", "dependency=afterok:12")["dependency"].startswith("aftercorr:@")
+
+
+@pytest.mark.parametrize(
+    "setting, reason",
+    [
+        ("clusters=other", "clusters: netpress submits to the cluster of this machine"),
+        ('options={"clusters":"other"}', "netpress submits to the cluster of this machine"),
+        ("dependency=7", "'7' is not a dependency on jobs; expected KIND:JOB such as afterok:4711"),
+        ("dependency=singleton", "is not a dependency on jobs"),
+        ('python="a \'b"', 'python: "a \'b" is not a command: No closing quotation'),
+        ('container={"image":"i","bind":["a,b"]}', "container.bind[0]"),
+        ("gpu_request=gpu", "gpu_request: "),
+        ('cpu_options={"mem":"9G"}', "the profile's key for it is 'memory_gib'"),
+        ('report.options={"clusters":"x"}', "netpress submits to the cluster of this machine"),
+    ],
+)
+def test_what_a_profile_cannot_request(setting, reason):
+    with pytest.raises(UserError) as error:
+        profile.load("generic", [setting])
+    assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+def test_python_in_a_container_and_with_arguments():
+    asked, work = results.sweep(), Work(Path("/w"))
+
+    def command(*settings):
+        known = ledger.Ledger(work.sweep("test"))
+        cluster = profile.load("generic", settings)
+        made = batch.prepare(asked, work, Path("/d"), cluster, asked.cells, known=known)
+        lines = (item.script.splitlines()[-1] for item in (made.prepared[0], made.prepared[-1]))
+        return [shlex.split(line.partition("--cpu-bind=cores")[2])[:-3] for line in lines]
+
+    image = 'container={"image":"/i/n p.sif","bind":["/data:/data:ro"]}'
+    binds = ["--bind", str(paths.CODE), "--bind", "/w", "--bind", "/data:/data:ro"]
+    cells, report = command(image)
+    assert cells == ["apptainer", "exec", "--nv", *binds, "/i/n p.sif", "python3", "-u"]
+    assert report == [word for word in cells if word != "--nv"]
+    assert command("python=conda run -n 'a b' python")[0] == [
+        *("conda", "run", "-n", "a b", "python", "-u")
+    ]
+    assert command(image, "python=/opt/python -X dev")[1][-4:] == ["/opt/python", "-X", "dev", "-u"]
+
+
+def test_so_many_at_once_are_of_the_whole_submission():
+    asked, work = results.sweep(techniques=("half", "tiny"), seeds=range(100)), Work(Path("/w"))
+    known = ledger.Ledger(work.sweep("test"))
+
+    def shares(*settings):
+        sol = profile.load("sol", ["time_margin=null", *settings])
+        made = batch.prepare(asked, work, Path("/d"), sol, asked.cells, known=known)
+        texts = [item.script for item in made.prepared if item.array.cells]
+        return [int(text.partition("#SBATCH --array=0-99%")[2].split()[0]) for text in texts]
+
+    assert shares("at_once=300") == [100, 100, 100]
+    assert sum(shares("at_once=64")) == 64 and min(shares("at_once=64")) == 21
+    assert shares("at_once=2") == [1, 1, 1]
+
+
+def test_variables_that_sbatch_would_follow_are_named_where_they_are_ignored(monkeypatch):
+    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
+    monkeypatch.setenv("SLURM_CLUSTERS", "other")
+    account, clusters = profile.load("generic").profile.ignored()
+    assert account == "SBATCH_ACCOUNT=mine is set and ignored; `--set account=mine` requests it"
+    assert clusters.startswith("SLURM_CLUSTERS=other is set and ignored: ")
+    assert len(list(profile.load("generic", ["account=mine"]).profile.ignored())) == 1
 
 
 def test_the_logs_are_where_submitit_puts_them(tmp_path):
@@ -693,20 +870,26 @@ def test_resume_after_a_base_failed_outside_of_slurm(tmp_path):
     states, choice = state.find(sweep, work), resume.Choice(frozenset(), exceptions=False)
     assert [s.state for s in states.cells] == ["failed", "failed"]
     for cell_state in states.cells:
-        resume._decide(choice, cell_state, states, work, profile.load("generic"))
+        times = batch.durations(sweep, work, profile.load("generic"))
+        resume._decide(choice, cell_state, states, work, times)
     assert set(choice.requests) == {cell.id for cell in sweep.cells}
 
 
 def test_the_functions_of_jobs_are_passed_in(tmp_path):
     from jobs.aggregate import Report
+    from jobs.follow_up import FollowUp, functions
     from jobs.task import Task
 
-    asked, work = results.sweep(), Work(tmp_path)
-    known = ledger.Ledger(work.sweep("test"))
-    made = batch.prepare(asked, work, tmp_path, profile.load("generic"), asked.cells, known=known)
-    functions = send.JobFunctions(cells=Task, report=Report)
-    kinds = [type(send._function(made, functions, item)) for item in made.prepared]
-    assert kinds == [Task] * (len(kinds) - 1) + [Report]
+    asked, work = results.sweep(seeds=(0, 1)), Work(tmp_path)
+    known, limit = ledger.Ledger(work.sweep("test")), room.Limit("a limit", 4, 1)
+    made = [
+        batch.prepare(
+            asked, work, tmp_path, profile.load("generic"), asked.cells, known=known, room=limited
+        )
+        for limited in (None, limit)
+    ]
+    kinds = [[type(send._function(one, functions(), i)) for i in one.prepared] for one in made]
+    assert kinds == [[Task, Task, Report], [FollowUp, Report, Task]]
 
 
 def test_orchestrate_does_not_reach_up_into_jobs():
@@ -975,6 +1158,61 @@ def test_estimates_come_from_the_best_there_is(tmp_path):
     assert found.seconds(cell) == pytest.approx(100.0)
 
 
+def arrays_for(asked, work, *settings):
+    """{name: (wall time, tasks)} of what would be sent with a profile for an A100."""
+    known = ledger.Ledger(work.sweep("test"))
+    sol = profile.load("sol", settings)
+    made = batch.prepare(asked, work, work.root, sol, asked.cells, known=known)
+    arrays = [item.array for item in made.prepared if item.array.cells]
+    return {a.name: (a.request.minutes, [len(ids) for ids in a.tasks.values()]) for a in arrays}
+
+
+def test_wall_time_and_packs_follow_the_estimates(tmp_path):
+    """Two minutes a cell, by arithmetic: ten minutes for one, an hour's worth in one job."""
+    names = tuple(f"t-{n}" for n in range(40))
+    asked, work = results.sweep(techniques=names, seeds=(0, 1)), Work(tmp_path)
+    found = arrays_for(asked, work)
+    assert found["base-0"] == (10, [1, 1])  # for these, the others wait
+    (first_s, first), (second_s, second) = found["cells-1"], found["cells-2"]
+    assert first == [30, 30] and second == [10, 10]
+    assert (first_s, second_s) == (182, 62)  # three times that, and the signal's lead
+    # At most the profile's minutes, of which a pack makes full use.
+    shorter = arrays_for(asked, work, "minutes=60")
+    assert shorter["cells-1"] == shorter["cells-2"] == (56, [9, 9, 9, 9, 4])
+    assert arrays_for(asked, work, "time_margin=1")["cells-1"][0] == 62
+    never = {minutes for minutes, _ in arrays_for(asked, work, "time_margin=null").values()}
+    assert never == {240}
+    alone = replace(asked, pack=Pack(minutes=0))
+    assert {n for _, tasks in arrays_for(alone, work).values() for n in tasks} == {1}
+    bases = arrays_for(results.sweep(techniques=(), seeds=range(40)), work)
+    assert bases == {"base-0": (177, [29, 11])}  # nothing waits for one of them
+    together = arrays_for(replace(asked, pack=Pack(minutes=5)), work)
+    assert together["base-0"][1] == [2] and together["cells-1"][1][0] == 2
+
+
+def test_of_what_little_is_known_requests_all_the_minutes_and_is_alone(tmp_path):
+    """No GPU, an unknown one, a data set or a network of one's own, until cells are finished."""
+    asked, work = results.sweep(techniques=("half", "tiny")), Work(tmp_path)
+    own = results.sweep(techniques=("half", "tiny"), datasets=("leaves",), checked=False)
+    for cells, settings in ((asked, ["gpu=null"]), (asked, ["gpu=z9:1"]), (own, [])):
+        found = arrays_for(cells, work, *settings)
+        assert list(found.values()) == [(240, [1]), (240, [1, 1])], settings
+    used(asked.cells[0], work, wall_s=400.0)  # 340 s of them before and after its epochs
+    found = arrays_for(asked, work, "gpu=null")
+    assert found == {"base-0": (22, [1]), "cells-1": (36, [2])}  # (400, 2 x 340) x 3 + 120 s
+
+
+def test_cells_of_different_length_are_in_different_arrays(tmp_path):
+    asked = results.sweep(techniques=(), seeds=range(5), models=(("vgg16_bn", 4.0),))
+    long = [
+        replace(cell, recipe=cell.recipe.model_copy(update={"epochs": 6000}))
+        for cell in asked.cells[:2]
+    ]
+    found = arrays_for(replace(asked, cells=(*long, *asked.cells[2:])), Work(tmp_path))
+    assert found["base-0"][1] == [1, 1] and found["base-0"][0] == 96
+    assert found["base-1"] == (21, [3])  # one job for the three
+
+
 def test_what_was_used_and_a_better_request(tmp_path):
     from pipeline import usage
 
@@ -995,6 +1233,10 @@ def test_what_was_used_and_a_better_request(tmp_path):
     )
     used(asked.cells[0], work, job=None, memory_bytes=GIB)  # finished outside of jobs, later
     assert next(usage.lines(usage.read(asked.cells, work))) == first
+    alone = usage.of_cell(work.cell(asked.cells[0].id))
+    alone["request"] = {"cores": 24, "memory_bytes": 40 * GIB, "gpus": 1, "minutes": 240}
+    better = usage.request(usage.total([{**alone, "all": {"wall_s": 600.0}}]))
+    assert better == [("cores", 4), ("memory_gib", 4), ("minutes", 20)]
     said = usage.of_cell(work.cell(asked.cells[0].id))
     assert said["all"] == {
         "attempts": 2,

@@ -189,6 +189,27 @@ def test_a_stage_that_stands_for_several_becomes_them(load):
     assert stages[1].settings == Finetune(epochs=1)
 
 
+def test_tune_makes_candidates_of_each_operating_point(load):
+    grid = "grid: {prune-filters: {prune.parameters_kept: [0.5, 0.25]}}\n"
+    tune = "tune: {prune-filters: {finetune.epochs: [1, 2]}}\n"
+    found = load(HEAD + grid + tune)
+    mine = [c for c in found.cells if c.family == "prune-filters"]
+    assert {c.technique for c in mine} == set(found.tuned)
+    assert list(found.tuned.items())[:2] == [
+        ("prune-filters-0.5-1", "prune-filters-0.5"),
+        ("prune-filters-0.5-2", "prune-filters-0.5"),
+    ]
+    assert [c.stages[1].settings.epochs for c in mine[:2]] == [1, 2]
+    same = "grid: {prune-filters: {finetune.epochs: [1, 2]}}\n"
+    assert {c.id for c in load(HEAD + same).cells} == {
+        c.id for c in load(HEAD + same.replace("grid", "tune")).cells
+    }
+    with pytest.raises(UserError, match=r"tune\.prune-filters\.finetune.*: is in `grid`, too"):
+        load(HEAD + same + tune)
+    with pytest.raises(UserError, match=r"tune\.prune-filters: expected `stage\.setting"):
+        load(HEAD + "tune: {prune-filters: {}}\n")
+
+
 def test_grid_makes_operating_points(load):
     found = load(HEAD + GRID + "{prune.parameters_kept: [0.5, 0.25], finetune.epochs: [1, 2]}}")
     points = [cell for cell in found.cells if cell.family == "prune-filters"]

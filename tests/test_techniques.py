@@ -70,6 +70,8 @@ DEPLOYED = [
     "pruned-and-stored",
     "deep-compression",
     "inq-5",
+    "low-rank",
+    "distill-few",
 ]
 CLOCKS = {"seconds", "images_per_second"}
 
@@ -580,7 +582,7 @@ def test_a_stage_in_one_file_and_one_line_is_a_technique_like_any_other(bench, o
     assert [stage.name for stage in cell.stages] == ["zeros", "quantize"]
     cells.run(cell, bench.work)
     paths = bench.work.cell(cell.id)
-    result = store.read_result(paths.result)
+    result = cells.result(paths)
     assert store.is_done(paths, deep=True) and result.measured["integer_share"] == 1.0
     weight = checkpoint.read_model(paths.model).network.module.features[5].conv.weight
     assert float((weight == 0).float().mean()) == pytest.approx(0.6, abs=0.01)

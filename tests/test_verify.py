@@ -99,9 +99,15 @@ def shared(original, tmp_path):
     return Shared(tmp_path / "shared", original.sweep, original.work)
 
 
-def put(group, name, value):
-    del group[name]
-    group[name] = value
+def measured(cell):
+    """The group of the one measurement of a cell."""
+    [measurement] = cell["measurements"].values()
+    return measurement
+
+
+def put(cell, name, value):
+    del measured(cell)[name]
+    measured(cell)[name] = value
 
 
 def flip(path, place=-1000):
@@ -316,7 +322,9 @@ def test_an_accuracy_that_was_improved_is_found(shared):
 
 def test_predictions_that_were_improved_with_it_are_found_by_measuring(shared):
     def improve(cell):
-        labels, base = (cell[f"measure/{name}"][()] for name in ("labels", "base_predictions"))
+        labels, base = (
+            measured(cell)[f"measure/{name}"][()] for name in ("labels", "base_predictions")
+        )
         put(cell, "measure/predictions", labels)
         base_accuracy = float(numpy.mean(base == labels))
         put(cell, "measure/accuracy", 1.0)
@@ -345,7 +353,7 @@ def test_integer_kernels_that_did_not_run_are_found(shared):
 
 def test_labels_of_another_test_set_are_found(shared):
     def relabel(cell):
-        labels = cell["measure/labels"][()]
+        labels = measured(cell)["measure/labels"][()]
         put(cell, "measure/labels", numpy.roll(labels, 1))
 
     shared.change(relabel)
@@ -383,9 +391,9 @@ def test_a_model_that_is_slower_than_recorded_is_found(shared):
     assert len(found) == 4 and all("3.00 recorded" in why for why in found.values())
 
     def elsewhere(group):
-        facts = json.loads(group.attrs["facts"])
+        facts = json.loads(measured(group).attrs["facts"])
         facts["hardware"] |= {"flags": ["sve"], "cpu": "Other \x1b[31m"}
-        group.attrs["facts"] = json.dumps(facts)
+        measured(group).attrs["facts"] = json.dumps(facts)
 
     shared.change(elsewhere)
     checks = shared.checks(accuracy=False, speed=True)

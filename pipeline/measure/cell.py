@@ -6,6 +6,7 @@ to a reader. Images are uint8 [N, C, H, W].
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import torch
 from pipeline import hardware, runtimes
 from pipeline.artifact import Artifact, softmax
 from pipeline.data import Images, Split, ordered
-from pipeline.measure import accuracy, complexity, inference, latency
+from pipeline.measure import accuracy, complexity, inference, latency, similarity
 from pipeline.measure.series import BATCHES, THREADS, Model, Series, Threads
 from pipeline.models.network import ModelState
 from pipeline.sweep import Measure
@@ -23,6 +24,8 @@ from pipeline.sweep import Measure
 EVALUATION_BATCH = 500
 DIFFERING = 16  # images that are kept to be looked at, as far as they fit into
 DIFFERING_BYTES = 1 << 26
+SIMULATED_ACCURACY = 1 / 3  # of the seconds for the simulated network; the rest times it
+PROBE = 8  # images that tell how long it takes
 
 Sessions = dict[tuple[str, Model], runtimes.Session]  # (runtime, model) -> what is timed
 
@@ -61,18 +64,22 @@ def _measured(
     tick: Callable[[str], None],
 ) -> dict[str, object]:
     tick("kernels")
-    measured = _size(mine) | {f"base_{k}": v for k, v in _size(base).items()}
+    measured = size(mine) | {f"base_{k}": v for k, v in size(base).items()}
     measured |= _kernels(mine)
     tick("accuracy")
-    measured |= _accuracy(mine, base, split, device)
+    measured |= _accuracy(mine, base, split)
+    measured |= _simulated(mine, split, settings, device, measured)
     measured |= _elsewhere(mine, split, settings, measured)
+    measured |= _held_out(mine, base, split, device)
+    budget = latency.Budget((1 - SIMULATED_ACCURACY) * settings.simulated_seconds)
     for threads in THREADS:
         tick(f"latency, {threads} thread{'s' if threads == 'all' else ''}")
-        measured |= _latency(mine, base, settings, threads)
+        measured |= _latency(mine, base, settings, threads, budget)
     return measured
 
 
-def _size(candidate: Candidate) -> dict[str, object]:
+def size(candidate: Candidate) -> dict[str, object]:
+    """What no machine decides: bytes of the artifact, parameters, multiply-accumulates."""
     parameters, macs = complexity.count(candidate.state.spec)
     return {
         "stored_bytes": candidate.artifact.stored_bytes,
@@ -96,17 +103,14 @@ def _kernels(mine: Candidate) -> dict[str, object]:
     }
 
 
-def _accuracy(mine: Candidate, base: Candidate, split: Split, device: torch.device) -> dict:
-    """On the whole test set: the artifacts', and the PyTorch networks' that they were made from."""
+def _accuracy(mine: Candidate, base: Candidate, split: Split) -> dict:
+    """The artifacts', on the whole test set."""
     images, labels = split.test.pixels.numpy(), split.test.labels.numpy()
     own_logits, own_seconds = inference.timed_logits(mine.artifact, images)
     base_logits, base_seconds = inference.timed_logits(base.artifact, images)
     own, others = own_logits.argmax(1), base_logits.argmax(1)
-    simulated = predict(mine.state.network.to(device), split.test, device).numpy()
     return {
         **accuracy.of_predictions(own, others, labels),
-        "simulated_accuracy": float(np.mean(simulated == labels)),
-        "simulated_agreement": float(np.mean(simulated == own)),
         "test_set_seconds": own_seconds,
         "base_test_set_seconds": base_seconds,
         "predictions": own.astype(np.uint16),
@@ -114,6 +118,50 @@ def _accuracy(mine: Candidate, base: Candidate, split: Split, device: torch.devi
         "labels": labels.astype(np.uint16),
         **_differing(own_logits, base_logits, images, labels),
     }
+
+
+def _simulated(
+    mine: Candidate, split: Split, settings: Measure, device: torch.device, measured: dict
+) -> dict:
+    """That of the PyTorch network which the artifact was made from, and how often both name the
+    same class (0..1): on all images of the test set, or on as many as its time allows, evenly
+    spread over it."""
+    network, test = mine.state.network.to(device), split.test
+    _some(network, test, PROBE, device)  # what is set up at the first run counts for no image
+    began = time.perf_counter()
+    _some(network, test, PROBE, device)
+    image_s = (time.perf_counter() - began) / min(PROBE, len(test.labels))
+    most = max(PROBE, int(SIMULATED_ACCURACY * settings.simulated_seconds / image_s))
+    index = _spread(len(test.labels), most)
+    simulated = _some(network, test, most, device)
+    own, labels = measured["predictions"][index], test.labels.numpy()[index]
+    fewer = {"simulated_images": len(index)} if len(index) < len(test.labels) else {}
+    return {
+        "simulated_accuracy": float(np.mean(simulated == labels)),
+        "simulated_agreement": float(np.mean(simulated == own)),
+        **fewer,
+    }
+
+
+def _spread(images: int, most: int) -> np.ndarray:
+    """At most ``most`` of their numbers, evenly spaced: test sets may be sorted by class."""
+    return np.unique(np.linspace(0, images - 1, min(images, most)).astype(np.int64))
+
+
+def _some(network: torch.nn.Module, test: Images, most: int, device: torch.device) -> np.ndarray:
+    index = torch.from_numpy(_spread(len(test.labels), most))
+    return predict(network, Images(test.pixels[index], test.labels[index]), device).numpy()
+
+
+def _held_out(mine: Candidate, base: Candidate, split: Split, device: torch.device) -> dict:
+    """On images that were neither trained on nor are the test set's: the network's accuracy, by
+    which settings are chosen, and how alike its layers and the base's are."""
+    images = split.held_out
+    alike = similarity.of_networks(mine.state, base.state, images, device)
+    if not len(images.labels):
+        return dict(alike)
+    right = predict(mine.state.network, images, device) == images.labels
+    return {"held_out_accuracy": float(right.double().mean()), **alike}
 
 
 def _elsewhere(mine: Candidate, split: Split, settings: Measure, measured: dict) -> dict:
@@ -167,15 +215,20 @@ def predict(network: torch.nn.Module, images: Images, device: torch.device) -> t
     return torch.cat(classes)
 
 
-def _latency(mine: Candidate, base: Candidate, settings: Measure, threads: Threads) -> dict:
+def _latency(
+    mine: Candidate, base: Candidate, settings: Measure, threads: Threads, budget: latency.Budget
+) -> dict:
     """Samples in ms by the name of their series. The deployed artifacts race each other and then,
     in the same rounds, what is timed beside them: other runtimes, and in PyTorch (float32, eager)
-    the base and the simulated network."""
+    the base and the simulated network, within ``budget``."""
     deployed, beside = _sessions(mine, base, settings, inference.thread_count(threads))
     samples: dict[str, np.ndarray] = {}
-    for batch in BATCHES:
+    for i, batch in enumerate(BATCHES):
         images = inference.any_images(mine.artifact.shape, batch)
         runs = {key: inference.run_of(s, images) for key, s in (deployed | beside).items()}
+        budget.begin((len(THREADS) - THREADS.index(threads)) * len(BATCHES) - i)
+        for key in [key for key in runs if key[0] == runtimes.REFERENCE]:
+            runs[key] = latency.Limited(runs[key], budget)
         timed = latency.interleaved(runs, settings.repeats, settings.seconds, spinning=beside)
         samples |= {
             Series(runtime, model, threads, batch).name: ms

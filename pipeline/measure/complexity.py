@@ -2,31 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline.models.network import build
+from pipeline.models.network import build, graph_of
 from pipeline.models.spec import NetworkSpec
 
 
 def count(spec: NetworkSpec) -> tuple[int, int]:
     """(parameters, MACs an image): convolutions and linear layers, as the field counts them."""
-    macs = 0
+    module, uses = _used(spec)
+    macs = sum(places * module.get_parameter(f"{name}.weight").numel() for name, places in uses)
+    return sum(p.numel() for p in module.parameters()), macs
 
-    def add(module: nn.Module, _: object, output: torch.Tensor) -> None:
-        nonlocal macs
-        assert isinstance(module, (nn.Conv2d, nn.Linear))
-        outputs = output.shape[2:].numel() if output.dim() == 4 else 1
-        macs += outputs * module.weight.numel()
+
+def _used(spec: NetworkSpec) -> tuple[nn.Module, list[tuple[str, int]]]:
+    """The float network without memory, and for each call of a convolution or linear layer its name
+    and the positions at which its weight is used."""
+    uses: list[tuple[str, int]] = []
+
+    def use(name: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
+        def add(_: nn.Module, inputs: object, output: torch.Tensor) -> None:
+            uses.append((name, output.shape[2:].numel() if output.dim() == 4 else 1))
+
+        return add
 
     with torch.device("meta"):
         network = build(spec.structure).eval()
-        for module in network.modules():
+        for name, module in network.module.named_modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                module.register_forward_hook(add)
+                module.register_forward_hook(use(name))
         network(torch.zeros(1, *spec.shape))
-    return sum(p.numel() for p in network.parameters()), macs
+    return network.module, uses
+
+
+def by_channels(spec: NetworkSpec) -> Callable[[Sequence[int]], tuple[int, int]]:
+    """What ``count`` gives for the same network with other channel counts, without building it:
+    each dimension of a tensor that is a group's follows its count."""
+    graph, (module, uses) = graph_of(spec), _used(spec)
+    positions: dict[str, int] = {}
+    for name, places in uses:
+        positions[name] = positions.get(name, 0) + places
+    tensors = []
+    for name, parameter in module.named_parameters():
+        layer, _, kind = name.rpartition(".")
+        groups = [graph.filters.get(layer, ()), graph.readers.get(layer, ())][: parameter.dim()]
+        fixed = parameter.numel()
+        for each in filter(None, groups):
+            fixed //= sum(spec.channels[i] for i in each)
+        tensors.append((groups, fixed, positions.get(layer, 0) if kind == "weight" else 0))
+
+    def count(channels: Sequence[int]) -> tuple[int, int]:
+        parameters = macs = 0
+        for groups, size, used in tensors:
+            for each in filter(None, groups):
+                size *= sum(channels[i] for i in each)
+            parameters += size
+            macs += size * used
+        return parameters, macs
+
+    return count
 
 
 def subnormals(model: bytes) -> int:

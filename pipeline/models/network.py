@@ -38,14 +38,19 @@ class ModelState:
 
 def build(spec: NetworkSpec) -> Network:
     """A module of this shape with fresh weights (from torch's global generator)."""
-    module, graph = module_of(spec.model).build(spec), graph_of(spec)
+    model = module_of(spec.model)
+    module, graph = model.build(spec), model.graph(spec)
     for transform in spec.transforms:
         transform.insert(module, graph)
+        graph = transform.graph(graph)
     return Network(module, spec.zero_point, spec.scale, graph.maps)
 
 
 def graph_of(spec: NetworkSpec) -> Graph:
-    return module_of(spec.model).graph(spec)
+    graph = module_of(spec.model).graph(spec)
+    for transform in spec.transforms:
+        graph = transform.graph(graph)
+    return graph
 
 
 def new(spec: NetworkSpec, seed: int) -> ModelState:
@@ -77,9 +82,20 @@ def with_transform(state: ModelState, transform: Transform) -> ModelState:
     spec = state.spec.with_transform(transform)
     placed = restore(state.spec, state.network.state_dict())
     placed.network.to(next(state.network.parameters()).device)
-    transform.insert(placed.network.module, graph_of(spec))
+    transform.insert(placed.network.module, graph_of(state.spec))
     placed.network.to(next(state.network.parameters()).device)
     return ModelState(spec, placed.network)
+
+
+def without(state: ModelState, transform: str, tensors: str) -> ModelState:
+    """The same network without the transform of this name, whose own tensors lie in the submodule
+    ``tensors``."""
+    own, device = f"module.{tensors}.", next(state.network.parameters()).device
+    left = {n: t for n, t in state.network.state_dict().items() if not n.startswith(own)}
+    kept = tuple(each for each in state.spec.transforms if each.name != transform)
+    found = restore(replace(state.spec, transforms=kept), left)
+    found.network.to(device)
+    return found
 
 
 def normalized(network: nn.Module) -> bool:

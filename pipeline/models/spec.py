@@ -5,7 +5,7 @@ N images, C colour channels, H x W pixels, K filters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -117,6 +117,31 @@ class Graph:
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     left: tuple[str, ...] = ()
 
+    def parted(self, first: Mapping[str, str], last: Mapping[str, str]) -> Graph:
+        """Where layers became several, one after the other: by their names before, the one that
+        reads what the layer did, and the one that writes it."""
+
+        def readers(names: Iterable[str]) -> tuple[str, ...]:
+            return tuple(first.get(name, name) for name in names)
+
+        def writers(names: Iterable[str]) -> tuple[str, ...]:
+            return tuple(last.get(name, name) for name in names)
+
+        return replace(
+            self,
+            groups=tuple(
+                group._replace(
+                    producers=writers(group.producers), consumers=readers(group.consumers)
+                )
+                for group in self.groups
+            ),
+            norms=tuple((last.get(layer, layer), norm) for layer, norm in self.norms),
+            image=readers(self.image),
+            shared=tuple(readers(names) for names in self.shared),
+            outputs={last.get(name, name): groups for name, groups in self.outputs.items()},
+            inputs={first.get(name, name): groups for name, groups in self.inputs.items()},
+        )
+
     @cached_property
     def filters(self) -> dict[str, tuple[int, ...]]:
         """Layer or normalization -> numbers of the groups that its filters are of, in order."""
@@ -126,6 +151,13 @@ class Graph:
             for name in (*group.producers, *group.norms)
         }
         return {**found, **self.outputs}
+
+    def ends(self, group: int) -> tuple[str, ...]:
+        """Modules whose outputs are the channels of the group: of a layer that is normalized, its
+        normalization."""
+        normalized, members = dict(self.norms), self.groups[group]
+        last = (normalized.get(name, name) for name in members.producers)
+        return tuple(dict.fromkeys((*last, *members.norms)))
 
     @cached_property
     def readers(self) -> dict[str, tuple[int, ...]]:

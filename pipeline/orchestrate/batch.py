@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.orchestrate import estimate, graph, ledger, rehearse, report_job, slurm, state
+from pipeline.orchestrate import (
+    estimate,
+    graph,
+    ledger,
+    rehearse,
+    report_job,
+    slurm,
+    state,
+)
+from pipeline.orchestrate.cluster import View
+from pipeline.orchestrate.durations import Durations
 from pipeline.orchestrate.graph import Array, Queued, Request
 from pipeline.orchestrate.profile import Cluster
 from pipeline.orchestrate.report_job import ReportState
@@ -19,8 +29,10 @@ from pipeline.sweep import Cell, Sweep
 
 if TYPE_CHECKING:
     from pipeline.orchestrate.executor import JobRequest
+    from pipeline.orchestrate.room import Limit
 
 REPORT = report_job.KIND
+FOLLOW_UP = ledger.FOLLOW_UP
 REPORTS_AGAIN = ("failed", "missing")  # states of a report that `submit` sends again
 DEFAULT_MAX_ARRAY_SIZE = 1001
 NO_ARRAYS = (
@@ -43,7 +55,8 @@ class Prepared:
 
 @dataclass
 class Batch:
-    """What one call of `submit` sends, in this order."""
+    """What one call of `submit` sends, in this order. `rest`: cells for which `limit` leaves no
+    room now, with their requests. `report`: what a job for the report requests and waits for."""
 
     sweep: Sweep
     work: paths.Work
@@ -51,25 +64,55 @@ class Batch:
     cluster: Cluster
     prepared: list[Prepared] = field(default_factory=list)
     reports: Path = field(default_factory=paths.reports_root)
-
-    @property
-    def cells(self) -> int:
-        return sum(len(item.array.cells) for item in self.prepared)
-
-    @cached_property
-    def limit(self) -> int:
-        """Tasks that one array may have."""
-        return limit(self.cluster)
-
-    @property
-    def single(self) -> bool:
-        """Whether each task is a job of its own, since the cluster has no arrays."""
-        return self.limit <= 1
+    rest: dict[str, Request] = field(default_factory=dict)
+    limit: Limit | None = None
+    request: Callable[[Cell], Request] | None = None
+    report: Array = field(default_factory=lambda: _report([], Request(1, 1), ()))
+    in_queue: InQueue = field(default_factory=lambda: InQueue())
+    times: Durations | None = None
+    single: bool = False  # the cluster has no arrays, so each task is a job
 
     @property
     def notes(self) -> Iterator[str]:
         if any(item.array.single for item in self.prepared):
             yield NO_ARRAYS
+
+    def requests(self, cells: Iterable[str]) -> dict[str, Request]:
+        """What jobs of these cells request."""
+        assert self.request is not None
+        return {cell: self.request(self.sweep.by_id[cell]) for cell in cells}
+
+
+@dataclass(frozen=True)
+class InQueue:
+    """Jobs of a sweep that are in the queue before a batch is sent: those that make cells, the
+    bases of others, the job that submits the rest, the reports, and whether one of these waits for
+    all others."""
+
+    jobs: tuple[int, ...] = ()
+    bases: Mapping[str, Queued] = field(default_factory=dict)
+    follow_up: int | None = None
+    reports: tuple[int, ...] = ()
+    has_report: bool = False
+
+
+def in_queue(sweep: Sweep, view: View | None) -> InQueue:
+    if view is None:
+        return InQueue()
+    bases = {}
+    for cell in sweep.cells:
+        if cell.is_base and view.in_queue(cell.id):
+            at = view.last[cell.id]
+            assert at.entry.job is not None  # it is in the queue
+            bases[cell.id] = Queued(at.entry.job, at.index, at.entry.single)
+    follow_ups = [entry.job for entry in view.follow_ups]
+    return InQueue(
+        tuple(view.alive_jobs),
+        bases,
+        follow_ups[-1] if follow_ups else None,
+        tuple(view.alive_reports),
+        view.has_report(text_id(sweep)),
+    )
 
 
 def limit(cluster: Cluster) -> int:
@@ -83,12 +126,6 @@ def limit(cluster: Cluster) -> int:
         except (UserError, ValueError):  # no controller: the plan is then only for reading
             return DEFAULT_MAX_ARRAY_SIZE
     return DEFAULT_MAX_ARRAY_SIZE
-
-
-def standard(cluster: Cluster) -> Callable[[Cell], Request]:
-    """The request of a cell that has not failed."""
-    request = Request(cluster.profile.memory_gib, cluster.profile.minutes)
-    return lambda cell: request
 
 
 def is_missing(cell_state: state.CellState) -> bool:
@@ -125,18 +162,14 @@ def make(
     cells: Sequence[Cell],
     request: Callable[[Cell], Request] | None = None,
     reports_again: Container[str] = REPORTS_AGAIN,
+    room: Limit | None = None,
+    reports: Path | None = None,
 ) -> Batch:
-    """The batch for these cells, given the current queue; or the report alone, if no job builds it
-    or its last job is in one of the states `reports_again`."""
-    view = states.view
+    """The batch for these cells, given the current queue and the room in it; or the report alone,
+    if no job builds it or its last job is in one of the states `reports_again`."""
     last_report = states.report or ReportState("missing")
-    alive = view.alive_jobs if view else []
-    queued = {}
-    for cell in sweep.cells:
-        if view and cell.is_base and view.in_queue(cell.id):
-            at = view.last[cell.id]
-            assert at.entry.job is not None  # it is in the queue
-            queued[cell.id] = Queued(at.entry.job, at.index, at.entry.single)
+    now = in_queue(sweep, states.view)
+    report_request = last_report.next_request(cluster.profile)
     batch = prepare(
         sweep,
         work,
@@ -145,14 +178,15 @@ def make(
         cells,
         known=known,
         request=request,
-        queued=queued,
-        waits_for=alive,
-        report_request=last_report.next_request(cluster.profile),
+        now=now,
+        report_request=report_request,
+        room=room,
+        reports=reports,
     )
-    if batch.prepared or view is None or view.has_report(text_id(sweep)):
+    if batch.prepared or batch.rest or states.view is None or now.has_report:
         return batch
-    if alive or (states.report and states.report.state in reports_again):
-        return report_only(batch, known, alive, last_report.next_request(cluster.profile))
+    if now.jobs or (states.report and states.report.state in reports_again):
+        add(batch, known, batch.report)
     return batch
 
 
@@ -165,62 +199,105 @@ def prepare(
     *,
     known: ledger.Ledger,
     request: Callable[[Cell], Request] | None = None,
-    queued: Mapping[str, Queued] | None = None,
-    waits_for: Iterable[int] = (),
+    now: InQueue | None = None,
     report_request: Request | None = None,
+    room: Limit | None = None,
+    reports: Path | None = None,
 ) -> Batch:
     """The arrays for `cells` and the report after them, with complete scripts; writes nothing.
 
-    waits_for: jobs of this sweep that are already in the queue; the report waits for them, too.
+    now: jobs of this sweep that are already in the queue; the report waits for them, too. room: the
+    limit on submitted jobs; what does not fit is left over.
     """
-    from pipeline.orchestrate import executor
-
-    request = request or standard(cluster)
-    pack = None
-    if sweep.pack:
-        guess = estimated(sweep, work, cluster)
-        pack = graph.packer(sweep.pack.minutes, guess.seconds)
-    batch = Batch(sweep, work, data_root, cluster)
-    if not cells:
-        return batch
-    arrays = graph.arrays(cells, request, batch.limit, queued=queued, pack=pack)
-    if not arrays:
-        return batch
-    names: dict[str, str] = {}
+    now, times, most_tasks = now or InQueue(), durations(sweep, work, cluster), limit(cluster)
+    wanted = request or times.standard
+    arrays = graph.arrays(
+        cells,
+        lambda cell: times.alike(wanted(cell)),
+        most_tasks,
+        queued=now.bases,
+        pack=times.pack(sweep, cells),
+    )
+    arrays = times.shared([times.timed(array, sweep, wanted) for array in arrays], sweep)
     report_request = report_request or ReportState("missing").next_request(cluster.profile)
-    report = _report(arrays, report_request, waits_for, batch.single)
-    for number, array in enumerate([*arrays, report]):
-        intent = _intent(sweep, work, len(known.entries) + number, array)
-        names[array.name] = name = f"netpress-{intent}-{sweep.name}-{array.name}"
-        job = work.sweep(sweep.name).job(intent)
-        job_request = slurm_request(array, cluster, name, job, dependency(array, names))
-        text = executor.script(job_request)
-        batch.prepared.append(Prepared(array, intent, name, job, text, job_request.minutes))
+    batch = Batch(
+        sweep, work, data_root, cluster, request=wanted, limit=room, in_queue=now, times=times
+    )
+    batch.single = most_tasks <= 1
+    batch.reports = reports or batch.reports
+    batch.report = _report([], report_request, now.jobs)
+    for array in _fitted(batch, arrays, _report(arrays, report_request, now.jobs)):
+        add(batch, known, array)
     return batch
 
 
-def report_only(
-    batch: Batch, known: ledger.Ledger, waits_for: Sequence[int], request: Request
-) -> Batch:
-    """A batch of the report alone: no report job follows the jobs in the queue, or the last report
-    job failed."""
+def _fitted(batch: Batch, arrays: Sequence[Array], report: Array) -> Iterator[Array]:
+    """The arrays and the report, as far as there is room: then a follow-up job is first, so that
+    it and the report are in the queue whatever comes after. Sets the rest of the batch."""
+    now, replaced = batch.in_queue, len(batch.in_queue.reports)
+    if not arrays:
+        return
+    free = None if batch.limit is None else batch.limit.room
+    if free is None or sum(len(array.tasks) for array in arrays) + 1 <= free + replaced:
+        yield from (*arrays, report)
+        return
+    ahead = follow_up_and_report(batch)
+    last = [] if may_follow_up(batch) else [report]
+    if any(array.name == REPORT for array in (*ahead, *last)):
+        free += replaced
+    ahead = ahead[:free]
+    kept, others = graph.cut(arrays, free - len(ahead) - len(last))
+    batch.rest |= batch.requests(others)
+    yield from (*ahead, *kept)
+    if last and kept:
+        yield _report(kept, report.request, now.jobs)
+
+
+def may_follow_up(batch: Batch) -> bool:
+    """Whether a job may submit the rest, by the profile and by the limit."""
+    if batch.in_queue.follow_up is not None:
+        return True
+    allowed = batch.cluster.profile.follow_up is not None
+    return allowed and (batch.limit is None or batch.limit.allows_follow_up)
+
+
+def follow_up_and_report(batch: Batch) -> list[Array]:
+    """Those of the two that are not in the queue. This report waits for the follow-up job, which
+    replaces it by one that waits for all others."""
+    if not may_follow_up(batch):
+        return []
+    profile, now = batch.cluster.profile, batch.in_queue
+    made = []
+    if now.follow_up is None:
+        assert profile.follow_up is not None  # else there would be one in the queue
+        request = Request(profile.follow_up.memory_gib, profile.follow_up.minutes)
+        made.append(Array(FOLLOW_UP, {0: ()}, request))
+    if not now.has_report or now.follow_up is None:
+        waits_for = FOLLOW_UP if now.follow_up is None else str(now.follow_up)
+        after = (*batch.report.after, waits_for)
+        made.append(replace(batch.report, after=after))
+    return made
+
+
+def add(batch: Batch, known: ledger.Ledger, array: Array) -> Prepared:
+    """Add an array to what is sent, with its complete script; writes nothing."""
     from pipeline.orchestrate import executor
 
-    array = _report([], request, waits_for, batch.single)
-    intent = _intent(batch.sweep, batch.work, len(known.entries), array)
+    array = replace(array, single=batch.single)
+    names = {item.array.name: item.name for item in batch.prepared}
+    intent = _intent(batch.sweep, batch.work, len(known.entries) + len(batch.prepared), array)
     name = f"netpress-{intent}-{batch.sweep.name}-{array.name}"
     job = batch.work.sweep(batch.sweep.name).job(intent)
-    job_request = slurm_request(array, batch.cluster, name, job, dependency(array, {}))
+    job_request = slurm_request(array, batch.cluster, name, job, dependency(array, names))
     text = executor.script(job_request)
-    batch.prepared.append(Prepared(array, intent, name, job, text, job_request.minutes))
-    return batch
+    item = Prepared(array, intent, name, job, text, job_request.minutes)
+    batch.prepared.append(item)
+    return item
 
 
-def _report(
-    arrays: Sequence[Array], request: Request, waits_for: Iterable[int], single: bool
-) -> Array:
+def _report(arrays: Sequence[Array], request: Request, waits_for: Iterable[int]) -> Array:
     after = (*map(str, sorted(waits_for)), *(array.name for array in arrays))
-    return Array(REPORT, {0: ()}, request, "afterany", after, single=single)
+    return Array(REPORT, {0: ()}, request, "afterany", after)
 
 
 def _intent(sweep: Sweep, work: paths.Work, number: int, array: Array) -> str:
@@ -235,7 +312,30 @@ def _intent(sweep: Sweep, work: paths.Work, number: int, array: Array) -> str:
         *map(str, array.tasks),
         *array.cells,
     ]
-    return hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()[:10]
+    return _tag(sweep, work) + hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()[:10]
+
+
+def _tag(sweep: Sweep, work: paths.Work) -> str:
+    """How the names of all jobs begin that were sent for a sweep from this work root."""
+    facts = (str(work.root), slurm.user(), sweep.name)
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:4]
+
+
+def unknown_jobs(
+    sweep: Sweep, work: paths.Work, known: ledger.Ledger, rows: Iterable[slurm.Row]
+) -> list[int]:
+    """Jobs in the queue that were sent for this sweep from this work root, and of which the ledger
+    knows nothing: the work root was deleted, or is another one under the same name."""
+    named = re.compile(rf"netpress-({_tag(sweep, work)}[0-9a-f]{{10}})-{re.escape(sweep.name)}-")
+    return sorted(
+        {
+            row.job
+            for row in rows
+            if row.state not in slurm.FINAL
+            and (match := named.match(row.name))
+            and match[1] not in known.entries
+        }
+    )
 
 
 def text_id(sweep: Sweep) -> str:
@@ -271,24 +371,26 @@ def slurm_request(
         indices=tuple(array.tasks),
         memory_gib=request.memory_gib,
         minutes=request.minutes,
-        dependency=dependency,
+        dependency=dependency or (profile.dependency if array.cells else None),
         exclude=request.exclude,
         cores=profile.cores,
         gres=profile.gres,
         single=array.single,
         code=cluster.code.folder,
+        at_once=array.at_once,
     )
+    if array.name == FOLLOW_UP and profile.follow_up is not None:
+        return replace(
+            for_cells,
+            cores=profile.follow_up.cores,
+            gres=None,
+            part=profile.report,
+            begin=f"now+{profile.follow_up.every_s}",
+        )
     if array.name != REPORT:
         return for_cells
-    report = profile.report
-    return replace(
-        for_cells,
-        cores=report.cores,
-        gres=None,
-        mail=profile.mail,
-        partition=report.partition,
-        qos=report.qos,
-    )
+    cores, report = profile.report.cores, profile.report
+    return replace(for_cells, cores=cores, gres=None, part=report, mail_on="END,FAIL")
 
 
 def estimated(sweep: Sweep, work: paths.Work, cluster: Cluster) -> estimate.Estimate:
@@ -297,6 +399,10 @@ def estimated(sweep: Sweep, work: paths.Work, cluster: Cluster) -> estimate.Esti
     if not rehearsal.root.is_dir():
         return estimate.best(sweep, work, cluster.profile.gpu)
     return estimate.best(sweep, work, cluster.profile.gpu, rehearse.sliver(sweep), rehearsal)
+
+
+def durations(sweep: Sweep, work: paths.Work, cluster: Cluster) -> Durations:
+    return Durations(cluster.profile, estimated(sweep, work, cluster))
 
 
 def cells_of(batch: Batch) -> Iterator[Cell]:

@@ -29,6 +29,7 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
         tasks = {task for cell in chosen if (task := view.task(cell.id))}
         shared = [cell for cell in sweep.cells if view.task(cell.id) in tasks]
         reports = [] if cells else view.alive_reports
+        reports += [] if cells else [e.job for e in view.follow_ups if e.job is not None]
         if shared or reports:
             known.append("cancelled", cells=[cell.id for cell in shared], reports=reports)
         slurm.scancel([*_grouped(tasks), *map(str, reports)])

@@ -104,8 +104,20 @@ class View:
     def has_report(self, sweep: str) -> bool:
         """Whether a job in the queue builds the report for these contents of the sweep file and was
         submitted last, so that it waits for all others."""
-        alive = self._alive
+        alive = [entry for entry in self._alive if entry.kind != ledger.FOLLOW_UP]
+        if any(e.kind == "report" and e.sweep == sweep and self._waits(e) for e in alive):
+            return True
         return bool(alive) and alive[-1].kind == "report" and alive[-1].sweep == sweep
+
+    @property
+    def follow_ups(self) -> list[ledger.Entry]:
+        """Jobs in the queue that submit what there was no room for."""
+        return [entry for entry in self._alive if entry.kind == ledger.FOLLOW_UP]
+
+    def _waits(self, report: ledger.Entry) -> bool:
+        """Whether a report waits for a follow-up job in the queue, which replaces it in the end."""
+        jobs = {str(entry.job) for entry in self.follow_ups}
+        return bool(jobs) and (ledger.FOLLOW_UP in report.after or bool(jobs & {*report.after}))
 
     @property
     def _alive(self) -> list[ledger.Entry]:

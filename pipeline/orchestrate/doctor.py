@@ -24,7 +24,7 @@ from typing import Any
 
 from pipeline import paths, store
 from pipeline.errors import UserError
-from pipeline.orchestrate import slurm
+from pipeline.orchestrate import room, slurm
 from pipeline.orchestrate.profile import Cluster
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "h5py", "pandas", "submitit", "safetensors")
@@ -83,7 +83,7 @@ def checks(cluster: Cluster | None, jobs: bool = True) -> Iterator[Check]:
     if cluster is None:
         yield from _gpu_here()
         return
-    for note in cluster.profile.notes():
+    for note in (*cluster.profile.notes(), *cluster.profile.ignored()):
         yield Check("request", None, note)
     if not slurm.available():
         yield Check("slurm", False, "sbatch is not on PATH: run this on the cluster's login node")
@@ -201,11 +201,14 @@ def _request(cluster: Cluster, work: Path) -> Generator[Check, None, bool]:
         with tempfile.TemporaryDirectory() as folder:
             script = Path(folder) / "test.sh"
             script.write_text(text)
+            ok: bool | None = True
             try:
-                message, ok = slurm.check(script), True
+                message = slurm.check(script)
+            except slurm.NoRoom as full:
+                message, ok = f"{full}; not checked, there is no room for a job now", None
             except UserError as error:
                 message, ok = f"{error}; {_remedy(str(error))}", False
-        good = good and ok
+        good = good and bool(ok)
         yield Check(f"{what} as profile {cluster.name} requests", ok, message)
     return good
 
@@ -241,6 +244,8 @@ def _accounting(cluster: Cluster) -> Iterator[Check]:
             yield Check("qos", None, line)
     except UserError as error:
         yield Check("accounting", None, f"{error}; status takes from logs how jobs ended")
+    limit = room.tightest(cluster.profile)
+    yield Check("submit limit", None, room.consequence(limit, cluster.profile))
 
 
 # --- a compute node --------------------------------------------------------------------------

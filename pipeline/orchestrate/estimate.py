@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from pipeline import models, store
-from pipeline.paths import Work
+from pipeline.paths import CellPaths, Work
 from pipeline.sweep import Cell, Dataset, Recipe, Sweep
 from pipeline.techniques import stage_epochs
 
@@ -111,6 +111,13 @@ class Estimate:
     scale: float
     source: str
     scales: Mapping[str, float] = field(default_factory=dict)
+    datasets: frozenset[str] = frozenset(TRAINING_SET)  # of which the size is known
+    arithmetic: bool = False  # for a kind of GPU that is known
+
+    def covers(self, cell: Cell) -> bool:
+        """Whether it says enough of this cell to decide what its job requests."""
+        known = self.arithmetic and _macs(cell.model.name) is not None
+        return (known or cell.model.name in self.scales) and cell.dataset.name in self.datasets
 
     def seconds(self, cell: Cell) -> float:
         scale = self.scales.get(cell.model.name, self.scale)
@@ -144,10 +151,10 @@ def by_hardware(gpu: str | None) -> Estimate:
         known = _unknown(gpu)
         return Estimate(OVERHEAD_S, 1.0, f"{known}, so as for an A100: {SOURCE}")
     if kind == "a100":
-        return Estimate(OVERHEAD_S, 1.0, SOURCE)
+        return Estimate(OVERHEAD_S, 1.0, SOURCE, arithmetic=True)
     factor = PEAK["a100"] / PEAK[kind]
     peak = f"one {kind.upper()} of {PEAK[kind]} TFLOP/s peak"
-    return Estimate(OVERHEAD_S, factor, SOURCE.replace("one A100", peak))
+    return Estimate(OVERHEAD_S, factor, SOURCE.replace("one A100", peak), arithmetic=True)
 
 
 def _unknown(gpu: str | None) -> str:
@@ -164,7 +171,7 @@ def _finished(cells: Iterable[Cell], work: Work, on_gpu: bool = False) -> Iterat
         attempt = store.last_attempt(folder)
         if count >= MOST_CELLS or attempt is None or not store.is_done(folder):
             continue
-        usage = store.read_usage(attempt)
+        usage = _of_training(folder, attempt.number, cell)
         if usage is None or usage.used is None or not usage.ended:
             continue
         wall_s, training_s, trained = usage.wall_s, usage.training_s, usage.epochs
@@ -174,6 +181,16 @@ def _finished(cells: Iterable[Cell], work: Work, on_gpu: bool = False) -> Iterat
             count += 1
             epoch_s = training_s / trained if trained >= LEAST_EPOCHS else None
             yield cell, wall_s - training_s, epoch_s
+
+
+def _of_training(folder: CellPaths, last: int, cell: Cell) -> store.Usage | None:
+    """What the last attempt that trained used: later ones may have measured again."""
+    usage = store.read_usage(folder.attempt(last))
+    for number in range(last - 1, 0, -1):
+        if usage is not None and (usage.epochs or not epochs(cell)):
+            break
+        usage = store.read_usage(folder.attempt(number)) or usage
+    return usage
 
 
 def _from_cells(measured: Iterable[Measured], source: str) -> Estimate | None:
@@ -190,4 +207,5 @@ def _from_cells(measured: Iterable[Measured], source: str) -> Estimate | None:
         fmean(scale for of_model in scales.values() for scale in of_model),
         source.format(len(rows)),
         {name: fmean(of_model) for name, of_model in scales.items()},
+        frozenset({*TRAINING_SET, *(cell.dataset.name for cell, _, _ in rows)}),
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from pipeline import paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate.graph import ranges
-from pipeline.orchestrate.profile import Cluster, Profile
+from pipeline.orchestrate.profile import Cluster, Profile, ReportJob
 
 SETUP_FAILED = 66  # the exit code of a job whose set-up failed
 # Task.checkpoint decides about requeues, by the progress since the job started. submitit's own
@@ -46,9 +46,10 @@ class JobRequest:
     gres: str | None = None
     exclude: tuple[str, ...] = ()
     dependency: str | None = None
-    mail: str | None = None
-    partition: str | None = None
-    qos: str | None = None
+    mail_on: str = "FAIL"
+    part: ReportJob | None = None  # for the report and the follow-up job
+    begin: str | None = None
+    at_once: int | None = None
     single: bool = False
     code: Path = paths.CODE
 
@@ -63,7 +64,7 @@ def script(request: JobRequest) -> str:
     folder = request.job.folder
     if bad := next((c for c in str(folder) if c in "%\\" or not c.isprintable()), None):
         raise UserError(f"{folder}: Slurm cannot write logs to a folder with {bad!r} in its name")
-    command = f"{_python(request.profile)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    command = f"{_python(request)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     return _text(request, command, folder / f"{request.task}_0_log.err")
 
 
@@ -81,7 +82,7 @@ def probe(cluster: Cluster, folder: Path, arguments: Sequence[str]) -> str:
         profile.minutes,
         profile.gres,
     )
-    command = shlex.join([profile.python or sys.executable, *arguments])
+    command = f"{_python(request)} {shlex.join(arguments)}"
     return _text(request, command, output=folder / "log.txt")
 
 
@@ -106,8 +107,20 @@ def write(
     store.publish_folder(job.folder, fill)
 
 
-def _python(profile: Profile) -> str:
-    return shlex.quote(profile.python or sys.executable)
+def _python(request: JobRequest) -> str:
+    """The command that starts Python, in the profile's container."""
+    profile = request.profile
+    given, container = profile.python, profile.container
+    if given is None:
+        words = ["python3" if container else sys.executable]
+    else:
+        words = shlex.split(given) if isinstance(given, str) else list(given)
+    if container is None:
+        return shlex.join(words)
+    gpu = ["--nv"] if request.gres else []
+    bound = (str(request.code), str(request.job.root), *container.bind)
+    binds = [word for folder in bound for word in ("--bind", folder)]
+    return shlex.join([container.command, "exec", *gpu, *binds, container.image, *words])
 
 
 def _text(
@@ -154,47 +167,59 @@ def _flag(name: str, value: Any) -> str:
 
 def _flags(request: JobRequest) -> dict[str, Any]:
     """Options of sbatch; None for those that are not set."""
-    profile = request.profile
+    profile, part = request.profile, request.part
+    options = profile.options_for(bool(request.gres), part)
     return {
         "job_name": request.name,
         "comment": request.name,
-        "partition": request.partition or profile.partition,
-        "qos": request.qos or profile.qos,
-        "account": profile.account,
-        "constraint": profile.constraint if request.gres else None,
-        "gres": request.gres,
+        "partition": (part and part.partition) or profile.partition,
+        "qos": (part and part.qos) or profile.qos,
+        "account": (part and part.account) or profile.account,
+        "constraint": part.constraint if part else profile.constraint,
+        **_gpu(request),
         "nodes": 1,
         "cpus_per_task": request.cores,
         "mem": f"{request.memory_gib}G",
         "time": request.minutes,
-        "exclude": excluded(profile, request.exclude),
+        "exclude": excluded(options, request.exclude),
         "dependency": request.dependency,
-        "mail_user": request.mail,
-        "mail_type": "END,FAIL" if request.mail else None,
+        "mail_user": profile.mail,
+        "mail_type": request.mail_on if profile.mail else None,
         "signal": f"USR2@{profile.signal_s}",
-        "array": None
-        if request.single
-        else f"{ranges(request.indices)}%{min(len(request.indices), profile.at_once)}",
+        "array": None if request.single else f"{ranges(request.indices)}%{_at_once(request)}",
         "chdir": request.code,
         "export": profile.export,
         # Otherwise a job whose dependency failed would stay pending for ever.
         "kill-on-invalid-dep": "yes",
         "requeue": True,
-        **{name: value for name, value in profile.options.items() if name != "exclude"},
+        **{name: value for name, value in options.items() if name != "exclude"},
+        **({"begin": request.begin} if request.begin else {}),
     }
 
 
-def excluded(profile: Profile, nodes: Sequence[str]) -> str | None:
-    """The nodes that the user's `options` exclude, and those on which an attempt failed."""
-    users = profile.options.get("exclude")
+def _gpu(request: JobRequest) -> dict[str, str | None]:
+    option = request.profile.gpu_request
+    if request.gres is None or option == "gres":
+        return {"gres": request.gres}
+    return {option.replace("-", "_"): request.gres.removeprefix("gpu:")}
+
+
+def _at_once(request: JobRequest) -> int:
+    return min(len(request.indices), request.at_once or request.profile.at_once)
+
+
+def excluded(options: Mapping[str, str | bool], nodes: Sequence[str]) -> str | None:
+    """The nodes that the user's options exclude, and those on which an attempt failed."""
+    users = options.get("exclude")
     return ",".join([str(users)] * bool(users) + list(nodes)) or None
 
 
 def without_nodes(script: str, profile: Profile, nodes: Sequence[str]) -> str:
-    """The script that excludes these nodes no more, but still those of the user's."""
-    users = excluded(profile, ())
+    """The script of cells that excludes these nodes no more, but still those of the user's."""
+    options = profile.options_for(bool(profile.gpu))
+    users = excluded(options, ())
     instead = "" if users is None else _flag("exclude", users) + "\n"
-    return script.replace(_flag("exclude", excluded(profile, nodes)) + "\n", instead)
+    return script.replace(_flag("exclude", excluded(options, nodes)) + "\n", instead)
 
 
 def _setup(request: JobRequest) -> list[str]:

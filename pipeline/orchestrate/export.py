@@ -19,7 +19,7 @@ def export(sweep: Sweep, cell: Cell, work: Work, to: Path, encoded: bool = False
 
     Raises UserError where the cell is not done, its artifact was changed, or `to` exists.
     """
-    target = _new_folder(to)
+    target = new_folder(to)
     of_cell = work.cell(cell.id)
     try:
         if store.read_manifest(of_cell) is None:
@@ -33,23 +33,23 @@ def export(sweep: Sweep, cell: Cell, work: Work, to: Path, encoded: bool = False
         again = f"`netpress run {quoted(sweep)}` makes it again"
         raise UserError(f"{cell.name} ({cell.id}) is damaged: {error}; {again}") from error
     except FileExistsError:  # created while the model was copied
-        raise _taken(to) from None
+        raise taken(to) from None
     except OSError as error:
         raise UserError(f"{to}: cannot be written: {error.strerror or error}") from error
     return target
 
 
-def _new_folder(to: Path) -> Path:
+def new_folder(to: Path) -> Path:
     """The absolute path without `..` and links, so that the path that is checked is the one
     created."""
     given = paths.expanded(to)
     target = Path(os.path.realpath(given))
     if os.path.lexists(given) or os.path.lexists(target):  # a dangling link exists, too
-        raise _taken(to)
+        raise taken(to)
     return target
 
 
-def _taken(to: Path) -> UserError:
+def taken(to: Path) -> UserError:
     return UserError(f"{to}: exists already, expected the name of a new folder")
 
 

@@ -25,6 +25,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.sweep import Cell
 
@@ -40,6 +41,11 @@ class Request:
     minutes: int
     exclude: tuple[str, ...] = ()  # nodes
 
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Request:
+        """From a line of the ledger."""
+        return Request(values["memory_gib"], values["minutes"], tuple(values["exclude"]))
+
 
 @dataclass(frozen=True)
 class Array:
@@ -47,7 +53,7 @@ class Array:
 
     `after` names what it waits for: other arrays, or ids of jobs that are already in the queue.
     `shares`: other tasks depend on single cells of it, so a task with several cells succeeds where
-    one of them did.
+    one of them did. `at_once`: how many of its tasks may run at the same time; None: all.
     """
 
     name: str
@@ -57,6 +63,7 @@ class Array:
     after: tuple[str, ...] = ()
     shares: bool = False
     single: bool = False
+    at_once: int | None = None
 
     @property
     def cells(self) -> Ids:
@@ -122,6 +129,20 @@ def _after_jobs(array: Array, singles: Collection[str]) -> Array:
         source if (source := on.rpartition("_")[0]) in singles else on for on in array.after
     )
     return replace(array, after=after)
+
+
+def cut(arrays: Sequence[Array], tasks: int) -> tuple[list[Array], list[str]]:
+    """(the first `tasks` tasks of these arrays, the cells of all others). None of those kept waits
+    for one that is not, since each array comes after those it waits for."""
+    kept: list[Array] = []
+    others: list[str] = []
+    for array in arrays:
+        every = list(array.tasks.items())
+        if first := dict(every[: max(0, tasks)]):
+            kept.append(replace(array, tasks=first))
+        others += (cell for _, ids in every[max(0, tasks) :] for cell in ids)
+        tasks -= len(every)
+    return kept, others
 
 
 def _plain(

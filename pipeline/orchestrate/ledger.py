@@ -4,6 +4,8 @@
     {"event": "submitted", "intent": ID, "job": 4711}       sbatch returned this job id
     {"event": "refused", "intent": ID, "reason": ...}       Slurm refused it, finally
     {"event": "void", "intent": ID, "reason": ...}          no such job in the queue
+    {"event": "put_off", "reason": ..., "by": ..., "requests": [[request, [cell, ...]], ...]}
+                                                            there is no room for these now
     {"event": "cancelled", "cells": [...], "reports": [...]}  by `netpress cancel`
 
 An intent contains the profile that it was made with, for later commands that name none.
@@ -34,6 +36,7 @@ from pipeline.paths import SweepPaths
 from pipeline.terminal import tell
 
 WAIT_S = 600.0
+FOLLOW_UP = "follow-up"  # the kind of a job that submits what there was no room for
 
 
 @dataclass
@@ -42,7 +45,7 @@ class Entry:
 
     intent: str
     name: str
-    kind: str  # cells | report
+    kind: str  # cells | report | follow-up
     tasks: Mapping[int, tuple[str, ...]]
     at: str  # local time, as squeue gives submit times: 2026-11-25T10:00:00
     user: str
@@ -85,6 +88,10 @@ class Ledger:
     entries: dict[str, Entry] = field(default_factory=dict)
     cancelled: dict[str, str] = field(default_factory=dict)  # cell -> when, since its last intent
     cancelled_jobs: set[int] = field(default_factory=set)  # of reports
+    # Since the last intent of a cell: why it was not submitted, and what it was to request.
+    not_submitted: dict[str, str] = field(default_factory=dict)
+    put_off: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    put_off_by: Mapping[str, Any] | None = None  # the submission that last left something over
     checked: int = 0  # lines with a checksum
 
     @property
@@ -143,14 +150,28 @@ class Ledger:
             self.entries[entry.intent] = entry
             for ids in tasks.values():
                 for cell in ids:
-                    self.cancelled.pop(cell, None)
+                    for since in (self.cancelled, self.not_submitted, self.put_off):
+                        since.pop(cell, None)
         elif event == "cancelled":
             self.cancelled.update(dict.fromkeys(line["cells"], line["at"]))
             self.cancelled_jobs.update(line.get("reports", ()))
+        elif event == "put_off":
+            self.put_off_by = line["by"]
+            for request, cells in line["requests"]:
+                self.not_submitted.update(dict.fromkeys(cells, line["reason"]))
+                self.put_off.update(dict.fromkeys(cells, request))
         elif entry is not None and event == "submitted":
             entry.job, entry.ended = line["job"], None
         elif entry is not None and event in ("refused", "void"):
             entry.ended = line["reason"]
+            if event == "refused":
+                for ids in entry.tasks.values():
+                    self.not_submitted.update(dict.fromkeys(ids, line["reason"]))
+
+
+def when(entry: Entry) -> float:
+    """When an entry was made, as time.time() says it."""
+    return datetime.fromisoformat(entry.at).timestamp()
 
 
 def now() -> str:

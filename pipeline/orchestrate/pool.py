@@ -104,6 +104,7 @@ class Pool:
     ):
         self.pending = {cell.id: cell for cell in cells}
         self.done = {cell.id for cell in done}
+        self.trained: set[str] = set()  # bases whose measurement failed: others can use them
         self.failed: dict[str, str] = {}
         self.workers: list[_Worker] = []
         self.alone: _Worker | None = None  # the one that measures
@@ -127,12 +128,13 @@ class Pool:
 
     def _start(self) -> None:
         for cell in list(self.pending.values()):
-            if cell.base_id in self.failed and not cell.is_base:
+            has_base = cell.is_base or cell.base_id in self.done | self.trained
+            if cell.base_id in self.failed and not has_base:
                 del self.pending[cell.id]
                 self._end(cell, f"its base failed: {self.failed[cell.base_id]}", 0)
             elif not self.free or self.alone or not self.launcher.ready():
                 continue
-            elif cell.is_base or cell.base_id in self.done:
+            elif has_base:
                 self._start_or_leave(cell)
 
     def _start_or_leave(self, cell: Cell) -> None:
@@ -252,6 +254,8 @@ class Pool:
             self.done.add(cell.id)
         else:
             self.failed[cell.id] = failure
+            if cell.is_base and done.is_trained(cell, self.work):
+                self.trained.add(cell.id)
         self.shown.end(cell, "failed" if failure else "done", failure, seconds)
 
     def _stop(self) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,6 +56,38 @@ Option = Annotated[
     Field(pattern=r"^[A-Za-z0-9._:/=@%+,-]{1,128}$"),
 ]
 OptionName = Annotated[str, AfterValidator(sbatch_options.checked)]
+Options = dict[OptionName, Option | bool]
+JOBS = r"(after|afterany|afterok|afternotok|aftercorr)(:\d+(_\d+)?(\+\d+)?)+"
+
+
+def _dependency(text: str) -> str:
+    if not re.fullmatch(rf"{JOBS}([,?]{JOBS})*", text):
+        raise ValueError(
+            f"{shown(text)} is not a dependency on jobs; expected KIND:JOB such as afterok:4711"
+        )
+    return text
+
+
+def _command(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    try:
+        words = shlex.split(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"{shown(value)} is not a command: {error}") from None
+    if not words:
+        raise ValueError("expected a command, such as python or [conda, run, -n, ENV, python]")
+    return value
+
+
+def _no_clusters(value: Any) -> None:
+    if value is not None:
+        raise ValueError(sbatch_options.ONE_CLUSTER)
+
+
+Dependency = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_dependency)]
+Command = Annotated[Line | tuple[Line, ...], AfterValidator(_command)]
+Bound = Annotated[
+    str, Field(pattern=r"^[^\x00-\x1f\x7f,:]{1,500}(:[^\x00-\x1f\x7f,:]{1,500}){0,2}$")
+]
 Cores = Annotated[int, Field(ge=1, le=4096)]
 Gib = Annotated[int, Field(ge=1, le=65_536)]
 Minutes = Annotated[int, Field(ge=1, le=60 * 24 * 90)]
@@ -76,25 +109,55 @@ class Charge(Frozen):
     gpu: float = Field(0.0, ge=0)
 
 
+class Container(Frozen):
+    """What Python runs in: `apptainer exec IMAGE`. The checkout and the work root are bound beside
+    what Apptainer binds itself; `bind`: all else, as FOLDER or FOLDER:THERE[:ro]."""
+
+    image: Line
+    bind: tuple[Bound, ...] = ()
+    command: Literal["apptainer", "singularity"] = "apptainer"
+
+
 class ReportJob(Frozen):
-    """The request of the job that builds the report; it needs no GPU."""
+    """The request of the job that builds the report, and of the follow-up job as far as it has
+    none of its own: they need no GPU. What is not named here is the profile's, but `constraint`."""
 
     cores: Cores = 1
     memory_gib: Gib = 4
     minutes: Minutes = 30
     partition: Plain | None = None
     qos: Plain | None = None
+    account: Plain | None = None
+    constraint: Feature | None = None
+    options: Options = {}
+
+
+class FollowUp(Frozen):
+    """The job that submits what a limit on submitted jobs has left over: it looks every `every_s`
+    seconds, and ends when all is submitted."""
+
+    every_s: int = Field(600, ge=1, le=86_400)
+    cores: Cores = 1
+    memory_gib: Gib = 2
+    minutes: Minutes = 30
 
 
 class Profile(Frozen):
     """One cluster. `gpu`: the value after `--gres=gpu:`; None requests no GPU.
 
+    `gpu_request`: the option that requests it, where a cluster has another than --gres.
     `signal_s`: how long before the time limit a job gets the signal to checkpoint. `setup`: lines
-    of bash that run in the job before Python starts. `mail`: the address for a message when the
-    report is done. `options`: further options of sbatch, by full names without
-    dashes: {reservation: course, exclusive: true}. `minutes_cap`: the most time that `netpress
-    resume` requests. `max_array_size`: tasks in one array; 0: single jobs, where a cluster has no
-    arrays. `share`: the work root is for its group, so that members use each other's bases.
+    of bash that run in the job before Python starts. `python`: its command, with arguments.
+    `dependency`: on jobs that are there, for all that waits for nothing else. `mail`: the address
+    for a message when the report is done, and when jobs failed. `options`: further options of
+    sbatch, by full names without dashes: {reservation: course, exclusive: true}; `gpu_options` for
+    jobs that request a GPU, `cpu_options` for the others, `report: {options: ...}` for the report
+    stand above these, and false takes one away. `at_once`: tasks that run at the same time, of all
+    arrays of a submission. `minutes`: the most time that a job requests at
+    first: its estimate times `time_margin`, all of it where that is None. `minutes_cap`: the most
+    time that `netpress resume` requests. `max_array_size`: tasks in one array; 0: single jobs,
+    where a cluster has no arrays. `share`: the work root is for its group, so that members use each
+    other's bases.
     """
 
     partition: PlainList | None = None
@@ -102,25 +165,33 @@ class Profile(Frozen):
     account: Plain | None = None
     constraint: Feature | None = None
     gpu: Gpu | None = "a100:1"
+    gpu_request: Literal["gres", "gpus-per-node", "gpus"] = "gres"
     cores: Cores = 24
     memory_gib: Gib = 40
     memory_cap_gib: Gib | None = None
     minutes: Minutes = 240
     minutes_cap: Minutes | None = None
+    time_margin: float | None = Field(3.0, ge=1, le=100)
     signal_s: int = Field(120, ge=10, le=3600)
     at_once: int = Field(64, ge=1, le=100_000)
     max_array_size: int | None = Field(None, ge=0, le=4_000_001)
     export: Literal["ALL", "NONE"] = "ALL"
     setup: tuple[Line, ...] = ()
-    python: Line | None = None
+    python: Command | None = None
+    container: Container | None = None
+    dependency: Dependency | None = None
+    clusters: Annotated[Any, AfterValidator(_no_clusters)] = None
     work: Line | None = None
     share: Literal["group"] | None = None
     data: Line | None = None
     mail: Address | None = None
-    options: dict[OptionName, Option | Literal[True]] = {}
+    options: Options = {}
+    gpu_options: Options = {}
+    cpu_options: Options = {}
     node: Node | None = None
     charge: Charge | None = None
     report: ReportJob = ReportJob()
+    follow_up: FollowUp | None = FollowUp()
 
     @model_validator(mode="after")
     def _has_time_to_checkpoint(self) -> Profile:
@@ -141,6 +212,19 @@ class Profile(Frozen):
     @property
     def gres(self) -> str | None:
         return f"gpu:{self.gpu}" if self.gpu else None
+
+    def options_for(self, gpu: bool, part: ReportJob | None = None) -> dict[str, str | bool]:
+        """Further options of sbatch for a job, with or without a GPU; `part`: for the report."""
+        special = self.gpu_options if gpu else self.cpu_options
+        merged = {**self.options, **special, **(part.options if part else {})}
+        return {name: value for name, value in merged.items() if value is not False}
+
+    def ignored(self) -> Iterator[str]:
+        """A line for each variable of the user's that sbatch would follow, and this profile does
+        not."""
+        given = {key: getattr(self, key) for key in ("account", "partition", "qos", "constraint")}
+        reservation = self.options_for(bool(self.gpu)).get("reservation")
+        return sbatch_options.ignored({**given, "options.reservation": reservation})
 
     @property
     def cap_gib(self) -> int:

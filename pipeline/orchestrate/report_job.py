@@ -57,6 +57,15 @@ class ReportState:
         return Request(memory_gib, max(larger.minutes, least.minutes), larger.exclude)
 
 
+def follow_up_failure(known: ledger.Ledger) -> str | None:
+    """How the last job failed that was to submit what there was no room for."""
+    jobs = [e for e in known.entries.values() if e.kind == ledger.FOLLOW_UP and e.job is not None]
+    failure = _failure(known.paths.job(jobs[-1].intent)) if jobs else None
+    return (
+        f"Job {jobs[-1].job}, which was to submit them, failed: {failure.line}" if failure else None
+    )
+
+
 def unsettled(known: ledger.Ledger) -> str | None:
     """The task of the last report, where it has one and no file shows that the report was made."""
     entry = _last(known)
@@ -75,6 +84,8 @@ def look(
     if _is_made(known, entry):
         return ReportState("made")
     if entry.kind != KIND:
+        if (early := _replaced_later(known, rows)) is not None:
+            return early
         return ReportState("missing", Cause("lost", "its job was never submitted"))
     if entry.job is None:
         if entry.ended is None:
@@ -107,6 +118,19 @@ def _ended(
     return ReportState("failed", why, job.err(task) if log else None, request)
 
 
+def _replaced_later(known: ledger.Ledger, rows: Mapping[str, slurm.Row]) -> ReportState | None:
+    """The state of a report that was submitted before the last cells, and waits for the follow-up
+    job, which replaces it."""
+    follow_ups = {ledger.FOLLOW_UP}
+    follow_ups |= {str(e.job) for e in known.entries.values() if e.kind == ledger.FOLLOW_UP}
+    for entry in reversed(known.entries.values()):
+        if entry.kind == KIND and entry.ended is None and follow_ups & {*entry.after}:
+            row = rows.get(f"{entry.job}_0")
+            alive = row is not None and row.state not in slurm.FINAL
+            return ReportState("queued") if alive else None
+    return None
+
+
 def _failure(job: paths.JobPaths) -> store.Failure | None:
     try:
         return store.read_failure(job.report)
@@ -118,7 +142,7 @@ def _last(known: ledger.Ledger) -> ledger.Entry | None:
     """The last entry that was submitted, or the last report that was refused; None in ledgers of
     old versions, whose report jobs do not record whether the report was made."""
     for entry in reversed(known.entries.values()):
-        if entry.ended is None or entry.kind == KIND:
+        if entry.kind != ledger.FOLLOW_UP and (entry.ended is None or entry.kind == KIND):
             return entry if entry.reports else None
     return None
 

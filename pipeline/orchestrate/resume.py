@@ -9,7 +9,8 @@ from pathlib import Path
 from pipeline import store
 from pipeline.orchestrate import cluster as clusters
 from pipeline.orchestrate import state, submit
-from pipeline.orchestrate.batch import REPORTS_AGAIN, Batch
+from pipeline.orchestrate.batch import REPORTS_AGAIN, Batch, durations
+from pipeline.orchestrate.durations import Durations
 from pipeline.orchestrate.graph import Request
 from pipeline.orchestrate.profile import Cluster
 from pipeline.orchestrate.retry import Cause, escalated
@@ -47,8 +48,9 @@ def run(
     choice = Choice(frozenset(cell.id for cell in cells), exceptions)
 
     def pick(states: state.SweepState) -> submit.Picked:
+        times = durations(sweep, work, cluster)
         for cell_state in states.cells:
-            _decide(choice, cell_state, states, work, cluster)
+            _decide(choice, cell_state, states, work, times)
         return submit.Picked(
             lambda cell_state: cell_state.cell.id in choice.requests,
             lambda cell: choice.requests[cell.id],
@@ -66,7 +68,7 @@ def _decide(
     cell_state: state.CellState,
     states: state.SweepState,
     work: Work,
-    cluster: Cluster,
+    times: Durations,
 ) -> None:
     """Add the request of the cell's next job, if it gets one, and a line for the user."""
     cell, view = cell_state.cell, states.view
@@ -81,21 +83,23 @@ def _decide(
     if not (cause.rule.again or choice.exceptions or cell.id in choice.named):
         choice.decisions.append(f"{cell.id} {cell.name}: left alone, {cell_state.reason}")
         return
-    request = _last_request(cell, view, cluster)
+    request, standard = _last_request(cell, view, times), times.standard(cell)
     if (base := choice.requests.get(cell.base_id)) and cause.kind == "base_failed":
         # It has not run yet, and needs about as much memory as its base.
         request = replace(request, memory_gib=max(request.memory_gib, base.memory_gib))
-    profile = cluster.profile
+    profile = times.profile
     next_one = escalated(cause, request, profile.cap_gib, profile.cap_minutes)
     if isinstance(next_one, str):
         choice.decisions.append(
             f"{cell.id} {cell.name}: left alone, {cell_state.reason}; {next_one}"
         )
         return
+    ran_out = cause.kind in ("time_limit", "stuck")  # so the estimate is wrong
+    least_minutes = profile.minutes if ran_out else standard.minutes
     next_one = replace(
         next_one,
         memory_gib=max(next_one.memory_gib, profile.memory_gib),
-        minutes=max(next_one.minutes, profile.minutes),
+        minutes=max(next_one.minutes, least_minutes),
     )
     choice.requests[cell.id] = next_one
     if cell_state.state in ("failed", "cancelled"):
@@ -133,13 +137,12 @@ def _cause(cell_state: state.CellState, work: Work, view: clusters.View | None) 
     return Cause(failure.kind, "")
 
 
-def _last_request(cell: Cell, view: clusters.View | None, cluster: Cluster) -> Request:
-    """The request of its last job; without one, that of the profile."""
+def _last_request(cell: Cell, view: clusters.View | None, times: Durations) -> Request:
+    """The request of its last job; without one, that of a cell that has not failed."""
     at = view.last.get(cell.id) if view else None
     if at is None:
-        return Request(cluster.profile.memory_gib, cluster.profile.minutes)
-    last = at.entry.request
-    return Request(last["memory_gib"], last["minutes"], tuple(last["exclude"]))
+        return times.standard(cell)
+    return Request.from_json(at.entry.request)
 
 
 def _more(request: Request, given: Request) -> str:
@@ -158,6 +161,6 @@ def lines(
 ) -> Iterator[submit.Line]:
     """The decisions and the submitted jobs, without the advice to call `resume`."""
     yield from map(submit.Line, decisions)
-    for line in submit.lines(batch, states, sent):
+    for line in submit.lines(batch, states, sent, "resume"):
         if line.kind is not submit.Kind.RESUME_HINT:
             yield line

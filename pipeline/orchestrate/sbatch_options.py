@@ -6,6 +6,13 @@ spelling of one that netpress sets. Names are those of Slurm 20.11 to 25.05 (sba
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
+
+ONE_CLUSTER = (
+    "netpress submits to the cluster of this machine and looks for its jobs there alone; log in to "
+    "another cluster to use that, with a work root of its own"
+)
 # Set by netpress itself, from a profile's own keys or to find its jobs again.
 OURS = {
     "account": "account",
@@ -132,6 +139,8 @@ def checked(name: str) -> str:
     """The name of an option that a profile may set; ValueError says what would be right."""
     from pipeline.strict_yaml import nearest, shown
 
+    if name == "clusters":
+        raise ValueError(ONE_CLUSTER)
     if name in OURS:
         key = OURS[name]
         instead = f"the profile's key for it is {key!r}" if key else "expected another option"
@@ -141,3 +150,25 @@ def checked(name: str) -> str:
             f"{shown(name)} is not the full name of an option of sbatch; {nearest(name, OTHERS)}"
         )
     return name
+
+
+# Variables that a user may count on, and how the same is requested here.
+KEYS = {
+    "SBATCH_ACCOUNT": "account",
+    "SBATCH_PARTITION": "partition",
+    "SBATCH_QOS": "qos",
+    "SBATCH_CONSTRAINT": "constraint",
+    "SBATCH_RESERVATION": "options.reservation",
+}
+
+
+def ignored(given: Mapping[str, str | bool | None]) -> Iterator[str]:
+    """A line for each variable that sbatch would follow and that is not passed on to it, unless
+    the profile's key of this name has the same value."""
+    for name, key in KEYS.items():
+        value = os.environ.get(name)
+        if value and given.get(key) != value:
+            yield f"{name}={value} is set and ignored; `--set {key}={value}` requests it"
+    for name in ("SLURM_CLUSTERS", "SBATCH_CLUSTERS"):
+        if value := os.environ.get(name):
+            yield f"{name}={value} is set and ignored: netpress submits to this machine's cluster"

@@ -20,9 +20,19 @@ from typing import Any
 from pipeline import paths, plugins, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import ledger, slurm, submitted
-from pipeline.orchestrate.batch import REPORT, Batch, Prepared, dependency, slurm_request, text_id
+from pipeline.orchestrate.batch import (
+    FOLLOW_UP,
+    REPORT,
+    Batch,
+    Prepared,
+    add,
+    dependency,
+    follow_up_and_report,
+    slurm_request,
+    text_id,
+)
 from pipeline.orchestrate.executor import without_nodes
-from pipeline.orchestrate.graph import Array
+from pipeline.orchestrate.graph import Array, Request
 from pipeline.sweep import own
 from pipeline.terminal import tell
 
@@ -35,19 +45,24 @@ FunctionOf = Callable[[Prepared], Any]  # what the jobs of an array call
 @dataclass(frozen=True)
 class JobFunctions:
     """What jobs call, passed in from above: `cells` makes the function of an array of cells,
-    `report` that of the report. Importable by name, so that the pickle contains nothing else.
+    `report` that of the report, `follow_up` that of the job that submits what there was no room
+    for. Importable by name, so that the pickle contains nothing else.
     """
 
     cells: Callable[..., Any]
     report: Callable[..., Any]
+    follow_up: Callable[..., Any]
 
 
 @dataclass
 class Sent:
-    """The submitted jobs, ids by name, and the error that prevented the rest."""
+    """The submitted jobs, ids by name, and the error that prevented the rest. `full`: Slurm's words
+    where it had no more room; `follow_up`: the job that submits what is left then."""
 
     jobs: dict[str, int] = field(default_factory=dict)
     problem: UserError | None = None
+    full: slurm.NoRoom | None = None
+    follow_up: int | None = None
 
     def check(self) -> None:
         """Raises UserError, of the problem's own type, where something was not submitted."""
@@ -61,27 +76,43 @@ def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions) -> Sent:
     """Submit every array of the batch, with the ledger's lock held.
 
     Arrays that Slurm refuses, and those that depend on them, are skipped; the report waits for the
-    others. If Slurm does not answer, nothing more is submitted.
+    others. Where there is no room for more jobs, a follow-up job submits the rest. If Slurm does
+    not answer, nothing more is submitted.
     """
-    sent = Sent()
+    sent = Sent(follow_up=batch.in_queue.follow_up)
     lacking: set[str] = set()
     function_of = partial(_function, batch, functions)
-    for item in batch.prepared:
-        if item.array.name == REPORT and lacking:
-            item = _after_others(batch, item, lacking)
-            if not item.array.after:
-                continue
+    left = list(batch.prepared)
+    if left:
+        _put_off(batch, known, sent)  # first, so that the follow-up job has it whatever comes
+    while left:
+        item = left.pop(0)
+        if item.array.name == REPORT:
+            if lacking:
+                item = _after_others(batch, item, lacking)
+                if not item.array.after:
+                    continue
+            slurm.scancel(list(map(str, batch.in_queue.reports)))  # they would build it too early
         elif lacking & _waits_for(item.array):
             lacking.add(item.array.name)
             continue
         try:
-            sent.jobs[item.name] = _send_somewhere(batch, item, sent.jobs, known, function_of)
+            _send_one(batch, item, known, function_of, sent)
+        except slurm.NoRoom as full:
+            lacking.add(item.array.name)
+            sent.full = full
+            left = _without_room(batch, item, left, known, function_of, sent)
         except slurm.Refused as refused:
             lacking.add(item.array.name)
             sent.problem = sent.problem or _with_remedy(refused, item.array)
+            if item.array.name == FOLLOW_UP:
+                left = _report_last(batch, left, known)
         except UserError as error:
             sent.problem = error
             break
+    _put_off(batch, known, sent)
+    if batch.rest and not sent.follow_up and not sent.jobs and sent.problem is None:
+        sent.problem = slurm.NoRoom(reason(batch, sent))
     return sent
 
 
@@ -90,6 +121,95 @@ def _with_remedy(refused: slurm.Refused, array: Array) -> slurm.Refused:
     if array.single or "array" not in str(refused):
         return refused
     return slurm.Refused(f"{refused}; `--set max_array_size=0` submits single jobs instead")
+
+
+def _send_one(
+    batch: Batch, item: Prepared, known: ledger.Ledger, function_of: FunctionOf, sent: Sent
+) -> None:
+    job = _send_somewhere(batch, item, sent.jobs, known, function_of)
+    sent.jobs[item.name] = job
+    if item.array.name == FOLLOW_UP:
+        sent.follow_up = job
+
+
+def _without_room(
+    batch: Batch,
+    refused: Prepared,
+    left: Sequence[Prepared],
+    known: ledger.Ledger,
+    function_of: FunctionOf,
+    sent: Sent,
+) -> list[Prepared]:
+    """What is still to be sent when there was no room for an array, in place of `left`.
+
+    A limit that could not be read shows only now: then the follow-up job and its report go out
+    first, and of the array as many tasks as there is room for. Those on which no room was found are
+    the rest of the batch, with all later ones."""
+    if refused.array.name == FOLLOW_UP:
+        return _report_last(batch, left, known)
+    if refused.array.name == REPORT:  # one that follows the rest comes with it
+        sent.problem = sent.problem or (None if sent.follow_up else sent.full)
+        return list(left)
+    others = [cell for item in left for cell in item.array.cells]
+    for array in [] if sent.follow_up else follow_up_and_report(batch):
+        try:
+            _send_one(batch, add(batch, known, array), known, function_of, sent)
+        except slurm.Refused as none:
+            tell(f"the job that submits the rest was refused: {none}")
+            break
+    others += _fill(batch, refused.array, known, function_of, sent)
+    batch.rest |= batch.requests(others)
+    if sent.follow_up or not sent.jobs:
+        return []
+    after = (*batch.report.after, *map(str, sent.jobs.values()))
+    return [add(batch, known, replace(batch.report, after=after))]
+
+
+def _report_last(batch: Batch, left: Sequence[Prepared], known: ledger.Ledger) -> list[Prepared]:
+    """What is left without a follow-up job: the report waits for the arrays instead of for it."""
+    cells = [item for item in left if item.array.cells]
+    if not cells or len(cells) == len(left):
+        return list(cells)
+    after = (*batch.report.after, *(item.array.name for item in cells))
+    return [*cells, add(batch, known, replace(batch.report, after=after))]
+
+
+def _fill(
+    batch: Batch, array: Array, known: ledger.Ledger, function_of: FunctionOf, sent: Sent
+) -> list[str]:
+    """Send as many tasks of an array as there is room for, by halves: at most one call for each
+    binary digit of their number. Returns the cells of the others."""
+    tasks, size = dict(array.tasks), len(array.tasks)
+    while size > 1:
+        size = (size + 1) // 2
+        part = dict(list(tasks.items())[:size])
+        item = add(batch, known, replace(array, tasks=part))
+        try:
+            _send_one(batch, item, known, function_of, sent)
+        except slurm.NoRoom as full:
+            sent.full = full
+        else:
+            tasks = {index: ids for index, ids in tasks.items() if index not in part}
+    return [cell for ids in tasks.values() for cell in ids]
+
+
+def _put_off(batch: Batch, known: ledger.Ledger, sent: Sent) -> None:
+    """Record which cells there was no room for, for `status`, and of which text of the sweep and
+    with which profile the follow-up job submits them."""
+    by = {"about": _about(batch), "profile": submitted.profile_json(batch.cluster)}
+    requests: dict[Request, list[str]] = {}
+    for cell, request in batch.rest.items():
+        before = known.put_off.get(cell)
+        if before is None or Request.from_json(before) != request:
+            requests.setdefault(request, []).append(cell)
+    if requests or (batch.rest and known.put_off_by != by):
+        listed = [[asdict(request), cells] for request, cells in requests.items()]
+        known.append("put_off", reason=reason(batch, sent), requests=listed, by=by)
+
+
+def reason(batch: Batch, sent: Sent) -> str:
+    """Why there is no room for more jobs."""
+    return str(sent.full or (batch.limit and batch.limit.line) or "no room for more jobs")
 
 
 def _waits_for(array: Array) -> set[str]:
@@ -147,7 +267,7 @@ def _send(
         "intent",
         intent=item.intent,
         name=item.name,
-        kind=REPORT if item.array.name == REPORT else "cells",
+        kind=item.array.name if item.array.name in (REPORT, FOLLOW_UP) else "cells",
         tasks={str(index): list(ids) for index, ids in item.array.tasks.items()},
         request=asdict(item.array.request),
         after=list(item.array.after),
@@ -175,23 +295,33 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
     """What the job calls."""
     root, data_root = str(batch.work.root), str(batch.data_root)
     folder = str(item.job.folder)
-    if item.array.name == REPORT:
-        path, text = str(_as_jobs_see(batch)), batch.sweep.text
-        plugged = {plugin.source: plugin.sha256 for plugin in batch.sweep.plugins}
-        for cell in batch.sweep.cells:
-            plugged |= own.files(cell.model) if cell.is_base else {}
-        umask = store.users_umask()
-        return functions.report(path, text, root, str(batch.reports), folder, plugged, umask)
-    lead_s = batch.cluster.profile.signal_s
+    if item.array.name in (REPORT, FOLLOW_UP):
+        path, text, reports, plugged = _about(batch)
+        about = (path, text, root, reports, folder, plugged, store.users_umask())
+        if item.array.name == REPORT:
+            return functions.report(*about)
+        return functions.follow_up(*about, data_root, submitted.profile_json(batch.cluster))
+    profile = batch.cluster.profile
     return functions.cells(
         folder,
         root,
         data_root,
         dict(item.array.tasks),
         item.array.shares,
-        lead_s,
+        profile.signal_s,
+        item.minutes,
+        max(item.minutes, profile.minutes),
         (batch.sweep.name, batch.sweep.tracking),
     )
+
+
+def _about(batch: Batch) -> list[Any]:
+    """What a job needs to load the sweep as it is now, whatever becomes of its files: its path and
+    text, the folder of reports, {path: SHA-256} of its plug-ins."""
+    plugged = {plugin.source: plugin.sha256 for plugin in batch.sweep.plugins}
+    for cell in batch.sweep.cells:
+        plugged |= own.files(cell.model) if cell.is_base else {}
+    return [str(_as_jobs_see(batch)), batch.sweep.text, str(batch.reports), plugged]
 
 
 def _as_jobs_see(batch: Batch) -> Path:
@@ -215,6 +345,12 @@ def _submitted(item: Prepared, known: ledger.Ledger) -> int:
                 return job
             if pause_s is None:
                 raise
+        except slurm.NoRoom as full:
+            rows = slurm.squeue(patient=True) if full.repeated else []
+            job = slurm.find(rows, item.name, since)
+            if job is None:
+                raise
+            return job
         time.sleep(pause_s)
     raise AssertionError("the last pass either returned or raised")
 

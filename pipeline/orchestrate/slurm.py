@@ -44,6 +44,7 @@ CALLS: Counter[str] = Counter()
 TIMEOUT_S = (
     30.0  # the clients themselves time out after 9 s for a dead controller, 10 s for a hung one
 )
+POLL_S = 0.3
 PAUSES_S = (1.0, 3.0, 9.0, 20.0)
 
 # Messages of Slurm's clients while the controller is away, busy or restarting. All others are
@@ -56,6 +57,12 @@ TRANSIENT = re.compile(
     r"|Slurm controller is (busy|not responding)|Rate limit|Interrupted system call",
     re.IGNORECASE,
 )
+# There is no room for (so many) more jobs now. sbatch itself repeats the request for two minutes
+# where the whole cluster is full (MaxJobCount).
+FULL = re.compile(
+    r"(Max|Grp)SubmitJob\w*|job submit limit|temporarily unable to accept job|job queue full"
+)
+REPEATS = re.compile(r"unable to accept job, sleeping and retrying|job queue full")
 GONE = "Invalid job id specified"
 CLOCKS_APART = timedelta(minutes=5)
 NO_NODE = "node configuration is not available"  # no node has all that is requested
@@ -68,6 +75,13 @@ _PASSED_ON: set[str] = set()
 
 class Refused(UserError):
     """Slurm refused the request, finally; has Slurm's message."""
+
+
+class NoRoom(Refused):
+    """Slurm accepts no more jobs, or not so many, until some of those in the queue have ended.
+    `repeated`: by sbatch, until that was ended; so the job may have been accepted all the same."""
+
+    repeated = False
 
 
 class Unreachable(UserError):
@@ -132,7 +146,7 @@ def config() -> dict[str, str]:
 
 def associations() -> list[str]:
     """The user's accounts in accounting, one line each: the QOS and the limits on jobs."""
-    fields = ("Account", "Partition", "QOS", "MaxJobs", "MaxSubmit")
+    fields = ("Account", "Partition", "QOS", "DefaultQOS", "MaxJobs", "MaxSubmit")
     return _accounts("assoc", fields, f"user={user()}")
 
 
@@ -151,6 +165,13 @@ def _accounts(what: str, fields: Sequence[str], *which: str) -> list[str]:
             pairs = zip(fields, values, strict=True)
             accounts.append(", ".join(f"{key} {value}" for key, value in pairs if value))
     return accounts
+
+
+def usage_of_limits() -> str:
+    """The limits of the user's associations and of all QOS, with what is used of them now, one
+    record a line (`scontrol show assoc_mgr`); room.py parses it."""
+    command = ["scontrol", "--oneliner", "show", "assoc_mgr", f"users={user()}"]
+    return _output([*command, "flags=users,assoc,qos"], patient=False)
 
 
 def partition(name: str | None) -> dict[str, str]:
@@ -262,6 +283,29 @@ def check(script: Path) -> str:
     return _words(_own(ended.stderr or ended.stdout)).removeprefix("sbatch: ")
 
 
+def requeue(task: str, seconds: int | None = None, minutes: int | None = None) -> None:
+    """Put the running job back into the queue, not to start before `seconds` have passed, with
+    another time limit of `minutes`. If it is our own, Slurm ends this process soon, so it has to
+    ignore TERM until this returns.
+
+    Raises Refused or Unreachable where it is not requeued. Only a job that waits may be given more
+    time, so that comes after; where it is refused, the job keeps its limit.
+    """
+    _output(["scontrol", "requeue", task], patient=False)
+    changes = [] if seconds is None else [f"StartTime=now+{seconds}"]
+    changes += [] if minutes is None else [f"TimeLimit={minutes}"]
+    if changes:
+        change(task, *changes)
+
+
+def change(task: str, *changes: str) -> None:
+    """`scontrol update` of a job that waits; tells the user where it is refused."""
+    try:
+        _output(["scontrol", "update", f"JobId={task}", *changes], patient=False)
+    except UserError as error:
+        tell(f"job {task} keeps what it had: {error}")
+
+
 def scancel(tasks: Sequence[str]) -> None:
     """Cancel jobs and tasks (`12`, `12_3`, `12_[3-5]`); ended and unknown ones are not an error."""
     if tasks:
@@ -294,13 +338,13 @@ def _ended(
 def _run(command: Sequence[str], umask: int = -1) -> subprocess.CompletedProcess[str]:
     CALLS[command[0]] += 1
     try:
-        return subprocess.run(
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            timeout=TIMEOUT_S,
             env=environment(),
             umask=umask,
         )
@@ -308,8 +352,30 @@ def _run(command: Sequence[str], umask: int = -1) -> subprocess.CompletedProcess
         raise UserError(
             f"{command[0]} is not on PATH: this machine has no Slurm; `netpress run` needs none"
         ) from None
-    except subprocess.TimeoutExpired:
-        raise Unreachable(f"{command[0]} did not answer within {TIMEOUT_S:.0f} s") from None
+    with process:
+        try:
+            out, err = _answer(process, command[0])
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _answer(process: subprocess.Popen[str], name: str) -> tuple[str, str]:
+    """(stdout, stderr) at the end of the command. Raises Unreachable where it takes too long,
+    NoRoom as soon as sbatch waits for other jobs to end."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            return process.communicate(timeout=POLL_S)
+        except subprocess.TimeoutExpired as unfinished:
+            said = unfinished.stderr or b""
+        text = said if isinstance(said, str) else said.decode(errors="replace")
+        if name == "sbatch" and REPEATS.search(text):
+            full = NoRoom(f"{name}: {_words(text)}")
+            full.repeated = True
+            raise full
+        if time.monotonic() > deadline:
+            raise Unreachable(f"{name} did not answer within {TIMEOUT_S:.0f} s")
 
 
 def environment() -> dict[str, str]:
@@ -329,6 +395,8 @@ def environment() -> dict[str, str]:
 def _error(name: str, ended: subprocess.CompletedProcess[str]) -> UserError:
     output = _own(f"{ended.stderr}\n{ended.stdout}")
     words = _words(output) or f"exit code {ended.returncode} and no message"
+    if FULL.search(output):
+        return NoRoom(f"{name}: {words}")
     if TRANSIENT.search(output):
         return Unreachable(f"{name} could not reach Slurm: {words}")
     return Refused(f"{name}: {words}")

@@ -11,12 +11,12 @@ from itertools import islice
 from typing import Any, Literal
 
 from pipeline import done as finished
-from pipeline import gaps, store, usage
+from pipeline import gaps, store, timeline, usage
 from pipeline.errors import Corrupt
-from pipeline.orchestrate import cluster, ledger, report_job, slurm, snapshot
+from pipeline.orchestrate import cluster, ledger, put_off, report_job, slurm, snapshot
 from pipeline.orchestrate.held import is_held
 from pipeline.orchestrate.plan import aligned, identity, quoted
-from pipeline.paths import AttemptPaths, Work
+from pipeline.paths import AttemptPaths, CellPaths, Work
 from pipeline.sweep import Cell, Sweep
 
 State = Literal["done", "trained", "running", "queued", "waiting", "failed", "cancelled", "missing"]
@@ -131,13 +131,15 @@ def _published(
         try:
             if cell.id not in begun:
                 continue
-            manifest = store.verify(work.cell(cell.id), deep=False)
+            folder = work.cell(cell.id)
+            manifest = store.verify(folder, deep=False)
+            why = finished.lacks(folder, manifest, finished.record(cell))
         except PermissionError:
             hidden.add(cell.id)
         except Corrupt:
             continue
         else:
-            if why := finished.outdated(manifest, finished.record(cell)):
+            if why:
                 outdated[cell.id] = why
             else:
                 done.add(cell.id)
@@ -194,12 +196,16 @@ def _state(
     if done:
         return made("done")
     if outdated and not is_held(folder) and not (view and view.in_queue(cell.id)):
-        # A new attempt first removes the manifest, so nothing failed since the cell was finished.
+        if failure := _failed_since_trained(folder, attempt):
+            return made("failed", f"{failure.line}; its training is kept")
         return made("trained" if folder.model.exists() else "missing", outdated)
     if view is None or cell.id not in view.last:
-        return (
-            made("running") if is_held(folder) else made(*_without_job(cell, work, base, attempt))
-        )
+        if is_held(folder):
+            return made("running")
+        state, reason = _without_job(cell, work, base, attempt)
+        if view and state in ("missing", "waiting") and cell.id in view.known.not_submitted:
+            state, reason = "missing", f"not submitted: {view.known.not_submitted[cell.id]}"
+        return made(state, reason)
     row = view.row(cell.id)
     if row is not None and view.reachable and view.in_queue(cell.id):
         return made(*_queued(cell, work, row, view))
@@ -211,6 +217,18 @@ def _state(
     if not view.reachable:
         return made(*_unreachable(cell, work, view, attempt))
     return made(*_without_job(cell, work, base, attempt))
+
+
+def _failed_since_trained(folder: CellPaths, attempt: AttemptPaths | None) -> store.Failure | None:
+    """How the last attempt failed at a measurement."""
+    if attempt is None:
+        return None
+    try:
+        since_ns = folder.manifest.stat().st_mtime_ns
+        failed = attempt.failure.stat().st_mtime_ns > since_ns
+        return store.read_failure(attempt) if failed else None
+    except (FileNotFoundError, Corrupt):
+        return None
 
 
 def _queued(cell: Cell, work: Work, row: slurm.Row, view: cluster.View) -> tuple[State, str]:
@@ -352,19 +370,21 @@ def report_lines(states: SweepState, called: str) -> Iterable[str]:
 
 
 def used(states: SweepState, work: Work) -> Iterable[str]:
-    """The usage of the jobs of finished cells as text; empty where there were none."""
-    measured = usage.read((s.cell for s in states.cells if s.state == "done"), work)
-    threads = usage.threads_of(s.cell for s in states.cells)
-    if not measured:
-        return ()
-    records = (usage.of_cell(work.cell(s.cell.id)) for s in states.cells)
-    costs = usage.costs(islice(filter(None, records), usage.MOST_CELLS))
-    return (*usage.lines(measured, threads), *costs)
+    """The usage of the jobs of finished cells, their cost, and where their time went, as text."""
+    done = [s.cell for s in states.cells if s.state == "done"]
+    measured, threads = usage.read(done, work), usage.threads_of(s.cell for s in states.cells)
+    if measured:
+        yield from usage.lines(measured, threads)
+        records = (usage.of_cell(work.cell(s.cell.id)) for s in states.cells)
+        yield from usage.costs(islice(filter(None, records), usage.MOST_CELLS))
+    if spent := timeline.line(usage.timelines(done, work)):
+        yield f"Mean time of a cell: {spent}"
 
 
 def everything(sweep: Sweep, states: SweepState, work: Work) -> Iterable[str]:
     """The whole output of `status` as text."""
     yield from lines(states.cells)
+    yield from put_off.lines(states, quoted(sweep))
     yield from report_lines(states, quoted(sweep))
     yield from snapshot.lines(states.codes)
     yield from used(states, work)

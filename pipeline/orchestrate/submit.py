@@ -8,12 +8,12 @@ from __future__ import annotations
 import enum
 import os
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline import paths, store, usage
+from pipeline import checkout, paths, store, usage
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
     cost,
@@ -21,6 +21,7 @@ from pipeline.orchestrate import (
     images,
     ledger,
     plan,
+    put_off,
     report_job,
     slurm,
     snapshot,
@@ -28,20 +29,25 @@ from pipeline.orchestrate import (
     submitted,
 )
 from pipeline.orchestrate.batch import (
+    FOLLOW_UP,
     REPORTS_AGAIN,
     Batch,
     cells_of,
     choose,
-    estimated,
+    durations,
     is_missing,
     make,
-    standard,
+    may_follow_up,
+    unknown_jobs,
 )
 from pipeline.orchestrate.graph import Array, Request
 from pipeline.orchestrate.profile import Cluster
-from pipeline.orchestrate.send import JobFunctions, Sent, send, settle
+from pipeline.orchestrate.send import JobFunctions, Sent, reason, send, settle
 from pipeline.sweep import Cell, Sweep
 from pipeline.terminal import tell
+
+if TYPE_CHECKING:
+    from pipeline.orchestrate.room import Limit
 
 
 class Kind(enum.Enum):
@@ -61,10 +67,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Picked:
-    """Which cells to submit, and the request of each."""
+    """Which cells to submit, and the request of each; None: of cells that have not failed."""
 
     wanted: Callable[[state.CellState], bool]
-    request: Callable[[Cell], Request]
+    request: Callable[[Cell], Request] | None = None
     reports_again: Container[str] = REPORTS_AGAIN
 
 
@@ -77,6 +83,7 @@ def run(
     *,
     pick: Callable[[state.SweepState], Picked] | None = None,
     live: bool = False,
+    reports: Path | None = None,
 ) -> tuple[Batch, state.SweepState, Sent]:
     """Submit the missing cells of the sweep, or those that are picked; returns (the batch, the
     states before, what was submitted).
@@ -87,7 +94,12 @@ def run(
     """
     from pipeline.orchestrate import local  # here, since `plan` needs no workers
 
-    _require_roots(cluster, work)
+    if reports is None:
+        _require_roots(cluster, work)
+        for note in cluster.profile.ignored():
+            tell(f"note: {note}")
+    else:  # in a job, which runs what its own submission chose
+        live = live or checkout.snapshot_id() is None
     _require_threads(sweep, cluster)
     if sweep.tracking:
         from pipeline import tracking  # here, as above
@@ -99,7 +111,7 @@ def run(
         if any(entry.open for entry in known.entries.values()):
             settle(known, slurm.squeue(_owners(known), patient=True))
         states = state.find(sweep, work, patient=True, known=known)
-        picked = pick(states) if pick else Picked(is_missing, standard(cluster))
+        picked = pick(states) if pick else Picked(is_missing)
         cells = choose(sweep, states, picked.wanted)
         images.check(states.done, work, data_root, local.say, decode=False)
         local.require_data(cells, data_root)
@@ -113,15 +125,51 @@ def run(
             cells,
             picked.request,
             picked.reports_again,
+            _room(cluster) if cells else None,
+            reports,
         )
         if batch.prepared:
+            _require_known(sweep, work, known, states)
             report_job.require_writable(batch.reports, sweep.name)
-            submitted.remember(sweep, work)
             snapshot.make(cluster.code)
+            if reports is None:  # not in a job, which has no home of its own
+                submitted.remember(sweep, work)
         sent = send(batch, known, functions)
-        if sent.jobs and states.view:  # they would build the report too early
-            slurm.scancel(list(map(str, states.view.alive_reports)))
     return batch, states, sent
+
+
+def _room(cluster: Cluster) -> Limit | None:
+    if not slurm.available():  # the plan is then only for reading
+        return None
+    from pipeline.orchestrate import room  # here, since `plan` on another machine needs none
+
+    return room.tightest(cluster.profile)
+
+
+def go_on(
+    sweep: Sweep,
+    work: paths.Work,
+    data_root: Path,
+    cluster: Cluster,
+    functions: JobFunctions,
+    reports: Path,
+) -> Batch:
+    """For the follow-up job: submit the cells that there was no room for, with the requests that
+    they were to have, as far as there is room now. What still does not fit is the batch's rest."""
+
+    def pick(states: state.SweepState) -> Picked:
+        assert states.view is not None  # this job is in the ledger
+        put_off = states.view.known.put_off
+        return Picked(
+            lambda cell_state: cell_state.cell.id in put_off,
+            lambda cell: Request(
+                **{**put_off[cell.id], "exclude": (*put_off[cell.id]["exclude"],)}
+            ),
+        )
+
+    batch, _, sent = run(sweep, work, data_root, cluster, functions, pick=pick, reports=reports)
+    sent.check()
+    return batch
 
 
 def planned(
@@ -131,7 +179,9 @@ def planned(
     cluster = replace(cluster, code=snapshot.of(work, live))
     states = state.find(sweep, work)
     known = states.view.known if states.view else ledger.read(work.sweep(sweep.name))
-    batch = make(sweep, work, data_root, cluster, states, known, choose(sweep, states, is_missing))
+    cells = choose(sweep, states, is_missing)
+    free = _room(cluster) if cells else None
+    batch = make(sweep, work, data_root, cluster, states, known, cells, room=free)
     names = {item.array.name: item.name for item in batch.prepared}
     jobs = tuple(
         plan.Job(
@@ -155,23 +205,19 @@ def _on(names: Mapping[str, str], array: Array) -> Iterator[str]:
 def _cost(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
     """GPU-hours, fair-share charge and wall time of a batch, for plan.Plan."""
     profile = cluster.profile
-    guess = estimated(batch.sweep, work, cluster)
-    seconds = {cell.id: guess.seconds(cell) for cell in cells_of(batch)}
+    times = batch.times or durations(batch.sweep, work, cluster)
+    cells = [*cells_of(batch), *(batch.sweep.by_id[cell] for cell in batch.rest)]
+    seconds = {cell.id: times.seconds(cell) for cell in cells}
     total_s = sum(seconds.values())
-    chain_s = max(
-        (
-            s + seconds.get(batch.sweep.by_id[i].base_id, 0.0) * (not batch.sweep.by_id[i].is_base)
-            for i, s in seconds.items()
-        ),
-        default=0.0,
-    )
+    tasks = [ids for item in batch.prepared for ids in item.array.tasks.values() if ids]
+    chain_s = max((_chain_s(batch.sweep, ids, seconds) for ids in tasks), default=0.0)
     an_hour = profile.charge_an_hour()
-    share = cost.training_share(cells_of(batch), guess)
+    share = cost.training_share(cells, times.guess)
     used = usage.read(_done(batch, work), work)
     threads = usage.threads_of(batch.sweep.cells)
     return {
         "gpu_hours": total_s * profile.gpus / 3600,
-        "gpu_hours_source": guess.source,
+        "gpu_hours_source": times.guess.source,
         "wall_hours": max(chain_s, total_s / profile.at_once) / 3600,
         "charge": None if an_hour is None else an_hour * total_s / 3600,
         "charge_an_hour": an_hour,
@@ -180,7 +226,13 @@ def _cost(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
         "training_share": share,
         "savings": tuple(cost.savings(profile, used, share, threads)),
         "profile": cluster.name,
-        "notes": (*profile.notes(), *batch.notes, *estimate.notes(cells_of(batch))),
+        "notes": (
+            *profile.notes(),
+            *profile.ignored(),
+            *batch.notes,
+            *estimate.notes(cells),
+            *_left(batch),
+        ),
     }
 
 
@@ -190,12 +242,29 @@ def _done(batch: Batch, work: paths.Work) -> Iterator[Cell]:
     return (cell for cell in batch.sweep.cells if cell.id not in left)
 
 
-def lines(batch: Batch, states: state.SweepState, sent: Sent) -> Iterator[Line]:
-    """What was submitted, as lines for the user."""
+def _chain_s(sweep: Sweep, ids: Sequence[str], seconds: Mapping[str, float]) -> float:
+    """Seconds from the start of a task's bases to its own end."""
+    bases = {sweep.by_id[i].base_id for i in ids if not sweep.by_id[i].is_base}
+    return sum(seconds[i] for i in ids) + max((seconds.get(i, 0.0) for i in bases), default=0.0)
+
+
+def _left(batch: Batch) -> Iterator[str]:
+    if batch.rest:
+        sooner = "a follow-up job" if may_follow_up(batch) else "another `netpress submit`"
+        yield (
+            f"{len(batch.rest)} cells are not in these jobs, since {reason(batch, Sent())}; "
+            f"{sooner} submits them when there is room"
+        )
+
+
+def lines(
+    batch: Batch, states: state.SweepState, sent: Sent, command: str = "submit"
+) -> Iterator[Line]:
+    """What was submitted by `command`, as lines for the user."""
     called = plan.quoted(batch.sweep)
     for item in batch.prepared:
         cells, job = len(item.array.cells), sent.jobs.get(item.name)
-        if job is None:
+        if job is None or item.array.name == FOLLOW_UP:
             continue
         if not cells:
             again = states.report and states.report.reason
@@ -204,7 +273,10 @@ def lines(batch: Batch, states: state.SweepState, sent: Sent) -> Iterator[Line]:
             continue
         waits = f", waits for {item.array.after[0]}" if item.array.after else ""
         yield Line(f"job {job}: {cells} cell{'s' if cells != 1 else ''}{waits}")
-    if not batch.prepared:
+    if batch.rest:
+        again = f"{command} {called}"
+        yield Line(put_off.line(len(batch.rest), reason(batch, sent), sent.follow_up, again))
+    elif not batch.prepared:
         yield Line("Nothing to submit.")
     yield from map(Line, batch.notes)
     if waiting := _held_back(batch, states):
@@ -232,6 +304,21 @@ def _held_back(batch: Batch, states: state.SweepState) -> int:
         and not s.cell.is_base
         and not (states.view and states.view.in_queue(s.cell.id))
     )
+
+
+def _require_known(
+    sweep: Sweep, work: paths.Work, known: ledger.Ledger, states: state.SweepState
+) -> None:
+    """Raises UserError where jobs in the queue work for this sweep and its ledger is gone: they
+    would be sent a second time."""
+    rows = states.view.queue if states.view else slurm.squeue(patient=True)
+    jobs = " ".join(map(str, unknown_jobs(sweep, work, known, rows)))
+    if jobs:
+        raise UserError(
+            f"{work.root}: has no record of jobs {jobs} in the queue, which were sent from there "
+            f"for sweep {sweep.name}; was it deleted or moved? Put it back, or end them with "
+            f"`scancel {jobs}`; nothing was submitted"
+        )
 
 
 def _require_roots(cluster: Cluster, work: paths.Work) -> None:

@@ -39,6 +39,12 @@ def profile_json(cluster: Cluster) -> dict[str, Any]:
     }
 
 
+def cluster_of(recorded: Mapping[str, Any], sweep: Sweep) -> Cluster:
+    """The cluster with the values of a record, whatever its file says now."""
+    settings = tuple(recorded["settings"])
+    return Cluster(recorded["name"], _profile(recorded, sweep), recorded["source"], settings)
+
+
 def remember(sweep: Sweep, work: paths.Work) -> None:
     """Record that the sweep is submitted in this work root; with the lock of its ledger held."""
     home = _home().sweep(sweep.name)

@@ -34,7 +34,9 @@ def is_over(states: SweepState) -> bool:
     """Whether nothing more will happen by itself."""
     if all(s.state in ("done", "failed", "cancelled") for s in states.cells):
         return True
-    return bool(states.view) and all(s.state not in ("running", "queued") for s in states.cells)
+    if states.view is None or states.view.follow_ups:
+        return False
+    return all(s.state not in ("running", "queued") for s in states.cells)
 
 
 def watch(sweep: Sweep, work: Work, data_root: Path, interval_s: float | None = None) -> None:

@@ -40,6 +40,7 @@ def build(
     out: Path | None = None,
     artifact_bytes: int | None = None,
     earlier: Path | None = None,
+    machine: str | None = None,
 ) -> tuple[ReportPaths, Frames]:
     """Write OUT/SWEEP/ (out: ./reports) from what is there; the same results give the same bytes.
     Gives back what `read` would as well, each result having been read once.
@@ -54,8 +55,11 @@ def build(
 
     `earlier`: the folder of a report whose results stand in for those that the work root does not
     have (any more). Raises as `rebuild` where it is none.
+
+    `machine`: whose measurements are shown; UserError where it measured none. None: of the machine
+    that measured most.
     """
-    from pipeline.report import artifacts, merged, versions
+    from pipeline.report import artifacts, frames, merged, versions
     from pipeline.report.owned import Owned
 
     results, reported = _results_of(earlier)
@@ -63,7 +67,9 @@ def build(
     paths = report(sweep.name, out)
     owned = Owned.of(paths)
     owned.begin()
-    published = merged.write(sweep, work, paths.merged, results)
+    if machine is not None:  # before anything is written
+        machine = frames.read(sweep, work, results).named(machine)
+    published = merged.write(sweep, work, paths.merged, results, machine)
     files = made(published, paths)
     models = artifacts.wanted(published, work, paths, artifact_bytes)
     owned.claim([*_names(paths, files), *artifacts.names(paths, models)])
@@ -81,8 +87,9 @@ def check_folder(sweep: Sweep, out: Path | None = None) -> None:
 
 
 @store.shared()
-def rebuild(folder: Path) -> tuple[ReportPaths, Frames]:
-    """Write the report in `folder` anew from its results.h5 alone, to the same bytes.
+def rebuild(folder: Path, machine: str | None = None) -> tuple[ReportPaths, Frames]:
+    """Write the report in `folder` anew from its results.h5 alone, to the same bytes. `machine`:
+    as in `build`; results.h5 remembers it.
 
     Raises FileNotFoundError where there is none, Corrupt, and UserError where another version of
     netpress wrote it or somebody else's file is in the way.
@@ -93,6 +100,8 @@ def rebuild(folder: Path) -> tuple[ReportPaths, Frames]:
     paths = ReportPaths(folder)
     owned = Owned.of(paths)
     published = merged.read(paths.merged)
+    if machine is not None:
+        published = merged.show(published, machine)
     owned.clear()
     files = made(published, paths)
     owned.claim(_names(paths, files))
@@ -138,19 +147,22 @@ def _publish(files: dict[Path, bytes], owned: Owned) -> None:
     store.publish_bytes(last, files[last])
 
 
-def read(sweep: Sweep, work: Work, earlier: Path | None = None) -> Frames:
-    """The rows and gaps of a sweep. `earlier`: as in `build`."""
+def read(
+    sweep: Sweep, work: Work, earlier: Path | None = None, machine: str | None = None
+) -> Frames:
+    """The rows and gaps of a sweep. `earlier`, `machine`: as in `build`."""
     from pipeline.report import frames, versions
 
     results, reported = _results_of(earlier)
-    return frames.read(versions.with_older(sweep, work, reported), work, results)
+    sweep = versions.with_older(sweep, work, reported)
+    return frames.read(sweep, work, results).on(machine, sweep)
 
 
-def read_folder(folder: Path) -> Frames:
+def read_folder(folder: Path, machine: str | None = None) -> Frames:
     """The same, of the results.h5 in a report's folder; raises as `rebuild`."""
     from pipeline.report import merged
 
-    return merged.read(ReportPaths(folder).merged).frames
+    return merged.read(ReportPaths(folder).merged).on(machine).frames
 
 
 def _results_of(folder: Path | None) -> tuple[Path | None, frozenset[str]]:

@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 
 from pipeline import runtimes
 from pipeline.errors import UserError
-from pipeline.measure.series import BATCHES, Series, Threads
+from pipeline.measure.series import BATCHES, THREADS, Series, Threads
 from pipeline.paths import shell_word, sweep_file
 from pipeline.report import images, points, versions
 from pipeline.report.answer import Group, groups, settings
@@ -50,6 +50,8 @@ RESULTS = (
     *_columns("complexity", "parameters", "macs", "macs_ratio"),
     *_columns("speed", "speedup_all_batch1", "speedup_all_batch64", "test_set_seconds"),
     *_columns("quantization", "integer_share"),
+    Column("epochs", "training_epochs", "cost"),
+    Column("s", "training_seconds", "cost"),
 )
 LATENCY = tuple(_latency_columns())
 SIMULATED_MS = latency_key(Series(runtimes.REFERENCE, "simulated", "all", 1), 50)
@@ -96,6 +98,10 @@ RESULTS_NOTES: tuple[Sentence, ...] = (
         "both warmed up and interleaved in one process, with all threads.",
     ),
     (
+        "What a technique costs is the epochs and the time that its own stages trained for; those "
+        "of the base come on top where it starts from it, or is taught by it.",
+    ),
+    (
         "Agreement is the share of test images for which artifact and base predict the same class. "
         "The int8 share is the part of the MACs that runs in integer kernels.",
     ),
@@ -137,6 +143,48 @@ def simulated(frames: Frames) -> Section | None:
     return Section("simulated", title, ((about,),), tables(frames, BESIDE), ((note,),))
 
 
+SPEEDUPS = tuple(
+    Column(
+        f"batch {batch}, {'all threads' if threads == 'all' else 'one thread'}",
+        speedup_key(SPEEDUP, threads, batch),
+        "speedup over the base, ×",
+    )
+    for threads in reversed(THREADS)
+    for batch in BATCHES
+)
+
+
+def machines(frames: Frames) -> Section | None:
+    """Speedups of each technique on each machine; None where no cell was measured on several."""
+    if len(frames.every) == len({row.id for row in frames.every}):
+        return None
+    about = (
+        "Each machine timed the artifacts and their bases in turns, on ONNX Runtime: speedups are "
+        "of one machine each, and compare with each other along a technique."
+    )
+    made = (
+        _by_machine(*setting, rows, frames.machines)
+        for setting, rows in settings(frames.every).items()
+    )
+    return Section("machines", "Speed by machine", ((about,),), tuple(made))
+
+
+def _by_machine(dataset: str, model: str, rows: Sequence[Row], names: Sequence[str]) -> Table:
+    pairs = [
+        (name, group)
+        for technique in groups(rows)
+        for name in names
+        for group in groups(row for row in technique.rows if row.machine == name)
+    ]
+    head = (Column("technique"), Column("machine"), Column("n"), *SPEEDUPS)
+    lines = (
+        (first, Value(name), *rest)
+        for name, group in pairs
+        for first, *rest in [line(group, SPEEDUPS, ())]
+    )
+    return table_of(dataset, model, head, lines, (Line(group, False) for _, group in pairs))
+
+
 def several_seeds(frames: Frames) -> bool:
     return any(len(group.rows) > 1 for group in groups(frames.rows))
 
@@ -156,12 +204,12 @@ def _table_of_rows(
     present = [c for c in columns if any(number is not None for number in numbers[c])]
     head = (Column("technique"), Column("n"), *present)
     every = groups(rows)
-    lines = (_line(group, present, older) for group in every)
+    lines = (line(group, present, older) for group in every)
     about = (Line(group, group.technique in best) for group in every)
     return table_of(dataset, model, head, lines, about)
 
 
-def _line(group: Group, columns: Iterable[Column], older: Container[str]) -> tuple[Value, ...]:
+def line(group: Group, columns: Iterable[Column], older: Container[str]) -> tuple[Value, ...]:
     n = len(group.rows)
     metrics = (METRIC[column.key] for column in columns)
     mark = f" {versions.MARK}" if any(row.id in older for row in group.rows) else ""

@@ -5,7 +5,7 @@ L: layers with channels; N: images of the test set; K: the images that differ mo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy
 
-from pipeline import store
+from pipeline import done, store
 from pipeline.errors import Corrupt
 from pipeline.measure import series
 from pipeline.measure.series import Series
 from pipeline.paths import CellPaths
+from pipeline.report import measured
 from pipeline.store import StageHistory
 
-REQUIRED = ("accuracy", "stored_bytes")
 DIFFERING = "differing/"
+Measured = tuple[measured.Measurement, store.Result]
 CLASSES = ("predictions", "base_predictions", "labels")
+SIMILARITY = ("cka", "svcca")
 PER_PICTURE = ("index", "own", "base", "label", "distance")
 
 
@@ -42,12 +44,14 @@ class Evidence:
     base_predictions: numpy.ndarray | None  # uint16 [N]
     labels: numpy.ndarray | None  # uint16 [N]
     differing: dict[str, numpy.ndarray] | None
+    similarity: dict[str, numpy.ndarray] | None = None  # cka and svcca [L + 1] with the base's
 
     @cached_property
     def n_bytes(self) -> int:
         """What its numbers take in memory."""
         single = (self.channels, self.predictions, self.base_predictions, self.labels)
-        arrays = [*self.latency.values(), *(self.differing or {}).values(), *single]
+        groups = (self.latency, self.differing or {}, self.similarity or {})
+        arrays = [*(array for group in groups for array in group.values()), *single]
         return sum(a.nbytes for a in arrays if a is not None) + self.history_bytes
 
     @property
@@ -60,19 +64,20 @@ class Evidence:
 def of(result: store.Result) -> Evidence:
     """The evidence in a result. What is there but is not what it should be counts as not there:
     a checksum vouches for bytes, not for their sense."""
-    measured = result.measured
-    classes = [_array(measured.get(name), "u", 1) for name in CLASSES]
+    values = result.measured
+    classes = [_array(values.get(name), "u", 1) for name in CLASSES]
     if len({len(known) for known in classes if known is not None}) > 1:
         classes = [None] * len(CLASSES)
     own, base, labels = classes
     latency = {
         key: samples
-        for name, value in measured.items()
+        for name, value in values.items()
         if (key := series.parse(name)) and (samples := _samples(value)) is not None
     }
-    channels = _array(measured.get("channels"), "iu", 1)
-    history, differing = tuple(result.history), _differing(measured)
-    return Evidence(history, channels, latency, own, base, labels, differing)
+    channels = _array(values.get("channels"), "iu", 1)
+    history, differing = tuple(result.history), _differing(values)
+    similar = _similarity(values)
+    return Evidence(history, channels, latency, own, base, labels, differing, similar)
 
 
 def is_row_evidence(name: str) -> bool:
@@ -80,39 +85,81 @@ def is_row_evidence(name: str) -> bool:
     return name not in CLASSES and not name.startswith(DIFFERING)
 
 
-def valid_result(
+def valid_results(
     cell_id: str,
     paths: CellPaths,
+    wanted: Mapping[str, Any],
     *,
-    with_history: bool = False,
     also: Callable[[Any, store.Result, dict], None] = lambda file, result, manifest: None,
-) -> store.Result:
-    """The result that a manifest vouches for (by size, and result.h5 by its checksum); `also` as
-    in store.read_result, with the manifest.
+    also_measured: Callable[[Any, store.Result, str], None] = lambda file, result, name: None,
+) -> list[Measured]:
+    """A cell as each machine measured it, without its history: what a manifest vouches for (by
+    size, and HDF5 files by their checksum). `wanted`: `done.record` of the cell. `also` as in
+    store.read_result, with the manifest; `also_measured`: the same of measurements, by name.
 
-    Raises FileNotFoundError where there is no manifest, and Corrupt.
+    Raises FileNotFoundError where it is not trained, or has no measurement, and Corrupt.
     The artifact's checksum is left to `netpress export` and `run`: a report reads no weights.
     """
     manifest = store.read_manifest(paths)
     if manifest is None:
         raise FileNotFoundError(paths.manifest)
     store.verify_files(paths, manifest, deep=False)
-    expected = manifest["files"][paths.result.name]["sha256"]
     result = store.read_result(
         paths.result,
-        expected,
-        with_history=with_history,
+        manifest["files"][paths.result.name]["sha256"],
+        with_history=False,
         also=lambda file, result: also(file, result, manifest),
     )
-    check_result(result, cell_id, paths.result)
-    return result
+    if result.id != cell_id:
+        raise Corrupt(f"{paths.result}: is of cell {result.id}")
+    entries, damaged = store.measurements(paths)
+    whole, more = _measurements(
+        measured.chosen(done.of_this_artifact(entries, manifest), wanted), cell_id, also_measured
+    )
+    found = list(measured.combined(result, whole))
+    if found:
+        return check_results(found, paths.result)
+    if damaged or more:
+        raise (*damaged, *more)[-1]
+    raise FileNotFoundError(paths.measurements)
 
 
-def check_result(result: store.Result, cell_id: str, path: Path | str) -> None:
-    """Raises Corrupt where it is another cell's, or lacks what every result has."""
-    absent = [name for name in REQUIRED if name not in result.measured]
-    if result.id != cell_id or absent:
-        raise Corrupt(f"{path}: is of cell {result.id}, without {absent}")
+def _measurements(
+    chosen: Mapping[str, store.MeasurementEntry],
+    cell_id: str,
+    also: Callable[[Any, store.Result, str], None],
+) -> tuple[list[measured.Measurement], list[Corrupt]]:
+    """(those that can be read, why others cannot): a damaged one costs itself."""
+    whole: list[measured.Measurement] = []
+    damaged: list[Corrupt] = []
+    for entry in chosen.values():
+
+        def keep(file: Any, result: store.Result, name: str = entry.name) -> None:
+            if result.id == cell_id:
+                also(file, result, name)
+
+        try:
+            read = store.read_result(entry.path, entry.sha256, with_history=False, also=keep)
+            if read.id != cell_id:
+                raise Corrupt(f"{entry.path}: is of cell {read.id}")
+        except FileNotFoundError:
+            damaged.append(Corrupt(f"{entry.path}: is missing, its manifest names it"))
+        except Corrupt as error:
+            damaged.append(error)
+        else:
+            whole.append(measured.Measurement(entry.name, read.facts, read.measured))
+    return whole, damaged
+
+
+def check_results(found: list[Measured], path: Path | str) -> list[Measured]:
+    """Raises Corrupt where there is none, or one lacks what every result has."""
+    if not found:
+        raise Corrupt(f"{path}: has no measurement")
+    for one, result in found:
+        absent = [name for name in measured.REQUIRED if name not in result.measured]
+        if absent:
+            raise Corrupt(f"{path}: {one.name or 'its measurement'} is without {absent}")
+    return found
 
 
 def _array(value: Any, kinds: str, dimensions: int) -> numpy.ndarray | None:
@@ -125,12 +172,19 @@ def _samples(value: Any) -> numpy.ndarray | None:
     return samples if samples is not None and numpy.isfinite(samples).all() else None
 
 
-def _differing(measured: dict[str, Any]) -> dict[str, numpy.ndarray] | None:
-    pixels = _array(measured.get(f"{DIFFERING}pixels"), "u", 4)
-    arrays = {name: _array(measured.get(DIFFERING + name), "iuf", 1) for name in PER_PICTURE}
+def _similarity(values: Mapping[str, Any]) -> dict[str, numpy.ndarray] | None:
+    found = {name: _array(values.get(f"similarity/{name}"), "f", 1) for name in SIMILARITY}
+    known = {name: array for name, array in found.items() if array is not None}
+    alike = len({len(array) for array in known.values()}) == 1
+    return known if alike and len(known) == len(SIMILARITY) else None
+
+
+def _differing(values: Mapping[str, Any]) -> dict[str, numpy.ndarray] | None:
+    pixels = _array(values.get(f"{DIFFERING}pixels"), "u", 4)
+    arrays = {name: _array(values.get(DIFFERING + name), "iuf", 1) for name in PER_PICTURE}
     if pixels is None or pixels.dtype != numpy.uint8 or pixels.shape[1] not in (1, 3):
         return None
-    known = {name: values for name, values in arrays.items() if values is not None}
-    if len(known) < len(arrays) or any(len(values) != len(pixels) for values in known.values()):
+    known = {name: array for name, array in arrays.items() if array is not None}
+    if len(known) < len(arrays) or any(len(array) != len(pixels) for array in known.values()):
         return None
     return {"pixels": pixels, **known}

@@ -5,11 +5,13 @@ The keys are public (DESIGN.md); nothing else in the report reads them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline import runtimes
 from pipeline.measure.series import BATCHES, Model, Series, Threads
 from pipeline.report.frames import Frames
+from pipeline.report.measured import CLASSIFIED_ON
 from pipeline.report.metrics import METRIC, OVER_REFERENCE, SIMULATED, SPEEDUP, speedup_key
 from pipeline.report.row import PERCENTILES, Row
 
@@ -33,8 +35,33 @@ EXTRA = (
 
 
 def as_json(frames: Frames) -> dict[str, Any]:
-    """{"rows", "gaps"}, null where nothing was measured."""
-    return {"rows": [row_json(row) for row in frames.rows], "gaps": gaps(frames)}
+    """{"rows", "machines", "gaps"}, null where nothing was measured."""
+    rows = [row_json(row) for row in frames.rows]
+    return {"rows": rows, "machines": machines(frames), "gaps": gaps(frames)}
+
+
+def machines(frames: Frames) -> list[dict[str, Any]]:
+    """Those that measured, that of most cells first, each as it was when it measured last."""
+    newest: dict[str, Row] = {}
+    for row in frames.every:
+        best = newest.setdefault(row.machine, row)
+        if str(row.facts.get("measured_at") or "") > str(best.facts.get("measured_at") or ""):
+            newest[row.machine] = row
+    return [machine(name, newest[name].facts) for name in frames.machines]
+
+
+def machine(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    described = facts.get("hardware") or {}
+    flags = described.get("flags") or []
+    return {
+        "name": name,
+        "cpu": described.get("cpu"),
+        "flags": flags.split() if isinstance(flags, str) else flags,
+        "gpu": described.get("gpu"),
+        "runtimes": facts.get("runtimes") or [runtimes.DEFAULT, runtimes.REFERENCE],
+        # From here on: not promised, but useful.
+        "cores": described.get("cores"),
+    }
 
 
 def gaps(frames: Frames) -> list[dict[str, Any]]:
@@ -60,6 +87,8 @@ def row_json(row: Row) -> dict[str, Any]:
         # From here on: not promised, but useful.
         "family": row.family,
         "is_base": row.is_base,
+        "machine": row.machine,
+        "classified_on": row.facts.get(CLASSIFIED_ON) or row.machine,
         "other_images_of": row.other_images_of,
         **{key: METRIC[key].of(row) for key in EXTRA},
         "latency_ms_one_thread": _latency(row, runtimes.DEFAULT, "artifact", "one"),

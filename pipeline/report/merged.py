@@ -1,7 +1,7 @@
 """results.h5: all that a report is made from, in one file that can be shared.
 
     /                           attributes format, netpress (version), name, called (how the user
-                                names the sweep)
+                                names the sweep), and machine, where one was chosen to be shown
     /text                       the sweep file
     /order                      JSON: ids of the sweep's cells, in its order
     /gaps                       JSON: [{cell, reason}]
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,9 @@ from pipeline.store import hdf5, typed
 from pipeline.sweep import Cell, Sweep
 from pipeline.usage import Used
 
-FORMAT = 1
+FORMAT = 2  # in 1, a cell has one measurement, in /measure
+READABLE = (1, 2)
+MACHINE = "machine"
 TEXT_BYTES = 2 * strict_yaml.MAX_BYTES  # of a sweep file
 MEMBERS = {"text", "order", "gaps", "usage", "cells"}
 
@@ -59,7 +61,7 @@ class Published:
 
     def evidence(self, cell_id: str) -> Evidence | None:
         """What figures show of a cell; None for one without a result. Raises Corrupt."""
-        if cell_id not in self._done:
+        if cell_id not in self._measurements:
             return None
         return evidence.of(self.result(cell_id))
 
@@ -70,42 +72,58 @@ class Published:
             return typed.parsed("artifact", text)
 
     def result(self, cell_id: str) -> store.Result:
-        """All that was recorded of a cell that has a result. Raises Corrupt."""
+        """All that was recorded of a cell that has a result, of its row's machine. Raises
+        Corrupt."""
+        measurement = self._measurements[cell_id]
         with store.open_hdf5(self.path, checked=True) as file:
-            return reading.result_of(file, cell_id, everything=True)
+            found = reading.results_of(file, cell_id, everything=True)
+        return next(result for one, result in found if one.name == measurement)
 
     @property
     def used(self) -> Used | None:
         return usage.total(self.usages.values())
 
+    def on(self, machine: str | None) -> Published:
+        """The same with the rows of one machine; as `Frames.on`."""
+        return replace(self, frames=self.frames.on(machine, self.sweep))
+
     @cached_property
-    def _done(self) -> frozenset[str]:
-        return frozenset(self.frames.ids)
+    def _measurements(self) -> dict[str, str]:
+        """Id of a cell with a row -> the name of its measurement."""
+        return {row.id: row.measurement for row in self.frames.rows}
 
 
 # --- writing ---------------------------------------------------------------------------------
 
 
-def write(sweep: Sweep, work: Work, path: Path, earlier: Path | None = None) -> Published:
+def write(
+    sweep: Sweep,
+    work: Work,
+    path: Path,
+    earlier: Path | None = None,
+    machine: str | None = None,
+) -> Published:
     """Publish `path` from what there is of `sweep`, and return what is in it. `earlier`: as in
-    `reading.from_work`; it can be `path` itself.
+    `reading.from_work`; it can be `path` itself. `machine`: by its whole name, the one shown.
 
     The same results give the same bytes, whatever the order in which they came. Raises OSError
     where it cannot be written; what was there before is then still there.
     """
     cells = frames.in_order(sweep)
-    requests = [(identity(cell), work.cell(cell.id)) for cell in cells]
+    requests = [frames.request(cell, work) for cell in cells]
     published: list[Published] = []
 
     def fill(file: h5py.File) -> None:
         _put_sweep(file, sweep)
+        if machine is not None:
+            file.attrs[MACHINE] = machine
         chunks = reading.from_work_merged(requests, earlier)
         read = list(zip(cells, _put_cells(file, chunks, sweep), strict=True))
         result = frames.framed(read, work)
         usages = {cell.id: one.usage for cell, one in read if one.usage is not None}
         _put_json(file, "gaps", [_gap_json(gap) for gap in result.gaps])
         _put_json(file, "usage", usages)
-        published.append(Published(path, sweep, result, usages))
+        published.append(Published(path, sweep, result.on(machine, sweep), usages))
 
     store.publish_hdf5(path, fill)
     return published[0]
@@ -145,8 +163,8 @@ def _put_cells(file: h5py.File, chunks: Iterator[Chunk], sweep: Sweep) -> list[R
     for chunk in chunks:
         with reading.opened(chunk.file) as source:
             for read in chunk.cells:
-                if read.row is not None:
-                    cell_id = read.row.id
+                if read.rows:
+                    cell_id = read.rows[0].id
                     _put_cell(target.id, source, cell_id, read.long, first)
                     copy = h5g.open(target.id, cell_id.encode())
                     text = store.cell_text(sweep.by_id[cell_id].to_json())
@@ -165,7 +183,7 @@ def _put_cell(
     """`first`: the name of a long array's content -> where it is in `target` already."""
     h5o.copy(source, cell_id.encode(), target, cell_id.encode())
     for name, content_name in sorted(long.items()):
-        place = f"{cell_id}/measure/{name}".encode()
+        place = f"{cell_id}/{name}".encode()
         if content_name in first:
             target.links.create_hard(place, target, first[content_name])
         else:
@@ -175,6 +193,17 @@ def _put_cell(
 
 def _gap_json(gap: Gap) -> dict[str, Any]:
     return {"cell": gap.cell.to_json(), "reason": gap.reason}
+
+
+def show(published: Published, machine: str) -> Published:
+    """Have results.h5 remember which machine is shown; raises as `Frames.on`."""
+    name = published.frames.named(machine)
+
+    def put(file: h5py.File) -> None:
+        file.attrs[MACHINE] = name
+
+    store.change_hdf5(published.path, put)
+    return read(published.path)
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -188,19 +217,21 @@ def read(path: Path) -> Published:
     """
     with store.open_hdf5(path) as file:
         _check(file, path)
+        machine = hdf5.attribute(file.id, MACHINE.encode()) if MACHINE in file.attrs else None
         missing, usages = _json(file, "gaps"), _json(file, "usage")
         sweep = _sweep(file, path, {gap["cell"]["id"]: gap["cell"] for gap in missing})
     gaps = {gap["cell"]["id"]: gap["reason"] for gap in missing}
     cells = frames.in_order(sweep)
     rows = reading.from_results(path, [identity(c) for c in cells if c.id not in gaps])
     result = Frames.of(rows, [Gap(c, gaps[c.id]) for c in cells if c.id in gaps])
-    return Published(path, sweep, result, usages)
+    return Published(path, sweep, result, usages).on(machine)
 
 
 def _check(file: h5py.File, path: Path) -> None:
     made = hdf5.number_attribute(file.id, b"format")
-    if made != FORMAT:
-        raise UserError(f"{path}: format {made}, this netpress reads {FORMAT}")
+    if made not in READABLE:
+        formats = " and ".join(map(str, READABLE))
+        raise UserError(f"{path}: format {made}, this netpress reads {formats}")
     if set(hdf5.members(file.id)) != MEMBERS:
         raise ValueError(f"its members are not {', '.join(sorted(MEMBERS))}")
 

@@ -38,6 +38,7 @@ LARGE_LINES = 500  # of all tables: from here on those out of sight are not laid
 NARROW_GROUPS = ("accuracy", "size", "speed")  # what a narrow screen shows at first
 SHORT_TITLES = {  # by the id of a section
     "study": "Study",
+    "machines": "Machines",
     "simulated": "Simulated latency",
     "controls": "Controls",
     "published": "Published",
@@ -66,12 +67,12 @@ def html(
 ) -> bytes:
     """The page. `figures`: by name, in reading order; `usages`: a cell's id -> its job's record of
     usage; `measured`: as sections.measured has it; `files`: what lies beside it, by its path."""
-    parts = list(views.parts(measured))
+    parts = list(views.parts(measured, frames))
     used = [views.part(section) for section in (jobs.section(sweep, usages),) if section]
     gaps = views.gaps(frames.gaps)
     every_cell = views.every_cell(frames)
     tables = [*(view for part in (*parts, gaps, *used) for view in part.tables), every_cell]
-    machines = Machines(frames.rows)
+    machines = Machines(frames)
     shown = list(_shown(sweep, frames, parts, machines))
     style = _file("page.css") + "".join(rule for view in tables for rule in view.hiding)
     script = _file("page.js")
@@ -124,7 +125,9 @@ def _shown(
     for i, (answer, table) in enumerate(answers):
         members = rows[answer.dataset, answer.model]
         drawn = plot.plot(members, answer, table, machines, plots) if i < plots else None
-        ids = {line.group.technique: table.row_id(j) for j, line in enumerate(table.about)}
+        ids: dict[str, str] = {}
+        for j, line in enumerate(table.about):  # those of other machines come last
+            ids.setdefault(line.group.technique, table.row_id(j))
         yield Shown(f"shown-{i}", answer, drawn, ids)
 
 

@@ -267,7 +267,7 @@ class _Drawing:
             low,
             high,
             self._numbers(point.group),
-            self.machines.of(point.group.rows),
+            self.machines.anywhere(point.group.rows),
         )
 
     def anchor(self, placed: Placed) -> Mark:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pipeline import usage
+from pipeline import timeline, usage
 from pipeline.report import content
 from pipeline.report.frames import Frames
 from pipeline.report.jobs import Usage
@@ -76,6 +76,7 @@ def _machines(frames: Frames) -> list[tuple[str, str]]:
         ("Images", _counted(_noted(fact.get("image_notes")) for fact in facts)),
         ("Changed during the run", _counted(map(_changed, facts))),
         ("Total training time", _training(frames)),
+        ("Mean time of a cell", timeline.line(f["phases"] for f in facts if f.get("phases"))),
     )
     return [(label, value) for label, value in lines if value]
 

@@ -15,13 +15,13 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import h5py
 import numpy
@@ -30,7 +30,8 @@ from h5py import h5d, h5f, h5g, h5o, h5p, h5s, h5t
 from pipeline import garbage, hardware, store, usage
 from pipeline.errors import Corrupt
 from pipeline.paths import CellPaths
-from pipeline.report.evidence import check_result, is_row_evidence, valid_result
+from pipeline.report.evidence import Measured, check_results, is_row_evidence, valid_results
+from pipeline.report.measured import Measurement, combined
 from pipeline.report.row import Identity, Row, row
 from pipeline.store import hdf5, typed
 
@@ -44,17 +45,25 @@ LONG_BYTES = 4096
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-Request = tuple[Identity, CellPaths]
+
+
+class Request(NamedTuple):
+    """`made_with`: what its sweep asks its measurement to be made with (`pipeline.done`)."""
+
+    cell: Identity
+    paths: CellPaths
+    made_with: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Read:
-    """What there is of a cell: its row; or why not, as an error; and its job's record of usage.
+    """What there is of a cell: a row for each machine that measured it; or why none, as an error;
+    and its job's record of usage.
 
-    `long`: name of a measured array -> its content's name in the chunk's file.
+    `long`: path of a measured array in its cell's group -> its content's name in the chunk's file.
     """
 
-    row: Row | None = None
+    rows: tuple[Row, ...] = ()
     error: Exception | None = None
     usage: dict[str, Any] | None = None
     long: dict[str, str] = field(default_factory=dict)
@@ -82,7 +91,7 @@ def from_work_merged(cells: Iterable[Request], earlier: Path | None = None) -> I
 
 
 def from_results(path: Path, cells: Iterable[Identity]) -> Iterator[Row]:
-    """The row of each cell in a results.h5 whose seal was checked; raises Corrupt."""
+    """The rows of each cell in a results.h5 whose seal was checked; raises Corrupt."""
     for rows in in_chunks(read_merged_chunk, [(path, named) for named in cells]):
         yield from rows
 
@@ -91,49 +100,72 @@ def from_results(path: Path, cells: Iterable[Identity]) -> Iterator[Row]:
 
 
 def read_chunk(cells: Sequence[Request], earlier: Path | None = None) -> Chunk:
-    return Chunk([_read(named, paths, earlier) for named, paths in cells])
+    return Chunk([_read(request, earlier) for request in cells])
 
 
 def read_chunk_merged(cells: Sequence[Request], earlier: Path | None = None) -> Chunk:
     with _file_in_memory() as file:
         file.create_group("long")
-        return Chunk([_read(named, paths, earlier, file) for named, paths in cells], _image(file))
+        return Chunk([_read(request, earlier, file) for request in cells], _image(file))
 
 
 def read_merged_chunk(cells: Sequence[tuple[Path, Identity]]) -> list[Row]:
     path = cells[0][0]
     with store.open_hdf5(path, checked=True) as file:
-        return [row(named, result_of(file, named.id)) for _, named in cells]
+        return [row for _, named in cells for row in _rows(named, results_of(file, named.id))]
 
 
-def result_of(file: h5py.File, cell_id: str, *, everything: bool = False) -> store.Result:
-    """A cell's result in an open results.h5: what a row needs, or everything."""
+def _rows(named: Identity, found: list[Measured]) -> tuple[Row, ...]:
+    return tuple(row(named, result, one) for one, result in found)
+
+
+def results_of(file: h5py.File, cell_id: str, *, everything: bool = False) -> list[Measured]:
+    """A cell in an open results.h5 as each machine measured it: what a row needs, or everything."""
     wanted = (lambda name: True) if everything else is_row_evidence
     tree = hdf5.Tree.of(file["cells"][cell_id].id)
     result = store.result_in(tree, everything, wanted)
-    check_result(result, cell_id, file.filename)
-    return result
+    if result.id != cell_id:
+        raise Corrupt(f"{file.filename}: is of cell {result.id}")
+    return check_results(list(combined(result, list(_measurements(tree, wanted)))), file.filename)
 
 
-def _read(
-    named: Identity, paths: CellPaths, earlier: Path | None, file: h5py.File | None = None
-) -> Read:
+def _measurements(tree: hdf5.Tree, wanted: Callable[[str], bool]) -> Iterator[Measurement]:
+    """Those that stand beside a cell's own result in a results.h5."""
+    if b"measurements" not in tree.paths:
+        return
+    below, budget = tree.below(b"measurements"), hdf5.Budget()
+    for name in sorted(below.members(), key=typed.number):  # the newest of a machine comes last
+        one = below.below(name)
+        values = one.below(b"measure").values(wanted, budget)
+        typed.check_measured(values)
+        facts = typed.parsed("facts", hdf5.attribute(one.group, b"facts"))
+        yield Measurement(typed.name(name), facts, values)
+
+
+def _read(request: Request, earlier: Path | None, file: h5py.File | None = None) -> Read:
+    named, paths, made_with = request
     long: dict[str, str] = {}
 
     def keep(source: hdf5.Group, result: store.Result, manifest: dict[str, Any]) -> None:
         if file is not None and result.id == named.id:
-            long.update(_merge(source, result, file))
+            long.update(_merge(source, named.id, file, _by_path(result)))
             copy = h5g.open(file.id, named.id.encode())
             hdf5.put_attribute(copy, b"artifact", _artifact_json(manifest, paths))
 
+    def keep_measured(source: hdf5.Group, result: store.Result, name: str) -> None:
+        if file is not None:
+            target = f"{named.id}/measurements/{name}"
+            file.require_group(f"{named.id}/measurements")
+            long.update(_merge(source, target, file, _by_path(result)))
+
     recorded = usage.of_cell(paths)
     try:
-        result = valid_result(named.id, paths, also=keep)
+        found = valid_results(named.id, paths, made_with, also=keep, also_measured=keep_measured)
     except FileNotFoundError as error:
         return _read_earlier(named, earlier, file) or Read(error=error, usage=recorded)
     except Corrupt as error:
         return Read(error=error, usage=recorded)
-    return Read(row(named, result), usage=recorded, long=long)
+    return Read(_rows(named, found), usage=recorded, long=long)
 
 
 def _read_earlier(named: Identity, path: Path | None, file: h5py.File | None) -> Read | None:
@@ -144,9 +176,14 @@ def _read_earlier(named: Identity, path: Path | None, file: h5py.File | None) ->
         if named.id not in hdf5.members(source["cells"].id):
             return None
         recorded = typed.parsed("usage", hdf5.value_in(source.id, "usage")).get(named.id)
-        result = result_of(source, named.id, everything=file is not None)
-        long = {} if file is None else _merge(source["cells"][named.id].id, result, file)
-        return Read(row(named, result), usage=recorded, long=long)
+        found = results_of(source, named.id, everything=file is not None)
+        long: dict[str, str] = {}
+        if file is not None:
+            if named.id in file:  # trained in the work root, and not measured
+                del file[named.id]
+            group = source["cells"][named.id].id
+            long = _merge(group, named.id, file, hdf5.Tree.of(group).values(is_measured))
+        return Read(_rows(named, found), usage=recorded, long=long)
 
 
 def _artifact_json(manifest: dict[str, Any], paths: CellPaths) -> str:
@@ -159,16 +196,29 @@ def _artifact_json(manifest: dict[str, Any], paths: CellPaths) -> str:
     return json.dumps(files, sort_keys=True)
 
 
-def _merge(source: hdf5.Group, result: store.Result, file: h5py.File) -> dict[str, str]:
-    """Copies a result into the chunk's file. Its history is not read before, which would cost as
-    much again: whoever shows it reads it from there, with every check."""
-    h5o.copy(source, b".", file.id, result.id.encode())
-    measure, long = h5g.open(file.id, f"{result.id}/measure".encode()), {}
-    for name, value in result.measured.items():
+def _merge(
+    source: hdf5.Group, target: str, file: h5py.File, measured: Mapping[str, Any]
+) -> dict[str, str]:
+    """Copies a result, checked before, to `target` in the chunk's file, with its long arrays apart.
+    `measured`: its values, by path. Its history is not read before, which would cost as much again:
+    whoever shows it reads it from there, with every check."""
+    h5o.copy(source, b".", file.id, target.encode())
+    cell, long = target.partition("/")[0], {}
+    copy = h5g.open(file.id, target.encode())
+    for path, value in measured.items():
         if isinstance(value, numpy.ndarray) and value.nbytes >= LONG_BYTES:
-            measure.unlink(name.encode())
-            long[name] = _put_long(file, value)
+            copy.unlink(path.encode())
+            long[f"{target}/{path}".removeprefix(f"{cell}/")] = _put_long(file, value)
     return long
+
+
+def _by_path(result: store.Result) -> dict[str, Any]:
+    return {f"measure/{name}": value for name, value in result.measured.items()}
+
+
+def is_measured(path: str) -> bool:
+    """Whether a path in a cell's group is of a measured value."""
+    return path.startswith("measure/") or "/measure/" in path
 
 
 def _put_long(file: h5py.File, value: numpy.ndarray) -> str:

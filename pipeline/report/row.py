@@ -16,6 +16,7 @@ import numpy
 from pipeline import runtimes, store
 from pipeline.measure import series as naming
 from pipeline.measure.series import Model, Series, Threads
+from pipeline.report.measured import IN_RESULT, Measurement, machine
 from pipeline.sweep import Cell
 
 # What a base is compared with is itself.
@@ -59,11 +60,16 @@ PERCENTILES = (50, 90, 99)
 class Row(Identity):
     """Shares are 0..1; `base_...` is of the base that the cell starts from, of a base its own.
 
+    `machine`: what measured it; `measurement`: as `measured.Measurement.name`; `facts`: those of
+    the machine that measured, where they are of a machine.
+
     `other_images_of`: the data set's name where the cell was made of other images than the newest
     of that name; `dataset` is then a name of its own.
     """
 
     facts: Mapping[str, Any]
+    machine: str = ""
+    measurement: str = ""
     other_images_of: str | None = None
     accuracy: float | None
     base_accuracy: float | None
@@ -84,7 +90,9 @@ class Row(Identity):
     subnormals: float | None
     simulated_accuracy: float | None
     simulated_agreement: float | None
+    held_out_accuracy: float | None
     training_seconds: float | None
+    training_epochs: float | None
     seconds: float | None
     peak_memory_bytes: float | None
 
@@ -151,8 +159,8 @@ def identity(cell: Cell) -> Identity:
     )
 
 
-def row(cell: Identity, result: store.Result) -> Row:
-    """The row of a cell, from its result."""
+def row(cell: Identity, result: store.Result, one: Measurement | None = None) -> Row:
+    """The row of a cell, from its result as it was measured once (`measured.combined`)."""
     measured = {name: result.measured.get(name) for name in MEASURED}
     if cell.is_base:
         measured |= {f"base_{name}": measured[name] for name in OF_BASE}
@@ -161,8 +169,11 @@ def row(cell: Identity, result: store.Result) -> Row:
         **vars(cell),
         **numbers,
         facts=result.facts,
+        machine=machine(result.facts),
+        measurement=one.name if one else IN_RESULT,
         latencies=_latencies(result.measured),
         training_seconds=_training_seconds(result),
+        training_epochs=_training_epochs(result),
         seconds=_number(result.facts.get("seconds")),
         peak_memory_bytes=_number(result.facts.get("peak_memory_bytes")),
     )
@@ -177,9 +188,12 @@ MEASURED = tuple(
         *IDENTITY,
         "versions",
         "facts",
+        "machine",
+        "measurement",
         "other_images_of",
         "latencies",
         "training_seconds",
+        "training_epochs",
         "seconds",
         "peak_memory_bytes",
     }
@@ -220,6 +234,11 @@ def _training_seconds(result: store.Result) -> float | None:
     seconds = [_number(value) for column in columns for value in column]
     known = [value for value in seconds if value is not None]
     return float(sum(known)) if len(known) == len(seconds) else None
+
+
+def _training_epochs(result: store.Result) -> float | None:
+    """Of the cell's own stages; None where nothing was recorded, as of an older report."""
+    return float(sum(len(stage.columns.get("seconds", ())) for stage in result.history)) or None
 
 
 def _typed(name: str, value: Any) -> float | int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.report import content, controls, published, study
+from pipeline.report import content, controls, published, study, tuned
 from pipeline.report.document import Section
 from pipeline.report.frames import Frames
 from pipeline.sweep import Sweep
@@ -16,7 +16,9 @@ def measured(sweep: Sweep, frames: Frames) -> list[Section]:
         study.section(frames.rows),
         content.results(frames),
         content.latency(frames),
+        content.machines(frames),
         content.simulated(frames),
+        tuned.section(sweep, frames.rows),
         controls.section(sweep, frames.rows),
         published.section(frames.rows),
     )

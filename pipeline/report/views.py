@@ -12,7 +12,10 @@ from itertools import groupby
 from markupsafe import Markup
 
 from pipeline.gaps import Gap
-from pipeline.report.document import Column, Section, Sentence, Table, Value, spread
+from pipeline.hardware import machine_name
+from pipeline.report import content
+from pipeline.report.answer import groups
+from pipeline.report.document import Column, Line, Section, Sentence, Table, Value, spread
 from pipeline.report.frames import Frames
 from pipeline.report.metrics import METRIC
 from pipeline.report.provenance import machine
@@ -45,19 +48,37 @@ def slug(name: str) -> str:
 
 
 class Machines:
-    """The machines that measured, numbered as they come."""
+    """The machines that measured, numbered as they come, the one that is shown first. `first`: its
+    number where cells were measured on several, so that one has to be chosen; else ""."""
 
-    def __init__(self, rows: Iterable[Row]):
-        names = dict.fromkeys(machine(row.facts) for row in rows)
+    def __init__(self, frames: Frames):
+        every = frames.every or frames.rows
+        names = dict.fromkeys(map(machine_of, (*frames.rows, *every)))
         self.names = [name for name in names if name]
         self._number = {name: str(i) for i, name in enumerate(self.names)}
+        self._of_cell: dict[str, list[Row]] = {}
+        for row in every:
+            self._of_cell.setdefault(row.id, []).append(row)
+        self.first = "0" if any(len(rows) > 1 for rows in self._of_cell.values()) else ""
 
     def of(self, rows: Iterable[Row]) -> str:
         """Those of these rows: `0 2`; "" where there are not several to choose from."""
         if len(self.names) < 2:
             return ""
-        numbers = (self._number.get(machine(row.facts), "") for row in rows)
+        numbers = (self._number.get(machine_of(row), "") for row in rows)
         return " ".join(dict.fromkeys(number for number in numbers if number))
+
+    def anywhere(self, rows: Iterable[Row]) -> str:
+        """Those that measured any of the cells of these rows."""
+        return self.of(other for row in rows for other in self._of_cell.get(row.id, [row]))
+
+
+def machine_of(row: Row) -> str:
+    """As a reader chooses it: its CPU, after its name where it has one of its own."""
+    described, hardware = machine(row.facts), row.facts.get("hardware") or {}
+    if row.machine == machine_name(hardware.get("cpu"), hardware.get("cores")):
+        return described
+    return f"{row.machine} ({described})" if described else row.machine
 
 
 @dataclass(frozen=True)
@@ -187,12 +208,15 @@ class Part:
         return [name for name in dict.fromkeys(names) if name]
 
 
-def parts(measured: Sequence[Section]) -> Iterator[Part]:
-    """As in report.md, but with latency in the tables of results, where it can be hidden."""
+def parts(measured: Sequence[Section], frames: Frames) -> Iterator[Part]:
+    """As in report.md, but with latency in the tables of results, where it can be hidden, and with
+    a line for each machine that measured a technique."""
     by_id = {section.id: section for section in measured}
     for section in measured:
         if section.id == "results":
-            yield part(_beside(section, by_id["latency"]), controls=True)
+            whole = _beside(section, by_id["latency"])
+            tables = tuple(_elsewhere(table, frames) for table in whole.tables)
+            yield part(replace(whole, tables=tables), controls=True)
         elif section.id != "latency":
             yield part(section)
 
@@ -208,6 +232,23 @@ def _beside(section: Section, other: Section) -> Section:
         for table, more in zip(section.tables, other.tables, strict=True)
     )
     return replace(section, tables=tables, notes=(*section.notes, *other.about))
+
+
+def _elsewhere(table: Table, frames: Frames) -> Table:
+    """With what other machines measured than those whose rows are shown."""
+    shown = {(row.id, row.machine) for row in frames.rows}
+    others = [
+        row
+        for row in frames.every
+        if row.setting == (table.dataset, table.model) and (row.id, row.machine) not in shown
+    ]
+    lines, about = list(table.lines), list(table.about)
+    for name in dict.fromkeys(row.machine for row in others):
+        for group in groups(row for row in others if row.machine == name):
+            first, *rest = content.line(group, table.columns[2:], ())
+            lines.append((Value(f"{first.text} on {name}"), *rest))
+            about.append(Line(group, False))
+    return replace(table, lines=tuple(lines), about=tuple(about))
 
 
 def part(section: Section, controls: bool = False) -> Part:

@@ -1,9 +1,9 @@
 """Files on disk: a result is either absent or complete.
 
 files: atomic publication. modes: who may read it. regular: reading files of unknown origin. locks:
-one process per cell. claims: locks, also without flock. manifest: which cells are done. results:
-HDF5. attempts: one run of a job for a cell, its failure and its usage. Other layers use the names
-here, not the modules below.
+one process per cell. claims: locks, also without flock. manifest: which cells are trained.
+measurement: of any number of machines. results: HDF5. attempts: one run of a job for a cell, its
+failure and its usage. Other layers use the names here, not the modules below.
 """
 
 from pipeline.store.attempts import (
@@ -42,6 +42,7 @@ from pipeline.store.files import (
 from pipeline.store.locks import Busy, lock_cell
 from pipeline.store.manifest import (
     damaged_parts,
+    fingerprint,
     is_done,
     manifest_bytes,
     read_manifest,
@@ -51,6 +52,10 @@ from pipeline.store.manifest import (
     withdraw,
     write_manifest,
 )
+from pipeline.store.measurement import Entry as MeasurementEntry
+from pipeline.store.measurement import artifact_sha256
+from pipeline.store.measurement import look as measurements
+from pipeline.store.measurement import publish as publish_measurement
 from pipeline.store.modes import (
     PRIVATE,
     closed_to_group,
@@ -68,6 +73,7 @@ from pipeline.store.results import (
     Result,
     StageHistory,
     cell_text,
+    change_hdf5,
     check_seal,
     history_bytes,
     open_hdf5,
@@ -80,6 +86,10 @@ from pipeline.store.results import (
 )
 
 __all__ = [
+    "MeasurementEntry",
+    "artifact_sha256",
+    "measurements",
+    "publish_measurement",
     "Failure",
     "Peaks",
     "Requested",
@@ -101,12 +111,14 @@ __all__ = [
     "Result",
     "StageHistory",
     "cell_text",
+    "change_hdf5",
     "check_seal",
     "clear_abandoned",
     "closed_to_group",
     "copy_checked",
     "damaged_parts",
     "enter",
+    "fingerprint",
     "history_bytes",
     "is_done",
     "json_bytes",

@@ -46,6 +46,7 @@ class Requested:
     cores: float = 0
     memory_bytes: float = 0
     gpus: float = 0
+    minutes: float = 0
     charge: float | None = None
 
 
@@ -63,7 +64,8 @@ class Peaks:
 @dataclass(frozen=True)
 class Usage:
     """What an attempt used of its job's request; of one that has just begun, only the job is known.
-    Times are UTC as `2026-01-31T12:00:00Z`; `ended` is None while it runs."""
+    Times are UTC as `2026-01-31T12:00:00Z`; `ended` is None while it runs. `phases`: see
+    `pipeline.timeline`."""
 
     job: str | None
     host: str | None = None
@@ -74,6 +76,7 @@ class Usage:
     epochs: int | None = None
     requested: Requested | None = None
     used: Peaks | None = None
+    phases: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """With the keys of usage.json."""
@@ -81,6 +84,10 @@ class Usage:
             return {"job": self.job}
         values = asdict(self)
         values["request"] = request = values.pop("requested")
+        if self.phases is None:  # of an earlier version
+            del values["phases"]
+        if request and not request["minutes"]:
+            del request["minutes"]
         if request and request["charge"] is None:
             del request["charge"]
         return values
@@ -136,7 +143,15 @@ def read_usage(attempt: AttemptPaths) -> Usage | None:
         # Of earlier versions, it has another name.
         requested=_requested(values.get("request", values.get("asked"))),
         used=_peaks(values.get("used")),
+        phases=_phases(values.get("phases")),
     )
+
+
+def _phases(values: Any) -> dict[str, float] | None:
+    if not isinstance(values, dict):
+        return None
+    known = {name: _number(values, name) for name in values}
+    return {name: seconds for name, seconds in known.items() if seconds is not None}
 
 
 def _requested(values: Any) -> Requested | None:
@@ -145,8 +160,8 @@ def _requested(values: Any) -> Requested | None:
     cores, memory_bytes = _number(values, "cores"), _number(values, "memory_bytes")
     if cores is None or memory_bytes is None:
         return None
-    gpus, charge = _number(values, "gpus") or 0, _number(values, "charge")
-    return Requested(cores, memory_bytes, gpus, charge)
+    gpus, minutes = _number(values, "gpus") or 0, _number(values, "minutes") or 0
+    return Requested(cores, memory_bytes, gpus, minutes, _number(values, "charge"))
 
 
 def _peaks(values: Any) -> Peaks | None:

@@ -33,14 +33,18 @@ SEALED = re.compile(rb',\n "seal": "(?P<seal>[0-9a-f]{64})"\n\}\n\Z')
 
 def write_manifest(cell: CellPaths, extra: dict[str, Any] | None = None) -> None:
     """Name every file of a finished cell with its size and SHA-256: from now on it is done."""
-    files = {str(p.relative_to(cell.folder)): _fingerprint(p) for p in _product(cell)}
+    files = {str(p.relative_to(cell.folder)): fingerprint(p) for p in _product(cell)}
     publish_bytes(cell.manifest, manifest_bytes(cell.id, files, extra or {}))
 
 
 def manifest_bytes(cell_id: str, files: dict[str, Any], extra: dict[str, Any]) -> bytes:
     """`files`: name in the cell's folder -> {"bytes", "sha256"}. It has a checksum of its own,
     since a flipped bit in a number still gives a number."""
-    content = {"format": FORMAT, "id": cell_id, "files": files, "extra": extra}
+    return sealed_json({"format": FORMAT, "id": cell_id, "files": files, "extra": extra})
+
+
+def sealed_json(content: dict[str, Any]) -> bytes:
+    """With a last entry that is the SHA-256 of the others; no key may come after `seal`."""
     return json_bytes({**content, "seal": hashlib.sha256(json_bytes(content)).hexdigest()})
 
 
@@ -54,12 +58,12 @@ def read_manifest(cell: CellPaths) -> dict[str, Any] | None:
         manifest = json.loads(data)
     except (ValueError, RecursionError):
         manifest = None
-    if not _is_sealed(data) or not _well_formed(manifest, cell):
+    if not is_sealed(data) or not _well_formed(manifest, cell):
         raise Corrupt(f"{cell.manifest}: damaged")
     return manifest
 
 
-def _is_sealed(data: bytes) -> bool:
+def is_sealed(data: bytes) -> bool:
     """Whether the seal, the last entry, is of all that stands before it."""
     match = SEALED.search(data)
     if match is None:
@@ -134,7 +138,8 @@ def _product(cell: CellPaths) -> list[Path]:
     return [cell.cell_json, cell.result, *optional, *artifact]
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def fingerprint(path: Path) -> dict[str, Any]:
+    """As a manifest names a file."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 

@@ -23,6 +23,7 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -144,6 +145,22 @@ def publish_hdf5(path: Path, fill: Callable[[Any], None]) -> None:
             h5py.File(temporary, "w", userblock_size=SEAL_BYTES, locking=False) as file,
         ):
             fill(file)
+        with open(temporary, "r+b", buffering=0) as raw:
+            raw.write(_seal_of(_body_sha256(raw)))
+            os.fsync(raw.fileno())
+    files.sync_folder(path.parent)
+
+
+def change_hdf5(path: Path, change: Callable[[Any], None]) -> None:
+    """Publish `path` anew, with what `change` does to an open copy of it; raises as `publish_hdf5`.
+    Its seal was checked before."""
+    import h5py
+
+    with files.replacing(path) as temporary:
+        files.write_synced(temporary, b"")
+        shutil.copyfile(path, temporary)
+        with _named_errors(path), h5py.File(temporary, "r+", locking=False) as file:
+            change(file)
         with open(temporary, "r+b", buffering=0) as raw:
             raw.write(_seal_of(_body_sha256(raw)))
             os.fsync(raw.fileno())

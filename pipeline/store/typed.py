@@ -7,6 +7,7 @@ pydantic, which refuses lone surrogates, and infinities where a number is expect
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any
@@ -28,26 +29,27 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Amount = Annotated[float, Field(ge=0, le=1e18)]
 Positive = Annotated[float, Field(gt=0, le=1e18)]
 FileName = Annotated[str, Field(min_length=1, max_length=1000)]
+Machine = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
-class _Typed(BaseModel):
+class Typed(BaseModel):
     """What else there is may be of another version, and is not read."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore", defer_build=True)
 
 
-class _Hardware(_Typed):
+class _Hardware(Typed):
     cpu: Text | None = None
     flags: list[Text] | Text | None = None
     cores: Amount | None = None
     gpu: Text | None = None
 
 
-class _Needs(_Typed):
+class _Needs(Typed):
     cpu: list[Text] | None = None
 
 
-class _Facts(_Typed):
+class _Facts(Typed):
     """Of a result, as far as anything is made of them."""
 
     hardware: _Hardware | None = None
@@ -63,23 +65,29 @@ class _Facts(_Typed):
     dataset_fingerprint: Text | None = None
     seconds: Amount | None = None
     peak_memory_bytes: Amount | None = None
+    machine: Machine | None = None
+    runtimes: list[Text] | None = None
+    threads: Amount | None = None
+    measured_at: Text | None = None
+    phases: dict[Text, Amount] | None = None
 
 
-class _Requested(_Typed):
+class _Requested(Typed):
     cores: Positive
     memory_bytes: Positive
     gpus: Amount | None = None
     charge: Amount | None = None
+    minutes: Amount | None = None
 
 
-class _Used(_Typed):
+class _Used(Typed):
     memory_bytes: Amount
     cores: Amount
     gpu_memory_bytes: Amount
     gpu_busy: Amount | None = None
 
 
-class _All(_Typed):
+class _All(Typed):
     attempts: Amount | None = None
     wall_s: Amount | None = None
     gpu_s: Amount | None = None
@@ -89,7 +97,7 @@ class _All(_Typed):
     charge: Amount | None = None
 
 
-class _Usage(_Typed):
+class _Usage(Typed):
     """The record of a cell's job; see `pipeline.usage`."""
 
     job: Annotated[Text, Field(min_length=1)]
@@ -107,12 +115,12 @@ class _Usage(_Typed):
         return self
 
 
-class _Gap(_Typed):
+class _Gap(Typed):
     cell: dict[str, Any]
     reason: Text
 
 
-class _File(_Typed):
+class File(Typed):
     bytes: int = Field(ge=0, lt=2**40)
     sha256: Sha256
 
@@ -122,7 +130,7 @@ _KINDS: dict[str, Any] = {
     "usage": dict[Id, _Usage],
     "gaps": list[_Gap],
     "order": list[Id],
-    "artifact": dict[FileName, _File],
+    "artifact": dict[FileName, File],
     "cell": dict[str, Any],
 }
 
@@ -174,6 +182,8 @@ _ARRAYS: dict[str, tuple[str, int, int, int]] = {
     "differing/base": _CLASSES,
     "differing/label": _CLASSES,
     "differing/distance": ("f", 8, 1, MOST_NAMES),
+    "similarity/cka": ("f", 8, 1, MOST_NAMES),
+    "similarity/svcca": ("f", 8, 1, MOST_NAMES),
 }
 _SERIES = ("f", 8, 1, MOST_SAMPLES)
 
@@ -201,6 +211,21 @@ def _check_array(
         raise ValueError(f"{name} is of the type {kind or type(array).__name__}")
     if len(shape) != dimensions or shape[0] > most:
         raise ValueError(f"{name} is an array of shape {list(shape)}")
+
+
+def name(text: bytes) -> str:
+    """The name of a measurement; ValueError for anything else."""
+    if not re.fullmatch(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,73}", text):
+        raise ValueError(f"{text[:LONGEST_NAME]!r} is not the name of a measurement")
+    return text.decode()
+
+
+def number(text: bytes) -> int:
+    """N of `MACHINE-N`; ValueError for the name of anything else."""
+    digits = name(text).rpartition("-")[2]
+    if not digits.isascii() or not digits.isdecimal():
+        raise ValueError(f"{text.decode()!r} is not the name of a measurement")
+    return int(digits)
 
 
 def column(stage: str, name: str, value: Any, length: int | None) -> list[float]:

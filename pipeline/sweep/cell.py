@@ -215,15 +215,20 @@ class Recipe(Frozen):
         return self.model_dump(mode="json", exclude={"test_images"})
 
 
+SIMULATED_S = 30.0
+
+
 class Measure(Frozen):
     """Each latency series takes at most `repeats` rounds and at most `seconds`. `runtimes`: what
-    runs the artifact; the first is the one that a report's columns are of. `threads`: what "all
-    threads" means; None: as many as the cores that were requested. No part of a cell's id: the
-    record of a measurement has them (`pipeline.done`)."""
+    runs the artifact; the first is the one that a report's columns are of. `simulated_seconds`: for
+    all that is run in PyTorch, the reference. `threads`: what "all threads" means; None: as many as
+    the cores that were requested. No part of a cell's id: the record of a measurement has them
+    (`pipeline.done`)."""
 
     repeats: int = Field(100, ge=1, le=100_000)
     seconds: float = Field(3.0, gt=0, le=3600)
     runtimes: Runtimes = ("onnxruntime",)
+    simulated_seconds: float = Field(SIMULATED_S, gt=0, le=3600)
     threads: int | None = Field(None, ge=1, le=4096)
 
     def decides(self) -> dict[str, Any]:
@@ -233,13 +238,15 @@ class Measure(Frozen):
             del data["runtimes"]
         if self.threads is None:
             del data["threads"]
+        if self.simulated_seconds == SIMULATED_S:
+            del data["simulated_seconds"]
         return data
 
 
 class Pack(Frozen):
-    """On a cluster, short cells share a job until their estimate fills `minutes`."""
+    """On a cluster, short cells share a job until their estimate fills `minutes`; 0: none does."""
 
-    minutes: float = Field(gt=0, le=10_080)
+    minutes: float = Field(ge=0, le=10_080)
 
 
 class Plugin(Frozen):

@@ -52,6 +52,7 @@ class SweepFile(Frozen):
     exclude: list[Exclude] = []
     define: dict[str, Any] = {}
     grid: dict[str, Any] = {}
+    tune: dict[str, Any] = {}
     profile: Name | None = None
     pack: Pack | None = None
     tracking: list[Literal["tensorboard", "mlflow", "wandb"]] = []

@@ -34,6 +34,7 @@ class Sweep:
     tracking: tuple[str, ...] = ()  # what follows its trainings, see pipeline/tracking
     notes: tuple[str, ...] = ()
     plugins: tuple[Plugin, ...] = ()  # the files that it names
+    tuned: Mapping[str, str] = field(default_factory=dict)  # technique -> what it is a candidate of
 
     @cached_property
     def by_id(self) -> dict[str, Cell]:
@@ -69,6 +70,7 @@ def load(
         tracking=tuple(dict.fromkeys(config.tracking)),
         notes=_notes(source),
         plugins=catalog.files,
+        tuned={each.label: each.tuned for each in techniques if each.tuned is not None},
     )
 
 

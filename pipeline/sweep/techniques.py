@@ -34,18 +34,20 @@ class Technique:
     family: str
     stages: tuple[Stage, ...]
     at: Key  # where the sweep file asks for it
+    tuned: str | None = None  # the operating point, of which this is one candidate
 
 
 def resolve_techniques(source: Source) -> list[Technique]:
     """Every technique and operating point of the sweep, resolved once."""
     config, built_in = source.config, source.catalog.techniques
     chains = {name: _defined(source, name) for name in config.define}
-    for family in config.grid:
-        if family not in config.techniques:
-            raise source.error(
-                ("grid", family),
-                f"{shown(family)} is not in `techniques`; {nearest(family, config.techniques)}",
-            )
+    for key, axes in (("grid", config.grid), ("tune", config.tune)):
+        for family in axes:
+            if family not in config.techniques:
+                raise source.error(
+                    (key, family),
+                    f"{shown(family)} is not in `techniques`; {nearest(family, config.techniques)}",
+                )
     techniques: list[Technique] = []
     for i, name in enumerate(config.techniques):
         at = ("techniques", i)
@@ -104,34 +106,47 @@ def _resolve(source: Source, steps: Sequence[_Step]) -> tuple[Stage, ...]:
 
 
 def _points(source: Source, family: str, chain: list[_Step], at: Key) -> Iterator[Technique]:
-    """The technique, or one for each operating point that `grid` asks for."""
-    if family not in source.config.grid:
-        yield Technique(family, family, _resolve(source, chain), at)
-        return
-    axes = _axes(source, family, chain)
-    if math.prod(map(len, axes.values())) > MAX_CELLS:
+    """The technique, or one for each operating point that `grid` asks for, and of each of them one
+    for each candidate that `tune` asks for."""
+    axes = {key: _axes(source, key, family, chain) for key in ("grid", "tune")}
+    for key in set(axes["grid"]) & set(axes["tune"]):
+        raise source.error(("tune", family, key), "is in `grid`, too; expected it in one of them")
+    if math.prod(len(values) for each in axes.values() for values in each.values()) > MAX_CELLS:
         raise source.error(("grid", family), f"has more than {MAX_CELLS:,} points; leave some out")
+    for point in _products(axes["grid"]):
+        for candidate in _products(axes["tune"]):
+            label = "-".join([family, *map(_spelled, (*point.values(), *candidate.values()))])
+            stages = _at_point(source, family, chain, {**point, **candidate})
+            tuned = "-".join([family, *map(_spelled, point.values())]) if candidate else None
+            yield Technique(label, family, stages, at, tuned)
+
+
+def _products(axes: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """One empty point where there are no axes."""
     for values in itertools.product(*axes.values()):
-        label = "-".join([family, *map(_spelled, values)])
-        source.check_label(("grid", family), label)
-        point = _at_point(family, chain, dict(zip(axes, values, strict=True)))
-        yield Technique(label, family, _resolve(source, point), at)
+        yield dict(zip(axes, values, strict=True))
 
 
-def _axes(source: Source, family: str, chain: list[_Step]) -> dict[str, list[Any]]:
-    """`grid: FAMILY:` checked: {"prune.parameters_kept": [0.5, 0.25]}."""
-    axes, at = source.config.grid[family], ("grid", family)
+def _axes(source: Source, key: str, family: str, chain: list[_Step]) -> dict[str, list[Any]]:
+    """`grid: FAMILY:` or `tune: FAMILY:` checked: {"prune.parameters_kept": [0.5, 0.25]}; empty
+    where the file has none."""
+    asked: dict[str, Any] = getattr(source.config, key)
+    if family not in asked:
+        return {}
+    axes, at = asked[family], (key, family)
     if not isinstance(axes, dict) or not axes:
         raise source.error(at, "expected `stage.setting: [values]`")
     settings = source.catalog.stages
-    valid = {f"{step.stage}.{key}" for step in chain for key in settings[step.stage].model_fields}
-    for key, values in axes.items():
-        if key not in valid:
-            raise source.error((*at, key), f"no stage of {family!r} has it; {nearest(key, valid)}")
+    valid = {f"{step.stage}.{name}" for step in chain for name in settings[step.stage].model_fields}
+    for name, values in axes.items():
+        if name not in valid:
+            raise source.error(
+                (*at, name), f"no stage of {family!r} has it; {nearest(name, valid)}"
+            )
         if not isinstance(values, list) or not values:
-            raise source.error((*at, key), "expected a list of values, at least one")
-        refuse_twins(source.document, (*at, key), values)
-        _check_axis(source, (*at, key), chain, values)
+            raise source.error((*at, name), "expected a list of values, at least one")
+        refuse_twins(source.document, (*at, name), values)
+        _check_axis(source, (*at, name), chain, values)
     return axes
 
 
@@ -145,14 +160,20 @@ def _check_axis(source: Source, at: Key, chain: list[_Step], values: list[Any]) 
                 source.document.check((*at, i), settings, changed, name_keys=False)
 
 
-def _at_point(family: str, chain: list[_Step], point: dict[str, Any]) -> list[_Step]:
-    """The chain with the settings of one point of the grid; every stage of a name takes them."""
+def _at_point(
+    source: Source, family: str, chain: list[_Step], point: dict[str, Any]
+) -> tuple[Stage, ...]:
+    """The chain with the settings of one point; every stage of a name takes them."""
+    if not point:
+        return _resolve(source, chain)
+    key = "grid" if family in source.config.grid else "tune"
+    source.check_label((key, family), "-".join([family, *map(_spelled, point.values())]))
     steps = []
     for step in chain:
-        mine = {key: value for key, value in point.items() if key.split(".", 1)[0] == step.stage}
-        written = {**step.written, **{key.split(".", 1)[1]: mine[key] for key in mine}}
-        steps.append(_Step(step.stage, written, ("grid", family) if mine else step.at))
-    return steps
+        mine = {name: value for name, value in point.items() if name.split(".", 1)[0] == step.stage}
+        written = {**step.written, **{name.split(".", 1)[1]: mine[name] for name in mine}}
+        steps.append(_Step(step.stage, written, (key, family) if mine else step.at))
+    return _resolve(source, steps)
 
 
 def _spelled(value: Any) -> str:

@@ -31,7 +31,14 @@ STAGES: dict[str, str] = {
     "train": "pipeline.techniques.train",
     "finetune": "pipeline.techniques.finetune",
     "prune": "pipeline.techniques.prune",
+    "prune-clusters": "pipeline.techniques.prune_clusters",
+    "prune-learned": "pipeline.techniques.prune_learned",
     "distill": "pipeline.techniques.distill",
+    "dkd": "pipeline.techniques.dkd",
+    "distill-consistent": "pipeline.techniques.distill_consistent",
+    "distill-staged": "pipeline.techniques.distill_staged",
+    "distill-few": "pipeline.techniques.distill_few",
+    "low-rank": "pipeline.techniques.low_rank",
     "quantize": "pipeline.techniques.quantize",
     "sparsify": "pipeline.techniques.sparsify",
     "cluster": "pipeline.techniques.cluster",
@@ -52,6 +59,25 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
         "filters removed to a quarter of the parameters, fine-tuned",
         [{"prune": {"parameters_kept": 0.25}}, {"finetune": {}}],
     ),
+    "prune-taylor": (
+        "the same by what the loss says of each filter (Molchanov et al. 2019)",
+        [{"prune": {"parameters_kept": 0.25, "criterion": "taylor"}}, {"finetune": {}}],
+    ),
+    "prune-fpgm": (
+        "the same part of each layer, the most replaceable filters first (He et al. 2019)",
+        [
+            {"prune": {"parameters_kept": 0.25, "criterion": "fpgm", "scope": "layer"}},
+            {"finetune": {}},
+        ],
+    ),
+    "prune-clusters": (
+        "one of each cluster of similar filters, to a quarter of the parameters, fine-tuned",
+        [{"prune-clusters": {"parameters_kept": 0.25}}, {"finetune": {}}],
+    ),
+    "prune-learned": (
+        "the same by gates that are trained with the weights, in one go with fine-tuning",
+        [{"prune-learned": {"parameters_kept": 0.25}}],
+    ),
     "kd": (
         "a student of half the width, taught by the base's soft logits (Hinton et al. 2015)",
         [{"distill": {}}],
@@ -63,6 +89,26 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
     "attention-transfer-kd": (
         "the same student, taught by attention maps and soft logits",
         [{"distill": {"attention": 100.0}}],
+    ),
+    "dkd": (
+        "the same student, the teacher's word on right and wrong apart (Zhao et al. 2022)",
+        [{"dkd": {}}],
+    ),
+    "kd-consistent": (
+        "the same student, long, on blended images that both see (Beyer et al. 2022)",
+        [{"distill-consistent": {}}],
+    ),
+    "distill-staged": (
+        "the same student, taught feature map by feature map, then its head (Gao et al. 2018)",
+        [{"distill-staged": {}}],
+    ),
+    "distill-few": (
+        "filters removed, each layer put right from 500 images without labels (Li et al. 2020)",
+        [{"distill-few": {"parameters_kept": 0.25}}],
+    ),
+    "low-rank": (
+        "convolutions as products of smaller ones (Kim et al. 2016), fine-tuned",
+        [{"low-rank": {"parameters_kept": 0.25}}, {"finetune": {}}],
     ),
     "small-and-int8": (
         "a sixteenth of the parameters, taught by the base, then int8 with training",
@@ -123,8 +169,16 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
         [{"sparsify": {"sparsity": 0.95, "criterion": "random"}}],
     ),
     "pruned-from-scratch": (
-        "control: the shape that prune-filters leaves, trained anew for both budgets",
+        "control: the shape that prune-filters leaves, trained anew for both budgets (scratch-B)",
         [{"prune": {"parameters_kept": 0.25}}, {"train": {"share": 2.0}}],
+    ),
+    "scratch-e": (
+        "control: the same shape, trained anew for the base's epochs (Liu et al. 2019)",
+        [{"prune": {"parameters_kept": 0.25}}, {"train": {}}],
+    ),
+    "base-anew": (
+        "control: the base's shape from other fresh weights: what two bases differ by",
+        [{"prune": {"parameters_kept": 1.0}}, {"train": {}}],
     ),
     "student-alone": (
         "control: the student of kd, trained without a teacher",
@@ -134,8 +188,17 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
 }
 # Which of them are controls: never the answer, and marked wherever they are shown. A technique of
 # a sweep's own is none.
+ANEW = "base-anew"  # with which similarity is compared
 CONTROLS = frozenset(
-    {"prune-random", "sparse-random", "pruned-from-scratch", "student-alone", "base-longer"}
+    {
+        "prune-random",
+        "sparse-random",
+        "pruned-from-scratch",
+        "scratch-e",
+        ANEW,
+        "student-alone",
+        "base-longer",
+    }
 )
 
 

@@ -3,6 +3,7 @@ where the base looks (attention transfer, Zagoruyko and Komodakis 2017)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
-class Settings(Trained):
-    """A student of half the width has a quarter of the parameters."""
+class Student(Trained):
+    """What all stages share that teach a fresh student. Half the width is a quarter of the
+    parameters."""
 
     fresh: ClassVar[bool] = True
 
     teacher: Literal["base"] = "base"
     student: str | None = Field(None, description="a model; default: the cell's own")
     width: float = Field(0.5, gt=0, le=4, description="of the cell's own width")
-    attention: float = Field(0.0, ge=0, le=1e6, description="weight (beta) of the attention maps")
 
     _known = field_validator("student")(lambda name: known_model(name))
 
@@ -38,13 +39,16 @@ class Settings(Trained):
     def models(self) -> tuple[str, ...]:
         return () if self.student is None else (self.student,)
 
+
+class Settings(Student):
+    attention: float = Field(0.0, ge=0, le=1e6, description="weight (beta) of the attention maps")
+
     def references(self) -> tuple[str, ...]:
         attention = ("zagoruyko2017attention",) if self.attention else ()
         return (*super().references(), *attention)
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
-    from pipeline.models import network
     from pipeline.training import losses
 
     recipe = context.cell.recipe
@@ -58,24 +62,36 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
             recipe.label_smoothing,
         )
 
+    if not settings.attention:
+        return taught(settings, context, settings.objective_of(recipe, context))
     spec = student_spec(context, settings.student, settings.width)
-    if settings.attention:
-        _check_maps(spec, context.base().spec)
+    check_maps("distill.attention", spec, context.base().spec)
+    return taught(settings, context, with_attention)
+
+
+def taught(
+    settings: Student, context: Context, objective: Callable[[ModelState], Objective]
+) -> ModelState:
+    """A fresh student, trained by this objective."""
+    from pipeline.models import network
+
+    recipe = context.cell.recipe
+    spec = student_spec(context, settings.student, settings.width)
     return context.train(
         lambda: network.new(spec, context.seed),
-        with_attention if settings.attention else settings.objective_of(recipe, context),
+        objective,
         settings.epochs_of(recipe),
         settings.recipe_of(recipe),
     )
 
 
-def _check_maps(student: NetworkSpec, teacher: NetworkSpec) -> None:
-    """Attention is taught at the ends of blocks: both networks have as many."""
+def check_maps(at: str, student: NetworkSpec, teacher: NetworkSpec) -> None:
+    """Feature maps are taught at the ends of blocks: both networks have as many."""
     from pipeline.models import network
 
     own, others = (len(network.graph_of(spec).maps) for spec in (student, teacher))
     if not own or own != others:
         raise UserError(
-            f"distill.attention: {student.model} has {own} feature maps to learn from the {others} "
+            f"{at}: {student.model} has {own} feature maps to learn from the {others} "
             f"of {teacher.model}; expected as many, of a student of the same family"
         )

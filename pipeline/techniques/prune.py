@@ -5,54 +5,50 @@ Scores are one number a filter, one tensor [K] a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline import terminal
 from pipeline.errors import UserError
-from pipeline.techniques import refuse_settled
-from pipeline.techniques.settings import StageSettings
+from pipeline.techniques import filters, refuse_settled
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.models.network import ModelState
-    from pipeline.models.spec import Graph, NetworkSpec
+    from pipeline.models.spec import Graph
     from pipeline.techniques.context import Context
 
 VERSION = 1
+TAYLOR_BATCH = 32
 REFERENCES = {
     "l1": ("li2017pruning",),
     "l2": ("li2017pruning",),
     "bn-scale": ("liu2017slimming",),
+    "taylor": ("molchanov2019importance",),
+    "fpgm": ("he2019filter",),
 }
 
 
-class Settings(StageSettings):
+class Settings(filters.Budget):
     granularity: Literal["filter"] = "filter"
-    criterion: Literal["l1", "l2", "bn-scale", "random"] = Field(
-        "l1", description="l1, l2: Li et al. 2017; bn-scale: Liu et al. 2017; random: the control"
+    criterion: Literal["l1", "l2", "bn-scale", "random", "taylor", "fpgm"] = Field(
+        "l1",
+        description="l1, l2: Li et al. 2017; bn-scale: Liu et al. 2017; taylor: Molchanov et al. "
+        "2019; fpgm: He et al. 2019; random: the control",
     )
     scope: Literal["global", "layer"] = Field(
         "global", description="one ranking over all layers, or the same part of each"
     )
-    # Left out where it is the default: cells are older than the setting, and keep their ids.
-    groups: Literal["all", "inner"] = Field(
-        "all",
-        exclude_if=lambda value: value == "all",
-        description="inner: not the channels of residual sums (Li et al. 2017, section 3.3: the "
-        "first layers of blocks); all: these too, in all layers that are summed at once",
+    images: int = Field(
+        1024,
+        ge=1,
+        le=1_000_000,
+        exclude_if=lambda value: value == 1024,
+        description="of the training set, on which taylor looks at gradients",
     )
-    parameters_kept: float = Field(0.25, gt=0, le=1, description="part of the base's parameters")
-    multiple: int = Field(8, ge=1, le=64, description="channel counts stay multiples of this")
     steps: int = Field(1, ge=1, le=50, description="more than one: prune, fine-tune, prune ...")
     epochs_between: int = Field(1, ge=1, le=10_000, description="of fine-tuning between steps")
-
-    def operating_point(self) -> dict[str, Any]:
-        return {"parameters_kept": self.parameters_kept}
 
     def references(self) -> tuple[str, ...]:
         return REFERENCES.get(self.criterion, ())
@@ -65,10 +61,10 @@ def expand(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
         return [("prune", settings.model_dump())]
     chain: list[tuple[str, dict[str, Any]]] = []
     for step in range(1, settings.steps + 1):
-        kept = settings.parameters_kept ** (step / settings.steps)
+        kept = settings.kept ** (step / settings.steps)
         if step < settings.steps:  # a power's last digits differ between machines, an id must not
             kept = float(f"{kept:.6g}")
-        once = {**settings.model_dump(), "parameters_kept": kept, "steps": 1}
+        once = {**settings.model_dump(), settings.of: kept, "steps": 1}
         chain.append(("prune", once))
         if step < settings.steps:
             chain.append(("finetune", {"epochs": settings.epochs_between}))
@@ -76,79 +72,54 @@ def expand(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
-    import torch
-
     from pipeline.models import network
 
     refuse_settled(state, "prune")
-    base_spec = context.base().spec
-    target = settings.parameters_kept * network.parameter_count(base_spec)
+    scores = scored(state, settings, context)
+    by_layer, base = settings.scope == "layer", context.base().spec
+    counts = filters.counts("prune", state.spec, base, scores, settings, by_layer)
+    return network.shrink(state, filters.best(scores, counts))
+
+
+def scored(state: ModelState, settings: Settings, context: Context) -> dict[int, torch.Tensor]:
+    """Number of each group that may be cut -> importance of its filters, larger is better. Each
+    group's mean is 1, so that a ranking over all does not fall for their different sizes; but what
+    Taylor's criterion says is in the same unit, the loss, for all of them."""
+    from pipeline.models import network
+
     graph = network.graph_of(state.spec)
-    cut = _cut(graph, settings)
-    scores = _scores(state, graph, cut, settings, context.seed)
-    counts = _counts(state.spec, scores, settings, target)
-    kept = [torch.arange(filters) for filters in state.spec.channels]
-    for i, score in scores.items():
-        kept[i] = score.topk(counts[i]).indices.sort().values
-    return network.shrink(state, kept)
+    cut = filters.cut_groups("prune", graph, settings)
+    if settings.criterion == "taylor":
+        return _taylor(state, graph, cut, settings.images, context)
+    scores = _of_weights(state, graph, cut, settings.criterion, context.seed)
+    return {i: score / score.mean().clamp_min(1e-12) for i, score in scores.items()}
 
 
-def _cut(graph: Graph, settings: Settings) -> list[int]:
-    """Numbers of the groups that may be cut; what stays whole is told in the attempt's log."""
-    for line in graph.left:
-        terminal.tell(f"prune: left whole: {line}", begin="")
-    cut = [i for i, group in enumerate(graph.groups) if not group.whole]
-    if settings.groups == "inner":
-        cut = [i for i in cut if not graph.groups[i].summed]
-    if not cut:
-        raise UserError(
-            "prune: no filters of this network can be removed"
-            + (f" ({graph.left[0]})" if graph.left else "; expected prune.groups: all")
-        )
-    return cut
-
-
-def _scores(
-    state: ModelState, graph: Graph, cut: list[int], settings: Settings, seed: int
+def _of_weights(
+    state: ModelState, graph: Graph, cut: list[int], criterion: str, seed: int
 ) -> dict[int, torch.Tensor]:
-    """Number of each group in ``cut`` -> importance of its filters, larger is better; each group's
-    mean is 1, so that a ranking over all does not fall for their different sizes."""
+    """By what the weights alone say."""
     import torch
 
-    tensors, generator = state.network.module.state_dict(), torch.Generator().manual_seed(seed)
-    rows = _Rows(graph, state.spec.channels, tensors)
+    generator = torch.Generator().manual_seed(seed)
+    rows = filters.Rows.of_state(graph, state)
     scores = {}
     for i in cut:
         # Where outputs are summed, a filter is what all producers put into one channel.
         weights = [rows.of(i, name).flatten(1) for name in graph.groups[i].producers]
         weight = torch.cat(weights, 1)
-        if settings.criterion == "random":
-            score = torch.rand(len(weight), generator=generator) + 0.5
-        elif settings.criterion == "bn-scale":
-            score = _bn_scale(rows, i)
+        if criterion == "random":
+            scores[i] = torch.rand(len(weight), generator=generator) + 0.5
+        elif criterion == "bn-scale":
+            scores[i] = _bn_scale(rows, i)
+        elif criterion == "fpgm":
+            scores[i] = _distances(weight)
         else:
-            score = weight.norm(p=1 if settings.criterion == "l1" else 2, dim=1)
-        scores[i] = score / score.mean().clamp_min(1e-12)
+            scores[i] = weight.norm(p=1 if criterion == "l1" else 2, dim=1)
     return scores
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The weights of layers, by group: a layer's filters can be of several, side by side."""
-
-    graph: Graph
-    channels: tuple[int, ...]
-    tensors: dict[str, torch.Tensor]
-
-    def of(self, group: int, name: str) -> torch.Tensor:
-        """float32 [filters of the group, ...] of the layer ``name``."""
-        groups = self.graph.filters[name]
-        start = sum(self.channels[i] for i in groups[: groups.index(group)])
-        weight = self.tensors[f"{name}.weight"].float().cpu()
-        return weight[start : start + self.channels[group]]
-
-
-def _bn_scale(rows: _Rows, group: int) -> torch.Tensor:
+def _bn_scale(rows: filters.Rows, group: int) -> torch.Tensor:
     import torch
 
     norms = rows.graph.groups[group].norms
@@ -160,55 +131,62 @@ def _bn_scale(rows: _Rows, group: int) -> torch.Tensor:
     return torch.stack(scales).abs().mean(0)
 
 
-def _counts(
-    spec: NetworkSpec, scores: dict[int, torch.Tensor], settings: Settings, target: float
-) -> list[int]:
-    """Filters that each group keeps: as many as fit into ``target`` parameters."""
-    from pipeline.models import network
-
-    def size(counts: list[int]) -> int:
-        return network.parameter_count(replace(spec, channels=tuple(counts)))
-
-    # One candidate a possible threshold, from the fewest filters to all of them; size grows along.
-    candidates = _candidates(scores, settings, spec.channels)
-    if size(candidates(0)) > target:
-        least = size(candidates(0)) / target * settings.parameters_kept
-        raise UserError(
-            f"prune.parameters_kept: {settings.parameters_kept:g} cannot be reached with "
-            f"{settings.multiple} filters in each layer; expected at least {least:.2g}"
-        )
-    low, high = 0, 1000
-    while low < high:
-        middle = (low + high + 1) // 2
-        if size(candidates(middle)) <= target:
-            low = middle
-        else:
-            high = middle - 1
-    return candidates(low)
-
-
-def _candidates(
-    scores: dict[int, torch.Tensor], settings: Settings, channels: tuple[int, ...]
-) -> Callable[[int], list[int]]:
-    """step 0..1000 -> filter counts of all groups, none of which falls as the step grows."""
+def _distances(weight: torch.Tensor) -> torch.Tensor:
+    """Of each filter to all others, summed: ``sum_j ||F_i - F_j||``. He et al. 2019 (arXiv
+    1811.00250): the geometric median is the point where this is least, and a filter near it can be
+    put together from the others, so it goes first, whatever its norm."""
     import torch
 
-    ranked = torch.cat([*scores.values()]).sort(descending=True).values
-
-    def counts(step: int) -> list[int]:
-        cut = ranked[min(len(ranked) - 1, len(ranked) * step // 1000)]
-        found = list(channels)
-        for i, score in scores.items():
-            if settings.scope == "layer":
-                wanted = len(score) * step / 1000
-            else:
-                wanted = len(score) if step == 1000 else int((score > cut).sum())
-            found[i] = _rounded(wanted, len(score), settings.multiple)
-        return found
-
-    return counts
+    return torch.cdist(weight.double(), weight.double()).sum(1).float()
 
 
-def _rounded(wanted: float, filters: int, multiple: int) -> int:
-    """To the nearest multiple, at least one of it, at most what is there."""
-    return min(filters, max(multiple, round(wanted / multiple) * multiple))
+def _taylor(
+    state: ModelState, graph: Graph, cut: list[int], images: int, context: Context
+) -> dict[int, torch.Tensor]:
+    """Importance by a first-order Taylor expansion (Molchanov et al. 2019, arXiv 1906.10771): the
+    squared change of the loss when a gate behind the filter closes, ``(g_z z)^2`` at z = 1, a mean
+    over minibatches. The gate's gradient is ``gamma dE/dgamma + beta dE/dbeta`` of the batch
+    normalization behind the filter, or ``sum w dE/dw`` without one; of channels that are summed,
+    the sum over all layers that make them.
+
+    The paper adds it up while it fine-tunes and removes a few filters at a time; here it is taken
+    of a network that stands still, before each cut (``steps`` makes several).
+    """
+    import torch
+
+    from pipeline import data
+
+    device = context.machine.device
+    network = state.network.to(device).eval()
+    # Learned ranges of a quantized network have no filters.
+    parameters = {n: p for n, p in network.module.named_parameters() if p.dim()}
+    channels = state.spec.channels
+    scores = {i: torch.zeros(channels[i]) for i in cut}
+    sample = data.sample(context.split.train, images, context.seed).to(device)
+    for pixels, labels in data.ordered(sample, TAYLOR_BATCH):
+        loss = torch.nn.functional.cross_entropy(network(pixels), labels)
+        found = torch.autograd.grad(loss, [*parameters.values()], allow_unused=True)
+        moved = {
+            name: (p.detach() * gradient).reshape(len(p), -1).sum(1)
+            for (name, p), gradient in zip(parameters.items(), found, strict=True)
+            if gradient is not None
+        }
+        rows = filters.Rows(graph, channels, moved)
+        for i in cut:
+            scores[i] += _gate(rows, i).square()
+    return scores
+
+
+def _gate(rows: filters.Rows, group: int) -> torch.Tensor:
+    """[K]: the gradient of a gate behind each filter of the group."""
+    import torch
+
+    normalized = dict(rows.graph.norms)
+    total = torch.zeros(rows.channels[group])
+    for producer in rows.graph.groups[group].producers:
+        norm = normalized.get(producer, producer)
+        name = norm if f"{norm}.weight" in rows.tensors else producer
+        for tensor in ("weight", "bias"):
+            if f"{name}.{tensor}" in rows.tensors:
+                total += rows.of(group, name, tensor)
+    return total

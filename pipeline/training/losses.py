@@ -72,6 +72,85 @@ def attention(
     return objective
 
 
+def decoupled(
+    teacher: nn.Module, temperature: float, target: float, others: float, label_smoothing: float
+) -> Objective:
+    """Cross entropy + ``temperature``^2 (``target`` TCKD + ``others`` NCKD), see ``parts``."""
+
+    def objective(
+        network: nn.Module, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = network(images)
+        right, rest = parts(logits, _frozen(teacher, images), labels, temperature)
+        hard = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+        soft = (target * right + others * rest).mean()
+        return hard + temperature**2 * soft, logits
+
+    return objective
+
+
+def parts(
+    logits: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(TCKD [N], NCKD [N]) of Zhao et al. 2022: KL divergences of the softened outputs, of the
+    right class against all others together, and among the others. The divergence of the whole is
+    TCKD + (1 - p) NCKD, p what the teacher gives the right class."""
+    own, others = logits.float() / temperature, targets.float() / temperature
+    right = F.one_hot(labels, own.shape[1]).bool()
+    both = torch.stack((own, others))
+    whole = both.logsumexp(2, keepdim=True)
+    without = both.masked_fill(right, -torch.inf).logsumexp(2, keepdim=True)
+    chosen = both.masked_fill(~right, 0).sum(2, keepdim=True)
+    binary = torch.cat((chosen - whole, without - whole), 2)
+    among = (both - without).masked_fill(right, 0)
+    tckd = (binary[1].exp() * (binary[1] - binary[0])).sum(1)
+    nckd = (among[1].exp() * (among[1] - among[0])).sum(1)
+    return tckd, nckd
+
+
+def blended(
+    teacher: nn.Module, temperature: float, weight: float, label_smoothing: float
+) -> Objective:
+    """``soft_targets`` on blends of two images: each with another one of the batch, in parts that
+    are even over 0 to 1 for each (mixup: Zhang et al. 2018); labels count in the same parts."""
+
+    def objective(
+        network: nn.Module, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        part = torch.rand(len(images), device=images.device)
+        other = torch.randperm(len(images), device=images.device)
+        mix = part.reshape(-1, 1, 1, 1)
+        pixels = images.float() * mix + images[other].float() * (1 - mix)
+        logits = network(pixels)
+        soft = distance(logits, _frozen(teacher, pixels), temperature)
+        if weight == 1:
+            return soft, logits
+        hard = [
+            F.cross_entropy(logits.float(), each, reduction="none", label_smoothing=label_smoothing)
+            for each in (labels, labels[other])
+        ]
+        mixed = (part * hard[0] + (1 - part) * hard[1]).mean()
+        return weight * soft + (1 - weight) * mixed, logits
+
+    return objective
+
+
+def features(teacher: nn.Module, adapter: nn.Module, number: int) -> Objective:
+    """Squared distance of ``adapter``'s output for the student's feature map ``number`` from the
+    teacher's, as a part of the squares of the teacher's."""
+
+    def objective(
+        network: nn.Module, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, maps = network(images, maps=True)
+        _, expected = _frozen(teacher, images, maps=True)
+        wanted = expected[number].float()
+        gap = (adapter(maps[number]).float() - wanted).square().mean()
+        return gap / wanted.square().mean().clamp_min(1e-12), logits
+
+    return objective
+
+
 def distance(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
     """T^2 KL(softmax(targets / T) || softmax(logits / T)), mean over N."""
     return temperature**2 * F.kl_div(

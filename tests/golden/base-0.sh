@@ -10,6 +10,8 @@
 #SBATCH --gres=gpu:a100:1
 #SBATCH --job-name=netpress-INTENT0-test-base-0
 #SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mail-type=FAIL
+#SBATCH --mail-user=a@asu.edu
 #SBATCH --mem=40G
 #SBATCH --nodes=1
 #SBATCH --open-mode=append
@@ -18,7 +20,7 @@
 #SBATCH --qos=public
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
-#SBATCH --time=240
+#SBATCH --time=10
 
 # setup
 umask 077

@@ -11,6 +11,8 @@
 #SBATCH --gres=gpu:a100:1
 #SBATCH --job-name=netpress-INTENT1-test-cells-1
 #SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mail-type=FAIL
+#SBATCH --mail-user=a@asu.edu
 #SBATCH --mem=40G
 #SBATCH --nodes=1
 #SBATCH --open-mode=append
@@ -19,7 +21,7 @@
 #SBATCH --qos=public
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
-#SBATCH --time=240
+#SBATCH --time=14
 
 # setup
 umask 077

@@ -76,7 +76,7 @@ def test_every_technique_gives_the_artifact_that_training_saw(technique, work, t
     for cell in made.values():
         with store.lock_cell(work.cell(cell.id)):
             execute.run_cell(cell, work, work.root, device="cuda")
-    measured = store.read_result(work.cell(made[technique].id).result).measured
+    measured = cells.result(work.cell(made[technique].id)).measured
     assert measured["simulated_agreement"] >= 0.99
     assert measured["accuracy"] > 0.3
     if "int8" in technique:

@@ -58,6 +58,23 @@ def test_a_time_limit_that_is_waited_for(desk):
     assert "300 minutes instead" not in desk.resume(deaf, "--set", "minutes_cap=300", *LATER)
 
 
+def test_a_cell_that_comes_to_the_limit_of_its_estimate_gets_more_time(desk):
+    """By itself, though it made nothing yet, up to the profile's minutes."""
+    sweep = desk.sweep("more", techniques="[base]", seeds="[24]", epochs=LONG)
+    cell = desk.cell(sweep, "base/24")
+    desk.submit(sweep, "--set", "gpu=a100:1", "--set", "minutes=15")
+    [job, _] = desk.jobs("more")
+    show = ("scontrol", "show", "job", f"{job}_0")
+    halt(cell, epochs=0)
+    assert "TimeLimit=00:10:00" in desk.box.ask(*show)
+    desk.box.ask("scontrol", "update", f"jobid={job}_0", "TimeLimit=3")
+    desk.box.ask("scancel", "--signal=USR2", f"{job}_0")
+    wait_for(lambda: "Restarts=1" in desk.box.ask(*show))
+    found = desk.settled(sweep)["base/24"]
+    assert found["state"] == "done"
+    assert "TimeLimit=00:15:00" in desk.box.ask(*show)
+
+
 def test_a_requeue_that_slurm_refuses_is_resumed(desk):
     sweep = desk.sweep("refused", techniques="[base]", seeds="[23]", epochs=LONG)
     cell = desk.cell(sweep, "base/23")

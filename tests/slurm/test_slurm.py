@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -72,7 +71,12 @@ def test_a_whole_sweep_with_dependencies_and_its_report(desk):
 
     # What was used stands beside what was asked.
     usage = json.loads(store.last_attempt(desk.work.cell(found["quick/0"]["id"])).usage.read_text())
-    assert usage["request"] == {"cores": 1, "memory_bytes": 2 * 1024**3, "gpus": 0}
+    assert usage["request"] == {
+        "cores": 1,
+        "memory_bytes": 2 * 1024**3,
+        "gpus": 0,
+        "minutes": 240,
+    }
     assert usage["used"]["memory_bytes"] > 100e6 and usage["used"]["cores"] > 0
     assert usage["epochs"] == 1 and usage["wall_s"] > 0
     planned = desk.netpress("plan", sweep, "--profile", "generic", *SMALL)[0]
@@ -92,27 +96,6 @@ def test_a_base_that_is_there_costs_no_job(desk):
     planned = json.loads(desk.netpress("plan", more, "--json", "--profile", "generic")[0])
     assert [len(job["cells"]) for job in planned["jobs"]] == [1, 0]
     assert "--dependency" not in planned["jobs"][0]["script"]
-
-
-def test_what_slurm_refuses_costs_itself_and_what_waits_for_it(desk):
-    """A limit on jobs lets the two bases and the report in, but not the two techniques."""
-    sweep = desk.sweep("limited", seeds="[0, 1]")
-    limit = ("sacctmgr", "-i", "modify", "qos", "public", "set")
-    desk.box.ask(*limit, "MaxSubmitJobsPerUser=3")
-    try:
-        [line] = desk.submit(sweep, code=2)[1].splitlines()
-        bases, report = desk.jobs("limited")
-        assert "submit limit" in line and f"(submitted: {bases}, {report}; the same" in line
-        dependency = desk.box.ask("squeue", "-h", "-o", "%E", "-j", str(report))
-        assert set(re.findall(r"\w+:(\d+)", dependency)) == {str(bases)}
-    finally:
-        desk.box.ask(*limit, "MaxSubmitJobsPerUser=-1")
-    now = desk.states(sweep)
-    assert {now[f"quick/{seed}"] for seed in (0, 1)} <= {"missing", "waiting"}
-    assert "2 cells" in desk.submit(sweep)[0]
-    assert {cell["state"] for cell in desk.settled(sweep).values()} == {"done"}
-    rows = desk.folder / "reports" / "limited" / "results.csv"
-    wait_for(lambda: rows.exists() and len(rows.read_text().splitlines()) == 5)
 
 
 def test_the_report_is_of_what_was_submitted(desk):

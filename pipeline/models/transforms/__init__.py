@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TRANSFORMS: dict[str, str] = {
     # name: "module:class"
     "folded": "pipeline.models.transforms.folded:Folded",
+    "factored": "pipeline.models.transforms.factored:Factored",
     "masked": "pipeline.models.transforms.masked:Masked",
     "fake-quantized": "pipeline.models.transforms.fakequant:FakeQuantized",
     "clustered": "pipeline.models.transforms.clustered:Clustered",
@@ -29,6 +30,8 @@ TRANSFORMS: dict[str, str] = {
     "low-bits": "pipeline.models.transforms.lowbits:LowBits",
     "ternary": "pipeline.models.transforms.ternary:Ternary",
     "binary": "pipeline.models.transforms.binary:Binary",
+    "gated": "pipeline.models.transforms.gated:Gated",
+    "adapted": "pipeline.models.transforms.adapted:Adapted",
     "encoded": "pipeline.models.transforms.encoded:Encoded",
 }
 
@@ -62,6 +65,10 @@ class Transform:
     def insert(self, module: nn.Module, graph: Graph) -> None:
         """Puts itself on a freshly built ``module``; its tensors come from a checkpoint."""
         raise NotImplementedError
+
+    def graph(self, graph: Graph) -> Graph:
+        """How the layers hang together once it is on a network, by how they did before."""
+        return graph
 
     def before_step(self, module: nn.Module) -> None:
         """Called before each optimizer step, when gradients are there and not yet clipped: what of

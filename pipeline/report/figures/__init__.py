@@ -18,6 +18,7 @@ from pipeline.report.figures import (
     curves,
     look,
     pictures,
+    similarity,
     spread,
     tradeoff,
 )
@@ -72,6 +73,7 @@ def drawn(
         "accuracy-latency": partial(tradeoff.draw, cost=tradeoff.LATENCY),
         "training-curves": partial(curves.draw, read=read),
         "channels": partial(channels.draw, read=read),
+        "similarity": partial(similarity.draw, read=read),
         "latency": partial(spread.draw, read=read),
         "classes": partial(classes.draw, read=read),
         "pictures": partial(pictures.draw, read=read),

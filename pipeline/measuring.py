@@ -1,0 +1,121 @@
+"""A trained cell is measured on this machine, beside its base, and the measurement is published.
+
+All that it needs is on disk; whatever goes wrong, the training and every earlier measurement stay.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline import artifact, data, done, hardware, origin, runtimes, store, trained
+from pipeline.errors import Corrupt, UserError
+from pipeline.measure.cell import Candidate, measure, size
+from pipeline.measure.inference import require_threads
+from pipeline.timeline import Timeline
+from pipeline.training.checkpoint import read_model
+from pipeline.training.recipe import machine
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.data import Split
+    from pipeline.paths import CellPaths, Work
+    from pipeline.sweep import Cell
+
+__all__ = ["Candidate", "measure_cell", "size"]
+
+Progress = Callable[[dict], None]
+
+
+def measure_cell(
+    cell: Cell, work: Work, split: Split, device: torch.device, progress: Progress
+) -> store.MeasurementEntry:
+    """Measures a cell that is trained. The caller holds its lock. Raises trained.NoBase,
+    Corrupt, measure.cell.NotInteger."""
+    paths, began = work.cell(cell.id), time.time()
+    manifest = store.verify(paths, deep=False)
+    mine = _candidate(paths)
+    base = mine
+    if not cell.is_base:
+        base_artifact = artifact.load(work.cell(cell.base_id).artifact)
+        base = Candidate(trained.base(cell, work, split), base_artifact)
+
+    timeline = Timeline()
+
+    def tick(what: str) -> None:
+        event = {"stage": "measure", "what": what}
+        timeline.event(event)
+        progress(event)
+
+    measured = measure(mine, base, split, cell.measure, device, tick)
+    with hardware.using(cell.measure.threads):  # what all threads were
+        facts = _facts(cell)
+    facts = {**facts, "seconds": time.time() - began, "phases": timeline.seconds()}
+    data = store.result_bytes(cell.to_json(), facts, [], measured)
+    digest = store.artifact_sha256(manifest["files"])
+    return store.publish_measurement(paths, facts["machine"], data, digest, done.record(cell))
+
+
+def measure_again(
+    cell: Cell,
+    work: Work,
+    data_root: Path,
+    device: str,
+    threads: int | None,
+    progress: Progress,
+) -> store.MeasurementEntry:
+    """One more measurement of a cell that is trained; raises UserError where it is not, and as
+    `measure_cell`."""
+    if not done.is_trained(cell, work, deep=True):
+        raise UserError(
+            f"{cell.name} ({cell.id}) is not trained, so it cannot be measured; expected `netpress "
+            "run` or `submit` to train it"
+        )
+    require_threads(cell.measure.threads)
+    origin.loaded()
+    torch.set_num_threads(threads or hardware.training_cores())
+    split = data.load(cell.dataset, cell.recipe, cell.seed, data_root, work.cache)
+    where = machine(cell.recipe, device).device
+    return measure_cell(
+        cell, work, split, where, lambda event: progress({"cell": cell.id, **event})
+    )
+
+
+def keep_earlier(paths: CellPaths) -> None:
+    """Gives the measurement that an earlier version put into result.h5 a file of its own, before
+    result.h5 is written anew; it stays that of the artifact that lies there now."""
+    try:
+        result = store.read_result(paths.result, with_history=False)
+    except (FileNotFoundError, Corrupt):
+        return
+    if "accuracy" not in result.measured or not paths.artifact.is_dir():
+        return
+    described = result.facts.get("hardware") or {}
+    machine = hardware.machine_name(described.get("cpu"), described.get("cores"))
+    prefix = paths.artifact.name
+    files = {
+        f"{prefix}/{file.relative_to(paths.artifact).as_posix()}": store.fingerprint(file)
+        for file in paths.artifact.rglob("*")
+        if not file.is_dir()
+    }
+    data = store.result_bytes(result.cell, result.facts, [], result.measured)
+    made_with = result.facts.get(done.MADE_WITH) or {}
+    store.publish_measurement(paths, machine, data, store.artifact_sha256(files), made_with)
+
+
+def _candidate(paths: CellPaths) -> Candidate:
+    return Candidate(read_model(paths.model), artifact.load(paths.artifact))
+
+
+def _facts(cell: Cell) -> dict[str, Any]:
+    """Of the machine, and of what runs on it."""
+    return {
+        **origin.loaded().facts(),
+        done.MADE_WITH: done.record(cell),
+        **hardware.machine(),
+        "runtimes": [*cell.measure.runtimes, runtimes.REFERENCE],
+    }

@@ -1,0 +1,227 @@
+"""A folder that measures a sweep's models on a machine without netpress, and what comes back.
+
+    bench.py            needs ONNX Runtime and NumPy alone; writes one file
+    bench.json          which models there are, and how they are measured
+    models/SHA256.onnx  each in its runnable form
+
+The file that comes back is a stranger's: it is bounded and typed, and it counts for the models
+whose SHA-256 it has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from pipeline import done, hardware, paths, store
+from pipeline.errors import Corrupt, UserError
+from pipeline.measure.series import Model, Series, Threads
+from pipeline.orchestrate.export import new_folder, taken
+from pipeline.orchestrate.plan import quoted
+from pipeline.store import typed
+from pipeline.sweep import Cell, Sweep
+from pipeline.versions import SHARED
+
+if TYPE_CHECKING:
+    from pipeline.artifact import Artifact
+
+FORMAT = 1
+FILE_BYTES = 64 << 20
+RUNTIME = "onnxruntime"
+
+Sample = Annotated[float, Field(gt=0, le=1e9)]
+Short = Annotated[str, Field(max_length=200)]
+SeriesName = Annotated[str, Field(pattern=r"^(artifact|base)/(one|all)/batch(1|64)$")]
+Samples = Annotated[list[Sample], Field(min_length=1, max_length=100_000)]
+
+
+class _Machine(typed.Typed):
+    name: typed.Machine | None = None
+    cpu: Short
+    flags: Annotated[list[Short], Field(max_length=100)]
+    cores: Annotated[int, Field(ge=1, le=100_000)]
+    machine: Short
+    system: Short
+
+
+class _Cell(typed.Typed):
+    id: typed.Id
+    model_sha256: typed.Sha256
+    base_sha256: typed.Sha256
+    latency_ms: Annotated[dict[SeriesName, Samples], Field(min_length=1)]
+
+
+class Measured(typed.Typed):
+    """The file that bench.py writes."""
+
+    format: Literal[1]
+    measured_at: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+    machine: _Machine
+    versions: Annotated[dict[Short, Short], Field(max_length=20)]
+    cells: Annotated[list[_Cell], Field(min_length=1, max_length=10_000)]
+
+
+_ADAPTER = TypeAdapter(Measured)
+
+
+# --- the folder ------------------------------------------------------------------------------
+
+
+def export(sweep: Sweep, work: paths.Work, to: Path) -> Path:
+    """Writes the folder, completely or not at all; returns its absolute path. Raises UserError
+    where nothing is trained, an artifact is damaged, or `to` exists."""
+    target = new_folder(to)
+    cells = [cell for cell in sweep.cells if done.is_trained(cell, work)]
+    if not cells:
+        raise UserError(
+            f"{sweep.name}: nothing is trained yet, expected `netpress run {quoted(sweep)}` before"
+        )
+    try:
+        with store.shared():
+            store.publish_new_folder(target, lambda folder: _fill(folder, cells, work))
+    except Corrupt as error:
+        again = f"`netpress run {quoted(sweep)}` makes it again"
+        raise UserError(f"{error}; {again}") from error
+    except FileExistsError:  # made while models were copied
+        raise taken(to) from None
+    except OSError as error:
+        raise UserError(f"{to}: cannot be written: {error.strerror or error}") from error
+    return target
+
+
+def advice(sweep: Sweep) -> str:
+    again = f"`netpress measure {quoted(sweep)} --add measured.json`"
+    return f"run `python bench.py` in it on any machine, then {again} here"
+
+
+def _fill(folder: Path, cells: Sequence[Cell], work: paths.Work) -> None:
+    script = paths.bench_script()
+    shutil.copyfile(script, folder / script.name)
+    models = store.make_folder(folder / "models")
+    written: dict[str, dict[str, Any]] = {}
+    for cell_id in dict.fromkeys(i for cell in cells for i in (cell.base_id, cell.id)):
+        artifact = _artifact(work.cell(cell_id))
+        digest = hashlib.sha256(artifact.model).hexdigest()
+        (models / f"{digest}.onnx").write_bytes(artifact.model)
+        written[cell_id] = {"model": digest, "shape": list(artifact.shape)}
+    listed = [
+        {"id": c.id, "name": c.name, **written[c.id], "base": written[c.base_id]["model"]}
+        for c in cells
+    ]
+    how = {"repeats": cells[0].measure.repeats, "seconds": cells[0].measure.seconds}
+    content = store.json_bytes({"format": FORMAT, **how, "cells": listed})
+    (folder / "bench.json").write_bytes(content)
+
+
+def _artifact(cell: paths.CellPaths) -> Artifact:
+    from pipeline import artifact  # here, since it loads ONNX
+
+    store.verify(cell)
+    return artifact.load(cell.artifact)
+
+
+# --- the file --------------------------------------------------------------------------------
+
+
+def read(path: Path) -> Measured:
+    """A file that bench.py wrote; UserError for anything else."""
+    try:
+        data = store.read_regular(path, FILE_BYTES)
+        typed.check_json("it", data.decode())
+        return _ADAPTER.validate_json(data)
+    except ValidationError as error:
+        problem = f"{path}: {typed.problem(error)}"
+    except Corrupt as error:
+        problem = str(error)
+    except ValueError as error:
+        problem = f"{path}: {error}"
+    except OSError as error:
+        problem = f"{path}: cannot be read: {error.strerror or error}"
+    raise UserError(f"{problem}; expected the file that bench.py writes")
+
+
+def add(sweep: Sweep, work: paths.Work, path: Path) -> tuple[str, int]:
+    """Publishes what the file has of the sweep's cells; returns (the machine, how many cells).
+    Raises UserError, before anything is published, where the file is none, has no cell of the
+    sweep, or is of other models."""
+    file = read(path)
+    for cell, found in list(_checked(file, sweep, work, path)):
+        _publish(cell, found, file, work)
+    return facts_of(file)["machine"], len(file.cells)
+
+
+def _checked(
+    file: Measured, sweep: Sweep, work: paths.Work, path: Path
+) -> Iterator[tuple[Cell, _Cell]]:
+    ids = [found.id for found in file.cells]
+    if len(set(ids)) < len(ids):
+        raise UserError(f"{path}: has a cell more than once; expected each once")
+    models: dict[str, str] = {}
+    for found in file.cells:
+        cell = sweep.by_id.get(found.id)
+        if cell is None:
+            raise UserError(f"{path}: has cell {found.id}, which is none of {sweep.name}'s")
+        for cell_id, digest in ((cell.id, found.model_sha256), (cell.base_id, found.base_sha256)):
+            if cell_id not in models:
+                models[cell_id] = _model_sha256(work.cell(cell_id), path)
+            if models[cell_id] != digest:
+                raise UserError(
+                    f"{path}: is of another model than that of {cell.name} ({cell.id}): its "
+                    f"SHA-256 is {digest}, expected {models[cell_id]}"
+                )
+        yield cell, found
+
+
+def _model_sha256(cell: paths.CellPaths, path: Path) -> str:
+    try:
+        return hashlib.sha256(_artifact(cell).model).hexdigest()
+    except Corrupt as error:
+        raise UserError(f"{path}: cannot be compared with the sweep's models: {error}") from error
+
+
+def _publish(cell: Cell, found: _Cell, file: Measured, work: paths.Work) -> None:
+    """A file that is added twice counts once."""
+    folder, facts = work.cell(cell.id), facts_of(file)
+    data = store.result_bytes(cell.to_json(), facts, [], latencies(found))
+    digest = hashlib.sha256(data).hexdigest()
+    with store.lock_cell(folder):
+        entries, _ = store.measurements(folder)
+        if all(entry.sha256 != digest for entry in entries):
+            artifact = store.artifact_sha256(store.verify(folder, deep=False)["files"])
+            made_with = {"measurement": SHARED["measurement"]}  # less than any sweep asks for
+            store.publish_measurement(folder, facts["machine"], data, artifact, made_with)
+
+
+def facts_of(file: Measured) -> dict[str, Any]:
+    """As a measurement's facts, of the machine that the file says it is from."""
+    machine = file.machine
+    return {
+        "machine": machine.name or hardware.machine_name(machine.cpu, machine.cores),
+        "hardware": {**machine.model_dump(exclude={"name"}), "gpu": None},
+        "versions": file.versions,
+        "runtimes": [RUNTIME],
+        "threads": machine.cores,
+        "measured_at": file.measured_at,
+    }
+
+
+def latencies(cell: _Cell) -> dict[str, Any]:
+    """Name of a series in result.h5 -> its samples in ms; of a base, which has nothing beside it,
+    its own count as those of its base."""
+    import numpy
+
+    found = {_series(name): numpy.array(ms) for name, ms in cell.latency_ms.items()}
+    if cell.model_sha256 == cell.base_sha256:
+        found |= {s._replace(model="base"): ms for s, ms in found.items()}
+    return {series.name: ms for series, ms in found.items()}
+
+
+def _series(name: str) -> Series:
+    model, threads, batch = name.split("/")
+    number = int(batch.removeprefix("batch"))
+    return Series(RUNTIME, cast(Model, model), cast(Threads, threads), number)

@@ -1,0 +1,103 @@
+"""How long jobs may run, and which short cells share one, by the estimates of their cells.
+
+The wall time that a job requests is its estimate with a margin: the shorter it is, the earlier a
+scheduler finds a place for it. A job that needs more gets more (jobs/task.py). Cells of which too
+little is known (a network or a data set of one's own, another GPU, none) request all of the
+profile's minutes and have a job each, until some of them are finished.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from pipeline.orchestrate.estimate import Estimate
+from pipeline.orchestrate.graph import Array, Ids, Pack, Request, packer
+from pipeline.orchestrate.profile import Profile
+from pipeline.sweep import Cell, Sweep
+
+LEAST_MINUTES = 10
+PACK_MINUTES = 60.0
+STEP = 4  # tasks of one array differ by at most this factor in the wall time that they need
+
+
+@dataclass(frozen=True)
+class Durations:
+    """For the jobs of one profile."""
+
+    profile: Profile
+    guess: Estimate
+    _known: dict[str, tuple[float, bool]] = field(default_factory=dict)
+
+    def seconds(self, cell: Cell) -> float:
+        return self._of(cell)[0]
+
+    def _covers(self, cell: Cell) -> bool:
+        return self._of(cell)[1]
+
+    def _of(self, cell: Cell) -> tuple[float, bool]:
+        if cell.id not in self._known:
+            self._known[cell.id] = self.guess.seconds(cell), self.guess.covers(cell)
+        return self._known[cell.id]
+
+    def minutes(self, cells: Sequence[Cell]) -> int:
+        """The wall time to request for these cells, one after the other."""
+        profile = self.profile
+        if profile.time_margin is None or not all(map(self._covers, cells)):
+            return profile.minutes
+        needed_s = sum(map(self.seconds, cells)) * profile.time_margin + profile.signal_s
+        return min(profile.minutes, max(LEAST_MINUTES, math.ceil(needed_s / 60)))
+
+    def standard(self, cell: Cell) -> Request:
+        """The request of a cell that has not failed."""
+        return Request(self.profile.memory_gib, self.minutes([cell]))
+
+    def alike(self, request: Request) -> Request:
+        """The same for all requests of about the same wall time, which share arrays."""
+        if request.minutes >= self.profile.minutes:
+            return request
+        minutes = LEAST_MINUTES
+        while minutes < request.minutes:
+            minutes *= STEP
+        return replace(request, minutes=min(minutes, self.profile.minutes))
+
+    def timed(self, array: Array, sweep: Sweep, request: Callable[[Cell], Request]) -> Array:
+        """The array with the wall time that its longest task needs."""
+        tasks = [[sweep.by_id[i] for i in ids] for ids in array.tasks.values()]
+        longest = max(
+            max(self.minutes(cells), *(request(cell).minutes for cell in cells)) for cells in tasks
+        )
+        return replace(array, request=replace(array.request, minutes=longest))
+
+    def shared(self, arrays: Sequence[Array], sweep: Sweep) -> list[Array]:
+        """The arrays with the profile's `at_once` divided between them, in proportion to their
+        work: so techniques become free to run as fast as they are done. At least 1 for each."""
+        if sum(len(array.tasks) for array in arrays) <= self.profile.at_once:
+            return list(arrays)
+        work = [sum(self.seconds(sweep.by_id[i]) for i in array.cells) for array in arrays]
+        parts = [self.profile.at_once * part_s / (sum(work) or 1) for part_s in work]
+        shares = [max(1, math.floor(part)) for part in parts]
+        for i in sorted(range(len(parts)), key=lambda i: parts[i] % 1, reverse=True):
+            if sum(shares) < self.profile.at_once and parts[i] >= 1:
+                shares[i] += 1
+        return [replace(a, at_once=share) for a, share in zip(arrays, shares, strict=True)]
+
+    def pack(self, sweep: Sweep, cells: Iterable[Cell]) -> Pack | None:
+        """What puts these cells into tasks: as the sweep says; by default into jobs of about an
+        hour, but bases for which other cells wait into a job each."""
+        if sweep.pack:
+            minutes = sweep.pack.minutes
+            return packer(minutes, self.seconds) if minutes else None
+        if self.profile.time_margin is None:
+            return None
+        awaited = {cell.base_id for cell in cells if not cell.is_base}
+        most = (self.profile.minutes - self.profile.signal_s / 60) / self.profile.time_margin
+        together = packer(min(PACK_MINUTES, most), self.seconds)
+
+        def pack(members: Sequence[Cell]) -> list[Ids]:
+            short = [c for c in members if c.id not in awaited and self._covers(c)]
+            kept = {cell.id for cell in short}
+            return [(c.id,) for c in members if c.id not in kept] + together(short)
+
+        return pack

@@ -1,0 +1,183 @@
+"""A report's models, or one model, measured again on this machine, with what is in the artifact.
+
+Of a report there are no networks in PyTorch, so nothing simulated is timed, and a base that is not
+in the report is one of its shape with random weights, as in `verify`. Where this machine lacks the
+images, accuracy stays that of the machine that had them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from pipeline import artifact, hardware, origin, runtimes, store
+from pipeline.errors import Corrupt, UserError
+from pipeline.measure import accuracy, inference, latency
+from pipeline.measure.series import BATCHES, THREADS, Model, Series
+from pipeline.orchestrate import bench as benches
+from pipeline.paths import ReportPaths
+from pipeline.report import artifacts, merged
+from pipeline.store import hdf5
+from pipeline.sweep import Cell, Measure
+from pipeline.verify.artifacts import Bench
+
+if TYPE_CHECKING:
+    import h5py
+
+    from pipeline.artifact import Artifact
+
+Say = Callable[[str], None]
+Found = tuple[str, dict[str, Any], dict[str, Any]]  # cell's id, facts, what was measured
+
+
+# --- a report --------------------------------------------------------------------------------
+
+
+def report(folder: Path, data_root: Path, cache: Path, say: Say) -> None:
+    """Measures every model that lies in the report, and adds it to its results.h5. Raises UserError
+    where there is none, Corrupt where one is not the report's own."""
+    paths = ReportPaths(folder)
+    published = merged.read(paths.merged)
+    bench = Bench(published, paths, data_root, cache)
+    done = set(published.frames.ids)
+    cells = [published.sweep.by_id[f.name] for f in artifacts.present(paths) if f.name in done]
+    if not cells:
+        raise UserError(
+            f"{folder}: has no models to measure; `netpress report SWEEP --artifacts MB` adds them"
+        )
+    found = []
+    for i, cell in enumerate(cells):
+        say(f"[{i + 1}/{len(cells)}] {cell.name}")
+        found.append((cell.id, *_measured(bench, cell)))
+    put(paths.merged, found)
+
+
+def _measured(bench: Bench, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]:
+    began, mine = time.time(), _own(bench, cell)
+    base = mine if cell.is_base else bench.base(cell, mine)[0]
+    values = deployed(mine, base, cell.measure)
+    result = bench.published.result(cell.id)
+    try:
+        images, labels = bench.images_of(cell, result)
+    except UserError:  # another machine's accuracy stands
+        return _facts(cell.measure, began), values
+    own = inference.timed_logits(mine, images)
+    classes = own[0].argmax(1)
+    others = result.measured.get("base_predictions")
+    if isinstance(others, numpy.ndarray) and others.shape == labels.shape:
+        values |= accuracy.of_predictions(classes, others, labels)
+        values |= {
+            "predictions": classes.astype(numpy.uint16),
+            "base_predictions": others,
+            "labels": labels.astype(numpy.uint16),
+            "test_set_seconds": own[1],
+        }
+    return _facts(cell.measure, began), {**_kept(result), **values}
+
+
+def _own(bench: Bench, cell: Cell) -> Artifact:
+    folder = bench.paths.artifact(cell.id)
+    if wrong := artifacts.differs(folder, bench.published.artifact(cell.id)):
+        raise Corrupt(f"{folder}: {wrong}")
+    return artifact.load(folder)
+
+
+def _kept(result: store.Result) -> dict[str, Any]:
+    """What no machine decides, and what only the network in PyTorch tells."""
+    timed = ("latency/", "runtimes/", "test_set_seconds", "base_test_set_seconds")
+    return {name: value for name, value in result.measured.items() if not name.startswith(timed)}
+
+
+def _facts(settings: Measure, began: float) -> dict[str, Any]:
+    return {
+        **origin.loaded().facts(),
+        **hardware.machine(),
+        "runtimes": list(settings.runtimes),
+        "seconds": time.time() - began,
+    }
+
+
+def put(path: Path, found: Iterable[Found]) -> None:
+    """Adds measurements to a results.h5 that was read before."""
+
+    def change(file: h5py.File) -> None:
+        for cell_id, facts, measured in found:
+            group = file["cells"][cell_id].require_group("measurements")
+            earlier = [name for name in group if name.rpartition("-")[0] == facts["machine"]]
+            number = 1 + max((int(name.rpartition("-")[2]) for name in earlier), default=0)
+            one = group.create_group(f"{facts['machine']}-{number}")
+            one.attrs["facts"] = json.dumps(facts, sort_keys=True, allow_nan=False)
+            for name, value in sorted(measured.items()):
+                hdf5.put(one, f"measure/{name}", value)
+        file.attrs.modify("format", merged.FORMAT)
+
+    store.change_hdf5(path, change)
+
+
+def add(folder: Path, path: Path) -> None:
+    """What bench.py measured of models that lie in the report; raises UserError where the file is
+    none, or is of other models."""
+    paths, file = ReportPaths(folder), benches.read(path)
+    published = merged.read(paths.merged)
+    facts = benches.facts_of(file)
+    found = []
+    for cell in file.cells:
+        model = paths.artifact(cell.id)
+        if cell.id not in published.frames.ids or not model.is_dir():
+            raise UserError(f"{path}: has cell {cell.id}, whose model is not in {folder}")
+        digest = hashlib.sha256(artifact.load(model).model).hexdigest()
+        if digest != cell.model_sha256:
+            raise UserError(
+                f"{path}: is of another model than that of {cell.id}: its SHA-256 is "
+                f"{cell.model_sha256}, expected {digest}"
+            )
+        found.append((cell.id, facts, benches.latencies(cell)))
+    put(paths.merged, found)
+
+
+# --- a model ---------------------------------------------------------------------------------
+
+
+def deployed(mine: Artifact, base: Artifact, settings: Measure) -> dict[str, Any]:
+    """The artifact and its base in turns, on the runtimes of the settings: integer kernels, and
+    samples in ms by the name of their series."""
+    ran = runtimes.kernels(mine)
+    values: dict[str, Any] = {
+        "integer_kernels": ran.integer,
+        "integer_share": ran.integer_share,
+    }
+    pairs: tuple[tuple[Model, Artifact], ...] = (("artifact", mine), ("base", base))
+    for threads in THREADS:
+        number = inference.thread_count(threads)
+        sessions = {
+            (runtime, model): runtimes.session(one, number, runtime)
+            for runtime in settings.runtimes
+            for model, one in pairs
+        }
+        for batch in BATCHES:
+            images = inference.any_images(mine.shape, batch)
+            runs = {key: inference.run_of(s, images) for key, s in sessions.items()}
+            for (runtime, model), ms in latency.interleaved(
+                runs, settings.repeats, settings.seconds
+            ).items():
+                values[Series(runtime, model, threads, batch).name] = ms
+    return values
+
+
+def artifact_lines(folder: Path) -> Iterator[str]:
+    """One model's latencies on this machine, as text."""
+    mine, settings = artifact.load(folder), Measure()
+    yield f"{folder} on {hardware.cpu_name()}, {hardware.cores()} cores"
+    values = deployed(mine, mine, settings)
+    for threads in THREADS:
+        for batch in BATCHES:
+            ms = values[Series(runtimes.DEFAULT, "artifact", threads, batch).name]
+            p50, p90 = numpy.percentile(ms, (50, 90))
+            where = f"batch {batch}, {threads} thread{'s' * (threads == 'all')}"
+            yield f"  {where}: {p50:.3g} ms (p90 {p90:.3g}), {batch / p50 * 1e3:,.0f} images/s"

@@ -1,0 +1,127 @@
+"""Filter pruning by gates that are trained with the weights, until the budget is reached."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pipeline.techniques import filters, refuse_settled
+from pipeline.techniques.settings import Trained
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.models.network import ModelState
+    from pipeline.models.spec import NetworkSpec
+    from pipeline.techniques.context import Context
+
+VERSION = 1
+CLOSING = 2 / 3  # of all steps, after which no gate moves any more
+UPDATES = 50  # times until then at which gates open and close
+PRIOR = 0.01  # of a filter's relative norm: who comes first while nothing is learned yet
+
+
+class Settings(Trained, filters.Budget):
+    """A gate z = 0 or 1 behind each filter, with a score s that is trained with the weights: z is
+    1 for the filters with the best scores, ``dE/ds = dE/dz`` (straight through), also where z is
+    0. So s grows by what the loss would lose without the filter, step after step, and a closed
+    filter that would help opens again. How many are open follows a budget that falls from all to
+    what is asked for over two thirds of the training, by the third power (Zhu and Gupta 2017, whose
+    schedule is one of sparsity); one threshold for all layers, ``multiple`` filters of each stay.
+    Behind layers whose outputs are summed there is one gate for all of them. Then gates rest, the
+    others are trained on, and the closed filters are removed: the network computes the same.
+
+    That filters are chosen by something learned under a budget is after Li, Zhu and Sun (2019),
+    whose paper could not be had; scores that are trained straight through are those of movement
+    pruning (Sanh et al. 2020, arXiv 2005.07683) for single weights. The rest is this project's.
+    """
+
+    cites: ClassVar[tuple[str, ...]] = ("sanh2020movement", "zhu2017prune")
+
+    learning_rate_factor: float = 0.5
+
+
+def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
+    refuse_settled(state, "prune-learned")
+    recipe = context.cell.recipe
+    base = context.base().spec
+
+    def close(now: ModelState, step: int, steps: int) -> None:
+        last = max(1, round(CLOSING * steps))
+        if step <= last and (step == last or step % max(1, last // UPDATES) == 0):
+            _close(now, base, at_part(settings, step / last), step == last)
+
+    trained = context.train(
+        lambda: _gated(state, settings, context),
+        settings.objective_of(recipe, context),
+        settings.epochs_of(recipe),
+        settings.recipe_of(recipe),
+        after_step=close,
+    )
+    return _cut(trained)
+
+
+def at_part(settings: Settings, part: float) -> Settings:
+    """The budget when this part (0..1) of the time for closing is over."""
+    kept = settings.kept + (1 - settings.kept) * (1 - part) ** 3
+    changed: dict[str, Any] = {settings.of: kept}
+    return settings.model_copy(update=changed)
+
+
+def _gated(state: ModelState, settings: Settings, context: Context) -> ModelState:
+    """With all gates open; UserError where the budget cannot be reached."""
+    import torch
+
+    from pipeline.models import network
+    from pipeline.models.transforms import gated
+
+    graph = network.graph_of(state.spec)
+    cut = filters.cut_groups("prune-learned", graph, settings)
+    rows = filters.Rows.of_state(graph, state)
+    transform = gated.Gated(state.spec.channels, tuple(cut))
+    found = network.with_transform(state, transform)
+    with torch.no_grad():
+        for i, gate in gated.gates(found.network.module).items():
+            parts = [rows.of(i, name).flatten(1) for name in graph.groups[i].producers]
+            norm = torch.cat(parts, 1).norm(dim=1)
+            gate.score.copy_(PRIOR * norm / norm.mean().clamp_min(1e-12))
+    _counts(found, context.base().spec, settings)
+    return found
+
+
+def _scores(state: ModelState) -> dict[int, torch.Tensor]:
+    from pipeline.models.transforms import gated
+
+    found = gated.gates(state.network.module)
+    return {i: gate.score.detach().cpu() for i, gate in found.items()}
+
+
+def _counts(state: ModelState, base: NetworkSpec, settings: Settings) -> list[int]:
+    return filters.counts("prune-learned", state.spec, base, _scores(state), settings)
+
+
+def _close(state: ModelState, base: NetworkSpec, settings: Settings, last: bool) -> None:
+    """Opens the gates with the best scores, as many as the budget allows, and closes the others."""
+    import torch
+
+    from pipeline.models.transforms import gated
+
+    scores = _scores(state)
+    counts = _counts(state, base, settings)
+    if last:
+        counts = filters.filled(state.spec, base, scores, settings, counts)
+    kept = filters.best(scores, counts)
+    for i, gate in gated.gates(state.network.module).items():
+        gate.open.copy_(torch.zeros(len(gate.open)).index_fill_(0, kept[i], 1.0))
+
+
+def _cut(state: ModelState) -> ModelState:
+    """Without gates, and without the filters behind which one is closed."""
+    import torch
+
+    from pipeline.models import network
+    from pipeline.models.transforms import gated
+
+    kept = [torch.arange(channels) for channels in state.spec.channels]
+    for i, gate in gated.gates(state.network.module).items():
+        kept[i] = gate.open.cpu().nonzero().flatten()
+    return network.shrink(network.without(state, gated.Gated.name, gated.GATES), kept)

@@ -1,0 +1,219 @@
+"""Measurements of several machines: made again, made elsewhere, told apart in the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import h5py
+import pytest
+
+from pipeline import done, remeasure, report, store
+from pipeline.errors import Corrupt, UserError
+from pipeline.orchestrate import bench as benches
+from pipeline.orchestrate import measure, plan
+from pipeline.paths import Work
+from pipeline.report import figures, merged
+from pipeline.timeline import Timeline, line
+from tests import cells, results
+
+# --- a report of two machines ----------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """They take seconds, and are not what is tested here."""
+    monkeypatch.setattr(figures, "draw", lambda rows, evidence: {})
+
+
+@pytest.fixture
+def two(tmp_path):
+    """(sweep, work root): three cells that A CPU measured, two of which a board measured as well,
+    and one of these without images."""
+    text = "name: test\nmodels: [vgg16_bn]\ndatasets: [digits]\ntechniques: [base, kd, ptq-int8]\n"
+    (tmp_path / "test.yaml").write_text(text)
+    sweep, work = plan.load_sweep(tmp_path / "test.yaml"), Work(tmp_path / "work")
+    for cell in sweep.cells:
+        results.publish(cell, work)
+    base, half, _ = sweep.cells
+    results.measure(base, work, "board", "Cortex-A72")
+    results.measure(half, work, "board", "Cortex-A72", ratio=8.0, accuracy=None, agreement=None)
+    return sweep, work
+
+
+def test_the_machine_that_measured_most_is_shown_and_another_on_request(two):
+    sweep, work = two
+    _, half, tiny = sweep.cells
+    found = report.as_json(report.read(sweep, work))
+    assert [row["machine"] for row in found["rows"]] == ["A-CPU-2c"] * 3 and not found["gaps"]
+    assert [m["name"] for m in found["machines"]] == ["A-CPU-2c", "board"]
+    board = found["machines"][1]
+    assert {"cpu": "Cortex-A72", "flags": ["asimd"], "gpu": None}.items() <= board.items()
+    assert board["runtimes"] == ["onnxruntime"]
+    there = report.as_json(report.read(sweep, work, machine="boa"))
+    rows = {row["id"]: row for row in there["rows"]}
+    assert 7 < rows[half.id]["speedup"]["batch1"] < 9 and len(rows) == 2
+    elsewhere = {row["id"]: row for row in found["rows"]}[half.id]
+    assert rows[half.id]["accuracy"] == elsewhere["accuracy"]  # lent, and said so
+    assert rows[half.id]["classified_on"] == "A-CPU-2c" and elsewhere["speedup"]["batch1"] < 5
+    [gap] = there["gaps"]
+    assert gap["id"] == tiny.id and gap["reason"] == "not measured on board, but on A-CPU-2c"
+    with pytest.raises(UserError, match=r"--machine 'bord': .*board"):
+        report.read(sweep, work, machine="bord")
+
+
+def test_a_report_keeps_every_machine_and_compares_them(two, tmp_path):
+    sweep, work = two
+    paths, _ = report.build(sweep, work, tmp_path / "out")
+    text, page = paths.markdown.read_text(), paths.page.read_text()
+    assert "Speed by machine" in text and "| kd | board | 1 |" in text
+    assert '<option value="0" selected>A CPU, 2 cores</option>' in page
+    assert "board (Cortex-A72, 4 cores)</option>" in page and "kd on board" in page
+    before = {p: p.read_bytes() for p in paths.folder.rglob("*") if p.is_file()}
+    shutil.rmtree(work.root)
+    report.rebuild(paths.folder)
+    assert {p: p.read_bytes() for p in before} == before
+    report.rebuild(paths.folder, machine="board")  # from here on
+    assert [row.machine for row in report.read_folder(paths.folder).rows] == ["board"] * 2
+    assert "not measured on board" in paths.markdown.read_text()
+
+
+def test_what_is_added_to_a_report_stands_beside_what_it_has(two, tmp_path):
+    sweep, work = two
+    paths, frames = report.build(sweep, work, tmp_path / "out")
+    tiny = sweep.cells[2]
+    facts = {"machine": "board", "hardware": {"cpu": "Cortex-A72", "cores": 4}}
+    values = {k: v for k, v in results.measured(tiny, 2.0).items() if k.startswith("latency/")}
+    for _ in range(2):
+        remeasure.put(paths.merged, [(tiny.id, facts, values)])
+    again = report.read_folder(paths.folder)
+    assert again.machines == ["A-CPU-2c", "board"] and again.rows == frames.rows
+    assert len([row for row in again.every if row.machine == "board"]) == 3
+    with h5py.File(paths.merged) as file:
+        assert list(file[f"cells/{tiny.id}/measurements"]) == ["board-1", "board-2"]
+
+
+def test_a_measurement_that_leads_out_of_the_file_is_refused(two, tmp_path):
+    sweep, work = two
+    paths, _ = report.build(sweep, work, tmp_path / "out")
+
+    def lead_away(file):
+        group = file[f"cells/{sweep.cells[0].id}/measurements/board-1/measure"]
+        del group["accuracy"]
+        group["accuracy"] = h5py.ExternalLink("/etc/passwd", "/accuracy")
+
+    store.change_hdf5(paths.merged, lead_away)
+    with pytest.raises(Corrupt, match="a link leads out of it"):
+        merged.read(paths.merged)
+
+
+# --- measured again, and elsewhere -----------------------------------------------------------
+
+
+@pytest.fixture
+def mine(bench, tmp_path):
+    """(sweep, work root) with the base that is trained, and measured once."""
+    bench.cells(["base"])
+    shutil.copytree(bench.work.root, tmp_path / "work")
+    shutil.copy(bench.folder / "test.yaml", tmp_path / "test.yaml")
+    return plan.load_sweep(tmp_path / "test.yaml"), Work(tmp_path / "work")
+
+
+def test_a_sweep_is_measured_again_and_keeps_what_it_had(mine, tmp_path, monkeypatch):
+    sweep, work = mine
+    monkeypatch.chdir(tmp_path)
+    lines: list[str] = []
+    before = done.is_done(sweep.cells[0], work)
+    with cells.one_core():
+        assert measure.run(sweep, work, work.root, lines.append) == 0
+    entries, damaged = store.measurements(work.cell(sweep.cells[0].id), deep=True)
+    assert before and [e.number for e in entries] == [1, 2] and not damaged
+    assert any("measure, accuracy" in line for line in lines)
+    assert not any("train" in line for line in lines)
+    [row] = report.read_folder(tmp_path / "reports" / "test").rows
+    assert row.measurement == entries[1].name
+
+
+# Nothing but these can be imported by the script: neither torch nor netpress.
+ALONE = """
+import runpy, sys
+for name in ("torch", "h5py", "pydantic", "onnx", "pipeline"):
+    sys.modules[name] = None
+sys.argv = ["bench.py", "--out", sys.argv[1], "--name", "my board!", "--seconds", "0.01"]
+runpy.run_path("bench.py", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def elsewhere(mine, tmp_path):
+    """What bench.py writes in the exported folder, with ONNX Runtime and NumPy alone."""
+    sweep, work = mine
+    folder = benches.export(sweep, work, tmp_path / "bench")
+    found = tmp_path / "measured.json"
+    clean = {"PATH": os.environ["PATH"]}
+    subprocess.run([sys.executable, "-I", "-c", ALONE, found], cwd=folder, env=clean, check=True)
+    return found
+
+
+def test_a_folder_without_netpress_measures_and_its_file_is_taken(mine, elsewhere, tmp_path):
+    sweep, work = mine
+    [base] = sweep.cells
+    assert benches.add(sweep, work, elsewhere) == ("my-board", 1)
+    benches.add(sweep, work, elsewhere)  # which counts once
+    entries, _ = store.measurements(work.cell(base.id))
+    assert sorted(e.machine for e in entries if e.machine == "my-board") == ["my-board"]
+    assert done.is_done(base, work)  # by the measurement that it had
+    [row] = report.as_json(report.read(sweep, work, machine="my-board"))["rows"]
+    assert row["latency_ms"]["batch64"]["p50"] > row["latency_ms"]["batch1"]["p50"] > 0
+    assert row["accuracy"] > 0.8 and row["classified_on"] != "my-board"
+    with pytest.raises(UserError, match="exists already"):
+        benches.export(sweep, work, tmp_path / "bench")
+    said = json.loads(elsewhere.read_text())
+    for change, why in (
+        (lambda s: s["cells"][0].update(model_sha256="0" * 64), "is of another model than that"),
+        (lambda s: s["cells"][0].update(id="0" * 16), "which is none of test's"),
+        (lambda s: s["cells"].append(s["cells"][0]), "has a cell more than once"),
+        (lambda s: s["cells"][0]["latency_ms"].update({"artifact/one/batch1": [-1]}), "greater"),
+        (lambda s: s["machine"].update(name="../../x"), "machine.name"),
+        (lambda s: s.update(format=2), "format"),
+    ):
+        wrong = json.loads(json.dumps(said))
+        change(wrong)
+        (tmp_path / "wrong.json").write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=why):
+            benches.add(sweep, work, tmp_path / "wrong.json")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="not a regular file"):
+        benches.add(sweep, work, tmp_path / "pipe")
+    assert store.measurements(work.cell(base.id))[0] == entries
+
+
+# --- where the time goes ---------------------------------------------------------------------
+
+
+def test_a_timeline_gives_each_moment_to_a_phase():
+    now = iter([0.0, 2.0, 12.0, 13.0, 15.0, 20.0])
+    timeline = Timeline(lambda: next(now))
+    for event in (
+        {"stage": "0-train"},
+        {"stage": "0-train", "epoch": 1, "epochs": 1},  # the same phase: no look at the clock
+        {"stage": "artifact"},
+        {"stage": "measure", "what": "accuracy"},
+        {"stage": "measure", "what": "latency, one thread"},
+    ):
+        timeline.event(event)
+    seconds = timeline.seconds()
+    assert seconds == {"start": 2, "train": 10, "export": 1, "evaluate": 2, "measure": 5}
+    assert line([seconds, {**seconds, "train": 20.0}]) == (
+        "start 2 s, train 15 s (60%), export 1 s, evaluate 2 s, measure 5 s"
+    )
+
+
+def test_a_cell_records_where_its_time_went(bench):
+    facts = cells.result(bench.work.cell(bench.base.id)).facts
+    assert {"start", "train", "export"} <= facts["phases"].keys()
+    assert {"evaluate", "measure"} <= facts["phases"].keys()
+    assert all(seconds >= 0 for seconds in facts["phases"].values())
