@@ -47,10 +47,11 @@ class Report:
     def __call__(self) -> None:
         job = JobPaths(Path(self.folder))
         try:
+            store.enter(Work(Path(self.work)))
             sweep = load_again(Path(self.sweep), self.text, Work(Path(self.work)), self.plugins)
             page = aggregate(sweep, Path(self.work), Path(self.to), self.umask)
         except Exception as error:
-            store.write_failure(job.report, _failure(error))
+            store.write_failure(job.report, _failure(error, Path(self.to)))
             raise
         store.publish_json(job.made, {"page": str(page)})
 
@@ -63,6 +64,7 @@ def aggregate(sweep: Sweep, work: Path, to: Path, umask: int | None = None) -> P
     streams.ready()
     garbage.seldom()
     store.private(umask)
+    store.enter(Work(work))
     write_down_ends(sweep, Work(work))
     made, frames = report.build(sweep, Work(work), to)
     with streams.at_best():
@@ -71,14 +73,14 @@ def aggregate(sweep: Sweep, work: Path, to: Path, umask: int | None = None) -> P
     return made.page
 
 
-def _failure(error: Exception) -> store.Failure:
+def _failure(error: Exception, to: Path) -> store.Failure:
     from submitit.core.utils import UncompletedJobError
 
     from pipeline.execute import failure_of
 
     if isinstance(error, UncompletedJobError):  # submitit raises it on USR2
         return store.Failure("stuck", "the time limit came before the report was made")
-    return store.Failure(*failure_of(error), traceback.format_exc())
+    return store.Failure(*failure_of(error, to), traceback.format_exc())
 
 
 def write_down_ends(sweep: Sweep, work: Work) -> None:

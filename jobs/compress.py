@@ -60,10 +60,12 @@ def main(
     if options.die_with_parent:
         die_with(options.die_with_parent)
     garbage.seldom()
-    from pipeline import store
+    from pipeline import hardware, store
     from pipeline.paths import Work
 
     store.private()
+    hardware.request(options.cores)
+    store.enter(Work(options.work))
     with _events() as events:
         outcomes = [
             _begun(act, i, Work(options.work), options.data, events, options) for i in options.ids
@@ -80,6 +82,7 @@ def _begun(
     options: argparse.Namespace,
 ) -> bool:
     """One cell, in an attempt of its own; returns whether that succeeded."""
+    from jobs import track
     from jobs.usage import Monitor, job
     from pipeline import store
     from pipeline.orchestrate import slurm
@@ -92,10 +95,15 @@ def _begun(
         paths = work.cell(cell_id)
         with store.lock_cell(paths, job(), slurm.is_working) as held, _gives_way(held):
             attempt = store.new_attempt(paths, job())
-            with _logged(attempt.log), Monitor(attempt) as monitor:
+            with (
+                _logged(attempt.log),
+                Monitor(attempt) as monitor,
+                track.beside(paths, work, options.sweep, options.track) as tracked,
+            ):
 
                 def record(event: dict[str, Any]) -> None:
                     monitor.event(event)
+                    tracked.event(event)
                     emit(event)
 
                 return _attempted(act, paths, attempt, work, data_root, record, options)
@@ -104,7 +112,7 @@ def _begun(
         emit({"stage": "busy", "reason": str(busy)})
     except Exception as error:  # no attempt to record it in: a full disk, another user's folder
         traceback.print_exc()
-        kind, reason = _failure_of(error)
+        kind, reason = _failure_of(error, work.root)
         emit({"stage": "failed", "kind": kind, "reason": reason})
     return False
 
@@ -152,7 +160,7 @@ def _attempted(
         return True
     except Exception as error:
         traceback.print_exc()
-        kind, reason = _failure_of(error)
+        kind, reason = _failure_of(error, paths.folder)
         failure = store.Failure(kind, reason, traceback.format_exc())
         try:
             store.write_failure(attempt, failure)
@@ -162,12 +170,12 @@ def _attempted(
         return False
 
 
-def _failure_of(error: Exception) -> tuple[str, str]:
+def _failure_of(error: Exception, folder: Path) -> tuple[str, str]:
     try:
         from pipeline.execute import failure_of
     except Exception as missing:  # torch itself cannot be loaded
         return "exception", f"{type(missing).__name__}: {missing}"
-    return failure_of(error)
+    return failure_of(error, folder)
 
 
 @contextmanager
@@ -185,8 +193,10 @@ def _events() -> Iterator[TextIO]:
 @contextmanager
 def _logged(log: Path) -> Iterator[None]:
     """Redirect descriptors 1 and 2 to the log, so that it also has the output of native code."""
+    from pipeline import store
+
     kept = [os.dup(1), os.dup(2)]
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = store.open_own(log, os.O_WRONLY | os.O_APPEND)
     try:
         _point_both(descriptor, descriptor)
         yield
@@ -226,6 +236,9 @@ def _parser(name: str, about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, help="the data root")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, help="CPU threads; default: one a core")
+    parser.add_argument("--cores", type=int, help="cores requested for it; default: all")
+    parser.add_argument("--sweep", default="", help="the sweep's name, for trackers")
+    parser.add_argument("--track", action="append", default=[], help="a tracker; may be repeated")
     parser.add_argument("--die-with-parent", type=int, metavar="PID", help=argparse.SUPPRESS)
     parser.add_argument("ids", nargs="+", metavar="ID", help="cells, by id")
     return parser

@@ -54,6 +54,7 @@ class FollowUp:
 
     def __call__(self) -> None:
         store.private(self.umask)
+        store.enter(Work(Path(self.work)))
         job = JobPaths(Path(self.folder))
         try:
             self._follow()

@@ -16,6 +16,7 @@ import atexit
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,12 +29,12 @@ from submitit.core.utils import DelayedSubmission
 from submitit.helpers import Checkpointable
 
 from jobs.usage import MINUTES, job, requested
-from pipeline import done, store
+from pipeline import done, store, terminal
 from pipeline.hardware import training_cores
 from pipeline.orchestrate import slurm
 from pipeline.orchestrate.cluster import job_of
 from pipeline.orchestrate.ended import cause, kills
-from pipeline.orchestrate.plan import cell_command
+from pipeline.orchestrate.plan import cell_command, track_options
 from pipeline.orchestrate.retry import out_of_memory
 from pipeline.paths import CODE, AttemptPaths, CellPaths, JobPaths, Work
 
@@ -49,6 +50,10 @@ NO_CONTROLLER = (
     "the controller did not answer at the time limit, so the job could not be requeued; "
     "`netpress resume` continues from the last epoch"
 )
+NO_SCONTROL = (
+    "scontrol is not on PATH in the job, so it cannot be requeued at its time limit; every epoch "
+    "is kept, and `netpress resume` continues from the last one"
+)
 
 
 class Task(Checkpointable):
@@ -58,9 +63,11 @@ class Task(Checkpointable):
     lenient: other cells depend on single ones of these, so the task fails only where all did.
     lead_s: how long before the time limit USR2 is sent. minutes: that limit, 0 in jobs of earlier
     versions; most_minutes: up to which it is raised for a job that comes to it.
+    tracking: the sweep's name, and the trackers that follow its cells.
     """
 
     minutes = most_minutes = 0
+    tracking: tuple[str, tuple[str, ...]] = ("", ())  # in jobs of earlier versions
 
     def __init__(
         self,
@@ -72,16 +79,21 @@ class Task(Checkpointable):
         lead_s: int = 120,
         minutes: int = 0,
         most_minutes: int = 0,
+        tracking: tuple[str, tuple[str, ...]] = ("", ()),
     ):
         self.folder, self.work, self.data = folder, work, data
         self.cells, self.lenient, self.lead_s = dict(cells), lenient, lead_s
         self.minutes, self.most_minutes = minutes, most_minutes
+        self.tracking = tracking
         self.running: subprocess.Popen | None = None
         self.before: dict[Path, int] = {}
 
     def __call__(self) -> None:
         store.private()
+        store.enter(Work(Path(self.work)))
         self.before = _made(self._mine())
+        if shutil.which("scontrol") is None:
+            terminal.tell(NO_SCONTROL)
         self._publish_cells()
         ended = [self._done(cell) for cell in self._mine()]
         if self.lenient:  # what the other cells need of it is its training
@@ -99,6 +111,9 @@ class Task(Checkpointable):
         minutes = min(2 * self.minutes, self.most_minutes) if at_its_limit else self.minutes
         if at_its_limit and minutes <= self.minutes and _made(self._mine()) == self.before:
             self._end_of("stuck", NO_PROGRESS)
+            return None
+        if shutil.which("scontrol") is None:
+            self._end_of("not_requeued", NO_SCONTROL)
             return None
         # submitit requests the requeue once, and fails without it.
         if not slurm.wait_until_up(CONTROLLER_S):
@@ -118,6 +133,7 @@ class Task(Checkpointable):
                 self.lead_s,
                 max(minutes, self.minutes),
                 self.most_minutes,
+                self.tracking,
             )
         )
 
@@ -157,14 +173,19 @@ class Task(Checkpointable):
 
     def _mine(self) -> list[CellPaths]:
         work = Work(Path(self.work))
-        return [work.cell(i) for i in self.cells[int(os.environ["SLURM_ARRAY_TASK_ID"])]]
+        return [work.cell(i) for i in self.cells[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]]
 
     def _done(self, cell: CellPaths) -> bool:
         """Run the cell, unless it is done; returns whether it is done now."""
         if self._is_done(cell):
             return True
         earlier, kills_before = store.last_attempt(cell), kills()
-        options = ("--die-with-parent", str(os.getpid()), *_threads())
+        options = (
+            "--die-with-parent",
+            str(os.getpid()),
+            *_threads(),
+            *track_options(*self.tracking),
+        )
         alone = len(self._mine()) == 1  # the limit of a pack says nothing of one of its cells
         os.environ[MINUTES] = str(self.minutes if alone else 0)
         command = cell_command(Work(Path(self.work)), Path(self.data), [cell.id], *options)
@@ -204,11 +225,10 @@ def _kill(process: subprocess.Popen) -> None:
 def _threads() -> tuple[str, ...]:
     """As many as the job requested, also where the cluster does not bind it to its cores."""
     requested_cores = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return (
-        ("--threads", str(min(int(requested_cores), training_cores())))
-        if requested_cores.isdecimal()
-        else ()
-    )
+    if not requested_cores.isdecimal():
+        return ()
+    threads = min(int(requested_cores), training_cores())
+    return ("--threads", str(threads), "--cores", requested_cores)
 
 
 def _ignore_signals() -> None:

@@ -6,6 +6,7 @@ that there is a record whatever ends the process.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from pipeline import store, terminal
 from pipeline.paths import AttemptPaths
 from pipeline.timeline import Timeline
 
+CHARGE = "NETPRESS_CHARGE"  # set by the script of a job
 LOOK_S = 3.0
 PUBLISH_S = 30.0
 MINUTES = "NETPRESS_JOB_MINUTES"  # the time limit of a job that runs this cell alone
@@ -130,8 +132,18 @@ def requested() -> store.Requested:
         cores=int(os.environ.get("SLURM_CPUS_PER_TASK") or 0),
         memory_bytes=int(os.environ.get("SLURM_MEM_PER_NODE") or 0) * 1024**2,
         gpus=int(gpus) if gpus.isdecimal() else 0,
+        charge=_charge(),
         minutes=int(os.environ.get(MINUTES) or 0),
     )
+
+
+def _charge() -> float | None:
+    """Fair-share units an hour, as the profile that the job was submitted with computes them."""
+    try:
+        charge = float(os.environ.get(CHARGE, ""))
+    except ValueError:
+        return None
+    return charge if math.isfinite(charge) else None
 
 
 def _cpu_s() -> float:

@@ -23,8 +23,10 @@ from pipeline.cli_options import (
     cells_argument,
     cluster_for,
     device_option,
+    interval_option,
     job_functions,
     json_option,
+    live_option,
     load,
     optional_sweep_argument,
     plugins_option,
@@ -144,9 +146,15 @@ def rehearse(name: str, device: str) -> int:
 @profile_option
 @set_option
 @click.option("--dry-run", is_flag=True, help="Show what would be submitted, as plan does.")
+@live_option
 @json_option
 def submit(
-    name: str, profile: str | None, settings: tuple[str, ...], dry_run: bool, as_json: bool
+    name: str,
+    profile: str | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    live: bool,
+    as_json: bool,
 ) -> None:
     """Submit what is missing to SLURM; returns at once."""
     from pipeline.orchestrate import submit
@@ -155,10 +163,10 @@ def submit(
     cluster = cluster_for(sweep, profile, settings, needed=True)
     work, data_root = roots(sweep, cluster)
     if dry_run:
-        planned = submit.planned(sweep, work, data_root, cluster)
+        planned = submit.planned(sweep, work, data_root, cluster, live)
         show(planned.to_json() if as_json else planned.lines())
         return
-    batch, states, sent = submit.run(sweep, work, data_root, cluster, job_functions())
+    batch, states, sent = submit.run(sweep, work, data_root, cluster, job_functions(), live=live)
     show(line.text for line in submit.lines(batch, states, sent))
     sent.check()
 
@@ -167,17 +175,19 @@ def submit(
 @sweep_argument
 @json_option
 @profile_option
-@click.option(
-    "--watch", is_flag=True, help="Repeat every few seconds, until nothing is left to do."
-)
-def status(name: str, as_json: bool, profile: str | None, watch: bool) -> None:
+@click.option("--watch", is_flag=True, help="Repeat until nothing is left to do.")
+@interval_option
+def status(
+    name: str, as_json: bool, profile: str | None, watch: bool, interval_s: float | None
+) -> None:
     """What is done, running, queued, waiting, failed or missing."""
     from pipeline.orchestrate import images, state
+    from pipeline.orchestrate import watch as watching
 
     sweep = load(name)
     work, data_root = roots(sweep, cluster_for(sweep, profile))
     if watch:
-        state.watch(sweep, work, data_root)
+        watching.watch(sweep, work, data_root, interval_s)
         return
     states = state.find(sweep, work)
     for note in (*states.notes, *images.notes(states.done, work, data_root)):
@@ -186,6 +196,19 @@ def status(name: str, as_json: bool, profile: str | None, watch: bool) -> None:
         show(state.to_json(states.cells, states.report))
     else:
         show(state.everything(sweep, states, work))
+
+
+@netpress.command()
+@sweep_argument
+@profile_option
+@interval_option
+def top(name: str, profile: str | None, interval_s: float | None) -> None:
+    """A live table of the running cells, with the time left."""
+    from pipeline.orchestrate import top
+
+    sweep = load(name)
+    work, _ = roots(sweep, cluster_for(sweep, profile))
+    top.show(sweep, work, interval_s)
 
 
 @netpress.command()
@@ -221,12 +244,14 @@ def cancel(name: str, cells: tuple[str, ...], profile: str | None) -> None:
 @profile_option
 @set_option
 @click.option("--exceptions", is_flag=True, help="Also cells that an exception ended.")
+@live_option
 def resume(
     name: str,
     cells: tuple[str, ...],
     profile: str | None,
     settings: tuple[str, ...],
     exceptions: bool,
+    live: bool,
 ) -> None:
     """Submit failed cells again, with a larger request if needed."""
     from pipeline.orchestrate import plan, resume
@@ -236,7 +261,7 @@ def resume(
     chosen = [plan.find_cell(sweep, cell) for cell in cells]
     work, data_root = roots(sweep, cluster)
     batch, states, sent, decisions = resume.run(
-        sweep, work, data_root, cluster, job_functions(), chosen, exceptions
+        sweep, work, data_root, cluster, job_functions(), chosen, exceptions, live
     )
     show(line.text for line in resume.lines(batch, states, sent, decisions))
     sent.check()
@@ -263,6 +288,13 @@ def resume(
 @click.option(
     "--machine", metavar="NAME", help="Whose measurements are shown [that which measured most]."
 )
+@click.option(
+    "--mlflow",
+    "mlflow_folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also write each result as a run of MLflow.",
+)
 @click.option("--open", "opens", is_flag=True, help="Open the page in a browser.")
 def report(
     name: str,
@@ -271,6 +303,7 @@ def report(
     artifact_mb: float | None,
     earlier: Path | None,
     machine: str | None,
+    mlflow_folder: Path | None,
     opens: bool,
 ) -> None:
     """A page, tables and figures of the available results.
@@ -283,7 +316,10 @@ def report(
     if opens and as_json:
         raise UserError("--open: with --json no page is made; expected one of the two")
     if folder := paths.published_report(name):
-        _refuse_with_folder(name, {"--to": to, "--artifacts": artifact_mb, "--with": earlier})
+        _refuse_with_folder(
+            name,
+            {"--to": to, "--artifacts": artifact_mb, "--with": earlier, "--mlflow": mlflow_folder},
+        )
         look, make = (
             partial(report.read_folder, folder, machine),
             partial(report.rebuild, folder, machine),
@@ -305,6 +341,12 @@ def report(
     with streams.at_best():
         report.print_summary(frames)
         terminal.show(f"Report: {made.page}")
+    if mlflow_folder:
+        from pipeline.tracking import reported
+
+        rows = report.as_json(frames)["rows"]
+        count = reported.write(sweep, work, rows, mlflow_folder)
+        show_line(f"{count} new runs in {mlflow_folder}; `mlflow ui` shows them")
     if opens:
         open_page(made.page)
 
@@ -342,6 +384,7 @@ def verify(report: Path, as_json: bool, accuracy: bool, speed: bool) -> int:
     from pipeline import paths, verify
 
     work, data_root = paths.Work(paths.work_root()), paths.data_root()
+    store.enter(work)
     checks = []
     for check in verify.checks(report, data_root, work.cache, accuracy=accuracy, speed=speed):
         checks.append(check)

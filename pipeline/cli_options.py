@@ -77,6 +77,16 @@ device_option = click.option(
     default="auto",
     help="The device for training [a GPU where there is one].",
 )
+live_option = click.option(
+    "--live", is_flag=True, help="Jobs run this checkout, not a snapshot of it."
+)
+interval_option = click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(1, 86_400),
+    metavar="SECONDS",
+    help="Between two looks [on a cluster from 5 to 60, growing].",
+)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object instead of a table."
 )
@@ -120,10 +130,13 @@ def cluster_for(
 
 def roots(sweep: Sweep, cluster: Cluster | None = None) -> tuple[Work, Path]:
     """(work root, data root): the same for all commands about a sweep and its profile."""
+    from pipeline import store
     from pipeline.orchestrate import plan
 
     cluster = cluster or cluster_for(sweep)
-    return plan.roots(sweep, cluster.profile if cluster else None)
+    work, data_root = plan.roots(sweep, cluster.profile if cluster else None)
+    store.enter(work)
+    return work, data_root
 
 
 def job_functions() -> JobFunctions:

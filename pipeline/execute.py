@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import platform
 import resource
 import time
@@ -21,6 +22,7 @@ import torch
 
 from pipeline import artifact, data, done, hardware, measuring, origin, runtimes, store, trained
 from pipeline.errors import Corrupt, UserError
+from pipeline.measure.inference import require_threads
 from pipeline.models import module_of, network
 from pipeline.paths import CellPaths, Work
 from pipeline.store import StageHistory
@@ -62,6 +64,7 @@ def run_cell(
         return
     for runtime in cell.measure.runtimes:  # before anything is trained for it
         runtimes.of_artifacts(runtime)
+    require_threads(cell.measure.threads)
     torch.set_num_threads(threads or hardware.training_cores())
     run = _Run(cell, work, paths, data_root, device, progress)
     try:
@@ -228,6 +231,7 @@ class _Run:
             "device": str(self.machine.device),
             "precision": self.machine.precision,
             "threads": torch.get_num_threads(),
+            "all_threads": self.cell.measure.threads or hardware.cores(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
             "seconds": self.trained_s + time.time() - self.began,
             "phases": self.phases(),
@@ -327,18 +331,27 @@ def peak_gpu_memory_bytes(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
-def failure_of(error: BaseException) -> tuple[str, str]:
-    """(kind, one line) of what ended an attempt: the kind decides what `resume` does about it."""
+def failure_of(error: BaseException, folder: Path | None = None) -> tuple[str, str]:
+    """(kind, one line) of what ended an attempt: the kind decides what `resume` does about it.
+    `folder`: that the attempt wrote to."""
     line = (str(error).strip().splitlines() or ["no message"])[0][:500]
     named = f"{type(error).__name__}: {line}"
     if any(map(_out_of_memory, _causes(error))):
         of_gpu = any(map(_gpu_out_of_memory, _causes(error)))
         return "gpu_out_of_memory" if of_gpu else "out_of_memory", named
     if full := next(filter(_disk_full, _causes(error)), None):
-        return "disk_full", getattr(full, "strerror", None) or line
+        return "disk_full", _where_full(full, folder)
     if isinstance(error, NoBase):
         return "no_base", line
     return "exception", line if isinstance(error, UserError) else named
+
+
+def _where_full(error: BaseException, folder: Path | None) -> str:
+    """`No space left on device in FOLDER`: of the file in the error, where it has one."""
+    said = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
+    named = getattr(error, "filename", None)
+    where = Path(os.fsdecode(named)).parent if isinstance(named, (str, bytes)) else folder
+    return f"{said} in {where}" if where else said
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -51,10 +53,36 @@ def cpu_name() -> str:
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
+_requested: int | None = None
+
+
+def request(cores: int | None) -> None:
+    """The cores that this process was given by its job or its command; None: all that there are.
+    Not every cluster binds a job to its cores, and what a node shows beside them is not its own."""
+    global _requested
+    _requested = cores
+
+
+@contextlib.contextmanager
+def using(cores: int | None) -> Iterator[None]:
+    """As if that many were requested; None: as many as were."""
+    before = _requested
+    request(before if cores is None else cores)
+    try:
+        yield
+    finally:
+        request(before)
+
+
 def cores() -> int:
     """Those this process may use, not those of the machine: a SLURM job, or a container with a CPU
     quota, has a part of it. A part of a processor counts for nothing: what a quota stops in the
     middle of a batch would be measured as its latency."""
+    visible = _visible_cores()
+    return visible if _requested is None else min(_requested, visible)
+
+
+def _visible_cores() -> int:
     whole = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limit = quota.cores()
     return max(1, min(whole or 1, int(limit) if limit is not None else whole or 1))

@@ -14,6 +14,7 @@ import torch
 from pipeline import artifact, data, done, hardware, origin, runtimes, store, trained
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure.cell import Candidate, measure, size
+from pipeline.measure.inference import require_threads
 from pipeline.timeline import Timeline
 from pipeline.training.checkpoint import read_model
 from pipeline.training.recipe import machine
@@ -51,7 +52,9 @@ def measure_cell(
         progress(event)
 
     measured = measure(mine, base, split, cell.measure, device, tick)
-    facts = {**_facts(cell), "seconds": time.time() - began, "phases": timeline.seconds()}
+    with hardware.using(cell.measure.threads):  # what all threads were
+        facts = _facts(cell)
+    facts = {**facts, "seconds": time.time() - began, "phases": timeline.seconds()}
     data = store.result_bytes(cell.to_json(), facts, [], measured)
     digest = store.artifact_sha256(manifest["files"])
     return store.publish_measurement(paths, facts["machine"], data, digest, done.record(cell))
@@ -72,6 +75,7 @@ def measure_again(
             f"{cell.name} ({cell.id}) is not trained, so it cannot be measured; expected `netpress "
             "run` or `submit` to train it"
         )
+    require_threads(cell.measure.threads)
     origin.loaded()
     torch.set_num_threads(threads or hardware.training_cores())
     split = data.load(cell.dataset, cell.recipe, cell.seed, data_root, work.cache)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import platform
-import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pipeline import runtimes
+from pipeline import checkout, runtimes
+from pipeline.checkout import commit
 from pipeline.paths import CODE
 
 PACKAGES = ("torchvision", "onnx", "numpy", "h5py")
@@ -36,6 +36,7 @@ class Origin:
         return {
             "versions": self.versions,
             "commit": self.commit,
+            "snapshot": checkout.snapshot_id(),
             "code_sha256": self.code,
             "changed_meanwhile": [name for name in then if then[name] != now[name]],
         }
@@ -72,21 +73,3 @@ def code_sha256() -> str:
             content = "gone"
         digest.update(f"{path.relative_to(CODE)} {content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def commit() -> str | None:
-    """The commit that the code is at, with a + where it was changed; None outside of git."""
-    if not (CODE / ".git").exists():  # installed somewhere, perhaps inside of another repository
-        return None
-    # Without optional locks: a status that refreshes the index could get into the user's way.
-    git = ["git", "--no-optional-locks", "-C", str(CODE)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
-        )
-    except FileNotFoundError:  # no git on this machine
-        return None
-    if head.returncode:
-        return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

@@ -1,10 +1,13 @@
 """The one place that knows where a file lies: nobody else joins names.
 
 WORK/cells/ID/{cell.json, checkpoint/, metrics.h5, attempts/N/, result.h5, artifact/,
-               manifest.json, measurements/MACHINE-N.{h5,json}, lock}
+               manifest.json, measurements/MACHINE-N.{h5,json}, tracked.json, lock}
 WORK/sweeps/NAME/{ledger.jsonl, ledger.count, roots.json, jobs/}
 WORK/submit.lock
 WORK/plugins/SHA256.py
+WORK/code/ID/
+WORK/tracking/TRACKER/
+WORK/share.json
 WORK/cache/
 REPORTS/SWEEP/{index.html, report.md, results.csv, results.h5, sweep.yaml, paper.tex,
                references.bib, files.json, tables/, figures/, artifacts/ID/}
@@ -77,6 +80,11 @@ class CellPaths:
     @property
     def metrics(self) -> Path:
         return self.folder / "metrics.h5"
+
+    @property
+    def tracked(self) -> Path:
+        """How much of the history each tracker has."""
+        return self.folder / "tracked.json"
 
     @property
     def attempts(self) -> Path:
@@ -330,6 +338,30 @@ class Work:
         if not SHA256.fullmatch(sha256):
             raise ValueError(f"expected a SHA-256, got {sha256!r}")
         return Path(self.root) / "plugins" / f"{sha256}.py"
+
+    def tracking(self, tracker: str) -> Path:
+        return Path(self.root) / "tracking" / checked_name(tracker)
+
+    @property
+    def share(self) -> Path:
+        """There where a group shares this work root."""
+        return Path(self.root) / "share.json"
+
+    def runs_as_its_writer(self, path: Path) -> bool:
+        """Whether it is in a folder whose contents jobs execute, as the user who submitted them:
+        a snapshot of the code, or what an array was sent with."""
+        inside = path.relative_to(self.root).parts
+        of_code = inside[:1] == ("code",) and len(inside) > 1
+        return of_code or (inside[2:3] == ("jobs",) and len(inside) > 3)
+
+    def code(self, snapshot: str) -> Path:
+        """A copy of netpress's own code, for the jobs that were submitted with it."""
+        return Path(self.root) / "code" / checked_name(snapshot)
+
+
+def snapshot_record(code: Path) -> Path:
+    """In a copy of the code: of which checkout it is."""
+    return code / "snapshot.json"
 
 
 def _checked_id(cell_id: str) -> str:

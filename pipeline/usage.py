@@ -44,6 +44,12 @@ def read(cells: Iterable[Cell], work: Work) -> Used | None:
     return total(islice(records, MOST_CELLS))
 
 
+def threads_of(cells: Iterable[Cell]) -> int | None:
+    """The most threads that measurements of these cells are set to; None where one is not set."""
+    wanted = [cell.measure.threads for cell in cells]
+    return None if None in wanted or not wanted else max(filter(None, wanted))
+
+
 def timelines(cells: Iterable[Cell], work: Work) -> list[dict[str, float]]:
     """Seconds of each phase of all attempts of a cell, of those that recorded them."""
     every = []
@@ -87,8 +93,10 @@ def _limit(record: dict) -> float:
     return _number(request_of(record).get("minutes"))
 
 
-def lines(used: Used) -> Iterator[str]:
-    """For people: what was used, and what to request instead where that is clearly less."""
+def lines(used: Used, threads: int | None = None) -> Iterator[str]:
+    """For people: what was used, and what to request instead where that is clearly less. `threads`:
+    those of the sweep's measurements; None: as many as cores were requested, so that fewer cores
+    would change what is measured."""
     gpu = f", {used.gpu_memory_bytes / GIB:.1f} GiB of the GPU" if used.gpu_memory_bytes else ""
     busy = f", busy {used.gpu_busy * 100:.0f} % of the time" if used.gpu_busy is not None else ""
     yield (
@@ -96,18 +104,30 @@ def lines(used: Used) -> Iterator[str]:
         f"{used.cores:.1f} of {used.requested_cores} cores were used{gpu}{busy} "
         f"({used.cells} job{'s' if used.cells != 1 else ''})."
     )
-    if better := request(used):
-        yield f"This would do: {' '.join(f'--set {key}={value}' for key, value in better)}"
+    better = request(used, threads or 1)
+    cores = [f"--set {key}={value}" for key, value in better if key == "cores"]
+    others = [f"--set {key}={value}" for key, value in better if key != "cores"]
+    if threads is not None or not cores:
+        if better:
+            yield f"This would do: {' '.join((*cores, *others))}"
+        return
+    number = cores[0].partition("=")[2]
+    first = f"{' '.join(others)}; also {cores[0]}" if others else cores[0]
+    yield (
+        f"This would do: {first}, once the sweep has `measure: {{threads: {number}}}`: without it, "
+        "all threads are as many as the cores that are requested"
+    )
 
 
-def request(used: Used) -> Sequence[tuple[str, int]]:
-    """(key of the profile, value) where at least a quarter less than was requested is enough."""
+def request(used: Used, threads: int = 1) -> Sequence[tuple[str, int]]:
+    """(key of the profile, value) where at least a quarter less than was requested is enough, and
+    there are as many cores as `threads`."""
     smaller = []
-    for key, seen, requested in (
-        ("cores", used.cores, used.requested_cores),
-        ("memory_gib", used.memory_bytes / GIB, used.requested_memory_bytes // GIB),
+    for key, seen, requested, least in (
+        ("cores", used.cores, used.requested_cores, threads),
+        ("memory_gib", used.memory_bytes / GIB, used.requested_memory_bytes // GIB, 1),
     ):
-        enough = max(1, math.ceil(seen * MARGIN))
+        enough = max(least, math.ceil(seen * MARGIN))
         if enough <= 0.75 * requested:
             smaller.append((key, enough))
     minutes = max(LEAST_MINUTES, math.ceil(2 * used.minutes))
@@ -132,7 +152,22 @@ def of_cell(cell: CellPaths) -> dict | None:
             "attempts": last.number,
             "wall_s": sum(wall_s(one) for one in every),
             "gpu_s": sum(wall_s(one) * gpus(one) for one in every),
+            "cpu_s": sum(wall_s(one) * cores(one) for one in every),
+            "training_gpu_s": sum(training_s(one) * gpus(one) for one in every),
+            **_charges(every),
         },
+    }
+
+
+def _charges(records: Sequence[dict]) -> dict[str, float]:
+    """Units of fair share, where each job knew its formula."""
+    hourly = [request_of(one).get("charge") for one in records]
+    if None in hourly:
+        return {}
+    return {
+        "charge": sum(
+            wall_s(one) / 3600 * _number(h) for one, h in zip(records, hourly, strict=True)
+        )
     }
 
 
@@ -155,11 +190,50 @@ def gpus(record: dict) -> float:
     return _number(request_of(record).get("gpus"))
 
 
+def cores(record: dict) -> float:
+    return _number(request_of(record).get("cores"))
+
+
+def training_s(record: dict) -> float:
+    return _number(record.get("training_s"))
+
+
 def of_all(record: dict, key: str) -> float:
-    """`attempts`, `wall_s` or `gpu_s` of all attempts; of the last alone where only it is known."""
-    known = {"attempts": 1, "wall_s": wall_s(record), "gpu_s": wall_s(record) * gpus(record)}
+    """`attempts`, `wall_s`, `gpu_s`, `cpu_s` or `training_gpu_s` of all attempts; of the last alone
+    where only it is known."""
     every = record.get("all")
-    return _number(every.get(key) if isinstance(every, dict) else known[key])
+    if isinstance(every, dict) and (key in every or key in ("attempts", "wall_s", "gpu_s")):
+        return _number(every.get(key))
+    known = {
+        "attempts": 1,
+        "wall_s": wall_s(record),
+        "gpu_s": wall_s(record) * gpus(record),
+        "cpu_s": wall_s(record) * cores(record),
+        "training_gpu_s": training_s(record) * gpus(record),
+    }
+    return known[key]
+
+
+def costs(records: Iterable[dict]) -> Iterator[str]:
+    """For people: what all attempts have cost, as far as it is known."""
+    every = list(records)
+    gpu_s = math.fsum(of_all(one, "gpu_s") for one in every)
+    cpu_s = math.fsum(of_all(one, "cpu_s") for one in every)
+    yield f"{gpu_s / 3600:.3f} GPU-hours and {cpu_s / 3600:.3f} CPU-hours (cores × time)."
+    training_gpu_s = math.fsum(of_all(one, "training_gpu_s") for one in every)
+    if gpu_s and training_gpu_s:
+        share = min(1.0, training_gpu_s / gpu_s)
+        yield f"{share:.0%} of the GPU time was training; start and measurement took the rest."
+    charges = [charge_of(one) for one in every]
+    if every and None not in charges:
+        yield f"{math.fsum(c or 0 for c in charges):.1f} units of fair share were charged for it."
+
+
+def charge_of(record: dict) -> float | None:
+    """Units of fair share for all attempts at a cell; None where that is not known."""
+    every = record.get("all")
+    charge = every.get("charge") if isinstance(every, dict) else None
+    return None if charge is None else _number(charge)
 
 
 def gpu_hours(records: Iterable[dict]) -> float:

@@ -367,7 +367,10 @@ def test_a_full_disk_is_told_from_other_errors(tmp_path):
     with cells.small_disk(tmp_path / "disk", "1m") as disk:
         error = raised(lambda: fill(disk))
         assert error.errno == errno.ENOSPC
-        assert execute.failure_of(error) == ("disk_full", "No space left on device")
+        said = ("disk_full", f"No space left on device in {disk}")
+        assert execute.failure_of(error, disk) == said
+        error.filename = str(disk / "file")
+        assert execute.failure_of(error) == said
 
 
 def test_other_errors_are_named_in_one_line():

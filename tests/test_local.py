@@ -220,7 +220,7 @@ def test_a_worker_runs_this_checkout_wherever_the_user_stands(bench):
 
 def test_the_command_of_a_worker_is_the_one_of_the_plan(bench):
     cell = ASKED.cells[0]
-    command = local._worker_command(bench.work, Path("/data"))(cell, ["--threads", "2"])
+    command = local._worker_command(bench.work, Path("/data"), ASKED)(cell, ["--threads", "2"])
     assert command == [
         sys.executable,
         "-m",

@@ -15,8 +15,9 @@ import torch
 from onnx import numpy_helper
 
 from pipeline import artifact, hardware, runtimes
+from pipeline.errors import UserError
 from pipeline.measure import cell as measuring
-from pipeline.measure import complexity, latency
+from pipeline.measure import complexity, inference, latency
 from pipeline.measure.series import Series, parse
 from pipeline.models import module_of, network
 from pipeline.models.transforms.fakequant import FakeQuantized
@@ -314,6 +315,26 @@ def test_cores_are_those_that_this_process_may_use():
     with cells.one_core():
         assert hardware.cores() == 1
     assert hardware.cores() == before
+
+
+def test_all_threads_are_those_requested_whatever_the_machine_shows(monkeypatch):
+    """Where a cluster does not bind a job to its cores, or a job has more than it measures with."""
+    monkeypatch.setattr(hardware, "_visible_cores", lambda: 48)
+    monkeypatch.setattr(hardware, "_requested", None)
+    assert inference.thread_count("all") == 48 and inference.thread_count("one") == 1
+    hardware.request(24)
+    assert hardware.cores() == inference.thread_count("all") == 24
+    with hardware.using(4):
+        assert inference.thread_count("all") == 4 and inference.thread_count("one") == 1
+    with hardware.using(None):
+        assert inference.thread_count("all") == 24
+    inference.require_threads(24)
+    with pytest.raises(UserError, match="measure.threads: 25 are more than the 24 cores"):
+        inference.require_threads(25)
+    monkeypatch.setattr(hardware, "_visible_cores", lambda: 2)
+    assert hardware.cores() == 2  # no job has what is not there
+    settings = Measure(threads=4)
+    assert settings.decides()["threads"] == 4 and "threads" not in Measure().decides()
 
 
 def test_seven_bits_are_for_x86_without_vnni_alone(monkeypatch):

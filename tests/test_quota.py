@@ -92,7 +92,7 @@ def test_all_that_choose_threads_choose_so_many(monkeypatch, limit, omp, cores, 
         f"{training}",
     )
     assert local._slots("cpu", 1, 5)[0].options[-1] == "5"  # what the user says
-    assert task._threads() == ("--threads", str(min(24, training)))
+    assert task._threads() == ("--threads", str(min(24, training)), "--cores", "24")
 
 
 @pytest.fixture

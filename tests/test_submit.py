@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -20,6 +21,7 @@ from pipeline import cli_options, paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
     batch,
+    cancel,
     cluster,
     executor,
     graph,
@@ -32,9 +34,11 @@ from pipeline.orchestrate import (
     room,
     send,
     slurm,
+    slurm_lines,
     state,
     submit,
     submitted,
+    watch,
 )
 from pipeline.orchestrate.graph import Queued, Request
 from pipeline.orchestrate.slurm import Row
@@ -335,7 +339,7 @@ def test_a_script_is_the_one_that_submitit_would_write(settings, more):
         signal_delay_s=wanted.signal_s,
         map_count=len(ask.indices),
         setup=executor._setup(ask),
-        srun_args=["--export=ALL", "--cpus-per-task=4"],
+        srun_args=["--export=ALL", "--cpus-per-task=4", "--cpu-bind=cores"],
         additional_parameters={name: flags[name] for name in own - {"signal"}},
     )
     assert executor.script(ask) == text
@@ -413,7 +417,7 @@ def test_python_in_a_container_and_with_arguments():
         cluster = profile.load("generic", settings)
         made = batch.prepare(asked, work, Path("/d"), cluster, asked.cells, known=known)
         lines = (item.script.splitlines()[-1] for item in (made.prepared[0], made.prepared[-1]))
-        return [shlex.split(line.partition("--cpus-per-task=")[2])[1:-3] for line in lines]
+        return [shlex.split(line.partition("--cpu-bind=cores")[2])[:-3] for line in lines]
 
     image = 'container={"image":"/i/n p.sif","bind":["/data:/data:ro"]}'
     binds = ["--bind", str(paths.CODE), "--bind", "/w", "--bind", "/data:/data:ro"]
@@ -969,27 +973,147 @@ def test_time_left(text, seconds):
     assert slurm._seconds(text) == seconds
 
 
-def test_rows_of_squeue_and_sacct():
-    mark = slurm.MARK
-    line = mark.join(["13", "5-6%4", "PENDING", "None", "", "2026-01-01T00:00:00", "(null)", "a|b"])
-    rows = list(slurm._queue_rows(line))
+QUEUE_HEADER = (
+    "ARRAY_JOB_ID",
+    "ARRAY_TASK_ID",
+    "STATE",
+    "REASON",
+    "NODELIST",
+    "SUBMIT_TIME",
+    "DEPENDENCY",
+    "NAME",
+)
+QUEUED = ("13", "5-6%4", "PENDING", "None", "", "2026-01-01T00:00:00", "(null)", "a|b")
+BANNERS = ("*** maintenance on 12 Jan ***", "", "12 SUs left", "13 5-6 PENDING", "13")
+
+
+def table_of(*rows, before=BANNERS, after=BANNERS):
+    return "\n".join([*before, *map(slurm_lines.MARK.join, rows), *after])
+
+
+def test_rows_of_squeue_and_sacct_among_foreign_lines():
+    rows = slurm_lines.queue_rows(table_of(QUEUE_HEADER, QUEUED))
     assert [(r.task, r.after, r.name) for r in rows] == [("13_5", "", "a|b"), ("13_6", "", "a|b")]
-    text = "\n".join(
-        mark.join(fields)
-        for fields in (
+    first, second = slurm_lines.records(
+        table_of(
+            slurm_lines.RECORD_FIELDS,
             ("7_0", "CANCELLED by 1000", "None", "n1", "0:0", "", "2G", "9", "x"),
             ("7_0.0", "CANCELLED", "", "n1", "0:9", "1048576K", "", "9", "python"),
+            ("SUs", "left", "12", "", "", "", "", "soon", "x"),
             ("7_1", "FAILED", "None", "n1", "1:0", "", "2G", "9", "x"),
             ("7_1.0", "OUT_OF_MEMORY", "", "n1", "0:125", "3G", "", "9", "python"),
         )
     )
-    first, second = slurm._accounted(text)
     assert (first.state, first.by, first.peak_bytes) == ("CANCELLED", "1000", GIB)
     assert (second.state, second.peak_bytes, second.requested_bytes) == (
         "OUT_OF_MEMORY",
         3 * GIB,
         2 * GIB,
     )
+
+
+def test_a_queue_that_is_not_understood_is_not_an_empty_one():
+    """A wrapper that changes the marks, or shortens a list of our tasks: nothing may be sent then;
+    what is not understood of other jobs does not matter."""
+    short = ("13", "[1-3,5,...]", *QUEUED[2:7])
+    assert slurm_lines.queue_rows(table_of(QUEUE_HEADER)) == []
+    assert slurm_lines.queue_rows(table_of(QUEUE_HEADER, (*short, "other"))) == []
+    for text in (
+        "",
+        table_of(QUEUED),
+        table_of(QUEUE_HEADER, QUEUED).replace(slurm_lines.MARK, " "),
+        table_of(QUEUE_HEADER, (*short, "netpress-0123456789-tiny-cells-0")),
+    ):
+        with pytest.raises(slurm_lines.Unreadable):
+            slurm_lines.queue_rows(text)
+
+
+@pytest.mark.parametrize(
+    "printed, job",
+    [
+        ("4711\n", 4711),
+        ("4711;sol\n12 SUs left\n", 4711),
+        ("Welcome\nSubmitted batch job 4711 on cluster sol\n", 4711),
+        ("12 SUs left\n", None),
+        ("12\n4711\n", None),  # which of them? the job's name tells
+        ("4711\n4711\n", 4711),
+        ("4711; and 12\n", None),
+        ("", None),
+    ],
+)
+def test_only_a_whole_line_is_a_job_id(printed, job):
+    assert slurm_lines.job_id(printed) == job
+
+
+# --- clusters without arrays, jobs without scontrol ------------------------------------------
+
+
+@given(some.lists(some.integers(0, 4), min_size=1, max_size=4), some.integers(0, 1))
+def test_without_arrays_each_task_is_a_job(counts, limit):
+    """Dependents wait for the job of their own base."""
+    cells, jobs = made(counts, limit)
+    assert all(job.single and list(job.tasks) == [0] and len(job.cells) == 1 for job in jobs)
+    place = {job.cells[0]: job for job in jobs}
+    assert sorted(place) == sorted(cell.id for cell in cells)
+    for cell in cells:
+        job = place[cell.id]
+        waits = () if cell.is_base else (place[cell.base_id].name,)
+        assert job.after == waits and (cell.is_base or job.kind == "afterok")
+
+
+def test_a_single_job_in_the_queue_is_waited_for():
+    base = results.sweep(seeds=(0,)).cells[0]
+    for limit in (0, 1001):
+        _, jobs = made([3], limit, {base.id: Queued(77, 0, single=True)})
+        assert {(job.kind, job.after) for job in jobs} == {("afterok", ("77",))}
+        _, jobs = made([3], limit, {base.id: Queued(77, 5)})
+        assert {(job.kind, job.after) for job in jobs} == {("afterok", ("77_5",))}
+
+
+def test_a_single_job_is_named_as_slurm_names_it(tmp_path):
+    single = profile.load("generic", ["max_array_size=0"])
+    asked = results.sweep(techniques=("quick",), seeds=(0,))
+    work = Work(tmp_path)
+    known = ledger.read(work.sweep(asked.name))
+    sent = batch.prepare(asked, work, tmp_path, single, asked.cells, known=known)
+    base, quick, report = sent.prepared
+    for item in sent.prepared:
+        assert "--array" not in item.script and 'task="$SLURM_JOB_ID"' in item.script
+        assert f"--output={item.job.folder}/%j_0_log.out" in item.script
+    assert f"--dependency=afterok:@{base.name}@\n" in quick.script
+    assert f"--dependency=afterany:@{base.name}@:@{quick.name}@\n" in report.script
+    assert [*sent.notes] == [batch.NO_ARRAYS]
+    at = ledger.At(ledger.Entry("i", "n", "cells", {}, "", "", {}, single=True, job=7), 0)
+    assert at.task == "7" and Row(7, None, "RUNNING").task == "7"
+    assert set(cancel._grouped({"7", "8_1", "8_2"})) == {"7", "8_[1-2]"}
+
+
+def test_a_job_whose_log_could_not_be_opened(tmp_path):
+    row = Row(3, 0, "FAILED", exit_code="0:53")
+    why = retry.cause(row, task="3_0", log_file=tmp_path / "3_0_0_log.out")
+    assert why.kind == "no_log" and why.rule.again
+    assert why.reason == f"Slurm could not open the log file {tmp_path}/3_0_0_log.out of job 3_0"
+
+
+@pytest.mark.parametrize("setting", ["minutes=2", "report.minutes=2", "signal_s=1800"])
+def test_a_job_that_ends_before_its_signal_is_refused(setting):
+    with pytest.raises(
+        UserError, match=r"minutes \d+ ends before the signal to checkpoint"
+    ) as error:
+        profile.load("generic", [setting])
+    assert "\n" not in str(error.value) and "expected at least" in str(error.value)
+
+
+def test_a_held_state_tells_what_releases_it():
+    for held in cluster.HELD:
+        assert "`scontrol release 3_0`" in cluster.pending(Row(3, 0, held))
+
+
+def test_a_watched_cluster_is_queried_less_and_less():
+    slow = list(islice(watch.pauses(None, submitted=True), 10))
+    assert slow[0] == 5 and slow[-1] == 60 and slow == sorted(slow)
+    assert list(islice(watch.pauses(None, submitted=False), 3)) == [watch.WATCH_S] * 3
+    assert list(islice(watch.pauses(20.0, submitted=True), 3)) == [20.0] * 3
 
 
 # --- estimates and rehearsals ----------------------------------------------------------------
@@ -1106,9 +1230,17 @@ def test_what_was_used_and_a_better_request(tmp_path):
     assert usage.read(asked.cells, work) is None
     used(asked.cells[0], work)
     used(asked.cells[1], work, job=None)  # a local run asked for nothing
-    first, second = usage.lines(usage.read(asked.cells, work))
+    seen = usage.read(asked.cells, work)
+    first, second = usage.lines(seen, threads=4)
     assert first == "At most 3.0 of 40 GiB and 2.5 of 24 cores were used (1 job)."
     assert second == "This would do: --set cores=4 --set memory_gib=4"
+    # Advice changes nothing that is measured.
+    assert [*usage.lines(seen, threads=8)][1].startswith("This would do: --set cores=8 ")
+    assert [*usage.lines(seen, threads=24)][1] == "This would do: --set memory_gib=4"
+    assert [*usage.lines(seen)][1] == (
+        "This would do: --set memory_gib=4; also --set cores=4, once the sweep has `measure: "
+        "{threads: 4}`: without it, all threads are as many as the cores that are requested"
+    )
     used(asked.cells[0], work, job=None, memory_bytes=GIB)  # finished outside of jobs, later
     assert next(usage.lines(usage.read(asked.cells, work))) == first
     alone = usage.of_cell(work.cell(asked.cells[0].id))
@@ -1116,7 +1248,47 @@ def test_what_was_used_and_a_better_request(tmp_path):
     better = usage.request(usage.total([{**alone, "all": {"wall_s": 600.0}}]))
     assert better == [("cores", 4), ("memory_gib", 4), ("minutes", 20)]
     said = usage.of_cell(work.cell(asked.cells[0].id))
-    assert said["all"] == {"attempts": 2, "wall_s": 100.0, "gpu_s": 100.0}
+    assert said["all"] == {
+        "attempts": 2,
+        "wall_s": 100.0,
+        "gpu_s": 100.0,
+        "cpu_s": 2400.0,
+        "training_gpu_s": 60.0,
+    }
+    assert [*usage.costs([said])] == [
+        "0.028 GPU-hours and 0.667 CPU-hours (cores × time).",
+        "60% of the GPU time was training; start and measurement took the rest.",
+    ]
+    charged = {**said, "all": {**said["all"], "charge": 1.64}}
+    assert [*usage.costs([charged])][2] == "1.6 units of fair share were charged for it."
+    assert len([*usage.costs([charged, said])]) == 2  # of one, it is not known
+
+
+def test_what_a_sweep_costs_and_what_would_lower_that(tmp_path):
+    sol, asked, work = profile.load("sol"), results.sweep(seeds=(0, 1)), Work(tmp_path)
+    planned = submit.planned(asked, work, tmp_path, replace(sol))
+    assert planned.cpu_hours == pytest.approx(24 * planned.gpu_hours)
+    assert 0 < planned.training_share < 1
+    text = "\n".join(planned.lines())
+    assert "at 59 an hour a job: cores 24, memory 10, GPUs 25" in text
+    [line, *_] = planned.savings
+    assert line.startswith("--set cores=12: 47 units an hour instead of 59, the GPU's part")
+    used(asked.cells[0], work)  # cells that ran know better
+    found = submit.planned(asked, work, tmp_path, sol).savings
+    assert not any("cores" in line for line in found)  # that would change what is measured
+    [line] = [line for line in found if "memory_gib" in line]
+    assert line.startswith("--set memory_gib=4: 50 units an hour instead of 59, as 1 finished")
+    data = planned.to_json()
+    assert data["cpu_hours"] and data["charge_parts"]["GPUs"] == 25
+
+
+def test_a_job_knows_its_charge(monkeypatch):
+    from jobs.usage import requested
+
+    monkeypatch.setenv("NETPRESS_CHARGE", "59")
+    assert requested().charge == 59
+    monkeypatch.setenv("NETPRESS_CHARGE", "nan")
+    assert requested().charge is None
 
 
 def test_the_cores_that_were_used_are_the_most_at_any_time(tmp_path, monkeypatch):
@@ -1177,7 +1349,7 @@ def test_what_became_of_the_report(tmp_path):
     assert lost.state == "failed" and "Slurm has no record" in lost.reason
     by_hand = look(known, {"1_0": Row(1, 0, "CANCELLED", by="1000")}, True)
     assert (by_hand.state, by_hand.reason) == ("failed", "cancelled by 1000")
-    assert report_job.unsettled(known) == 1
+    assert report_job.unsettled(known) == "1_0"
 
     job = known.paths.job("i1")
     job.folder.mkdir(parents=True)

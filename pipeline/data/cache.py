@@ -162,7 +162,7 @@ def lock(path: Path) -> Iterator[None]:
     WAIT_S, where only a process on another machine can tell whether it still holds it."""
     try:
         store.make_folder(path.parent)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        descriptor = store.open_own(path, os.O_RDWR)
     except PermissionError:
         raise UserError(
             f"{path.parent}: not writable; set NETPRESS_WORK and NETPRESS_DATA to folders of yours"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline import runtimes
+from pipeline import hardware, runtimes
 from pipeline.artifact import Artifact, softmax
 from pipeline.data import Images, Split, ordered
 from pipeline.measure import accuracy, complexity, inference, latency, similarity
@@ -51,6 +51,18 @@ def measure(
     tick: Callable[[str], None],
 ) -> dict[str, object]:
     """Of the candidate, and of its base beside it in the same process; raises NotInteger."""
+    with hardware.using(settings.threads):
+        return _measured(mine, base, split, settings, device, tick)
+
+
+def _measured(
+    mine: Candidate,
+    base: Candidate,
+    split: Split,
+    settings: Measure,
+    device: torch.device,
+    tick: Callable[[str], None],
+) -> dict[str, object]:
     tick("kernels")
     measured = size(mine) | {f"base_{k}": v for k, v in size(base).items()}
     measured |= _kernels(mine)

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline import hardware, runtimes
 from pipeline.artifact import Artifact
+from pipeline.errors import UserError
 from pipeline.measure.latency import Run
 
 
@@ -25,6 +26,16 @@ def timed_logits(
 def thread_count(threads: str) -> int:
     """Of "one" or "all"."""
     return 1 if threads == "one" else hardware.cores()
+
+
+def require_threads(wanted: int | None) -> None:
+    """Raises UserError where there are fewer cores than threads to measure with: these would wait
+    for each other, and that would be measured."""
+    if wanted is not None and wanted > (there := hardware.cores()):
+        raise UserError(
+            f"measure.threads: {wanted} are more than the {there} core{'s' * (there != 1)} that "
+            f"this process has; expected at most {there}, or a job with {wanted} cores"
+        )
 
 
 def any_images(shape: tuple[int, int, int], batch: int) -> np.ndarray:

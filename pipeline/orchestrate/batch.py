@@ -35,6 +35,10 @@ REPORT = report_job.KIND
 FOLLOW_UP = ledger.FOLLOW_UP
 REPORTS_AGAIN = ("failed", "missing")  # states of a report that `submit` sends again
 DEFAULT_MAX_ARRAY_SIZE = 1001
+NO_ARRAYS = (
+    "this cluster has no job arrays (MaxArraySize 0, or max_array_size in the profile): each task "
+    "is a single job, and at_once does not limit how many run"
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,12 @@ class Batch:
     report: Array = field(default_factory=lambda: _report([], Request(1, 1), ()))
     in_queue: InQueue = field(default_factory=lambda: InQueue())
     times: Durations | None = None
+    single: bool = False  # the cluster has no arrays, so each task is a job
+
+    @property
+    def notes(self) -> Iterator[str]:
+        if any(item.array.single for item in self.prepared):
+            yield NO_ARRAYS
 
     def requests(self, cells: Iterable[str]) -> dict[str, Request]:
         """What jobs of these cells request."""
@@ -94,7 +104,7 @@ def in_queue(sweep: Sweep, view: View | None) -> InQueue:
         if cell.is_base and view.in_queue(cell.id):
             at = view.last[cell.id]
             assert at.entry.job is not None  # it is in the queue
-            bases[cell.id] = Queued(at.entry.job, at.index)
+            bases[cell.id] = Queued(at.entry.job, at.index, at.entry.single)
     follow_ups = [entry.job for entry in view.follow_ups]
     return InQueue(
         tuple(view.alive_jobs),
@@ -106,8 +116,9 @@ def in_queue(sweep: Sweep, view: View | None) -> InQueue:
 
 
 def limit(cluster: Cluster) -> int:
-    """Tasks that one array may have: by the profile, else by the cluster, else Slurm's default."""
-    if cluster.profile.max_array_size:
+    """Tasks that one array may have: by the profile, else by the cluster, else Slurm's default; 0
+    where there are no arrays."""
+    if cluster.profile.max_array_size is not None:
         return cluster.profile.max_array_size
     if slurm.available():
         try:
@@ -198,12 +209,12 @@ def prepare(
     now: jobs of this sweep that are already in the queue; the report waits for them, too. room: the
     limit on submitted jobs; what does not fit is left over.
     """
-    now, times = now or InQueue(), durations(sweep, work, cluster)
+    now, times, most_tasks = now or InQueue(), durations(sweep, work, cluster), limit(cluster)
     wanted = request or times.standard
     arrays = graph.arrays(
         cells,
         lambda cell: times.alike(wanted(cell)),
-        limit(cluster),
+        most_tasks,
         queued=now.bases,
         pack=times.pack(sweep, cells),
     )
@@ -212,6 +223,7 @@ def prepare(
     batch = Batch(
         sweep, work, data_root, cluster, request=wanted, limit=room, in_queue=now, times=times
     )
+    batch.single = most_tasks <= 1
     batch.reports = reports or batch.reports
     batch.report = _report([], report_request, now.jobs)
     for array in _fitted(batch, arrays, _report(arrays, report_request, now.jobs)):
@@ -271,6 +283,7 @@ def add(batch: Batch, known: ledger.Ledger, array: Array) -> Prepared:
     """Add an array to what is sent, with its complete script; writes nothing."""
     from pipeline.orchestrate import executor
 
+    array = replace(array, single=batch.single)
     names = {item.array.name: item.name for item in batch.prepared}
     intent = _intent(batch.sweep, batch.work, len(known.entries) + len(batch.prepared), array)
     name = f"netpress-{intent}-{batch.sweep.name}-{array.name}"
@@ -362,6 +375,8 @@ def slurm_request(
         exclude=request.exclude,
         cores=profile.cores,
         gres=profile.gres,
+        single=array.single,
+        code=cluster.code.folder,
         at_once=array.at_once,
     )
     if array.name == FOLLOW_UP and profile.follow_up is not None:

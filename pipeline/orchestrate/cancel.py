@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.orchestrate import graph, ledger, slurm, state
+from pipeline.orchestrate.cluster import is_ours
 from pipeline.paths import Work
 from pipeline.sweep import Cell, Sweep
 
@@ -22,7 +23,9 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
         if view is None:
             yield f"Nothing of {sweep.name} was ever submitted."
             return
-        chosen = [cell for cell in cells or sweep.cells if view.in_own_queue(cell.id)]
+        queued = [cell for cell in cells or sweep.cells if view.in_own_queue(cell.id)]
+        chosen = [cell for cell in queued if is_ours(view.last[cell.id].entry)]
+        yield from _of_others(cell for cell in queued if cell not in chosen)
         tasks = {task for cell in chosen if (task := view.task(cell.id))}
         shared = [cell for cell in sweep.cells if view.task(cell.id) in tasks]
         reports = [] if cells else view.alive_reports
@@ -34,16 +37,22 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
     yield f"{len(chosen)} cell{'s' * (len(chosen) != 1)} cancelled" + (
         f", and {others} more that shared their jobs" if others else ""
     )
-    idle = [cell for cell in cells if cell not in chosen]
+    idle = [cell for cell in cells if cell not in queued]
     for cell in idle:
         other = view.shared.get(cell.id)
         yield f"{cell.name} was in no job" + (f" of this sweep, but of sweep {other}" * bool(other))
+
+
+def _of_others(cells: Iterable[Cell]) -> Iterator[str]:
+    """In a work root that a group shares, only who submitted a job can cancel it."""
+    for cell in cells:
+        yield f"{cell.name} is in a job of another user, who alone can cancel it"
 
 
 def _grouped(tasks: Iterable[str]) -> list[str]:
     """`12_3 12_4 12_9` as `12_[3-4,9]`: one argument per job, however many tasks it has."""
     jobs: dict[str, list[int]] = defaultdict(list)
     for task in tasks:
-        job, _, index = task.partition("_")
-        jobs[job].append(int(index))
-    return [f"{job}_[{graph.ranges(indices)}]" for job, indices in jobs.items()]
+        job, array, index = task.partition("_")
+        jobs[job] += [int(index)] if array else []
+    return [f"{job}_[{graph.ranges(i)}]" if i else job for job, i in jobs.items()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -32,6 +33,13 @@ PENDING = {  # Slurm's reasons in plain words; all others are shown unchanged
     "JobArrayTaskLimit": "waiting for other tasks of its array (at_once)",
     "PartitionDown": "its partition is down",
     "ReqNodeNotAvail": "the nodes it could run on are not available",
+}
+
+HELD = {  # states in which a job waits for somebody
+    "SPECIAL_EXIT": "held after its exit code, which the site lists as special: "
+    "`scontrol release JOB` lets it run again",
+    "REQUEUE_HOLD": "requeued and held: `scontrol release JOB` lets it run again",
+    "RESV_DEL_HOLD": "held, since its reservation was deleted: `scontrol release JOB` lets it run",
 }
 
 
@@ -89,8 +97,9 @@ class View:
 
     @property
     def alive_reports(self) -> list[int]:
-        """Ids of the jobs in the queue that build this sweep's report."""
-        return [e.job for e in self._alive if e.kind == "report" and e.job is not None]
+        """Ids of our jobs in the queue that build this sweep's report."""
+        alive = [entry for entry in self._alive if entry.kind == "report" and is_ours(entry)]
+        return [entry.job for entry in alive if entry.job is not None]
 
     def has_report(self, sweep: str) -> bool:
         """Whether a job in the queue builds the report for these contents of the sweep file and was
@@ -140,10 +149,16 @@ class View:
             progress=made.progress,
             task=task,
             busy="" if made.failure else _busy(job.out(task), cell.id),
+            log_file=job.out(task),
         )
         if row is None and made.failure is None and not self.accounting:
             return Cause(result.kind, f"{result.reason} (accounting is not available)")
         return result
+
+
+def is_ours(entry: ledger.Entry) -> bool:
+    """Whether this user may cancel its job."""
+    return entry.user == slurm.user() or os.geteuid() == 0
 
 
 def look(
@@ -229,10 +244,10 @@ def _account(view: View, sweep: Sweep, done: set[str]) -> None:
         for cell in sweep.cells
         if cell.id not in done and (row := view.row(cell.id)) and row.state in slurm.FINAL
     }
-    report = report_job.unsettled(view.known)
-    row = view.rows.get(f"{report}_0")
-    if report is not None and (row is None or row.state in slurm.FINAL - {"COMPLETED"}):
-        gone.add(report)
+    if task := report_job.unsettled(view.known):
+        row = view.rows.get(task)
+        if row is None or row.state in slurm.FINAL - {"COMPLETED"}:
+            gone.add(int(task.partition("_")[0]))
     if not gone:
         return
     try:
@@ -303,7 +318,9 @@ def failed_in(work: Work, cell: Cell, task: str) -> Failure | None:
 
 
 def pending(row: slurm.Row) -> str:
-    """Why a job in the queue does not run, in plain words for known reasons."""
+    """Why a job in the queue does not run, in plain words for known states and reasons."""
+    if row.state in HELD:
+        return HELD[row.state].replace("JOB", row.task)
     return PENDING.get(row.reason, row.reason).replace("JOB", row.task)
 
 

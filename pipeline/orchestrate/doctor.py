@@ -54,6 +54,8 @@ NO_FLOCK = (
 )
 LATE_S = 3.0
 PROBE_S = 180.0  # the most time that the small job may take to start and end
+LOOK_S = 12.0  # between two calls of squeue: others use the controller, too
+FILE_S = 1.0  # between two looks for the job's file
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def _work_root(work: Path) -> Iterator[Check]:
         yield Check("work root", False, f"{work}: {error.strerror or error}, in {nearest}")
         return
     made = "" if nearest == work else f", to be created in {nearest}"
-    yield Check("work root", ok, f"{work}{made}: writable, rename and fsync work")
+    shared = ", shared with its group" if store.enter(paths.Work(work)) else ""
+    yield Check("work root", ok, f"{work}{made}: writable, rename and fsync work{shared}")
     yield Check("locks", True if has_flock else None, "flock works" if has_flock else NO_FLOCK)
     free = shutil.disk_usage(nearest).free
     yield Check("space", free >= LEAST_FREE_BYTES, f"{free / 1024**3:.0f} GiB free on it")
@@ -277,7 +280,11 @@ def _compute_node(cluster: Cluster, work: Path, data: Path) -> Iterator[Check]:
     job = None
     try:
         job = slurm.sbatch(folder / "probe.sh")
-        yield from _probed(_awaited(folder, job), cluster, data, folder)
+        result, waiting = _awaited(folder, job)
+        if waiting is not None:
+            yield Check("compute node", None, _busy(waiting, cluster))
+        else:
+            yield from _probed(result, cluster, data, folder)
     except UserError as error:
         yield Check("compute node", False, str(error))
     finally:
@@ -301,17 +308,32 @@ def _probe_script(cluster: Cluster, folder: Path, data: Path) -> str:
     return probe(replace(cluster, profile=short), folder, arguments)
 
 
-def _awaited(folder: Path, job: int) -> dict[str, Any] | None:
-    """The job's result; None where it ended without one, or not in time."""
-    deadline = time.monotonic() + PROBE_S
+def _awaited(folder: Path, job: int) -> tuple[dict[str, Any] | None, slurm.Row | None]:
+    """(the job's result, None), or (None, its row in the queue where it has not started in time);
+    neither where it ended without a result, or did not end."""
+    began = asked = time.monotonic()
+    deadline, row = began + PROBE_S, None
     while time.monotonic() < deadline:
-        rows = [row for row in slurm.squeue() if row.job == job and row.state not in slurm.FINAL]
-        if not rows:  # it has ended; a network file system may show its files late
-            deadline = min(deadline, time.monotonic() + LATE_S)
+        time.sleep(FILE_S)
         if (folder / "result.json").exists():
-            return json.loads((folder / "result.json").read_text())
-        time.sleep(1.0 if rows else 0.5)
-    return None
+            return json.loads((folder / "result.json").read_text()), None
+        if time.monotonic() - asked >= LOOK_S:
+            asked = time.monotonic()
+            row = next((row for row in slurm.squeue() if row.job == job), None)
+            if row is None or row.state in slurm.FINAL:  # its files may show late
+                deadline = min(deadline, time.monotonic() + LATE_S)
+    return None, row if row and slurm.IN_QUEUE.get(row.state) == "queued" else None
+
+
+def _busy(row: slurm.Row, cluster: Cluster) -> str:
+    """What a job that waits says about the cluster: nothing is wrong with the profile."""
+    from pipeline.orchestrate.cluster import pending
+
+    why = pending(row) or "Slurm gives no reason yet"
+    return (
+        f"not checked, the cluster is busy: its job waited for {PROBE_S:.0f} s ({why}); profile "
+        f"{cluster.name} is accepted, so jobs start when it is their turn"
+    )
 
 
 def _probed(
@@ -324,9 +346,8 @@ def _probed(
             lines[-1][:300]
             if lines
             else (
-                f"its job did not start within {PROBE_S:.0f} s, or could not write to "
-                f"{folder.parent}; "
-                "`--no-jobs` skips it"
+                f"its job did not end within {PROBE_S:.0f} s, or could not write to "
+                f"{folder.parent}; `--no-jobs` skips it"
             )
         )
         remedy = "; correct the profile's `setup`" if "set-up failed" in message else ""

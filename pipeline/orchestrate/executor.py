@@ -27,7 +27,8 @@ SETUP_FAILED = 66  # the exit code of a job whose set-up failed
 # Task.checkpoint decides about requeues, by the progress since the job started. submitit's own
 # limit is three requeues, and it counts every job of less than ten minutes as timed out.
 NEVER_TOO_OFTEN = 1_000_000
-_TASK = "%A_%a"  # the task's name in the patterns of sbatch and srun
+# The task's name in the patterns of sbatch and srun, of an array's and of a single job.
+_TASK, _JOB = "%A_%a", "%j"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ class JobRequest:
     part: ReportJob | None = None  # for the report and the follow-up job
     begin: str | None = None
     at_once: int | None = None
+    single: bool = False
+    code: Path = paths.CODE
+
+    @property
+    def task(self) -> str:
+        """Its name, in the patterns of file names of sbatch and srun."""
+        return _JOB if self.single else _TASK
 
 
 def script(request: JobRequest) -> str:
@@ -57,7 +65,7 @@ def script(request: JobRequest) -> str:
     if bad := next((c for c in str(folder) if c in "%\\" or not c.isprintable()), None):
         raise UserError(f"{folder}: Slurm cannot write logs to a folder with {bad!r} in its name")
     command = f"{_python(request)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    return _text(request, command, folder / f"{_TASK}_0_log.err")
+    return _text(request, command, folder / f"{request.task}_0_log.err")
 
 
 def probe(cluster: Cluster, folder: Path, arguments: Sequence[str]) -> str:
@@ -110,7 +118,7 @@ def _python(request: JobRequest) -> str:
     if container is None:
         return shlex.join(words)
     gpu = ["--nv"] if request.gres else []
-    bound = (str(paths.CODE), str(request.job.root), *container.bind)
+    bound = (str(request.code), str(request.job.root), *container.bind)
     binds = [word for folder in bound for word in ("--bind", folder)]
     return shlex.join([container.command, "exec", *gpu, *binds, container.image, *words])
 
@@ -120,11 +128,11 @@ def _text(
 ) -> str:
     """A script with this command. `error`: the file for standard error, None: the same as for
     standard output; `output`: a file in place of the task's log."""
-    log = request.job.folder / f"{_TASK}_%t_log.out"
+    log = request.job.folder / f"{request.task}_%t_log.out"
     flags = {
         **_flags(request),
         "open-mode": "append",
-        "output": output or request.job.folder / f"{_TASK}_0_log.out",
+        "output": output or request.job.folder / f"{request.task}_0_log.out",
     }
     if error is not None:
         flags["error"] = error
@@ -132,7 +140,7 @@ def _text(
     errors = [] if error is None else ["--error", str(log.with_suffix(".err"))]
     # From Slurm 22.05 on, srun does not inherit the job's cores or, with --export=NONE, the
     # environment of the set-up.
-    own = ["--export=ALL", f"--cpus-per-task={request.cores}"]
+    own = ["--export=ALL", f"--cpus-per-task={request.cores}", "--cpu-bind=cores"]
     srun = shlex.join(["srun", "--unbuffered", "--output", str(log), *errors, *own])
     return "\n".join(
         [
@@ -178,8 +186,8 @@ def _flags(request: JobRequest) -> dict[str, Any]:
         "mail_user": profile.mail,
         "mail_type": request.mail_on if profile.mail else None,
         "signal": f"USR2@{profile.signal_s}",
-        "array": f"{ranges(request.indices)}%{_at_once(request)}",
-        "chdir": paths.CODE,
+        "array": None if request.single else f"{ranges(request.indices)}%{_at_once(request)}",
+        "chdir": request.code,
         "export": profile.export,
         # Otherwise a job whose dependency failed would stay pending for ever.
         "kill-on-invalid-dep": "yes",
@@ -217,14 +225,17 @@ def without_nodes(script: str, profile: Profile, nodes: Sequence[str]) -> str:
 def _setup(request: JobRequest) -> list[str]:
     """Lines before srun. One that fails ends the job, with an exit code and a file that `status`
     reads."""
-    code = shlex.quote(str(paths.CODE))
+    code = shlex.quote(str(request.code))
+    array_task = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
     return [
-        "umask 077",
+        f"umask {store.umask_of(request.job.folder):03o}",
+        *_of_nobody_else(request),
         f"folder={shlex.quote(str(request.job.folder))}",
-        'task="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"',
+        f'task="{"$SLURM_JOB_ID" if request.single else array_task}"',
         f"trap '{_ON_ERROR}' ERR",
         f"cd {code}",
         f"export PYTHONPATH={code} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1",
+        *_charge(request),
         *request.profile.setup,
         'rm -f "$folder/$task"_*.save_tmp "$folder/$task.setup"',
         f'ln -sfn {request.job.pickle.name} "$folder/${{task}}_submitted.pkl"',
@@ -232,6 +243,28 @@ def _setup(request: JobRequest) -> list[str]:
     ]
 
 
+def _charge(request: JobRequest) -> list[str]:
+    """Fair-share units an hour, where they are known, for the record of what a cell has cost."""
+    own = {"cores": request.cores, "memory_gib": request.memory_gib}
+    gpu = request.profile.gpu if request.gres else None
+    charge = request.profile.model_copy(update={**own, "gpu": gpu}).charge_an_hour()
+    return [] if charge is None else [f"export NETPRESS_CHARGE={charge:g}"]
+
+
+def _of_nobody_else(request: JobRequest) -> list[str]:
+    """In a work root that a group shares, jobs execute nothing that another member put there."""
+    if store.umask_of(request.job.folder) == store.PRIVATE:
+        return []
+    own = [request.job.pickle]
+    if store.umask_of(request.code) != store.PRIVATE:
+        own.append(request.code)
+    return [_IF_OF_ANOTHER.format(path=shlex.quote(str(path))) for path in own]
+
+
+_IF_OF_ANOTHER = (
+    "[ -O {path} ] || {{ echo netpress: {path} belongs to another user >&2; exit "
+    f"{SETUP_FAILED}; }}}}"
+)
 # Not in files that the set-up sources (conda's `activate`): only the status of the whole file
 # counts.
 _ON_ERROR = (

@@ -13,6 +13,9 @@ cells) are 1 + 19 + 1 calls with the report, and one base with 9,999 techniques 
 
 Tasks whose base is done wait for nothing and fill arrays up to the limit. A task's index in an
 array of the second kind is that of its base, and so is always below the limit.
+
+Where a cluster has no arrays (a limit of 0 or 1), each task is a single job: an `Array` of one task
+that is sent without --array, and whose dependents wait for the job itself.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,6 +62,7 @@ class Array:
     kind: str | None = None  # afterok | aftercorr | afterany
     after: tuple[str, ...] = ()
     shares: bool = False
+    single: bool = False
     at_once: int | None = None
 
     @property
@@ -68,10 +72,12 @@ class Array:
 
 @dataclass(frozen=True)
 class Queued:
-    """The job in the queue that makes a base: task `index` of the job with this id."""
+    """The job in the queue that makes a base: task `index` of the job with this id, or the job
+    itself where it is a `single` one."""
 
     job: int
     index: int
+    single: bool = False
 
 
 def arrays(
@@ -90,6 +96,8 @@ def arrays(
     pack = pack or (lambda cells: [(cell.id,) for cell in cells])
     bases = [cell for cell in missing if cell.is_base]
     made = _plain("base", bases, request, limit, pack, shares=True)
+    singles = {str(at.job) for at in (queued or {}).values() if at.single}
+    singles |= {array.name for array in made if array.single}
     places = {
         base: (array.name, index)
         for array in made
@@ -110,8 +118,17 @@ def arrays(
     for source, groups in waiting.items():
         for shared_request, members in _by_request(groups, request).items():
             tasks = {index: pack(cells) for index, cells in members.items()}
-            made += _waiting(source, tasks, shared_request, limit, start=len(made))
-    return made
+            by_task = limit <= 1 or source in singles
+            made += _waiting(source, tasks, shared_request, limit, start=len(made), alone=by_task)
+    return [_after_jobs(array, singles) for array in made]
+
+
+def _after_jobs(array: Array, singles: Collection[str]) -> Array:
+    """A single job has no tasks to wait for: `12_0` is `12`."""
+    after = tuple(
+        source if (source := on.rpartition("_")[0]) in singles else on for on in array.after
+    )
+    return replace(array, after=after)
 
 
 def cut(arrays: Sequence[Array], tasks: int) -> tuple[list[Array], list[str]]:
@@ -142,12 +159,11 @@ def _plain(
         classes[request(cell)].append(cell)
     made: list[Array] = []
     for shared_request, members in classes.items():
-        tasks = pack(members)
-        for first in range(0, len(tasks), limit):
-            part = tasks[first : first + limit]
-            made.append(
-                Array(f"{name}-{len(made)}", dict(enumerate(part)), shared_request, shares=shares)
-            )
+        tasks, width = pack(members), max(limit, 1)
+        for first in range(0, len(tasks), width):
+            part = dict(enumerate(tasks[first : first + width]))
+            new = Array(f"{name}-{len(made)}", part, shared_request, shares=shares)
+            made.append(replace(new, single=limit <= 1))
     return made
 
 
@@ -162,17 +178,25 @@ def _by_request(
 
 
 def _waiting(
-    source: str, tasks: dict[int, list[Ids]], request: Request, limit: int, start: int
+    source: str,
+    tasks: dict[int, list[Ids]],
+    request: Request,
+    limit: int,
+    start: int,
+    alone: bool = False,
 ) -> list[Array]:
-    """The arrays that wait for tasks of `source`, as few as there can be."""
+    """The arrays that wait for tasks of `source`, as few as there can be; `alone`: each for one
+    task."""
+    single, limit = limit <= 1, max(limit, 1)
     by_count = sorted(tasks, key=lambda index: len(tasks[index]), reverse=True)
-    alone = _alone([len(tasks[index]) for index in by_count], limit)
+    apart = len(tasks) if alone else _alone([len(tasks[index]) for index in by_count], limit)
     made: list[Array] = []
-    for index in by_count[:alone]:
+    for index in by_count[:apart]:
         for first in range(0, len(tasks[index]), limit):
             part = dict(enumerate(tasks[index][first : first + limit]))
-            made.append(Array("", part, request, "afterok", (f"{source}_{index}",)))
-    shared = sorted(by_count[alone:])
+            after = (f"{source}_{index}",)
+            made.append(Array("", part, request, "afterok", after, single=single))
+    shared = sorted(by_count[apart:])
     for layer in range(max((len(tasks[index]) for index in shared), default=0)):
         part = {index: tasks[index][layer] for index in shared if layer < len(tasks[index])}
         made.append(Array("", part, request, "aftercorr", (source,)))

@@ -54,8 +54,14 @@ class Entry:
     sweep: str = ""  # identifies the contents of its file
     reports: str = ""  # the folder of reports; empty in older ledgers
     profile: Mapping[str, Any] | None = None  # see submitted.py; None in older ledgers
+    code: Mapping[str, Any] | None = None  # what its jobs run; None in older ledgers
+    single: bool = False  # a job without tasks, on a cluster without arrays
     job: int | None = None
     ended: str | None = None  # why there is no job: Slurm's message, or `void`
+
+    def task(self, index: int) -> str:
+        """As Slurm names task `index` of its job."""
+        return str(self.job) if self.single else f"{self.job}_{index}"
 
     @property
     def open(self) -> bool:
@@ -71,7 +77,7 @@ class At:
 
     @property
     def task(self) -> str:
-        return f"{self.entry.job}_{self.index}"
+        return self.entry.task(self.index)
 
 
 @dataclass
@@ -138,6 +144,8 @@ class Ledger:
                 line.get("sweep", ""),
                 line.get("reports", ""),
                 line.get("profile"),
+                line.get("code"),
+                line.get("single", False),
             )
             self.entries[entry.intent] = entry
             for ids in tasks.values():
@@ -244,7 +252,7 @@ def locked(paths: SweepPaths) -> Iterator[Ledger]:
     cells. A second process waits, and tells the user for whom."""
     try:
         store.make_folder(paths.folder)
-        descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        descriptor = store.open_own(paths.lock, os.O_RDWR)
     except PermissionError:
         raise UserError(
             f"{_of_another(paths)}: only they can submit, cancel or resume there; "
@@ -295,7 +303,7 @@ def _write_line(paths: SweepPaths, text: str) -> None:
     """Append and fsync. Removes an incomplete last line, left by a kill, first."""
     store.make_folder(paths.folder)
     new = not paths.ledger.exists()
-    descriptor = os.open(paths.ledger, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    descriptor = store.open_own(paths.ledger, os.O_RDWR | os.O_APPEND)
     try:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pipeline import hardware, paths, plugins, streams, terminal
+from pipeline import hardware, paths, plugins, streams, terminal, tracking
 from pipeline.done import is_done
 from pipeline.errors import UserError
 from pipeline.orchestrate import images, plan
@@ -38,6 +38,7 @@ def run(
     Raises UserError, before anything runs, where a device or data is missing, an image is damaged,
     or images changed since results were made (`remedy`: the alternative for the user).
     """
+    tracking.require(sweep.tracking)
     if conclude is None:
         _check_report(sweep)
     done = [cell for cell in sweep.cells if is_done(cell, work, deep=True)]
@@ -51,7 +52,8 @@ def run(
         plugins.keep(sweep.plugins, work)
         plugins.keep_own([cell.model for cell in sweep.cells], work)
         with display(sweep.cells, done) as shown, _signals() as stopping:
-            launcher = _launcher(command, missing, slots, work, data_root)
+            own = command or _worker_command(work, data_root, sweep)
+            launcher = _launcher(own, missing, slots, work, may_fork=command is None)
             Pool(missing, done, work, launcher, slots, shown, stopping).run()
         if stopping:
             again = f"`netpress run {plan.quoted(sweep)}` goes on from the last finished epoch"
@@ -106,28 +108,27 @@ def say(line: str) -> None:
 
 
 def _launcher(
-    command: Command | None,
+    command: Command,
     cells: Sequence[Cell],
     slots: Sequence[Slot],
     work: paths.Work,
-    data_root: Path,
+    may_fork: bool,
 ) -> Launcher:
     """Forks where several cells gain from it; but not where workers have GPUs (what the server
     imports may have looked for one, and a driver does not survive a fork) or where the system's own
     libraries do not (macOS)."""
-    if command is not None:
-        return Commands(command)
-    command = _worker_command(work, data_root)
     on_gpus = any(slot.environment for slot in slots)
-    if sys.platform == "linux" and len(cells) > 1 and not on_gpus:
+    if may_fork and sys.platform == "linux" and len(cells) > 1 and not on_gpus:
         return Forks(command, work)
     return Commands(command)
 
 
-def _worker_command(work: paths.Work, data_root: Path) -> Command:
+def _worker_command(work: paths.Work, data_root: Path, sweep: Sweep) -> Command:
+    tracked = plan.track_options(sweep.name, sweep.tracking)
+
     def command(cell: Cell, options: Sequence[str]) -> list[str]:
         mortal = ("--die-with-parent", str(os.getpid()))
-        return plan.cell_command(work, data_root, [cell.id], *options, *mortal)
+        return plan.cell_command(work, data_root, [cell.id], *options, *tracked, *mortal)
 
     return command
 

@@ -16,7 +16,7 @@ from pipeline.paths import Work
 from pipeline.sweep import Cell, Sweep
 
 FOLLOW_S = 1.0
-LOOK_S = 10.0  # how often --follow checks whether the cell has ended
+LOOK_S = 15.0  # how often --follow checks whether the cell has ended
 
 
 @dataclass

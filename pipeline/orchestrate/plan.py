@@ -49,6 +49,10 @@ class Plan:
     wall_hours: float | None = None  # from the first job's start to the last one's end
     charge: float | None = None  # in units of the cluster's fair share
     charge_an_hour: float | None = None  # of one job
+    charge_parts: Mapping[str, float] = field(default_factory=dict)  # of that: cores, memory, GPUs
+    cpu_hours: float | None = None  # cores x time of the jobs; None: this machine
+    training_share: float | None = None  # of the jobs' time, by the estimate
+    savings: tuple[str, ...] = ()  # settings that would lower the cost
     notes: tuple[str, ...] = ()
     states: Mapping[str, str] = field(default_factory=dict)  # of cells without a job in this plan
 
@@ -65,11 +69,15 @@ class Plan:
                 for job in self.jobs
             ],
             "gpu_hours": self.gpu_hours,
+            "cpu_hours": self.cpu_hours,
+            "training_share": self.training_share,
             "gpu_hours_source": self.gpu_hours_source,
             "profile": self.profile,
             "wall_hours": self.wall_hours,
             "charge": self.charge,
             "charge_an_hour": self.charge_an_hour,
+            "charge_parts": dict(self.charge_parts),
+            "savings": list(self.savings),
             "notes": list(self.notes),
         }
 
@@ -94,6 +102,12 @@ class Plan:
         yield from textwrap.wrap(
             f"{self.gpu_hours:.2f} GPU-hours ({self.gpu_hours_source})", 80, subsequent_indent="  "
         )
+        if self.cpu_hours is not None:
+            yield f"{self.cpu_hours:.2f} CPU-hours (cores x time)"
+        if self.training_share is not None:
+            yield f"{self.training_share:.0%} of the time is training"
+        for line in self.savings:
+            yield from textwrap.wrap(f"cheaper: {line}", 80, subsequent_indent="  ")
 
     def _here(self) -> Iterable[str]:
         done = len(self.sweep.cells) - sum(len(job.cells) for job in self.jobs)
@@ -114,7 +128,9 @@ class Plan:
         yield f"{calls}; above, @NAME@ stands for the id that Slurm will assign"
         yield from self._notes()
         if self.charge is not None:
-            yield f"{self.charge:.0f} units of fair share, at {self.charge_an_hour:g} an hour a job"
+            from pipeline.orchestrate import cost
+
+            yield cost.shown(self.charge, self.charge_parts)
         if self.wall_hours is not None:
             yield f"{self.wall_hours:.2f} hours from start to end, without waiting in the queue"
 
@@ -195,6 +211,12 @@ def cell_command(work: paths.Work, data_root: Path, ids: Sequence[str], *more: s
     """The command that runs cells; the same for local workers and for jobs of a cluster."""
     roots = ["--work", str(work.root), "--data", str(data_root)]
     return [sys.executable, "-m", "jobs.compress", *roots, *more, *ids]
+
+
+def track_options(sweep: str, trackers: Sequence[str]) -> list[str]:
+    """Options of the command that runs cells, for the trackers that follow them."""
+    options = [word for name in trackers for word in ("--track", name)]
+    return ["--sweep", sweep, *options] if options else []
 
 
 def identity(cell: Cell) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline import paths, strict_yaml
 from pipeline.errors import UserError
 from pipeline.orchestrate import sbatch_options
+from pipeline.orchestrate.snapshot import Code
 from pipeline.strict_yaml import Document, nearest, shown
 from pipeline.sweep import Frozen, Sweep
 
@@ -154,7 +155,9 @@ class Profile(Frozen):
     stand above these, and false takes one away. `at_once`: tasks that run at the same time, of all
     arrays of a submission. `minutes`: the most time that a job requests at
     first: its estimate times `time_margin`, all of it where that is None. `minutes_cap`: the most
-    time that `netpress resume` requests.
+    time that `netpress resume` requests. `max_array_size`: tasks in one array; 0: single jobs,
+    where a cluster has no arrays. `share`: the work root is for its group, so that members use each
+    other's bases.
     """
 
     partition: PlainList | None = None
@@ -171,7 +174,7 @@ class Profile(Frozen):
     time_margin: float | None = Field(3.0, ge=1, le=100)
     signal_s: int = Field(120, ge=10, le=3600)
     at_once: int = Field(64, ge=1, le=100_000)
-    max_array_size: int | None = Field(None, ge=2, le=4_000_001)
+    max_array_size: int | None = Field(None, ge=0, le=4_000_001)
     export: Literal["ALL", "NONE"] = "ALL"
     setup: tuple[Line, ...] = ()
     python: Command | None = None
@@ -179,6 +182,7 @@ class Profile(Frozen):
     dependency: Dependency | None = None
     clusters: Annotated[Any, AfterValidator(_no_clusters)] = None
     work: Line | None = None
+    share: Literal["group"] | None = None
     data: Line | None = None
     mail: Address | None = None
     options: Options = {}
@@ -188,6 +192,17 @@ class Profile(Frozen):
     charge: Charge | None = None
     report: ReportJob = ReportJob()
     follow_up: FollowUp | None = FollowUp()
+
+    @model_validator(mode="after")
+    def _has_time_to_checkpoint(self) -> Profile:
+        for key, minutes in (("minutes", self.minutes), ("report.minutes", self.report.minutes)):
+            if minutes * 60 <= self.signal_s:
+                raise ValueError(
+                    f"{key} {minutes} ends before the signal to checkpoint, which comes "
+                    f"{self.signal_s} s (signal_s) before the end; expected at least "
+                    f"{self.signal_s // 60 + 1}"
+                )
+        return self
 
     @property
     def gpus(self) -> int:
@@ -253,13 +268,15 @@ class Profile(Frozen):
 class Cluster:
     """A profile with its name, as used by the commands that deal with SLURM.
 
-    `source`: the name for `load` in any folder. `settings`: the given KEY=VALUE overrides.
+    `source`: the name for `load` in any folder. `settings`: the given KEY=VALUE overrides. `code`:
+    what jobs run.
     """
 
     name: str
     profile: Profile
     source: str = ""
     settings: tuple[str, ...] = ()
+    code: Code = Code()
 
 
 def load(name: str, settings: Sequence[str] = ()) -> Cluster:

@@ -56,7 +56,7 @@ def root(work: Work) -> Work:
 def sliver(sweep: Sweep) -> Sweep:
     """The sweep that is rehearsed; its cells correspond to those of `sweep`, in order."""
     name = checked_name(f"{sweep.name[:53]}-rehearsal")
-    return replace(sweep, name=name, cells=tuple(map(_small, sweep.cells)))
+    return replace(sweep, name=name, cells=tuple(map(_small, sweep.cells)), tracking=())
 
 
 def _small(cell: Cell) -> Cell:

@@ -66,12 +66,12 @@ def follow_up_failure(known: ledger.Ledger) -> str | None:
     )
 
 
-def unsettled(known: ledger.Ledger) -> int | None:
-    """The job of the last report, where no file shows that the report was made."""
+def unsettled(known: ledger.Ledger) -> str | None:
+    """The task of the last report, where it has one and no file shows that the report was made."""
     entry = _last(known)
     if entry is None or entry.kind != KIND or entry.job is None or _is_made(known, entry):
         return None
-    return entry.job
+    return entry.task(0)
 
 
 def look(
@@ -91,7 +91,7 @@ def look(
         if entry.ended is None:
             return ReportState("unknown")
         return ReportState("failed", Cause("lost", entry.ended))
-    task = f"{entry.job}_0"
+    task = entry.task(0)
     row = rows.get(task)
     if row is not None and row.state not in slurm.FINAL:
         waits = slurm.IN_QUEUE.get(row.state) == "queued"
@@ -104,14 +104,14 @@ def look(
 def _ended(
     known: ledger.Ledger, entry: ledger.Entry, row: slurm.Row | None, reachable: bool
 ) -> ReportState:
-    task, job = f"{entry.job}_0", known.paths.job(entry.intent)
+    task, job = entry.task(0), known.paths.job(entry.intent)
     failure = _failure(job)
     if row is None and failure is None and not reachable:
         return ReportState("unknown")
     if entry.job in known.cancelled_jobs and failure is None:
         return ReportState("cancelled", Cause("cancelled", "cancelled by `netpress cancel`"))
     setup, log = end_of(job.setup(task)), end_of(job.err(task))
-    why = cause(row, failure=failure, setup=setup, log=log, task=task)
+    why = cause(row, failure=failure, setup=setup, log=log, task=task, log_file=job.out(task))
     request = Request(
         entry.request["memory_gib"], entry.request["minutes"], tuple(entry.request["exclude"])
     )
@@ -161,7 +161,7 @@ def _is_made(known: ledger.Ledger, entry: ledger.Entry) -> bool:
 
 def _ended_s(job: paths.JobPaths, entry: ledger.Entry) -> float:
     """When the job wrote its last file; when it was submitted, where it wrote none."""
-    for path in (job.report.failure, job.err(f"{entry.job}_0")):
+    for path in (job.report.failure, job.err(entry.task(0))):
         try:
             return path.stat().st_mtime
         except OSError:

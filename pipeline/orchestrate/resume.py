@@ -37,6 +37,7 @@ def run(
     functions: JobFunctions,
     cells: Sequence[Cell] = (),
     exceptions: bool = False,
+    live: bool = False,
 ) -> tuple[Batch, state.SweepState, Sent, list[str]]:
     """As `submit.run`, with lines about the failed cells: the new request of each, or why there is
     none.
@@ -56,7 +57,9 @@ def run(
             (*REPORTS_AGAIN, "cancelled"),
         )
 
-    batch, states, sent = submit.run(sweep, work, data_root, cluster, functions, pick=pick)
+    batch, states, sent = submit.run(
+        sweep, work, data_root, cluster, functions, pick=pick, live=live
+    )
     return batch, states, sent, choice.decisions
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.orchestrate.graph import Request
 from pipeline.orchestrate.slurm import Row
@@ -43,6 +44,9 @@ RULES = {
     "base_failed": Rule(True),
     "disk_full": Rule(True, advice="free disk space first"),
     "not_requeued": Rule(True),
+    "no_log": Rule(
+        True, advice="make sure that compute nodes see this folder and that you may write to it"
+    ),
     "set_up": Rule(True, advice="correct the profile's `setup` first"),
     "gpu_out_of_memory": Rule(
         False, advice="take a GPU with more memory (--set gpu=...) or a smaller training.batch_size"
@@ -70,6 +74,7 @@ ENDED = {
 OVER_LIMIT = re.compile(r"exceeded memory limit \((\d+) > (\d+)\)")
 OOM_KILL = re.compile(r"oom[-_ ]kill", re.IGNORECASE)
 NO_REQUEUE = re.compile(r"'scontrol', 'requeue'.* returned non-zero")
+NO_LOG = "0:53"  # slurmstepd could not open the job's output file, and started nothing
 # Evidence that a job's worker, srun or batch script was killed: exit codes of sacct, CODE:SIGNAL;
 # without accounting, messages of srun and slurmstepd.
 BY_SIGNAL = re.compile(r"\d+:[1-9]\d*|(9|12|15|137|140|143):0")
@@ -102,13 +107,14 @@ def cause(
     progress: bool = False,
     task: str = "",
     busy: str = "",
+    log_file: Path | None = None,
 ) -> Cause:
     """The cause of a cell's end.
 
     row: Slurm's record of its job, or None. failure: the record of its attempt in this job. setup:
     the error of the job's set-up. log: the end of the job's stderr. rounds: how often the job
     started. progress: whether its last run published anything. busy: which process held the cell
-    when this job came to it; empty for none.
+    when this job came to it; empty for none. log_file: that Slurm opens for its output.
     """
     killed = failure is None or failure.kind == "killed"
     if killed and (memory := _out_of_memory(row, log)):
@@ -125,6 +131,8 @@ def cause(
             f"Slurm has no record of job {task}: it was cancelled while it was pending, "
             "or its records were deleted",
         )
+    if row.state == "FAILED" and row.exit_code == NO_LOG:
+        return Cause("no_log", f"Slurm could not open the log file {log_file} of job {row.task}")
     return _from_state(row, log, rounds, progress)
 
 

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from pipeline import plugins, store
+from pipeline import paths, plugins, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import ledger, slurm, submitted
 from pipeline.orchestrate.batch import (
@@ -103,7 +104,7 @@ def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions) -> Sent:
             left = _without_room(batch, item, left, known, function_of, sent)
         except slurm.Refused as refused:
             lacking.add(item.array.name)
-            sent.problem = sent.problem or refused
+            sent.problem = sent.problem or _with_remedy(refused, item.array)
             if item.array.name == FOLLOW_UP:
                 left = _report_last(batch, left, known)
         except UserError as error:
@@ -113,6 +114,13 @@ def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions) -> Sent:
     if batch.rest and not sent.follow_up and not sent.jobs and sent.problem is None:
         sent.problem = slurm.NoRoom(reason(batch, sent))
     return sent
+
+
+def _with_remedy(refused: slurm.Refused, array: Array) -> slurm.Refused:
+    """Where a cluster refuses arrays, which its configuration does not tell."""
+    if array.single or "array" not in str(refused):
+        return refused
+    return slurm.Refused(f"{refused}; `--set max_array_size=0` submits single jobs instead")
 
 
 def _send_one(
@@ -267,6 +275,8 @@ def _send(
         sweep=text_id(batch.sweep),
         reports=str(batch.reports),
         profile=submitted.profile_json(batch.cluster),
+        single=item.array.single,
+        code=batch.cluster.code.to_json(),
     )
     cells = {i: batch.sweep.by_id[i].to_json() for i in item.array.cells}
     plugins.keep(batch.sweep.plugins, batch.work)
@@ -301,6 +311,7 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
         profile.signal_s,
         item.minutes,
         max(item.minutes, profile.minutes),
+        (batch.sweep.name, batch.sweep.tracking),
     )
 
 
@@ -310,7 +321,15 @@ def _about(batch: Batch) -> list[Any]:
     plugged = {plugin.source: plugin.sha256 for plugin in batch.sweep.plugins}
     for cell in batch.sweep.cells:
         plugged |= own.files(cell.model) if cell.is_base else {}
-    return [str(batch.sweep.path.absolute()), batch.sweep.text, str(batch.reports), plugged]
+    return [str(_as_jobs_see(batch)), batch.sweep.text, str(batch.reports), plugged]
+
+
+def _as_jobs_see(batch: Batch) -> Path:
+    """The sweep's file; of one that ships, that of the code which they run."""
+    path = batch.sweep.path.absolute()
+    if path.parent != paths.shipped_sweeps():
+        return path
+    return batch.cluster.code.folder / path.relative_to(paths.CODE)
 
 
 def _submitted(item: Prepared, known: ledger.Ledger) -> int:

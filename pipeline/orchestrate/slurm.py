@@ -1,8 +1,8 @@
 """The only module that calls squeue, sacct, sbatch, scancel and scontrol.
 
-Every call is one process, counted in CALLS, with a timeout. Slurm's output is parsed here, so that
-the rest of netpress sees rows and two kinds of errors: Refused (final, with Slurm's message) and
-Unreachable (the controller or the database did not answer).
+Every call is one process, counted in CALLS, with a timeout. The rest of netpress sees rows (parsed
+in slurm_lines.py) and two kinds of errors: Refused (final, with Slurm's message) and Unreachable
+(the controller or the database did not answer, or not in a way that is understood).
 """
 
 from __future__ import annotations
@@ -14,15 +14,32 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
+from pipeline import store
 from pipeline.errors import UserError
+from pipeline.orchestrate.slurm_lines import (
+    FINAL,
+    IN_QUEUE,
+    MARK,
+    QUEUE_FIELDS,
+    RECORD_FIELDS,
+    Row,
+    Unreadable,
+    expanded,
+    job_id,
+    queue_rows,
+    records,
+    table,
+)
 from pipeline.terminal import tell
 
+__all__ = ["FINAL", "IN_QUEUE", "Row", "expanded"]  # for users of this module, with its functions
+
+Read = TypeVar("Read")
 CALLS: Counter[str] = Counter()
 TIMEOUT_S = (
     30.0  # the clients themselves time out after 9 s for a dead controller, 10 s for a hung one
@@ -49,7 +66,11 @@ REPEATS = re.compile(r"unable to accept job, sleeping and retrying|job queue ful
 GONE = "Invalid job id specified"
 CLOCKS_APART = timedelta(minutes=5)
 NO_NODE = "node configuration is not available"  # no node has all that is requested
-MARK = "\x1f"  # between the fields of squeue and sacct; a job's name may contain `|`
+# Lines of Slurm's own among those of wrappers: `sbatch: lua: ...`, `slurm_load_jobs error: ...`.
+OWN_LINE = re.compile(
+    r"(sbatch|squeue|sacct|sacctmgr|scancel|scontrol): |.*\b(error|fatal|failure): "
+)
+_PASSED_ON: set[str] = set()
 
 
 class Refused(UserError):
@@ -65,30 +86,6 @@ class NoRoom(Refused):
 
 class Unreachable(UserError):
     """Slurm did not answer; the request may have been executed all the same."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One task of an array as squeue or sacct lists it. `job` is the array's id, `index` the task's
-    (None: the job is not an array). Memory in bytes, 0 where Slurm does not report it."""
-
-    job: int
-    index: int | None
-    state: str
-    reason: str = ""
-    nodes: str = ""
-    name: str = ""
-    submitted: str = ""
-    exit_code: str = ""
-    peak_bytes: int = 0
-    requested_bytes: int = 0
-    elapsed_s: int = 0
-    by: str = ""  # who cancelled it
-    after: str = ""  # remaining dependencies: `aftercorr:12_*(unfulfilled)`
-
-    @property
-    def task(self) -> str:
-        return str(self.job) if self.index is None else f"{self.job}_{self.index}"
 
 
 def available() -> bool:
@@ -113,10 +110,8 @@ def squeue(owner: str | None = None, patient: bool = False) -> list[Row]:
 
     Raises Unreachable. `patient`: retries, with growing pauses, before that.
     """
-    fields = ("%F", "%K", "%T", "%r", "%N", "%V", "%E", "%j")
-    command = ["squeue", "--noheader", "--states=all", f"--user={owner or user()}"]
-    text = _output([*command, "--format=" + MARK.join(fields)], patient)
-    return [row for line in text.splitlines() for row in _queue_rows(line)]
+    command = ["squeue", "--states=all", f"--user={owner or user()}"]
+    return _read(queue_rows, [*command, "--format=" + MARK.join(QUEUE_FIELDS)], patient)
 
 
 def sacct(jobs: Iterable[int]) -> list[Row]:
@@ -124,19 +119,28 @@ def sacct(jobs: Iterable[int]) -> list[Row]:
 
     Raises Unreachable where the database does not answer, Refused where there is no accounting.
     """
-    fields = "JobID,State,Reason,NodeList,ExitCode,MaxRSS,ReqMem,ElapsedRaw,JobName"
     ids = ",".join(map(str, sorted(set(jobs))))
-    command = ["sacct", "--noheader", "--parsable2", f"--delimiter={MARK}", "--allusers"]
-    return _accounted(_output([*command, f"--format={fields}", f"--jobs={ids}"], patient=False))
+    command = ["sacct", "--parsable2", f"--delimiter={MARK}", "--allusers", f"--jobs={ids}"]
+    return _read(records, [*command, f"--format={','.join(RECORD_FIELDS)}"], patient=False)
+
+
+def _read(rows: Callable[[str], list[Read]], command: Sequence[str], patient: bool) -> list[Read]:
+    """The rows of the command's output; raises Unreachable where it is not the table requested."""
+    try:
+        return rows(_output(command, patient))
+    except Unreadable as line:
+        raise Unreachable(
+            f"{command[0]} did not print the table that was requested, but {str(line)[:200]!r}: a "
+            "wrapper around it may change its output"
+        ) from None
 
 
 def config() -> dict[str, str]:
     """The controller's settings (`scontrol show config`), such as MaxArraySize."""
     settings = {}
     for line in _output(["scontrol", "show", "config"], patient=False).splitlines():
-        key, equals, value = line.partition("=")
-        if equals:
-            settings[key.strip()] = value.strip()
+        if setting := re.fullmatch(r"(\w+)\s*=\s?(.*)", line.strip()):
+            settings[setting[1]] = setting[2].strip()
     return settings
 
 
@@ -156,8 +160,10 @@ def _accounts(what: str, fields: Sequence[str], *which: str) -> list[str]:
     command = ["sacctmgr", "--noheader", "--parsable2", "show", what, *which]
     accounts = []
     for line in _output([*command, f"format={','.join(fields)}"], patient=False).splitlines():
-        pairs = zip(fields, line.split("|"), strict=False)
-        accounts.append(", ".join(f"{key} {value}" for key, value in pairs if value))
+        values = line.split("|")
+        if len(values) == len(fields):
+            pairs = zip(fields, values, strict=True)
+            accounts.append(", ".join(f"{key} {value}" for key, value in pairs if value))
     return accounts
 
 
@@ -173,6 +179,8 @@ def partition(name: str | None) -> dict[str, str]:
     command = ["scontrol", "--oneliner", "show", "partition", *([name] if name else [])]
     for line in _output(command, patient=False).splitlines():
         settings = dict(part.partition("=")[::2] for part in line.split())
+        if "PartitionName" not in settings:
+            continue
         if name or settings.get("Default") == "YES":
             return settings
     return {}
@@ -197,22 +205,26 @@ def wait_until_up(seconds: float) -> bool:
 def is_working(task: str) -> bool:
     """Whether the job or task `12_3` may be running now; true also where Slurm does not answer, or
     reports a state that is not known here."""
-    command = ["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={task}"]
     try:
-        text = _output(command, patient=True)
+        states = {state for _, state in _of_task(task, "%T", patient=True)}
     except UserError as error:
         return GONE not in str(error)
-    states = {state.strip() for state in text.splitlines()} - {""}
     return any(IN_QUEUE.get(state, "running") == "running" for state in states - FINAL)
 
 
 def seconds_left(task: str) -> int | None:
     """Seconds until the time limit of a running job; None where Slurm does not report it."""
-    command = ["squeue", "--noheader", "--states=all", "--format=%L", f"--jobs={task}"]
     try:
-        return _seconds(_output(command, patient=False).strip())
+        rows = _of_task(task, "%L", patient=False)
     except UserError:
         return None
+    return _seconds(rows[0][1].strip()) if rows else None
+
+
+def _of_task(task: str, field: str, patient: bool) -> list[list[str]]:
+    """[job, value] of one field for each row of the job or task; raises UserError."""
+    command = ["squeue", "--states=all", f"--format=%i{MARK}{field}", f"--jobs={task}"]
+    return _read(lambda output: table(output, 2), command, patient)
 
 
 def _seconds(text: str) -> int | None:
@@ -244,11 +256,23 @@ def sbatch(script: Path) -> int:
     Raises Refused (nothing was submitted), or Unreachable: then the job may exist all the same, so
     look for its name before anything is submitted again.
     """
-    output = _output(["sbatch", "--parsable", str(script)], patient=False)
-    match = re.match(r"(\d+)", output.strip().splitlines()[-1] if output.strip() else "")
-    if match is None:
-        raise Unreachable(f"sbatch printed no job id, but {output.strip()!r}")
-    return int(match[1])
+    # Slurm opens a job's logs with the umask that it was submitted with.
+    umask = store.umask_of(script)
+    ended = _ended(["sbatch", "--parsable", str(script)], patient=False, umask=umask)
+    job = job_id(ended.stdout)
+    if job is None:
+        printed = ended.stdout.strip()
+        raise Unreachable(f"sbatch printed no job id that is understood, but {printed[:200]!r}")
+    _pass_on(ended.stderr)
+    return job
+
+
+def _pass_on(messages: str) -> None:
+    """Tell what a plug-in of the site says about a job that was submitted, each line once."""
+    for line in messages.splitlines():
+        if OWN_LINE.match(line) and line not in _PASSED_ON:
+            _PASSED_ON.add(line)
+            tell(line.strip())
 
 
 def check(script: Path) -> str:
@@ -256,7 +280,7 @@ def check(script: Path) -> str:
     ended = _run(["sbatch", "--test-only", str(script)])
     if ended.returncode:
         raise _error("sbatch", ended)
-    return _words(ended.stderr or ended.stdout).removeprefix("sbatch: ")
+    return _words(_own(ended.stderr or ended.stdout)).removeprefix("sbatch: ")
 
 
 def requeue(task: str, seconds: int | None = None, minutes: int | None = None) -> None:
@@ -289,12 +313,18 @@ def scancel(tasks: Sequence[str]) -> None:
 
 
 def _output(command: Sequence[str], patient: bool) -> str:
-    """Standard output of the command; retries after transient failures if `patient`."""
+    return _ended(command, patient).stdout
+
+
+def _ended(
+    command: Sequence[str], patient: bool, umask: int = -1
+) -> subprocess.CompletedProcess[str]:
+    """The command, which succeeded; retries after transient failures if `patient`."""
     for pause_s in (*PAUSES_S, None) if patient else (None,):
         try:
-            ended = _run(command)
+            ended = _run(command, umask)
             if ended.returncode == 0:
-                return ended.stdout
+                return ended
             error = _error(command[0], ended)
         except Unreachable as unreachable:
             error = unreachable
@@ -305,7 +335,7 @@ def _output(command: Sequence[str], patient: bool) -> str:
     raise AssertionError("the last pass either returned or raised")
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: Sequence[str], umask: int = -1) -> subprocess.CompletedProcess[str]:
     CALLS[command[0]] += 1
     try:
         process = subprocess.Popen(
@@ -316,6 +346,7 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
             text=True,
             errors="replace",
             env=environment(),
+            umask=umask,
         )
     except FileNotFoundError:
         raise UserError(
@@ -362,13 +393,19 @@ def environment() -> dict[str, str]:
 
 
 def _error(name: str, ended: subprocess.CompletedProcess[str]) -> UserError:
-    output = f"{ended.stderr}\n{ended.stdout}"
+    output = _own(f"{ended.stderr}\n{ended.stdout}")
     words = _words(output) or f"exit code {ended.returncode} and no message"
     if FULL.search(output):
         return NoRoom(f"{name}: {words}")
     if TRANSIENT.search(output):
         return Unreachable(f"{name} could not reach Slurm: {words}")
     return Refused(f"{name}: {words}")
+
+
+def _own(output: str) -> str:
+    """The lines that Slurm itself printed; all, where none is recognized."""
+    lines = [line for line in output.splitlines() if OWN_LINE.match(line)]
+    return "\n".join(lines) if lines else output
 
 
 def _words(output: str) -> str:
@@ -378,119 +415,3 @@ def _words(output: str) -> str:
         for line in output.splitlines()
     ]
     return "; ".join(dict.fromkeys(line for line in lines if line))
-
-
-# --- parsing ---------------------------------------------------------------------------------
-
-# States of jobs in the queue, and the state of their cells. Any other is shown unchanged: its job
-# may come back, so its cell is neither done nor free to be submitted.
-IN_QUEUE: Mapping[str, Literal["queued", "running"]] = {
-    "PENDING": "queued",
-    "REQUEUED": "queued",
-    "REQUEUE_FED": "queued",
-    "REQUEUE_HOLD": "queued",
-    "RESV_DEL_HOLD": "queued",
-    "SPECIAL_EXIT": "queued",
-    "EXPEDITING": "queued",
-    "CONFIGURING": "running",
-    "POWER_UP_NODE": "running",
-    "RUNNING": "running",
-    "COMPLETING": "running",
-    "SUSPENDED": "running",
-    "STOPPED": "running",
-    "SIGNALING": "running",
-    "STAGE_OUT": "running",
-    "RESIZING": "running",
-    "UPDATE_DB": "running",
-}
-FINAL = frozenset(
-    (
-        "COMPLETED",
-        "FAILED",
-        "TIMEOUT",
-        "DEADLINE",
-        "OUT_OF_MEMORY",
-        "NODE_FAIL",
-        "BOOT_FAIL",
-        "LAUNCH_FAILED",
-        "RECONFIG_FAIL",
-        "PREEMPTED",
-        "CANCELLED",
-        "REVOKED",
-    )
-)
-
-
-def _queue_rows(line: str) -> Iterator[Row]:
-    job, indices, state, reason, nodes, submitted, after, name = line.split(MARK, 7)
-    for index in expanded(indices):
-        yield Row(int(job), index, state, _none(reason), nodes, name, submitted, after=_none(after))
-
-
-def expanded(indices: str) -> Iterable[int | None]:
-    """`5-8,10%4` -> 5 6 7 8 10; `N/A`, for a job that is not an array, -> None."""
-    text = indices.strip().strip("[]").partition("%")[0]
-    if not text or not text[0].isdigit():
-        return (None,)
-    numbers: list[int | None] = []
-    for part in text.split(","):
-        span, _, step = part.partition(":")
-        first, _, last = span.partition("-")
-        numbers += range(int(first), int(last or first) + 1, int(step or 1))
-    return numbers
-
-
-def _accounted(text: str) -> list[Row]:
-    """Rows of sacct: a job's line comes before those of its steps, which have the memory."""
-    rows: dict[str, list[Row]] = {}
-    for line in text.splitlines():
-        spelled, state, reason, nodes, exit_code, peak, requested, elapsed, name = line.split(
-            MARK, 8
-        )
-        if "." in spelled:
-            task = spelled.partition(".")[0]
-            rows[task] = [_with_step(row, _bytes(peak), exit_code) for row in rows.get(task, [])]
-            continue
-        state, _, by = state.partition(" by ")
-        job, _, indices = spelled.partition("_")
-        rows[spelled] = [
-            Row(
-                int(job),
-                index,
-                state.strip(),
-                _none(reason),
-                _none(nodes),
-                name,
-                "",
-                exit_code,
-                0,
-                _bytes(requested),
-                int(elapsed or 0),
-                by,
-            )
-            for index in expanded(indices)
-        ]
-    return [row for of_task in rows.values() for row in of_task]
-
-
-def _with_step(row: Row, peak: int, exit_code: str) -> Row:
-    ran_out = (
-        exit_code.endswith(":125") and row.state == "FAILED"
-    )  # the exit code of a step that srun started
-    return replace(
-        row,
-        peak_bytes=max(row.peak_bytes, peak),
-        state="OUT_OF_MEMORY" if ran_out else row.state,
-    )
-
-
-def _bytes(text: str) -> int:
-    """`40G`, `39.5M`, `1024K`, older Slurm's `40Gn` -> bytes; 0 for nothing."""
-    match = re.match(r"([\d.]+)([KMGTP]?)", text)
-    if match is None:
-        return 0
-    return round(float(match[1]) * 1024 ** " KMGTP".index(match[2] or " "))
-
-
-def _none(text: str) -> str:
-    return "" if text in ("None", "None assigned", "(null)", "N/A") else text

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
+from itertools import islice
 from typing import Any, Literal
 
 from pipeline import done as finished
-from pipeline import gaps, store, streams, timeline, usage
+from pipeline import gaps, store, timeline, usage
 from pipeline.errors import Corrupt
-from pipeline.orchestrate import cluster, images, ledger, put_off, report_job, slurm
+from pipeline.orchestrate import cluster, ledger, put_off, report_job, slurm, snapshot
 from pipeline.orchestrate.held import is_held
 from pipeline.orchestrate.plan import aligned, identity, quoted
 from pipeline.paths import AttemptPaths, CellPaths, Work
 from pipeline.sweep import Cell, Sweep
-from pipeline.terminal import printable
 
 State = Literal["done", "trained", "running", "queued", "waiting", "failed", "cancelled", "missing"]
 OVER = ("failed", "cancelled", "missing")
-WATCH_S = 3.0
-CLEAR = "\033[H\033[2J"  # clears a terminal
-WATCH_CLUSTER_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +51,12 @@ class SweepState:
     @property
     def done(self) -> list[Cell]:
         return [s.cell for s in self.cells if s.state == "done"]
+
+    @property
+    def codes(self) -> list[Mapping[str, Any] | None]:
+        """What its jobs run, the newest first."""
+        entries = self.view.known.entries.values() if self.view else ()
+        return [entry.code for entry in reversed(list(entries)) if entry.job is not None]
 
     @property
     def notes(self) -> list[str]:
@@ -370,10 +370,13 @@ def report_lines(states: SweepState, called: str) -> Iterable[str]:
 
 
 def used(states: SweepState, work: Work) -> Iterable[str]:
-    """The usage of the jobs of finished cells, and where their time went, as text."""
+    """The usage of the jobs of finished cells, their cost, and where their time went, as text."""
     done = [s.cell for s in states.cells if s.state == "done"]
-    measured = usage.read(done, work)
-    yield from usage.lines(measured) if measured else ()
+    measured, threads = usage.read(done, work), usage.threads_of(s.cell for s in states.cells)
+    if measured:
+        yield from usage.lines(measured, threads)
+        records = (usage.of_cell(work.cell(s.cell.id)) for s in states.cells)
+        yield from usage.costs(islice(filter(None, records), usage.MOST_CELLS))
     if spent := timeline.line(usage.timelines(done, work)):
         yield f"Mean time of a cell: {spent}"
 
@@ -383,27 +386,5 @@ def everything(sweep: Sweep, states: SweepState, work: Work) -> Iterable[str]:
     yield from lines(states.cells)
     yield from put_off.lines(states, quoted(sweep))
     yield from report_lines(states, quoted(sweep))
+    yield from snapshot.lines(states.codes)
     yield from used(states, work)
-
-
-def watch(sweep: Sweep, work: Work, data_root: Path) -> None:
-    """Print the states repeatedly, until no cell is running, queued or waiting.
-
-    The interval is longer for a sweep that was submitted, since each update queries the controller.
-    Images are checked once: there may be a million.
-    """
-    changes: list[str] | None = None
-    while True:
-        states = find(sweep, work)
-        if changes is None:
-            changes = images.notes(states.done, work, data_root)
-        every = [*states.notes, *changes, *everything(sweep, states, work)]
-        shown = "\n".join(map(printable, every))
-        with streams.naming():
-            print(f"{CLEAR if sys.stdout.isatty() else ''}{shown}", flush=True)
-        if all(s.state in ("done", "failed", "cancelled") for s in states.cells):
-            return
-        ended = all(s.state not in ("running", "queued") for s in states.cells)
-        if states.view and ended and not states.view.follow_ups:
-            return
-        time.sleep(WATCH_CLUSTER_S if states.view else WATCH_S)

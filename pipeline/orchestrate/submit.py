@@ -9,13 +9,14 @@ import enum
 import os
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import paths
+from pipeline import checkout, paths, store, usage
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
+    cost,
     estimate,
     images,
     ledger,
@@ -23,6 +24,7 @@ from pipeline.orchestrate import (
     put_off,
     report_job,
     slurm,
+    snapshot,
     state,
     submitted,
 )
@@ -80,6 +82,7 @@ def run(
     functions: JobFunctions,
     *,
     pick: Callable[[state.SweepState], Picked] | None = None,
+    live: bool = False,
     reports: Path | None = None,
 ) -> tuple[Batch, state.SweepState, Sent]:
     """Submit the missing cells of the sweep, or those that are picked; returns (the batch, the
@@ -87,7 +90,7 @@ def run(
 
     Raises UserError before anything is submitted where data is missing, or where images changed
     since results were made; Unreachable where the queue cannot be read, since it is then not known
-    what is in it.
+    what is in it. `live`: jobs run the code of the checkout, not a snapshot of it.
     """
     from pipeline.orchestrate import local  # here, since `plan` needs no workers
 
@@ -95,6 +98,15 @@ def run(
         _require_roots(cluster, work)
         for note in cluster.profile.ignored():
             tell(f"note: {note}")
+    else:  # in a job, which runs what its own submission chose
+        live = live or checkout.snapshot_id() is None
+    _require_threads(sweep, cluster)
+    if sweep.tracking:
+        from pipeline import tracking  # here, as above
+
+        tracking.require(sweep.tracking)
+    _share(cluster, work)
+    cluster = replace(cluster, code=snapshot.of(work, live))
     with ledger.locked(work.sweep(sweep.name)) as known:
         if any(entry.open for entry in known.entries.values()):
             settle(known, slurm.squeue(_owners(known), patient=True))
@@ -119,6 +131,7 @@ def run(
         if batch.prepared:
             _require_known(sweep, work, known, states)
             report_job.require_writable(batch.reports, sweep.name)
+            snapshot.make(cluster.code)
             if reports is None:  # not in a job, which has no home of its own
                 submitted.remember(sweep, work)
         sent = send(batch, known, functions)
@@ -159,8 +172,11 @@ def go_on(
     return batch
 
 
-def planned(sweep: Sweep, work: paths.Work, data_root: Path, cluster: Cluster) -> plan.Plan:
+def planned(
+    sweep: Sweep, work: paths.Work, data_root: Path, cluster: Cluster, live: bool = False
+) -> plan.Plan:
     """What `run` would submit now, with the cost; writes nothing."""
+    cluster = replace(cluster, code=snapshot.of(work, live))
     states = state.find(sweep, work)
     known = states.view.known if states.view else ledger.read(work.sweep(sweep.name))
     cells = choose(sweep, states, is_missing)
@@ -196,15 +212,34 @@ def _cost(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
     tasks = [ids for item in batch.prepared for ids in item.array.tasks.values() if ids]
     chain_s = max((_chain_s(batch.sweep, ids, seconds) for ids in tasks), default=0.0)
     an_hour = profile.charge_an_hour()
+    share = cost.training_share(cells, times.guess)
+    used = usage.read(_done(batch, work), work)
+    threads = usage.threads_of(batch.sweep.cells)
     return {
         "gpu_hours": total_s * profile.gpus / 3600,
         "gpu_hours_source": times.guess.source,
         "wall_hours": max(chain_s, total_s / profile.at_once) / 3600,
         "charge": None if an_hour is None else an_hour * total_s / 3600,
         "charge_an_hour": an_hour,
+        "charge_parts": cost.parts(profile) or {},
+        "cpu_hours": total_s * profile.cores / 3600,
+        "training_share": share,
+        "savings": tuple(cost.savings(profile, used, share, threads)),
         "profile": cluster.name,
-        "notes": (*profile.notes(), *profile.ignored(), *estimate.notes(cells), *_left(batch)),
+        "notes": (
+            *profile.notes(),
+            *profile.ignored(),
+            *batch.notes,
+            *estimate.notes(cells),
+            *_left(batch),
+        ),
     }
+
+
+def _done(batch: Batch, work: paths.Work) -> Iterator[Cell]:
+    """Cells of the sweep that may have run: what they used is known."""
+    left = {cell.id for cell in cells_of(batch)}
+    return (cell for cell in batch.sweep.cells if cell.id not in left)
 
 
 def _chain_s(sweep: Sweep, ids: Sequence[str], seconds: Mapping[str, float]) -> float:
@@ -243,6 +278,7 @@ def lines(
         yield Line(put_off.line(len(batch.rest), reason(batch, sent), sent.follow_up, again))
     elif not batch.prepared:
         yield Line("Nothing to submit.")
+    yield from map(Line, batch.notes)
     if waiting := _held_back(batch, states):
         yield Line(
             f"{waiting} cell{'s' * (waiting != 1)} not submitted: the base is being made outside "
@@ -293,6 +329,26 @@ def _require_roots(cluster: Cluster, work: paths.Work) -> None:
         raise UserError(
             f"profile {cluster.name}: work: {root} cannot be created on this machine; run this on "
             "the cluster's login node, or give another one with --set work=FOLDER"
+        )
+
+
+def _share(cluster: Cluster, work: paths.Work) -> None:
+    """Open the work root to its group where the profile says so, and it is not open yet."""
+    if cluster.profile.share is None or store.enter(work):
+        return
+    store.share_with_group(work)
+    store.publish_json(work.share, {"share": cluster.profile.share})
+    if (closed := store.closed_to_group(work.root)) is not None:
+        tell(f"{work.root} is shared with its group, but only its owner can pass {closed}")
+
+
+def _require_threads(sweep: Sweep, cluster: Cluster) -> None:
+    """Raises UserError where jobs would have fewer cores than threads to measure with."""
+    threads, cores = max(cell.measure.threads or 1 for cell in sweep.cells), cluster.profile.cores
+    if threads > cores:
+        raise UserError(
+            f"{sweep.path}: measure.threads: {threads} are more than the {cores} cores of a job "
+            f"(profile {cluster.name}); expected at most {cores}, or --set cores={threads}"
         )
 
 

@@ -34,12 +34,13 @@ def section(sweep: Sweep, usages: Mapping[str, Usage]) -> Section | None:
     if not lines:
         return None
     table = Table("jobs", "Cells that ran in a job", COLUMNS, lines)
-    return Section("usage", "Resource usage", tuple(_about(usages)), (table,))
+    return Section("usage", "Resource usage", tuple(_about(sweep, usages)), (table,))
 
 
-def _about(usages: Mapping[str, Usage]) -> Iterator[Sentence]:
+def _about(sweep: Sweep, usages: Mapping[str, Usage]) -> Iterator[Sentence]:
     if (used := usage.total(usages.values())) is not None:
-        yield from ((line,) for line in usage.lines(used))
+        yield from ((line,) for line in usage.lines(used, usage.threads_of(sweep.cells)))
+    yield from ((line,) for line in usage.costs(usages.values()))
     hours = METRIC["gpu_hours"].show(usage.gpu_hours(usages.values()))
     yield (
         f"{hours} GPU-hours: wall time × GPUs over all attempts, including failed ones. Times are "

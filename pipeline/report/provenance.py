@@ -72,6 +72,7 @@ def _machines(frames: Frames) -> list[tuple[str, str]]:
         ("Training precision", _counted(fact.get("precision") for fact in facts)),
         ("Versions", _counted(_versions(fact.get("versions") or {}) for fact in facts)),
         ("Commit", _counted(fact.get("commit") for fact in facts)),
+        ("Snapshot of the code", _counted(fact.get("snapshot") for fact in facts)),
         ("Images", _counted(_noted(fact.get("image_notes")) for fact in facts)),
         ("Changed during the run", _counted(map(_changed, facts))),
         ("Total training time", _training(frames)),

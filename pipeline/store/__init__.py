@@ -56,7 +56,17 @@ from pipeline.store.measurement import Entry as MeasurementEntry
 from pipeline.store.measurement import artifact_sha256
 from pipeline.store.measurement import look as measurements
 from pipeline.store.measurement import publish as publish_measurement
-from pipeline.store.modes import private, shared, users_umask
+from pipeline.store.modes import (
+    PRIVATE,
+    closed_to_group,
+    enter,
+    open_own,
+    private,
+    share_with_group,
+    shared,
+    umask_of,
+    users_umask,
+)
 from pipeline.store.regular import copy_checked, open_regular, read_checked, read_regular
 from pipeline.store.results import (
     SEAL_BYTES,
@@ -89,6 +99,7 @@ __all__ = [
     "write_failure",
     "write_usage",
     "OWNER",
+    "PRIVATE",
     "FileLock",
     "has_flock",
     "is_taken",
@@ -103,8 +114,10 @@ __all__ = [
     "change_hdf5",
     "check_seal",
     "clear_abandoned",
+    "closed_to_group",
     "copy_checked",
     "damaged_parts",
+    "enter",
     "fingerprint",
     "history_bytes",
     "is_done",
@@ -115,6 +128,7 @@ __all__ = [
     "manifest_bytes",
     "new_attempt",
     "open_hdf5",
+    "open_own",
     "open_regular",
     "private",
     "publish_bytes",
@@ -133,8 +147,10 @@ __all__ = [
     "sealed",
     "set_aside",
     "sha256",
+    "share_with_group",
     "shared",
     "sync_folder",
+    "umask_of",
     "users_umask",
     "verify",
     "verify_files",

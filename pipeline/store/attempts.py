@@ -40,12 +40,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Requested:
-    """What a job requested, 0 where that is unknown."""
+    """What a job requested, 0 where that is unknown. `charge`: fair-share units an hour; None where
+    the cluster's formula is not known."""
 
     cores: float = 0
     memory_bytes: float = 0
     gpus: float = 0
     minutes: float = 0
+    charge: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,13 @@ class Usage:
         if self.used is None:
             return {"job": self.job}
         values = asdict(self)
-        values["request"] = values.pop("requested")
+        values["request"] = request = values.pop("requested")
         if self.phases is None:  # of an earlier version
             del values["phases"]
-        if self.requested and not self.requested.minutes:
-            del values["request"]["minutes"]
+        if request and not request["minutes"]:
+            del request["minutes"]
+        if request and request["charge"] is None:
+            del request["charge"]
         return values
 
 
@@ -156,9 +160,8 @@ def _requested(values: Any) -> Requested | None:
     cores, memory_bytes = _number(values, "cores"), _number(values, "memory_bytes")
     if cores is None or memory_bytes is None:
         return None
-    return Requested(
-        cores, memory_bytes, _number(values, "gpus") or 0, _number(values, "minutes") or 0
-    )
+    gpus, minutes = _number(values, "gpus") or 0, _number(values, "minutes") or 0
+    return Requested(cores, memory_bytes, gpus, minutes, _number(values, "charge"))
 
 
 def _peaks(values: Any) -> Peaks | None:

@@ -137,6 +137,7 @@ def draft_of(folder: Path) -> Iterator[Path]:
     temporary = beside(folder, "tmp")
     temporary.mkdir(mode=0o700)
     try:
+        modes.set_mode_of_folder(temporary)  # so that another member of a group can clear it away
         yield temporary
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -214,7 +215,7 @@ def write_synced(path: Path, data: bytes) -> None:
     try:
         left = memoryview(data)
         with naming(path):
-            modes.set_mode_of_file(descriptor)
+            modes.set_mode_of_file(descriptor, path)
             while left:
                 left = left[os.write(descriptor, left) :]
             os.fsync(descriptor)
@@ -234,7 +235,7 @@ def _sync_file(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         with naming(path):
-            modes.set_mode_of_file(descriptor)
+            modes.set_mode_of_file(descriptor, path)
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.paths import CellPaths
-from pipeline.store import files
+from pipeline.store import files, modes
 from pipeline.store.claims import OWNER, FileLock, IsGone, lives_here, this_process
 
 SUPERSEDE_S = 60.0  # for an earlier run of the same job to notice that it has to end
@@ -102,7 +102,7 @@ def _holder(descriptor: int) -> str:
 def _open_lock(cell: CellPaths) -> int:
     try:
         files.make_folder(cell.folder)
-        return os.open(cell.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        return modes.open_own(cell.lock, os.O_RDWR)
     except PermissionError:
         raise UserError(
             f"{cell.folder}: not writable, it may belong to another user; "

@@ -56,6 +56,7 @@ class _Facts(Typed):
     needs: _Needs | None = None
     versions: dict[str, Text] | None = None
     commit: Text | None = None
+    snapshot: Text | None = None
     changed_meanwhile: list[Text] | None = None
     image_notes: list[Text] | None = None
     device: Text | None = None
@@ -75,6 +76,7 @@ class _Requested(Typed):
     cores: Positive
     memory_bytes: Positive
     gpus: Amount | None = None
+    charge: Amount | None = None
     minutes: Amount | None = None
 
 
@@ -89,6 +91,10 @@ class _All(Typed):
     attempts: Amount | None = None
     wall_s: Amount | None = None
     gpu_s: Amount | None = None
+    cpu_s: Amount | None = None
+    training_s: Amount | None = None
+    training_gpu_s: Amount | None = None
+    charge: Amount | None = None
 
 
 class _Usage(Typed):
@@ -96,6 +102,7 @@ class _Usage(Typed):
 
     job: Annotated[Text, Field(min_length=1)]
     wall_s: Amount | None = None
+    training_s: Amount | None = None
     request: _Requested | None = None
     asked: _Requested | None = None  # earlier versions' name
     used: _Used

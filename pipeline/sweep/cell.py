@@ -221,19 +221,23 @@ SIMULATED_S = 30.0
 class Measure(Frozen):
     """Each latency series takes at most `repeats` rounds and at most `seconds`. `runtimes`: what
     runs the artifact; the first is the one that a report's columns are of. `simulated_seconds`: for
-    all that is run in PyTorch, the reference. No part of a cell's id: the record of a measurement
-    has them (`pipeline.done`)."""
+    all that is run in PyTorch, the reference. `threads`: what "all threads" means; None: as many as
+    the cores that were requested. No part of a cell's id: the record of a measurement has them
+    (`pipeline.done`)."""
 
     repeats: int = Field(100, ge=1, le=100_000)
     seconds: float = Field(3.0, gt=0, le=3600)
     runtimes: Runtimes = ("onnxruntime",)
     simulated_seconds: float = Field(SIMULATED_S, gt=0, le=3600)
+    threads: int | None = Field(None, ge=1, le=4096)
 
     def decides(self) -> dict[str, Any]:
         """Without the defaults of what is younger than many results."""
         data = self.model_dump(mode="json")
         if len(self.runtimes) == 1:
             del data["runtimes"]
+        if self.threads is None:
+            del data["threads"]
         if self.simulated_seconds == SIMULATED_S:
             del data["simulated_seconds"]
         return data

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -55,6 +55,7 @@ class SweepFile(Frozen):
     tune: dict[str, Any] = {}
     profile: Name | None = None
     pack: Pack | None = None
+    tracking: list[Literal["tensorboard", "mlflow", "wandb"]] = []
 
 
 class _Plugins(Frozen):

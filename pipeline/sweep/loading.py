@@ -31,6 +31,7 @@ class Sweep:
     text: str = field(repr=False)
     profile: str | None = None
     pack: Pack | None = None
+    tracking: tuple[str, ...] = ()  # what follows its trainings, see pipeline/tracking
     notes: tuple[str, ...] = ()
     plugins: tuple[Plugin, ...] = ()  # the files that it names
     tuned: Mapping[str, str] = field(default_factory=dict)  # technique -> what it is a candidate of
@@ -66,6 +67,7 @@ def load(
         text=document.text,
         profile=config.profile,
         pack=config.pack,
+        tracking=tuple(dict.fromkeys(config.tracking)),
         notes=_notes(source),
         plugins=catalog.files,
         tuned={each.label: each.tuned for each in techniques if each.tuned is not None},

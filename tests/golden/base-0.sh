@@ -29,6 +29,7 @@ task="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
 trap 'exit_code=$?; if [ ${#BASH_SOURCE[@]} -le 1 ]; then line="set-up failed with exit code $exit_code: $BASH_COMMAND"; echo "netpress: $line" >&2; echo "$line" >"$folder/$task.setup"; exit 66; fi' ERR
 cd /CHECKOUT
 export PYTHONPATH=/CHECKOUT PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+export NETPRESS_CHARGE=59
 module load mamba/latest
 source activate netpress
 rm -f "$folder/$task"_*.save_tmp "$folder/$task.setup"
@@ -37,4 +38,4 @@ trap - ERR
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT0/%A_%a_%t_log.out' --error '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT0/%A_%a_%t_log.err' --export=ALL --cpus-per-task=24 /env/bin/python -u -m submitit.core._submit '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT0'
+srun --unbuffered --output '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT0/%A_%a_%t_log.out' --error '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT0/%A_%a_%t_log.err' --export=ALL --cpus-per-task=24 --cpu-bind=cores /env/bin/python -u -m submitit.core._submit '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT0'

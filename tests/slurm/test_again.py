@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
-from pipeline.paths import Work
+from pipeline import store
+from pipeline.paths import CODE, Work
 from tests.slurm.conftest import SMALL, wait_for
 from tests.slurm.test_slurm import LATER
 
@@ -134,3 +136,36 @@ def test_a_report_whose_job_could_say_nothing(desk):
     last = desk.jobs("speechless")[-1]
     assert "MinMemoryNode=2G" in desk.box.ask("scontrol", "show", "job", str(last))
     until_report(desk, sweep, "made")
+
+
+def test_a_checkout_that_changes_while_jobs_wait(desk):
+    """They run the snapshot; with --live they run what is there, which here fails."""
+    code = desk.folder / "checkout"
+    for name in ("pipeline", "jobs", "sbatch", "env", "setup.cfg"):
+        copy = shutil.copytree if (CODE / name).is_dir() else shutil.copy
+        copy(CODE / name, (code / name).parent if copy is shutil.copy else code / name)
+    program = (str(code / "env" / "bin" / "netpress"),)
+    sweeps = [
+        desk.sweep(n, techniques="[base]", seeds=f"[{s}]") for n, s in (("kept", 80), ("live", 81))
+    ]
+    for sweep, more in zip(sweeps, ((), ("--live",)), strict=True):
+        desk.netpress("submit", sweep, *SMALL, *LATER, *more, program=program)
+    (code / "jobs" / "task.py").write_text("raise RuntimeError('another branch')\n")
+    (code / "pipeline" / "execute.py").unlink()
+    for job in (*desk.jobs("kept"), *desk.jobs("live")):
+        desk.box.ask("scontrol", "update", f"jobid={job}", "StartTime=now")
+    kept = desk.settled(sweeps[0])["base/80"]
+    assert kept["state"] == "done"
+    [folder] = (desk.work.root / "code").iterdir()
+    facts = store.read_result(desk.cell(sweeps[0], "base/80").result, with_history=False).facts
+    assert facts["snapshot"] == folder.name
+    out, _ = desk.netpress("status", sweeps[0])
+    assert f"of {code}, snapshot {folder.name}" in out
+    wait_for(lambda: (desk.folder / "reports" / "kept" / "index.html").exists())
+    assert folder.name in (desk.folder / "reports" / "kept" / "report.md").read_text()
+    live = desk.settled(sweeps[1])["base/81"]
+    assert live["state"] == "failed"
+    assert (
+        "another branch" in desk.netpress("logs", sweeps[1], desk.cell(sweeps[1], "base/81").id)[0]
+    )
+    assert f"{code} itself" in desk.netpress("status", sweeps[1])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import datetime, timedelta
 
 from pipeline import store
@@ -108,3 +109,41 @@ def test_out_of_memory_by_control_groups(strict_desk):
     # At the cap there is no next time, and it says so.
     capped = ("--set", "memory_gib=1", "--set", "memory_cap_gib=1")
     desk.netpress("resume", sweep, *SMALL, *capped)
+
+
+def test_jobs_without_arrays_without_scontrol_and_without_a_log(desk):
+    """Single jobs from the submission to the report; one is told to stop where no scontrol is, and
+    the log of another cannot be opened."""
+    sweep = desk.sweep("single", techniques="[base, quick]", seeds="[70, 71]", epochs=3)
+    hidden = desk.folder / "bin"  # on the nodes: all of Slurm but scontrol
+    hidden.mkdir()
+    for name in ("srun", "squeue", "bash", "ln", "rm", "sh"):
+        (hidden / name).symlink_to(shutil.which(name))
+    single = ("--set", "max_array_size=0", "--set", f'setup=["export PATH={hidden}"]')
+    out, _ = desk.submit(sweep, *single)
+    assert "this cluster has no job arrays" in out
+    jobs = desk.jobs("single")
+    assert len(jobs) == 5 and "_" not in desk.box.ask("squeue", "-h", "-o", "%i")
+    first, other = desk.cell(sweep, "base/70"), desk.cell(sweep, "base/71")
+    halt(first)
+    halt(other).go_on()
+    desk.box.ask("scancel", "--signal=USR2", str(jobs[0]))
+    found = desk.settled(sweep)
+    assert found["base/71"]["state"] == found["quick/71"]["state"] == "done"
+    assert found["base/70"]["state"] == "failed"
+    assert (
+        "scontrol is not on PATH in the job, so it cannot be requeued"
+        in (found["base/70"]["reason"])
+    )
+    wait_for(lambda: (desk.folder / "reports" / "single" / "index.html").exists())
+    single = ("--set", "max_array_size=0", *LATER)
+    assert "cells-" not in desk.resume(sweep, *single)
+    job = desk.jobs("single")[5]
+    folder = desk.work.sweep("single").jobs
+    folder.rename(folder.with_name("away"))
+    desk.box.ask("scontrol", "update", f"jobid={job}", "StartTime=now")
+    wait_for(lambda: "FAILED" in desk.box.ask("squeue", "-ht", "all", "-o", "%T", "-j", str(job)))
+    folder.with_name("away").rename(folder)
+    reason = desk.status(sweep)["base/70"]["reason"]
+    assert "Slurm could not open the log file" in reason and f"{job}_0_log.out" in reason
+    assert "again" in desk.resume(sweep, *single)

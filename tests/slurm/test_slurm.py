@@ -458,6 +458,27 @@ def tasks_of(desk, name: str) -> list[list[str]]:
     return [task for entry in entries for task in entry["tasks"].values()]
 
 
+IMPATIENT = """
+import sys
+from pipeline import cli
+from pipeline.orchestrate import doctor
+doctor.PROBE_S, doctor.LOOK_S = 5.0, 2.0
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_doctor_on_a_busy_cluster(desk):
+    """Its job waits: that is nobody's fault, and costs the controller a squeue now and then."""
+    desk.counted()
+    out, _ = desk.netpress(
+        "doctor", "--profile", "generic", *SMALL, *LATER, program=("-c", IMPATIENT)
+    )
+    [line] = [line for line in out.splitlines() if "the cluster is busy" in line]
+    assert line.startswith("note  compute node: ") and "not to begin yet" in line
+    counted = desk.counted()
+    assert counted["squeue"] <= 3 and counted["scancel"] == 1
+
+
 def test_doctor_asks_the_cluster(desk):
     out, _ = desk.netpress("doctor", "--profile", "generic", *SMALL)
     assert "ok    slurm: version" in out and "note  MaxArraySize: 1001" in out
