@@ -56,6 +56,18 @@ def test_the_list_names_all_that_a_report_has(made):
     assert json.loads(made.listing.read_bytes())[KEY] == sorted(files(made.folder))
 
 
+def test_two_that_make_the_same_report_at_once_are_in_nobodys_way(made):
+    """The second looked at the folder before the first claimed a figure, and claims it after that
+    was written."""
+    first, second = Owned.of(made), Owned.of(made)
+    first.claim(["figures/new.svg"])
+    (made.figures / "new.svg").write_text("drawn")
+    second.claim(["figures/new.svg"])
+    (made.figures / "theirs.svg").write_text("drawn by hand")
+    with pytest.raises(UserError, match=r"theirs.svg: is there already"):
+        second.claim(["figures/theirs.svg"])
+
+
 def test_the_next_report_clears_what_a_killed_one_left(sweep, work, made, tmp_path):
     """Of a dead process of this machine; not of a living one, nor of one of another machine."""
     ended = subprocess.Popen(["true"])

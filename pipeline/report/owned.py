@@ -105,13 +105,22 @@ class Owned:
             if path.is_dir() and not path.is_symlink():
                 raise UserError(f"{path}: is a folder, expected a file of the report's own")
             if self.strict and name not in self.names and os.path.lexists(path):
-                raise self._in_the_way(path)
+                self._read_again()
+                if name not in self.names:
+                    raise self._in_the_way(path)
+
+    def _read_again(self) -> None:
+        """The job of the report and a user may make it at the same time: what one of them claims,
+        it claims before it is written, and for both."""
+        self.names |= (read(self.paths) or set()) - self.removed
 
     def _check_models(self, names: set[str]) -> None:
         """A model's folder is replaced whole: nothing else may be in it."""
         for folder in _of_cells(self.paths):
             if any(name.startswith(f"{self.paths.name(folder)}/") for name in names):
                 for path in _files_in(folder):
+                    if self.paths.name(path) not in self.names | names:
+                        self._read_again()
                     if self.paths.name(path) not in self.names | names:
                         raise self._in_the_way(path)
 
