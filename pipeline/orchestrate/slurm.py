@@ -67,9 +67,7 @@ GONE = "Invalid job id specified"
 CLOCKS_APART = timedelta(minutes=5)
 NO_NODE = "node configuration is not available"  # no node has all that is requested
 # Lines of Slurm's own among those of wrappers: `sbatch: lua: ...`, `slurm_load_jobs error: ...`.
-OWN_LINE = re.compile(
-    r"(sbatch|squeue|sacct|sacctmgr|scancel|scontrol): |.*\b(error|fatal|failure): "
-)
+OWN_LINE = r"(sbatch|squeue|sacct|sacctmgr|scancel|scontrol): |.*\b(error|fatal|failure): "
 _PASSED_ON: set[str] = set()
 
 
@@ -270,7 +268,7 @@ def sbatch(script: Path) -> int:
 def _pass_on(messages: str) -> None:
     """Tell what a plug-in of the site says about a job that was submitted, each line once."""
     for line in messages.splitlines():
-        if OWN_LINE.match(line) and line not in _PASSED_ON:
+        if re.match(OWN_LINE, line) and line not in _PASSED_ON:
             _PASSED_ON.add(line)
             tell(line.strip())
 
@@ -404,7 +402,7 @@ def _error(name: str, ended: subprocess.CompletedProcess[str]) -> UserError:
 
 def _own(output: str) -> str:
     """The lines that Slurm itself printed; all, where none is recognized."""
-    lines = [line for line in output.splitlines() if OWN_LINE.match(line)]
+    lines = [line for line in output.splitlines() if re.match(OWN_LINE, line)]
     return "\n".join(lines) if lines else output
 
 

@@ -27,12 +27,13 @@ RECORD_FIELDS = (
     "ElapsedRaw",
     "JobName",
 )
-_HEADER = re.compile(r"[A-Za-z_]+")  # a field of it: ARRAY_JOB_ID, JobID
-_SUBMITTED = re.compile(r"(?:Submitted batch job )?(\d+)(?:;[\w.-]+| on cluster \S+)?")
-_INDICES = re.compile(r"N/A|\[?\d[\d,:-]*(?:%\d+)?\]?")
-_STATE = re.compile(r"[A-Z_]+(?: by \S+)?")
-_TASK = re.compile(r"(\d+)(?:_(\d+|\[[\d,:-]+(?:%\d+)?\]))?(\.\S+)?")
-_EXIT = re.compile(r"(?:\d+:\d+)?")
+# Not compiled here: that would take longer than most commands, which need none of them.
+_HEADER = r"[A-Za-z_]+"  # a field of it: ARRAY_JOB_ID, JobID
+_SUBMITTED = r"(?:Submitted batch job )?(\d+)(?:;[\w.-]+| on cluster \S+)?"
+_INDICES = r"N/A|\[?\d[\d,:-]*(?:%\d+)?\]?"
+_STATE = r"[A-Z_]+(?: by \S+)?"
+_TASK = r"(\d+)(?:_(\d+|\[[\d,:-]+(?:%\d+)?\]))?(\.\S+)?"
+_EXIT = r"(?:\d+:\d+)?"
 
 
 class Unreadable(ValueError):
@@ -108,7 +109,7 @@ FINAL = frozenset(
 def job_id(output: str) -> int | None:
     """The id that `sbatch --parsable` printed: `12`, `12;cluster`, or the sentence that a wrapper
     gets which drops the option. None where no line or several different ones have this shape."""
-    matches = map(_SUBMITTED.fullmatch, map(str.strip, output.split("\n")))
+    matches = (re.fullmatch(_SUBMITTED, line.strip()) for line in output.split("\n"))
     ids = {int(match[1]) for match in matches if match}
     return ids.pop() if len(ids) == 1 else None
 
@@ -119,7 +120,7 @@ def table(output: str, width: int) -> list[list[str]]:
     lines = [line.split(MARK, width - 1) for line in output.split("\n")]
     rows = [line for line in lines if len(line) == width]
     for number, row in enumerate(rows):
-        if all(map(_HEADER.fullmatch, map(str.strip, row))):
+        if all(re.fullmatch(_HEADER, field.strip()) for field in row):
             return rows[number + 1 :]
     raise Unreadable(next((line for line in output.split("\n") if line.strip()), "nothing"))
 
@@ -130,7 +131,7 @@ def queue_rows(output: str) -> list[Row]:
     rows: list[Row] = []
     for fields in table(output, len(QUEUE_FIELDS)):
         job, indices, state, reason, nodes, submitted, after, name = fields
-        known = job.isdecimal() and _INDICES.fullmatch(indices) and _STATE.fullmatch(state)
+        known = job.isdecimal() and re.fullmatch(_INDICES, indices) and re.fullmatch(_STATE, state)
         if not known and name.startswith(OURS):
             raise Unreadable(" ".join(fields))
         for index in expanded(indices) if known else ():
@@ -167,8 +168,8 @@ def records(output: str) -> list[Row]:
     rows: dict[str, list[Row]] = {}
     for fields in table(output, len(RECORD_FIELDS)):
         named, state, _, _, exit_code, peak, _, elapsed, _ = fields
-        task = _TASK.fullmatch(named)
-        whole = _STATE.fullmatch(state) and _EXIT.fullmatch(exit_code)
+        task = re.fullmatch(_TASK, named)
+        whole = re.fullmatch(_STATE, state) and re.fullmatch(_EXIT, exit_code)
         if task is None or not whole or not (elapsed.isdecimal() or not elapsed):
             continue
         if task[3]:
