@@ -117,6 +117,9 @@ def test_every_result_is_plain_hdf5_and_complete(smoke):
             for group in file["history"].values():
                 assert set(group) == COLUMNS
                 assert all(len(c) == len(group["epoch"]) for c in group.values())
+        [path] = cell.measurements.glob("*-1.h5")
+        with h5py.File(path) as file:
+            assert file.attrs["id"] == cell_id
             measured = file["measure"]
             assert len(measured["predictions"]) == len(measured["labels"]) == 100
             assert measured["latency/onnxruntime/artifact/one/batch64"].shape == (2,)
@@ -140,7 +143,9 @@ def test_nothing_is_written_outside_and_no_runtime_phones_home(smoke):
 
 def test_report_as_json_has_the_keys_that_stay(smoke):
     listed = smoke.lab.json("report", "smoke")
-    assert listed.keys() == {"rows", "gaps"} and listed["gaps"] == []
+    assert listed.keys() == {"rows", "machines", "gaps"} and listed["gaps"] == []
+    assert all(m.keys() >= {"name", "cpu", "flags", "gpu", "runtimes"} for m in listed["machines"])
+    assert len(listed["machines"]) == 1
     assert [row["technique"] for row in listed["rows"]] == TECHNIQUES
     for row in listed["rows"]:
         assert row.keys() >= ROW

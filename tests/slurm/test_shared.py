@@ -242,4 +242,4 @@ def test_another_users_sweep(shared_desk):
         _, err = nobody(*command, code=2)
         assert "belongs to root: only they can submit, cancel or resume there" in err
     assert before == {path: path.stat().st_mtime_ns for path in desk.work.root.rglob("*")}
-    assert len(in_queue(desk, "theirs")) == 2
+    assert sum(map(len, in_queue(desk, "theirs"))) == 2  # short cells share a job
