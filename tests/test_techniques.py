@@ -74,6 +74,23 @@ DEPLOYED = [
     "low-rank",
     "distill-few",
 ]
+# They differ from others in what is removed, or in a number, and in nothing that a resume meets.
+RESUMED_LIKE_ANOTHER = {
+    "prune-taylor",
+    "prune-fpgm",
+    "prune-random",
+    "bn-scale",
+    "l2-layer",
+    "minmax",
+    "seven-bits",
+    "eight-bits",
+    "scratch-e",
+    "base-anew",
+    "sparse-random",
+    "attention-transfer-kd",
+    "inq-3",
+    "qat-int2",
+}
 CLOCKS = {"seconds", "images_per_second"}
 
 
@@ -184,7 +201,7 @@ def test_the_output_keeps_its_shape(bench, name):
     assert found.state.spec.shape == (1, 32, 32) and found.state.spec.classes == 10
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in RESUMED_LIKE_ANOTHER])
 def test_killed_at_each_epoch_and_stage_it_ends_with_the_same_weights_and_history(bench, name):
     """Which is also: the same seed gives the same weights, whatever the process did before."""
     whole, cell = made(bench, name), cell_of(bench, name)

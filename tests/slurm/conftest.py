@@ -222,7 +222,7 @@ class Desk:
         deadline = time.monotonic() + seconds
         while not wanted(found := self.status(sweep)):
             assert time.monotonic() < deadline, json.dumps(found, indent=1) + self.box.ask("squeue")
-            time.sleep(1)
+            time.sleep(2)  # a look takes half a second of a core
         return found
 
     def settled(self, sweep: str, seconds: float = 150) -> dict[str, dict]:
@@ -277,11 +277,11 @@ def halt(cell: CellPaths, epochs: int = 1, seconds: float = 90, task: str | None
     raise AssertionError(f"nothing began with {cell.id}")
 
 
-def wait_for(true, seconds: float = 60):
+def wait_for(true, seconds: float = 60, every_s: float = 0.5):
     deadline = time.monotonic() + seconds
     while not (value := true()):
         assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.5)
+        time.sleep(every_s)
     return value
 
 

@@ -83,7 +83,7 @@ def report_state(desk, sweep: str) -> dict:
 
 
 def until_report(desk, sweep: str, wanted: str) -> dict:
-    return wait_for(lambda: (r := report_state(desk, sweep))["state"] == wanted and r, 150)
+    return wait_for(lambda: (r := report_state(desk, sweep))["state"] == wanted and r, 150, 2)
 
 
 def test_a_report_that_failed_is_told_and_sent_again(desk):

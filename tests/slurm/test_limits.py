@@ -67,9 +67,10 @@ def test_a_cell_that_comes_to_the_limit_of_its_estimate_gets_more_time(desk):
     show = ("scontrol", "show", "job", f"{job}_0")
     halt(cell, epochs=0)
     assert "TimeLimit=00:10:00" in desk.box.ask(*show)
-    desk.box.ask("scontrol", "update", f"jobid={job}_0", "TimeLimit=3")
-    desk.box.ask("scancel", "--signal=USR2", f"{job}_0")
-    wait_for(lambda: "Restarts=1" in desk.box.ask(*show))
+    with desk.box.configured(KillWait="30"):  # Slurm's default: time to ask for more
+        desk.box.ask("scontrol", "update", f"jobid={job}_0", "TimeLimit=3")
+        desk.box.ask("scancel", "--signal=USR2", f"{job}_0")
+        wait_for(lambda: "Restarts=1" in desk.box.ask(*show))
     found = desk.settled(sweep)["base/24"]
     assert found["state"] == "done"
     assert "TimeLimit=00:15:00" in desk.box.ask(*show)
