@@ -151,9 +151,8 @@ def test_a_damaged_result_is_made_again(bench):
     assert damaged.with_name("result.h5.corrupt-1").exists()
 
 
-@pytest.mark.alone  # three have to start while one naps
-def test_workers_are_bounded_and_share_the_cores(bench, monkeypatch):
-    bench.let(half="nap", third="nap")
+def test_workers_are_bounded_and_share_the_cores(bench):
+    bench.let(half="gather", third="gather")
     assert bench.run(SIX, workers=3) == 0
     starts = [(line["time"], 1) for line in bench.trace("start")]
     ends = [(line["time"], -1) for line in bench.trace("end")]

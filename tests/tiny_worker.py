@@ -41,12 +41,14 @@ def work_on(root: str, actions: str, trace: str, *rest: str) -> int:
     cell = Cell.from_json(json.loads(paths.cell_json.read_bytes()), CATALOG)
     action = json.loads(Path(actions).read_text()).get(cell.technique, "finish")
 
-    def note(what: str) -> None:
+    def note(what: str) -> str:
+        """Returns all that was noted so far."""
         facts = {"cell": cell.name, "what": what, "time": time.time(), "pid": os.getpid()}
         facts |= {"cwd": os.getcwd(), "options": options, "path": os.environ["PYTHONPATH"]}
         facts |= {"gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
         with open(trace, "a") as file:
             file.write(json.dumps(facts) + "\n")
+        return Path(trace).read_text()
 
     note("start")
     if action == "vanish":
@@ -91,6 +93,10 @@ def act(action: str, cell: Cell, work: Work, note) -> int:
             note("works")
     if action == "nap":
         time.sleep(0.4)
+    if action == "gather":  # until five have started: two bases, and three that gather
+        deadline = time.monotonic() + 20
+        while note("gathers").count('"what": "start"') < 5 and time.monotonic() < deadline:
+            time.sleep(0.1)
     if action != "nothing":
         if paths.manifest.exists():
             store.withdraw(paths)
