@@ -79,8 +79,8 @@ def test_maps_are_those_before_the_images_get_smaller(name):
 def test_attention_is_taught_between_networks_with_as_many_maps():
     sentence = "vgg11_bn has 5 feature maps to learn from the 3 of resnet20"
     with pytest.raises(UserError, match=rf"^distill\.attention: {sentence}"):
-        distill._check_maps(spec("vgg11_bn"), spec("resnet20"))
-    distill._check_maps(spec("resnet20"), spec("resnet56_a"))
+        distill.check_maps("distill.attention", spec("vgg11_bn"), spec("resnet20"))
+    distill.check_maps("distill.attention", spec("resnet20"), spec("resnet56_a"))
 
 
 # --- what is cut together ----------------------------------------------------------------------
@@ -197,7 +197,11 @@ def residual_bench(tmp_path_factory):
         ["base", *SHIPPED, *OTHERS],
         models=[{"name": "resnet20", "width": 0.5}],
         training={"epochs": 1, "batch_size": 32, "learning_rate": 0.05, "train_images": 160},
-        grid={"small-and-int8": MULTIPLE, "small-and-rate": MULTIPLE},
+        grid={
+            "small-and-int8": MULTIPLE,
+            "small-and-rate": MULTIPLE,
+            "low-rank": {"low-rank.parameters_kept": [0.5]},  # its ranks are multiples of 8, too
+        },
     )
     with pytest.MonkeyPatch.context() as patch:
         shortened(patch)
@@ -213,7 +217,9 @@ def test_every_other_technique_runs_on_a_residual_network(residual_bench, short,
     with torch.inference_mode():
         logits = state.network.eval()(images((1, 32, 32)))
     assert logits.shape == (4, 10) and torch.isfinite(logits).all()
-    assert state.spec.model == "resnet20" and state.spec.transforms
+    whole = network.parameter_count(spec("resnet20", 0.5, (1, 32, 32)))
+    assert state.spec.model == "resnet20"
+    assert state.spec.transforms or network.parameter_count(state.spec) < 0.6 * whole
 
 
 @pytest.mark.parametrize("name", SHIPPED)

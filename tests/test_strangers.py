@@ -172,7 +172,8 @@ def test_verify_reads_the_other_files_of_a_report_as_carefully(tmp_path, put):
     "content, words",
     [
         (strangers.model(outputs=500), "it gives [1, 500] numbers an image, and says [1, 10]"),
-        (strangers.fails_while_running(), "cannot"),
+        # OpenVINO may give what it reshaped to one image, whose shape is then refused.
+        (strangers.fails_while_running(), "cannot|expected [2, 10]"),
         (strangers.not_a_number(), "no finite number"),
     ],
 )
@@ -181,7 +182,7 @@ def test_what_goes_wrong_while_running_is_a_sentence(
 ):
     found = strangers.write(tmp_path / "m", content)
     sentence = refused(capfd, "predict", found, image, image, "--runtime", runtime)
-    assert words in sentence or "cannot load it" in sentence
+    assert any(w in sentence for w in (*words.split("|"), "cannot load it"))
     assert "take it anew" in sentence
 
 

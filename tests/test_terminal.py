@@ -65,8 +65,19 @@ def test_errors_notes_and_lines_of_every_command_go_through_it(tmp_path, capsys)
     assert len(line) == len("netpress: ") + 500
 
 
-# Those that hand on what went through it already, or what a library lays out.
-PRINTS = {"terminal.py", "cli_output.py", "cli_predict.py", "display.py", "state.py", "tables.py"}
+# Those that hand on what went through it already, or what a library lays out; and the script that
+# measures where there is no netpress.
+PRINTS = {
+    "terminal.py",
+    "cli_output.py",
+    "cli_predict.py",
+    "display.py",
+    "state.py",
+    "tables.py",
+    "top.py",
+    "watch.py",
+    "bench.py",
+}
 
 
 def test_nothing_else_prints():

@@ -61,7 +61,9 @@ def main() -> int:
         "versions": _versions(),
         "cells": measured,
     }
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    unfinished = options.out.with_name(f".{options.out.name}.tmp")
+    unfinished.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(options.out)
     print(options.out)
     return 0
 
