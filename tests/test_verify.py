@@ -19,10 +19,11 @@ from pipeline import artifact, hardware, report, store, verify
 from pipeline.cli import main
 from pipeline.errors import Corrupt
 from pipeline.orchestrate import plan
-from pipeline.paths import ReportPaths, Work
+from pipeline.paths import CODE, ReportPaths, Work
 from pipeline.report import artifacts, merged
 from pipeline.sweep import Sweep
 from pipeline.verify import DIFFERS, NOTE, OK, UNCHECKED
+from pipeline.verify import files as verify_files
 from tests import cells
 
 
@@ -521,3 +522,10 @@ def test_what_an_artifact_is_comes_from_results(shared):
     assert set(files) == {"model.onnx", "manifest.json"}
     assert artifacts.differs(shared.paths.artifact(shared.small), files) is None
     assert artifacts.differs(shared.folder / "gone", files) == "is missing"
+
+
+def test_the_report_that_ships_is_what_this_version_makes_of_its_results():
+    paths = ReportPaths(CODE / "reports" / "paper")
+    checked = list(verify_files.files(merged.read(paths.merged), paths))
+    assert len(checked) > 20
+    assert [check.line for check in checked if check.outcome == DIFFERS] == []
