@@ -6,11 +6,11 @@ Importing PyTorch, its compiler and its exporter takes about five seconds of a c
 than a small cell trains. Here it is done once, before the first cell; what is forked from this
 process has the modules and shares their memory.
 
-Each request is one message on the socket: a JSON object with `arguments` (of jobs.compress), and
-two descriptors, the cell's standard output and standard error. The answers are lines of JSON:
-{"ready": true} once; {"pid": N} for each request, or {"error": errno} where it cannot fork; and
-{"pid": N, "status": S} for each cell that has ended, S as `subprocess` has it. The server ends
-where its parent does, and so do the cells that it forked.
+Each request is one message on the socket: a JSON object with `request`, its number, and `arguments`
+(of jobs.compress), and two descriptors, the cell's standard output and standard error. The answers
+are lines of JSON: {"ready": true} once; {"request": R, "pid": N} for each request, or {"request":
+R, "error": errno} where it cannot fork; and {"pid": N, "status": S} for each cell that has ended, S as
+`subprocess` has it. The server ends where its parent does, and so do the cells that it forked.
 
 It never runs an operation of PyTorch, which could start threads or touch a GPU: a fork has neither.
 """
@@ -85,15 +85,16 @@ def _serve(parent: socket.socket) -> list[str] | None:
             message, descriptors, _, _ = socket.recv_fds(parent, MESSAGE_BYTES, 2)
             if not message:
                 return None
-            if not _fork(parent, descriptors):
+            wanted = json.loads(message)
+            if not _fork(parent, wanted["request"], descriptors):
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for end in (awake, waker):
                     os.close(end)
-                return [str(argument) for argument in json.loads(message)["arguments"]]
+                return [str(argument) for argument in wanted["arguments"]]
 
 
-def _fork(parent: socket.socket, descriptors: Sequence[int]) -> bool:
+def _fork(parent: socket.socket, request: int, descriptors: Sequence[int]) -> bool:
     """Fork, and tell the parent the new process's number; False in the fork, which then leads a
     session of its own and has the descriptors as its outputs."""
     led, leads = os.pipe()
@@ -102,14 +103,14 @@ def _fork(parent: socket.socket, descriptors: Sequence[int]) -> bool:
     except OSError as error:  # no more processes, no memory: it costs this cell only
         for end in (led, leads, *descriptors):
             os.close(end)
-        _tell(parent, error=error.errno)
+        _tell(parent, request=request, error=error.errno)
         return True
     if pid:
         for end in (leads, *descriptors):
             os.close(end)
         os.read(led, 1)  # until it leads its group: from now on the whole group can be killed
         os.close(led)
-        _tell(parent, pid=pid)
+        _tell(parent, request=request, pid=pid)
         return True
     os.setsid()
     os.close(led)

@@ -66,7 +66,9 @@ def test_cells_are_forked_until_their_server_dies_and_then_started(forks, cell):
         assert working.wait() == -9  # the kernel kills it with its server
         until(lambda: not lives(process.pid))
 
+    forks.is_gone = False  # as where it dies between two looks
     by_itself = started(forks, cell, "--help")
+    assert forks.is_gone
     assert isinstance(by_itself, subprocess.Popen)
     assert by_itself.communicate()[0].startswith(b"usage: python -m jobs.compress")
 

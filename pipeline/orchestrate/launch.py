@@ -94,8 +94,9 @@ class Forks:
         self.socket.setblocking(False)
         self.unread = b""
         self.is_ready = self.is_gone = False
-        self.forked: dict[int, _Fork] = {}
+        self.requests = 0
         self.answer: dict[str, Any] | None = None  # to the last request
+        self.statuses: dict[int, int] = {}  # of forks that ended: process -> as `subprocess` has it
 
     def ready(self) -> bool:
         self.listen()
@@ -110,21 +111,27 @@ class Forks:
         command = self.commands.command(cell, options)
         arguments = command[command.index("jobs.compress") + 1 :]
         reads, writes = os.pipe()
+        output = os.fdopen(reads, "rb", 0)
         try:
             pid = self._request(arguments, [writes, errors.fileno()])
         except OSError:
-            os.close(reads)
+            output.close()
             raise
         finally:
             os.close(writes)
-        fork = self.forked[pid] = _Fork(self, pid, os.fdopen(reads, "rb", 0))
-        return fork
+        if pid is None:
+            output.close()
+            return self.commands.start(cell, options, environment, errors)
+        return _Fork(self, pid, output)
 
-    def _request(self, arguments: list[str], descriptors: list[int]) -> int:
-        """The number of the new process."""
-        self.answer = None
-        message = json.dumps({"arguments": arguments}).encode()
-        socket.send_fds(self.socket, [message], descriptors)
+    def _request(self, arguments: list[str], descriptors: list[int]) -> int | None:
+        """The number of the new process; None where the server is gone."""
+        self.answer, self.requests = None, self.requests + 1
+        message = json.dumps({"request": self.requests, "arguments": arguments}).encode()
+        try:
+            socket.send_fds(self.socket, [message], descriptors)
+        except (BrokenPipeError, ConnectionResetError):
+            self.is_gone = True
         deadline = time.monotonic() + ANSWER_S
         while self.answer is None and not self.is_gone and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -134,14 +141,20 @@ class Forks:
             return int(answer["pid"])
         if "error" in answer:
             raise OSError(answer["error"], os.strerror(answer["error"]))
+        if self.is_gone:
+            return None
         raise OSError("the process that cells are forked from does not answer")
 
     def listen(self) -> None:
         """Take what the server tells; does not block."""
-        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+        try:
             while chunk := self.socket.recv(1 << 16):
                 self.unread += chunk
-            self._is_gone()
+            self.is_gone = True  # and so are its forks: the kernel kills them with it
+        except ConnectionResetError:
+            self.is_gone = True
+        except BlockingIOError:
+            pass
         *lines, self.unread = self.unread.split(b"\n")
         for line in lines:
             self._hear(json.loads(line))
@@ -150,13 +163,12 @@ class Forks:
         if "ready" in told:
             self.is_ready = True
         elif "status" in told:
-            self.forked.pop(told["pid"]).returncode = told["status"]
-        else:
+            self.statuses[told["pid"]] = told["status"]
+        elif told["request"] == self.requests:
             self.answer = told
-
-    def _is_gone(self) -> None:
-        """Its forks were killed with it by the kernel."""
-        self.is_gone = True
+        elif "pid" in told:  # nobody waited for it any more
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(told["pid"], signal.SIGKILL)
 
     def close(self) -> None:
         self.server.kill()
@@ -174,6 +186,7 @@ class _Fork:
     def poll(self) -> int | None:
         if self.returncode is None:
             self.forks.listen()
+            self.returncode = self.forks.statuses.pop(self.pid, None)
         if self.returncode is None and self.forks.is_gone:
             self.returncode = -signal.SIGKILL
         return self.returncode
