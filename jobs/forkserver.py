@@ -8,9 +8,10 @@ process has the modules and shares their memory.
 
 Each request is one message on the socket: a JSON object with `request`, its number, and `arguments`
 (of jobs.compress), and two descriptors, the cell's standard output and standard error. The answers
-are lines of JSON: {"ready": true} once; {"request": R, "pid": N} for each request, or {"request":
-R, "error": errno} where it cannot fork; and {"pid": N, "status": S} for each cell that has ended, S as
-`subprocess` has it. The server ends where its parent does, and so do the cells that it forked.
+are lines of JSON: {"ready": true} once; {"request": R, "pid": N} for each request, or
+{"request": R, "error": errno} where it cannot fork; and {"pid": N, "status": S} for each cell that
+has ended, S as `subprocess` has it. The server ends where its parent does, and so do the cells that
+it forked.
 
 It never runs an operation of PyTorch, which could start threads or touch a GPU: a fork has neither.
 """
