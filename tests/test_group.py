@@ -32,6 +32,7 @@ pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can be someb
 @pytest.fixture
 def lab():
     """A folder that everybody can pass, with one of the group in it."""
+    before = os.umask(0o022)  # another test of this process may have made it netpress's own, 077
     folder = Path(tempfile.mkdtemp(prefix="np-group-", dir="/tmp"))
     folder.chmod(0o755)
     for name in ("pipeline/a.py", "jobs/b.py"):
@@ -43,6 +44,7 @@ def lab():
     own.chmod(0o2770)
     yield own
     shutil.rmtree(folder)
+    os.umask(before)
 
 
 def as_user(uid: int, act: Callable[[], object]) -> object:
