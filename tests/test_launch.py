@@ -16,6 +16,7 @@ from pipeline.orchestrate import launch, plan
 from pipeline.paths import Work
 from tests import cells
 from tests.lab import until
+from tests.test_local import lives
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there are no forks")
 
@@ -124,10 +125,3 @@ def test_a_run_that_is_killed_leaves_neither_server_nor_cell(tmp_path, cell):
         run.kill()
         run.wait()
         until(lambda: not any(map(lives, pids)))
-
-
-def lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

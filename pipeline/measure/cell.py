@@ -52,29 +52,18 @@ def measure(
 ) -> dict[str, object]:
     """Of the candidate, and of its base beside it in the same process; raises NotInteger."""
     with hardware.using(settings.threads):
-        return _measured(mine, base, split, settings, device, tick)
-
-
-def _measured(
-    mine: Candidate,
-    base: Candidate,
-    split: Split,
-    settings: Measure,
-    device: torch.device,
-    tick: Callable[[str], None],
-) -> dict[str, object]:
-    tick("kernels")
-    measured = size(mine) | {f"base_{k}": v for k, v in size(base).items()}
-    measured |= _kernels(mine)
-    tick("accuracy")
-    measured |= _accuracy(mine, base, split)
-    measured |= _simulated(mine, split, settings, device, measured)
-    measured |= _elsewhere(mine, split, settings, measured)
-    measured |= _held_out(mine, base, split, device)
-    budget = latency.Budget((1 - SIMULATED_ACCURACY) * settings.simulated_seconds)
-    for threads in THREADS:
-        tick(f"latency, {threads} thread{'s' if threads == 'all' else ''}")
-        measured |= _latency(mine, base, settings, threads, budget)
+        tick("kernels")
+        measured = size(mine) | {f"base_{k}": v for k, v in size(base).items()}
+        measured |= _kernels(mine)
+        tick("accuracy")
+        measured |= _accuracy(mine, base, split)
+        measured |= _simulated(mine, split, settings, device, measured)
+        measured |= _elsewhere(mine, split, settings, measured)
+        measured |= _held_out(mine, base, split, device)
+        budget = latency.Budget((1 - SIMULATED_ACCURACY) * settings.simulated_seconds)
+        for threads in THREADS:
+            tick(f"latency, {threads} thread{'s' if threads == 'all' else ''}")
+            measured |= _latency(mine, base, settings, threads, budget)
     return measured
 
 

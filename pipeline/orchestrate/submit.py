@@ -94,17 +94,9 @@ def run(
     """
     from pipeline.orchestrate import local  # here, since `plan` needs no workers
 
-    if reports is None:
-        _require_roots(cluster, work)
-        for note in cluster.profile.ignored():
-            tell(f"note: {note}")
-    else:  # in a job, which runs what its own submission chose
+    if reports is not None:  # in a job, which runs what its own submission chose
         live = live or checkout.snapshot_id() is None
-    _require_threads(sweep, cluster)
-    if sweep.tracking:
-        from pipeline import tracking  # here, as above
-
-        tracking.require(sweep.tracking)
+    _require(sweep, work, cluster, in_job=reports is not None)
     _share(cluster, work)
     cluster = replace(cluster, code=snapshot.of(work, live))
     with ledger.locked(work.sweep(sweep.name)) as known:
@@ -136,6 +128,20 @@ def run(
                 submitted.remember(sweep, work)
         sent = send(batch, known, functions)
     return batch, states, sent
+
+
+def _require(sweep: Sweep, work: paths.Work, cluster: Cluster, in_job: bool) -> None:
+    """Raises UserError where the roots, the threads or a tracker are not as they have to be; a user
+    is told what of their variables is ignored."""
+    if not in_job:
+        _require_roots(cluster, work)
+        for note in cluster.profile.ignored():
+            tell(f"note: {note}")
+    _require_threads(sweep, cluster)
+    if sweep.tracking:
+        from pipeline import tracking  # here, since few sweeps have one
+
+        tracking.require(sweep.tracking)
 
 
 def _room(cluster: Cluster) -> Limit | None:
