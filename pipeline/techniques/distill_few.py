@@ -54,10 +54,8 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 
     refuse_settled(state, "distill-few")
     scores = _scores(state, settings, context)
-    sizes = filters.Sizes.of(state.spec, context.base().spec, settings)
-    by_layer = settings.scope == "layer"
-    counts = filters.counts("distill-few", state.spec.channels, sizes, scores, settings, by_layer)
-    kept = filters.best(scores, counts)
+    base, by_layer = context.base().spec, settings.scope == "layer"
+    kept = filters.kept("distill-few", state.spec, base, scores, settings, by_layer)
     device = context.machine.device
     whole = network.fold(state)
     whole.network.to(device).eval()

@@ -223,3 +223,16 @@ def best(scores: dict[int, torch.Tensor], found: list[int]) -> list[torch.Tensor
     for i, score in scores.items():
         kept[i] = score.topk(found[i]).indices.sort().values
     return kept
+
+
+def kept(
+    stage: str,
+    spec: NetworkSpec,
+    base: NetworkSpec,
+    scores: dict[int, torch.Tensor],
+    budget: Budget,
+    by_layer: bool = False,
+) -> list[torch.Tensor]:
+    """As `best`, of as many filters as `counts` finds room for."""
+    sizes = Sizes.of(spec, base, budget)
+    return best(scores, counts(stage, spec.channels, sizes, scores, budget, by_layer))

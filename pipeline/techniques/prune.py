@@ -76,10 +76,9 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 
     refuse_settled(state, "prune")
     scores = scored(state, settings, context)
-    sizes = filters.Sizes.of(state.spec, context.base().spec, settings)
-    by_layer = settings.scope == "layer"
-    counts = filters.counts("prune", state.spec.channels, sizes, scores, settings, by_layer)
-    return network.shrink(state, filters.best(scores, counts))
+    base, by_layer = context.base().spec, settings.scope == "layer"
+    kept = filters.kept("prune", state.spec, base, scores, settings, by_layer)
+    return network.shrink(state, kept)
 
 
 def scored(state: ModelState, settings: Settings, context: Context) -> dict[int, torch.Tensor]:
