@@ -276,7 +276,7 @@ class _Trainings:
         seed = self.seed + 100_003 * self.part
         course = Course(recipe, epochs, objective(training.state), self.run.machine, seed)
         self.run.progress({"stage": self.name, "epoch": training.epoch, "epochs": epochs})
-        own = Hooks(keep=self.keeper(epochs), tick=self.ticker(epochs), **hooks)
+        own = Hooks(keep=self.keeper(epochs), tick=self.ticker(epochs), phase=self.begun, **hooks)
         fit(training, self.run.split, course, own)
         self.history.append(StageHistory(self.index, self.stage, training.columns))
         return training.state
@@ -290,6 +290,9 @@ class _Trainings:
     @property
     def name(self) -> str:
         return f"{self.index}-{self.stage}"
+
+    def begun(self, phase: str) -> None:
+        self.run.progress({"stage": self.name, "what": phase})
 
     def keeper(self, epochs: int) -> Callable[[Training], None]:
         history, part = tuple(self.history), self.part
