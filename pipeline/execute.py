@@ -30,6 +30,7 @@ from pipeline.sweep import Cell, Recipe, Stage
 from pipeline.techniques import context, stage_module, train
 from pipeline.timeline import Timeline
 from pipeline.trained import NoBase
+from pipeline.training import compiling
 from pipeline.training.checkpoint import Checkpointer, Snapshot
 from pipeline.training.loop import Course, Hooks, Training, fit
 from pipeline.training.recipe import Machine, machine
@@ -98,6 +99,8 @@ class _Run:
         self.timeline = Timeline()
         self.progress = self._told(progress)
         self.machine: Machine = machine(cell.recipe, device)
+        if self.machine.compiled:
+            compiling.use_cache(work.cache)
         self.began = time.time()
         self.origin = origin.loaded()
         self.split = data.load(cell.dataset, cell.recipe, cell.seed, data_root, work.cache)

@@ -17,7 +17,7 @@ from torch import nn
 from pipeline import data
 from pipeline.models.network import ModelState, normalized
 from pipeline.sweep import Recipe
-from pipeline.training import graphs
+from pipeline.training import compiling, graphs
 from pipeline.training.losses import Objective
 from pipeline.training.recipe import Machine, learning_rate, optimizer
 from pipeline.training.step import Step
@@ -206,7 +206,7 @@ class _Loop:
         rates = [self._rate(step) for step in range(self.course.epochs * self.steps)]
         steps = graphs.Steps(self.step, self._batch, len(self.train), self.size, rates)
         machine, plain = self.course.machine, self.course.objective
-        for objective in [torch.compile(plain, dynamic=False), plain][not self._pays() :]:
+        for objective in ([compiling.compiled(plain)] if self._pays() else []) + [plain]:
             self.step.objective = objective
             if steps.capture(self._draws()):
                 self.stepping = lambda draws: steps.replay(draws, self.training.epoch * self.steps)
