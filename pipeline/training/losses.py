@@ -96,7 +96,7 @@ def parts(
     right class against all others together, and among the others. The divergence of the whole is
     TCKD + (1 - p) NCKD, p what the teacher gives the right class."""
     own, others = logits.float() / temperature, targets.float() / temperature
-    right = F.one_hot(labels, own.shape[1]).bool()
+    right = labels[:, None] == torch.arange(own.shape[1], device=labels.device)
     both = torch.stack((own, others))
     whole = both.logsumexp(2, keepdim=True)
     without = both.masked_fill(right, -torch.inf).logsumexp(2, keepdim=True)
