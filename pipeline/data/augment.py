@@ -26,21 +26,54 @@ def batches(
     crop: int = 0,
     flip: bool = False,
     fill: int = 0,
+    mirrored: Tensor | None = None,
+    cutout: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of training: shuffled (pixels uint8 [B, C, H, W], labels int64 [B]).
 
     Each image is shifted by up to `crop` pixels either way, with `fill` where nothing is (the zero
-    point, which is zero to the network), and mirrored in half of all cases with `flip`. All that is
+    point, which is zero to the network), and mirrored in half of all cases with `flip`, or where
+    `mirrored` (bool, one for each of `images`) says so. With `cutout`, a square with sides of so
+    many pixels becomes `fill`, whose middle may be anywhere (DeVries and Taylor 2017). All that is
     random is drawn here and at once: how far the iterator is read does not change the generator.
     Nothing makes the host wait for a GPU where the generator is the device's own.
     """
     count, source, device = len(images), generator.device, images.pixels.device
     order = torch.randperm(count, generator=generator, device=source)
     shifts = torch.randint(0, 2 * crop + 1, (2, count), generator=generator, device=source)
-    mirrored = torch.randint(0, 2, (count,), generator=generator, device=source, dtype=torch.bool)
-    plan = order.to(device), shifts.to(device), mirrored.to(device) & flip
+    chance = torch.randint(0, 2, (count,), generator=generator, device=source, dtype=torch.bool)
+    chosen = chance if mirrored is None else mirrored.to(source)[order]
+    plan = order.to(device), shifts.to(device), chosen.to(device) & flip
     size = min(batch_size, count)
-    return _epoch(images, plan, size, batch_count(count, batch_size), crop, fill)
+    made = _epoch(images, plan, size, batch_count(count, batch_size), crop, fill)
+    if not cutout:
+        return made
+    sides = torch.tensor(images.pixels.shape[2:], device=source)
+    middles = torch.rand(2, count, generator=generator, device=source) * sides[:, None]
+    return _with_holes(made, middles.to(device), cutout, fill)
+
+
+def _with_holes(
+    batches: Iterator[tuple[Tensor, Tensor]], middles: Tensor, side: int, fill: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    start = 0
+    for pixels, labels in batches:
+        middle = middles[:, start : start + len(labels)].floor()
+        start += len(labels)
+        yield _with_hole(pixels, middle, side, fill), labels
+
+
+def _with_hole(pixels: Tensor, middle: Tensor, side: int, fill: int) -> Tensor:
+    """Each image without the square of this side around its `middle` (row and column, [2, B])."""
+    first = middle.long() - side // 2
+    rows, columns = (
+        (position >= start[:, None]) & (position < start[:, None] + side)
+        for start, position in zip(
+            first, (torch.arange(n, device=pixels.device) for n in pixels.shape[2:]), strict=True
+        )
+    )
+    hole = rows[:, None, :, None] & columns[:, None, None, :]
+    return pixels.masked_fill(hole, fill)
 
 
 def ordered(images: Images, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

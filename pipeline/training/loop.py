@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from pipeline import data
+from pipeline.models.initial import image_layers
 from pipeline.models.network import ModelState, normalized
 from pipeline.sweep import Recipe
+from pipeline.training.averaging import Averages
 from pipeline.training.losses import Objective
-from pipeline.training.recipe import Machine, learning_rate, optimizer
+from pipeline.training.recipe import Machine, group_rate, optimizer
 
 METRICS = (
     "epoch",
@@ -49,6 +51,7 @@ class Training:
     state: ModelState
     epoch: int = 0
     buffers: Buffers = field(default_factory=dict)
+    averages: dict[str, torch.Tensor] = field(default_factory=dict)  # of the network's tensors
     columns: dict[str, list[float]] = field(default_factory=lambda: {m: [] for m in METRICS})
 
 
@@ -101,8 +104,10 @@ class _Loop:
         machine, recipe = course.machine, course.recipe
         network = training.state.network.to(machine.device).to(memory_format=torch.channels_last)
         self.network = network
-        self.optim = optimizer(network, recipe, clipped=not normalized(network))
+        image = [layer.weight for layer in image_layers(training.state)]
+        self.optim = optimizer(network, recipe, not normalized(network), image)
         _restore_buffers(network, self.optim, training.buffers)
+        self.averages = Averages(network, recipe, training.averages)
         self.train = split.train.to(machine.device)
         self.held_out = split.held_out.to(machine.device)
         self.called: nn.Module = network
@@ -119,6 +124,7 @@ class _Loop:
             training.epoch += 1
             self.hooks.after_epoch(training)
             training.buffers = _buffers(self.network, self.optim)
+            training.averages = self.averages.kept()
             self.hooks.keep(training)
         return training
 
@@ -126,6 +132,8 @@ class _Loop:
         """One epoch, and what is recorded of it: a value for each of METRICS."""
         began = time.perf_counter()
         row = self._epoch()
+        if self.training.epoch + 1 == self.course.epochs:
+            self.averages.finish()
         seconds = time.perf_counter() - began
         loss, accuracy = evaluate(self.called, self.held_out, self.course.machine)
         if len(self.held_out) and not math.isfinite(loss):  # the last step may have done it
@@ -171,7 +179,19 @@ class _Loop:
             crop=recipe.crop,
             flip=split.flip if recipe.flip is None else recipe.flip,
             fill=split.zero_point,
+            mirrored=self._mirrored(),
+            cutout=recipe.cutout,
         )
+
+    def _mirrored(self) -> torch.Tensor | None:
+        """Which images are mirrored in this epoch, where that is not left to chance: each in every
+        other one, half of them in the first (Jordan 2024, arXiv 2404.00498, section 3.6)."""
+        if self.course.recipe.flips == "random":
+            return None
+        device, seed = self.course.machine.device, self.course.seed
+        generator = torch.Generator(device).manual_seed(seed * 1_000_003 + 11)
+        first = torch.randint(0, 2, (len(self.train),), generator=generator, device=device).bool()
+        return first ^ bool(self.training.epoch % 2)
 
     def _step(
         self, step: int, images: torch.Tensor, labels: torch.Tensor
@@ -179,7 +199,7 @@ class _Loop:
         """Step number ``step`` (from 0) of the whole training -> its loss and logits."""
         recipe, steps = self.course.recipe, self.course.epochs * self.steps
         for group in self.optim.param_groups:
-            group["lr"] = learning_rate(recipe, step, steps)
+            group["lr"] = group_rate(group, recipe, step, steps)
         with self.course.machine.autocast():
             loss, logits = self.course.objective(self.called, images, labels)
         self.optim.zero_grad(set_to_none=True)
@@ -190,6 +210,7 @@ class _Loop:
         with torch.no_grad():
             self.training.state.after_step()
             self.hooks.after_step(self.training.state, step + 1, steps)
+        self.averages.after_step(step + 1, steps)
         return loss, logits
 
 
