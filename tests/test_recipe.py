@@ -53,10 +53,10 @@ def split() -> data.Split:
     return data.Split("corners", classes, images(), few, few, SHAPE, 128, 1 / 74, False, "")
 
 
-def fitted(recipe: Recipe, training: Training | None = None, **hooks) -> Training:
+def fitted(recipe: Recipe, training: Training | None = None, where=None, **hooks) -> Training:
     training = training or Training(initial.fresh(SPEC, 0, recipe, split().train))
     objective = losses.labels_only(recipe.label_smoothing, recipe.mixup)
-    course = Course(recipe, recipe.epochs, objective, machine(recipe, "cpu"), 7)
+    course = Course(recipe, recipe.epochs, objective, where or machine(recipe, "cpu"), 7)
     return fit(training, split(), course, Hooks(**hooks))
 
 
@@ -134,6 +134,17 @@ def test_resumed_ends_as_if_never_interrupted_bit_for_bit(kind, tmp_path, monkey
         training = kept.load().training
     assert training.epoch == 3
     assert all(torch.equal(t, whole[n]) for n, t in training.state.network.state_dict().items())
+
+
+def test_steps_whose_rates_lie_on_the_device_give_the_same_bits():
+    """As in a CUDA graph: see tests/test_graphs.py."""
+    asked = recipe(**ALL, averaging="lookahead")
+    eager, graphed = (
+        fitted(asked, where=replace(machine(asked, "cpu"), graphed=graphed)).state.network
+        for graphed in (False, True)
+    )
+    expected = eager.state_dict()
+    assert all(torch.equal(t, expected[n]) for n, t in graphed.state_dict().items())
 
 
 # --- fresh weights ---------------------------------------------------------------------------
