@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from pipeline import data, hardware, store
 from pipeline.models import initial, module_of
@@ -67,13 +66,13 @@ VARIANTS = (
 
 def main() -> None:
     options = _parser().parse_args()
+    recipes = {variant: recipe_of(variant, options) for variant in options.variants}
     split, where = _split(options), machine(Recipe(compile=options.compile), options.device)
     if options.compile == "auto":  # graphs, but nothing compiled: runs are short, and differ
         loop.COMPILED_STEPS = sys.maxsize
     began, runs = time.monotonic(), _runs(options.json)
     for seed in options.seeds:
-        for variant in options.variants:
-            recipe = recipe_of(variant, options)
+        for variant, recipe in recipes.items():
             if any(_key(run) == (variant, seed, recipe.epochs) for run in runs):
                 continue
             if options.seconds and time.monotonic() - began > options.seconds:
@@ -103,7 +102,10 @@ def recipe_of(variant: str, options: argparse.Namespace) -> Recipe:
 
 def _setting(text: str) -> tuple[str, Any]:
     key, _, value = text.partition("=")
-    return key, yaml.safe_load(value)
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value  # a word
 
 
 def _split(options: argparse.Namespace) -> data.Split:
