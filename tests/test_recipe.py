@@ -86,7 +86,14 @@ def test_a_recipe_by_name_is_its_settings_and_what_is_written_beside_it_counts_f
     assert "recipe" not in made({"recipe": "fast"}).to_json()["recipe"]
     here = {"name": "digits", "training": {"recipe": "fast", "crop": 2}}
     assert made({"epochs": 3, "crop": 1}, [here]) == made({**fast, "crop": 2})
-    assert made(fast, [{"name": "digits", "training": {"epochs": 3}}]).recipe.whitening
+    assert made(fast, [{"name": "digits", "training": {"epochs": 3}}]).recipe.dirac
+    here = {"name": "digits", "training": {"recipe": "standard"}}
+    assert made({**fast, "crop": 1}, [here]) == made({"crop": 1})
+
+
+def test_the_standard_recipe_takes_back_all_that_another_one_sets():
+    assert Recipe(**recipes.NAMED["standard"]) == Recipe()
+    assert all({*named} <= {*recipes.NAMED["standard"]} for named in recipes.NAMED.values())
 
 
 @pytest.mark.parametrize("name, hint", [("fest", "did you mean 'fast'?"), (3, "valid: fast, st")])

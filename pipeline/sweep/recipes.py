@@ -8,7 +8,17 @@ from typing import Any
 from pipeline.strict_yaml import nearest, shown
 
 NAMED: dict[str, dict[str, Any]] = {
-    "standard": {},
+    "standard": {  # the defaults of all that another recipe sets, so that it can be taken back
+        "epochs": 60,
+        "batch_size": 128,
+        "learning_rate": 0.1,
+        "label_smoothing": 0.0,
+        "flips": "random",
+        "whitening": 0.0,
+        "dirac": False,
+        "bias_rate": 1.0,
+        "averaging": "none",
+    },
     "fast": {
         "epochs": 8,
         "batch_size": 512,

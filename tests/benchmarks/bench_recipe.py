@@ -34,7 +34,7 @@ from pipeline.training import loop, losses
 from pipeline.training.loop import Course, Diverged, Training, fit
 from pipeline.training.recipe import Machine, machine
 
-COMMON = {"batch_size": 512, "learning_rate": 0.2, "epochs": 16}  # where the recipe has none
+LARGE = {"batch_size": 512, "learning_rate": 0.2}  # of the standard recipe on a GPU
 CHANGES: dict[str, dict[str, Any]] = {
     "smoothing": {"label_smoothing": 0.1},
     "cutout": {"cutout": 8},
@@ -89,7 +89,8 @@ def recipe_of(variant: str, options: argparse.Namespace) -> Recipe:
     """The recipe that a variant stands for; KeyError for one that means nothing."""
     text, _, epochs = variant.partition("@")
     name, *changes = re.split(r"(?=[+-][a-z])", text)
-    own = {**COMMON, **NAMED[name], **dict(map(_setting, options.set))}
+    own = {**NAMED[name], **(LARGE if name == "standard" else {})}
+    own |= dict(map(_setting, options.set))
     if epochs or options.epochs:
         own["epochs"] = int(epochs or options.epochs)
     for change in changes:
