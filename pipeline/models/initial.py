@@ -55,11 +55,11 @@ def whiten(state: ModelState, pixels: torch.Tensor) -> None:
 
 @torch.no_grad()
 def hand_on(state: ModelState) -> None:
-    """The first filters of each further convolution that keeps the map's size, one for each of its
-    channels, hand them on as they are (Zagoruyko and Komodakis 2017, arXiv 1706.00388)."""
+    """The first filters of each further convolution without stride, one for each of its channels,
+    hand them on as they are (Zagoruyko and Komodakis 2017, arXiv 1706.00388)."""
     first = set(image_layers(state))
     for layer in state.network.modules():
-        if isinstance(layer, nn.Conv2d) and layer not in first and _keeps_size(layer):
+        if isinstance(layer, nn.Conv2d) and layer not in first and _has_a_middle(layer):
             nn.init.dirac_(layer.weight[: layer.in_channels])
 
 
@@ -71,8 +71,10 @@ def image_layers(state: ModelState) -> Iterator[nn.Conv2d]:
             yield layer
 
 
-def _keeps_size(layer: nn.Conv2d) -> bool:
-    return layer.groups == 1 and layer.stride == (1, 1) and min(layer.kernel_size) > 1
+def _has_a_middle(layer: nn.Conv2d) -> bool:
+    """Whether a filter can hand on the pixel that it is at, and reads more than that."""
+    odd = all(side % 2 for side in layer.kernel_size) and max(layer.kernel_size) > 1
+    return odd and layer.groups == 1 and layer.stride == (1, 1)
 
 
 def _eigenfilters(images: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:

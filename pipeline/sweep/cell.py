@@ -200,13 +200,14 @@ class Recipe(Frozen):
     stratified, for every choice). `crop` is pixels of padding, 0: no cropping. `train_images` and
     `test_images` take a stratified sliver of the sets, for rehearsals and tests.
 
-    `flips`: each image mirrored by chance, or (`alternating`) in every other epoch. `cutout`: side
-    in pixels of a square that is blanked. Of trainings that start from fresh weights only, see
-    `continued`: `whitening`: the first convolution starts as whitening filters and stays as it is
-    for this fraction of all steps (0: neither); `dirac`: the other convolutions hand their input
-    on at first; `bias_rate`: learning rate of the biases of batch normalization, as a multiple;
-    `averaging`: what becomes of the weights' running average; `mixup`: images are blended, in
-    parts drawn from Beta(mixup, mixup), where labels alone are learned.
+    `flips`: each image is mirrored by chance, or (`alternating`) in every other epoch. `cutout`:
+    side in pixels of a square that is blanked. The others are for trainings from fresh weights, see
+    `continued`. `whitening`: the first convolution starts as whitening filters, and stays so for
+    this fraction of all steps (0: neither). `dirac`: other convolutions start by handing on what
+    they read. `bias_rate`: learning rate of batch normalization's biases, a multiple of that of
+    all. `averaging`: the network ends as an average of its weights (`ema`), or goes back to one
+    every few steps (`lookahead`). `mixup`: where labels alone are learned, images are blended, in
+    parts drawn from Beta(mixup, mixup).
     """
 
     epochs: int = Field(60, ge=1, le=100_000)

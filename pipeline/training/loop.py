@@ -108,7 +108,8 @@ class _Loop:
         machine, recipe = course.machine, course.recipe
         network = training.state.network.to(machine.device).to(memory_format=torch.channels_last)
         self.network = network
-        image = [layer.weight for layer in image_layers(training.state)]
+        first = image_layers(training.state) if recipe.whitening else ()
+        image = [layer.weight for layer in first]
         self.optim = optimizer(network, recipe, not normalized(network), image)
         _restore_buffers(network, self.optim, training.buffers)
         self.averages = Averages(network, recipe, training.averages)
