@@ -278,7 +278,7 @@ def test_lookahead_goes_back_to_the_average_every_few_steps():
     assert torch.allclose(weight, before + 1 - 0.95**5 * 0.5**3)
 
 
-# Setting -> (settings, loss of the last epoch, held-out loss); other CPUs differ in the fifth digit.
+# (settings, loss of the last epoch, held-out loss); on other CPUs the fifth digit differs
 FIGURES = {
     "none": ({}, 0.97661, 1.37948),
     "flips": ({"flip": True, "flips": "alternating"}, 1.28449, 1.38946),
