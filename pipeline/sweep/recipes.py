@@ -17,7 +17,6 @@ NAMED: dict[str, dict[str, Any]] = {
         "whitening": 0.0,
         "dirac": False,
         "bias_rate": 1.0,
-        "averaging": "none",
     },
     "fast": {
         "epochs": 8,
@@ -28,7 +27,6 @@ NAMED: dict[str, dict[str, Any]] = {
         "whitening": 1.0,
         "dirac": True,
         "bias_rate": 16.0,
-        "averaging": "lookahead",
     },
 }
 
