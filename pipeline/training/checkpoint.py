@@ -33,6 +33,7 @@ from pipeline.models.network import ModelState, restore
 from pipeline.models.spec import NetworkSpec
 from pipeline.store import StageHistory
 from pipeline.training import bits
+from pipeline.training.averaging import Tensors
 from pipeline.training.loop import Buffers, Training
 
 KEPT = 2
@@ -222,7 +223,7 @@ def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
     tensors = {f"model.{n}": t for n, t in training.state.network.state_dict().items()}
     for name, kept in training.buffers.items():
         tensors |= {f"optimizer.{key}.{name}": t for key, t in kept.items()}
-    return tensors
+    return tensors | {f"average.{n}": t for n, t in training.averages.items()}
 
 
 def _file(tensors: dict[str, torch.Tensor], name: str, described: dict[str, Any]) -> bytes:
@@ -272,15 +273,17 @@ def _entry(entry: dict[str, Any]) -> dict[str, Any]:
 def _snapshot(data: bytes, path: Path, header: dict[str, Any] | None = None) -> Snapshot:
     """The state in a file; ``header`` where it holds plain weights, and is described elsewhere."""
     try:
-        buffers = Buffers()
+        buffers, averages = Buffers(), dict[str, torch.Tensor]()
         if header is None:
             header, tensors = _content(data, "netpress")
-            tensors, buffers = _parts(tensors)
+            tensors, buffers, averages = _parts(tensors)
         else:
             _, tensors = _content(data, "spec")
         state = restore(NetworkSpec.from_json(header["spec"]), tensors)
-        _check_fit(buffers, state)
-        training = Training(state, _count(header["epoch"]), buffers, _columns(header["columns"]))
+        _check_fit(buffers, averages, state)
+        training = Training(
+            state, _count(header["epoch"]), buffers, averages, _columns(header["columns"])
+        )
         history = tuple(
             StageHistory(_count(index), str(stage), _columns(columns))
             for index, stage, columns in header["history"]
@@ -291,21 +294,28 @@ def _snapshot(data: bytes, path: Path, header: dict[str, Any] | None = None) -> 
         raise Corrupt(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
 
 
-def _parts(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Buffers]:
-    """(weights by name, what the optimizer remembers by parameter name)."""
-    weights: dict[str, torch.Tensor] = {}
+def _parts(tensors: Tensors) -> tuple[Tensors, Buffers, Tensors]:
+    """(weights by name, what the optimizer remembers by parameter name, averages by name)."""
+    weights: Tensors = {}
     buffers: Buffers = {}
+    averages: Tensors = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "optimizer":
             key, _, parameter = rest.partition(".")
             buffers.setdefault(parameter, {})[key] = tensor
+        elif kind == "average":
+            averages[rest] = tensor
         else:
             weights[rest] = tensor
-    return weights, buffers
+    return weights, buffers, averages
 
 
-def _check_fit(buffers: Buffers, state: ModelState) -> None:
+def _check_fit(buffers: Buffers, averages: Tensors, state: ModelState) -> None:
+    own = state.network.state_dict()
+    for name, average in averages.items():
+        if average.shape != own[name].shape:
+            raise ValueError(f"the average of {name} has another shape")
     parameters = dict(state.network.named_parameters())
     for name, kept in buffers.items():
         if any(t.dim() and t.shape != parameters[name].shape for t in kept.values()):
