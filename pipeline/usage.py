@@ -137,8 +137,8 @@ def request(used: Used, threads: int = 1) -> Sequence[tuple[str, int]]:
 
 
 def of_cell(cell: CellPaths) -> dict | None:
-    """The record of the last attempt at a cell that ran in a job, and of `all` attempts the number
-    and the seconds; None where none did."""
+    """The record of the last attempt at a cell that ran in a job, of those that trained where there
+    are any, and of `all` attempts the number and the seconds; None where none did."""
     last = store.last_attempt(cell)
     if last is None:
         return None
@@ -146,8 +146,9 @@ def of_cell(cell: CellPaths) -> dict | None:
     every = [record for attempt in attempts if (record := _record(attempt))]
     if not every:
         return None
+    trained = [one for one in every if not _only_measures(one)]
     return {
-        **every[-1],
+        **(trained or every)[-1],
         "all": {
             "attempts": last.number,
             "wall_s": sum(wall_s(one) for one in every),
@@ -157,6 +158,12 @@ def of_cell(cell: CellPaths) -> dict | None:
             **_charges(every),
         },
     }
+
+
+def _only_measures(record: dict) -> bool:
+    """Whether it is of a job that measured what another had trained, and requested less."""
+    phases = record.get("phases") or {}
+    return "measure" in phases and not {"train", "export"} & phases.keys()
 
 
 def _charges(records: Sequence[dict]) -> dict[str, float]:
