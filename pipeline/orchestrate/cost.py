@@ -60,8 +60,9 @@ def _smaller(
 ) -> Iterator[tuple[str, int, str]]:
     """(key, value, why) of smaller requests."""
     if used is not None:
-        # Without a number of threads in the sweep, fewer cores would change what is measured.
-        wanted: Sequence[tuple[str, int]] = usage.request(used, threads or profile.cores)
+        # Without a number of threads in the sweep, fewer cores would change what is measured there.
+        least = 1 if profile.measure_job else threads or profile.cores
+        wanted: Sequence[tuple[str, int]] = usage.request(used, least)
         for key, value in wanted:
             if value < getattr(profile, key):
                 yield key, value, f"as {used.cells} finished cells needed no more"

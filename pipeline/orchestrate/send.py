@@ -96,6 +96,7 @@ def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions) -> Sent:
         elif item.array.measures:
             item = _after_others(batch, item, lacking) if lacking else item
             if not item.array.tasks:  # nothing of it is trained
+                lacking.add(item.array.name)
                 continue
         elif lacking & _waits_for(item.array):
             lacking.add(item.array.name)
