@@ -30,6 +30,7 @@ from pipeline.sweep import Cell, Recipe, Stage
 from pipeline.techniques import context, stage_module, train
 from pipeline.timeline import Timeline
 from pipeline.trained import NoBase
+from pipeline.training import compiling
 from pipeline.training.checkpoint import Checkpointer, Snapshot
 from pipeline.training.loop import Course, Hooks, Training, fit
 from pipeline.training.recipe import Machine, machine
@@ -103,6 +104,8 @@ class _Run:
         self.timeline = Timeline()
         self.progress = self._told(progress)
         self.machine: Machine = machine(cell.recipe, device)
+        if self.machine.compiled:
+            compiling.use_cache(work.cache)
         self.began = time.time()
         self.origin = origin.loaded()
         self.split = data.load(cell.dataset, cell.recipe, cell.seed, data_root, work.cache)
@@ -281,7 +284,7 @@ class _Trainings:
         seed = self.seed + 100_003 * self.part
         course = Course(recipe, epochs, objective(training.state), self.run.machine, seed)
         self.run.progress({"stage": self.name, "epoch": training.epoch, "epochs": epochs})
-        own = Hooks(keep=self.keeper(epochs), tick=self.ticker(epochs), **hooks)
+        own = Hooks(keep=self.keeper(epochs), tick=self.ticker(epochs), phase=self.begun, **hooks)
         fit(training, self.run.split, course, own)
         self.history.append(StageHistory(self.index, self.stage, training.columns))
         return training.state
@@ -295,6 +298,9 @@ class _Trainings:
     @property
     def name(self) -> str:
         return f"{self.index}-{self.stage}"
+
+    def begun(self, phase: str) -> None:
+        self.run.progress({"stage": self.name, "what": phase})
 
     def keeper(self, epochs: int) -> Callable[[Training], None]:
         history, part = tuple(self.history), self.part

@@ -29,7 +29,7 @@ from pipeline.terminal import tell
 from pipeline.versions import SHARED
 
 if TYPE_CHECKING:
-    from pipeline.data.augment import batch_count, batches, ordered
+    from pipeline.data.augment import Draws, augmented, batch_count, batches, draw, ordered
     from pipeline.data.cache import Decoded
     from pipeline.data.pictures import images_from, read_image
     from pipeline.data.split import Images, Split, sample
@@ -39,10 +39,13 @@ __all__ = [
     "DATASETS",
     "FOLDERS",
     "VERSION",
+    "Draws",
     "Images",
     "Split",
+    "augmented",
     "batch_count",
     "batches",
+    "draw",
     "current",
     "facts",
     "fetch",
@@ -120,10 +123,13 @@ LEAST = 2  # images of a class: one for training, one held out
 OWN_FOLDER = "pipeline.data.folder"  # any other name, given with `folder:` in the sweep file
 
 _ELSEWHERE = {
+    "Draws": "augment",
     "Images": "split",
     "Split": "split",
+    "augmented": "augment",
     "batch_count": "augment",
     "batches": "augment",
+    "draw": "augment",
     "ordered": "augment",
     "images_from": "pictures",
     "read_image": "pictures",

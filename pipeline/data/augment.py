@@ -6,6 +6,7 @@ B images a batch of C channels, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,45 @@ from pipeline.data.split import Images
 def batch_count(images: int, batch_size: int) -> int:
     """Batches in an epoch of training: a last short one is dropped, unless it is the only one."""
     return max(1, images // batch_size)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All that an epoch of training leaves to chance, for N images: `order` int64 [N], `shifts`
+    int64 [2, N] (rows and columns, 0 to twice the crop), `mirrored` bool [N]."""
+
+    order: Tensor
+    shifts: Tensor
+    mirrored: Tensor
+
+    def part(self, at: Tensor | slice) -> Draws:
+        """Of a batch: of the positions `at` of the order (int64 [B], or a slice)."""
+        if isinstance(at, slice):
+            return Draws(self.order[at], self.shifts[:, at], self.mirrored[at])
+        select = torch.Tensor.index_select
+        return Draws(
+            select(self.order, 0, at), select(self.shifts, 1, at), select(self.mirrored, 0, at)
+        )
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.order, self.shifts, self.mirrored
+
+
+def draw(images: Images, generator: torch.Generator, crop: int = 0, flip: bool = False) -> Draws:
+    """On the device of the images. Nothing makes the host wait for a GPU where the generator is the
+    device's own."""
+    count, source, device = len(images), generator.device, images.pixels.device
+    order = torch.randperm(count, generator=generator, device=source)
+    shifts = torch.randint(0, 2 * crop + 1, (2, count), generator=generator, device=source)
+    mirrored = torch.randint(0, 2, (count,), generator=generator, device=source, dtype=torch.bool)
+    return Draws(order.to(device), shifts.to(device), mirrored.to(device) & flip)
+
+
+def augmented(images: Images, draws: Draws, crop: int, fill: int) -> tuple[Tensor, Tensor]:
+    """The batch (pixels uint8 [B, C, H, W], labels int64 [B]) of these draws [B]."""
+    pixels = images.pixels.index_select(0, draws.order)
+    labels = images.labels.index_select(0, draws.order)
+    return _moved(pixels, draws.shifts, draws.mirrored, crop, fill), labels
 
 
 def batches(
@@ -32,38 +72,16 @@ def batches(
     Each image is shifted by up to `crop` pixels either way, with `fill` where nothing is (the zero
     point, which is zero to the network), and mirrored in half of all cases with `flip`. All that is
     random is drawn here and at once: how far the iterator is read does not change the generator.
-    Nothing makes the host wait for a GPU where the generator is the device's own.
     """
-    count, source, device = len(images), generator.device, images.pixels.device
-    order = torch.randperm(count, generator=generator, device=source)
-    shifts = torch.randint(0, 2 * crop + 1, (2, count), generator=generator, device=source)
-    mirrored = torch.randint(0, 2, (count,), generator=generator, device=source, dtype=torch.bool)
-    plan = order.to(device), shifts.to(device), mirrored.to(device) & flip
-    size = min(batch_size, count)
-    return _epoch(images, plan, size, batch_count(count, batch_size), crop, fill)
+    draws = draw(images, generator, crop, flip)
+    size, steps = min(batch_size, len(images)), batch_count(len(images), batch_size)
+    slices = (slice(start, start + size) for start in range(0, steps * size, size))
+    return (augmented(images, draws.part(at), crop, fill) for at in slices)
 
 
 def ordered(images: Images, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(pixels, labels) of all images as they lie, the last short batch included."""
     return zip(images.pixels.split(batch_size), images.labels.split(batch_size), strict=True)
-
-
-def _epoch(
-    images: Images,
-    plan: tuple[Tensor, Tensor, Tensor],
-    size: int,
-    steps: int,
-    crop: int,
-    fill: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    order, shifts, mirrored = plan
-    for start in range(0, steps * size, size):
-        at = slice(start, start + size)
-        pixels = images.pixels.index_select(0, order[at])
-        yield (
-            _moved(pixels, shifts[:, at], mirrored[at], crop, fill),
-            images.labels.index_select(0, order[at]),
-        )
 
 
 def _moved(pixels: Tensor, shifts: Tensor, mirrored: Tensor, crop: int, fill: int) -> Tensor:

@@ -213,8 +213,9 @@ def _differing(own: np.ndarray, base: np.ndarray, images: np.ndarray, labels: np
 def predict(network: torch.nn.Module, images: Images, device: torch.device) -> torch.Tensor:
     """The classes int64 [N] that a float32 network names: no autocast, this is for comparison."""
     network.eval()
-    # TF32, which cuDNN takes for float32 unless told otherwise, has 10 bits of mantissa.
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    # TF32, which cuDNN takes for float32 unless told otherwise, has 10 bits of mantissa. What is
+    # not named here is off within, cuDNN itself as well.
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         classes = [
             network(batch).argmax(1).cpu()
             for batch, _ in ordered(images.to(device), EVALUATION_BATCH)

@@ -43,6 +43,8 @@ RUNTIMES = {
     "onnxruntime": "pipeline.runtimes.onnxruntime",
     "openvino": "pipeline.runtimes.openvino",
     "pytorch": "pipeline.runtimes.pytorch",
+    "pytorch-cuda-bf16": "pipeline.runtimes.pytorch_cuda:BF16",
+    "pytorch-cuda-fp16": "pipeline.runtimes.pytorch_cuda:FP16",
 }
 DEFAULT = "onnxruntime"
 REFERENCE = "pytorch"

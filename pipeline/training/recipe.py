@@ -23,11 +23,13 @@ LARGEST_GRADIENT = 1.0  # norm of a clipped step's gradients, all together
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how the arithmetic of a cell runs; resolved once, recorded with the result."""
+    """Where and how the arithmetic of a cell runs; resolved once, recorded with the result.
+    ``graphed``: a step of training is one CUDA graph."""
 
     device: torch.device
     bf16: bool
     compiled: bool
+    graphed: bool = False
 
     @property
     def precision(self) -> str:
@@ -54,7 +56,7 @@ def machine(recipe: Recipe, device: str = "auto") -> Machine:
     if cuda:  # the same seed gives the same weights: no algorithm chosen by a race, or that adds in
         torch.backends.cudnn.deterministic = True  # the order in which threads arrive
         torch.backends.cudnn.benchmark = False
-    return Machine(chosen, bf16, compiled)
+    return Machine(chosen, bf16, compiled, graphed=cuda and recipe.compile != "off")
 
 
 def _device(name: str) -> torch.device:

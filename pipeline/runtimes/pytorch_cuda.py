@@ -1,0 +1,219 @@
+"""PyTorch on a GPU, as one deploys it without another dependency: half precision, channels last,
+compiled, and each call one CUDA graph.
+
+It runs the float network with the weights that are deployed, batch normalization folded: what was
+rounded to integers stays so, but nothing is computed on integers. Images come from the host, and
+logits go back to it, within `run`. N images, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.runtimes.contract import Kernels, Shape, share, why_not_importable
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.models.network import ModelState
+
+    Forward = Callable[[torch.Tensor], torch.Tensor]
+
+SIZES = (1, 64, 1024)  # images of a graph; what is in between is filled up
+WARM_UP = 3  # calls before a graph is captured: compilation, and cuDNN's choice of algorithms
+MOST_VARIANTS = 1000  # that PyTorch may compile of one function: sizes x networks x precisions
+TYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """The runtime in one precision. `backend`: of torch.compile, None for none; `device`: on a CPU
+    there is no graph, which is for tests."""
+
+    precision: str
+    backend: str | None = "inductor"
+    device: str = "cuda"
+
+    PACKAGE = "torch"
+    READS_ARTIFACTS = False
+    DEVICE = "cuda"
+
+    @property
+    def LABEL(self) -> str:
+        return f"PyTorch on a GPU in {self.precision}"
+
+    def available(self) -> str | None:
+        if reason := why_not_importable(self.PACKAGE):
+            return reason
+        import torch
+
+        if not torch.cuda.is_available():
+            return "there is no GPU that CUDA can use"
+        if self.precision == "bf16" and torch.cuda.get_device_capability() < (8, 0):
+            return f"{torch.cuda.get_device_name()} has no bf16 (it came with Ampere)"
+        return None
+
+    def load(self, model: ModelState, threads: int) -> Loaded:
+        """`threads` is of CPUs, and not used."""
+        import torch
+
+        dtype = getattr(torch, TYPES[self.precision])
+        forward = _module(model, dtype, torch.device(self.device))
+        return Loaded(forward, model.spec.shape, torch.device(self.device), self.backend)
+
+    def kernels(self, model: ModelState, shape: Shape) -> Kernels:
+        import torch
+
+        kinds = (torch.nn.Conv2d, torch.nn.Linear)
+        products = [layer for layer in model.network.modules() if isinstance(layer, kinds)]
+        return share([(False, layer.weight.numel()) for layer in products])  # all of them in floats
+
+
+BF16, FP16 = Cuda("bf16"), Cuda("fp16")
+
+
+def _module(state: ModelState, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    """uint8 [N, C, H, W] -> logits float32 [N, classes]; pixels are normalized in float32."""
+    import torch
+
+    from pipeline.models.layers import Network
+    from pipeline.models.network import fold, plain
+
+    class Deployed(torch.nn.Module):
+        network: Network
+
+        def __init__(self, network: Network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            x = self.network.normalize(pixels).to(dtype, memory_format=torch.channels_last)
+            return self.network.module(x).float()
+
+    network = fold(plain(state)).network.eval()
+    network.requires_grad_(False)
+    return Deployed(network).to(device, dtype).to(memory_format=torch.channels_last)
+
+
+class Loaded:
+    """A network on the device, with a graph for each of SIZES that was needed so far."""
+
+    def __init__(
+        self, module: torch.nn.Module, shape: Shape, device: torch.device, backend: str | None
+    ):
+        import torch
+
+        self.eager, self.shape, self.device = module, shape, device
+        self.not_compiled = None if backend else "not asked for"
+        self.forward: Forward = module
+        if backend:
+            self.forward = torch.compile(module, dynamic=False, fullgraph=True, backend=backend)
+        self._calls: dict[int, Call] = {}
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """As many as there are, SIZES[-1] at a time at most."""
+        most = SIZES[-1]
+        parts = [images[i : i + most] for i in range(0, len(images), most)]
+        return np.concatenate([self.call(len(part)).run(part) for part in parts])
+
+    def call(self, images: int) -> Call:
+        """The one for that many images, prepared at first use."""
+        size = next(size for size in SIZES if size >= images)
+        if size not in self._calls:
+            self._calls[size] = self._prepared(size)
+        return self._calls[size]
+
+    def _prepared(self, size: int) -> Call:
+        """Compiled; where PyTorch cannot compile this network here, as it is (`not_compiled` says
+        why), but still in one graph."""
+        import torch
+
+        shape = (size, *self.shape)
+        if self.not_compiled is None:
+            try:
+                return Call(self.forward, shape, self.device)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # compilers have no error that all others are of
+                self.not_compiled = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Call(self.eager, shape, self.device)
+
+
+class Call:
+    """One size: memory that stays where it is, and what is done between."""
+
+    def __init__(self, forward: Forward, shape: tuple[int, ...], device: torch.device):
+        import torch
+
+        self.forward, on_gpu = forward, device.type == "cuda"
+        self.host = torch.zeros(shape, dtype=torch.uint8, pin_memory=on_gpu)
+        self.pixels = self.host.to(device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        with _fast():
+            logits = self._warm()
+            if on_gpu:
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph):
+                    logits = self.forward(self.pixels)
+        self.logits = logits
+        self.given = torch.zeros(logits.shape, pin_memory=on_gpu)
+
+    def _warm(self) -> torch.Tensor:
+        """On a stream of its own, as capturing asks for."""
+        import torch
+
+        if self.pixels.device.type != "cuda":
+            return self.forward(self.pixels)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                logits = self.forward(self.pixels)
+        torch.cuda.current_stream().wait_stream(stream)
+        return logits
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [N, C, H, W], N at most this size -> logits float32 [N, classes]."""
+        import torch
+
+        self.host[: len(images)].copy_(torch.from_numpy(images))
+        self.pixels.copy_(self.host, non_blocking=True)
+        self.compute()
+        self.given.copy_(self.logits, non_blocking=True)
+        self.wait()
+        return self.given[: len(images)].numpy().copy()
+
+    def compute(self) -> None:
+        """On the images that are on the device; on a GPU this only begins it."""
+        if self.graph is not None:
+            self.graph.replay()
+            return
+        with _fast():
+            self.logits = self.forward(self.pixels)
+
+    def wait(self) -> None:
+        import torch
+
+        if self.graph is not None:
+            torch.cuda.current_stream().synchronize()
+
+
+@contextmanager
+def _fast() -> Iterator[None]:
+    """Whatever training set: the fastest algorithms, of the precision that was asked for."""
+    import torch
+    import torch._dynamo
+
+    with (
+        torch.no_grad(),
+        torch.backends.cudnn.flags(
+            enabled=True, benchmark=True, deterministic=False, allow_tf32=False
+        ),
+        torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS),
+    ):
+        yield
