@@ -1280,8 +1280,10 @@ def test_what_a_sweep_costs_and_what_would_lower_that(tmp_path):
     [line, *_] = planned.savings
     assert line.startswith("--set cores=12: 47 units an hour instead of 59, the GPU's part")
     used(asked.cells[0], work)  # cells that ran know better
+    assert any("--set cores=4" in s for s in submit.planned(asked, work, tmp_path, sol).savings)
+    sol = profile.load("sol", ["measure=in-job"])
     found = submit.planned(asked, work, tmp_path, sol).savings
-    assert not any("cores" in line for line in found)  # that would change what is measured
+    assert not any("--set cores" in s for s in found)  # that would change what is measured
     [line] = [line for line in found if "memory_gib" in line]
     assert line.startswith("--set memory_gib=4: 50 units an hour instead of 59, as 1 finished")
     data = planned.to_json()

@@ -7,6 +7,7 @@ but a newline in one would end its #SBATCH line.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -157,6 +158,11 @@ class MeasureJob(Frozen):
         return self
 
 
+@functools.cache
+def _standard_measure_job() -> MeasureJob:
+    return MeasureJob()
+
+
 def _measure(value: Any) -> Any:
     """`measure: in-job` is short for `measure: {in_job: true}`."""
     if value == IN_JOB:
@@ -259,7 +265,7 @@ class Profile(Frozen):
         """The request of the jobs that measure; None where each job measures what it trained: as
         the profile says, else where jobs have no GPU that would wait for it."""
         if self.measure is None:
-            return MeasureJob() if self.gpu else None
+            return _standard_measure_job() if self.gpu else None
         return None if self.measure.in_job else self.measure
 
     def options_for(self, gpu: bool, part: Part | None = None) -> dict[str, str | bool]:
