@@ -63,8 +63,7 @@ def run_cell(
         store.withdraw(paths)
     if done.is_current(paths, done.record(cell)):
         return
-    for runtime in cell.measure.runtimes:  # before anything is trained for it
-        runtimes.of_artifacts(runtime)
+    runtimes.require(cell.measure.runtimes)  # before anything is trained for it
     require_threads(cell.measure.threads)
     torch.set_num_threads(threads or hardware.training_cores())
     run = _Run(cell, work, paths, data_root, device, progress)

@@ -13,6 +13,7 @@ import torch
 
 from pipeline import artifact, data, done, hardware, origin, runtimes, store, trained
 from pipeline.errors import Corrupt, UserError
+from pipeline.measure import gpu
 from pipeline.measure.cell import Candidate, measure, size
 from pipeline.measure.inference import require_threads
 from pipeline.timeline import Timeline
@@ -53,7 +54,7 @@ def measure_cell(
 
     measured = measure(mine, base, split, cell.measure, device, tick)
     with hardware.using(cell.measure.threads):  # what all threads were
-        facts = _facts(cell)
+        facts = _facts(cell, measured)
     facts = {**facts, "seconds": time.time() - began, "phases": timeline.seconds()}
     data = store.result_bytes(cell.to_json(), facts, [], measured)
     digest = store.artifact_sha256(manifest["files"])
@@ -111,11 +112,12 @@ def _candidate(paths: CellPaths) -> Candidate:
     return Candidate(read_model(paths.model), artifact.load(paths.artifact))
 
 
-def _facts(cell: Cell) -> dict[str, Any]:
-    """Of the machine, and of what runs on it."""
+def _facts(cell: Cell, measured: dict[str, Any]) -> dict[str, Any]:
+    """Of the machine, and of what ran on it."""
+    ran = gpu.ran(cell.measure.runtimes, measured)
     return {
         **origin.loaded().facts(),
         done.MADE_WITH: done.record(cell),
-        **hardware.machine(),
-        "runtimes": [*cell.measure.runtimes, runtimes.REFERENCE],
+        **hardware.machine(on_gpu=bool(runtimes.on_gpu(ran))),
+        "runtimes": [*ran, runtimes.REFERENCE],
     }
