@@ -84,7 +84,7 @@ def _machines(frames: Frames) -> list[tuple[str, str]]:
     lines = (
         ("CPU", _counted(_cpu(h) for h in hardware)),
         ("CPU flags", _counted(_listed(h.get("flags")) for h in hardware)),
-        ("GPU", _counted(h.get("gpu") for h in hardware)),
+        ("GPU", _counted(_gpu(h) for h in hardware)),
         ("Training device", _counted(fact.get("device") for fact in facts)),
         ("Training precision", _counted(fact.get("precision") for fact in facts)),
         ("Versions", _counted(_versions(fact.get("versions") or {}) for fact in facts)),
@@ -123,6 +123,13 @@ def _cpu(hardware: dict[str, Any]) -> str:
     cores = hardware.get("cores")
     count = f"{cores} core{'s' if cores != 1 else ''}" if cores else ""
     return ", ".join(part for part in (hardware.get("cpu") or "", count) if part)
+
+
+def _gpu(hardware: Mapping[str, Any]) -> str:
+    """`NVIDIA H200, driver 580.65`; older results do not say the driver."""
+    driver = hardware.get("gpu_driver")
+    parts = (hardware.get("gpu"), driver and f"driver {driver}")
+    return ", ".join(part for part in parts if part)
 
 
 def machine(facts: Mapping[str, Any]) -> str:

@@ -47,7 +47,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 RECORDED = "recorded"  # context: what a plug-in added is not known here
-RUNTIMES = ("onnxruntime", "openvino")  # those that run artifacts, the first always
+# What a sweep can measure on, the first always; and several that one name stands for.
+RUNTIMES = ("onnxruntime", "openvino", "pytorch-cuda-bf16", "pytorch-cuda-fp16")
+GROUPS = {"pytorch-cuda": ("pytorch-cuda-bf16", "pytorch-cuda-fp16")}
 
 
 def _runtimes(value: Any, info: ValidationInfo) -> tuple[str, ...]:
@@ -55,10 +57,12 @@ def _runtimes(value: Any, info: ValidationInfo) -> tuple[str, ...]:
     if info.context == RECORDED:
         return tuple(value)
     known = registry.names("runtimes", RUNTIMES)
-    wrong = [name for name in value if name not in known]
-    if wrong or known[0] not in value or len(set(value)) < len(value):
-        raise ValueError(f"expected {known[0]}, and what else of {', '.join(known[1:])}")
-    return tuple(name for name in known if name in value)
+    meant = [name for given in value for name in GROUPS.get(given, (given,))]
+    wrong = [name for name in meant if name not in known]
+    if wrong or known[0] not in meant or len(set(meant)) < len(meant):
+        others = ", ".join([*known[1:], *GROUPS])
+        raise ValueError(f"expected {known[0]}, and what else of {others}")
+    return tuple(name for name in known if name in meant)
 
 
 Runtimes = Annotated[tuple[str, ...], AfterValidator(_runtimes)]
