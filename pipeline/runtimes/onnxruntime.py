@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 LABEL, PACKAGE, READS_ARTIFACTS = "ONNX Runtime", "onnxruntime", True
+PROVIDER = "CPUExecutionProvider"
 NOTHING = 4  # of its log: its errors are raised as well
 
 # Executed operator -> (position of the weight among its inputs, whether it computes on integers).
@@ -52,11 +54,11 @@ class Loaded:
         return self.session.run([OUTPUT], {INPUT: images})[0]
 
 
-def load(model: bytes, threads: int) -> Loaded:
-    return Loaded(_session(model, _options(threads)))
+def load(model: bytes, threads: int, providers: Sequence[Any] = (PROVIDER,)) -> Loaded:
+    return Loaded(_session(model, _options(threads), providers))
 
 
-def kernels(model: bytes, shape: Shape) -> Kernels:
+def kernels(model: bytes, shape: Shape, providers: Sequence[Any] = (PROVIDER,)) -> Kernels:
     """Runs one image with the profiler on."""
     with tempfile.TemporaryDirectory() as folder:
         options = _options(threads=1)
@@ -64,7 +66,7 @@ def kernels(model: bytes, shape: Shape) -> Kernels:
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = _session(model, options)
+        session = _session(model, options, providers)
         session.run([OUTPUT], {INPUT: np.zeros((1, *shape), np.uint8)})
         events = json.loads(Path(session.end_profiling()).read_text())
     ran = [e["args"] for e in events if e.get("cat") == "Node" and "op_name" in e["args"]]
@@ -84,10 +86,12 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _session(model: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _session(
+    model: bytes, options: onnxruntime.SessionOptions, providers: Sequence[Any]
+) -> onnxruntime.InferenceSession:
     import onnxruntime
 
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=list(providers))
 
 
 def _macs(kernel: dict) -> int:

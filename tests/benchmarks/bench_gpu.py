@@ -104,7 +104,7 @@ def _race(loaded: dict[str, Loaded], batch: int, options: argparse.Namespace) ->
 
 def _device_s(loaded: Loaded, batch: int, seconds: float) -> float:
     """Of one graph, of many back to back."""
-    call = loaded.call(batch)
+    call = loaded.calls.of(batch)
     runs, began = 0, time.perf_counter()
     while runs == 0 or time.perf_counter() - began < seconds / 4:
         for _ in range(10):
@@ -151,7 +151,7 @@ def _prepare(options: argparse.Namespace) -> None:
     state = list(_states(options).values())[int(number)]
     loaded = _runtime(precision, options).load(state, 1)
     for batch in options.batches:
-        loaded.call(batch)
+        loaded.calls.of(batch)
 
 
 # --- words -----------------------------------------------------------------------------------
