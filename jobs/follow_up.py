@@ -73,7 +73,7 @@ class FollowUp:
         left = None
         try:
             batch = submit.go_on(sweep, work, Path(self.data), cluster, functions(), Path(to))
-            if batch.rest:
+            if batch.left_over:
                 left = batch.limit.line if batch.limit else "no room for more jobs"
         except slurm.Unreachable as error:  # for a while
             left = str(error)

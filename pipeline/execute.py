@@ -51,9 +51,11 @@ def run_cell(
     device: str = "auto",
     threads: int | None = None,
     progress: Progress = lambda event: None,
+    measures: bool = True,
 ) -> None:
-    """Trains the cell, and measures it on this machine; returns at once where that is done, whole
-    and made as wanted. Where only a part is missing, or was made in another way, only that is made.
+    """Trains the cell, and with `measures` measures it on this machine; returns at once where that
+    is done, whole and made as wanted. Where only a part is missing, or was made in another way,
+    only that is made.
 
     The caller holds the cell's lock (``store.lock_cell``). Raises whatever went wrong; what was
     published before stays, and what was kept so far stays for the next attempt.
@@ -61,17 +63,20 @@ def run_cell(
     paths = work.cell(cell.id)
     if not _is_sound(paths):
         store.withdraw(paths)
-    if done.is_current(paths, done.record(cell)):
+    is_there = done.is_current if measures else done.is_made
+    if is_there(paths, done.record(cell)):
         return
     runtimes.require(cell.measure.runtimes)  # before anything is trained for it
-    require_threads(cell.measure.threads)
+    if measures:
+        require_threads(cell.measure.threads)
     torch.set_num_threads(threads or hardware.training_cores())
     run = _Run(cell, work, paths, data_root, device, progress)
     try:
         run.go()
     finally:
         run.checkpoints.close()  # nothing of this attempt may write once the lock is gone
-    measuring.measure_cell(cell, work, run.split, run.machine.device, run.progress)
+    if measures:
+        measuring.measure_cell(cell, work, run.split, run.machine.device, run.progress)
 
 
 def _is_sound(paths: CellPaths) -> bool:

@@ -15,6 +15,7 @@ from pipeline.orchestrate import (
     estimate,
     graph,
     ledger,
+    measure_jobs,
     rehearse,
     report_job,
     slurm,
@@ -56,7 +57,8 @@ class Prepared:
 @dataclass
 class Batch:
     """What one call of `submit` sends, in this order. `rest`: cells for which `limit` leaves no
-    room now, with their requests. `report`: what a job for the report requests and waits for."""
+    room now, with their requests; `unmeasured`: the same of what jobs that measure would do.
+    `report`: what a job for the report requests and waits for."""
 
     sweep: Sweep
     work: paths.Work
@@ -65,8 +67,10 @@ class Batch:
     prepared: list[Prepared] = field(default_factory=list)
     reports: Path = field(default_factory=paths.reports_root)
     rest: dict[str, Request] = field(default_factory=dict)
+    unmeasured: dict[str, Request] = field(default_factory=dict)
     limit: Limit | None = None
     request: Callable[[Cell], Request] | None = None
+    measure_request: Callable[[Cell], Request] | None = None
     report: Array = field(default_factory=lambda: _report([], Request(1, 1), ()))
     in_queue: InQueue = field(default_factory=lambda: InQueue())
     times: Durations | None = None
@@ -77,20 +81,29 @@ class Batch:
         if any(item.array.single for item in self.prepared):
             yield NO_ARRAYS
 
-    def requests(self, cells: Iterable[str]) -> dict[str, Request]:
-        """What jobs of these cells request."""
-        assert self.request is not None
-        return {cell: self.request(self.sweep.by_id[cell]) for cell in cells}
+    @property
+    def left_over(self) -> int:
+        """How many cells are not in a job yet that there has to be for them."""
+        return len(self.rest.keys() | self.unmeasured.keys())
+
+    def put_off(self, array: Array, cells: Iterable[str] | None = None) -> None:
+        """Leave over the cells of an array for which there is no room, or these of them."""
+        request = self.measure_request if array.measures else self.request
+        assert request is not None
+        rest = self.unmeasured if array.measures else self.rest
+        for cell in array.cells if cells is None else cells:
+            rest[cell] = request(self.sweep.by_id[cell])
 
 
 @dataclass(frozen=True)
 class InQueue:
     """Jobs of a sweep that are in the queue before a batch is sent: those that make cells, the
-    bases of others, the job that submits the rest, the reports, and whether one of these waits for
-    all others."""
+    bases of others, where all of these are, the job that submits the rest, the reports, and whether
+    one of these waits for all others."""
 
     jobs: tuple[int, ...] = ()
     bases: Mapping[str, Queued] = field(default_factory=dict)
+    places: measure_jobs.Places = field(default_factory=measure_jobs.Places)
     follow_up: int | None = None
     reports: tuple[int, ...] = ()
     has_report: bool = False
@@ -99,16 +112,20 @@ class InQueue:
 def in_queue(sweep: Sweep, view: View | None) -> InQueue:
     if view is None:
         return InQueue()
-    bases = {}
+    bases, places = {}, measure_jobs.Places()
     for cell in sweep.cells:
-        if cell.is_base and view.in_queue(cell.id):
-            at = view.last[cell.id]
-            assert at.entry.job is not None  # it is in the queue
+        if not view.in_queue(cell.id):
+            continue
+        at = view.last[cell.id]
+        assert at.entry.job is not None  # it is in the queue
+        places.add_one(cell.id, str(at.entry.job), at.index, at.entry.tasks, at.entry.single)
+        if cell.is_base:
             bases[cell.id] = Queued(at.entry.job, at.index, at.entry.single)
     follow_ups = [entry.job for entry in view.follow_ups]
     return InQueue(
         tuple(view.alive_jobs),
         bases,
+        places,
         follow_ups[-1] if follow_ups else None,
         tuple(view.alive_reports),
         view.has_report(text_id(sweep)),
@@ -134,20 +151,27 @@ def is_missing(cell_state: state.CellState) -> bool:
 
 
 def choose(
-    sweep: Sweep, states: state.SweepState, wanted: Callable[[state.CellState], bool]
+    sweep: Sweep,
+    states: state.SweepState,
+    wanted: Callable[[state.CellState], bool],
+    apart: bool = False,
 ) -> list[Cell]:
-    """The cells to submit: wanted, in no job, and with a base that is done, in the queue or also
-    submitted. A cell whose base is being made outside of SLURM has no job to wait for."""
+    """The cells to submit to jobs that train: wanted, in no job, and with a base that is trained,
+    in the queue or also submitted. A cell whose base is being made outside of SLURM has no job to
+    wait for. `apart`: what is trained goes to jobs that measure (measure_jobs.choose)."""
     view = states.view
     free = [
         s.cell
         for s in states.cells
         if s.state not in ("done", "running")
         and wanted(s)
-        and not (view and view.in_queue(s.cell.id))
+        and not (apart and s.trained)
+        and not (
+            view and (view.in_queue(s.cell.id) or (s.trained and view.will_measure(s.cell.id)))
+        )
     ]
     with_base = {cell.id for cell in free} | {
-        s.cell.id for s in states.cells if s.state == "done" or (view and view.in_queue(s.cell.id))
+        s.cell.id for s in states.cells if s.trained or (view and view.in_queue(s.cell.id))
     }
     return [cell for cell in free if cell.base_id in with_base]
 
@@ -164,6 +188,8 @@ def make(
     reports_again: Container[str] = REPORTS_AGAIN,
     room: Limit | None = None,
     reports: Path | None = None,
+    measures: Sequence[Cell] = (),
+    measure_request: Callable[[Cell], Request] | None = None,
 ) -> Batch:
     """The batch for these cells, given the current queue and the room in it; or the report alone,
     if no job builds it or its last job is in one of the states `reports_again`."""
@@ -182,8 +208,10 @@ def make(
         report_request=report_request,
         room=room,
         reports=reports,
+        measures=measures,
+        measure_request=measure_request,
     )
-    if batch.prepared or batch.rest or states.view is None or now.has_report:
+    if batch.prepared or batch.left_over or states.view is None or now.has_report:
         return batch
     if now.jobs or (states.report and states.report.state in reports_again):
         add(batch, known, batch.report)
@@ -203,11 +231,14 @@ def prepare(
     report_request: Request | None = None,
     room: Limit | None = None,
     reports: Path | None = None,
+    measures: Sequence[Cell] | None = None,
+    measure_request: Callable[[Cell], Request] | None = None,
 ) -> Batch:
     """The arrays for `cells` and the report after them, with complete scripts; writes nothing.
 
     now: jobs of this sweep that are already in the queue; the report waits for them, too. room: the
-    limit on submitted jobs; what does not fit is left over.
+    limit on submitted jobs; what does not fit is left over. measures: what is measured by jobs of
+    its own, where the profile has them; None: `cells`.
     """
     now, times, most_tasks = now or InQueue(), durations(sweep, work, cluster), limit(cluster)
     wanted = request or times.standard
@@ -219,10 +250,17 @@ def prepare(
         pack=times.pack(sweep, cells),
     )
     arrays = times.shared([times.timed(array, sweep, wanted) for array in arrays], sweep)
+    to_measure = measure_request or times.measuring
+    if cluster.profile.measure_job is not None:
+        places = now.places.beside(arrays, single=most_tasks <= 1)
+        members = cells if measures is None else measures
+        own = measure_jobs.arrays(members, places, to_measure, most_tasks, times.pack_measuring)
+        arrays += [times.timed(array, sweep, to_measure) for array in own]
     report_request = report_request or ReportState("missing").next_request(cluster.profile)
     batch = Batch(
         sweep, work, data_root, cluster, request=wanted, limit=room, in_queue=now, times=times
     )
+    batch.measure_request = to_measure
     batch.single = most_tasks <= 1
     batch.reports = reports or batch.reports
     batch.report = _report([], report_request, now.jobs)
@@ -247,7 +285,8 @@ def _fitted(batch: Batch, arrays: Sequence[Array], report: Array) -> Iterator[Ar
         free += replaced
     ahead = ahead[:free]
     kept, others = graph.cut(arrays, free - len(ahead) - len(last))
-    batch.rest |= batch.requests(others)
+    for array, left in others:
+        batch.put_off(array, left)
     yield from (*ahead, *kept)
     if last and kept:
         yield _report(kept, report.request, now.jobs)
@@ -387,6 +426,10 @@ def slurm_request(
             part=profile.report,
             begin=f"now+{profile.follow_up.every_s}",
         )
+    if array.measures and profile.measure_job is not None:
+        return replace(
+            for_cells, cores=profile.measure_job.cores, gres=None, part=profile.measure_job
+        )
     if array.name != REPORT:
         return for_cells
     cores, report = profile.report.cores, profile.report
@@ -406,6 +449,14 @@ def durations(sweep: Sweep, work: paths.Work, cluster: Cluster) -> Durations:
 
 
 def cells_of(batch: Batch) -> Iterator[Cell]:
+    """What its jobs train."""
     for item in batch.prepared:
-        for cell_id in item.array.cells:
+        for cell_id in () if item.array.measures else item.array.cells:
+            yield batch.sweep.by_id[cell_id]
+
+
+def measured_in(batch: Batch) -> Iterator[Cell]:
+    """What jobs of it measure that others have trained."""
+    for item in batch.prepared:
+        for cell_id in item.array.cells if item.array.measures else ():
             yield batch.sweep.by_id[cell_id]

@@ -7,6 +7,7 @@ but a newline in one would end its #SBATCH line.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from pipeline.strict_yaml import Document, nearest, shown
 from pipeline.sweep import Frozen, Sweep
 
 DEFAULT = "generic"
+IN_JOB = "in-job"
 
 Plain = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 PlainList = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,-]{1,256}$")]
@@ -132,6 +134,47 @@ class ReportJob(Frozen):
     options: Options = {}
 
 
+class MeasureJob(Frozen):
+    """The request of the jobs that measure what others have trained: no GPU, and all that stands on
+    one base on one node. What is not named here is the profile's, but `constraint`. `exclusive`:
+    with nothing else on the node. `minutes`: the most that one requests at first. `in_job`: there
+    are none, each job measures what it has trained."""
+
+    cores: Cores = 8
+    memory_gib: Gib = 16
+    minutes: Minutes = 240
+    partition: PlainList | None = None
+    qos: Plain | None = None
+    account: Plain | None = None
+    constraint: Feature | None = None
+    exclusive: bool = False
+    options: Options = {}
+    in_job: bool = False
+
+    @model_validator(mode="after")
+    def _is_one_or_the_other(self) -> MeasureJob:
+        if self.in_job and self.model_copy(update={"in_job": False}) != MeasureJob():
+            raise ValueError(f"{IN_JOB} requests no jobs; expected it, or what such jobs request")
+        return self
+
+
+@functools.cache
+def _standard_measure_job() -> MeasureJob:
+    return MeasureJob()
+
+
+def _measure(value: Any) -> Any:
+    """`measure: in-job` is short for `measure: {in_job: true}`."""
+    if value == IN_JOB:
+        return {"in_job": True}
+    if isinstance(value, str):
+        raise ValueError(f"{shown(value)} is not valid; expected {IN_JOB}, or a mapping")
+    return value
+
+
+Part = ReportJob | MeasureJob
+
+
 class FollowUp(Frozen):
     """The job that submits what a limit on submitted jobs has left over: it looks every `every_s`
     seconds, and ends when all is submitted."""
@@ -191,11 +234,15 @@ class Profile(Frozen):
     node: Node | None = None
     charge: Charge | None = None
     report: ReportJob = ReportJob()
+    measure: Annotated[MeasureJob | None, BeforeValidator(_measure)] = None
     follow_up: FollowUp | None = FollowUp()
 
     @model_validator(mode="after")
     def _has_time_to_checkpoint(self) -> Profile:
-        for key, minutes in (("minutes", self.minutes), ("report.minutes", self.report.minutes)):
+        limits = {"minutes": self.minutes, "report.minutes": self.report.minutes}
+        if self.measure is not None:
+            limits["measure.minutes"] = self.measure.minutes
+        for key, minutes in limits.items():
             if minutes * 60 <= self.signal_s:
                 raise ValueError(
                     f"{key} {minutes} ends before the signal to checkpoint, which comes "
@@ -213,11 +260,27 @@ class Profile(Frozen):
     def gres(self) -> str | None:
         return f"gpu:{self.gpu}" if self.gpu else None
 
-    def options_for(self, gpu: bool, part: ReportJob | None = None) -> dict[str, str | bool]:
-        """Further options of sbatch for a job, with or without a GPU; `part`: for the report."""
+    @property
+    def measure_job(self) -> MeasureJob | None:
+        """The request of the jobs that measure; None where each job measures what it trained: as
+        the profile says, else where jobs have no GPU that would wait for it."""
+        if self.measure is None:
+            return _standard_measure_job() if self.gpu else None
+        return None if self.measure.in_job else self.measure
+
+    def options_for(self, gpu: bool, part: Part | None = None) -> dict[str, str | bool]:
+        """Further options of sbatch for a job, with or without a GPU; `part`: of the profile, for
+        jobs that have their own."""
         special = self.gpu_options if gpu else self.cpu_options
-        merged = {**self.options, **special, **(part.options if part else {})}
+        alone = {"exclusive": True} if isinstance(part, MeasureJob) and part.exclusive else {}
+        merged = {**self.options, **special, **alone, **(part.options if part else {})}
         return {name: value for name, value in merged.items() if value is not False}
+
+    def options_of(self, measures: bool) -> dict[str, str | bool]:
+        """The same for jobs of cells."""
+        if measures:
+            return self.options_for(False, self.measure_job)
+        return self.options_for(bool(self.gpu))
 
     def ignored(self) -> Iterator[str]:
         """A line for each variable of the user's that sbatch would follow, and this profile does
@@ -236,6 +299,14 @@ class Profile(Frozen):
     def cap_minutes(self) -> int | None:
         """The most time to request after jobs made no progress in theirs."""
         return max(self.minutes, self.minutes_cap) if self.minutes_cap else None
+
+    def charge_of_measuring(self) -> float | None:
+        """The same of a job that measures what others trained."""
+        job = self.measure_job
+        if job is None:
+            return None
+        own = {"cores": job.cores, "memory_gib": job.memory_gib, "gpu": None}
+        return self.model_copy(update=own).charge_an_hour()
 
     def charge_an_hour(self) -> float | None:
         """Fair-share units per hour of one job, where the profile has the formula."""

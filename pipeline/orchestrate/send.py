@@ -32,7 +32,7 @@ from pipeline.orchestrate.batch import (
     text_id,
 )
 from pipeline.orchestrate.executor import without_nodes
-from pipeline.orchestrate.graph import Array, Request
+from pipeline.orchestrate.graph import ALL, MEASURE, TRAIN, Array, Request
 from pipeline.sweep import own
 from pipeline.terminal import tell
 
@@ -93,6 +93,11 @@ def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions) -> Sent:
                 if not item.array.after:
                     continue
             slurm.scancel(list(map(str, batch.in_queue.reports)))  # they would build it too early
+        elif item.array.measures:
+            item = _after_others(batch, item, lacking) if lacking else item
+            if not item.array.tasks:  # nothing of it is trained
+                lacking.add(item.array.name)
+                continue
         elif lacking & _waits_for(item.array):
             lacking.add(item.array.name)
             continue
@@ -111,7 +116,7 @@ def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions) -> Sent:
             sent.problem = error
             break
     _put_off(batch, known, sent)
-    if batch.rest and not sent.follow_up and not sent.jobs and sent.problem is None:
+    if batch.left_over and not sent.follow_up and not sent.jobs and sent.problem is None:
         sent.problem = slurm.NoRoom(reason(batch, sent))
     return sent
 
@@ -150,15 +155,16 @@ def _without_room(
     if refused.array.name == REPORT:  # one that follows the rest comes with it
         sent.problem = sent.problem or (None if sent.follow_up else sent.full)
         return list(left)
-    others = [cell for item in left for cell in item.array.cells]
+    for item in left:
+        if item.array.cells:
+            batch.put_off(item.array)
     for array in [] if sent.follow_up else follow_up_and_report(batch):
         try:
             _send_one(batch, add(batch, known, array), known, function_of, sent)
         except slurm.Refused as none:
             tell(f"the job that submits the rest was refused: {none}")
             break
-    others += _fill(batch, refused.array, known, function_of, sent)
-    batch.rest |= batch.requests(others)
+    batch.put_off(refused.array, _fill(batch, refused.array, known, function_of, sent))
     if sent.follow_up or not sent.jobs:
         return []
     after = (*batch.report.after, *map(str, sent.jobs.values()))
@@ -197,14 +203,22 @@ def _put_off(batch: Batch, known: ledger.Ledger, sent: Sent) -> None:
     """Record which cells there was no room for, for `status`, and of which text of the sweep and
     with which profile the follow-up job submits them."""
     by = {"about": _about(batch), "profile": submitted.profile_json(batch.cluster)}
-    requests: dict[Request, list[str]] = {}
-    for cell, request in batch.rest.items():
-        before = known.put_off.get(cell)
-        if before is None or Request.from_json(before) != request:
-            requests.setdefault(request, []).append(cell)
-    if requests or (batch.rest and known.put_off_by != by):
-        listed = [[asdict(request), cells] for request, cells in requests.items()]
-        known.append("put_off", reason=reason(batch, sent), requests=listed, by=by)
+    requests = _by_request(batch.rest, known.put_off)
+    measures = _by_request(batch.unmeasured, known.measuring_put_off)
+    if requests or measures or (batch.left_over and known.put_off_by != by):
+        why = reason(batch, sent)
+        known.append("put_off", reason=why, requests=requests, measures=measures, by=by)
+
+
+def _by_request(
+    rest: Mapping[str, Request], before: Mapping[str, Mapping[str, Any]]
+) -> list[list[Any]]:
+    """[[request, cells], ...] of those whose request is not in the ledger."""
+    listed: dict[Request, list[str]] = {}
+    for cell, request in rest.items():
+        if cell not in before or Request.from_json(before[cell]) != request:
+            listed.setdefault(request, []).append(cell)
+    return [[asdict(request), cells] for request, cells in listed.items()]
 
 
 def reason(batch: Batch, sent: Sent) -> str:
@@ -218,11 +232,25 @@ def _waits_for(array: Array) -> set[str]:
 
 
 def _after_others(batch: Batch, report: Prepared, lacking: set[str]) -> Prepared:
-    """The report's job without its dependency on the arrays that were not submitted."""
+    """The report, or an array that measures, without its dependency on the arrays that were not
+    submitted, and without their cells."""
     from pipeline.orchestrate import executor
 
-    after = tuple(on for on in report.array.after if on not in lacking)
-    array = replace(report.array, after=after)
+    after = tuple(on for on in report.array.after if not {on, on.rpartition("_")[0]} & lacking)
+    untrained = {
+        cell
+        for item in batch.prepared
+        if item.array.name in lacking and not item.array.measures
+        for cell in item.array.cells
+    }
+    tasks = {
+        index: tuple(cell for cell in ids if cell not in untrained)
+        for index, ids in report.array.tasks.items()
+    }
+    if report.array.measures:
+        tasks = {index: ids for index, ids in tasks.items() if ids}
+    kind = report.array.kind if after else None
+    array = replace(report.array, after=after, tasks=tasks, kind=kind)
     names = {item.array.name: item.name for item in batch.prepared}
     job_request = slurm_request(
         array, batch.cluster, report.name, report.job, dependency(array, names)
@@ -246,7 +274,8 @@ def _send_somewhere(
             raise
     nodes = ",".join(exclude)
     tell(f"Slurm has no node but {nodes} for {item.array.name}: not excluded")
-    script = without_nodes(item.script, batch.cluster.profile, exclude)
+    options = batch.cluster.profile.options_of(item.array.measures)
+    script = without_nodes(item.script, options, exclude)
     anywhere = replace(item.array, request=replace(item.array.request, exclude=()))
     return _send(batch, replace(item, script=script, array=anywhere), jobs, known, function_of)
 
@@ -267,7 +296,7 @@ def _send(
         "intent",
         intent=item.intent,
         name=item.name,
-        kind=item.array.name if item.array.name in (REPORT, FOLLOW_UP) else "cells",
+        kind=_kind(item.array),
         tasks={str(index): list(ids) for index, ids in item.array.tasks.items()},
         request=asdict(item.array.request),
         after=list(item.array.after),
@@ -276,6 +305,7 @@ def _send(
         reports=str(batch.reports),
         profile=submitted.profile_json(batch.cluster),
         single=item.array.single,
+        apart=_act(batch, item.array) == TRAIN,
         code=batch.cluster.code.to_json(),
     )
     cells = {i: batch.sweep.by_id[i].to_json() for i in item.array.cells}
@@ -291,6 +321,20 @@ def _send(
     return job
 
 
+def _kind(array: Array) -> str:
+    """Of its entry in the ledger."""
+    if array.name in (REPORT, FOLLOW_UP):
+        return array.name
+    return ledger.MEASURE if array.measures else ledger.CELLS
+
+
+def _act(batch: Batch, array: Array) -> str:
+    """What its jobs do to their cells."""
+    if array.measures:
+        return MEASURE
+    return ALL if batch.cluster.profile.measure_job is None else TRAIN
+
+
 def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
     """What the job calls."""
     root, data_root = str(batch.work.root), str(batch.data_root)
@@ -302,6 +346,7 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
             return functions.report(*about)
         return functions.follow_up(*about, data_root, submitted.profile_json(batch.cluster))
     profile = batch.cluster.profile
+    job = (profile.measure_job if item.array.measures else None) or profile
     return functions.cells(
         folder,
         root,
@@ -310,8 +355,9 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
         item.array.shares,
         profile.signal_s,
         item.minutes,
-        max(item.minutes, profile.minutes),
+        max(item.minutes, job.minutes),
         (batch.sweep.name, batch.sweep.tracking),
+        _act(batch, item.array),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import islice
@@ -25,12 +25,14 @@ OVER = ("failed", "cancelled", "missing")
 
 @dataclass(frozen=True)
 class CellState:
-    """`attempts`: how often it was started; `reason`: why it is not done, None where it is."""
+    """`attempts`: how often it was started; `reason`: why it is not done, None where it is.
+    `trained`: its weights and its artifact are there, whatever became of its measurement."""
 
     cell: Cell
     state: State
     attempts: int
     reason: str | None
+    trained: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,31 +84,34 @@ def find(
 
     done: its manifest matches its files (by size), and they were made in the way that the sweep
     specifies now; nothing else makes a cell done. trained: only its measurement is missing or
-    outdated. running: a process holds it, or a job runs it. queued, waiting: its job is in the
-    queue, waiting for its base. failed, cancelled: how its job or its last attempt ended. missing:
-    it was not run, and nothing prevents it. If the controller does not answer: raises Unreachable
-    if `patient`, else adds a note. `known`: the ledger, if it was already read. In another user's
-    work root, only what is readable counts.
+    outdated; a job may be in the queue that measures it. running: a process holds it, or a job runs
+    it. queued, waiting: its job is in the queue, waiting for its base. failed, cancelled: how its
+    job or its last attempt ended. missing: it was not run, and nothing prevents it.
+
+    If the controller does not answer: raises Unreachable if `patient`, else adds a note. `known`:
+    the ledger, if it was already read. In another user's work root, only what is readable counts.
     """
     begun = _begun(sweep, work)
-    done, outdated, hidden = _published(sweep, work, begun)
-    view = cluster.look(sweep, work, done | outdated.keys(), patient, known)
+    now_there = _published(sweep, work, begun)
+    made_again = now_there.outdated.keys() - now_there.trained
+    view = cluster.look(sweep, work, now_there.done | made_again, now_there.trained, patient, known)
     states: dict[str, CellState] = {}
     for cell in sweep.cells:  # bases come first
-        if cell.id in hidden:
+        if cell.id in now_there.hidden:
             states[cell.id] = _hidden(cell, view)
             continue
-        base, is_done = states.get(cell.base_id), cell.id in done
+        base, is_done = states.get(cell.base_id), cell.id in now_there.done
         if view is None and not {cell.id, cell.base_id} & begun:
             states[cell.id] = _or_older(_not_begun(cell, base), work, begun)
             continue
-        now = _state(cell, work, is_done, base, view, outdated.get(cell.id))
+        lacks, is_trained = now_there.outdated.get(cell.id), cell.id in now_there.trained
+        now = _state(cell, work, is_done, base, view, lacks, is_trained)
         if view and now.state in OVER and not is_done and finished.is_done(cell, work):
             # It was published after `_published`, and its job left the queue before squeue.
             now = _state(cell, work, True, base, view)
         states[cell.id] = _or_older(now, work, begun)
     report = report_job.look(view.known, view.rows, view.reachable) if view else None
-    return SweepState(tuple(states.values()), view, hidden, report)
+    return SweepState(tuple(states.values()), view, frozenset(now_there.hidden), report)
 
 
 def _begun(sweep: Sweep, work: Work) -> frozenset[str]:
@@ -119,31 +124,38 @@ def _begun(sweep: Sweep, work: Work) -> frozenset[str]:
         return frozenset(cell.id for cell in sweep.cells)
 
 
-def _published(
-    sweep: Sweep, work: Work, begun: frozenset[str]
-) -> tuple[set[str], dict[str, str], frozenset[str]]:
-    """(cells that are done, {cell to be measured again: reason}, cells that another user keeps
-    private)."""
-    done: set[str] = set()
-    outdated: dict[str, str] = {}
-    hidden: set[str] = set()
+@dataclass(frozen=True)
+class _Published:
+    """Cells that are done; {cell whose artifact or measurement is to be made: reason}, those of
+    them that lack a measurement alone, and cells that another user keeps private."""
+
+    done: set[str] = field(default_factory=set)
+    outdated: dict[str, str] = field(default_factory=dict)
+    trained: set[str] = field(default_factory=set)
+    hidden: set[str] = field(default_factory=set)
+
+
+def _published(sweep: Sweep, work: Work, begun: frozenset[str]) -> _Published:
+    found = _Published()
     for cell in sweep.cells:
         try:
             if cell.id not in begun:
                 continue
             folder = work.cell(cell.id)
-            manifest = store.verify(folder, deep=False)
-            why = finished.lacks(folder, manifest, finished.record(cell))
+            manifest, wanted = store.verify(folder, deep=False), finished.record(cell)
+            why = finished.lacks(folder, manifest, wanted)
         except PermissionError:
-            hidden.add(cell.id)
+            found.hidden.add(cell.id)
         except Corrupt:
             continue
         else:
-            if why:
-                outdated[cell.id] = why
-            else:
-                done.add(cell.id)
-    return done, outdated, frozenset(hidden)
+            if why is None:
+                found.done.add(cell.id)
+                continue
+            found.outdated[cell.id] = why
+            if finished.outdated_artifact(manifest, wanted) is None:
+                found.trained.add(cell.id)
+    return found
 
 
 def _or_older(now: CellState, work: Work, begun: frozenset[str]) -> CellState:
@@ -183,8 +195,9 @@ def _state(
     base: CellState | None,
     view: cluster.View | None,
     outdated: str | None = None,
+    is_trained: bool = False,
 ) -> CellState:
-    """`outdated`: why a finished cell has to be measured again."""
+    """`outdated`: why a finished cell has to be measured again; `is_trained`: measured alone."""
     folder = work.cell(cell.id)
     attempt = store.last_attempt(folder)
 
@@ -194,7 +207,10 @@ def _state(
         return CellState(cell, state, attempt.number if attempt else 0, reason)
 
     if done:
-        return made("done")
+        return replace(made("done"), trained=True)
+    only_measured = view is None or not view.in_queue(cell.id) or view.last[cell.id].entry.apart
+    if outdated and is_trained and only_measured:
+        return replace(made(*_trained(cell, folder, view, attempt, outdated)), trained=True)
     if outdated and not is_held(folder) and not (view and view.in_queue(cell.id)):
         if failure := _failed_since_trained(folder, attempt):
             return made("failed", f"{failure.line}; its training is kept")
@@ -217,6 +233,46 @@ def _state(
     if not view.reachable:
         return made(*_unreachable(cell, work, view, attempt))
     return made(*_without_job(cell, work, base, attempt))
+
+
+def _trained(
+    cell: Cell,
+    folder: CellPaths,
+    view: cluster.View | None,
+    attempt: AttemptPaths | None,
+    lacks: str,
+) -> tuple[State, str | None]:
+    """State and reason of a cell that lacks a measurement alone, and that no job trains."""
+    row = view.measuring_row(cell.id) if view else None
+    if view and row and view.reachable and row.state not in slurm.FINAL:
+        return _to_be_measured(folder, row)
+    if is_held(folder):
+        return "running", None
+    if failure := _failed_since_trained(folder, attempt):
+        return "failed", f"its measurement failed: {failure.line}; its training is kept"
+    at = view.measuring.get(cell.id) if view else None
+    if view and at and at.entry.job is not None and row and row.state != "COMPLETED":
+        cause = view.cause_of_measuring(cell)
+        if cause.kind == "cancelled":
+            return "cancelled", f"its measurement was {cause.reason}; its training is kept"
+        if cause.kind != "lost":
+            advice = f"; {cause.rule.advice}" if cause.rule.advice else ""
+            return "failed", f"its measurement failed: {cause.reason}{advice}; its training is kept"
+    if view and cell.id in view.known.not_measured:
+        return "trained", f"its measurement is not submitted: {view.known.not_measured[cell.id]}"
+    return "trained", lacks
+
+
+def _to_be_measured(folder: CellPaths, row: slurm.Row) -> tuple[State, str]:
+    """The same of one that a job in the queue measures, after or before others of its base."""
+    where = f"job {row.task}" + (f" on {row.nodes}" if row.nodes else "")
+    if is_held(folder):
+        return "running", f"{where} measures it"
+    if slurm.IN_QUEUE.get(row.state) != "queued":
+        return "trained", f"{where} measures what stands on its base, one after the other"
+    why = "when its base and all that stands on it have ended" if row.after else ""
+    why = why or cluster.pending(row)
+    return "trained", f"{where} will measure it" + (f": {why}" if why else "")
 
 
 def _failed_since_trained(folder: CellPaths, attempt: AttemptPaths | None) -> store.Failure | None:
@@ -280,13 +336,14 @@ def _after_job(
         cause.kind == "cancelled"
         and base
         and base.state == "failed"
+        and not base.trained
         and row
         and not row.by
         and cell.id not in view.known.cancelled
     ):
         # Slurm records this state before its reason: nobody cancelled it, its base had failed.
         cause = replace(cause, kind="base_failed")
-    if cause.kind == "base_failed" and base is not None and base.state != "done":
+    if cause.kind == "base_failed" and base is not None and not base.trained:
         if base.state in ("cancelled", "failed"):
             return base.state, f"its base is {base.state}: {base.reason}"
         return "missing", f"its base {base.cell.id} is {base.state}"
@@ -323,9 +380,11 @@ def _without_job(
     reason = gaps.reason(cell, work)
     if attempt and attempt.failure.exists():
         return "failed", reason
+    if base and base.trained:
+        return "missing", reason
     if base and base.state == "failed":
         return "failed", f"its base failed: {base.reason}"
-    if base and base.state != "done":
+    if base:
         return "waiting", f"its base {base.cell.id} is {base.state}"
     return "missing", reason
 

@@ -54,11 +54,28 @@ def _recipe(recipe: Recipe) -> str:
         f"weight decay {recipe.weight_decay:g}",
         f"label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else "",
         f"random crops with {recipe.crop} pixels of padding" if recipe.crop else "",
+        *_extras(recipe),
         f"{recipe.holdout * 100:g} % of the training set held out",
         f"only {recipe.train_images:,} training images" if recipe.train_images else "",
         f"only {recipe.test_images:,} test images" if recipe.test_images else "full test set",
     )
     return ", ".join(part for part in parts if part)
+
+
+def _extras(recipe: Recipe) -> tuple[str, ...]:
+    """What the standard recipe does without."""
+    frozen = f"{recipe.whitening * 100:g} % of all steps"
+    return (
+        "flips that alternate" if recipe.flips == "alternating" else "",
+        f"cutout of {recipe.cutout} pixels" if recipe.cutout else "",
+        f"a whitening first convolution, frozen for {frozen}" if recipe.whitening else "",
+        "identity (dirac) initialization" if recipe.dirac else "",
+        f"biases of normalization at {recipe.bias_rate:g} times the rate"
+        if recipe.bias_rate != 1
+        else "",
+        f"averaged weights ({recipe.averaging})" if recipe.averaging != "none" else "",
+        f"mixup with Beta({recipe.mixup:g}, {recipe.mixup:g})" if recipe.mixup else "",
+    )
 
 
 def _machines(frames: Frames) -> list[tuple[str, str]]:

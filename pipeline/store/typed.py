@@ -71,6 +71,7 @@ class _Facts(Typed):
     threads: Amount | None = None
     measured_at: Text | None = None
     phases: dict[Text, Amount] | None = None
+    accuracy_of: Text | None = None
 
 
 class _Requested(Typed):
