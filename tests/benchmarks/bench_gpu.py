@@ -74,7 +74,7 @@ def _precision(precision: str, states: dict[str, ModelState], options: argparse.
         for line in _race(loaded, batch, options):
             print(line, flush=True)
     for name, one in loaded.items():
-        if one.not_compiled and not options.eager:
+        if one.note and runtime.backend:
             print(f"{name}: not compiled ({one.not_compiled})")
 
 
