@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch._dynamo
 
-from pipeline import done, hardware, nvml, runtimes
+from pipeline import done, hardware, nvml, runtimes, same_kind
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import cell as measuring
 from pipeline.measure import energy, gpu, series
@@ -386,6 +386,7 @@ def test_speed_and_energy_are_lent_to_no_other_machine():
     one = Series("pytorch-cuda-bf16", "artifact", "all", 64, "cuda")
     values = {one.name: 1, one.named(ENERGY): 2, one.named(THROUGHPUT): 3, "accuracy": 0.9}
     assert _without_times(values) == {"accuracy": 0.9}
+    assert [n for n in values if same_kind._is_taken(n, ["onnxruntime"], True)] == ["accuracy"]
 
 
 def test_a_machine_is_named_after_its_gpu_where_that_was_measured():
