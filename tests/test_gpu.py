@@ -122,6 +122,13 @@ def test_onnxruntime_gpu_is_the_runtime_of_the_cpu_with_another_provider(bench, 
     found = onnxruntime_gpu.load(model.model, 1).run(pixels)
     assert np.array_equal(found, runtimes.session(model, 1).run(pixels))
     assert onnxruntime_gpu.kernels(model.model, model.shape) == runtimes.kernels(model)
+    monkeypatch.undo()  # this distribution has no CUDA: it runs the model on the CPU, and warns
+    warned = pytest.warns(UserWarning, match="CUDAExecutionProvider")
+    with warned, pytest.raises(RuntimeError, match="CUDAExecutionProvider could not be loaded"):
+        onnxruntime_gpu.load(model.model, 1)
+    where = "9 of its 9 products run on CPUExecutionProvider"
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match=where):
+        onnxruntime_gpu.kernels(model.model, model.shape)
 
 
 def test_tensorrt_is_given_the_artifacts_graph_in_half_precision(bench):

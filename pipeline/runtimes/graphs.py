@@ -81,7 +81,7 @@ class Call:
         """uint8 [N, C, H, W], N at most this size -> logits float32 [N, classes]."""
         import torch
 
-        self.host[: len(images)].copy_(torch.from_numpy(images))
+        self.host[: len(images)].copy_(torch.from_numpy(np.ascontiguousarray(images)))
         self.pixels.copy_(self.host, non_blocking=True)
         self.compute()
         self.given.copy_(self.logits, non_blocking=True)

@@ -59,7 +59,8 @@ def load(model: bytes, threads: int, providers: Sequence[Any] = (PROVIDER,)) -> 
 
 
 def kernels(model: bytes, shape: Shape, providers: Sequence[Any] = (PROVIDER,)) -> Kernels:
-    """Runs one image with the profiler on."""
+    """Runs one image with the profiler on. Raises RuntimeError where a product ran on another than
+    the first provider: its time would not be that of the device."""
     with tempfile.TemporaryDirectory() as folder:
         options = _options(threads=1)
         # Weights that a kernel has packed for itself would be missing in the profile.
@@ -71,7 +72,17 @@ def kernels(model: bytes, shape: Shape, providers: Sequence[Any] = (PROVIDER,)) 
         events = json.loads(Path(session.end_profiling()).read_text())
     ran = [e["args"] for e in events if e.get("cat") == "Node" and "op_name" in e["args"]]
     products = [k for k in ran if k["op_name"] in PRODUCTS and k.get("output_type_shape")]
+    elsewhere = [k for k in products if k.get("provider") != name_of(providers[0])]
+    if elsewhere:
+        raise RuntimeError(
+            f"{len(elsewhere)} of its {len(products)} products run on {elsewhere[0]['provider']}"
+        )
     return share([(PRODUCTS[k["op_name"]][1], _macs(k)) for k in products])
+
+
+def name_of(provider: Any) -> str:
+    """Of a provider, or of one with its settings."""
+    return provider if isinstance(provider, str) else provider[0]
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:

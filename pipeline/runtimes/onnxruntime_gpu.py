@@ -41,7 +41,11 @@ def available() -> str | None:
 
 
 def load(model: bytes, threads: int) -> on_cpu.Loaded:
-    return on_cpu.load(model, threads, providers())
+    """Raises RuntimeError where CUDA's libraries do not fit: all of it would run on the CPU."""
+    loaded, wanted = on_cpu.load(model, threads, providers()), on_cpu.name_of(providers()[0])
+    if wanted not in loaded.session.get_providers():
+        raise RuntimeError(f"{wanted} could not be loaded")
+    return loaded
 
 
 def kernels(model: bytes, shape: Shape) -> Kernels:
