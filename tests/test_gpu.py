@@ -345,7 +345,7 @@ def test_without_a_driver_nothing_is_told():
 def measured_on(card: str, cell, ms: float):
     """A row of a cell that was measured on this card as well."""
     name = "pytorch-cuda-bf16"
-    measured = {"accuracy": 0.9, "stored_bytes": 10}
+    measured = {"accuracy": 0.9, "stored_bytes": 10, f"runtimes/{name}/note": "not compiled: <x>"}
     for batch, model in itertools.product((1, 64, 1024), ("artifact", "base")):
         one = Series(name, model, "all", batch, "cuda")
         measured[one.name] = np.array([ms * batch * (2 if model == "base" else 1)] * 3)
@@ -369,6 +369,7 @@ def test_a_report_shows_what_a_gpu_made_of_it():
         ["base", *where, *speeds, "1.00", "1.00", "1.00", "2,000", "1.50"],
         ["half", *where, *speeds, "2.00", "2.00", "2.00", "2,000", "1.50"],
     ]
+    assert section.notes[-1] == (f"{where[0]}: not compiled: <x> (base, half).",)
     assert latex.tables([section])  # its names are fit for files
     assert json_rows.row_json(rows[1])["gpu"]["pytorch-cuda-bf16"]["batch1024"] == {
         "p50": 512.0,
