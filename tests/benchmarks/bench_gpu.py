@@ -14,6 +14,7 @@ them, so it is begun in processes of its own, which leave what they made in PyTo
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -138,11 +139,12 @@ def _made(model: str, width: float, narrower: float) -> ModelState:
 
 
 def _workers(options: argparse.Namespace) -> list[subprocess.Popen]:
-    """One for each network and precision; as many at once as there are cores."""
+    """One for each network and precision, which compiles by itself."""
+    env = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     count = len(options.cells or MADE)
     command = [sys.executable, "-m", "tests.benchmarks.bench_gpu", *sys.argv[1:]]
     jobs = [f"{precision}/{i}" for precision in options.precisions for i in range(count)]
-    return [subprocess.Popen([*command, "--prepare", job], cwd=CODE) for job in jobs]
+    return [subprocess.Popen([*command, "--prepare", job], cwd=CODE, env=env) for job in jobs]
 
 
 def _prepare(options: argparse.Namespace) -> None:
