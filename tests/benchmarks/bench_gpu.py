@@ -28,7 +28,7 @@ from pipeline import hardware, nvml
 from pipeline.measure import complexity, energy, inference, latency
 from pipeline.models import module_of, network
 from pipeline.models.network import ModelState
-from pipeline.paths import CODE, CellPaths
+from pipeline.paths import CellPaths
 from pipeline.runtimes.pytorch_cuda import Cuda, Loaded
 from pipeline.training.checkpoint import read_model
 
@@ -144,7 +144,7 @@ def _workers(options: argparse.Namespace) -> list[subprocess.Popen]:
     count = len(options.cells or MADE)
     command = [sys.executable, "-m", "tests.benchmarks.bench_gpu", *sys.argv[1:]]
     jobs = [f"{precision}/{i}" for precision in options.precisions for i in range(count)]
-    return [subprocess.Popen([*command, "--prepare", job], cwd=CODE, env=env) for job in jobs]
+    return [subprocess.Popen([*command, "--prepare", job], env=env) for job in jobs]
 
 
 def _prepare(options: argparse.Namespace) -> None:
