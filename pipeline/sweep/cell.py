@@ -48,7 +48,14 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 RECORDED = "recorded"  # context: what a plug-in added is not known here
 # What a sweep can measure on, the first always; and several that one name stands for.
-RUNTIMES = ("onnxruntime", "openvino", "pytorch-cuda-bf16", "pytorch-cuda-fp16")
+RUNTIMES = (
+    "onnxruntime",
+    "openvino",
+    "pytorch-cuda-bf16",
+    "pytorch-cuda-fp16",
+    "onnxruntime-gpu",
+    "tensorrt",
+)
 GROUPS = {"pytorch-cuda": ("pytorch-cuda-bf16", "pytorch-cuda-fp16")}
 
 
