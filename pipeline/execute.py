@@ -66,8 +66,7 @@ def run_cell(
     is_there = done.is_current if measures else done.is_made
     if is_there(paths, done.record(cell)):
         return
-    for runtime in cell.measure.runtimes:  # before anything is trained for it
-        runtimes.of_artifacts(runtime)
+    runtimes.require(cell.measure.runtimes)  # before anything is trained for it
     if measures:
         require_threads(cell.measure.threads)
     torch.set_num_threads(threads or hardware.training_cores())

@@ -6,13 +6,14 @@ All that it needs is on disk; whatever goes wrong, the training and every earlie
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline import artifact, data, done, hardware, origin, runtimes, same_kind, store, trained
 from pipeline.errors import Corrupt, UserError
+from pipeline.measure import gpu
 from pipeline.measure.cell import Candidate, measure, size
 from pipeline.measure.inference import require_threads
 from pipeline.timeline import Timeline
@@ -53,13 +54,14 @@ def measure_cell(
         progress(event)
 
     inputs = {same_kind.BASE_ARTIFACT: base_digest, same_kind.IMAGES: split.fingerprint}
-    facts = {**_facts(cell), **inputs}
+    facts = {**_facts(cell, runtimes.on_cpu(cell.measure.runtimes)), **inputs}
     earlier = [e for e in store.measurements(paths, deep=True)[0] if e.artifact == digest]
     known = same_kind.known(paths, earlier, facts, done.record(cell))
     measured = measure(
         mine, base, split, cell.measure, device, tick, None if known is None else known.values
     )
-    facts = {**_facts(cell), **inputs}  # the time, and what changed meanwhile
+    ran = gpu.ran(cell.measure.runtimes, measured)
+    facts = {**_facts(cell, ran), **inputs}  # the time, and what changed meanwhile
     facts |= {} if known is None else {same_kind.ACCURACY_OF: known.name}
     facts = {**facts, "seconds": time.time() - began, "phases": timeline.seconds()}
     data = store.result_bytes(cell.to_json(), facts, [], measured)
@@ -117,13 +119,13 @@ def _candidate(paths: CellPaths) -> Candidate:
     return Candidate(read_model(paths.model), artifact.load(paths.artifact))
 
 
-def _facts(cell: Cell) -> dict[str, Any]:
-    """Of the machine, and of what runs on it."""
+def _facts(cell: Cell, ran: Sequence[str]) -> dict[str, Any]:
+    """Of the machine, and of the runtimes that ``ran`` on it."""
     with hardware.using(cell.measure.threads):  # what all threads are
-        described = hardware.machine()
+        described = hardware.machine(on_gpu=bool(runtimes.on_gpu(ran)))
     return {
         **origin.loaded().facts(),
         done.MADE_WITH: done.record(cell),
         **described,
-        "runtimes": [*cell.measure.runtimes, runtimes.REFERENCE],
+        "runtimes": [*ran, runtimes.REFERENCE],
     }

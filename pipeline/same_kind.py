@@ -2,7 +2,8 @@
 
 Predictions are decided by the artifact, its base's, the images, the runtime's version, and the
 instructions that the CPU has; times are of each machine. So whatever is not a time is taken from
-the earliest measurement in which all of these were the same, and the new one says from which.
+the earliest measurement in which all of these were the same, and the new one says from which. What
+runs on a GPU is measured each time.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def known(
         whole = earlier.id == cell.id and "predictions" in earlier.measured
         if whole and _decides(earlier.facts, wanted) == _decides(facts, wanted):
             own = entry.machine == facts["machine"]
-            asked = wanted["measure"]["runtimes"]
+            asked = runtimes.on_cpu(wanted["measure"]["runtimes"])
             taken = {n: v for n, v in earlier.measured.items() if _is_taken(n, asked, own)}
             return Known(entry.name, taken)
     return None
@@ -65,14 +66,14 @@ def _has_all(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
     keys = ("measurement", "test_images")
     same = all(made.get(key) == wanted[key] for key in keys)
     same = same and had.get("simulated_seconds") == asked.get("simulated_seconds")
-    return same and set(asked["runtimes"]) <= set(had.get("runtimes", ()))
+    return same and {*runtimes.on_cpu(asked["runtimes"])} <= {*had.get("runtimes", ())}
 
 
 def _decides(facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Any, ...]:
     """What of the machine, the software and the inputs decides predictions; equal to nothing where
     a part of it is not known."""
     described, versions = facts.get("hardware") or {}, facts.get("versions") or {}
-    named = (*wanted["measure"]["runtimes"], runtimes.REFERENCE)
+    named = (*runtimes.on_cpu(wanted["measure"]["runtimes"]), runtimes.REFERENCE)
     parts = (
         facts.get(BASE_ARTIFACT),
         facts.get(IMAGES),

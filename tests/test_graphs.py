@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import ClassVar
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import execute
 from pipeline.models import network
 from pipeline.models.transforms import fakequant
 from pipeline.training import compiling, losses, recipe
 from pipeline.training.loop import Course, Hooks, Training, fit
+from pipeline.training.step import Step
 from tests import seeded
 from tests.test_training import SPEC, split
 
@@ -30,6 +33,37 @@ def test_whatever_the_stage_the_weights_are_those_of_the_eager_loop(tmp_path, mo
     resolve = execute.machine
     monkeypatch.setattr(execute, "machine", lambda *given: graphed(resolve(*given)))
     assert seeded.figures(tmp_path / "graphed", chains) == eager
+
+
+class NothingWaits(TorchDispatchMode):
+    """Fails where the host would wait for a GPU: a number is read, or a size depends on values."""
+
+    waiting: ClassVar = {
+        "_local_scalar_dense",
+        "is_nonzero",
+        "nonzero",
+        "masked_select",
+        "_unique2",
+        "unique_dim",
+        "bincount",
+    }
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in self.waiting, f"{name} waits for the device"
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_step_makes_the_host_wait_whatever_the_stage(tmp_path, monkeypatch):
+    step = Step.__call__
+
+    def watched(self, images, labels):
+        with NothingWaits():
+            step(self, images, labels)
+
+    monkeypatch.setattr(Step, "__call__", watched)
+    short = {"epochs": 1, "train_images": 130}
+    assert len(seeded.figures(tmp_path, **short)) == 1 + len(seeded.CHAINS)
 
 
 def test_a_training_that_was_stopped_ends_with_the_same_bits():

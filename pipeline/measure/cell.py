@@ -16,8 +16,8 @@ import torch
 from pipeline import hardware, runtimes
 from pipeline.artifact import Artifact, softmax
 from pipeline.data import Images, Split, ordered
-from pipeline.measure import accuracy, complexity, inference, latency, similarity
-from pipeline.measure.series import BATCHES, THREADS, Model, Series, Threads
+from pipeline.measure import accuracy, complexity, energy, gpu, inference, latency, similarity
+from pipeline.measure.series import BATCHES, ENERGY, THREADS, Model, Series, Threads
 from pipeline.models.network import ModelState
 from pipeline.sweep import Measure
 
@@ -72,6 +72,7 @@ def measure(
         for threads in THREADS:
             tick(f"latency, {threads} thread{'s' if threads == 'all' else ''}")
             measured |= _latency(mine, base, settings, threads, budget)
+        measured |= _on_gpu(mine, base, split, settings, measured, tick)
     return measured
 
 
@@ -123,7 +124,7 @@ def _seconds(mine: Candidate, base: Candidate, split: Split, settings: Measure) 
     own, others = (inference.timed_logits(one.artifact, images)[1] for one in (mine, base))
     return {"test_set_seconds": own, "base_test_set_seconds": others} | {
         f"runtimes/{name}/test_set_seconds": inference.timed_logits(mine.artifact, images, name)[1]
-        for name in settings.runtimes[1:]
+        for name in runtimes.on_cpu(settings.runtimes)[1:]
     }
 
 
@@ -176,7 +177,7 @@ def _elsewhere(mine: Candidate, split: Split, settings: Measure, measured: dict)
     predictions on the default runtime (0..1)."""
     images, labels = split.test.pixels.numpy(), split.test.labels.numpy()
     values: dict[str, float] = {}
-    for runtime in settings.runtimes[1:]:
+    for runtime in runtimes.on_cpu(settings.runtimes)[1:]:
         scores, seconds = inference.timed_logits(mine.artifact, images, runtime)
         classes = scores.argmax(1)
         share = runtimes.kernels(mine.artifact, runtime).integer_share
@@ -230,7 +231,7 @@ def _latency(
     in the same rounds, what is timed beside them: other runtimes, and in PyTorch (float32, eager)
     the base and the simulated network, within ``budget``."""
     deployed, beside = _sessions(mine, base, settings, inference.thread_count(threads))
-    samples: dict[str, np.ndarray] = {}
+    samples: dict[str, object] = {}
     for i, batch in enumerate(BATCHES):
         images = inference.any_images(mine.artifact.shape, batch)
         runs = {key: inference.run_of(s, images) for key, s in (deployed | beside).items()}
@@ -242,7 +243,40 @@ def _latency(
             Series(runtime, model, threads, batch).name: ms
             for (runtime, model), ms in timed.items()
         }
+        if threads == "all":
+            samples |= _energy({key: runs[key] for key in deployed}, batch, settings)
     return samples
+
+
+def _energy(
+    runs: dict[tuple[str, Model], latency.Run], batch: int, settings: Measure
+) -> dict[str, float]:
+    """Joules an image of calls back to back on all threads; nothing where this is not told."""
+    meter, values = energy.of_cpu(), {}
+    for (runtime, model), run in runs.items() if meter else ():
+        steady = energy.steady(run, batch, min(gpu.WINDOW_S, settings.seconds), meter)
+        if steady.joules_per_image is not None:
+            series = Series(runtime, model, "all", batch)
+            values[series.named(ENERGY)] = steady.joules_per_image
+    return values
+
+
+def _on_gpu(
+    mine: Candidate,
+    base: Candidate,
+    split: Split,
+    settings: Measure,
+    measured: dict,
+    tick: Callable[[str], None],
+) -> dict:
+    """Both on the runtimes of a GPU that the sweep names, where there is one."""
+    pixels, labels = split.test.pixels.numpy(), split.test.labels.numpy()
+    test = gpu.Test(pixels, labels, measured["predictions"])
+    contenders: dict[Model, gpu.Contender] = {
+        "artifact": gpu.Contender(mine.artifact, mine.state),
+        "base": gpu.Contender(base.artifact, base.state),
+    }
+    return gpu.measured(contenders, settings, test, tick)
 
 
 def _sessions(
@@ -252,7 +286,7 @@ def _sessions(
     deployed: Sessions = {}
     beside: Sessions = {}
     artifacts: tuple[tuple[Model, Candidate], ...] = (("artifact", mine), ("base", base))
-    for runtime in settings.runtimes:
+    for runtime in runtimes.on_cpu(settings.runtimes):
         group = deployed if runtime == runtimes.DEFAULT else beside
         for model, candidate in artifacts:
             group[runtime, model] = runtimes.session(candidate.artifact, threads, runtime)

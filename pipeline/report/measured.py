@@ -15,7 +15,7 @@ from pipeline.store import MeasurementEntry
 
 REQUIRED = ("accuracy", "stored_bytes")
 IN_RESULT = ""  # the name of the measurement in result.h5
-TIMES = ("latency/", "test_set_seconds", "base_test_set_seconds")
+TIMES = ("latency/", "throughput/", "energy/", "test_set_seconds", "base_test_set_seconds")
 # Facts that are of the machine that measured, in the place of those of the one that trained.
 OF_MACHINE = (
     "machine",

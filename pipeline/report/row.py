@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy
@@ -83,6 +83,8 @@ class Row(Identity):
     macs: int | None
     base_macs: int | None
     latencies: Mapping[Series, Latency]
+    images_per_s: Mapping[Series, float] = field(default_factory=dict)
+    joules_per_image: Mapping[Series, float] = field(default_factory=dict)
     test_set_seconds: float | None
     base_test_set_seconds: float | None
     integer_share: float | None
@@ -173,6 +175,8 @@ def row(cell: Identity, result: store.Result, one: Measurement | None = None) ->
         machine=machine(result.facts),
         measurement=one.name if one else IN_RESULT,
         latencies=_latencies(result.measured),
+        images_per_s=_numbers(result.measured, naming.THROUGHPUT),
+        joules_per_image=_numbers(result.measured, naming.ENERGY),
         training_seconds=_training_seconds(result),
         training_epochs=_training_epochs(result),
         seconds=_number(result.facts.get("seconds")),
@@ -193,6 +197,8 @@ MEASURED = tuple(
         "measurement",
         "other_images_of",
         "latencies",
+        "images_per_s",
+        "joules_per_image",
         "training_seconds",
         "training_epochs",
         "seconds",
@@ -227,6 +233,12 @@ def _latencies(measured: Mapping[str, Any]) -> dict[Series, Latency]:
         values = numpy.percentile(list(group.values()), PERCENTILES, axis=1).T.tolist()
         latencies |= {key: Latency(*ms) for key, ms in zip(group, values, strict=True)}
     return latencies
+
+
+def _numbers(measured: Mapping[str, Any], kind: str) -> dict[Series, float]:
+    """Of every series that has one of this kind."""
+    named = {naming.parse(name, kind): _number(value) for name, value in measured.items()}
+    return {series: n for series, n in named.items() if series is not None and n is not None}
 
 
 def _training_seconds(result: store.Result) -> float | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.models.network import ModelState
 
     Forward = Callable[[torch.Tensor], torch.Tensor]
+    Backend = str | Callable[..., Any] | None
 
 SIZES = (1, 64, 1024)  # images of a graph; what is in between is filled up
 WARM_UP = 3  # calls before a graph is captured: compilation, and cuDNN's choice of algorithms
@@ -36,7 +37,7 @@ class Cuda:
     there is no graph, which is for tests."""
 
     precision: str
-    backend: str | None = "inductor"
+    backend: Backend = "inductor"
     device: str = "cuda"
 
     PACKAGE = "torch"
@@ -50,6 +51,8 @@ class Cuda:
     def available(self) -> str | None:
         if reason := why_not_importable(self.PACKAGE):
             return reason
+        if self.device == "cpu":
+            return None
         import torch
 
         if not torch.cuda.is_available():
@@ -104,7 +107,7 @@ class Loaded:
     """A network on the device, with a graph for each of SIZES that was needed so far."""
 
     def __init__(
-        self, module: torch.nn.Module, shape: Shape, device: torch.device, backend: str | None
+        self, module: torch.nn.Module, shape: Shape, device: torch.device, backend: Backend
     ):
         import torch
 
@@ -114,6 +117,11 @@ class Loaded:
         if backend:
             self.forward = torch.compile(module, dynamic=False, fullgraph=True, backend=backend)
         self._calls: dict[int, Call] = {}
+
+    @property
+    def note(self) -> str | None:
+        """What is other than this runtime says of itself."""
+        return self.not_compiled and f"not compiled: {self.not_compiled}"
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """As many as there are, SIZES[-1] at a time at most."""
@@ -140,8 +148,12 @@ class Loaded:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # compilers have no error that all others are of
-                self.not_compiled = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                self.not_compiled = _first_line(getattr(error, "inner_exception", error))
         return Call(self.eager, shape, self.device)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class Call:

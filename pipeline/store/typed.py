@@ -43,6 +43,7 @@ class _Hardware(Typed):
     flags: list[Text] | Text | None = None
     cores: Amount | None = None
     gpu: Text | None = None
+    gpu_driver: Text | None = None
 
 
 class _Needs(Typed):

@@ -25,7 +25,8 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Steps:
-    """The steps of a training on N images, B a batch; ``rates``: the learning rate of each step.
+    """The steps of a training on N images, B a batch; ``rates``: of each of the optimizer's groups,
+    the learning rate of each step.
 
     While one batch is trained on, the next one is gathered and augmented, in another branch of the
     graph.
@@ -37,12 +38,12 @@ class Steps:
         batch: Callable[[Draws], Batch],
         images: int,
         size: int,
-        rates: Sequence[float],
+        rates: Sequence[Sequence[float]],
     ):
         device = step.machine.device
         self.step, self.batch, self.images = step, batch, images
         self.rates = torch.tensor(rates, dtype=torch.float32, device=device)
-        self.rate = torch.empty((), device=device)
+        self.rate = torch.empty(len(rates), device=device)
         self.number = torch.zeros(1, dtype=torch.int64, device=device)  # of the next step
         self.at = torch.arange(size, device=device)  # where the next batch is in the order
         self.first = self.at.clone()
@@ -54,8 +55,8 @@ class Steps:
         """False, and a line for the user, where it cannot be. Weights and the optimizer's memory
         are afterwards what they were; ``draws``: of any epoch."""
         rates = [group["lr"] for group in self.step.optim.param_groups]
-        for group in self.step.optim.param_groups:
-            group["lr"] = self.rate
+        for group, rate in zip(self.step.optim.param_groups, self.rate, strict=True):
+            group["lr"] = rate  # in the same memory
         _fill_momentum(self.step.optim)
         self.begin(draws, 0)
         self.step.begin()
@@ -86,8 +87,8 @@ class Steps:
     def _once(self) -> None:
         """One step, and beside it the next batch."""
         assert self.now is not None
-        self.rate.copy_(self.rates.index_select(0, self.number).squeeze(0))
-        self.number.add_(1).remainder_(len(self.rates))  # stays an index while it is warmed up
+        self.rate.copy_(self.rates.index_select(1, self.number).squeeze(1))
+        self.number.add_(1).remainder_(self.rates.shape[1])  # stays an index while it is warmed up
         if self.rates.is_cuda:
             main, beside = torch.cuda.current_stream(), torch.cuda.Stream()
             beside.wait_stream(main)

@@ -148,7 +148,8 @@ class WeightQuantizer(nn.Module):
 
     def rounded(self, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """To the nearest multiples of ``scale`` [K]; straight-through gradient inside the range."""
-        if torch.compiler.is_compiling():
+        # PyTorch's own asks a GPU for its zero points: the host waits, and no graph can hold that.
+        if torch.compiler.is_compiling() or weight.is_cuda:
             each = scale.reshape(-1, *[1] * (weight.dim() - 1))
             return _fake_quantized(weight, each, 0, -self.limit, self.limit)
         zero = torch.zeros(len(scale), dtype=torch.int32, device=scale.device)
@@ -180,7 +181,7 @@ def _fake_quantized(
     x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | int, low: int, high: int
 ) -> torch.Tensor:
     """PyTorch's own fake quantization, value for value, in operations that a compiler fuses with
-    what is around it; its own would go through the activations twice more."""
+    what is around them; its own would go through the activations twice more."""
     steps = torch.round(x * (1 / scale)) + zero_point
     rounded = (steps.clamp(low, high) - zero_point) * scale
     through = torch.where((steps >= low) & (steps <= high), x, 0)
