@@ -26,6 +26,7 @@ from pipeline.orchestrate import (
     send,
     state,
     submit,
+    there,
     watch,
 )
 from pipeline.orchestrate.graph import Array, Request
@@ -209,16 +210,16 @@ class Desk:
     def look(self, *rows: Row) -> state.SweepState:
         view = cluster.View(self.known, self.work, {row.task: row for row in rows})
         states: dict[str, state.CellState] = {}
-        there = state._published(self.asked, self.work, self.work.begun())
+        found = there.published(self.asked, self.work, self.work.begun())
         for cell in self.asked.cells:
             states[cell.id] = state._state(
                 cell,
                 self.work,
-                cell.id in there.done,
+                cell.id in found.done,
                 states.get(cell.base_id),
                 view,
-                there.outdated.get(cell.id),
-                cell.id in there.trained,
+                found.outdated.get(cell.id),
+                cell.id in found.trained,
             )
         return state.SweepState(tuple(states.values()), view)
 

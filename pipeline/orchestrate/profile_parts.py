@@ -1,4 +1,4 @@
-"""Parts of a profile: values that may reach sbatch, and what jobs that are no trainings request.
+"""Parts of a profile: the values that may reach sbatch, and the requests of jobs that do not train.
 
 Every value that reaches sbatch is one line of plain characters: values are quoted for the shell,
 but a newline in one would end its #SBATCH line.
