@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from pipeline import done, store
+from pipeline import done, store, usage
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
     batch,
@@ -177,6 +177,50 @@ def test_plan_tells_the_hours_of_both_kinds_of_jobs(tmp_path):
         wide = asked.cells[0].measure.model_copy(update={"threads": 12})
         threads = replace(asked, cells=tuple(replace(c, measure=wide) for c in asked.cells))
         submit._require_threads(threads, profile.load("sol"))
+
+
+def ran(cell, work, job: str, phases: dict[str, float], wall_s: float, gpus: int) -> None:
+    """One more attempt at a cell, in a job with 24 cores, or with 8 where it has no GPU."""
+    gib = 2**30
+    said = {
+        "job": job,
+        "ended": "now",
+        "wall_s": wall_s,
+        "training_s": phases.get("train", 0.0),
+        "epochs": 2 if "train" in phases else 0,
+        "phases": phases,
+        "request": {"cores": 24 if gpus else 8, "memory_bytes": 16 * gib, "gpus": gpus},
+        "used": {
+            "memory_bytes": 3 * gib,
+            "cores": 2.5,
+            "gpu_memory_bytes": gpus * gib,
+            "gpu_busy": None,
+        },
+    }
+    store.publish_json(store.new_attempt(work.cell(cell.id)).usage, said)
+
+
+def test_both_kinds_of_jobs_are_estimated_from_what_they_took(tmp_path):
+    asked, work = results.sweep(seeds=(0, 1)), Work(tmp_path)
+    one, other = asked.cells[:2]
+    for cell in (one, other):
+        results.publish(cell, work)
+    ran(one, work, "7_0", {"start": 9.0, "train": 60.0, "export": 1.0}, 100.0, gpus=1)
+    ran(one, work, "8_0", {"start": 5.0, "evaluate": 10.0, "measure": 30.0}, 45.0, gpus=0)
+    # In one job, as before there were two kinds.
+    ran(other, work, "9_0", {"train": 60.0, "evaluate": 5.0, "measure": 30.0}, 145.0, gpus=1)
+    times = batch.durations(asked, work, profile.load("sol"))
+    assert times.guess.overhead_s == pytest.approx(85) and times.guess.measure_s == 40
+    assert times.seconds(one) == pytest.approx(105) and times.measuring_s([one] * 3) == 120
+    together = batch.durations(asked, work, profile.load("sol", ["measure=in-job"]))
+    assert together.seconds(one) == pytest.approx(145)
+    # What would do is told of the jobs that train, and of their cores where they do not measure.
+    record = usage.of_cell(work.cell(one.id))
+    assert (record["job"], record["all"]["wall_s"], record["all"]["gpu_s"]) == ("7_0", 145.0, 100.0)
+    [_, advice] = usage.lines(usage.total([record]))
+    assert advice.startswith("This would do: --set cores=4") and "measure" not in advice
+    [_, advice] = usage.lines(usage.total([record, usage.of_cell(work.cell(other.id))]))
+    assert "also --set cores=4, once the sweep has `measure: {threads: 4}`" in advice
 
 
 # --- what is true now ------------------------------------------------------------------------
