@@ -76,12 +76,13 @@ CHAINS: dict[str, list[dict[str, dict]]] = {
 
 
 def figures(
-    folder: Path, chains: Iterable[str] = CHAINS, device: str = "cpu", **training: Any
+    folder: Path, chains: Iterable[str] | None = None, device: str = "cpu", **training: Any
 ) -> dict[str, dict[str, Any]]:
     """Chain -> what its weights and its history come to; called again with the same folder, it
     takes the base from there."""
     from tests import cells
 
+    chains = list(CHAINS if chains is None else chains)
     made = cells.cells(
         folder,
         ["base", *chains],
@@ -104,7 +105,7 @@ def _figures(cell, folder: Path, device: str) -> dict[str, Any]:
     with core, store.lock_cell(work.cell(cell.id)):
         torch.set_num_threads(1)
         if cell.is_base:
-            execute.run_cell(cell, work, work.root, device=device, threads=1)
+            execute.run_cell(cell, work, work.root, device=device, threads=1, measures=False)
         run = execute._Run(cell, work, work.cell(cell.id), work.root, device, lambda event: None)
         state, history = run.staged()
         run.checkpoints.close()

@@ -14,6 +14,7 @@ seeds of a variant share the split, so that accuracies differ by training alone.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import re
 import statistics
@@ -83,6 +84,7 @@ def main() -> None:
             if options.seconds and time.monotonic() - began > options.seconds:
                 break
             runs.append(_run(variant, recipe, seed, split, where, options))
+            gc.collect()  # the graphs of that training, which hold gigabytes
             print(_line(variant, [runs[-1]]), file=sys.stderr, flush=True)
             if options.json:
                 store.publish_json(options.json, runs)
