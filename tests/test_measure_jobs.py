@@ -223,6 +223,22 @@ def test_both_kinds_of_jobs_are_estimated_from_what_they_took(tmp_path):
     assert "also --set cores=4, once the sweep has `measure: {threads: 4}`" in advice
 
 
+def test_what_is_measured_on_a_gpu_requests_one(tmp_path):
+    asked, work = results.sweep(), Work(tmp_path)
+    told = {"runtimes": ("onnxruntime", "pytorch-cuda-fp16")}
+    both = tuple(replace(c, measure=c.measure.model_copy(update=told)) for c in asked.cells)
+    sol, known = profile.load("sol", ['gpu_options={"nice":3}']), ledger.Ledger(work.sweep("test"))
+    for cells, on_gpu in ((asked.cells, False), (both, True)):
+        sweep = replace(asked, cells=cells)
+        made = batch.prepare(sweep, work, tmp_path, sol, cells, known=known)
+        [text] = [item.script for item in made.prepared if item.array.measures]
+        assert ("--gres=gpu:a100:1" in text) is ("--nice=3" in text) is on_gpu
+        assert "--cpus-per-task=8" in text
+        planned = submit.planned(sweep, work, tmp_path, sol)
+        seconds = planned.gpu_hours * 3600
+        assert (seconds == pytest.approx(planned.cpu_hours * 150)) is not on_gpu
+
+
 # --- what is true now ------------------------------------------------------------------------
 
 

@@ -23,13 +23,16 @@ def of(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
     total_s = sum(seconds.values())
     chain_s = max(_chains_s(batch, seconds), default=0.0)
     measuring = _measuring_s(batch, times)
-    an_hour, measuring_an_hour = profile.charge_an_hour(), profile.charge_of_measuring() or 0.0
-    charge = None if an_hour is None else an_hour * total_s + measuring_an_hour * sum(measuring)
+    on_gpu = any(item.array.on_gpu for item in batch.prepared)
+    measuring_s = sum(measuring)
+    gpu_s = (total_s + (measuring_s if on_gpu else 0.0)) * profile.gpus
+    an_hour, to_measure = profile.charge_an_hour(), profile.charge_of_measuring(on_gpu)
+    charge = None if an_hour is None else an_hour * total_s + (to_measure or 0.0) * measuring_s
     share = cost.training_share(cells, times)
     used = usage.read(_done(batch, work), work)
     threads = usage.threads_of(batch.sweep.cells)
     return {
-        "gpu_hours": total_s * profile.gpus / 3600,
+        "gpu_hours": gpu_s / 3600,
         "gpu_hours_source": times.guess.source,
         "wall_hours": (max(chain_s, total_s / profile.at_once) + max(measuring, default=0)) / 3600,
         "charge": None if charge is None else charge / 3600,
@@ -37,7 +40,7 @@ def of(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
         "charge_parts": cost.parts(profile) or {},
         "cpu_hours": total_s * profile.cores / 3600,
         "measure_cpu_hours": (
-            sum(measuring) * profile.measure_job.cores / 3600 if profile.measure_job else 0.0
+            measuring_s * profile.measure_job.cores / 3600 if profile.measure_job else 0.0
         ),
         "training_share": share,
         "savings": tuple(cost.savings(profile, used, share, threads)),

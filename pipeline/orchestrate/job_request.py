@@ -63,9 +63,9 @@ def slurm_request(
             begin=f"now+{profile.follow_up.every_s}",
         )
     if array.measures and profile.measure_job is not None:
-        return replace(
-            for_cells, cores=profile.measure_job.cores, gres=None, part=profile.measure_job
-        )
+        gres = profile.gres if array.on_gpu else None
+        own = profile.measure_job
+        return replace(for_cells, cores=own.cores, gres=gres, part=own)
     if array.name != REPORT:
         return for_cells
     cores, report = profile.report.cores, profile.report

@@ -142,10 +142,10 @@ class Profile(Frozen):
         merged = {**self.options, **special, **alone, **(part.options if part else {})}
         return {name: value for name, value in merged.items() if value is not False}
 
-    def options_of(self, measures: bool) -> dict[str, str | bool]:
+    def options_of(self, measures: bool, on_gpu: bool = False) -> dict[str, str | bool]:
         """The same for jobs of cells."""
         if measures:
-            return self.options_for(False, self.measure_job)
+            return self.options_for(bool(self.gpu) and on_gpu, self.measure_job)
         return self.options_for(bool(self.gpu))
 
     def ignored(self) -> Iterator[str]:
@@ -166,12 +166,13 @@ class Profile(Frozen):
         """The most time to request after jobs made no progress in theirs."""
         return max(self.minutes, self.minutes_cap) if self.minutes_cap else None
 
-    def charge_of_measuring(self) -> float | None:
+    def charge_of_measuring(self, on_gpu: bool = False) -> float | None:
         """The same of a job that measures what others trained."""
         job = self.measure_job
         if job is None:
             return None
-        own = {"cores": job.cores, "memory_gib": job.memory_gib, "gpu": None}
+        gpu = self.gpu if on_gpu else None
+        own = {"cores": job.cores, "memory_gib": job.memory_gib, "gpu": gpu}
         return self.model_copy(update=own).charge_an_hour()
 
     def charge_an_hour(self) -> float | None:

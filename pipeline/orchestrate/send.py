@@ -269,7 +269,7 @@ def _send_somewhere(
             raise
     nodes = ",".join(exclude)
     tell(f"Slurm has no node but {nodes} for {item.array.name}: not excluded")
-    options = batch.cluster.profile.options_of(item.array.measures)
+    options = batch.cluster.profile.options_of(item.array.measures, item.array.on_gpu)
     script = without_nodes(item.script, options, exclude)
     anywhere = replace(item.array, request=replace(item.array.request, exclude=()))
     return _send(batch, replace(item, script=script, array=anywhere), jobs, known, function_of)
