@@ -29,6 +29,9 @@ for name in [name for name in os.environ if name.startswith("NETPRESS_") and nam
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "passive"  # where two are measured, they sleep, and do not spin
 
+# Compiling netpress anew in each of the hundreds of processes that tests start takes minutes.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 garbage.seldom()  # as in netpress's own processes: with PyTorch loaded, a sixth of the time
 
 settings.register_profile("netpress", deadline=None)  # a busy machine is no failure
