@@ -52,7 +52,7 @@ def test_two_sweeps_share_their_base(desk):
     assert "1 cell cancelled" in desk.netpress("cancel", second)[0]
     assert desk.states(first) == {"base/40": "queued", "quick/40": "waiting"}
     desk.netpress("cancel", first)
-    wait_for(lambda: "queued" not in desk.states(second).values(), 30)
+    desk.until_none(second, "queued")
     desk.resume(second, *LATER)
     assert len(in_queue(desk, "second")) == 3
 
