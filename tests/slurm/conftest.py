@@ -34,6 +34,7 @@ CALLED = ("squeue", "sacct", "sbatch", "scancel", "scontrol")
 PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 MISSING = [name for name in COMMANDS if shutil.which(name, path=PATH) is None]
 REQUIRED = os.environ.get("NETPRESS_REQUIRE_SLURM") == "1"
+ELSEWHERE = f"export PYTHONPATH=$PYTHONPATH:{HERE / 'elsewhere'}"  # in `setup`; see there
 REASON = (
     f"no {', '.join(MISSING)}: apt-get install slurm-wlm slurmdbd munge mariadb-server "
     "brings a SLURM to test on"
@@ -50,7 +51,7 @@ datasets: [digits]
 techniques: {techniques}
 seeds: {seeds}
 training: {{epochs: {epochs}, batch_size: 50, train_images: 100, test_images: 50}}
-measure: {{repeats: 1, seconds: 0.1}}
+measure: {{repeats: 1, seconds: 0.1, simulated_seconds: 0.1}}
 define:
   quick: [{{finetune: {{epochs: 1}}}}]
   quick2: [{{finetune: {{epochs: 2}}}}]
@@ -261,6 +262,12 @@ class Desk:
 
     def jobs(self, name: str) -> list[int]:
         return [line["job"] for line in self.ledger(name) if line["event"] == "submitted"]
+
+
+def held(mebibytes: int) -> tuple[str, ...]:
+    """The profile's setting with which each cell's process has so much memory from the start."""
+    lines = [ELSEWHERE, f"export NETPRESS_TEST_HELD_BYTES={mebibytes << 20}"]
+    return ("--set", "setup=" + json.dumps(lines))
 
 
 @dataclass(frozen=True)

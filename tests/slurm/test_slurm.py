@@ -14,10 +14,10 @@ import pytest
 from pipeline import store
 from pipeline.orchestrate import slurm
 from pipeline.paths import CODE
-from tests.slurm.conftest import HERE, SMALL, halt, wait_for
+from tests.slurm.conftest import HERE, SMALL, halt, held, wait_for
 
 LATER = ("--set", 'options={"begin":"now+1hour"}')  # jobs that stay in the queue
-LONG = 40  # epochs; what is to be interrupted is stopped after the first
+LONG = 20  # epochs; what is to be interrupted is stopped after the first
 
 
 def scripts_sent(desk, name: str) -> dict[str, str]:
@@ -205,19 +205,15 @@ def test_a_node_that_dies(desk):
 
 def test_out_of_memory_is_named_and_gets_more(desk):
     sweep = desk.sweep("memory", techniques="[base, quick]")
-    held = [  # with half a GiB of PyTorch's it is too much before anything is trained
-        f"export PYTHONPATH=$PYTHONPATH:{HERE / 'elsewhere'}",
-        f"export NETPRESS_TEST_HELD_BYTES={700 << 20}",
-    ]
-    setup = ("--set", "setup=" + json.dumps(held))
-    desk.submit(sweep, "--set", "memory_gib=1", *setup)
+    more = ("--set", "memory_gib=1", *held(700))  # PyTorch has half a GiB before it trains
+    desk.submit(sweep, *more)
     found = desk.settled(sweep)
     assert found["base/0"]["state"] == "failed"
     assert found["base/0"]["reason"].startswith("out of memory: 1.")
     assert found["base/0"]["reason"].endswith(" of 1 GiB")
     assert found["quick/0"]["state"] == "failed" and "its base" in found["quick/0"]["reason"]
     desk.counted()
-    out = desk.netpress("resume", sweep, *SMALL, "--set", "memory_gib=1", *setup)[0]
+    out = desk.netpress("resume", sweep, *SMALL, *more)[0]
     assert "2 GiB instead of 1" in out
     assert desk.counted()["sbatch"] == 3
     assert {c["state"] for c in desk.settled(sweep).values()} == {"done"}
