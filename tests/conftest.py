@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import io
 import os
 import pickle
 import sys
@@ -72,6 +73,27 @@ def operators():
 
         collected = functools.cache(ONNXRegistry.from_torchlib)
         ONNXRegistry.from_torchlib = staticmethod(collected)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def letters():
+    """Taking the letters of a figure out of their font takes longer than the rest of its PDF. Here
+    it is done once a process for the same letters, of which most figures of tests have the same."""
+    if "matplotlib.backends.backend_pdf" not in sys.modules:
+        return
+    from matplotlib.backends import _backend_pdf_ps as fonts
+
+    subset_of, file_of = fonts.get_glyphs_subset, fonts.font_as_file
+
+    @functools.cache
+    def taken(font, glyphs):
+        with subset_of(font, glyphs) as made:
+            return made._replace(font=file_of(made.font).getvalue())
+
+    fonts.get_glyphs_subset = lambda font, glyphs: contextlib.nullcontext(
+        taken(font, frozenset(glyphs))
+    )
+    fonts.font_as_file = io.BytesIO
 
 
 # --- two processes (pytest-xdist) ------------------------------------------------------------
