@@ -46,8 +46,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "whitening": {"whitening": 1.0},
     "dirac": {"dirac": True},
     "bias": {"bias_rate": 16.0},
-    "ema": {"averaging": "ema"},
-    "lookahead": {"averaging": "lookahead"},
+    "lookahead": {"lookahead": True},
 }
 LISTS = {  # by what is learned of them
     "short": (  # in 8 epochs what takes the standard recipe 16
