@@ -38,7 +38,7 @@ def whiten(state: ModelState, pixels: torch.Tensor) -> None:
     """The convolutions that read the image give what it varies in, each with variance one, and its
     negative beside it, which a rectifier would lose: the eigenvectors of the pixels' covariance,
     those of the most variance first, as far as there are filters (Jordan 2024, arXiv 2404.00498,
-    section 3.1, after Page 2019). Filters beyond that stay as they are."""
+    "patch-whitening", with kernels of 2x2). Filters beyond that stay as they are."""
     found = list(image_layers(state))
     if not found:
         raise UserError(

@@ -20,7 +20,7 @@ Tensors = dict[str, torch.Tensor]
 class Lookahead:
     """The network goes back to the average every few steps, and ends as the average (Zhang et al.
     2019, algorithm 1). The average takes all of the network at first, and less and less of it later
-    (Jordan 2024, arXiv 2404.00498, section 3.4).
+    (as in the code of Jordan 2024, arXiv 2404.00498).
 
     Does nothing where the recipe goes without. ``kept``: the average of a training that is resumed.
     """

@@ -191,7 +191,7 @@ class _Loop:
 
     def _mirrored(self) -> torch.Tensor | None:
         """Which images are mirrored in this epoch, where that is not left to chance: each in every
-        other one, half of them in the first (Jordan 2024, arXiv 2404.00498, section 3.6)."""
+        other one, half of them in the first (Jordan 2024, arXiv 2404.00498)."""
         if self.course.recipe.flips == "random":
             return None
         device, seed = self.course.machine.device, self.course.seed
