@@ -155,7 +155,7 @@ def load(dataset: Dataset, recipe: Recipe, seed: int, root: Path, cache: Path) -
 
     module = _module(dataset)
     key = _key(dataset, root)
-    whole = decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key))
+    whole = decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key, cache))
     flip = module.FLIP if dataset.flip is None else dataset.flip
     return split(whole, dataset.name, recipe, seed, flip)
 
@@ -212,7 +212,7 @@ def decode(dataset: Dataset, root: Path, cache: Path, say: Callable[[str], None]
 
     key = _key(dataset, root)
     say(f"{dataset.name}: reading all images, once")
-    whole = _decoded(dataset, root, key)  # before the cache has a folder for it
+    whole = _decoded(dataset, root, key, cache)  # before the cache has a folder for it
     decoded.load(cache, dataset.name, key, lambda: whole)
 
 
@@ -259,13 +259,16 @@ def fetch(
         from pipeline.data import cache as decoded
 
         key = _key(dataset, root)
-        decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key))
+        decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key, cache))
 
 
-def _decoded(dataset: Dataset, root: Path, key: str) -> Decoded:
+def _decoded(dataset: Dataset, root: Path, key: str, cache: Path) -> Decoded:
     """All images, if they are still those of the key: another's would be kept under it."""
+    from pipeline.data.cache import scratch
+
     module = _module(dataset)
-    whole = module.decode(dataset, root)
+    with scratch(cache):
+        whole = module.decode(dataset, root)
     if _key(dataset, root) != key:
         raise UserError(
             f"{dataset.name}: its files changed while they were read; expected them to stay as "

@@ -66,7 +66,7 @@ def augmented(
     images: Images, draws: Draws, crop: int, fill: int, cutout: int = 0
 ) -> tuple[Tensor, Tensor]:
     """The batch (pixels uint8 [B, C, H, W], labels int64 [B]) of these draws [B]."""
-    pixels = images.pixels.index_select(0, draws.order)
+    pixels = images.at(draws.order)
     labels = images.labels.index_select(0, draws.order)
     moved = _moved(pixels, draws.shifts, draws.mirrored, crop, fill)
     return _with_holes(moved, draws.holes, cutout, fill) if cutout else moved, labels
@@ -98,7 +98,7 @@ def batches(
 
 def ordered(images: Images, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(pixels, labels) of all images as they lie, the last short batch included."""
-    return zip(images.pixels.split(batch_size), images.labels.split(batch_size), strict=True)
+    return images.batches(batch_size)
 
 
 def _moved(pixels: Tensor, shifts: Tensor, mirrored: Tensor, crop: int, fill: int) -> Tensor:

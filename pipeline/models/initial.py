@@ -27,7 +27,8 @@ def fresh(spec: NetworkSpec, seed: int, recipe: Recipe, images: Images) -> Model
     a network that cannot have what the recipe asks for."""
     state = network.new(spec, seed)
     if recipe.whitening:
-        whiten(state, images.pixels[:IMAGES].cpu())
+        first = torch.arange(min(IMAGES, len(images)), device=images.pixels.device)
+        whiten(state, images.at(first).cpu())
     if recipe.dirac:
         hand_on(state)
     return state

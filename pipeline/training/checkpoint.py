@@ -37,7 +37,7 @@ from pipeline.training.lookahead import Tensors
 from pipeline.training.loop import Buffers, Training
 
 KEPT = 2
-GRACE, SHARE = 1.0, 0.03  # see Checkpointer
+GRACE, SHARE = 0.3, 0.03  # see Checkpointer
 BITS = "bits"  # in a file's text: name -> shape of each tensor of truth values
 NAME = re.compile(r"(state-[0-9]+|model)\.safetensors")
 SHA256 = re.compile(r"[0-9a-f]{64}")

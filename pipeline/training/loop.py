@@ -36,7 +36,7 @@ METRICS = (
 )
 EVALUATION_BATCH = 500
 # Of a training: for fewer, on a GPU, compiling takes longer than it saves. Of VGG-16 on an H200 at
-# batch 512 it saves 1.3 ms a step, and takes 7 s though its cache is warm.
+# batch 512 it saves 1.3 ms a step, and takes 5 s though its cache is warm.
 COMPILED_STEPS = 5_000
 Buffers = dict[str, dict[str, torch.Tensor]]  # of the optimizer: parameter's name -> its own
 
