@@ -172,6 +172,22 @@ def test_the_first_convolution_whitens_and_its_negatives_stand_beside():
     assert all(torch.equal(t, plain.network.module.state_dict()[n]) for n, t in others.items())
 
 
+def test_whitening_sees_images_of_all_classes(monkeypatch):
+    """They may lie class by class, as those of folders do."""
+    monkeypatch.setattr(initial, "IMAGES", 16)
+    whole, order = images(), torch.argsort(images().labels, stable=True)
+    lying = data.Images(whole.pixels[order], whole.labels[order])
+    seen = []
+    monkeypatch.setattr(initial, "whiten", lambda state, pixels: seen.append(pixels))
+    initial.fresh(SPEC, 0, recipe(whitening=1.0), lying)
+    [pixels] = seen
+    counts = [
+        int((pixels[:, None] == lying.pixels[k * 16 :][:16]).flatten(2).all(2).sum())
+        for k in range(4)
+    ]
+    assert counts == [4] * 4
+
+
 def test_further_convolutions_hand_their_channels_on():
     state = initial.fresh(SPEC, 0, recipe(dirac=True), split().train)
     module, x = state.network.module, torch.randn(2, 16, 6, 6)
