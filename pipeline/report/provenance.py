@@ -76,7 +76,7 @@ def _extras(recipe: Recipe) -> tuple[str, ...]:
         f"biases of normalization at {recipe.bias_rate:g} times the rate"
         if recipe.bias_rate != 1
         else "",
-        f"averaged weights ({recipe.averaging})" if recipe.averaging != "none" else "",
+        "lookahead" if recipe.lookahead else "",
         f"mixup with Beta({recipe.mixup:g}, {recipe.mixup:g})" if recipe.mixup else "",
     )
 

@@ -217,9 +217,9 @@ class Recipe(Frozen):
     trainings from fresh weights, see `continued`. `whitening`: the first convolution starts as
     whitening filters, and stays so for this fraction of all steps (0: neither). `dirac`: other
     convolutions start by handing on what they read. `bias_rate`: learning rate of batch
-    normalization's biases, a multiple of that of all. `averaging`: the network ends as an average
-    of its weights (`ema`), or goes back to one every few steps (`lookahead`). `mixup`: where labels
-    alone are learned, images are blended, in parts drawn from Beta(mixup, mixup).
+    normalization's biases, a multiple of that of all. `lookahead`: every few steps the network goes
+    back to a running average of its weights. `mixup`: where labels alone are learned, images are
+    blended, in parts drawn from Beta(mixup, mixup).
     """
 
     epochs: int = Field(60, ge=1, le=100_000)
@@ -243,7 +243,7 @@ class Recipe(Frozen):
     whitening: float = _young(0.0, ge=0, le=1)
     dirac: bool = _young(False)
     bias_rate: float = _young(1.0, gt=0, le=1000)
-    averaging: Literal["none", "ema", "lookahead"] = _young("none")
+    lookahead: bool = _young(False)
     mixup: float = _young(0.0, ge=0, le=100)
 
     _named = model_validator(mode="before")(recipes.expanded)
@@ -259,7 +259,7 @@ class Recipe(Frozen):
 
 _OF_FRESH_WEIGHTS = {
     name: Recipe.model_fields[name].default
-    for name in ("whitening", "dirac", "bias_rate", "averaging", "mixup")
+    for name in ("whitening", "dirac", "bias_rate", "lookahead", "mixup")
 }
 
 
