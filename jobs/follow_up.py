@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.orchestrate import ledger, slurm, submit, submitted
 from pipeline.orchestrate.plan import load_again
 from pipeline.orchestrate.profile import Cluster
-from pipeline.orchestrate.profile import FollowUp as FollowUpJob
+from pipeline.orchestrate.profile_parts import FollowUp as FollowUpJob
 from pipeline.orchestrate.send import JobFunctions
 from pipeline.paths import JobPaths, Work
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import runtimes, store
 from pipeline.errors import Corrupt
+from pipeline.measure.series import KINDS
 from pipeline.paths import CellPaths
 
 if TYPE_CHECKING:
@@ -88,6 +89,6 @@ def _is_taken(name: str, asked: Sequence[str], own: bool) -> bool:
     """Of a measured value. `own`: it is of this very machine, as are the seconds for the test
     set."""
     kind, _, rest = name.partition("/")
-    if kind == "latency" or (name.endswith("test_set_seconds") and not own):
+    if kind in KINDS or (name.endswith("test_set_seconds") and not own):
         return False
     return kind != "runtimes" or rest.partition("/")[0] in asked

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.functional import resized_crop
 
-from pipeline import data
+from pipeline import data, execute
 from pipeline.data import cache
 from pipeline.errors import UserError
+from pipeline.paths import Work
 from pipeline.sweep import Recipe
+from pipeline.training.checkpoint import read_model
 from tests import cells
 from tests.test_folders import fill, own
 
@@ -68,3 +73,67 @@ def test_where_the_disk_has_no_room_it_is_refused_before_it_is_decoded(tmp_path,
         with pytest.raises(UserError, match="the cache's disk has .* give a smaller `size:`"):
             data.load(dataset, RECIPE, 0, tmp_path, disk)
         assert not list(disk.rglob("*.npy"))
+
+
+# --- parts of an image, enlarged -------------------------------------------------------------
+
+
+def photographs(count: int) -> data.Images:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand((count, 3, 6, 5), generator=generator)
+    pixels = torch.nn.functional.interpolate(coarse, (24, 20), mode="bicubic")
+    return data.Images(pixels.clamp(0, 1).mul(255).byte(), torch.arange(count))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_an_enlarged_part_is_what_torchvision_makes_of_the_same_box(flip):
+    images = photographs(12)
+    how = data.Augmentation(flip=flip, resized_crop=0.2)
+    draws = data.draw(images, torch.Generator().manual_seed(1), how)
+    pixels, labels = data.augmented(images, draws, how)
+    for i, label in enumerate(labels.tolist()):
+        top, left, rows, columns = draws.boxes[:, i].int().tolist()
+        expected = resized_crop(
+            images.pixels[label].float(), top, left, rows, columns, [24, 20], antialias=False
+        )
+        expected = expected.flip(2) if draws.mirrored[i] else expected
+        assert (pixels[i].float() - expected).abs().max() <= 0.51
+    assert draws.mirrored.any() == flip
+
+
+def test_boxes_lie_in_the_image_and_have_the_areas_and_shapes_that_are_told():
+    images = photographs(1).pixels.expand(4000, 3, 24, 20)
+    how = data.Augmentation(resized_crop=0.25)
+    everything = data.Images(images, torch.zeros(4000, dtype=torch.int64))
+    top, left, rows, columns = data.draw(everything, torch.Generator().manual_seed(2), how).boxes
+    assert (top >= 0).all() and (left >= 0).all()
+    assert (top + rows <= 24).all() and (left + columns <= 20).all()
+    assert ((top + rows == 24) & (top > 0)).any() and ((left + columns == 20) & (left > 0)).any()
+    part, ratio = rows * columns / 480, columns / rows
+    assert 0.2 < part.min() < 0.3 and part.max() > 0.9 and 0.55 < part.mean() < 0.65
+    # Sides are whole pixels, so shapes are a little beyond.
+    assert 0.65 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.5
+
+
+def test_a_network_trains_on_parts_of_large_images_that_lie_in_a_mapped_file(tmp_path, monkeypatch):
+    """Through a sweep file, resumed, and in the steps of a CUDA graph: the same weights."""
+    monkeypatch.setattr(cache, "MAPPED", 100)
+    fill(tmp_path / "own", train=12)
+    training = cells.TRAINING | {"epochs": 2, "batch_size": 4, "train_images": 16}
+    sets = [{"name": "own", "folder": str(tmp_path / "own"), "size": 32}]
+    resolve, found = execute.machine, {}
+    for how in ("eager", "graphed"):
+        made = cells.cells(
+            tmp_path, ["base"], datasets=sets, training=training | {"resized_crop": 0.3}
+        )
+        work = Work(tmp_path / how)
+        with monkeypatch.context() as patch:
+            graphed = how == "graphed"
+            patch.setattr(
+                execute,
+                "machine",
+                lambda *given, g=graphed: dataclasses.replace(resolve(*given), graphed=g),
+            )
+            cells.run(made["base"], work)
+        found[how] = read_model(work.cell(made["base"].id).model).network.state_dict()
+    assert all(torch.equal(t, found["graphed"][name]) for name, t in found["eager"].items())

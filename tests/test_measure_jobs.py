@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from pipeline import done, store
+from pipeline import done, store, usage
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
     batch,
@@ -26,6 +26,7 @@ from pipeline.orchestrate import (
     send,
     state,
     submit,
+    there,
     watch,
 )
 from pipeline.orchestrate.graph import Array, Request
@@ -178,6 +179,66 @@ def test_plan_tells_the_hours_of_both_kinds_of_jobs(tmp_path):
         submit._require_threads(threads, profile.load("sol"))
 
 
+def ran(cell, work, job: str, phases: dict[str, float], wall_s: float, gpus: int) -> None:
+    """One more attempt at a cell, in a job with 24 cores, or with 8 where it has no GPU."""
+    gib = 2**30
+    said = {
+        "job": job,
+        "ended": "now",
+        "wall_s": wall_s,
+        "training_s": phases.get("train", 0.0),
+        "epochs": 2 if "train" in phases else 0,
+        "phases": phases,
+        "request": {"cores": 24 if gpus else 8, "memory_bytes": 16 * gib, "gpus": gpus},
+        "used": {
+            "memory_bytes": 3 * gib,
+            "cores": 2.5,
+            "gpu_memory_bytes": gpus * gib,
+            "gpu_busy": None,
+        },
+    }
+    store.publish_json(store.new_attempt(work.cell(cell.id)).usage, said)
+
+
+def test_both_kinds_of_jobs_are_estimated_from_what_they_took(tmp_path):
+    asked, work = results.sweep(seeds=(0, 1)), Work(tmp_path)
+    one, other = asked.cells[:2]
+    for cell in (one, other):
+        results.publish(cell, work)
+    ran(one, work, "7_0", {"start": 9.0, "train": 60.0, "export": 1.0}, 100.0, gpus=1)
+    ran(one, work, "8_0", {"start": 5.0, "evaluate": 10.0, "measure": 30.0}, 45.0, gpus=0)
+    # In one job, as before there were two kinds.
+    ran(other, work, "9_0", {"train": 60.0, "evaluate": 5.0, "measure": 30.0}, 145.0, gpus=1)
+    times = batch.durations(asked, work, profile.load("sol"))
+    assert times.guess.overhead_s == pytest.approx(85) and times.guess.measure_s == 40
+    assert times.seconds(one) == pytest.approx(105) and times.measuring_s([one] * 3) == 120
+    together = batch.durations(asked, work, profile.load("sol", ["measure=in-job"]))
+    assert together.seconds(one) == pytest.approx(145)
+    # What would do is told of the jobs that train, and of their cores where they do not measure.
+    record = usage.of_cell(work.cell(one.id))
+    assert (record["job"], record["all"]["wall_s"], record["all"]["gpu_s"]) == ("7_0", 145.0, 100.0)
+    [_, advice] = usage.lines(usage.total([record]))
+    assert advice.startswith("This would do: --set cores=4") and "measure" not in advice
+    [_, advice] = usage.lines(usage.total([record, usage.of_cell(work.cell(other.id))]))
+    assert "also --set cores=4, once the sweep has `measure: {threads: 4}`" in advice
+
+
+def test_what_is_measured_on_a_gpu_requests_one(tmp_path):
+    asked, work = results.sweep(), Work(tmp_path)
+    told = {"runtimes": ("onnxruntime", "pytorch-cuda-fp16")}
+    both = tuple(replace(c, measure=c.measure.model_copy(update=told)) for c in asked.cells)
+    sol, known = profile.load("sol", ['gpu_options={"nice":3}']), ledger.Ledger(work.sweep("test"))
+    for cells, on_gpu in ((asked.cells, False), (both, True)):
+        sweep = replace(asked, cells=cells)
+        made = batch.prepare(sweep, work, tmp_path, sol, cells, known=known)
+        [text] = [item.script for item in made.prepared if item.array.measures]
+        assert ("--gres=gpu:a100:1" in text) is ("--nice=3" in text) is on_gpu
+        assert "--cpus-per-task=8" in text
+        planned = submit.planned(sweep, work, tmp_path, sol)
+        seconds = planned.gpu_hours * 3600
+        assert (seconds == pytest.approx(planned.cpu_hours * 150)) is not on_gpu
+
+
 # --- what is true now ------------------------------------------------------------------------
 
 
@@ -209,16 +270,16 @@ class Desk:
     def look(self, *rows: Row) -> state.SweepState:
         view = cluster.View(self.known, self.work, {row.task: row for row in rows})
         states: dict[str, state.CellState] = {}
-        there = state._published(self.asked, self.work, self.work.begun())
+        found = there.published(self.asked, self.work, self.work.begun())
         for cell in self.asked.cells:
             states[cell.id] = state._state(
                 cell,
                 self.work,
-                cell.id in there.done,
+                cell.id in found.done,
                 states.get(cell.base_id),
                 view,
-                there.outdated.get(cell.id),
-                cell.id in there.trained,
+                found.outdated.get(cell.id),
+                cell.id in found.trained,
             )
         return state.SweepState(tuple(states.values()), view)
 

@@ -29,7 +29,15 @@ from pipeline.terminal import tell
 from pipeline.versions import SHARED
 
 if TYPE_CHECKING:
-    from pipeline.data.augment import Draws, augmented, batch_count, batches, draw, ordered
+    from pipeline.data.augment import (
+        Augmentation,
+        Draws,
+        augmented,
+        batch_count,
+        batches,
+        draw,
+        ordered,
+    )
     from pipeline.data.cache import Decoded
     from pipeline.data.pictures import images_from, read_image
     from pipeline.data.split import Images, Split, sample
@@ -39,6 +47,7 @@ __all__ = [
     "DATASETS",
     "FOLDERS",
     "VERSION",
+    "Augmentation",
     "Draws",
     "Images",
     "Split",
@@ -123,6 +132,7 @@ LEAST = 2  # images of a class: one for training, one held out
 OWN_FOLDER = "pipeline.data.folder"  # any other name, given with `folder:` in the sweep file
 
 _ELSEWHERE = {
+    "Augmentation": "augment",
     "Draws": "augment",
     "Images": "split",
     "Split": "split",

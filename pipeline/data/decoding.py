@@ -198,7 +198,8 @@ def _check_memory(name: str, folder: Folder, shape: tuple[int, int, int]) -> Non
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory / 2:
         raise UserError(
-            f"{size} of this machine's {memory / 2**30:.0f}: give a smaller `size:` in the sweep file"
+            f"{size} of this machine's {memory / 2**30:.0f}: give a smaller `size:` in the sweep "
+            "file"
         )
 
 

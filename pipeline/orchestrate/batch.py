@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,23 +17,20 @@ from pipeline.orchestrate import (
     ledger,
     measure_jobs,
     rehearse,
-    report_job,
     slurm,
     state,
 )
-from pipeline.orchestrate.cluster import View
 from pipeline.orchestrate.durations import Durations
-from pipeline.orchestrate.graph import Array, Queued, Request
+from pipeline.orchestrate.graph import Array, Request
+from pipeline.orchestrate.in_queue import InQueue, in_queue
+from pipeline.orchestrate.job_request import FOLLOW_UP, REPORT, dependency, slurm_request
 from pipeline.orchestrate.profile import Cluster
 from pipeline.orchestrate.report_job import ReportState
 from pipeline.sweep import Cell, Sweep
 
 if TYPE_CHECKING:
-    from pipeline.orchestrate.executor import JobRequest
     from pipeline.orchestrate.room import Limit
 
-REPORT = report_job.KIND
-FOLLOW_UP = ledger.FOLLOW_UP
 REPORTS_AGAIN = ("failed", "missing")  # states of a report that `submit` sends again
 DEFAULT_MAX_ARRAY_SIZE = 1001
 NO_ARRAYS = (
@@ -93,43 +90,6 @@ class Batch:
         rest = self.unmeasured if array.measures else self.rest
         for cell in array.cells if cells is None else cells:
             rest[cell] = request(self.sweep.by_id[cell])
-
-
-@dataclass(frozen=True)
-class InQueue:
-    """Jobs of a sweep that are in the queue before a batch is sent: those that make cells, the
-    bases of others, where all of these are, the job that submits the rest, the reports, and whether
-    one of these waits for all others."""
-
-    jobs: tuple[int, ...] = ()
-    bases: Mapping[str, Queued] = field(default_factory=dict)
-    places: measure_jobs.Places = field(default_factory=measure_jobs.Places)
-    follow_up: int | None = None
-    reports: tuple[int, ...] = ()
-    has_report: bool = False
-
-
-def in_queue(sweep: Sweep, view: View | None) -> InQueue:
-    if view is None:
-        return InQueue()
-    bases, places = {}, measure_jobs.Places()
-    for cell in sweep.cells:
-        if not view.in_queue(cell.id):
-            continue
-        at = view.last[cell.id]
-        assert at.entry.job is not None  # it is in the queue
-        places.add_one(cell.id, str(at.entry.job), at.index, at.entry.tasks, at.entry.single)
-        if cell.is_base:
-            bases[cell.id] = Queued(at.entry.job, at.index, at.entry.single)
-    follow_ups = [entry.job for entry in view.follow_ups]
-    return InQueue(
-        tuple(view.alive_jobs),
-        bases,
-        places,
-        follow_ups[-1] if follow_ups else None,
-        tuple(view.alive_reports),
-        view.has_report(text_id(sweep)),
-    )
 
 
 def limit(cluster: Cluster) -> int:
@@ -375,65 +335,6 @@ def unknown_jobs(
             and match[1] not in known.entries
         }
     )
-
-
-def text_id(sweep: Sweep) -> str:
-    """Identifies the contents of the sweep file that a report is for, in the ledger."""
-    return hashlib.sha256(sweep.text.encode()).hexdigest()[:10]
-
-
-def dependency(array: Array, names: Mapping[str, str]) -> str | None:
-    """`aftercorr:@NAME`: names stand for ids of jobs in this batch, not known yet."""
-    if not array.after:
-        return None
-    return f"{array.kind}:" + ":".join(_placed(on, names) for on in array.after)
-
-
-def _placed(on: str, names: Mapping[str, str]) -> str:
-    name, _, index = on.rpartition("_")
-    if name in names:
-        return f"@{names[name]}@_{index}"
-    return f"@{names[on]}@" if on in names else on
-
-
-def slurm_request(
-    array: Array, cluster: Cluster, name: str, job: paths.JobPaths, dependency: str | None
-) -> JobRequest:
-    """The complete request of an array; the report's job has its own part of the profile."""
-    from pipeline.orchestrate.executor import JobRequest
-
-    profile, request = cluster.profile, array.request
-    for_cells = JobRequest(
-        profile=profile,
-        name=name,
-        job=job,
-        indices=tuple(array.tasks),
-        memory_gib=request.memory_gib,
-        minutes=request.minutes,
-        dependency=dependency or (profile.dependency if array.cells else None),
-        exclude=request.exclude,
-        cores=profile.cores,
-        gres=profile.gres,
-        single=array.single,
-        code=cluster.code.folder,
-        at_once=array.at_once,
-    )
-    if array.name == FOLLOW_UP and profile.follow_up is not None:
-        return replace(
-            for_cells,
-            cores=profile.follow_up.cores,
-            gres=None,
-            part=profile.report,
-            begin=f"now+{profile.follow_up.every_s}",
-        )
-    if array.measures and profile.measure_job is not None:
-        return replace(
-            for_cells, cores=profile.measure_job.cores, gres=None, part=profile.measure_job
-        )
-    if array.name != REPORT:
-        return for_cells
-    cores, report = profile.report.cores, profile.report
-    return replace(for_cells, cores=cores, gres=None, part=report, mail_on="END,FAIL")
 
 
 def estimated(sweep: Sweep, work: paths.Work, cluster: Cluster) -> estimate.Estimate:

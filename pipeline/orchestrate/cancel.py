@@ -25,9 +25,10 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
             return
         places = {cell.id: _places(cell, view, bool(cells)) for cell in sweep.cells}
         queued = [cell for cell in cells or sweep.cells if places[cell.id]]
-        chosen = [c for c in queued if all(is_ours(at.entry) for at in places[c.id])]
-        yield from _of_others(cell for cell in queued if cell not in chosen)
-        tasks = {at.task for cell in chosen for at in places[cell.id]}
+        ours = {c.id: [at for at in places[c.id] if is_ours(at.entry)] for c in queued}
+        chosen = [cell for cell in queued if ours[cell.id]]
+        yield from _of_others(c for c in queued if len(ours[c.id]) < len(places[c.id]))
+        tasks = {at.task for cell in chosen for at in ours[cell.id]}
         shared = [c for c in sweep.cells if tasks & {at.task for at in places[c.id]}]
         reports = [] if cells else view.alive_reports
         reports += [] if cells else [e.job for e in view.follow_ups if e.job is not None]

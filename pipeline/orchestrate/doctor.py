@@ -227,9 +227,9 @@ def _remedy(message: str) -> str:
 def _script(cluster: Cluster, work: Path, kind: str = "cells") -> str:
     """The real script of a job of cells, or of one that measures, or of the report, in a folder
     that does not have to exist."""
-    from pipeline.orchestrate.batch import slurm_request
     from pipeline.orchestrate.executor import script
     from pipeline.orchestrate.graph import Array, Request
+    from pipeline.orchestrate.job_request import slurm_request
 
     profile = cluster.profile
     own = {"report": profile.report, "measure": profile.measure_job}.get(kind)

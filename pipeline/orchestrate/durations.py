@@ -15,7 +15,8 @@ from functools import cached_property
 
 from pipeline.orchestrate.estimate import Estimate
 from pipeline.orchestrate.graph import Array, Ids, Pack, Request, packer
-from pipeline.orchestrate.profile import MeasureJob, Profile
+from pipeline.orchestrate.profile import Profile
+from pipeline.orchestrate.profile_parts import MeasureJob
 from pipeline.sweep import Cell, Sweep
 
 LEAST_MINUTES = 10

@@ -21,7 +21,8 @@ from typing import Any
 from pipeline import paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate.graph import ranges
-from pipeline.orchestrate.profile import Cluster, Part, Profile
+from pipeline.orchestrate.profile import Cluster, Profile
+from pipeline.orchestrate.profile_parts import Part
 
 SETUP_FAILED = 66  # the exit code of a job whose set-up failed
 # Task.checkpoint decides about requeues, by the progress since the job started. submitit's own

@@ -55,7 +55,7 @@ class Array:
     `after` names what it waits for: other arrays, or ids of jobs that are already in the queue.
     `shares`: other tasks depend on single cells of it, so a task with several cells succeeds where
     one of them did. `at_once`: how many of its tasks may run at the same time; None: all.
-    `measures`: it measures what others have trained (measure_jobs.py).
+    `measures`: it measures what others have trained (measure_jobs.py); `on_gpu`: on a GPU, too.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Array:
     single: bool = False
     at_once: int | None = None
     measures: bool = False
+    on_gpu: bool = False
 
     @property
     def cells(self) -> Ids:

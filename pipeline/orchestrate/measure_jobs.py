@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pipeline.orchestrate.graph import Array, Ids, Pack, Request
 from pipeline.orchestrate.state import CellState, SweepState
 from pipeline.sweep import Cell, Sweep
+from pipeline.sweep.cell import RUNTIMES
 
 MOST_ARRAYS = 20  # that wait for something; each is a call of sbatch
 
@@ -87,6 +88,16 @@ def choose(
     return [s.cell for s in states.cells if needs(s)]
 
 
+def need_gpu(cells: Iterable[Cell]) -> bool:
+    """Whether a runtime that they are measured on is one of a GPU."""
+    named = {name for cell in cells for name in cell.measure.runtimes} - {*RUNTIMES[:1]}
+    if not named:
+        return False
+    from pipeline import runtimes  # here: most sweeps name none, and need no numpy for that
+
+    return bool(runtimes.on_gpu(named))
+
+
 def arrays(
     cells: Iterable[Cell],
     places: Places,
@@ -96,6 +107,8 @@ def arrays(
 ) -> list[Array]:
     """The arrays that measure `cells`. limit: tasks in one array; 0 or 1: single jobs. pack: the
     cells of one base -> tasks, several where they would take too long."""
+    cells = list(cells)
+    on_gpu = need_gpu(cells)
     groups: dict[tuple[str, Request], list[Cell]] = defaultdict(list)
     for cell in cells:
         groups[cell.base_id, request(cell)].append(cell)
@@ -116,6 +129,7 @@ def arrays(
                 "afterany" if waits else None,
                 _whole(ids, places),
                 measures=True,
+                on_gpu=on_gpu,
             )
             made.append(new)
     return made

@@ -1,4 +1,4 @@
-"""Submits a batch, each array recorded in the ledger before, and settles open intents.
+"""Submits a batch, each array recorded in the ledger before.
 
 The state after a kill, by the last line of the ledger about an array:
 
@@ -10,7 +10,6 @@ The state after a kill, by the last line of the ledger about an array:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -19,25 +18,21 @@ from typing import Any
 
 from pipeline import paths, plugins, store
 from pipeline.errors import UserError
-from pipeline.orchestrate import ledger, slurm, submitted
+from pipeline.orchestrate import ledger, settle, slurm, submitted
 from pipeline.orchestrate.batch import (
     FOLLOW_UP,
     REPORT,
     Batch,
     Prepared,
     add,
-    dependency,
     follow_up_and_report,
-    slurm_request,
-    text_id,
 )
 from pipeline.orchestrate.executor import without_nodes
 from pipeline.orchestrate.graph import ALL, MEASURE, TRAIN, Array, Request
+from pipeline.orchestrate.in_queue import text_id
+from pipeline.orchestrate.job_request import dependency, slurm_request
 from pipeline.sweep import own
 from pipeline.terminal import tell
-
-GHOST_S = 3.0  # how long a hung controller may take to process earlier requests
-SEND_PAUSES_S = (2.0, 5.0, 15.0)
 
 FunctionOf = Callable[[Prepared], Any]  # what the jobs of an array call
 
@@ -274,7 +269,7 @@ def _send_somewhere(
             raise
     nodes = ",".join(exclude)
     tell(f"Slurm has no node but {nodes} for {item.array.name}: not excluded")
-    options = batch.cluster.profile.options_of(item.array.measures)
+    options = batch.cluster.profile.options_of(item.array.measures, item.array.on_gpu)
     script = without_nodes(item.script, options, exclude)
     anywhere = replace(item.array, request=replace(item.array.request, exclude=()))
     return _send(batch, replace(item, script=script, array=anywhere), jobs, known, function_of)
@@ -313,7 +308,7 @@ def _send(
     plugins.keep_own([cell.model for cell in batch.sweep.cells], batch.work)
     executor.write(item.job, script, function_of(item), item.minutes, cells)
     try:
-        job = _submitted(item, known)
+        job = settle.submitted(item, known)
     except slurm.Refused as refused:
         known.append("refused", intent=item.intent, reason=str(refused))
         raise
@@ -376,55 +371,3 @@ def _as_jobs_see(batch: Batch) -> Path:
     if path.parent != paths.shipped_sweeps():
         return path
     return batch.cluster.code.folder / path.relative_to(paths.CODE)
-
-
-def _submitted(item: Prepared, known: ledger.Ledger) -> int:
-    """Call sbatch until the outcome is known: a call that timed out may have created the job."""
-    since = known.entries[item.intent].at
-    for pause_s in (*SEND_PAUSES_S, None):
-        try:
-            return slurm.sbatch(item.job.script)
-        except slurm.Unreachable as error:
-            tell(f"{error}; checking whether the job was submitted")
-            job = _look(item.name, since)
-            if job is not None:
-                return job
-            if pause_s is None:
-                raise
-        except slurm.NoRoom as full:
-            rows = slurm.squeue(patient=True) if full.repeated else []
-            job = slurm.find(rows, item.name, since)
-            if job is None:
-                raise
-            return job
-        time.sleep(pause_s)
-    raise AssertionError("the last pass either returned or raised")
-
-
-def _look(name: str, since: str) -> int | None:
-    """The job of this name, submitted since then. Looks twice: a hung controller may process
-    earlier requests only after it has answered."""
-    for pause_s in (GHOST_S, 0):
-        job = slurm.find(slurm.squeue(patient=True), name, since)
-        if job is not None:
-            return job
-        time.sleep(pause_s)
-    return None
-
-
-def settle(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
-    """Close every open intent: submitted, where a job has its name; void, where none has.
-
-    Only with the lock held, so that the submitter of an open intent is dead, and only with rows
-    from a controller that answered. An intent whose job has left the queue is closed, too: it does
-    not run any more, and its cells' folders show whether they are done.
-    """
-    for entry in [entry for entry in known.entries.values() if entry.open]:
-        job = slurm.find(rows, entry.name, entry.at)
-        if job is None:
-            time.sleep(GHOST_S)
-            job = slurm.find(slurm.squeue(entry.user, patient=True), entry.name, entry.at)
-        if job is None:
-            known.append("void", intent=entry.intent, reason="no job of this name in the queue")
-        else:
-            known.append("submitted", intent=entry.intent, job=job)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 from pipeline import done as finished
 from pipeline import gaps, store, timeline, usage
-from pipeline.errors import Corrupt
-from pipeline.orchestrate import cluster, ledger, put_off, report_job, slurm, snapshot
+from pipeline.orchestrate import cluster, ledger, put_off, report_job, slurm, snapshot, there
 from pipeline.orchestrate.held import is_held
 from pipeline.orchestrate.plan import aligned, identity, quoted
-from pipeline.paths import AttemptPaths, CellPaths, Work
+from pipeline.orchestrate.there import State, failed_since_trained, unmeasured
+from pipeline.paths import AttemptPaths, Work
 from pipeline.sweep import Cell, Sweep
 
-State = Literal["done", "trained", "running", "queued", "waiting", "failed", "cancelled", "missing"]
 OVER = ("failed", "cancelled", "missing")
 
 
@@ -91,8 +90,8 @@ def find(
     If the controller does not answer: raises Unreachable if `patient`, else adds a note. `known`:
     the ledger, if it was already read. In another user's work root, only what is readable counts.
     """
-    begun = _begun(sweep, work)
-    now_there = _published(sweep, work, begun)
+    begun = there.begun(sweep, work)
+    now_there = there.published(sweep, work, begun)
     made_again = now_there.outdated.keys() - now_there.trained
     view = cluster.look(sweep, work, now_there.done | made_again, now_there.trained, patient, known)
     states: dict[str, CellState] = {}
@@ -107,55 +106,11 @@ def find(
         lacks, is_trained = now_there.outdated.get(cell.id), cell.id in now_there.trained
         now = _state(cell, work, is_done, base, view, lacks, is_trained)
         if view and now.state in OVER and not is_done and finished.is_done(cell, work):
-            # It was published after `_published`, and its job left the queue before squeue.
+            # It was published after `published`, and its job left the queue before squeue.
             now = _state(cell, work, True, base, view)
         states[cell.id] = _or_older(now, work, begun)
     report = report_job.look(view.known, view.rows, view.reachable) if view else None
     return SweepState(tuple(states.values()), view, frozenset(now_there.hidden), report)
-
-
-def _begun(sweep: Sweep, work: Work) -> frozenset[str]:
-    """Cells that may have a folder: one listing for all of them."""
-    try:
-        return work.begun()
-    except FileNotFoundError:
-        return frozenset()
-    except OSError:  # each has to be checked separately
-        return frozenset(cell.id for cell in sweep.cells)
-
-
-@dataclass(frozen=True)
-class _Published:
-    """Cells that are done; {cell whose artifact or measurement is to be made: reason}, those of
-    them that lack a measurement alone, and cells that another user keeps private."""
-
-    done: set[str] = field(default_factory=set)
-    outdated: dict[str, str] = field(default_factory=dict)
-    trained: set[str] = field(default_factory=set)
-    hidden: set[str] = field(default_factory=set)
-
-
-def _published(sweep: Sweep, work: Work, begun: frozenset[str]) -> _Published:
-    found = _Published()
-    for cell in sweep.cells:
-        try:
-            if cell.id not in begun:
-                continue
-            folder = work.cell(cell.id)
-            manifest, wanted = store.verify(folder, deep=False), finished.record(cell)
-            why = finished.lacks(folder, manifest, wanted)
-        except PermissionError:
-            found.hidden.add(cell.id)
-        except Corrupt:
-            continue
-        else:
-            if why is None:
-                found.done.add(cell.id)
-                continue
-            found.outdated[cell.id] = why
-            if finished.outdated_artifact(manifest, wanted) is None:
-                found.trained.add(cell.id)
-    return found
 
 
 def _or_older(now: CellState, work: Work, begun: frozenset[str]) -> CellState:
@@ -210,9 +165,9 @@ def _state(
         return replace(made("done"), trained=True)
     only_measured = view is None or not view.in_queue(cell.id) or view.last[cell.id].entry.apart
     if outdated and is_trained and only_measured:
-        return replace(made(*_trained(cell, folder, view, attempt, outdated)), trained=True)
+        return replace(made(*unmeasured(cell, folder, view, attempt, outdated)), trained=True)
     if outdated and not is_held(folder) and not (view and view.in_queue(cell.id)):
-        if failure := _failed_since_trained(folder, attempt):
+        if failure := failed_since_trained(folder, attempt):
             return made("failed", f"{failure.line}; its training is kept")
         return made("trained" if folder.model.exists() else "missing", outdated)
     if view is None or cell.id not in view.last:
@@ -233,58 +188,6 @@ def _state(
     if not view.reachable:
         return made(*_unreachable(cell, work, view, attempt))
     return made(*_without_job(cell, work, base, attempt))
-
-
-def _trained(
-    cell: Cell,
-    folder: CellPaths,
-    view: cluster.View | None,
-    attempt: AttemptPaths | None,
-    lacks: str,
-) -> tuple[State, str | None]:
-    """State and reason of a cell that lacks a measurement alone, and that no job trains."""
-    row = view.measuring_row(cell.id) if view else None
-    if view and row and view.reachable and row.state not in slurm.FINAL:
-        return _to_be_measured(folder, row)
-    if is_held(folder):
-        return "running", None
-    if failure := _failed_since_trained(folder, attempt):
-        return "failed", f"its measurement failed: {failure.line}; its training is kept"
-    at = view.measuring.get(cell.id) if view else None
-    if view and at and at.entry.job is not None and row and row.state != "COMPLETED":
-        cause = view.cause_of_measuring(cell)
-        if cause.kind == "cancelled":
-            return "cancelled", f"its measurement was {cause.reason}; its training is kept"
-        if cause.kind != "lost":
-            advice = f"; {cause.rule.advice}" if cause.rule.advice else ""
-            return "failed", f"its measurement failed: {cause.reason}{advice}; its training is kept"
-    if view and cell.id in view.known.not_measured:
-        return "trained", f"its measurement is not submitted: {view.known.not_measured[cell.id]}"
-    return "trained", lacks
-
-
-def _to_be_measured(folder: CellPaths, row: slurm.Row) -> tuple[State, str]:
-    """The same of one that a job in the queue measures, after or before others of its base."""
-    where = f"job {row.task}" + (f" on {row.nodes}" if row.nodes else "")
-    if is_held(folder):
-        return "running", f"{where} measures it"
-    if slurm.IN_QUEUE.get(row.state) != "queued":
-        return "trained", f"{where} measures what stands on its base, one after the other"
-    why = "when its base and all that stands on it have ended" if row.after else ""
-    why = why or cluster.pending(row)
-    return "trained", f"{where} will measure it" + (f": {why}" if why else "")
-
-
-def _failed_since_trained(folder: CellPaths, attempt: AttemptPaths | None) -> store.Failure | None:
-    """How the last attempt failed at a measurement."""
-    if attempt is None:
-        return None
-    try:
-        since_ns = folder.manifest.stat().st_mtime_ns
-        failed = attempt.failure.stat().st_mtime_ns > since_ns
-        return store.read_failure(attempt) if failed else None
-    except (FileNotFoundError, Corrupt):
-        return None
 
 
 def _queued(cell: Cell, work: Work, row: slurm.Row, view: cluster.View) -> tuple[State, str]:

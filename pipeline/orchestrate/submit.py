@@ -8,22 +8,22 @@ from __future__ import annotations
 import enum
 import os
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline import checkout, paths, store, usage
+from pipeline import checkout, paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
-    cost,
-    estimate,
+    batch_cost,
     images,
     ledger,
     measure_jobs,
     plan,
     put_off,
     report_job,
+    settle,
     slurm,
     snapshot,
     state,
@@ -33,18 +33,15 @@ from pipeline.orchestrate.batch import (
     FOLLOW_UP,
     REPORTS_AGAIN,
     Batch,
-    cells_of,
     choose,
     durations,
     is_missing,
     make,
-    may_follow_up,
     unknown_jobs,
 )
-from pipeline.orchestrate.durations import Durations
 from pipeline.orchestrate.graph import Array, Request
 from pipeline.orchestrate.profile import Cluster
-from pipeline.orchestrate.send import JobFunctions, Sent, reason, send, settle
+from pipeline.orchestrate.send import JobFunctions, Sent, reason, send
 from pipeline.sweep import Cell, Sweep
 from pipeline.terminal import tell
 
@@ -106,7 +103,7 @@ def run(
     cluster = replace(cluster, code=snapshot.of(work, live))
     with ledger.locked(work.sweep(sweep.name)) as known:
         if any(entry.open for entry in known.entries.values()):
-            settle(known, slurm.squeue(_owners(known), patient=True))
+            settle.settle(known, slurm.squeue(_owners(known), patient=True))
         states = state.find(sweep, work, patient=True, known=known)
         picked = pick(states) if pick else Picked(is_missing)
         cells, measures = _chosen(sweep, states, cluster, picked)
@@ -229,86 +226,12 @@ def planned(
         for item in batch.prepared
     )
     state_names = {s.cell.id: s.state for s in states.cells}
-    return plan.Plan(sweep, jobs, **_cost(batch, work, cluster), states=state_names)
+    return plan.Plan(sweep, jobs, **batch_cost.of(batch, work, cluster), states=state_names)
 
 
 def _on(names: Mapping[str, str], array: Array) -> Iterator[str]:
     for on in array.after:
         yield names.get(on) or names.get(on.rpartition("_")[0]) or on
-
-
-def _cost(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
-    """GPU-hours, fair-share charge and wall time of a batch, for plan.Plan."""
-    profile = cluster.profile
-    times = batch.times or durations(batch.sweep, work, cluster)
-    cells = [*cells_of(batch), *(batch.sweep.by_id[cell] for cell in batch.rest)]
-    seconds = {cell.id: times.seconds(cell) for cell in cells}
-    total_s = sum(seconds.values())
-    chain_s = max(_chains_s(batch, seconds), default=0.0)
-    measuring = _measuring_s(batch, times)
-    an_hour, measuring_an_hour = profile.charge_an_hour(), profile.charge_of_measuring() or 0.0
-    charge = None if an_hour is None else an_hour * total_s + measuring_an_hour * sum(measuring)
-    share = cost.training_share(cells, times)
-    used = usage.read(_done(batch, work), work)
-    threads = usage.threads_of(batch.sweep.cells)
-    return {
-        "gpu_hours": total_s * profile.gpus / 3600,
-        "gpu_hours_source": times.guess.source,
-        "wall_hours": (max(chain_s, total_s / profile.at_once) + max(measuring, default=0)) / 3600,
-        "charge": None if charge is None else charge / 3600,
-        "charge_an_hour": an_hour,
-        "charge_parts": cost.parts(profile) or {},
-        "cpu_hours": total_s * profile.cores / 3600,
-        "measure_cpu_hours": (
-            sum(measuring) * profile.measure_job.cores / 3600 if profile.measure_job else 0.0
-        ),
-        "training_share": share,
-        "savings": tuple(cost.savings(profile, used, share, threads)),
-        "profile": cluster.name,
-        "notes": (
-            *profile.notes(),
-            *profile.ignored(),
-            *batch.notes,
-            *estimate.notes(cells),
-            *_left(batch),
-        ),
-    }
-
-
-def _done(batch: Batch, work: paths.Work) -> Iterator[Cell]:
-    """Cells of the sweep that may have run: what they used is known."""
-    left = {cell.id for cell in cells_of(batch)}
-    return (cell for cell in batch.sweep.cells if cell.id not in left)
-
-
-def _chains_s(batch: Batch, seconds: Mapping[str, float]) -> Iterator[float]:
-    """Of each task that trains: `_chain_s`."""
-    for item in batch.prepared:
-        for ids in () if item.array.measures else item.array.tasks.values():
-            if ids:
-                yield _chain_s(batch.sweep, ids, seconds)
-
-
-def _measuring_s(batch: Batch, times: Durations) -> list[float]:
-    """Seconds of each task that only measures, and of each cell for which there is no room yet."""
-    tasks = [ids for i in batch.prepared if i.array.measures for ids in i.array.tasks.values()]
-    tasks += [(cell,) for cell in batch.unmeasured]
-    return [times.measuring_s([batch.sweep.by_id[i] for i in ids]) for ids in tasks]
-
-
-def _chain_s(sweep: Sweep, ids: Sequence[str], seconds: Mapping[str, float]) -> float:
-    """Seconds from the start of a task's bases to its own end."""
-    bases = {sweep.by_id[i].base_id for i in ids if not sweep.by_id[i].is_base}
-    return sum(seconds[i] for i in ids) + max((seconds.get(i, 0.0) for i in bases), default=0.0)
-
-
-def _left(batch: Batch) -> Iterator[str]:
-    if batch.left_over:
-        sooner = "a follow-up job" if may_follow_up(batch) else "another `netpress submit`"
-        yield (
-            f"{batch.left_over} cells are not in these jobs, since {reason(batch, Sent())}; "
-            f"{sooner} submits them when there is room"
-        )
 
 
 def lines(

@@ -68,6 +68,9 @@ def _extras(recipe: Recipe) -> tuple[str, ...]:
     return (
         "flips that alternate" if recipe.flips == "alternating" else "",
         f"cutout of {recipe.cutout} pixels" if recipe.cutout else "",
+        f"parts of {recipe.resized_crop * 100:g} % and more of an image, enlarged"
+        if recipe.resized_crop
+        else "",
         f"a whitening first convolution, frozen for {frozen}" if recipe.whitening else "",
         "identity (dirac) initialization" if recipe.dirac else "",
         f"biases of normalization at {recipe.bias_rate:g} times the rate"

@@ -117,6 +117,10 @@ class _Loop:
         self.lookahead = Lookahead(network, recipe, training.averages)
         self.train = split.train.to(machine.device)
         self.held_out = split.held_out.to(machine.device)
+        flip = split.flip if recipe.flip is None else recipe.flip
+        self.how = data.Augmentation(
+            recipe.crop, flip, split.zero_point, recipe.cutout, recipe.resized_crop
+        )
         self.steps = data.batch_count(len(self.train), recipe.batch_size)
         self.size = min(recipe.batch_size, len(self.train))
         called = compiled(network) if machine.compiled and not machine.graphed else network
@@ -183,11 +187,8 @@ class _Loop:
         return {"loss": mean_loss, "accuracy": accuracy}
 
     def _draws(self) -> data.Draws:
-        recipe, split = self.course.recipe, self.split
         generator = seeded(self.course.machine.device, self.course.seed, self.training.epoch)
-        flip = split.flip if recipe.flip is None else recipe.flip
-        mirrored = self._mirrored()
-        return data.draw(self.train, generator, recipe.crop, flip, mirrored, recipe.cutout)
+        return data.draw(self.train, generator, self.how, self._mirrored())
 
     def _mirrored(self) -> torch.Tensor | None:
         """Which images are mirrored in this epoch, where that is not left to chance: each in every
@@ -210,8 +211,7 @@ class _Loop:
             yield
 
     def _batch(self, draws: data.Draws) -> tuple[torch.Tensor, torch.Tensor]:
-        recipe = self.course.recipe
-        return data.augmented(self.train, draws, recipe.crop, self.split.zero_point, recipe.cutout)
+        return data.augmented(self.train, draws, self.how)
 
     def _rate(self, group: dict[str, Any], step: int) -> float:
         """The learning rate of a group of the optimizer in step number ``step`` (from 0) of the

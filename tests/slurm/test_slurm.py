@@ -14,10 +14,10 @@ import pytest
 from pipeline import store
 from pipeline.orchestrate import slurm
 from pipeline.paths import CODE
-from tests.slurm.conftest import HERE, SMALL, halt, wait_for
+from tests.slurm.conftest import HERE, SMALL, halt, held, wait_for
 
 LATER = ("--set", 'options={"begin":"now+1hour"}')  # jobs that stay in the queue
-LONG = 40  # epochs; what is to be interrupted is stopped after the first
+LONG = 20  # epochs; what is to be interrupted is stopped after the first
 
 
 def scripts_sent(desk, name: str) -> dict[str, str]:
@@ -94,8 +94,9 @@ def test_a_base_that_is_there_costs_no_job(desk):
     desk.settled(base)
     more = desk.sweep("two", techniques="[base, quick]")
     planned = json.loads(desk.netpress("plan", more, "--json", "--profile", "generic")[0])
-    assert [len(job["cells"]) for job in planned["jobs"]] == [1, 0]
-    assert "--dependency" not in planned["jobs"][0]["script"]
+    trains, measures, report = planned["jobs"]  # of `quick` alone, where a GPU is requested
+    assert (trains["cells"], report["cells"]) == (measures["cells"], [])
+    assert len(trains["cells"]) == 1 and "--dependency" not in trains["script"]
 
 
 def test_the_report_is_of_what_was_submitted(desk):
@@ -205,16 +206,15 @@ def test_a_node_that_dies(desk):
 
 def test_out_of_memory_is_named_and_gets_more(desk):
     sweep = desk.sweep("memory", techniques="[base, quick]")
-    file = desk.folder / sweep  # torch alone has nearly a GiB
-    file.write_text(file.read_text().replace("width: 0.125", "width: 0.5"))
-    desk.submit(sweep, "--set", "memory_gib=1")
+    more = ("--set", "memory_gib=1", *held(700))  # PyTorch has half a GiB before it trains
+    desk.submit(sweep, *more)
     found = desk.settled(sweep)
     assert found["base/0"]["state"] == "failed"
     assert found["base/0"]["reason"].startswith("out of memory: 1.")
     assert found["base/0"]["reason"].endswith(" of 1 GiB")
     assert found["quick/0"]["state"] == "failed" and "its base" in found["quick/0"]["reason"]
     desk.counted()
-    out = desk.netpress("resume", sweep, *SMALL, "--set", "memory_gib=1")[0]
+    out = desk.netpress("resume", sweep, *SMALL, *more)[0]
     assert "2 GiB instead of 1" in out
     assert desk.counted()["sbatch"] == 3
     assert {c["state"] for c in desk.settled(sweep).values()} == {"done"}
@@ -269,17 +269,17 @@ def test_cancel_one_cell_and_all(desk):
     assert "1 cell cancelled" in out
     # Until Slurm has taken it out of its list, which can take seconds, it is not said to wait.
     assert "`netpress cancel`" in desk.status(sweep)["base/0"]["reason"]
-    wait_for(lambda: desk.states(sweep)["base/0"] == "cancelled", 20)
-    assert desk.status(sweep)["base/0"]["reason"] == "cancelled by `netpress cancel`"
-    assert desk.states(sweep)["base/1"] == "queued"
+    found = desk.until(sweep, lambda c: c["base/0"]["state"] == "cancelled", 20)
+    assert found["base/0"]["reason"] == "cancelled by `netpress cancel`"
+    assert found["base/1"]["state"] == "queued"
     # The same behind our back, which we cannot tell from a record that is lost.
     job = desk.jobs("cancel")[0]
     desk.box.ask("scancel", f"{job}_1")
-    now = wait_for(lambda: (c := desk.status(sweep)["base/1"])["state"] == "missing" and c, 20)
+    now = desk.until(sweep, lambda c: c["base/1"]["state"] == "missing", 20)["base/1"]
     assert "Slurm has no record of job" in now["reason"]
     desk.netpress("cancel", sweep)
     assert desk.box.ask("squeue", "-h", "-t", "PD,R") == ""
-    wait_for(lambda: "queued" not in desk.states(sweep).values(), 20)
+    desk.until_none(sweep, "queued")
     # `submit` leaves what was cancelled alone, and sends what is missing.
     desk.counted()
     desk.submit(sweep, *LATER)
@@ -290,36 +290,38 @@ def test_cancel_one_cell_and_all(desk):
 
 
 def test_submit_killed_at_every_step_and_called_again(desk):
-    """Whatever it was about to do: every cell is in exactly one job in the end."""
+    """Whatever it was about to do: every cell is in exactly one job that trains it in the end, and
+    in one that measures it after that."""
+    apart = ("--set", "measure.cores=1", "--set", "measure.memory_gib=2")
     program = (str(HERE / "killed.py"),)
     point, killed = 0, True
     while killed:
         point += 1
         name = f"kill{point}"
-        sweep = desk.sweep(name, techniques="[base, quick]", seeds=f"[{point}, {100 + point}]")
-        process = desk.start(str(point), "submit", sweep, *SMALL, *LATER, program=program)
+        sweep = desk.sweep(name, techniques="[base, quick]", seeds=f"[{point}]")
+        process = desk.start(str(point), "submit", sweep, *SMALL, *apart, *LATER, program=program)
         process.communicate(timeout=60)
         killed = process.returncode == -signal.SIGKILL
         assert killed or process.returncode == 0
-        desk.submit(sweep, *LATER)
-        _, err = desk.submit(sweep, *LATER)
-        tasks = in_queue(desk, name)
-        cells = [cell for task in tasks for cell in task]
-        assert len(cells) == len(set(cells)) == 4, (point, tasks)
-        assert set(desk.states(sweep).values()) == {"queued", "waiting"}, point
+        desk.submit(sweep, *apart, *LATER)
+        assert "Nothing to submit" in desk.submit(sweep, *apart, *LATER)[0], point
+        for kind in ("cells", "measure"):
+            tasks = in_queue(desk, name, kind)
+            cells = [cell for task in tasks for cell in task]
+            assert len(cells) == len(set(cells)) == 2, (point, kind, tasks)
         reports = desk.box.ask("squeue", "-h", "-o", "%j").split()
         assert sum(f"-{name}-report" in job for job in reports) == 1
-        desk.netpress("cancel", sweep)
-    assert point > 10  # three arrays, at least four steps each
+    assert set(desk.states(sweep).values()) == {"queued", "waiting"}
+    assert point > 13  # four arrays, at least four steps each
 
 
-def in_queue(desk, name: str) -> list[tuple[str, ...]]:
+def in_queue(desk, name: str, kind: str = "cells") -> list[tuple[str, ...]]:
     """The cells of each task that Slurm itself has in its queue, by the job's name."""
     entries = {e["name"]: e for e in desk.ledger(name) if e["event"] == "intent"}
     found = []
     for line in desk.box.ask("squeue", "-rh", "-t", "PD,R", "-o", "%j %K").splitlines():
         job, index = line.split()
-        if job in entries and entries[job]["kind"] == "cells":
+        if job in entries and entries[job]["kind"] == kind:
             found.append(tuple(entries[job]["tasks"][index]))
     return found
 
