@@ -93,13 +93,13 @@ def write_down_ends(sweep: Sweep, work: Work) -> None:
     if view is None:
         return
     for now in states.cells:
-        task = view.task(now.cell.id)
-        if now.state != "failed" or task is None:
+        at = (view.measuring if now.trained else view.last).get(now.cell.id)
+        if now.state != "failed" or at is None or at.entry.job is None:
             continue
         attempt = store.last_attempt(work.cell(now.cell.id))
-        if attempt is None or job_of(attempt) != task or attempt.failure.exists():
+        if attempt is None or job_of(attempt) != at.task or attempt.failure.exists():
             continue
-        cause = view.cause(now.cell)
+        cause = view.cause_of_measuring(now.cell) if now.trained else view.cause(now.cell)
         store.write_failure(attempt, store.Failure(cause.kind, cause.reason, node=cause.node))
 
 

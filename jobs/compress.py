@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -42,21 +43,35 @@ def _train_and_measure(
     device: str,
     threads: int | None,
     progress: Callable[[dict[str, Any]], None],
+    measures: bool = True,
 ) -> None:
     from pipeline import execute
 
-    execute.run_cell(cell, work, data_root, device=device, threads=threads, progress=progress)
+    execute.run_cell(
+        cell,
+        work,
+        data_root,
+        device=device,
+        threads=threads,
+        progress=progress,
+        measures=measures,
+    )
 
 
 def main(
     arguments: list[str] | None = None,
-    act: Act = _train_and_measure,
+    act: Act | None = None,
     name: str = "compress",
     about: str | None = __doc__,
 ) -> int:
-    """`act`: what is done to each cell, in an attempt of its own; `name`: of the module."""
+    """`act`: what is done to each cell, in an attempt of its own, in place of training and
+    measuring it; `name`: of the module."""
     streams.ready()
-    options = _parser(name, about).parse_args(arguments)
+    parser = _parser(name, about)
+    if act is None:
+        parser.add_argument("--train-only", action="store_true", help="other jobs measure them")
+    options = parser.parse_args(arguments)
+    act = act or partial(_train_and_measure, measures=not options.train_only)
     if options.die_with_parent:
         die_with(options.die_with_parent)
     garbage.seldom()

@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.orchestrate import ledger, slurm, submit, submitted
 from pipeline.orchestrate.plan import load_again
 from pipeline.orchestrate.profile import Cluster
-from pipeline.orchestrate.profile import FollowUp as FollowUpJob
+from pipeline.orchestrate.profile_parts import FollowUp as FollowUpJob
 from pipeline.orchestrate.send import JobFunctions
 from pipeline.paths import JobPaths, Work
 
@@ -73,7 +73,7 @@ class FollowUp:
         left = None
         try:
             batch = submit.go_on(sweep, work, Path(self.data), cluster, functions(), Path(to))
-            if batch.rest:
+            if batch.left_over:
                 left = batch.limit.line if batch.limit else "no room for more jobs"
         except slurm.Unreachable as error:  # for a while
             left = str(error)

@@ -1,5 +1,7 @@
 """What a SLURM job runs: the cells of its task, one after the other, each in a process of its own.
 
+It trains and measures them, or only trains them, or only measures those that are trained by then.
+
 submitit calls a Task and, on USR2, its `checkpoint`. All state is on disk, published every epoch,
 so there is nothing to save at that moment: the cell's process is killed, and the job is requeued if
 it made progress since it started. Otherwise it would be requeued for ever.
@@ -34,6 +36,7 @@ from pipeline.hardware import training_cores
 from pipeline.orchestrate import slurm
 from pipeline.orchestrate.cluster import job_of
 from pipeline.orchestrate.ended import cause, kills
+from pipeline.orchestrate.graph import ALL, MEASURE, TRAIN
 from pipeline.orchestrate.plan import cell_command, track_options
 from pipeline.orchestrate.retry import out_of_memory
 from pipeline.paths import CODE, AttemptPaths, CellPaths, JobPaths, Work
@@ -43,7 +46,7 @@ POLL_S = 0.1
 EARLY_S = 90
 ADVICE = "`netpress resume` requests more"
 NO_PROGRESS = (
-    "the job did not finish a single epoch before its time limit, so a requeue would not get "
+    "the job did not finish a single {} before its time limit, so a requeue would not get "
     "further; `netpress resume` requests more time"
 )
 NO_CONTROLLER = (
@@ -63,10 +66,11 @@ class Task(Checkpointable):
     lenient: other cells depend on single ones of these, so the task fails only where all did.
     lead_s: how long before the time limit USR2 is sent. minutes: that limit, 0 in jobs of earlier
     versions; most_minutes: up to which it is raised for a job that comes to it.
-    tracking: the sweep's name, and the trackers that follow its cells.
+    tracking: the sweep's name, and the trackers that follow its cells. act: what is done to them.
     """
 
     minutes = most_minutes = 0
+    act = ALL  # in jobs of earlier versions
     tracking: tuple[str, tuple[str, ...]] = ("", ())  # in jobs of earlier versions
 
     def __init__(
@@ -80,11 +84,12 @@ class Task(Checkpointable):
         minutes: int = 0,
         most_minutes: int = 0,
         tracking: tuple[str, tuple[str, ...]] = ("", ()),
+        act: str = ALL,
     ):
         self.folder, self.work, self.data = folder, work, data
         self.cells, self.lenient, self.lead_s = dict(cells), lenient, lead_s
         self.minutes, self.most_minutes = minutes, most_minutes
-        self.tracking = tracking
+        self.tracking, self.act = tracking, act
         self.running: subprocess.Popen | None = None
         self.before: dict[Path, int] = {}
 
@@ -95,10 +100,10 @@ class Task(Checkpointable):
         if shutil.which("scontrol") is None:
             terminal.tell(NO_SCONTROL)
         self._publish_cells()
-        ended = [self._done(cell) for cell in self._mine()]
+        ended = [self._done(cell) for cell in self._to_do()]
         if self.lenient:  # what the other cells need of it is its training
             ended = [self._is_trained(cell) for cell in self._mine()]
-        if not any(ended) or not (all(ended) or self.lenient):
+        if ended and not (all(ended) or (self.lenient and any(ended))):
             sys.exit(1)  # the attempts record why; Slurm only needs the exit code
 
     # submitit takes None, which its annotation lacks, for a job that is not to be requeued.
@@ -110,7 +115,8 @@ class Task(Checkpointable):
         at_its_limit = self._at_its_limit()
         minutes = min(2 * self.minutes, self.most_minutes) if at_its_limit else self.minutes
         if at_its_limit and minutes <= self.minutes and _made(self._mine()) == self.before:
-            self._end_of("stuck", NO_PROGRESS)
+            step = "measurement" if self.act == MEASURE else "epoch"
+            self._end_of("stuck", NO_PROGRESS.format(step))
             return None
         if shutil.which("scontrol") is None:
             self._end_of("not_requeued", NO_SCONTROL)
@@ -134,6 +140,7 @@ class Task(Checkpointable):
                 max(minutes, self.minutes),
                 self.most_minutes,
                 self.tracking,
+                self.act,
             )
         )
 
@@ -145,7 +152,7 @@ class Task(Checkpointable):
 
     def _end_of(self, kind: str, reason: str) -> None:
         """Record why the job is not requeued, for each cell that is not done."""
-        for cell in self._mine():
+        for cell in self._to_do():
             if not self._is_done(cell):
                 attempt = store.last_attempt(cell)
                 if attempt is None or job_of(attempt) != job():
@@ -154,7 +161,7 @@ class Task(Checkpointable):
 
     def _publish_cells(self) -> None:
         """Publish cell.json of each cell, the input of its process."""
-        for cell in self._mine():
+        for cell in self._to_do():
             if not self._is_done(cell):
                 with contextlib.suppress(store.Busy):  # its own process reports this
                     done.publish_cell(cell, store.json_bytes(self._contents[cell.id]))
@@ -166,6 +173,9 @@ class Task(Checkpointable):
         return contents
 
     def _is_done(self, cell: CellPaths) -> bool:
+        """Whether this job has nothing to do for it."""
+        if self.act == TRAIN:
+            return self._is_trained(cell)
         return done.is_current(cell, done.record_of_json(self._contents[cell.id]))
 
     def _is_trained(self, cell: CellPaths) -> bool:
@@ -174,6 +184,12 @@ class Task(Checkpointable):
     def _mine(self) -> list[CellPaths]:
         work = Work(Path(self.work))
         return [work.cell(i) for i in self.cells[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]]
+
+    def _to_do(self) -> list[CellPaths]:
+        """Its cells; what is not trained cannot be measured, and its own job's end says why."""
+        if self.act != MEASURE:
+            return self._mine()
+        return [cell for cell in self._mine() if self._is_trained(cell)]
 
     def _done(self, cell: CellPaths) -> bool:
         """Run the cell, unless it is done; returns whether it is done now."""
@@ -184,11 +200,15 @@ class Task(Checkpointable):
             "--die-with-parent",
             str(os.getpid()),
             *_threads(),
-            *track_options(*self.tracking),
+            *track_options(*(("", ()) if self.act == MEASURE else self.tracking)),
+            *(("--train-only",) if self.act == TRAIN else ()),
         )
         alone = len(self._mine()) == 1  # the limit of a pack says nothing of one of its cells
         os.environ[MINUTES] = str(self.minutes if alone else 0)
-        command = cell_command(Work(Path(self.work)), Path(self.data), [cell.id], *options)
+        module = "jobs.measure" if self.act == MEASURE else "jobs.compress"
+        command = cell_command(
+            Work(Path(self.work)), Path(self.data), [cell.id], *options, module=module
+        )
         try:
             self.running = subprocess.Popen(
                 command,
@@ -238,10 +258,11 @@ def _ignore_signals() -> None:
 
 
 def _made(cells: Iterable[CellPaths]) -> dict[Path, int]:
-    """When metrics and manifests of these cells were published: every epoch and result changes
-    it."""
+    """When metrics and manifests of these cells were published: every epoch, result and measurement
+    changes it."""
     times = {}
-    for path in (p for cell in cells for p in (cell.metrics, cell.manifest)):
+    published = (p for c in cells for p in (c.metrics, c.manifest, *c.measurements.glob("*.json")))
+    for path in published:
         try:
             times[path] = path.stat().st_mtime_ns
         except FileNotFoundError:

@@ -30,6 +30,7 @@ from pipeline.sweep import Cell, Recipe, Stage
 from pipeline.techniques import context, stage_module, train
 from pipeline.timeline import Timeline
 from pipeline.trained import NoBase
+from pipeline.training import compiling
 from pipeline.training.checkpoint import Checkpointer, Snapshot
 from pipeline.training.loop import Course, Hooks, Training, fit
 from pipeline.training.recipe import Machine, machine
@@ -50,9 +51,11 @@ def run_cell(
     device: str = "auto",
     threads: int | None = None,
     progress: Progress = lambda event: None,
+    measures: bool = True,
 ) -> None:
-    """Trains the cell, and measures it on this machine; returns at once where that is done, whole
-    and made as wanted. Where only a part is missing, or was made in another way, only that is made.
+    """Trains the cell, and with `measures` measures it on this machine; returns at once where that
+    is done, whole and made as wanted. Where only a part is missing, or was made in another way,
+    only that is made.
 
     The caller holds the cell's lock (``store.lock_cell``). Raises whatever went wrong; what was
     published before stays, and what was kept so far stays for the next attempt.
@@ -60,18 +63,20 @@ def run_cell(
     paths = work.cell(cell.id)
     if not _is_sound(paths):
         store.withdraw(paths)
-    if done.is_current(paths, done.record(cell)):
+    is_there = done.is_current if measures else done.is_made
+    if is_there(paths, done.record(cell)):
         return
-    for runtime in cell.measure.runtimes:  # before anything is trained for it
-        runtimes.of_artifacts(runtime)
-    require_threads(cell.measure.threads)
+    runtimes.require(cell.measure.runtimes)  # before anything is trained for it
+    if measures:
+        require_threads(cell.measure.threads)
     torch.set_num_threads(threads or hardware.training_cores())
     run = _Run(cell, work, paths, data_root, device, progress)
     try:
         run.go()
     finally:
         run.checkpoints.close()  # nothing of this attempt may write once the lock is gone
-    measuring.measure_cell(cell, work, run.split, run.machine.device, run.progress)
+    if measures:
+        measuring.measure_cell(cell, work, run.split, run.machine.device, run.progress)
 
 
 def _is_sound(paths: CellPaths) -> bool:
@@ -98,6 +103,8 @@ class _Run:
         self.timeline = Timeline()
         self.progress = self._told(progress)
         self.machine: Machine = machine(cell.recipe, device)
+        if self.machine.compiled:
+            compiling.use_cache(work.cache)
         self.began = time.time()
         self.origin = origin.loaded()
         self.split = data.load(cell.dataset, cell.recipe, cell.seed, data_root, work.cache)
@@ -276,7 +283,7 @@ class _Trainings:
         seed = self.seed + 100_003 * self.part
         course = Course(recipe, epochs, objective(training.state), self.run.machine, seed)
         self.run.progress({"stage": self.name, "epoch": training.epoch, "epochs": epochs})
-        own = Hooks(keep=self.keeper(epochs), tick=self.ticker(epochs), **hooks)
+        own = Hooks(keep=self.keeper(epochs), tick=self.ticker(epochs), phase=self.begun, **hooks)
         fit(training, self.run.split, course, own)
         self.history.append(StageHistory(self.index, self.stage, training.columns))
         return training.state
@@ -290,6 +297,9 @@ class _Trainings:
     @property
     def name(self) -> str:
         return f"{self.index}-{self.stage}"
+
+    def begun(self, phase: str) -> None:
+        self.run.progress({"stage": self.name, "what": phase})
 
     def keeper(self, epochs: int) -> Callable[[Training], None]:
         history, part = tuple(self.history), self.part

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from pipeline import quota
+from pipeline import nvml, quota
 
 # The flags that decide which kernels run; the rest of /proc/cpuinfo is noise in a report.
 TELLING_FLAGS = (
@@ -105,19 +105,28 @@ def saturates() -> bool:
     return x86 and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(cpu_flags())
 
 
-def machine_name(cpu: str | None, cores: int | None) -> str:
+def machine_name(cpu: str | None, cores: int | None, gpu: str | None = None) -> str:
     """What a machine is called that measured: after its kind, since nodes of one kind measure the
-    same; fit for a file name and for a report that is passed on."""
-    words = re.sub(r"\((R|TM|C)\)", "", cpu or "unknown", flags=re.IGNORECASE)
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")[:50].rstrip("-.") or "unknown"
-    return f"{name}-{cores}c" if cores else name
+    same; fit for a file name and for a report that is passed on. `gpu`: where it was measured on,
+    too."""
+    name = _as_name(cpu, 30 if gpu else 50)
+    return "-".join(
+        [name, *([f"{cores}c"] if cores else []), *([_as_name(gpu, 24)] if gpu else [])]
+    )
 
 
-def machine() -> dict:
-    """What a measurement says of the machine that made it."""
+def _as_name(words: str | None, most: int) -> str:
+    plain = re.sub(r"\((R|TM|C)\)", "", words or "unknown", flags=re.IGNORECASE)
+    return re.sub(r"[^A-Za-z0-9.]+", "-", plain).strip("-.")[:most].rstrip("-.") or "unknown"
+
+
+def machine(on_gpu: bool = False) -> dict:
+    """What a measurement says of the machine that made it. `on_gpu`: whether its GPU was measured
+    on, and not only there."""
     described = describe()
+    gpu = described["gpu"] if on_gpu else None
     return {
-        "machine": machine_name(described["cpu"], described["cores"]),
+        "machine": machine_name(described["cpu"], described["cores"], gpu),
         "hardware": described,
         "threads": described["cores"],
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -125,14 +134,15 @@ def machine() -> dict:
 
 
 def describe() -> dict:
-    """cpu (name), flags, cores, machine, system, and gpu (name, or None)."""
+    """cpu (name), flags, cores, machine, system, gpu (name, or None) and its driver's version."""
     return {
         "cpu": cpu_name(),
         "flags": list(cpu_flags()),
         "cores": cores(),
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
-        "gpu": _gpu(),
+        "gpu": (gpu := _gpu()),
+        "gpu_driver": nvml.driver() if gpu else None,
     }
 
 

@@ -6,13 +6,14 @@ All that it needs is on disk; whatever goes wrong, the training and every earlie
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline import artifact, data, done, hardware, origin, runtimes, store, trained
+from pipeline import artifact, data, done, hardware, origin, runtimes, same_kind, store, trained
 from pipeline.errors import Corrupt, UserError
+from pipeline.measure import gpu
 from pipeline.measure.cell import Candidate, measure, size
 from pipeline.measure.inference import require_threads
 from pipeline.timeline import Timeline
@@ -37,12 +38,13 @@ def measure_cell(
     """Measures a cell that is trained. The caller holds its lock. Raises trained.NoBase,
     Corrupt, measure.cell.NotInteger."""
     paths, began = work.cell(cell.id), time.time()
-    manifest = store.verify(paths, deep=False)
+    digest = store.artifact_sha256(store.verify(paths, deep=False)["files"])
     mine = _candidate(paths)
-    base = mine
+    base, base_digest = mine, digest
     if not cell.is_base:
-        base_artifact = artifact.load(work.cell(cell.base_id).artifact)
-        base = Candidate(trained.base(cell, work, split), base_artifact)
+        base_paths = work.cell(cell.base_id)
+        base = Candidate(trained.base(cell, work, split), artifact.load(base_paths.artifact))
+        base_digest = store.artifact_sha256(store.verify(base_paths, deep=False)["files"])
 
     timeline = Timeline()
 
@@ -51,12 +53,18 @@ def measure_cell(
         timeline.event(event)
         progress(event)
 
-    measured = measure(mine, base, split, cell.measure, device, tick)
-    with hardware.using(cell.measure.threads):  # what all threads were
-        facts = _facts(cell)
+    inputs = {same_kind.BASE_ARTIFACT: base_digest, same_kind.IMAGES: split.fingerprint}
+    facts = {**_facts(cell, runtimes.on_cpu(cell.measure.runtimes)), **inputs}
+    earlier = [e for e in store.measurements(paths, deep=True)[0] if e.artifact == digest]
+    known = same_kind.known(paths, earlier, facts, done.record(cell))
+    measured = measure(
+        mine, base, split, cell.measure, device, tick, None if known is None else known.values
+    )
+    ran = gpu.ran(cell.measure.runtimes, measured)
+    facts = {**_facts(cell, ran), **inputs}  # the time, and what changed meanwhile
+    facts |= {} if known is None else {same_kind.ACCURACY_OF: known.name}
     facts = {**facts, "seconds": time.time() - began, "phases": timeline.seconds()}
     data = store.result_bytes(cell.to_json(), facts, [], measured)
-    digest = store.artifact_sha256(manifest["files"])
     return store.publish_measurement(paths, facts["machine"], data, digest, done.record(cell))
 
 
@@ -111,11 +119,13 @@ def _candidate(paths: CellPaths) -> Candidate:
     return Candidate(read_model(paths.model), artifact.load(paths.artifact))
 
 
-def _facts(cell: Cell) -> dict[str, Any]:
-    """Of the machine, and of what runs on it."""
+def _facts(cell: Cell, ran: Sequence[str]) -> dict[str, Any]:
+    """Of the machine, and of the runtimes that ``ran`` on it."""
+    with hardware.using(cell.measure.threads):  # what all threads are
+        described = hardware.machine(on_gpu=bool(runtimes.on_gpu(ran)))
     return {
         **origin.loaded().facts(),
         done.MADE_WITH: done.record(cell),
-        **hardware.machine(),
-        "runtimes": [*cell.measure.runtimes, runtimes.REFERENCE],
+        **described,
+        "runtimes": [*ran, runtimes.REFERENCE],
     }

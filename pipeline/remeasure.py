@@ -18,11 +18,12 @@ import numpy
 
 from pipeline import artifact, hardware, origin, runtimes, store
 from pipeline.errors import Corrupt, UserError
-from pipeline.measure import accuracy, inference, latency
+from pipeline.measure import accuracy, gpu, inference, latency
 from pipeline.measure.series import BATCHES, THREADS, Model, Series
 from pipeline.orchestrate import bench as benches
 from pipeline.paths import ReportPaths
 from pipeline.report import artifacts, merged
+from pipeline.report.measured import TIMES
 from pipeline.store import hdf5
 from pipeline.sweep import Cell, Measure
 from pipeline.verify.artifacts import Bench
@@ -66,7 +67,7 @@ def _measured(bench: Bench, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]
     try:
         images, labels = bench.images_of(cell, result)
     except UserError:  # another machine's accuracy stands
-        return _facts(cell.measure, began), values
+        return _facts(cell.measure, began, values), values
     own = inference.timed_logits(mine, images)
     classes = own[0].argmax(1)
     others = result.measured.get("base_predictions")
@@ -78,7 +79,7 @@ def _measured(bench: Bench, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]
             "labels": labels.astype(numpy.uint16),
             "test_set_seconds": own[1],
         }
-    return _facts(cell.measure, began), {**_kept(result), **values}
+    return _facts(cell.measure, began, values), {**_kept(result), **values}
 
 
 def _own(bench: Bench, cell: Cell) -> Artifact:
@@ -90,15 +91,16 @@ def _own(bench: Bench, cell: Cell) -> Artifact:
 
 def _kept(result: store.Result) -> dict[str, Any]:
     """What no machine decides, and what only the network in PyTorch tells."""
-    timed = ("latency/", "runtimes/", "test_set_seconds", "base_test_set_seconds")
+    timed = ("runtimes/", *TIMES)
     return {name: value for name, value in result.measured.items() if not name.startswith(timed)}
 
 
-def _facts(settings: Measure, began: float) -> dict[str, Any]:
+def _facts(settings: Measure, began: float, values: dict[str, Any]) -> dict[str, Any]:
+    ran = gpu.ran(settings.runtimes, values)
     return {
         **origin.loaded().facts(),
-        **hardware.machine(),
-        "runtimes": list(settings.runtimes),
+        **hardware.machine(on_gpu=bool(runtimes.on_gpu(ran))),
+        "runtimes": ran,
         "seconds": time.time() - began,
     }
 
@@ -158,7 +160,7 @@ def deployed(mine: Artifact, base: Artifact, settings: Measure) -> dict[str, Any
         number = inference.thread_count(threads)
         sessions = {
             (runtime, model): runtimes.session(one, number, runtime)
-            for runtime in settings.runtimes
+            for runtime in runtimes.on_cpu(settings.runtimes)
             for model, one in pairs
         }
         for batch in BATCHES:
@@ -168,7 +170,8 @@ def deployed(mine: Artifact, base: Artifact, settings: Measure) -> dict[str, Any
                 runs, settings.repeats, settings.seconds
             ).items():
                 values[Series(runtime, model, threads, batch).name] = ms
-    return values
+    contenders = {model: gpu.Contender(one, None) for model, one in pairs[: 1 + (base is not mine)]}
+    return values | gpu.measured(contenders, settings, None)
 
 
 def artifact_lines(folder: Path) -> Iterator[str]:

@@ -25,7 +25,8 @@ MARGIN = 1.25  # of what was seen, since a sample every few seconds misses the h
 @dataclass(frozen=True)
 class Used:
     """The most that any of `cells` cells used, and the most that one requested. `gpu_busy`: the
-    mean share of time in which its GPU was at work; None where that was not seen."""
+    mean share of time in which its GPU was at work; None where that was not seen. `measured`: in
+    the same jobs, so that their cores decide what all threads are."""
 
     cells: int
     memory_bytes: int
@@ -36,6 +37,7 @@ class Used:
     gpu_busy: float | None
     minutes: float = 0  # the longest that a cell took which was alone in its jobs
     requested_minutes: float = 0
+    measured: bool = True
 
 
 def read(cells: Iterable[Cell], work: Work) -> Used | None:
@@ -80,6 +82,7 @@ def total(records: Iterable[dict]) -> Used | None:
         max(s["used"]["gpu_memory_bytes"] for s in every),
         math.fsum(busy) / len(busy) if busy else None,
         *_minutes(every),
+        any(_measured(one) for one in every),
     )
 
 
@@ -104,6 +107,8 @@ def lines(used: Used, threads: int | None = None) -> Iterator[str]:
         f"{used.cores:.1f} of {used.requested_cores} cores were used{gpu}{busy} "
         f"({used.cells} job{'s' if used.cells != 1 else ''})."
     )
+    if not used.measured:
+        threads = 1
     better = request(used, threads or 1)
     cores = [f"--set {key}={value}" for key, value in better if key == "cores"]
     others = [f"--set {key}={value}" for key, value in better if key != "cores"]
@@ -137,8 +142,8 @@ def request(used: Used, threads: int = 1) -> Sequence[tuple[str, int]]:
 
 
 def of_cell(cell: CellPaths) -> dict | None:
-    """The record of the last attempt at a cell that ran in a job, and of `all` attempts the number
-    and the seconds; None where none did."""
+    """The record of the last attempt at a cell that ran in a job, of those that trained where there
+    are any, and of `all` attempts the number and the seconds; None where none did."""
     last = store.last_attempt(cell)
     if last is None:
         return None
@@ -146,8 +151,9 @@ def of_cell(cell: CellPaths) -> dict | None:
     every = [record for attempt in attempts if (record := _record(attempt))]
     if not every:
         return None
+    trained = [one for one in every if not _only_measures(one)]
     return {
-        **every[-1],
+        **(trained or every)[-1],
         "all": {
             "attempts": last.number,
             "wall_s": sum(wall_s(one) for one in every),
@@ -157,6 +163,18 @@ def of_cell(cell: CellPaths) -> dict | None:
             **_charges(every),
         },
     }
+
+
+def _measured(record: dict) -> bool:
+    """Whether the cell was measured in this job, or in one of a version that does not say."""
+    phases = record.get("phases")
+    return not phases or "measure" in phases
+
+
+def _only_measures(record: dict) -> bool:
+    """Whether it is of a job that measured what another had trained, and requested less."""
+    phases = record.get("phases") or {}
+    return "measure" in phases and not {"train", "export"} & phases.keys()
 
 
 def _charges(records: Sequence[dict]) -> dict[str, float]:

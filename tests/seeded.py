@@ -7,11 +7,13 @@ without a version that was raised makes old results count for what they are not.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,21 +75,25 @@ CHAINS: dict[str, list[dict[str, dict]]] = {
 }
 
 
-def figures(folder: Path, **training: Any) -> dict[str, dict[str, Any]]:
-    """Chain -> what its weights and its history come to."""
+def figures(
+    folder: Path, chains: Iterable[str] | None = None, device: str = "cpu", **training: Any
+) -> dict[str, dict[str, Any]]:
+    """Chain -> what its weights and its history come to; called again with the same folder, it
+    takes the base from there."""
     from tests import cells
 
+    chains = list(CHAINS if chains is None else chains)
     made = cells.cells(
         folder,
-        ["base", *CHAINS],
+        ["base", *chains],
         models=[MODEL],
         training={**TRAINING, **training},
-        define=CHAINS,
+        define={name: CHAINS[name] for name in chains},
     )
-    return {name: _figures(cell, folder) for name, cell in made.items()}
+    return {name: _figures(cell, folder, device) for name, cell in made.items()}
 
 
-def _figures(cell, folder: Path) -> dict[str, Any]:
+def _figures(cell, folder: Path, device: str) -> dict[str, Any]:
     import torch
 
     from pipeline import execute, store
@@ -95,11 +101,12 @@ def _figures(cell, folder: Path) -> dict[str, Any]:
     from tests import cells
 
     work = Work(folder / "work")
-    with cells.one_core(), store.lock_cell(work.cell(cell.id)):
+    core = cells.one_core() if device == "cpu" else contextlib.nullcontext()
+    with core, store.lock_cell(work.cell(cell.id)):
         torch.set_num_threads(1)
         if cell.is_base:
-            execute.run_cell(cell, work, work.root, device="cpu", threads=1)
-        run = execute._Run(cell, work, work.cell(cell.id), work.root, "cpu", lambda event: None)
+            execute.run_cell(cell, work, work.root, device=device, threads=1, measures=False)
+        run = execute._Run(cell, work, work.cell(cell.id), work.root, device, lambda event: None)
         state, history = run.staged()
         run.checkpoints.close()
     tensors = {n: t.detach().contiguous() for n, t in sorted(state.network.state_dict().items())}

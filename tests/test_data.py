@@ -828,7 +828,7 @@ def test_normalization_is_that_of_the_training_part(digits):
 
 def test_images_that_are_all_the_same_are_refused():
     with pytest.raises(UserError) as caught:
-        normalization(torch.full((4, 1, 2, 2), 9, dtype=torch.uint8), "flat")
+        normalization(data.Images(torch.full((4, 1, 2, 2), 9).byte(), torch.zeros(4)), "flat")
     assert "flat" in sentence(caught)
 
 

@@ -273,6 +273,7 @@ def test_a_measurement_that_fails_loses_neither_training_nor_an_earlier_one(trai
     attempt = store.new_attempt(paths)
     store.write_failure(attempt, store.Failure("exception", "the machine was unplugged"))
     reason = "exception: the machine was unplugged; its training is kept"
+    reason = f"its measurement failed: {reason}"
     assert look(again, work) == ("failed", reason) and look(base, work) == ("done", None)
 
 

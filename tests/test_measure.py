@@ -304,7 +304,7 @@ def test_what_a_contender_raises_is_raised():
 
 def test_the_hardware_is_described_in_plain_json():
     found = hardware.describe()
-    assert set(found) == {"cpu", "flags", "cores", "machine", "system", "gpu"}
+    assert set(found) == {"cpu", "flags", "cores", "machine", "system", "gpu", "gpu_driver"}
     assert json.loads(json.dumps(found)) == found
     assert found["cpu"] and set(found["flags"]) <= set(hardware.TELLING_FLAGS)
     assert found["gpu"] is None or isinstance(found["gpu"], str)

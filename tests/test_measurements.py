@@ -9,9 +9,10 @@ import subprocess
 import sys
 
 import h5py
+import numpy as np
 import pytest
 
-from pipeline import done, remeasure, report, store
+from pipeline import done, remeasure, report, same_kind, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import bench as benches
 from pipeline.orchestrate import measure, plan
@@ -132,10 +133,49 @@ def test_a_sweep_is_measured_again_and_keeps_what_it_had(mine, tmp_path, monkeyp
         assert measure.run(sweep, work, work.root, lines.append) == 0
     entries, damaged = store.measurements(work.cell(sweep.cells[0].id), deep=True)
     assert before and [e.number for e in entries] == [1, 2] and not damaged
-    assert any("measure, accuracy" in line for line in lines)
-    assert not any("train" in line for line in lines)
+    assert any("measure, latency" in line for line in lines)
+    # On the same kind of CPU, predictions are those of the first one.
+    assert not any("train" in line or "measure, accuracy" in line for line in lines)
+    first, second = (store.read_result(e.path, e.sha256) for e in entries)
+    assert second.facts["accuracy_of"] == entries[0].name and "accuracy_of" not in first.facts
+    for name, value in first.measured.items():
+        same = np.array_equal(value, second.measured[name])
+        assert same is not name.startswith("latency/"), name
     [row] = report.read_folder(tmp_path / "reports" / "test").rows
     assert row.measurement == entries[1].name
+
+
+def test_predictions_are_taken_from_the_same_kind_of_cpu_alone(mine):
+    sweep, work = mine
+    [cell] = sweep.cells
+    paths, wanted = work.cell(cell.id), done.record(cell)
+    entries, _ = store.measurements(paths)
+    facts = store.read_result(entries[0].path).facts
+
+    def known(facts=facts, **changed):
+        return same_kind.known(paths, entries, facts, {**wanted, **changed})
+
+    own = known()
+    assert own.name == entries[0].name and {"accuracy", "test_set_seconds"} <= own.values.keys()
+    assert not any(name.startswith("latency/") for name in own.values)
+    # Another machine of this kind: its times are its own.
+    other = known({**facts, "machine": "another-CPU-2c"})
+    assert own.values.keys() - other.values.keys() == {"test_set_seconds", "base_test_set_seconds"}
+    newer = {**facts["versions"], "onnxruntime": "99.0"}
+    for differs in (
+        {"hardware": {**facts["hardware"], "flags": ["asimd"]}},
+        {"versions": newer},
+        {"base_artifact": "0" * 64},
+        {"dataset_fingerprint": "another"},
+        {"hardware": {}},
+    ):
+        assert known({**facts, **differs}) is None, differs
+    assert known({k: v for k, v in facts.items() if k != "base_artifact"}) is None
+    assert known(measurement=99) is None and known(test_images=3) is None
+    more = {**wanted["measure"], "runtimes": ["onnxruntime", "openvino"]}
+    assert known(measure=more) is None
+    longer = {**wanted["measure"], "seconds": 99.0}  # of the times alone
+    assert known(measure=longer).values.keys() == own.values.keys()
 
 
 # Nothing but these can be imported by the script: neither torch nor netpress.

@@ -22,7 +22,7 @@ from pipeline.report import frames
 from pipeline.report.row import identity, row
 from pipeline.runtimes import openvino
 from pipeline.sweep import Cell, Measure
-from pipeline.sweep.cell import RUNTIMES
+from pipeline.sweep.cell import GROUPS, RUNTIMES
 from pipeline.verify import artifacts as verified
 from tests import cells, strangers
 from tests.test_techniques import deployed, made, split_of
@@ -165,9 +165,10 @@ def test_no_other_module_makes_a_session():
 # --- measured ----------------------------------------------------------------------------------
 
 
-def test_what_a_sweep_may_name_is_what_runs_artifacts():
-    reading = [name for name in runtimes.RUNTIMES if runtimes.get(name).READS_ARTIFACTS]
-    assert tuple(reading) == RUNTIMES and RUNTIMES[0] == runtimes.DEFAULT
+def test_what_a_sweep_may_name_is_all_but_the_reference():
+    others = [name for name in runtimes.names() if name != runtimes.REFERENCE]
+    assert sorted(others) == sorted(RUNTIMES) and RUNTIMES[0] == runtimes.DEFAULT
+    assert {name for group in GROUPS.values() for name in group} <= set(RUNTIMES)
 
 
 def test_another_runtime_is_measured_where_the_sweep_names_it(bench):

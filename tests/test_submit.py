@@ -173,7 +173,8 @@ def test_every_cell_is_in_one_task_that_waits_for_its_own_base(counts, limit):
 def test_what_is_cut_off_leaves_nothing_that_waits_for_it(counts, room_for):
     cells, arrays = made(counts, 4)
     kept, others = graph.cut(arrays, room_for)
-    assert {i for a in kept for i in a.cells} | set(others) == {cell.id for cell in cells}
+    left = {cell for _, of_array in others for cell in of_array}
+    assert {i for a in kept for i in a.cells} | left == {cell.id for cell in cells}
     assert sum(len(a.tasks) for a in kept) == min(room_for, sum(len(a.tasks) for a in arrays))
     there = {(a.name, index) for a in kept for index in a.tasks}
     for array in kept:
@@ -297,7 +298,7 @@ def test_nodes_are_excluded_beside_those_that_the_user_excludes():
     more = executor.script(replace(request, exclude=("n1",)))
     assert "#SBATCH --exclude=n7\n" in alone
     assert "#SBATCH --exclude=n7,n1\n" in more
-    assert executor.without_nodes(more, wanted, ("n1",)) == alone
+    assert executor.without_nodes(more, wanted.options_of(measures=False), ("n1",)) == alone
 
 
 @pytest.mark.parametrize(
@@ -435,7 +436,7 @@ def test_so_many_at_once_are_of_the_whole_submission():
     known = ledger.Ledger(work.sweep("test"))
 
     def shares(*settings):
-        sol = profile.load("sol", ["time_margin=null", *settings])
+        sol = profile.load("sol", ["time_margin=null", "measure=in-job", *settings])
         made = batch.prepare(asked, work, Path("/d"), sol, asked.cells, known=known)
         texts = [item.script for item in made.prepared if item.array.cells]
         return [int(text.partition("#SBATCH --array=0-99%")[2].split()[0]) for text in texts]
@@ -899,7 +900,9 @@ def test_the_functions_of_jobs_are_passed_in(tmp_path):
         for limited in (None, limit)
     ]
     kinds = [[type(send._function(one, functions(), i)) for i in one.prepared] for one in made]
-    assert kinds == [[Task, Task, Report], [FollowUp, Report, Task]]
+    assert kinds == [[Task, Task, Task, Task, Report], [FollowUp, Report, Task]]
+    acts = [send._function(made[0], functions(), item).act for item in made[0].prepared[:4]]
+    assert acts == ["train", "train", "measure", "measure"]
 
 
 def test_orchestrate_does_not_reach_up_into_jobs():
@@ -1076,12 +1079,14 @@ def test_a_single_job_is_named_as_slurm_names_it(tmp_path):
     work = Work(tmp_path)
     known = ledger.read(work.sweep(asked.name))
     sent = batch.prepare(asked, work, tmp_path, single, asked.cells, known=known)
-    base, quick, report = sent.prepared
+    base, quick, measured, report = sent.prepared
     for item in sent.prepared:
         assert "--array" not in item.script and 'task="$SLURM_JOB_ID"' in item.script
         assert f"--output={item.job.folder}/%j_0_log.out" in item.script
     assert f"--dependency=afterok:@{base.name}@\n" in quick.script
-    assert f"--dependency=afterany:@{base.name}@:@{quick.name}@\n" in report.script
+    assert f"--dependency=afterany:@{base.name}@:@{quick.name}@\n" in measured.script
+    after = f"@{base.name}@:@{quick.name}@:@{measured.name}@"
+    assert f"--dependency=afterany:{after}\n" in report.script
     assert [*sent.notes] == [batch.NO_ARRAYS]
     at = ledger.At(ledger.Entry("i", "n", "cells", {}, "", "", {}, single=True, job=7), 0)
     assert at.task == "7" and Row(7, None, "RUNNING").task == "7"
@@ -1169,9 +1174,10 @@ def test_estimates_come_from_the_best_there_is(tmp_path):
 
 
 def arrays_for(asked, work, *settings):
-    """{name: (wall time, tasks)} of what would be sent with a profile for an A100."""
+    """{name: (wall time, tasks)} of what would be sent with a profile for an A100, where jobs
+    measure what they train."""
     known = ledger.Ledger(work.sweep("test"))
-    sol = profile.load("sol", settings)
+    sol = profile.load("sol", ["measure=in-job", *settings])
     made = batch.prepare(asked, work, work.root, sol, asked.cells, known=known)
     arrays = [item.array for item in made.prepared if item.array.cells]
     return {a.name: (a.request.minutes, [len(ids) for ids in a.tasks.values()]) for a in arrays}
@@ -1274,8 +1280,10 @@ def test_what_a_sweep_costs_and_what_would_lower_that(tmp_path):
     [line, *_] = planned.savings
     assert line.startswith("--set cores=12: 47 units an hour instead of 59, the GPU's part")
     used(asked.cells[0], work)  # cells that ran know better
+    assert any("--set cores=4" in s for s in submit.planned(asked, work, tmp_path, sol).savings)
+    sol = profile.load("sol", ["measure=in-job"])
     found = submit.planned(asked, work, tmp_path, sol).savings
-    assert not any("cores" in line for line in found)  # that would change what is measured
+    assert not any("--set cores" in s for s in found)  # that would change what is measured
     [line] = [line for line in found if "memory_gib" in line]
     assert line.startswith("--set memory_gib=4: 50 units an hour instead of 59, as 1 finished")
     data = planned.to_json()

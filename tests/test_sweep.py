@@ -660,6 +660,10 @@ def test_an_id_depends_on_every_key_of_the_recipe(field):
         "batch_size": 7,
         "crop": 7,
         "train_images": 7,
+        "flips": "alternating",
+        "cutout": 7,
+        "dirac": True,
+        "lookahead": True,
     }.get(field, 0.51)
     other = replace(CELL, recipe=Recipe(**{field: changed}))
     assert other.id != CELL.id and other.base_id != CELL.base_id

@@ -531,7 +531,8 @@ def test_what_is_saved_is_a_copy_that_training_goes_on_beside(tmp_path):
         *training.state.network.state_dict().values(),
         *(t for buffers in training.buffers.values() for t in buffers.values()),
     ]
-    handed = checkpoint._tensors(Snapshot(0, "train", training, ())).values()
+    snapshot = Snapshot(0, "train", training, ())
+    handed = checkpoint._Copies(checkpoint._tensors(snapshot)).tensors.values()
     assert len(handed) == len(live)
     assert not {t.data_ptr() for t in handed} & {t.data_ptr() for t in live}
     expected = training.state.network.module.head.weight.detach().clone()
@@ -544,6 +545,24 @@ def test_what_is_saved_is_a_copy_that_training_goes_on_beside(tmp_path):
     assert torch.equal(found.state.network.module.head.weight, expected)
     assert len(found.columns["loss"]) == 1
     assert len(store.read_history(tmp_path / "metrics.h5")[0].columns["loss"]) == 1
+
+
+def test_a_training_does_not_wait_for_a_disk_that_is_slower_than_its_epochs(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "GRACE", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 0.0)
+    kept, training = open_again(tmp_path), Training(network.new(SPEC, 0))
+    spare = torch.zeros(5_000_000)  # takes a while to write
+    training.state.network.register_buffer("spare", spare)
+    kept.save(Snapshot(0, "train", training, ()))
+    training.epoch = 1
+    kept.save(Snapshot(0, "train", training, ()))
+    kept.wait()
+    assert states(tmp_path) == ["index.json", "state-1.safetensors"]
+    training.epoch = 2
+    kept.save(Snapshot(0, "train", training, ()))
+    training.epoch = 3
+    kept.save(Snapshot(0, "train", training, ()), wait=True)  # is kept in any case
+    assert states(tmp_path) == ["index.json", "state-2.safetensors", "state-3.safetensors"]
 
 
 def test_in_the_end_the_final_weights_alone_are_left_and_are_a_state(tmp_path):

@@ -7,7 +7,7 @@ to a reader. Images are uint8 [N, C, H, W].
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,8 @@ import torch
 from pipeline import hardware, runtimes
 from pipeline.artifact import Artifact, softmax
 from pipeline.data import Images, Split, ordered
-from pipeline.measure import accuracy, complexity, inference, latency, similarity
-from pipeline.measure.series import BATCHES, THREADS, Model, Series, Threads
+from pipeline.measure import accuracy, complexity, energy, gpu, inference, latency, similarity
+from pipeline.measure.series import BATCHES, ENERGY, THREADS, Model, Series, Threads
 from pipeline.models.network import ModelState
 from pipeline.sweep import Measure
 
@@ -49,21 +49,30 @@ def measure(
     settings: Measure,
     device: torch.device,
     tick: Callable[[str], None],
+    known: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """Of the candidate, and of its base beside it in the same process; raises NotInteger."""
+    """Of the candidate, and of its base beside it in the same process; raises NotInteger. `known`:
+    what is no time, where it is known of this kind of CPU (pipeline/same_kind.py)."""
     with hardware.using(settings.threads):
         tick("kernels")
         measured = size(mine) | {f"base_{k}": v for k, v in size(base).items()}
         measured |= _kernels(mine)
-        tick("accuracy")
-        measured |= _accuracy(mine, base, split)
-        measured |= _simulated(mine, split, settings, device, measured)
-        measured |= _elsewhere(mine, split, settings, measured)
-        measured |= _held_out(mine, base, split, device)
+        if known is None:
+            tick("accuracy")
+            measured |= _accuracy(mine, base, split)
+            measured |= _simulated(mine, split, settings, device, measured)
+            measured |= _elsewhere(mine, split, settings, measured)
+            measured |= _held_out(mine, base, split, device)
+        else:
+            measured = {**known, **measured}
+            if "test_set_seconds" not in known:
+                tick("test set")
+                measured |= _seconds(mine, base, split, settings)
         budget = latency.Budget((1 - SIMULATED_ACCURACY) * settings.simulated_seconds)
         for threads in THREADS:
             tick(f"latency, {threads} thread{'s' if threads == 'all' else ''}")
             measured |= _latency(mine, base, settings, threads, budget)
+        measured |= _on_gpu(mine, base, split, settings, measured, tick)
     return measured
 
 
@@ -106,6 +115,16 @@ def _accuracy(mine: Candidate, base: Candidate, split: Split) -> dict:
         "base_predictions": others.astype(np.uint16),
         "labels": labels.astype(np.uint16),
         **_differing(own_logits, base_logits, images, labels),
+    }
+
+
+def _seconds(mine: Candidate, base: Candidate, split: Split, settings: Measure) -> dict:
+    """What this machine takes for the test set, where its predictions are known already."""
+    images = split.test.pixels.numpy()
+    own, others = (inference.timed_logits(one.artifact, images)[1] for one in (mine, base))
+    return {"test_set_seconds": own, "base_test_set_seconds": others} | {
+        f"runtimes/{name}/test_set_seconds": inference.timed_logits(mine.artifact, images, name)[1]
+        for name in runtimes.on_cpu(settings.runtimes)[1:]
     }
 
 
@@ -158,7 +177,7 @@ def _elsewhere(mine: Candidate, split: Split, settings: Measure, measured: dict)
     predictions on the default runtime (0..1)."""
     images, labels = split.test.pixels.numpy(), split.test.labels.numpy()
     values: dict[str, float] = {}
-    for runtime in settings.runtimes[1:]:
+    for runtime in runtimes.on_cpu(settings.runtimes)[1:]:
         scores, seconds = inference.timed_logits(mine.artifact, images, runtime)
         classes = scores.argmax(1)
         share = runtimes.kernels(mine.artifact, runtime).integer_share
@@ -195,8 +214,9 @@ def _differing(own: np.ndarray, base: np.ndarray, images: np.ndarray, labels: np
 def predict(network: torch.nn.Module, images: Images, device: torch.device) -> torch.Tensor:
     """The classes int64 [N] that a float32 network names: no autocast, this is for comparison."""
     network.eval()
-    # TF32, which cuDNN takes for float32 unless told otherwise, has 10 bits of mantissa.
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    # TF32, which cuDNN takes for float32 unless told otherwise, has 10 bits of mantissa. What is
+    # not named here is off within, cuDNN itself as well.
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         classes = [
             network(batch).argmax(1).cpu()
             for batch, _ in ordered(images.to(device), EVALUATION_BATCH)
@@ -211,7 +231,7 @@ def _latency(
     in the same rounds, what is timed beside them: other runtimes, and in PyTorch (float32, eager)
     the base and the simulated network, within ``budget``."""
     deployed, beside = _sessions(mine, base, settings, inference.thread_count(threads))
-    samples: dict[str, np.ndarray] = {}
+    samples: dict[str, object] = {}
     for i, batch in enumerate(BATCHES):
         images = inference.any_images(mine.artifact.shape, batch)
         runs = {key: inference.run_of(s, images) for key, s in (deployed | beside).items()}
@@ -223,7 +243,39 @@ def _latency(
             Series(runtime, model, threads, batch).name: ms
             for (runtime, model), ms in timed.items()
         }
+        if threads == "all":
+            samples |= _energy({key: runs[key] for key in deployed}, batch, settings)
     return samples
+
+
+def _energy(
+    runs: dict[tuple[str, Model], latency.Run], batch: int, settings: Measure
+) -> dict[str, float]:
+    """Joules an image of calls back to back on all threads; nothing where this is not told."""
+    meter, values = energy.of_cpu(), {}
+    for (runtime, model), run in runs.items() if meter else ():
+        steady = energy.steady(run, batch, min(gpu.WINDOW_S, settings.seconds), meter)
+        if steady.joules_per_image is not None:
+            series = Series(runtime, model, "all", batch)
+            values[series.named(ENERGY)] = steady.joules_per_image
+    return values
+
+
+def _on_gpu(
+    mine: Candidate,
+    base: Candidate,
+    split: Split,
+    settings: Measure,
+    measured: dict,
+    tick: Callable[[str], None],
+) -> dict:
+    """Both on the runtimes of a GPU that the sweep names, where there is one."""
+    pixels, labels = split.test.pixels.numpy(), split.test.labels.numpy()
+    test = gpu.Test(pixels, labels, measured["predictions"])
+    contenders: dict[Model, gpu.Contender] = {"artifact": gpu.Contender(mine.artifact, mine.state)}
+    if base is not mine:
+        contenders["base"] = gpu.Contender(base.artifact, base.state)
+    return gpu.measured(contenders, settings, test, tick)
 
 
 def _sessions(
@@ -233,7 +285,7 @@ def _sessions(
     deployed: Sessions = {}
     beside: Sessions = {}
     artifacts: tuple[tuple[Model, Candidate], ...] = (("artifact", mine), ("base", base))
-    for runtime in settings.runtimes:
+    for runtime in runtimes.on_cpu(settings.runtimes):
         group = deployed if runtime == runtimes.DEFAULT else beside
         for model, candidate in artifacts:
             group[runtime, model] = runtimes.session(candidate.artifact, threads, runtime)

@@ -16,7 +16,11 @@ def timed_logits(
     artifact: Artifact, images: np.ndarray, runtime: str = runtimes.DEFAULT
 ) -> tuple[np.ndarray, float]:
     """(logits [N, classes], seconds for all): 64 at a time, all threads, after one warm batch."""
-    session = runtimes.session(artifact, runtime=runtime)
+    return timed(runtimes.session(artifact, runtime=runtime), images)
+
+
+def timed(session: runtimes.Session, images: np.ndarray) -> tuple[np.ndarray, float]:
+    """The same of a session that is there already."""
     next(runtimes.logits(session, images))
     start = time.perf_counter()
     batches = list(runtimes.logits(session, images))

@@ -5,6 +5,9 @@ The name of a series in result.h5, below /measure, is written and parsed here an
     latency/RUNTIME/MODEL/THREADS/batchN            on the CPU
     latency/RUNTIME@DEVICE/MODEL/THREADS/batchN     on another device
 
+Of the same calls, one number each: throughput/... in images a second, energy/... in joules an
+image.
+
 Imports nothing heavy: reports read it without torch.
 """
 
@@ -20,9 +23,11 @@ Threads = Literal["one", "all"]
 MODELS: tuple[Model, ...] = ("artifact", "base", "simulated")
 THREADS: tuple[Threads, ...] = ("one", "all")
 BATCHES = (1, 64)
+GPU_BATCHES = (1, 64, 1024)
+KINDS = LATENCY, THROUGHPUT, ENERGY = "latency", "throughput", "energy"
 CPU = "cpu"
 _NAME = re.compile(
-    r"latency/(?P<runtime>[^/@]+)(@(?P<device>[^/@]+))?/(?P<model>artifact|base|simulated)"
+    r"(?P<kind>latency|throughput|energy)/(?P<runtime>[^/@]+)(@(?P<device>[^/@]+))?/(?P<model>artifact|base|simulated)"
     r"/(?P<threads>one|all)/batch(?P<batch>[1-9][0-9]{0,5})"
 )
 
@@ -40,15 +45,19 @@ class Series(NamedTuple):
     @property
     def name(self) -> str:
         """In result.h5."""
+        return self.named(LATENCY)
+
+    def named(self, kind: str) -> str:
+        """The same of LATENCY, THROUGHPUT or ENERGY."""
         where = self.runtime if self.device == CPU else f"{self.runtime}@{self.device}"
-        return f"latency/{where}/{self.model}/{self.threads}/batch{self.batch}"
+        return f"{kind}/{where}/{self.model}/{self.threads}/batch{self.batch}"
 
 
 @lru_cache(1000)
-def parse(name: str) -> Series | None:
+def parse(name: str, kind: str = LATENCY) -> Series | None:
     """The series of this name; None for the name of anything else."""
     match = _NAME.fullmatch(name)
-    if match is None:
+    if match is None or match["kind"] != kind:
         return None
     series = Series(
         match["runtime"],
@@ -57,4 +66,4 @@ def parse(name: str) -> Series | None:
         int(match["batch"]),
         match["device"] or CPU,
     )
-    return series if series.name == name else None  # a device that is given as cpu has no @
+    return series if series.named(kind) == name else None  # a device that is given as cpu has no @

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,24 +15,22 @@ from pipeline.orchestrate import (
     estimate,
     graph,
     ledger,
+    measure_jobs,
     rehearse,
-    report_job,
     slurm,
     state,
 )
-from pipeline.orchestrate.cluster import View
 from pipeline.orchestrate.durations import Durations
-from pipeline.orchestrate.graph import Array, Queued, Request
+from pipeline.orchestrate.graph import Array, Request
+from pipeline.orchestrate.in_queue import InQueue, in_queue
+from pipeline.orchestrate.job_request import FOLLOW_UP, REPORT, dependency, slurm_request
 from pipeline.orchestrate.profile import Cluster
 from pipeline.orchestrate.report_job import ReportState
 from pipeline.sweep import Cell, Sweep
 
 if TYPE_CHECKING:
-    from pipeline.orchestrate.executor import JobRequest
     from pipeline.orchestrate.room import Limit
 
-REPORT = report_job.KIND
-FOLLOW_UP = ledger.FOLLOW_UP
 REPORTS_AGAIN = ("failed", "missing")  # states of a report that `submit` sends again
 DEFAULT_MAX_ARRAY_SIZE = 1001
 NO_ARRAYS = (
@@ -56,7 +54,8 @@ class Prepared:
 @dataclass
 class Batch:
     """What one call of `submit` sends, in this order. `rest`: cells for which `limit` leaves no
-    room now, with their requests. `report`: what a job for the report requests and waits for."""
+    room now, with their requests; `unmeasured`: the same of what jobs that measure would do.
+    `report`: what a job for the report requests and waits for."""
 
     sweep: Sweep
     work: paths.Work
@@ -65,8 +64,10 @@ class Batch:
     prepared: list[Prepared] = field(default_factory=list)
     reports: Path = field(default_factory=paths.reports_root)
     rest: dict[str, Request] = field(default_factory=dict)
+    unmeasured: dict[str, Request] = field(default_factory=dict)
     limit: Limit | None = None
     request: Callable[[Cell], Request] | None = None
+    measure_request: Callable[[Cell], Request] | None = None
     report: Array = field(default_factory=lambda: _report([], Request(1, 1), ()))
     in_queue: InQueue = field(default_factory=lambda: InQueue())
     times: Durations | None = None
@@ -77,42 +78,18 @@ class Batch:
         if any(item.array.single for item in self.prepared):
             yield NO_ARRAYS
 
-    def requests(self, cells: Iterable[str]) -> dict[str, Request]:
-        """What jobs of these cells request."""
-        assert self.request is not None
-        return {cell: self.request(self.sweep.by_id[cell]) for cell in cells}
+    @property
+    def left_over(self) -> int:
+        """How many cells are not in a job yet that there has to be for them."""
+        return len(self.rest.keys() | self.unmeasured.keys())
 
-
-@dataclass(frozen=True)
-class InQueue:
-    """Jobs of a sweep that are in the queue before a batch is sent: those that make cells, the
-    bases of others, the job that submits the rest, the reports, and whether one of these waits for
-    all others."""
-
-    jobs: tuple[int, ...] = ()
-    bases: Mapping[str, Queued] = field(default_factory=dict)
-    follow_up: int | None = None
-    reports: tuple[int, ...] = ()
-    has_report: bool = False
-
-
-def in_queue(sweep: Sweep, view: View | None) -> InQueue:
-    if view is None:
-        return InQueue()
-    bases = {}
-    for cell in sweep.cells:
-        if cell.is_base and view.in_queue(cell.id):
-            at = view.last[cell.id]
-            assert at.entry.job is not None  # it is in the queue
-            bases[cell.id] = Queued(at.entry.job, at.index, at.entry.single)
-    follow_ups = [entry.job for entry in view.follow_ups]
-    return InQueue(
-        tuple(view.alive_jobs),
-        bases,
-        follow_ups[-1] if follow_ups else None,
-        tuple(view.alive_reports),
-        view.has_report(text_id(sweep)),
-    )
+    def put_off(self, array: Array, cells: Iterable[str] | None = None) -> None:
+        """Leave over the cells of an array for which there is no room, or these of them."""
+        request = self.measure_request if array.measures else self.request
+        assert request is not None
+        rest = self.unmeasured if array.measures else self.rest
+        for cell in array.cells if cells is None else cells:
+            rest[cell] = request(self.sweep.by_id[cell])
 
 
 def limit(cluster: Cluster) -> int:
@@ -134,20 +111,27 @@ def is_missing(cell_state: state.CellState) -> bool:
 
 
 def choose(
-    sweep: Sweep, states: state.SweepState, wanted: Callable[[state.CellState], bool]
+    sweep: Sweep,
+    states: state.SweepState,
+    wanted: Callable[[state.CellState], bool],
+    apart: bool = False,
 ) -> list[Cell]:
-    """The cells to submit: wanted, in no job, and with a base that is done, in the queue or also
-    submitted. A cell whose base is being made outside of SLURM has no job to wait for."""
+    """The cells to submit to jobs that train: wanted, in no job, and with a base that is trained,
+    in the queue or also submitted. A cell whose base is being made outside of SLURM has no job to
+    wait for. `apart`: what is trained goes to jobs that measure (measure_jobs.choose)."""
     view = states.view
     free = [
         s.cell
         for s in states.cells
         if s.state not in ("done", "running")
         and wanted(s)
-        and not (view and view.in_queue(s.cell.id))
+        and not (apart and s.trained)
+        and not (
+            view and (view.in_queue(s.cell.id) or (s.trained and view.will_measure(s.cell.id)))
+        )
     ]
     with_base = {cell.id for cell in free} | {
-        s.cell.id for s in states.cells if s.state == "done" or (view and view.in_queue(s.cell.id))
+        s.cell.id for s in states.cells if s.trained or (view and view.in_queue(s.cell.id))
     }
     return [cell for cell in free if cell.base_id in with_base]
 
@@ -164,6 +148,8 @@ def make(
     reports_again: Container[str] = REPORTS_AGAIN,
     room: Limit | None = None,
     reports: Path | None = None,
+    measures: Sequence[Cell] = (),
+    measure_request: Callable[[Cell], Request] | None = None,
 ) -> Batch:
     """The batch for these cells, given the current queue and the room in it; or the report alone,
     if no job builds it or its last job is in one of the states `reports_again`."""
@@ -182,8 +168,10 @@ def make(
         report_request=report_request,
         room=room,
         reports=reports,
+        measures=measures,
+        measure_request=measure_request,
     )
-    if batch.prepared or batch.rest or states.view is None or now.has_report:
+    if batch.prepared or batch.left_over or states.view is None or now.has_report:
         return batch
     if now.jobs or (states.report and states.report.state in reports_again):
         add(batch, known, batch.report)
@@ -203,11 +191,14 @@ def prepare(
     report_request: Request | None = None,
     room: Limit | None = None,
     reports: Path | None = None,
+    measures: Sequence[Cell] | None = None,
+    measure_request: Callable[[Cell], Request] | None = None,
 ) -> Batch:
     """The arrays for `cells` and the report after them, with complete scripts; writes nothing.
 
     now: jobs of this sweep that are already in the queue; the report waits for them, too. room: the
-    limit on submitted jobs; what does not fit is left over.
+    limit on submitted jobs; what does not fit is left over. measures: what is measured by jobs of
+    its own, where the profile has them; None: `cells`.
     """
     now, times, most_tasks = now or InQueue(), durations(sweep, work, cluster), limit(cluster)
     wanted = request or times.standard
@@ -219,10 +210,17 @@ def prepare(
         pack=times.pack(sweep, cells),
     )
     arrays = times.shared([times.timed(array, sweep, wanted) for array in arrays], sweep)
+    to_measure = measure_request or times.measuring
+    if cluster.profile.measure_job is not None:
+        places = now.places.beside(arrays, single=most_tasks <= 1)
+        members = cells if measures is None else measures
+        own = measure_jobs.arrays(members, places, to_measure, most_tasks, times.pack_measuring)
+        arrays += [times.timed(array, sweep, to_measure) for array in own]
     report_request = report_request or ReportState("missing").next_request(cluster.profile)
     batch = Batch(
         sweep, work, data_root, cluster, request=wanted, limit=room, in_queue=now, times=times
     )
+    batch.measure_request = to_measure
     batch.single = most_tasks <= 1
     batch.reports = reports or batch.reports
     batch.report = _report([], report_request, now.jobs)
@@ -247,7 +245,8 @@ def _fitted(batch: Batch, arrays: Sequence[Array], report: Array) -> Iterator[Ar
         free += replaced
     ahead = ahead[:free]
     kept, others = graph.cut(arrays, free - len(ahead) - len(last))
-    batch.rest |= batch.requests(others)
+    for array, left in others:
+        batch.put_off(array, left)
     yield from (*ahead, *kept)
     if last and kept:
         yield _report(kept, report.request, now.jobs)
@@ -338,61 +337,6 @@ def unknown_jobs(
     )
 
 
-def text_id(sweep: Sweep) -> str:
-    """Identifies the contents of the sweep file that a report is for, in the ledger."""
-    return hashlib.sha256(sweep.text.encode()).hexdigest()[:10]
-
-
-def dependency(array: Array, names: Mapping[str, str]) -> str | None:
-    """`aftercorr:@NAME`: names stand for ids of jobs in this batch, not known yet."""
-    if not array.after:
-        return None
-    return f"{array.kind}:" + ":".join(_placed(on, names) for on in array.after)
-
-
-def _placed(on: str, names: Mapping[str, str]) -> str:
-    name, _, index = on.rpartition("_")
-    if name in names:
-        return f"@{names[name]}@_{index}"
-    return f"@{names[on]}@" if on in names else on
-
-
-def slurm_request(
-    array: Array, cluster: Cluster, name: str, job: paths.JobPaths, dependency: str | None
-) -> JobRequest:
-    """The complete request of an array; the report's job has its own part of the profile."""
-    from pipeline.orchestrate.executor import JobRequest
-
-    profile, request = cluster.profile, array.request
-    for_cells = JobRequest(
-        profile=profile,
-        name=name,
-        job=job,
-        indices=tuple(array.tasks),
-        memory_gib=request.memory_gib,
-        minutes=request.minutes,
-        dependency=dependency or (profile.dependency if array.cells else None),
-        exclude=request.exclude,
-        cores=profile.cores,
-        gres=profile.gres,
-        single=array.single,
-        code=cluster.code.folder,
-        at_once=array.at_once,
-    )
-    if array.name == FOLLOW_UP and profile.follow_up is not None:
-        return replace(
-            for_cells,
-            cores=profile.follow_up.cores,
-            gres=None,
-            part=profile.report,
-            begin=f"now+{profile.follow_up.every_s}",
-        )
-    if array.name != REPORT:
-        return for_cells
-    cores, report = profile.report.cores, profile.report
-    return replace(for_cells, cores=cores, gres=None, part=report, mail_on="END,FAIL")
-
-
 def estimated(sweep: Sweep, work: paths.Work, cluster: Cluster) -> estimate.Estimate:
     """From finished cells of the sweep, else from its rehearsal, else computed."""
     rehearsal = rehearse.root(work)
@@ -406,6 +350,14 @@ def durations(sweep: Sweep, work: paths.Work, cluster: Cluster) -> Durations:
 
 
 def cells_of(batch: Batch) -> Iterator[Cell]:
+    """What its jobs train."""
     for item in batch.prepared:
-        for cell_id in item.array.cells:
+        for cell_id in () if item.array.measures else item.array.cells:
+            yield batch.sweep.by_id[cell_id]
+
+
+def measured_in(batch: Batch) -> Iterator[Cell]:
+    """What jobs of it measure that others have trained."""
+    for item in batch.prepared:
+        for cell_id in item.array.cells if item.array.measures else ():
             yield batch.sweep.by_id[cell_id]

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.orchestrate import graph, ledger, slurm, state
-from pipeline.orchestrate.cluster import is_ours
+from pipeline.orchestrate.cluster import View, is_ours
 from pipeline.paths import Work
 from pipeline.sweep import Cell, Sweep
 
@@ -23,11 +23,13 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
         if view is None:
             yield f"Nothing of {sweep.name} was ever submitted."
             return
-        queued = [cell for cell in cells or sweep.cells if view.in_own_queue(cell.id)]
-        chosen = [cell for cell in queued if is_ours(view.last[cell.id].entry)]
-        yield from _of_others(cell for cell in queued if cell not in chosen)
-        tasks = {task for cell in chosen if (task := view.task(cell.id))}
-        shared = [cell for cell in sweep.cells if view.task(cell.id) in tasks]
+        places = {cell.id: _places(cell, view, bool(cells)) for cell in sweep.cells}
+        queued = [cell for cell in cells or sweep.cells if places[cell.id]]
+        ours = {c.id: [at for at in places[c.id] if is_ours(at.entry)] for c in queued}
+        chosen = [cell for cell in queued if ours[cell.id]]
+        yield from _of_others(c for c in queued if len(ours[c.id]) < len(places[c.id]))
+        tasks = {at.task for cell in chosen for at in ours[cell.id]}
+        shared = [c for c in sweep.cells if tasks & {at.task for at in places[c.id]}]
         reports = [] if cells else view.alive_reports
         reports += [] if cells else [e.job for e in view.follow_ups if e.job is not None]
         if shared or reports:
@@ -41,6 +43,18 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
     for cell in idle:
         other = view.shared.get(cell.id)
         yield f"{cell.name} was in no job" + (f" of this sweep, but of sweep {other}" * bool(other))
+
+
+def _places(cell: Cell, view: View, named: bool) -> list[ledger.At]:
+    """The tasks in the queue that train and that measure it. A cell that was `named` while it is
+    trained is left to the job that measures others of its base, too: that leaves it out."""
+    training = [view.last[cell.id]] if view.in_own_queue(cell.id) else []
+    if training and named:
+        return training
+    at, row = view.known.measuring.get(cell.id), view.measuring_row(cell.id)
+    measured = at is not None and row is not None and row.task == at.task
+    alive = measured and row is not None and row.state not in slurm.FINAL
+    return [*training, at] if at is not None and alive else training
 
 
 def _of_others(cells: Iterable[Cell]) -> Iterator[str]:

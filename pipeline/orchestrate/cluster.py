@@ -58,7 +58,9 @@ class View:
     """The state of the cluster at one time. `rows` by task (`12_3`); `notes` are lines for the
     user.
 
-    `shared`: cells that a job of another sweep makes or will make, with that sweep's name.
+    `last`, `measuring`: the task in which each cell was last submitted, to be trained and to be
+    measured apart. `shared`: cells that a job of another sweep makes or will make, with that
+    sweep's name.
     """
 
     known: ledger.Ledger
@@ -84,6 +86,24 @@ class View:
         row = self.row(cell_id)
         return row is not None and row.state not in slurm.FINAL
 
+    def measuring_row(self, cell_id: str) -> slurm.Row | None:
+        """Of the job that measures the cell, or did last."""
+        at = self.measuring.get(cell_id)
+        return self.rows.get(at.task) if at and at.entry.job is not None else None
+
+    def will_measure(self, cell_id: str) -> bool:
+        """Whether a job in the queue measures the cell; not one that was submitted before the job
+        that trains it, for which it does not wait."""
+        row = self.measuring_row(cell_id)
+        if row is None or row.state in slurm.FINAL:
+            return False
+        if not self.in_queue(cell_id):
+            return True
+        training, measuring = self.last[cell_id].entry, self.measuring[cell_id].entry
+        if {training.intent, measuring.intent} <= self.known.entries.keys():
+            return training.number < measuring.number
+        return training.at <= measuring.at
+
     def in_own_queue(self, cell_id: str) -> bool:
         """The same, but only for a job that was submitted for this sweep."""
         return self.in_queue(cell_id) and cell_id not in self.shared
@@ -91,7 +111,8 @@ class View:
     @property
     def alive_jobs(self) -> list[int]:
         """Ids of the jobs in the queue that work on this sweep, without report jobs."""
-        jobs = {e.job for e in self.known.entries.values() if e.kind == "cells"}
+        kinds = (ledger.CELLS, ledger.MEASURE)
+        jobs = {e.job for e in self.known.entries.values() if e.kind in kinds}
         jobs |= {self.last[cell].entry.job for cell in self.shared}
         return sorted(self._in_queue & jobs)
 
@@ -130,12 +151,19 @@ class View:
         return {row.job for row in self.rows.values() if row.state not in slurm.FINAL}
 
     def __post_init__(self) -> None:
-        self.last = self.known.last
+        self.last, self.measuring = self.known.last, self.known.measuring
 
     def cause(self, cell: Cell) -> Cause:
         """Why a cell whose job has left the queue is not done."""
-        at = self.last[cell.id]
-        task, row = at.task, self.row(cell.id)
+        return self._cause(cell, self.last[cell.id])
+
+    def cause_of_measuring(self, cell: Cell) -> Cause:
+        """Why a trained cell is not measured, whose job for that has left the queue."""
+        return self._cause(cell, self.measuring[cell.id])
+
+    def _cause(self, cell: Cell, at: ledger.At) -> Cause:
+        task = at.task
+        row = self.rows.get(task)
         made = in_job(self.work.cell(cell.id), task)
         if cell.id in self.known.cancelled and (row is None or row.state == "CANCELLED"):
             return Cause("cancelled", "cancelled by `netpress cancel`")
@@ -165,16 +193,17 @@ def look(
     sweep: Sweep,
     work: Work,
     done: Iterable[str],
+    trained: Iterable[str] = (),
     patient: bool = False,
     known: ledger.Ledger | None = None,
 ) -> View | None:
     """One squeue, and one sacct if the job of an unfinished cell left the queue; None: never
-    submitted.
+    submitted. `trained`: cells that are not done, but need no other training.
 
     If the controller does not answer: raises Unreachable if `patient`, else adds a note.
     """
     known = known or ledger.read(work.sweep(sweep.name))
-    done = set(done)
+    done, trained = set(done), set(trained)
     left = [cell.id for cell in sweep.cells if cell.id not in done]
     others = ledger.others(work.sweep(sweep.name), left) if left else []
     if not known.entries and not others:
@@ -182,12 +211,12 @@ def look(
     view = View(known, work)
     _read_queue(view, others, patient)
     _adopt(known, view.queue)
-    view.last = known.last
+    view.last, view.measuring = known.last, known.measuring
     jobs = set(known.jobs)
     view.rows = {row.task: row for row in view.queue if row.job in jobs}
     for other in others:
         _share(view, other, left)
-    _account(view, sweep, done)
+    _account(view, sweep, done, trained)
     return view
 
 
@@ -211,13 +240,16 @@ def _read_queue(view: View, others: Iterable[ledger.Ledger], patient: bool) -> N
 def _share(view: View, other: ledger.Ledger, cells: Iterable[str]) -> None:
     """Adds cells that are in no job of this sweep but in one of another sweep, mostly bases."""
     _adopt(other, view.queue)
-    last = other.last
+    last, measuring = other.last, other.measuring
     rows = {row.task: row for row in view.queue if row.state not in slurm.FINAL}
     for cell in cells:
         at = last.get(cell)
         if at is not None and at.task in rows and not view.in_queue(cell):
             view.last[cell], view.rows[at.task] = at, rows[at.task]
             view.shared[cell] = other.paths.folder.name
+        at = measuring.get(cell)
+        if at is not None and at.task in rows and not view.will_measure(cell):
+            view.measuring[cell], view.rows[at.task] = at, rows[at.task]
 
 
 def _adopt(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
@@ -228,22 +260,19 @@ def _adopt(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
             entry.job = slurm.find(rows, entry.name, entry.at)
 
 
-def _account(view: View, sweep: Sweep, done: set[str]) -> None:
+def _account(view: View, sweep: Sweep, done: set[str], trained: set[str]) -> None:
     """Call sacct, once, for the jobs of cells that are neither done nor in the queue."""
-    gone = {
-        at.entry.job
-        for cell in sweep.cells
-        if cell.id not in done
-        and (at := view.last.get(cell.id))
-        and at.entry.job is not None
-        and at.task not in view.rows
-    }
-    # A job that has just ended is still in the queue, but only sacct reports its memory.
-    gone |= {
-        row.job
-        for cell in sweep.cells
-        if cell.id not in done and (row := view.row(cell.id)) and row.state in slurm.FINAL
-    }
+    gone = set()
+    for cell in sweep.cells:
+        if cell.id in done:
+            continue
+        at = (view.measuring if cell.id in trained else view.last).get(cell.id)
+        if at is None or at.entry.job is None:
+            continue
+        row = view.rows.get(at.task)
+        # A job that has just ended is still in the queue, but only sacct reports its memory.
+        if row is None or row.state in slurm.FINAL:
+            gone.add(at.entry.job)
     if task := report_job.unsettled(view.known):
         row = view.rows.get(task)
         if row is None or row.state in slurm.FINAL - {"COMPLETED"}:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pipeline import usage
-from pipeline.orchestrate.estimate import Estimate
+from pipeline.orchestrate.durations import Durations
 from pipeline.orchestrate.profile import Profile
 from pipeline.sweep import Cell
 from pipeline.usage import Used
@@ -26,11 +26,16 @@ def parts(profile: Profile) -> Mapping[str, float] | None:
     }
 
 
-def training_share(cells: Iterable[Cell], guess: Estimate) -> float | None:
-    """The share of the jobs' time in which they train, by the estimate; None of nothing."""
-    seconds = [guess.seconds(cell) for cell in cells]
-    total_s = math.fsum(seconds)
-    return 1 - guess.overhead_s * len(seconds) / total_s if total_s else None
+def training_share(cells: Iterable[Cell], times: Durations) -> float | None:
+    """The share of the time of the jobs that train in which they do, by the estimate; None of
+    nothing."""
+    seconds, guess = (
+        [(times.seconds(cell), times.guess.seconds(cell)) for cell in cells],
+        times.guess,
+    )
+    total_s = math.fsum(in_job_s for in_job_s, _ in seconds)
+    trained_s = math.fsum(all_s - guess.overhead_s for _, all_s in seconds)
+    return trained_s / total_s if total_s else None
 
 
 def savings(
@@ -43,10 +48,10 @@ def savings(
         after = profile.model_copy(update={key: value}).charge_an_hour()
         if now is not None and after is not None and after < now:
             yield f"--set {key}={value}: {after:g} units an hour instead of {now:g}, {why}"
-    if profile.gpus and share is not None and share < LITTLE:
+    if profile.gpus and profile.measure_job is None and share is not None and share < LITTLE:
         yield (
-            f"measure: {{seconds: N}} in the sweep: training is only {share:.0%} of the GPU time, "
-            "the rest is start and measurement"
+            f"measure: {{cores: 8}} in the profile instead of in-job: training is only {share:.0%} "
+            "of the GPU time, the rest is start and measurement"
         )
 
 
@@ -55,8 +60,9 @@ def _smaller(
 ) -> Iterator[tuple[str, int, str]]:
     """(key, value, why) of smaller requests."""
     if used is not None:
-        # Without a number of threads in the sweep, fewer cores would change what is measured.
-        wanted: Sequence[tuple[str, int]] = usage.request(used, threads or profile.cores)
+        # Without a number of threads in the sweep, fewer cores would change what is measured there.
+        least = 1 if profile.measure_job else threads or profile.cores
+        wanted: Sequence[tuple[str, int]] = usage.request(used, least)
         for key, value in wanted:
             if value < getattr(profile, key):
                 yield key, value, f"as {used.cells} finished cells needed no more"

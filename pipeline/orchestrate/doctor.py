@@ -195,9 +195,12 @@ def _partition(cluster: Cluster) -> Iterator[Check]:
 
 
 def _request(cluster: Cluster, work: Path) -> Generator[Check, None, bool]:
-    """Whether Slurm accepts the profile's request from this user, for both kinds of job."""
+    """Whether Slurm accepts the profile's request from this user, for each kind of job."""
     good = True
-    for what, text in (("jobs", _script(cluster, work)), ("report", _script(cluster, work, True))):
+    kinds = {"jobs": "cells", "report": "report"}
+    if cluster.profile.measure_job is not None:
+        kinds["measure jobs"] = "measure"
+    for what, text in ((what, _script(cluster, work, kind)) for what, kind in kinds.items()):
         with tempfile.TemporaryDirectory() as folder:
             script = Path(folder) / "test.sh"
             script.write_text(text)
@@ -221,15 +224,17 @@ def _remedy(message: str) -> str:
     return "correct the profile, or --set KEY=VALUE"
 
 
-def _script(cluster: Cluster, work: Path, report: bool = False) -> str:
-    """The real script of a job, or of the report, in a folder that does not have to exist."""
-    from pipeline.orchestrate.batch import REPORT, slurm_request
+def _script(cluster: Cluster, work: Path, kind: str = "cells") -> str:
+    """The real script of a job of cells, or of one that measures, or of the report, in a folder
+    that does not have to exist."""
     from pipeline.orchestrate.executor import script
     from pipeline.orchestrate.graph import Array, Request
+    from pipeline.orchestrate.job_request import slurm_request
 
-    profile = cluster.profile.report if report else cluster.profile
-    request = Request(profile.memory_gib, profile.minutes)
-    array = Array(REPORT if report else "cells", {0: ()}, request)
+    profile = cluster.profile
+    own = {"report": profile.report, "measure": profile.measure_job}.get(kind)
+    request = Request((own or profile).memory_gib, (own or profile).minutes)
+    array = Array(kind, {0: ()}, request, measures=kind == "measure")
     job = paths.Work(work).sweep("doctor").job("test")
     return script(slurm_request(array, cluster, "netpress-doctor", job, None))
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from pipeline.orchestrate.estimate import Estimate
 from pipeline.orchestrate.graph import Array, Ids, Pack, Request, packer
 from pipeline.orchestrate.profile import Profile
+from pipeline.orchestrate.profile_parts import MeasureJob
 from pipeline.sweep import Cell, Sweep
 
 LEAST_MINUTES = 10
@@ -24,7 +26,8 @@ STEP = 4  # tasks of one array differ by at most this factor in the wall time th
 
 @dataclass(frozen=True)
 class Durations:
-    """For the jobs of one profile."""
+    """For the jobs of one profile; `seconds` of a cell in a job that trains it, and measures it
+    unless jobs of their own do."""
 
     profile: Profile
     guess: Estimate
@@ -33,25 +36,66 @@ class Durations:
     def seconds(self, cell: Cell) -> float:
         return self._of(cell)[0]
 
+    def measuring_s(self, cells: Sequence[Cell]) -> float:
+        """Of a job that measures these, one after the other."""
+        return self.guess.measure_s * len(cells)
+
+    def measuring(self, cell: Cell) -> Request:
+        """The standard request of a job that measures a trained cell, or many: see `timed`."""
+        return self._to_measure_one[self._covers(cell)]
+
+    @cached_property
+    def _to_measure_one(self) -> dict[bool, Request]:
+        """The same of a cell of which enough is known, and of one of which it is not."""
+        job, needed_s = self._measure_job, self.guess.measure_s
+        minutes = {known: self._requested(job.minutes, needed_s, known) for known in (True, False)}
+        return {known: Request(job.memory_gib, minutes[known]) for known in minutes}
+
+    def pack_measuring(self, cells: Sequence[Cell]) -> list[Ids]:
+        """The cells of one base as one task, as far as there is time for them."""
+        job = self._measure_job
+        most = (job.minutes - self.profile.signal_s / 60) / (self.profile.time_margin or 1.0)
+        return packer(most, lambda cell: self.guess.measure_s)(cells)
+
     def _covers(self, cell: Cell) -> bool:
         return self._of(cell)[1]
 
     def _of(self, cell: Cell) -> tuple[float, bool]:
         if cell.id not in self._known:
-            self._known[cell.id] = self.guess.seconds(cell), self.guess.covers(cell)
+            seconds = self.guess.seconds(cell) - self._apart_s
+            self._known[cell.id] = seconds, self.guess.covers(cell)
         return self._known[cell.id]
 
     def minutes(self, cells: Sequence[Cell]) -> int:
         """The wall time to request for these cells, one after the other."""
+        known = all(map(self._covers, cells))
+        return self._requested(self.profile.minutes, sum(map(self.seconds, cells)), known)
+
+    def _requested(self, most: int, estimate_s: float, known: bool) -> int:
+        """Minutes to request for what takes so long by estimate; `most` where that says little."""
         profile = self.profile
-        if profile.time_margin is None or not all(map(self._covers, cells)):
-            return profile.minutes
-        needed_s = sum(map(self.seconds, cells)) * profile.time_margin + profile.signal_s
-        return min(profile.minutes, max(LEAST_MINUTES, math.ceil(needed_s / 60)))
+        if profile.time_margin is None or not known:
+            return most
+        needed_s = estimate_s * profile.time_margin + profile.signal_s
+        return min(most, max(LEAST_MINUTES, math.ceil(needed_s / 60)))
 
     def standard(self, cell: Cell) -> Request:
         """The request of a cell that has not failed."""
         return Request(self.profile.memory_gib, self.minutes([cell]))
+
+    @cached_property
+    def _measure_job(self) -> MeasureJob:
+        assert self.profile.measure_job is not None  # else none are submitted
+        return self.profile.measure_job
+
+    def _minutes_to_measure(self, cells: Sequence[Cell]) -> int:
+        known = all(map(self._covers, cells))
+        return self._requested(self._measure_job.minutes, self.measuring_s(cells), known)
+
+    @cached_property
+    def _apart_s(self) -> float:
+        """What of a cell's seconds is not in the job that trains it."""
+        return 0.0 if self.profile.measure_job is None else self.guess.measure_s
 
     def alike(self, request: Request) -> Request:
         """The same for all requests of about the same wall time, which share arrays."""
@@ -65,9 +109,13 @@ class Durations:
     def timed(self, array: Array, sweep: Sweep, request: Callable[[Cell], Request]) -> Array:
         """The array with the wall time that its longest task needs."""
         tasks = [[sweep.by_id[i] for i in ids] for ids in array.tasks.values()]
-        longest = max(
-            max(self.minutes(cells), *(request(cell).minutes for cell in cells)) for cells in tasks
-        )
+        if array.measures:  # of cells with one request
+            longest = max(array.request.minutes, *map(self._minutes_to_measure, tasks))
+        else:
+            longest = max(
+                max(self.minutes(cells), *(request(cell).minutes for cell in cells))
+                for cells in tasks
+            )
         return replace(array, request=replace(array.request, minutes=longest))
 
     def shared(self, arrays: Sequence[Array], sweep: Sweep) -> list[Array]:

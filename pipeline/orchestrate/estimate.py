@@ -1,10 +1,10 @@
 """Estimates the cost of a cell before it runs, and names the source of the estimate: finished cells
 of the sweep, else its rehearsal on a GPU, else arithmetic for the requested kind of GPU.
 
-A measured cell gives two numbers: the seconds outside its training (start, measurement), and the
-seconds of an epoch as a multiple of the computed ones, which are kept by model. So measurements of
-a small data set or a narrow network apply to the others, too, and a network of which nothing is
-known is estimated from its own first cell.
+A measured cell gives three numbers: the seconds outside its training (start, measurement), those
+of its measurement, and the seconds of an epoch as a multiple of the computed ones, which are kept
+by model. So measurements of a small data set or a narrow network apply to the others, too, and a
+network of which nothing is known is estimated from its own first cell.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import NamedTuple
 
 from pipeline import models, store
 from pipeline.paths import CellPaths, Work
@@ -24,6 +25,7 @@ SOURCE = (
     "none of it was measured here"
 )
 OVERHEAD_S = 120.0
+MEASURE_S = 90.0  # of these
 EPOCH_S = 0.75  # the arithmetic above: 94.1 TFLOP / (0.4 x 312 TFLOP/s)
 EPOCH_PIXELS = 50_000 * 32 * 32
 TRAINING_SET = {  # name: (images, pixels an image); any other counts as CIFAR-10
@@ -97,15 +99,23 @@ PEAK = {
 LEAST_EPOCHS = 1
 MOST_CELLS = 200  # to read; more would make `plan` slower and the mean no better
 
-# (cell, seconds outside its training, seconds an epoch or None)
-Measured = tuple[Cell, float, float | None]
+
+class Measured(NamedTuple):
+    """A finished cell: seconds outside its training, and of these of its measurement where that is
+    known; seconds an epoch, where it has any."""
+
+    cell: Cell
+    around_s: float
+    measure_s: float | None
+    epoch_s: float | None
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Seconds of a job for a cell: `overhead_s` + its epochs, each `scale` times the arithmetic;
-    `scales`: of models that were measured themselves, by name. MACs do not say how long a network
-    takes: small maps, depthwise convolutions and many layers cost more than their share."""
+    `measure_s` of the overhead are its measurement. `scales`: of models that were measured
+    themselves, by name. MACs do not say how long a network takes: small maps, depthwise
+    convolutions and many layers cost more than their share."""
 
     overhead_s: float
     scale: float
@@ -113,6 +123,7 @@ class Estimate:
     scales: Mapping[str, float] = field(default_factory=dict)
     datasets: frozenset[str] = frozenset(TRAINING_SET)  # of which the size is known
     arithmetic: bool = False  # for a kind of GPU that is known
+    measure_s: float = MEASURE_S
 
     def covers(self, cell: Cell) -> bool:
         """Whether it says enough of this cell to decide what its job requests."""
@@ -180,7 +191,26 @@ def _finished(cells: Iterable[Cell], work: Work, on_gpu: bool = False) -> Iterat
         if usage.used.gpu_memory_bytes or not on_gpu:
             count += 1
             epoch_s = training_s / trained if trained >= LEAST_EPOCHS else None
-            yield cell, wall_s - training_s, epoch_s
+            measure_s, apart_s = _of_measurement(folder, attempt.number, usage)
+            yield Measured(cell, wall_s - training_s + apart_s, measure_s, epoch_s)
+
+
+def _of_measurement(
+    folder: CellPaths, last: int, training: store.Usage
+) -> tuple[float | None, float]:
+    """(seconds that the measurement took, None where that is not known; those of them that were not
+    in the attempt that trained)."""
+    if (inside_s := _measured_s(training)) is not None:
+        return inside_s, 0.0
+    own = store.read_usage(folder.attempt(last))
+    if own is None or own.wall_s is None or _measured_s(own) is None:
+        return None, 0.0
+    return own.wall_s, own.wall_s
+
+
+def _measured_s(usage: store.Usage) -> float | None:
+    phases = usage.phases or {}
+    return phases.get("evaluate", 0.0) + phases["measure"] if "measure" in phases else None
 
 
 def _of_training(folder: CellPaths, last: int, cell: Cell) -> store.Usage | None:
@@ -197,15 +227,19 @@ def _from_cells(measured: Iterable[Measured], source: str) -> Estimate | None:
     """`source` has a place for the number of cells."""
     rows = list(measured)
     scales: dict[str, list[float]] = {}
-    for cell, _, epoch_s in rows:
-        if epoch_s is not None:
-            scales.setdefault(cell.model.name, []).append(epoch_s / _epoch_s(cell))
+    for one in rows:
+        if one.epoch_s is not None:
+            scale = one.epoch_s / _epoch_s(one.cell)
+            scales.setdefault(one.cell.model.name, []).append(scale)
     if not scales:
         return None
+    around_s = fmean(one.around_s for one in rows)
+    known = [one.measure_s for one in rows if one.measure_s is not None]
     return Estimate(
-        fmean(around_s for _, around_s, _ in rows),
+        around_s,
         fmean(scale for of_model in scales.values() for scale in of_model),
         source.format(len(rows)),
         {name: fmean(of_model) for name, of_model in scales.items()},
-        frozenset({*TRAINING_SET, *(cell.dataset.name for cell, _, _ in rows)}),
+        frozenset({*TRAINING_SET, *(one.cell.dataset.name for one in rows)}),
+        measure_s=min(around_s, fmean(known) if known else MEASURE_S),
     )

@@ -21,7 +21,8 @@ from typing import Any
 from pipeline import paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate.graph import ranges
-from pipeline.orchestrate.profile import Cluster, Profile, ReportJob
+from pipeline.orchestrate.profile import Cluster, Profile
+from pipeline.orchestrate.profile_parts import Part
 
 SETUP_FAILED = 66  # the exit code of a job whose set-up failed
 # Task.checkpoint decides about requeues, by the progress since the job started. submitit's own
@@ -47,7 +48,7 @@ class JobRequest:
     exclude: tuple[str, ...] = ()
     dependency: str | None = None
     mail_on: str = "FAIL"
-    part: ReportJob | None = None  # for the report and the follow-up job
+    part: Part | None = None  # of the profile, for the report, the follow-up job, measuring
     begin: str | None = None
     at_once: int | None = None
     single: bool = False
@@ -214,9 +215,9 @@ def excluded(options: Mapping[str, str | bool], nodes: Sequence[str]) -> str | N
     return ",".join([str(users)] * bool(users) + list(nodes)) or None
 
 
-def without_nodes(script: str, profile: Profile, nodes: Sequence[str]) -> str:
-    """The script of cells that excludes these nodes no more, but still those of the user's."""
-    options = profile.options_for(bool(profile.gpu))
+def without_nodes(script: str, options: Mapping[str, str | bool], nodes: Sequence[str]) -> str:
+    """The script of cells that excludes these nodes no more, but still those of the user's
+    `options`."""
     users = excluded(options, ())
     instead = "" if users is None else _flag("exclude", users) + "\n"
     return script.replace(_flag("exclude", excluded(options, nodes)) + "\n", instead)

@@ -29,6 +29,7 @@ from typing import Any
 
 from pipeline.sweep import Cell
 
+ALL, TRAIN, MEASURE = "all", "train", "measure"  # what a job does to its cells
 Ids = tuple[str, ...]
 Pack = Callable[[Sequence[Cell]], list[Ids]]  # cells -> tasks
 
@@ -54,6 +55,7 @@ class Array:
     `after` names what it waits for: other arrays, or ids of jobs that are already in the queue.
     `shares`: other tasks depend on single cells of it, so a task with several cells succeeds where
     one of them did. `at_once`: how many of its tasks may run at the same time; None: all.
+    `measures`: it measures what others have trained (measure_jobs.py); `on_gpu`: on a GPU, too.
     """
 
     name: str
@@ -64,6 +66,8 @@ class Array:
     shares: bool = False
     single: bool = False
     at_once: int | None = None
+    measures: bool = False
+    on_gpu: bool = False
 
     @property
     def cells(self) -> Ids:
@@ -131,16 +135,17 @@ def _after_jobs(array: Array, singles: Collection[str]) -> Array:
     return replace(array, after=after)
 
 
-def cut(arrays: Sequence[Array], tasks: int) -> tuple[list[Array], list[str]]:
-    """(the first `tasks` tasks of these arrays, the cells of all others). None of those kept waits
-    for one that is not, since each array comes after those it waits for."""
+def cut(arrays: Sequence[Array], tasks: int) -> tuple[list[Array], list[tuple[Array, list[str]]]]:
+    """(the first `tasks` tasks of these arrays, the cells of all others by their arrays). None of
+    those kept waits for one that is not, since each array comes after those it waits for."""
     kept: list[Array] = []
-    others: list[str] = []
+    others: list[tuple[Array, list[str]]] = []
     for array in arrays:
         every = list(array.tasks.items())
         if first := dict(every[: max(0, tasks)]):
             kept.append(replace(array, tasks=first))
-        others += (cell for _, ids in every[max(0, tasks) :] for cell in ids)
+        if left := [cell for _, ids in every[max(0, tasks) :] for cell in ids]:
+            others.append((array, left))
         tasks -= len(every)
     return kept, others
 

@@ -4,8 +4,8 @@
     {"event": "submitted", "intent": ID, "job": 4711}       sbatch returned this job id
     {"event": "refused", "intent": ID, "reason": ...}       Slurm refused it, finally
     {"event": "void", "intent": ID, "reason": ...}          no such job in the queue
-    {"event": "put_off", "reason": ..., "by": ..., "requests": [[request, [cell, ...]], ...]}
-                                                            there is no room for these now
+    {"event": "put_off", "reason": ..., "by": ..., "requests": [[request, [cell, ...]], ...],
+     "measures": [[request, [cell, ...]], ...]}             there is no room for these now
     {"event": "cancelled", "cells": [...], "reports": [...]}  by `netpress cancel`
 
 An intent contains the profile that it was made with, for later commands that name none.
@@ -36,7 +36,9 @@ from pipeline.paths import SweepPaths
 from pipeline.terminal import tell
 
 WAIT_S = 600.0
-FOLLOW_UP = "follow-up"  # the kind of a job that submits what there was no room for
+# Kinds of jobs: cells are trained, and measured unless that is done `apart`; one submits what there
+# was no room for.
+CELLS, MEASURE, FOLLOW_UP = "cells", "measure", "follow-up"
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Entry:
 
     intent: str
     name: str
-    kind: str  # cells | report | follow-up
+    kind: str  # cells | measure | report | follow-up
     tasks: Mapping[int, tuple[str, ...]]
     at: str  # local time, as squeue gives submit times: 2026-11-25T10:00:00
     user: str
@@ -56,6 +58,8 @@ class Entry:
     profile: Mapping[str, Any] | None = None  # see submitted.py; None in older ledgers
     code: Mapping[str, Any] | None = None  # what its jobs run; None in older ledgers
     single: bool = False  # a job without tasks, on a cluster without arrays
+    apart: bool = False  # of cells: they are only trained
+    number: int = 0  # in the order of submission
     job: int | None = None
     ended: str | None = None  # why there is no job: Slurm's message, or `void`
 
@@ -91,15 +95,26 @@ class Ledger:
     # Since the last intent of a cell: why it was not submitted, and what it was to request.
     not_submitted: dict[str, str] = field(default_factory=dict)
     put_off: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    # The same of what is to be measured by a job of its own.
+    not_measured: dict[str, str] = field(default_factory=dict)
+    measuring_put_off: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     put_off_by: Mapping[str, Any] | None = None  # the submission that last left something over
     checked: int = 0  # lines with a checksum
 
     @property
     def last(self) -> dict[str, At]:
-        """The last submission of each cell, without refused and void intents."""
+        """The last submission of each cell to be trained, without refused and void intents."""
+        return self._last(CELLS)
+
+    @property
+    def measuring(self) -> dict[str, At]:
+        """The same to jobs that only measure."""
+        return self._last(MEASURE)
+
+    def _last(self, kind: str) -> dict[str, At]:
         last: dict[str, At] = {}
         for entry in self.entries.values():
-            if entry.kind == "cells" and entry.ended is None:
+            if entry.kind == kind and entry.ended is None:
                 for index, ids in entry.tasks.items():
                     last.update(dict.fromkeys(ids, At(entry, index)))
         return last
@@ -146,12 +161,11 @@ class Ledger:
                 line.get("profile"),
                 line.get("code"),
                 line.get("single", False),
+                line.get("apart", False),
+                len(self.entries),
             )
             self.entries[entry.intent] = entry
-            for ids in tasks.values():
-                for cell in ids:
-                    for since in (self.cancelled, self.not_submitted, self.put_off):
-                        since.pop(cell, None)
+            self._submits(entry)
         elif event == "cancelled":
             self.cancelled.update(dict.fromkeys(line["cells"], line["at"]))
             self.cancelled_jobs.update(line.get("reports", ()))
@@ -160,13 +174,29 @@ class Ledger:
             for request, cells in line["requests"]:
                 self.not_submitted.update(dict.fromkeys(cells, line["reason"]))
                 self.put_off.update(dict.fromkeys(cells, request))
+            for request, cells in line.get("measures", ()):
+                self.not_measured.update(dict.fromkeys(cells, line["reason"]))
+                self.measuring_put_off.update(dict.fromkeys(cells, request))
         elif entry is not None and event == "submitted":
             entry.job, entry.ended = line["job"], None
         elif entry is not None and event in ("refused", "void"):
             entry.ended = line["reason"]
             if event == "refused":
+                measures = entry.kind == MEASURE
+                refused = self.not_measured if measures else self.not_submitted
                 for ids in entry.tasks.values():
-                    self.not_submitted.update(dict.fromkeys(ids, line["reason"]))
+                    refused.update(dict.fromkeys(ids, line["reason"]))
+
+    def _submits(self, entry: Entry) -> None:
+        """Take what is no longer so of its cells."""
+        for cell in (cell for ids in entry.tasks.values() for cell in ids):
+            self.cancelled.pop(cell, None)
+            if entry.kind != MEASURE:
+                self.not_submitted.pop(cell, None)
+                self.put_off.pop(cell, None)
+            if not entry.apart:
+                self.not_measured.pop(cell, None)
+                self.measuring_put_off.pop(cell, None)
 
 
 def when(entry: Entry) -> float:

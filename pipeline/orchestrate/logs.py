@@ -74,10 +74,11 @@ def _new(sweep: Sweep, work: Work, cell: Cell, tails: dict[Path, _Tail]) -> Iter
 
 def _files(sweep: Sweep, work: Work, cell: Cell) -> Iterator[Path]:
     paths = work.sweep(sweep.name)
-    at = ledger.read(paths).last.get(cell.id)
-    if at is not None and at.entry.job is not None:
-        job = paths.job(at.entry.intent)
-        yield from (job.out(at.task), job.err(at.task))
+    known = ledger.read(paths)
+    for at in (known.last.get(cell.id), known.measuring.get(cell.id)):
+        if at is not None and at.entry.job is not None:
+            job = paths.job(at.entry.intent)
+            yield from (job.out(at.task), job.err(at.task))
     attempt = store.last_attempt(work.cell(cell.id))
     if attempt is not None:
         yield attempt.log

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -71,9 +70,8 @@ def _one(
 
 def command(work: paths.Work, data_root: Path, ids: Sequence[str], *more: str) -> list[str]:
     """As `plan.cell_command`, for cells that are only measured."""
-    roots = ["--work", str(work.root), "--data", str(data_root)]
     mortal = ("--die-with-parent", str(os.getpid()))
-    return [sys.executable, "-m", "jobs.measure", *roots, *mortal, *more, *ids]
+    return plan.cell_command(work, data_root, ids, *mortal, *more, module="jobs.measure")
 
 
 def _python_path() -> list[str]:

@@ -35,6 +35,7 @@ class Job:
     depends_on: tuple[str, ...]  # names of jobs
     script: str
     tasks: int | None = None  # of the SLURM array; None: this machine
+    measures: bool = False  # what other jobs train
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Plan:
     charge: float | None = None  # in units of the cluster's fair share
     charge_an_hour: float | None = None  # of one job
     charge_parts: Mapping[str, float] = field(default_factory=dict)  # of that: cores, memory, GPUs
-    cpu_hours: float | None = None  # cores x time of the jobs; None: this machine
+    # Cores x time of the jobs that train, and of those that only measure; None: this machine.
+    cpu_hours: float | None = None
+    measure_cpu_hours: float | None = None
     training_share: float | None = None  # of the jobs' time, by the estimate
     savings: tuple[str, ...] = ()  # settings that would lower the cost
     notes: tuple[str, ...] = ()
@@ -70,6 +73,7 @@ class Plan:
             ],
             "gpu_hours": self.gpu_hours,
             "cpu_hours": self.cpu_hours,
+            "measure_cpu_hours": self.measure_cpu_hours,
             "training_share": self.training_share,
             "gpu_hours_source": self.gpu_hours_source,
             "profile": self.profile,
@@ -83,7 +87,7 @@ class Plan:
 
     def lines(self) -> Iterable[str]:
         """The plan as text: the matrix and what each cell needs, the jobs, the cost."""
-        missing = {cell_id for job in self.jobs for cell_id in job.cells}
+        missing = {cell_id for job in self.jobs if not job.measures for cell_id in job.cells}
         head = ("CELL", "DATASET/MODEL/TECHNIQUE/SEED", "STAGES", "EPOCHS", "STARTS FROM", "")
         rows = [
             (
@@ -104,6 +108,8 @@ class Plan:
         )
         if self.cpu_hours is not None:
             yield f"{self.cpu_hours:.2f} CPU-hours (cores x time)"
+        if self.measure_cpu_hours:
+            yield f"{self.measure_cpu_hours:.2f} CPU-hours of jobs that only measure"
         if self.training_share is not None:
             yield f"{self.training_share:.0%} of the time is training"
         for line in self.savings:
@@ -118,10 +124,10 @@ class Plan:
     def _on_cluster(self) -> Iterable[str]:
         """Every script as it would be submitted, and the total cost."""
         for job in self.jobs:
-            yield f"# ---- {job.name}: {len(job.cells)} cells"
+            yield f"# ---- {job.name}: {len(job.cells)} cells{' to measure' * job.measures}"
             yield from job.script.rstrip("\n").splitlines()
             yield ""
-        sent = sum(len(job.cells) for job in self.jobs)
+        sent = len({cell_id for job in self.jobs for cell_id in job.cells})
         tasks = sum(job.tasks or 0 for job in self.jobs)
         yield f"{len(self.sweep.cells)} cells, {sent} to submit, profile {self.profile}"
         calls = f"{len(self.jobs)} sbatch calls for {tasks} jobs"
@@ -207,10 +213,16 @@ def plan(sweep: Sweep, work: paths.Work, data_root: Path) -> Plan:
     return Plan(sweep, (*jobs, report), gpu_s / 3600, estimate.SOURCE, notes=notes)
 
 
-def cell_command(work: paths.Work, data_root: Path, ids: Sequence[str], *more: str) -> list[str]:
+def cell_command(
+    work: paths.Work,
+    data_root: Path,
+    ids: Sequence[str],
+    *more: str,
+    module: str = "jobs.compress",
+) -> list[str]:
     """The command that runs cells; the same for local workers and for jobs of a cluster."""
     roots = ["--work", str(work.root), "--data", str(data_root)]
-    return [sys.executable, "-m", "jobs.compress", *roots, *more, *ids]
+    return [sys.executable, "-m", module, *roots, *more, *ids]
 
 
 def track_options(sweep: str, trackers: Sequence[str]) -> list[str]:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,125 +20,35 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pipeline import paths, strict_yaml
 from pipeline.errors import UserError
 from pipeline.orchestrate import sbatch_options
+from pipeline.orchestrate.profile_parts import (
+    Address,
+    Charge,
+    Command,
+    Container,
+    Cores,
+    Dependency,
+    Feature,
+    FollowUp,
+    Gib,
+    Gpu,
+    Line,
+    MeasureJob,
+    Minutes,
+    Node,
+    Options,
+    Part,
+    Plain,
+    PlainList,
+    ReportJob,
+    in_job_or,
+    no_clusters,
+    standard_measure_job,
+)
 from pipeline.orchestrate.snapshot import Code
 from pipeline.strict_yaml import Document, nearest, shown
 from pipeline.sweep import Frozen, Sweep
 
 DEFAULT = "generic"
-
-Plain = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-PlainList = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,-]{1,256}$")]
-Feature = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,&|*()\[\]-]{1,256}$")]
-Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1,128}$")]
-Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1000}$")]
-GPU = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62}:)?[1-9][0-9]{0,2}")
-
-
-def _number_as_text(value: Any) -> Any:
-    """sbatch takes text: `gpu: 1` is `--gres=gpu:1`. A YAML boolean is not a number."""
-    return str(value) if type(value) is int else value
-
-
-def _gpu(text: str) -> str:
-    if not GPU.fullmatch(text):
-        raise ValueError(
-            f"{shown(text)} is not valid after --gres=gpu: ; expected KIND:COUNT such as "
-            "a100:1, a count such as 1 for any kind, or null for none"
-        )
-    return text
-
-
-Gpu = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_gpu)]
-Option = Annotated[
-    str,
-    BeforeValidator(_number_as_text),
-    Field(pattern=r"^[A-Za-z0-9._:/=@%+,-]{1,128}$"),
-]
-OptionName = Annotated[str, AfterValidator(sbatch_options.checked)]
-Options = dict[OptionName, Option | bool]
-JOBS = r"(after|afterany|afterok|afternotok|aftercorr)(:\d+(_\d+)?(\+\d+)?)+"
-
-
-def _dependency(text: str) -> str:
-    if not re.fullmatch(rf"{JOBS}([,?]{JOBS})*", text):
-        raise ValueError(
-            f"{shown(text)} is not a dependency on jobs; expected KIND:JOB such as afterok:4711"
-        )
-    return text
-
-
-def _command(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    try:
-        words = shlex.split(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise ValueError(f"{shown(value)} is not a command: {error}") from None
-    if not words:
-        raise ValueError("expected a command, such as python or [conda, run, -n, ENV, python]")
-    return value
-
-
-def _no_clusters(value: Any) -> None:
-    if value is not None:
-        raise ValueError(sbatch_options.ONE_CLUSTER)
-
-
-Dependency = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_dependency)]
-Command = Annotated[Line | tuple[Line, ...], AfterValidator(_command)]
-Bound = Annotated[
-    str, Field(pattern=r"^[^\x00-\x1f\x7f,:]{1,500}(:[^\x00-\x1f\x7f,:]{1,500}){0,2}$")
-]
-Cores = Annotated[int, Field(ge=1, le=4096)]
-Gib = Annotated[int, Field(ge=1, le=65_536)]
-Minutes = Annotated[int, Field(ge=1, le=60 * 24 * 90)]
-
-
-class Node(Frozen):
-    """The hardware of a node, so that `plan` can report what a request leaves idle."""
-
-    cores: Cores
-    memory_gib: Gib
-    gpus: int = Field(ge=0, le=64)
-
-
-class Charge(Frozen):
-    """Units of fair share per hour: for a core, for a GiB of memory, for a GPU."""
-
-    core: float = Field(0.0, ge=0)
-    gib: float = Field(0.0, ge=0)
-    gpu: float = Field(0.0, ge=0)
-
-
-class Container(Frozen):
-    """What Python runs in: `apptainer exec IMAGE`. The checkout and the work root are bound beside
-    what Apptainer binds itself; `bind`: all else, as FOLDER or FOLDER:THERE[:ro]."""
-
-    image: Line
-    bind: tuple[Bound, ...] = ()
-    command: Literal["apptainer", "singularity"] = "apptainer"
-
-
-class ReportJob(Frozen):
-    """The request of the job that builds the report, and of the follow-up job as far as it has
-    none of its own: they need no GPU. What is not named here is the profile's, but `constraint`."""
-
-    cores: Cores = 1
-    memory_gib: Gib = 4
-    minutes: Minutes = 30
-    partition: Plain | None = None
-    qos: Plain | None = None
-    account: Plain | None = None
-    constraint: Feature | None = None
-    options: Options = {}
-
-
-class FollowUp(Frozen):
-    """The job that submits what a limit on submitted jobs has left over: it looks every `every_s`
-    seconds, and ends when all is submitted."""
-
-    every_s: int = Field(600, ge=1, le=86_400)
-    cores: Cores = 1
-    memory_gib: Gib = 2
-    minutes: Minutes = 30
 
 
 class Profile(Frozen):
@@ -180,7 +89,7 @@ class Profile(Frozen):
     python: Command | None = None
     container: Container | None = None
     dependency: Dependency | None = None
-    clusters: Annotated[Any, AfterValidator(_no_clusters)] = None
+    clusters: Annotated[Any, AfterValidator(no_clusters)] = None
     work: Line | None = None
     share: Literal["group"] | None = None
     data: Line | None = None
@@ -191,11 +100,15 @@ class Profile(Frozen):
     node: Node | None = None
     charge: Charge | None = None
     report: ReportJob = ReportJob()
+    measure: Annotated[MeasureJob | None, BeforeValidator(in_job_or)] = None
     follow_up: FollowUp | None = FollowUp()
 
     @model_validator(mode="after")
     def _has_time_to_checkpoint(self) -> Profile:
-        for key, minutes in (("minutes", self.minutes), ("report.minutes", self.report.minutes)):
+        limits = {"minutes": self.minutes, "report.minutes": self.report.minutes}
+        if self.measure is not None:
+            limits["measure.minutes"] = self.measure.minutes
+        for key, minutes in limits.items():
             if minutes * 60 <= self.signal_s:
                 raise ValueError(
                     f"{key} {minutes} ends before the signal to checkpoint, which comes "
@@ -213,11 +126,27 @@ class Profile(Frozen):
     def gres(self) -> str | None:
         return f"gpu:{self.gpu}" if self.gpu else None
 
-    def options_for(self, gpu: bool, part: ReportJob | None = None) -> dict[str, str | bool]:
-        """Further options of sbatch for a job, with or without a GPU; `part`: for the report."""
+    @property
+    def measure_job(self) -> MeasureJob | None:
+        """The request of the jobs that measure; None where each job measures what it trained: as
+        the profile says, else where jobs have no GPU that would wait for it."""
+        if self.measure is None:
+            return standard_measure_job() if self.gpu else None
+        return None if self.measure.in_job else self.measure
+
+    def options_for(self, gpu: bool, part: Part | None = None) -> dict[str, str | bool]:
+        """Further options of sbatch for a job, with or without a GPU; `part`: of the profile, for
+        jobs that have their own."""
         special = self.gpu_options if gpu else self.cpu_options
-        merged = {**self.options, **special, **(part.options if part else {})}
+        alone = {"exclusive": True} if isinstance(part, MeasureJob) and part.exclusive else {}
+        merged = {**self.options, **special, **alone, **(part.options if part else {})}
         return {name: value for name, value in merged.items() if value is not False}
+
+    def options_of(self, measures: bool, on_gpu: bool = False) -> dict[str, str | bool]:
+        """The same for jobs of cells."""
+        if measures:
+            return self.options_for(bool(self.gpu) and on_gpu, self.measure_job)
+        return self.options_for(bool(self.gpu))
 
     def ignored(self) -> Iterator[str]:
         """A line for each variable of the user's that sbatch would follow, and this profile does
@@ -236,6 +165,15 @@ class Profile(Frozen):
     def cap_minutes(self) -> int | None:
         """The most time to request after jobs made no progress in theirs."""
         return max(self.minutes, self.minutes_cap) if self.minutes_cap else None
+
+    def charge_of_measuring(self, on_gpu: bool = False) -> float | None:
+        """The same of a job that measures what others trained."""
+        job = self.measure_job
+        if job is None:
+            return None
+        gpu = self.gpu if on_gpu else None
+        own = {"cores": job.cores, "memory_gib": job.memory_gib, "gpu": gpu}
+        return self.model_copy(update=own).charge_an_hour()
 
     def charge_an_hour(self) -> float | None:
         """Fair-share units per hour of one job, where the profile has the formula."""

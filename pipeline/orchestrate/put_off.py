@@ -27,12 +27,24 @@ def lines(states: SweepState, called: str) -> Iterable[str]:
     view = states.view
     if view is None:
         return
-    left = [c for c in states.cells if c.cell.id in view.known.put_off and c.state in WITHOUT_JOB]
+    known = view.known
+    left = [c for c in states.cells if c.cell.id in known.put_off and c.state in WITHOUT_JOB]
+    unmeasured = [
+        c
+        for c in states.cells
+        if c.cell.id in known.measuring_put_off and c.trained and c.state != "done"
+    ]
     follow_ups = view.follow_ups
-    if left:
-        reason = view.known.not_submitted[left[-1].cell.id]
+    if left or unmeasured:
+        reason = (
+            known.not_submitted[left[-1].cell.id]
+            if left
+            else known.not_measured[unmeasured[-1].cell.id]
+        )
         job = follow_ups[-1].job if follow_ups else None
-        again = "submit" if all(c.state == "missing" for c in left) else "resume"
-        yield line(len(left), reason, job, f"{again} {called}")
+        every = {c.cell.id: c for c in (*left, *unmeasured)}
+        fresh = all(c.state in ("missing", "trained") for c in every.values())
+        again = "submit" if fresh else "resume"
+        yield line(len(every), reason, job, f"{again} {called}")
         if not follow_ups and (failure := report_job.follow_up_failure(view.known)):
             yield failure

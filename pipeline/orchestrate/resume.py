@@ -26,6 +26,7 @@ class Choice:
     named: frozenset[str]
     exceptions: bool
     requests: dict[str, Request] = field(default_factory=dict)
+    measures: dict[str, Request] = field(default_factory=dict)  # of jobs that only measure
     decisions: list[str] = field(default_factory=list)
 
 
@@ -55,6 +56,8 @@ def run(
             lambda cell_state: cell_state.cell.id in choice.requests,
             lambda cell: choice.requests[cell.id],
             (*REPORTS_AGAIN, "cancelled"),
+            lambda cell_state: cell_state.cell.id in choice.measures,
+            lambda cell: choice.measures.get(cell.id) or times.measuring(cell),
         )
 
     batch, states, sent = submit.run(
@@ -74,20 +77,24 @@ def _decide(
     cell, view = cell_state.cell, states.view
     if cell_state.state in ("done", "running") or (view and view.in_queue(cell.id)):
         return
+    apart = cell_state.trained and times.profile.measure_job is not None
+    if view and cell_state.trained and view.will_measure(cell.id):
+        return
     if choice.named and cell.id not in choice.named and not _is_base_of(cell, choice, states):
         return
     if not _has_base(cell, choice, states):
         choice.decisions.append(f"{cell.id} {cell.name}: left alone, as its base is")
         return
-    cause = _cause(cell_state, work, view)
+    cause = _cause(cell_state, work, view, apart)
     if not (cause.rule.again or choice.exceptions or cell.id in choice.named):
         choice.decisions.append(f"{cell.id} {cell.name}: left alone, {cell_state.reason}")
         return
-    request, standard = _last_request(cell, view, times), times.standard(cell)
+    request, standard = _last_request(cell, view, times, apart)
     if (base := choice.requests.get(cell.base_id)) and cause.kind == "base_failed":
         # It has not run yet, and needs about as much memory as its base.
         request = replace(request, memory_gib=max(request.memory_gib, base.memory_gib))
     profile = times.profile
+    job = (profile.measure_job if apart else None) or profile
     next_one = escalated(cause, request, profile.cap_gib, profile.cap_minutes)
     if isinstance(next_one, str):
         choice.decisions.append(
@@ -95,13 +102,13 @@ def _decide(
         )
         return
     ran_out = cause.kind in ("time_limit", "stuck")  # so the estimate is wrong
-    least_minutes = profile.minutes if ran_out else standard.minutes
+    least_minutes = job.minutes if ran_out else standard.minutes
     next_one = replace(
         next_one,
-        memory_gib=max(next_one.memory_gib, profile.memory_gib),
+        memory_gib=max(next_one.memory_gib, job.memory_gib),
         minutes=max(next_one.minutes, least_minutes),
     )
-    choice.requests[cell.id] = next_one
+    (choice.measures if apart else choice.requests)[cell.id] = next_one
     if cell_state.state in ("failed", "cancelled"):
         choice.decisions.append(
             f"{cell.id} {cell.name}: again{_more(request, next_one)}, it ended with "
@@ -115,7 +122,7 @@ def _has_base(cell: Cell, choice: Choice, states: state.SweepState) -> bool:
         return True
     base = states.by_id[cell.base_id]
     in_queue = states.view is not None and states.view.in_queue(cell.base_id)
-    return base.state in ("done", "running") or in_queue
+    return base.trained or base.state == "running" or in_queue
 
 
 def _is_base_of(cell: Cell, choice: Choice, states: state.SweepState) -> bool:
@@ -123,12 +130,19 @@ def _is_base_of(cell: Cell, choice: Choice, states: state.SweepState) -> bool:
     return any(states.by_id[i].cell.base_id == cell.id for i in choice.named)
 
 
-def _cause(cell_state: state.CellState, work: Work, view: clusters.View | None) -> Cause:
-    """The cause by SLURM's records, else by the failure that the last attempt recorded."""
+def _cause(
+    cell_state: state.CellState, work: Work, view: clusters.View | None, apart: bool
+) -> Cause:
+    """The cause by SLURM's records, else by the failure that the last attempt recorded. `apart`: of
+    a failed measurement, by a job of its own."""
     cell = cell_state.cell
     if cell_state.state in ("missing", "waiting", "trained"):
         return Cause("lost", "")
-    if view and view.task(cell.id) and not state.is_newer(cell, work, view):
+    if apart and view and view.measuring_row(cell.id):
+        cause = view.cause_of_measuring(cell)
+        if cause.kind != "lost":
+            return cause
+    if not apart and view and view.task(cell.id) and not state.is_newer(cell, work, view):
         return view.cause(cell)
     attempt = store.last_attempt(work.cell(cell.id))
     failure = clusters.failure_of(attempt) if attempt else None
@@ -137,12 +151,14 @@ def _cause(cell_state: state.CellState, work: Work, view: clusters.View | None) 
     return Cause(failure.kind, "")
 
 
-def _last_request(cell: Cell, view: clusters.View | None, times: Durations) -> Request:
-    """The request of its last job; without one, that of a cell that has not failed."""
-    at = view.last.get(cell.id) if view else None
-    if at is None:
-        return times.standard(cell)
-    return Request.from_json(at.entry.request)
+def _last_request(
+    cell: Cell, view: clusters.View | None, times: Durations, apart: bool
+) -> tuple[Request, Request]:
+    """(that of its last job, that of a cell that has not failed); without a job, the same twice."""
+    last = (view.measuring if apart else view.last) if view else {}
+    standard = times.measuring(cell) if apart else times.standard(cell)
+    at = last.get(cell.id)
+    return standard if at is None else Request.from_json(at.entry.request), standard
 
 
 def _more(request: Request, given: Request) -> str:

@@ -1,4 +1,4 @@
-"""Submits a batch, each array recorded in the ledger before, and settles open intents.
+"""Submits a batch, each array recorded in the ledger before.
 
 The state after a kill, by the last line of the ledger about an array:
 
@@ -10,7 +10,6 @@ The state after a kill, by the last line of the ledger about an array:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -19,25 +18,21 @@ from typing import Any
 
 from pipeline import paths, plugins, store
 from pipeline.errors import UserError
-from pipeline.orchestrate import ledger, slurm, submitted
+from pipeline.orchestrate import ledger, settle, slurm, submitted
 from pipeline.orchestrate.batch import (
     FOLLOW_UP,
     REPORT,
     Batch,
     Prepared,
     add,
-    dependency,
     follow_up_and_report,
-    slurm_request,
-    text_id,
 )
 from pipeline.orchestrate.executor import without_nodes
-from pipeline.orchestrate.graph import Array, Request
+from pipeline.orchestrate.graph import ALL, MEASURE, TRAIN, Array, Request
+from pipeline.orchestrate.in_queue import text_id
+from pipeline.orchestrate.job_request import dependency, slurm_request
 from pipeline.sweep import own
 from pipeline.terminal import tell
-
-GHOST_S = 3.0  # how long a hung controller may take to process earlier requests
-SEND_PAUSES_S = (2.0, 5.0, 15.0)
 
 FunctionOf = Callable[[Prepared], Any]  # what the jobs of an array call
 
@@ -93,6 +88,11 @@ def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions) -> Sent:
                 if not item.array.after:
                     continue
             slurm.scancel(list(map(str, batch.in_queue.reports)))  # they would build it too early
+        elif item.array.measures:
+            item = _after_others(batch, item, lacking) if lacking else item
+            if not item.array.tasks:  # nothing of it is trained
+                lacking.add(item.array.name)
+                continue
         elif lacking & _waits_for(item.array):
             lacking.add(item.array.name)
             continue
@@ -111,7 +111,7 @@ def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions) -> Sent:
             sent.problem = error
             break
     _put_off(batch, known, sent)
-    if batch.rest and not sent.follow_up and not sent.jobs and sent.problem is None:
+    if batch.left_over and not sent.follow_up and not sent.jobs and sent.problem is None:
         sent.problem = slurm.NoRoom(reason(batch, sent))
     return sent
 
@@ -150,15 +150,16 @@ def _without_room(
     if refused.array.name == REPORT:  # one that follows the rest comes with it
         sent.problem = sent.problem or (None if sent.follow_up else sent.full)
         return list(left)
-    others = [cell for item in left for cell in item.array.cells]
+    for item in left:
+        if item.array.cells:
+            batch.put_off(item.array)
     for array in [] if sent.follow_up else follow_up_and_report(batch):
         try:
             _send_one(batch, add(batch, known, array), known, function_of, sent)
         except slurm.Refused as none:
             tell(f"the job that submits the rest was refused: {none}")
             break
-    others += _fill(batch, refused.array, known, function_of, sent)
-    batch.rest |= batch.requests(others)
+    batch.put_off(refused.array, _fill(batch, refused.array, known, function_of, sent))
     if sent.follow_up or not sent.jobs:
         return []
     after = (*batch.report.after, *map(str, sent.jobs.values()))
@@ -197,14 +198,22 @@ def _put_off(batch: Batch, known: ledger.Ledger, sent: Sent) -> None:
     """Record which cells there was no room for, for `status`, and of which text of the sweep and
     with which profile the follow-up job submits them."""
     by = {"about": _about(batch), "profile": submitted.profile_json(batch.cluster)}
-    requests: dict[Request, list[str]] = {}
-    for cell, request in batch.rest.items():
-        before = known.put_off.get(cell)
-        if before is None or Request.from_json(before) != request:
-            requests.setdefault(request, []).append(cell)
-    if requests or (batch.rest and known.put_off_by != by):
-        listed = [[asdict(request), cells] for request, cells in requests.items()]
-        known.append("put_off", reason=reason(batch, sent), requests=listed, by=by)
+    requests = _by_request(batch.rest, known.put_off)
+    measures = _by_request(batch.unmeasured, known.measuring_put_off)
+    if requests or measures or (batch.left_over and known.put_off_by != by):
+        why = reason(batch, sent)
+        known.append("put_off", reason=why, requests=requests, measures=measures, by=by)
+
+
+def _by_request(
+    rest: Mapping[str, Request], before: Mapping[str, Mapping[str, Any]]
+) -> list[list[Any]]:
+    """[[request, cells], ...] of those whose request is not in the ledger."""
+    listed: dict[Request, list[str]] = {}
+    for cell, request in rest.items():
+        if cell not in before or Request.from_json(before[cell]) != request:
+            listed.setdefault(request, []).append(cell)
+    return [[asdict(request), cells] for request, cells in listed.items()]
 
 
 def reason(batch: Batch, sent: Sent) -> str:
@@ -218,11 +227,25 @@ def _waits_for(array: Array) -> set[str]:
 
 
 def _after_others(batch: Batch, report: Prepared, lacking: set[str]) -> Prepared:
-    """The report's job without its dependency on the arrays that were not submitted."""
+    """The report, or an array that measures, without its dependency on the arrays that were not
+    submitted, and without their cells."""
     from pipeline.orchestrate import executor
 
-    after = tuple(on for on in report.array.after if on not in lacking)
-    array = replace(report.array, after=after)
+    after = tuple(on for on in report.array.after if not {on, on.rpartition("_")[0]} & lacking)
+    untrained = {
+        cell
+        for item in batch.prepared
+        if item.array.name in lacking and not item.array.measures
+        for cell in item.array.cells
+    }
+    tasks = {
+        index: tuple(cell for cell in ids if cell not in untrained)
+        for index, ids in report.array.tasks.items()
+    }
+    if report.array.measures:
+        tasks = {index: ids for index, ids in tasks.items() if ids}
+    kind = report.array.kind if after else None
+    array = replace(report.array, after=after, tasks=tasks, kind=kind)
     names = {item.array.name: item.name for item in batch.prepared}
     job_request = slurm_request(
         array, batch.cluster, report.name, report.job, dependency(array, names)
@@ -246,7 +269,8 @@ def _send_somewhere(
             raise
     nodes = ",".join(exclude)
     tell(f"Slurm has no node but {nodes} for {item.array.name}: not excluded")
-    script = without_nodes(item.script, batch.cluster.profile, exclude)
+    options = batch.cluster.profile.options_of(item.array.measures, item.array.on_gpu)
+    script = without_nodes(item.script, options, exclude)
     anywhere = replace(item.array, request=replace(item.array.request, exclude=()))
     return _send(batch, replace(item, script=script, array=anywhere), jobs, known, function_of)
 
@@ -267,7 +291,7 @@ def _send(
         "intent",
         intent=item.intent,
         name=item.name,
-        kind=item.array.name if item.array.name in (REPORT, FOLLOW_UP) else "cells",
+        kind=_kind(item.array),
         tasks={str(index): list(ids) for index, ids in item.array.tasks.items()},
         request=asdict(item.array.request),
         after=list(item.array.after),
@@ -276,6 +300,7 @@ def _send(
         reports=str(batch.reports),
         profile=submitted.profile_json(batch.cluster),
         single=item.array.single,
+        apart=_act(batch, item.array) == TRAIN,
         code=batch.cluster.code.to_json(),
     )
     cells = {i: batch.sweep.by_id[i].to_json() for i in item.array.cells}
@@ -283,12 +308,26 @@ def _send(
     plugins.keep_own([cell.model for cell in batch.sweep.cells], batch.work)
     executor.write(item.job, script, function_of(item), item.minutes, cells)
     try:
-        job = _submitted(item, known)
+        job = settle.submitted(item, known)
     except slurm.Refused as refused:
         known.append("refused", intent=item.intent, reason=str(refused))
         raise
     known.append("submitted", intent=item.intent, job=job)
     return job
+
+
+def _kind(array: Array) -> str:
+    """Of its entry in the ledger."""
+    if array.name in (REPORT, FOLLOW_UP):
+        return array.name
+    return ledger.MEASURE if array.measures else ledger.CELLS
+
+
+def _act(batch: Batch, array: Array) -> str:
+    """What its jobs do to their cells."""
+    if array.measures:
+        return MEASURE
+    return ALL if batch.cluster.profile.measure_job is None else TRAIN
 
 
 def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
@@ -302,6 +341,7 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
             return functions.report(*about)
         return functions.follow_up(*about, data_root, submitted.profile_json(batch.cluster))
     profile = batch.cluster.profile
+    job = (profile.measure_job if item.array.measures else None) or profile
     return functions.cells(
         folder,
         root,
@@ -310,8 +350,9 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
         item.array.shares,
         profile.signal_s,
         item.minutes,
-        max(item.minutes, profile.minutes),
+        max(item.minutes, job.minutes),
         (batch.sweep.name, batch.sweep.tracking),
+        _act(batch, item.array),
     )
 
 
@@ -330,55 +371,3 @@ def _as_jobs_see(batch: Batch) -> Path:
     if path.parent != paths.shipped_sweeps():
         return path
     return batch.cluster.code.folder / path.relative_to(paths.CODE)
-
-
-def _submitted(item: Prepared, known: ledger.Ledger) -> int:
-    """Call sbatch until the outcome is known: a call that timed out may have created the job."""
-    since = known.entries[item.intent].at
-    for pause_s in (*SEND_PAUSES_S, None):
-        try:
-            return slurm.sbatch(item.job.script)
-        except slurm.Unreachable as error:
-            tell(f"{error}; checking whether the job was submitted")
-            job = _look(item.name, since)
-            if job is not None:
-                return job
-            if pause_s is None:
-                raise
-        except slurm.NoRoom as full:
-            rows = slurm.squeue(patient=True) if full.repeated else []
-            job = slurm.find(rows, item.name, since)
-            if job is None:
-                raise
-            return job
-        time.sleep(pause_s)
-    raise AssertionError("the last pass either returned or raised")
-
-
-def _look(name: str, since: str) -> int | None:
-    """The job of this name, submitted since then. Looks twice: a hung controller may process
-    earlier requests only after it has answered."""
-    for pause_s in (GHOST_S, 0):
-        job = slurm.find(slurm.squeue(patient=True), name, since)
-        if job is not None:
-            return job
-        time.sleep(pause_s)
-    return None
-
-
-def settle(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
-    """Close every open intent: submitted, where a job has its name; void, where none has.
-
-    Only with the lock held, so that the submitter of an open intent is dead, and only with rows
-    from a controller that answered. An intent whose job has left the queue is closed, too: it does
-    not run any more, and its cells' folders show whether they are done.
-    """
-    for entry in [entry for entry in known.entries.values() if entry.open]:
-        job = slurm.find(rows, entry.name, entry.at)
-        if job is None:
-            time.sleep(GHOST_S)
-            job = slurm.find(slurm.squeue(entry.user, patient=True), entry.name, entry.at)
-        if job is None:
-            known.append("void", intent=entry.intent, reason="no job of this name in the queue")
-        else:
-            known.append("submitted", intent=entry.intent, job=job)

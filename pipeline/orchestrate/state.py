@@ -8,29 +8,30 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 from pipeline import done as finished
 from pipeline import gaps, store, timeline, usage
-from pipeline.errors import Corrupt
-from pipeline.orchestrate import cluster, ledger, put_off, report_job, slurm, snapshot
+from pipeline.orchestrate import cluster, ledger, put_off, report_job, slurm, snapshot, there
 from pipeline.orchestrate.held import is_held
 from pipeline.orchestrate.plan import aligned, identity, quoted
-from pipeline.paths import AttemptPaths, CellPaths, Work
+from pipeline.orchestrate.there import State, failed_since_trained, unmeasured
+from pipeline.paths import AttemptPaths, Work
 from pipeline.sweep import Cell, Sweep
 
-State = Literal["done", "trained", "running", "queued", "waiting", "failed", "cancelled", "missing"]
 OVER = ("failed", "cancelled", "missing")
 
 
 @dataclass(frozen=True)
 class CellState:
-    """`attempts`: how often it was started; `reason`: why it is not done, None where it is."""
+    """`attempts`: how often it was started; `reason`: why it is not done, None where it is.
+    `trained`: its weights and its artifact are there, whatever became of its measurement."""
 
     cell: Cell
     state: State
     attempts: int
     reason: str | None
+    trained: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,68 +83,34 @@ def find(
 
     done: its manifest matches its files (by size), and they were made in the way that the sweep
     specifies now; nothing else makes a cell done. trained: only its measurement is missing or
-    outdated. running: a process holds it, or a job runs it. queued, waiting: its job is in the
-    queue, waiting for its base. failed, cancelled: how its job or its last attempt ended. missing:
-    it was not run, and nothing prevents it. If the controller does not answer: raises Unreachable
-    if `patient`, else adds a note. `known`: the ledger, if it was already read. In another user's
-    work root, only what is readable counts.
+    outdated; a job may be in the queue that measures it. running: a process holds it, or a job runs
+    it. queued, waiting: its job is in the queue, waiting for its base. failed, cancelled: how its
+    job or its last attempt ended. missing: it was not run, and nothing prevents it.
+
+    If the controller does not answer: raises Unreachable if `patient`, else adds a note. `known`:
+    the ledger, if it was already read. In another user's work root, only what is readable counts.
     """
-    begun = _begun(sweep, work)
-    done, outdated, hidden = _published(sweep, work, begun)
-    view = cluster.look(sweep, work, done | outdated.keys(), patient, known)
+    begun = there.begun(sweep, work)
+    now_there = there.published(sweep, work, begun)
+    made_again = now_there.outdated.keys() - now_there.trained
+    view = cluster.look(sweep, work, now_there.done | made_again, now_there.trained, patient, known)
     states: dict[str, CellState] = {}
     for cell in sweep.cells:  # bases come first
-        if cell.id in hidden:
+        if cell.id in now_there.hidden:
             states[cell.id] = _hidden(cell, view)
             continue
-        base, is_done = states.get(cell.base_id), cell.id in done
+        base, is_done = states.get(cell.base_id), cell.id in now_there.done
         if view is None and not {cell.id, cell.base_id} & begun:
             states[cell.id] = _or_older(_not_begun(cell, base), work, begun)
             continue
-        now = _state(cell, work, is_done, base, view, outdated.get(cell.id))
+        lacks, is_trained = now_there.outdated.get(cell.id), cell.id in now_there.trained
+        now = _state(cell, work, is_done, base, view, lacks, is_trained)
         if view and now.state in OVER and not is_done and finished.is_done(cell, work):
-            # It was published after `_published`, and its job left the queue before squeue.
+            # It was published after `published`, and its job left the queue before squeue.
             now = _state(cell, work, True, base, view)
         states[cell.id] = _or_older(now, work, begun)
     report = report_job.look(view.known, view.rows, view.reachable) if view else None
-    return SweepState(tuple(states.values()), view, hidden, report)
-
-
-def _begun(sweep: Sweep, work: Work) -> frozenset[str]:
-    """Cells that may have a folder: one listing for all of them."""
-    try:
-        return work.begun()
-    except FileNotFoundError:
-        return frozenset()
-    except OSError:  # each has to be checked separately
-        return frozenset(cell.id for cell in sweep.cells)
-
-
-def _published(
-    sweep: Sweep, work: Work, begun: frozenset[str]
-) -> tuple[set[str], dict[str, str], frozenset[str]]:
-    """(cells that are done, {cell to be measured again: reason}, cells that another user keeps
-    private)."""
-    done: set[str] = set()
-    outdated: dict[str, str] = {}
-    hidden: set[str] = set()
-    for cell in sweep.cells:
-        try:
-            if cell.id not in begun:
-                continue
-            folder = work.cell(cell.id)
-            manifest = store.verify(folder, deep=False)
-            why = finished.lacks(folder, manifest, finished.record(cell))
-        except PermissionError:
-            hidden.add(cell.id)
-        except Corrupt:
-            continue
-        else:
-            if why:
-                outdated[cell.id] = why
-            else:
-                done.add(cell.id)
-    return done, outdated, frozenset(hidden)
+    return SweepState(tuple(states.values()), view, frozenset(now_there.hidden), report)
 
 
 def _or_older(now: CellState, work: Work, begun: frozenset[str]) -> CellState:
@@ -183,8 +150,9 @@ def _state(
     base: CellState | None,
     view: cluster.View | None,
     outdated: str | None = None,
+    is_trained: bool = False,
 ) -> CellState:
-    """`outdated`: why a finished cell has to be measured again."""
+    """`outdated`: why a finished cell has to be measured again; `is_trained`: measured alone."""
     folder = work.cell(cell.id)
     attempt = store.last_attempt(folder)
 
@@ -194,9 +162,12 @@ def _state(
         return CellState(cell, state, attempt.number if attempt else 0, reason)
 
     if done:
-        return made("done")
+        return replace(made("done"), trained=True)
+    only_measured = view is None or not view.in_queue(cell.id) or view.last[cell.id].entry.apart
+    if outdated and is_trained and only_measured:
+        return replace(made(*unmeasured(cell, folder, view, attempt, outdated)), trained=True)
     if outdated and not is_held(folder) and not (view and view.in_queue(cell.id)):
-        if failure := _failed_since_trained(folder, attempt):
+        if failure := failed_since_trained(folder, attempt):
             return made("failed", f"{failure.line}; its training is kept")
         return made("trained" if folder.model.exists() else "missing", outdated)
     if view is None or cell.id not in view.last:
@@ -217,18 +188,6 @@ def _state(
     if not view.reachable:
         return made(*_unreachable(cell, work, view, attempt))
     return made(*_without_job(cell, work, base, attempt))
-
-
-def _failed_since_trained(folder: CellPaths, attempt: AttemptPaths | None) -> store.Failure | None:
-    """How the last attempt failed at a measurement."""
-    if attempt is None:
-        return None
-    try:
-        since_ns = folder.manifest.stat().st_mtime_ns
-        failed = attempt.failure.stat().st_mtime_ns > since_ns
-        return store.read_failure(attempt) if failed else None
-    except (FileNotFoundError, Corrupt):
-        return None
 
 
 def _queued(cell: Cell, work: Work, row: slurm.Row, view: cluster.View) -> tuple[State, str]:
@@ -280,13 +239,14 @@ def _after_job(
         cause.kind == "cancelled"
         and base
         and base.state == "failed"
+        and not base.trained
         and row
         and not row.by
         and cell.id not in view.known.cancelled
     ):
         # Slurm records this state before its reason: nobody cancelled it, its base had failed.
         cause = replace(cause, kind="base_failed")
-    if cause.kind == "base_failed" and base is not None and base.state != "done":
+    if cause.kind == "base_failed" and base is not None and not base.trained:
         if base.state in ("cancelled", "failed"):
             return base.state, f"its base is {base.state}: {base.reason}"
         return "missing", f"its base {base.cell.id} is {base.state}"
@@ -323,9 +283,11 @@ def _without_job(
     reason = gaps.reason(cell, work)
     if attempt and attempt.failure.exists():
         return "failed", reason
+    if base and base.trained:
+        return "missing", reason
     if base and base.state == "failed":
         return "failed", f"its base failed: {base.reason}"
-    if base and base.state != "done":
+    if base:
         return "waiting", f"its base {base.cell.id} is {base.state}"
     return "missing", reason
 

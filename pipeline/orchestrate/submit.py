@@ -8,21 +8,22 @@ from __future__ import annotations
 import enum
 import os
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline import checkout, paths, store, usage
+from pipeline import checkout, paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
-    cost,
-    estimate,
+    batch_cost,
     images,
     ledger,
+    measure_jobs,
     plan,
     put_off,
     report_job,
+    settle,
     slurm,
     snapshot,
     state,
@@ -32,17 +33,15 @@ from pipeline.orchestrate.batch import (
     FOLLOW_UP,
     REPORTS_AGAIN,
     Batch,
-    cells_of,
     choose,
     durations,
     is_missing,
     make,
-    may_follow_up,
     unknown_jobs,
 )
 from pipeline.orchestrate.graph import Array, Request
 from pipeline.orchestrate.profile import Cluster
-from pipeline.orchestrate.send import JobFunctions, Sent, reason, send, settle
+from pipeline.orchestrate.send import JobFunctions, Sent, reason, send
 from pipeline.sweep import Cell, Sweep
 from pipeline.terminal import tell
 
@@ -72,6 +71,9 @@ class Picked:
     wanted: Callable[[state.CellState], bool]
     request: Callable[[Cell], Request] | None = None
     reports_again: Container[str] = REPORTS_AGAIN
+    # The same of trained cells, to jobs that measure; None: as `wanted`.
+    wanted_measured: Callable[[state.CellState], bool] | None = None
+    measure_request: Callable[[Cell], Request] | None = None
 
 
 def run(
@@ -101,12 +103,12 @@ def run(
     cluster = replace(cluster, code=snapshot.of(work, live))
     with ledger.locked(work.sweep(sweep.name)) as known:
         if any(entry.open for entry in known.entries.values()):
-            settle(known, slurm.squeue(_owners(known), patient=True))
+            settle.settle(known, slurm.squeue(_owners(known), patient=True))
         states = state.find(sweep, work, patient=True, known=known)
         picked = pick(states) if pick else Picked(is_missing)
-        cells = choose(sweep, states, picked.wanted)
+        cells, measures = _chosen(sweep, states, cluster, picked)
         images.check(states.done, work, data_root, local.say, decode=False)
-        local.require_data(cells, data_root)
+        local.require_data([*cells, *measures], data_root)
         batch = make(
             sweep,
             work,
@@ -117,8 +119,10 @@ def run(
             cells,
             picked.request,
             picked.reports_again,
-            _room(cluster) if cells else None,
+            _room(cluster) if cells or measures else None,
             reports,
+            measures,
+            picked.measure_request,
         )
         if batch.prepared:
             _require_known(sweep, work, known, states)
@@ -128,6 +132,18 @@ def run(
                 submitted.remember(sweep, work)
         sent = send(batch, known, functions)
     return batch, states, sent
+
+
+def _chosen(
+    sweep: Sweep, states: state.SweepState, cluster: Cluster, picked: Picked
+) -> tuple[list[Cell], list[Cell]]:
+    """(what is to be trained, what is to be measured by jobs of its own)."""
+    apart = cluster.profile.measure_job is not None
+    cells = choose(sweep, states, picked.wanted, apart)
+    if not apart:
+        return cells, []
+    wanted = picked.wanted_measured or picked.wanted
+    return cells, measure_jobs.choose(sweep, states, cells, wanted)
 
 
 def _require(sweep: Sweep, work: paths.Work, cluster: Cluster, in_job: bool) -> None:
@@ -165,12 +181,19 @@ def go_on(
 
     def pick(states: state.SweepState) -> Picked:
         assert states.view is not None  # this job is in the ledger
-        put_off = states.view.known.put_off
+        known = states.view.known
+        put_off, unmeasured = known.put_off, known.measuring_put_off
+        standard = durations(sweep, work, cluster).measuring
+
+        def measure_request(cell: Cell) -> Request:
+            before = unmeasured.get(cell.id)
+            return Request.from_json(before) if before else standard(cell)
+
         return Picked(
             lambda cell_state: cell_state.cell.id in put_off,
-            lambda cell: Request(
-                **{**put_off[cell.id], "exclude": (*put_off[cell.id]["exclude"],)}
-            ),
+            lambda cell: Request.from_json(put_off[cell.id]),
+            wanted_measured=lambda cell_state: cell_state.cell.id in unmeasured,
+            measure_request=measure_request,
         )
 
     batch, _, sent = run(sweep, work, data_root, cluster, functions, pick=pick, reports=reports)
@@ -185,9 +208,11 @@ def planned(
     cluster = replace(cluster, code=snapshot.of(work, live))
     states = state.find(sweep, work)
     known = states.view.known if states.view else ledger.read(work.sweep(sweep.name))
-    cells = choose(sweep, states, is_missing)
-    free = _room(cluster) if cells else None
-    batch = make(sweep, work, data_root, cluster, states, known, cells, room=free)
+    cells, measures = _chosen(sweep, states, cluster, Picked(is_missing))
+    free = _room(cluster) if cells or measures else None
+    batch = make(
+        sweep, work, data_root, cluster, states, known, cells, room=free, measures=measures
+    )
     names = {item.array.name: item.name for item in batch.prepared}
     jobs = tuple(
         plan.Job(
@@ -196,71 +221,17 @@ def planned(
             tuple(_on(names, item.array)),
             item.script,
             len(item.array.tasks),
+            item.array.measures,
         )
         for item in batch.prepared
     )
     state_names = {s.cell.id: s.state for s in states.cells}
-    return plan.Plan(sweep, jobs, **_cost(batch, work, cluster), states=state_names)
+    return plan.Plan(sweep, jobs, **batch_cost.of(batch, work, cluster), states=state_names)
 
 
 def _on(names: Mapping[str, str], array: Array) -> Iterator[str]:
     for on in array.after:
         yield names.get(on) or names.get(on.rpartition("_")[0]) or on
-
-
-def _cost(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
-    """GPU-hours, fair-share charge and wall time of a batch, for plan.Plan."""
-    profile = cluster.profile
-    times = batch.times or durations(batch.sweep, work, cluster)
-    cells = [*cells_of(batch), *(batch.sweep.by_id[cell] for cell in batch.rest)]
-    seconds = {cell.id: times.seconds(cell) for cell in cells}
-    total_s = sum(seconds.values())
-    tasks = [ids for item in batch.prepared for ids in item.array.tasks.values() if ids]
-    chain_s = max((_chain_s(batch.sweep, ids, seconds) for ids in tasks), default=0.0)
-    an_hour = profile.charge_an_hour()
-    share = cost.training_share(cells, times.guess)
-    used = usage.read(_done(batch, work), work)
-    threads = usage.threads_of(batch.sweep.cells)
-    return {
-        "gpu_hours": total_s * profile.gpus / 3600,
-        "gpu_hours_source": times.guess.source,
-        "wall_hours": max(chain_s, total_s / profile.at_once) / 3600,
-        "charge": None if an_hour is None else an_hour * total_s / 3600,
-        "charge_an_hour": an_hour,
-        "charge_parts": cost.parts(profile) or {},
-        "cpu_hours": total_s * profile.cores / 3600,
-        "training_share": share,
-        "savings": tuple(cost.savings(profile, used, share, threads)),
-        "profile": cluster.name,
-        "notes": (
-            *profile.notes(),
-            *profile.ignored(),
-            *batch.notes,
-            *estimate.notes(cells),
-            *_left(batch),
-        ),
-    }
-
-
-def _done(batch: Batch, work: paths.Work) -> Iterator[Cell]:
-    """Cells of the sweep that may have run: what they used is known."""
-    left = {cell.id for cell in cells_of(batch)}
-    return (cell for cell in batch.sweep.cells if cell.id not in left)
-
-
-def _chain_s(sweep: Sweep, ids: Sequence[str], seconds: Mapping[str, float]) -> float:
-    """Seconds from the start of a task's bases to its own end."""
-    bases = {sweep.by_id[i].base_id for i in ids if not sweep.by_id[i].is_base}
-    return sum(seconds[i] for i in ids) + max((seconds.get(i, 0.0) for i in bases), default=0.0)
-
-
-def _left(batch: Batch) -> Iterator[str]:
-    if batch.rest:
-        sooner = "a follow-up job" if may_follow_up(batch) else "another `netpress submit`"
-        yield (
-            f"{len(batch.rest)} cells are not in these jobs, since {reason(batch, Sent())}; "
-            f"{sooner} submits them when there is room"
-        )
 
 
 def lines(
@@ -277,11 +248,16 @@ def lines(
             why = "after all others" if item.array.after or not again else f"again: {again}"
             yield Line(f"job {job}: the report, {why}")
             continue
+        counted = f"{cells} cell{'s' if cells != 1 else ''}"
+        if item.array.measures:
+            waits = ", when the jobs that train them have ended" if item.array.after else ""
+            yield Line(f"job {job}: measures {counted}{waits}")
+            continue
         waits = f", waits for {item.array.after[0]}" if item.array.after else ""
-        yield Line(f"job {job}: {cells} cell{'s' if cells != 1 else ''}{waits}")
-    if batch.rest:
+        yield Line(f"job {job}: {counted}{waits}")
+    if batch.left_over:
         again = f"{command} {called}"
-        yield Line(put_off.line(len(batch.rest), reason(batch, sent), sent.follow_up, again))
+        yield Line(put_off.line(batch.left_over, reason(batch, sent), sent.follow_up, again))
     elif not batch.prepared:
         yield Line("Nothing to submit.")
     yield from map(Line, batch.notes)
@@ -306,6 +282,7 @@ def _held_back(batch: Batch, states: state.SweepState) -> int:
         states.by_id[s.cell.base_id].state == "running"
         for s in states.cells
         if is_missing(s)
+        and not s.trained
         and s.cell.id not in sent
         and not s.cell.is_base
         and not (states.view and states.view.in_queue(s.cell.id))
@@ -350,11 +327,13 @@ def _share(cluster: Cluster, work: paths.Work) -> None:
 
 def _require_threads(sweep: Sweep, cluster: Cluster) -> None:
     """Raises UserError where jobs would have fewer cores than threads to measure with."""
-    threads, cores = max(cell.measure.threads or 1 for cell in sweep.cells), cluster.profile.cores
+    own = cluster.profile.measure_job
+    cores, key = (own.cores, "measure.cores") if own else (cluster.profile.cores, "cores")
+    threads = max(cell.measure.threads or 1 for cell in sweep.cells)
     if threads > cores:
         raise UserError(
             f"{sweep.path}: measure.threads: {threads} are more than the {cores} cores of a job "
-            f"(profile {cluster.name}); expected at most {cores}, or --set cores={threads}"
+            f"(profile {cluster.name}); expected at most {cores}, or --set {key}={threads}"
         )
 
 

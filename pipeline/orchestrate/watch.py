@@ -36,6 +36,8 @@ def is_over(states: SweepState) -> bool:
         return True
     if states.view is None or states.view.follow_ups:
         return False
+    if any(s.state == "trained" and states.view.will_measure(s.cell.id) for s in states.cells):
+        return False
     return all(s.state not in ("running", "queued") for s in states.cells)
 
 

@@ -248,10 +248,16 @@ def counts(sweep: Sweep, frames: Frames) -> str:
 
 def _lent(rows: Sequence[Row]) -> str:
     """Where accuracy is of another machine than speed."""
-    names = sorted({str(row.facts[CLASSIFIED_ON]) for row in rows if CLASSIFIED_ON in row.facts})
-    if not names:
-        return ""
-    return f"Accuracy is as {', '.join(names)} measured it: this machine had no images."
+    sentences = []
+    for same_kind, why in (
+        (False, "this machine had no images"),
+        (True, "predictions are the same on CPUs of one kind"),
+    ):
+        lent = [row.facts for row in rows if CLASSIFIED_ON in row.facts]
+        named = {str(f[CLASSIFIED_ON]) for f in lent if ("accuracy_of" in f) is same_kind}
+        if named:
+            sentences.append(f"Accuracy is as {', '.join(sorted(named))} measured it: {why}.")
+    return " ".join(sentences)
 
 
 def seeds(sweep: Sweep) -> str:

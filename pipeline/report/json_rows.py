@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline import runtimes
 from pipeline.measure.series import BATCHES, Model, Series, Threads
+from pipeline.report import gpu
 from pipeline.report.frames import Frames
 from pipeline.report.measured import CLASSIFIED_ON
 from pipeline.report.metrics import METRIC, OVER_REFERENCE, SIMULATED, SPEEDUP, speedup_key
@@ -61,6 +62,7 @@ def machine(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         "runtimes": facts.get("runtimes") or [runtimes.DEFAULT, runtimes.REFERENCE],
         # From here on: not promised, but useful.
         "cores": described.get("cores"),
+        "gpu_driver": described.get("gpu_driver"),
     }
 
 
@@ -96,6 +98,7 @@ def row_json(row: Row) -> dict[str, Any]:
         OVER_REFERENCE: _speedup(row, OVER_REFERENCE, "all"),
         "simulated_latency_ms": _latency(row, runtimes.REFERENCE, "simulated", "all"),
         SIMULATED: _speedup(row, SIMULATED, "all"),
+        "gpu": gpu.as_json(row),
     }
 
 

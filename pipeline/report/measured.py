@@ -11,13 +11,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import done, hardware, store
+from pipeline.measure.series import KINDS
 from pipeline.store import MeasurementEntry
 
 REQUIRED = ("accuracy", "stored_bytes")
 IN_RESULT = ""  # the name of the measurement in result.h5
-TIMES = ("latency/", "test_set_seconds", "base_test_set_seconds")
+TIMES = (*(f"{kind}/" for kind in KINDS), "test_set_seconds", "base_test_set_seconds")
 # Facts that are of the machine that measured, in the place of those of the one that trained.
-OF_MACHINE = ("machine", "hardware", "versions", "threads", "runtimes", "measured_at")
+OF_MACHINE = (
+    "machine",
+    "hardware",
+    "versions",
+    "threads",
+    "runtimes",
+    "measured_at",
+    "accuracy_of",
+)
 TRAINED_ON = "training_hardware"
 CLASSIFIED_ON = "classified_on"  # where accuracy is of another machine than latency
 
@@ -99,6 +108,11 @@ def _with(
     facts["phases"] = {**(one.facts.get("phases") or {}), **(result.facts.get("phases") or {})}
     if classified is not None:
         facts[CLASSIFIED_ON] = classified.machine
+    elif (other := str(one.facts.get("accuracy_of", "")).rpartition("-")[0]) not in (
+        "",
+        one.machine,
+    ):
+        facts[CLASSIFIED_ON] = other
     return replace(result, facts=facts, measured={**static, **lent, **one.measured})
 
 

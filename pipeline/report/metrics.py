@@ -24,7 +24,15 @@ OVER_REFERENCE = "speedup_over_pytorch"  # artifact against the base's network
 SIMULATED = "simulated_speedup"  # both on the reference runtime
 
 # How a stored value becomes a number of this unit.
-UNITS = {"%": 100.0, "points": 100.0, "MB": 1e-6, "M": 1e-6, "min": 1 / 60, "GiB": 2**-30}
+UNITS = {
+    "%": 100.0,
+    "points": 100.0,
+    "MB": 1e-6,
+    "M": 1e-6,
+    "mJ": 1e3,
+    "min": 1 / 60,
+    "GiB": 2**-30,
+}
 SIGNIFICANT = "three significant digits"
 
 
@@ -164,8 +172,12 @@ METRICS = (
     Metric("seconds", "total time", "s", "lower"),
     Metric("peak_memory_bytes", "peak memory", "MB", "lower"),
 )
-# Of two cells, or of two numbers of one: no columns of results.csv, but shown in tables.
+# Of two cells, of two numbers of one, or of one GPU: no columns of results.csv, but in tables.
 COMPARED = (
+    Metric("gpu_ms", "latency on a GPU", "ms", "lower"),
+    Metric("gpu_speedup", "speedup on a GPU", "×", "higher"),
+    Metric("images_per_s", "throughput on a GPU", "images/s", "higher", ",.0f"),
+    Metric("image_joules", "energy an image on a GPU", "mJ", "lower"),
     Metric("difference", "difference", "points", "higher", ".2f"),
     Metric("relative_latency", "relative latency", "×", "lower"),
     Metric("epochs", "epochs", "", "lower", ",.0f"),

@@ -54,11 +54,31 @@ def _recipe(recipe: Recipe) -> str:
         f"weight decay {recipe.weight_decay:g}",
         f"label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else "",
         f"random crops with {recipe.crop} pixels of padding" if recipe.crop else "",
+        *_extras(recipe),
         f"{recipe.holdout * 100:g} % of the training set held out",
         f"only {recipe.train_images:,} training images" if recipe.train_images else "",
         f"only {recipe.test_images:,} test images" if recipe.test_images else "full test set",
     )
     return ", ".join(part for part in parts if part)
+
+
+def _extras(recipe: Recipe) -> tuple[str, ...]:
+    """What the standard recipe does without."""
+    frozen = f"{recipe.whitening * 100:g} % of all steps"
+    return (
+        "flips that alternate" if recipe.flips == "alternating" else "",
+        f"cutout of {recipe.cutout} pixels" if recipe.cutout else "",
+        f"parts of {recipe.resized_crop * 100:g} % and more of an image, enlarged"
+        if recipe.resized_crop
+        else "",
+        f"a whitening first convolution, frozen for {frozen}" if recipe.whitening else "",
+        "identity (dirac) initialization" if recipe.dirac else "",
+        f"biases of normalization at {recipe.bias_rate:g} times the rate"
+        if recipe.bias_rate != 1
+        else "",
+        "lookahead" if recipe.lookahead else "",
+        f"mixup with Beta({recipe.mixup:g}, {recipe.mixup:g})" if recipe.mixup else "",
+    )
 
 
 def _machines(frames: Frames) -> list[tuple[str, str]]:
@@ -67,7 +87,7 @@ def _machines(frames: Frames) -> list[tuple[str, str]]:
     lines = (
         ("CPU", _counted(_cpu(h) for h in hardware)),
         ("CPU flags", _counted(_listed(h.get("flags")) for h in hardware)),
-        ("GPU", _counted(h.get("gpu") for h in hardware)),
+        ("GPU", _counted(_gpu(h) for h in hardware)),
         ("Training device", _counted(fact.get("device") for fact in facts)),
         ("Training precision", _counted(fact.get("precision") for fact in facts)),
         ("Versions", _counted(_versions(fact.get("versions") or {}) for fact in facts)),
@@ -106,6 +126,13 @@ def _cpu(hardware: dict[str, Any]) -> str:
     cores = hardware.get("cores")
     count = f"{cores} core{'s' if cores != 1 else ''}" if cores else ""
     return ", ".join(part for part in (hardware.get("cpu") or "", count) if part)
+
+
+def _gpu(hardware: Mapping[str, Any]) -> str:
+    """`NVIDIA H200, driver 580.65`; older results do not say the driver."""
+    driver = hardware.get("gpu_driver")
+    parts = (hardware.get("gpu"), driver and f"driver {driver}")
+    return ", ".join(part for part in parts if part)
 
 
 def machine(facts: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.report import content, controls, published, study, tuned
+from pipeline.report import content, controls, gpu, published, study, tuned
 from pipeline.report.document import Section
 from pipeline.report.frames import Frames
 from pipeline.sweep import Sweep
@@ -17,6 +17,7 @@ def measured(sweep: Sweep, frames: Frames) -> list[Section]:
         content.results(frames),
         content.latency(frames),
         content.machines(frames),
+        gpu.section(frames),
         content.simulated(frames),
         tuned.section(sweep, frames.rows),
         controls.section(sweep, frames.rows),

@@ -76,8 +76,11 @@ class Machines:
 def machine_of(row: Row) -> str:
     """As a reader chooses it: its CPU, after its name where it has one of its own."""
     described, hardware = machine(row.facts), row.facts.get("hardware") or {}
-    if row.machine == machine_name(hardware.get("cpu"), hardware.get("cores")):
+    cpu, cores, gpu = (hardware.get(key) for key in ("cpu", "cores", "gpu"))
+    if row.machine == machine_name(cpu, cores):
         return described
+    if gpu and row.machine == machine_name(cpu, cores, gpu):
+        return f"{described}, {gpu}"
     return f"{row.machine} ({described})" if described else row.machine
 
 

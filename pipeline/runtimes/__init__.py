@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from pipeline import hardware, registry
@@ -27,14 +27,20 @@ __all__ = [
     "DEFAULT",
     "REFERENCE",
     "RUNTIMES",
+    "Checked",
     "Kernels",
     "Session",
+    "device",
     "get",
     "kernels",
     "logits",
     "of_artifacts",
+    "on_cpu",
+    "on_gpu",
     "packages",
+    "reason",
     "reference",
+    "require",
     "session",
     "versions",
 ]
@@ -43,10 +49,15 @@ RUNTIMES = {
     "onnxruntime": "pipeline.runtimes.onnxruntime",
     "openvino": "pipeline.runtimes.openvino",
     "pytorch": "pipeline.runtimes.pytorch",
+    "pytorch-cuda-bf16": "pipeline.runtimes.pytorch_cuda:BF16",
+    "pytorch-cuda-fp16": "pipeline.runtimes.pytorch_cuda:FP16",
+    "onnxruntime-gpu": "pipeline.runtimes.onnxruntime_gpu",
+    "tensorrt": "pipeline.runtimes.tensorrt",
 }
 DEFAULT = "onnxruntime"
 REFERENCE = "pytorch"
 BATCH = 64
+CPU = "cpu"
 
 
 def get(name: str) -> Runtime:
@@ -65,31 +76,68 @@ def of_artifacts(name: str) -> Runtime:
     if not runtime.READS_ARTIFACTS:
         reading = ", ".join(n for n in names() if _module(n).READS_ARTIFACTS)
         raise UserError(
-            f"runtime {name}: runs networks in training, not artifacts; expected one of: {reading}"
+            f"runtime {name}: runs networks of PyTorch, not artifacts; expected one of: {reading}"
         )
     return runtime
 
 
-def session(artifact: Artifact, threads: int | None = None, runtime: str = DEFAULT) -> Session:
-    """The artifact, ready to run; `threads` None: one a core. Raises Corrupt where it cannot be
-    loaded; so does `run` where it cannot be run, or does not give what its manifest says."""
-    chosen, where = of_artifacts(runtime), str(artifact.model_path)
-    inner = _loaded(chosen, artifact.model, threads, where)
-    return _Checked(inner, chosen.LABEL, where, len(artifact.classes), artifact.cost.images)
+def device(name: str) -> str:
+    """What it computes on: "cpu", or "cuda"."""
+    return getattr(_module(name), "DEVICE", CPU)
+
+
+def on_cpu(names: Iterable[str]) -> list[str]:
+    return [name for name in names if device(name) == CPU]
+
+
+def on_gpu(names: Iterable[str]) -> list[str]:
+    return [name for name in names if device(name) != CPU]
+
+
+def require(names: Iterable[str]) -> None:
+    """Raises UserError where this machine lacks a runtime of the CPU: those of a GPU are measured
+    where there is one."""
+    for name in on_cpu(names):
+        of_artifacts(name)
+
+
+def session(
+    artifact: Artifact,
+    threads: int | None = None,
+    runtime: str = DEFAULT,
+    network: ModelState | None = None,
+) -> Checked:
+    """The artifact, ready to run; `threads` None: one a core. `network`: what it was made from, for
+    a runtime that reads no artifacts. Raises Corrupt where it cannot be loaded; so does `run` where
+    it cannot be run, or does not give what its manifest says."""
+    chosen, where = get(runtime), str(artifact.model_path)
+    model = _model(runtime, artifact, network)
+    inner = _loaded(chosen, model, threads, where)
+    return Checked(inner, chosen.LABEL, where, len(artifact.classes), artifact.cost.images)
+
+
+def _model(runtime: str, artifact: Artifact, network: ModelState | None) -> object:
+    """What this runtime reads."""
+    if network is None or get(runtime).READS_ARTIFACTS:
+        of_artifacts(runtime)
+        return artifact.model
+    return network
 
 
 def reference(state: ModelState, threads: int | None = None) -> Session:
     """The network itself in float32, fake quantization included; raises as `session`."""
     chosen, where = get(REFERENCE), state.spec.model
     inner = _loaded(chosen, state, threads, where)
-    return _Checked(inner, chosen.LABEL, where, state.spec.classes)
+    return Checked(inner, chosen.LABEL, where, state.spec.classes)
 
 
-def kernels(artifact: Artifact, runtime: str = DEFAULT) -> Kernels:
+def kernels(
+    artifact: Artifact, runtime: str = DEFAULT, network: ModelState | None = None
+) -> Kernels:
     """What the runtime executes for one image; raises as `session`."""
-    chosen = of_artifacts(runtime)
+    chosen, model = get(runtime), _model(runtime, artifact, network)
     try:
-        return chosen.kernels(artifact.model, artifact.shape)
+        return chosen.kernels(model, artifact.shape)
     except MemoryError:
         raise
     except Exception as error:
@@ -105,13 +153,33 @@ def logits(session: Session, images: np.ndarray, batch: int = BATCH) -> Iterator
 
 def versions(names: Iterable[str]) -> dict[str, str]:
     """Package of each runtime -> its version here."""
-    return {package: version(package) for package in (get(name).PACKAGE for name in names)}
+    return {package: _version(package) for package in (get(name).PACKAGE for name in names)}
+
+
+def _version(package: str) -> str:
+    """Of an importable package; the module of another distribution, such as that of
+    onnxruntime-gpu, has its own."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return str(getattr(import_module(package), "__version__", "unknown"))
 
 
 def packages() -> list[str]:
     """The packages of all runtimes that this machine has; none is imported for that."""
-    every = (_module(name).PACKAGE for name in names())
-    return [package for package in every if find_spec(package) is not None]
+    return [package for package in _packages() if _installed(package)]
+
+
+def _packages() -> list[str]:
+    return list(dict.fromkeys(_module(name).PACKAGE for name in names()))
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _module(name: str) -> Runtime:
@@ -133,7 +201,7 @@ def _loaded(runtime: Runtime, model: object, threads: int | None, where: str) ->
 
 
 @dataclass(frozen=True)
-class _Checked:
+class Checked:
     """A session whose errors are sentences, and whose output is what it should be."""
 
     inner: Session
@@ -159,14 +227,14 @@ class _Checked:
 
 
 def _failure(where: object, label: str, what: str, error: Exception) -> Corrupt:
-    return Corrupt(f"{where}: {label} cannot {what} it ({_reason(error)})")
+    return Corrupt(f"{where}: {label} cannot {what} it ({reason(error)})")
 
 
 # OpenVINO begins with lines about where in its source code it was.
 _WHERE = ("Exception from ", "Check '", "FrontEnd API failed", "Model wasn't fully", "Summary:")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The first line that says what is wrong."""
     lines = [line.strip("- ") for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if not line.startswith(_WHERE)] or lines

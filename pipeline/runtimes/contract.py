@@ -37,12 +37,14 @@ class Runtime(Protocol):
     LABEL: str  # its name in sentences
     PACKAGE: str  # the distribution that it is installed from
     READS_ARTIFACTS: bool  # `model` is the bytes of an ONNX file; else a ModelState
+    # May be missing: a module without DEVICE is for the CPU.
+    DEVICE: str  # "cpu"; "cuda" is timed in larger batches, and skipped on a machine without it
 
     def available(self) -> str | None:
         """Why it cannot be used here; None where it can."""
 
     def load(self, model: Any, threads: int) -> Session:
-        """On the CPU, with this many threads."""
+        """On its device; with this many threads, where it computes on the CPU."""
 
     def kernels(self, model: Any, shape: Shape) -> Kernels:
         """What is executed for one image."""

@@ -43,6 +43,7 @@ class _Hardware(Typed):
     flags: list[Text] | Text | None = None
     cores: Amount | None = None
     gpu: Text | None = None
+    gpu_driver: Text | None = None
 
 
 class _Needs(Typed):
@@ -70,6 +71,7 @@ class _Facts(Typed):
     threads: Amount | None = None
     measured_at: Text | None = None
     phases: dict[Text, Amount] | None = None
+    accuracy_of: Text | None = None
 
 
 class _Requested(Typed):

@@ -26,10 +26,12 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     model_serializer,
+    model_validator,
 )
 
 from pipeline import registry
 from pipeline.store import typed
+from pipeline.sweep import recipes
 from pipeline.versions import SHARED
 
 if TYPE_CHECKING:
@@ -45,7 +47,16 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 RECORDED = "recorded"  # context: what a plug-in added is not known here
-RUNTIMES = ("onnxruntime", "openvino")  # those that run artifacts, the first always
+# What a sweep can measure on, the first always; and several that one name stands for.
+RUNTIMES = (
+    "onnxruntime",
+    "openvino",
+    "pytorch-cuda-bf16",
+    "pytorch-cuda-fp16",
+    "onnxruntime-gpu",
+    "tensorrt",
+)
+GROUPS = {"pytorch-cuda": ("pytorch-cuda-bf16", "pytorch-cuda-fp16")}
 
 
 def _runtimes(value: Any, info: ValidationInfo) -> tuple[str, ...]:
@@ -53,10 +64,12 @@ def _runtimes(value: Any, info: ValidationInfo) -> tuple[str, ...]:
     if info.context == RECORDED:
         return tuple(value)
     known = registry.names("runtimes", RUNTIMES)
-    wrong = [name for name in value if name not in known]
-    if wrong or known[0] not in value or len(set(value)) < len(value):
-        raise ValueError(f"expected {known[0]}, and what else of {', '.join(known[1:])}")
-    return tuple(name for name in known if name in value)
+    meant = [name for given in value for name in GROUPS.get(given, (given,))]
+    wrong = [name for name in meant if name not in known]
+    if wrong or known[0] not in meant or len(set(meant)) < len(meant):
+        others = ", ".join([*known[1:], *GROUPS])
+        raise ValueError(f"expected {known[0]}, and what else of {others}")
+    return tuple(name for name in known if name in meant)
 
 
 Runtimes = Annotated[tuple[str, ...], AfterValidator(_runtimes)]
@@ -186,12 +199,27 @@ class Model(Frozen):
         return self.name if self.width == 1 else f"{self.name}-w{self.width}"
 
 
+def _young(default: Any, **bounds: Any) -> Any:
+    """A setting that is younger than many results: at its default no id and no cell.json has it."""
+    return Field(default, exclude_if=lambda value: value == default, **bounds)
+
+
 class Recipe(Frozen):
     """How networks are trained in this sweep, the base and (unless a stage differs) all after it.
 
     `warmup` and `holdout` are fractions: of all steps, and of the training set (held out,
     stratified, for every choice). `crop` is pixels of padding, 0: no cropping. `train_images` and
     `test_images` take a stratified sliver of the sets, for rehearsals and tests.
+
+    `flips`: each image is mirrored by chance, or (`alternating`) in every other epoch. `cutout`:
+    side in pixels of a square that is blanked. `resized_crop`: in place of `crop`, boxes of this
+    least part of an image's area to all of it, enlarged to its size; 0: none. The others are for
+    trainings from fresh weights, see `continued`. `whitening`: the first convolution starts as
+    whitening filters, and stays so for this fraction of all steps (0: neither). `dirac`: other
+    convolutions start by handing on what they read. `bias_rate`: learning rate of batch
+    normalization's biases, a multiple of that of all. `lookahead`: every few steps the network goes
+    back to a running average of its weights. `mixup`: where labels alone are learned, images are
+    blended, in parts drawn from Beta(mixup, mixup).
     """
 
     epochs: int = Field(60, ge=1, le=100_000)
@@ -209,10 +237,30 @@ class Recipe(Frozen):
     compile: Literal["auto", "on", "off"] = "auto"
     train_images: int | None = Field(None, ge=1)
     test_images: int | None = Field(None, ge=1)
+    flips: Literal["random", "alternating"] = _young("random")
+    cutout: int = _young(0, ge=0, le=1024)
+    resized_crop: float = _young(0.0, ge=0, le=1)
+    whitening: float = _young(0.0, ge=0, le=1)
+    dirac: bool = _young(False)
+    bias_rate: float = _young(1.0, gt=0, le=1000)
+    lookahead: bool = _young(False)
+    mixup: float = _young(0.0, ge=0, le=100)
+
+    _named = model_validator(mode="before")(recipes.expanded)
 
     def decides(self) -> dict[str, Any]:
         """Without `test_images`: no weight depends on the test set."""
         return self.model_dump(mode="json", exclude={"test_images"})
+
+    def continued(self) -> Recipe:
+        """For a training that goes on from weights that are there."""
+        return self.model_copy(update=_OF_FRESH_WEIGHTS)
+
+
+_OF_FRESH_WEIGHTS = {
+    name: Recipe.model_fields[name].default
+    for name in ("whitening", "dirac", "bias_rate", "lookahead", "mixup")
+}
 
 
 SIMULATED_S = 30.0

@@ -12,7 +12,7 @@ from pydantic import Field
 from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.strict_yaml import Document, Key, described, nearest, shown
-from pipeline.sweep import own
+from pipeline.sweep import own, recipes
 from pipeline.sweep.cell import (
     Dataset,
     Frozen,
@@ -208,7 +208,7 @@ def _recipe(source: Source, at: Key, differs: dict[str, Any]) -> Recipe:
     if not differs:
         return source.config.training
     source.document.check(at, Recipe, differs)
-    return Recipe(**{**source.config.training.model_dump(), **differs})
+    return Recipe(**{**source.config.training.model_dump(), **recipes.expanded(differs)})
 
 
 def _entry(document: Document, at: Key, part: type[Frozen], value: Any) -> Any:

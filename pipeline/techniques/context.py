@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:  # a stage's Settings are read where there is no torch
     from pipeline.data import Split
     from pipeline.models.network import ModelState
+    from pipeline.models.spec import NetworkSpec
     from pipeline.sweep import Cell, Recipe
     from pipeline.training.loop import Training
     from pipeline.training.losses import Objective
@@ -52,3 +53,9 @@ class Context:
     base: Callable[[], ModelState]  # the trained base, on the machine's device, in eval mode
     train: Train
     tick: Callable[[dict[str, Any]], None]
+
+    def fresh(self, spec: NetworkSpec) -> ModelState:
+        """A network with fresh weights, as the cell's recipe wants them."""
+        from pipeline.models import initial
+
+        return initial.fresh(spec, self.seed, self.cell.recipe, self.split.train)

@@ -73,12 +73,10 @@ def taught(
     settings: Student, context: Context, objective: Callable[[ModelState], Objective]
 ) -> ModelState:
     """A fresh student, trained by this objective."""
-    from pipeline.models import network
-
     recipe = context.cell.recipe
     spec = student_spec(context, settings.student, settings.width)
     return context.train(
-        lambda: network.new(spec, context.seed),
+        lambda: context.fresh(spec),
         objective,
         settings.epochs_of(recipe),
         settings.recipe_of(recipe),

@@ -101,7 +101,7 @@ def _fresh(spec: NetworkSpec, maps: list[int], context: Context) -> ModelState:
     from pipeline.models import network
     from pipeline.models.transforms import adapted
 
-    state = network.new(spec, context.seed)
+    state = context.fresh(spec)
     own, others = (_channels(each, maps) for each in (state, context.base()))
     found = network.with_transform(state, adapted.Adapted(own, others))
     adapted.draw(found.network.module, context.seed)

@@ -110,7 +110,9 @@ class Trained(StageSettings):
         return self if self.epochs is None else self.model_copy(update={"epochs": 1})
 
     def recipe_of(self, recipe: Recipe) -> Recipe:
-        """The cell's recipe at this stage's learning rate."""
+        """The cell's recipe at this stage's learning rate, without what is for fresh weights where
+        it has others."""
+        recipe = recipe if self.starts_fresh() else recipe.continued()
         rate = recipe.learning_rate * self.learning_rate_factor
         return recipe.model_copy(update={"learning_rate": rate})
 
@@ -119,7 +121,8 @@ class Trained(StageSettings):
         from pipeline.training import losses  # here: settings are read where there is no torch
 
         if self.teacher is None:
-            return lambda state: losses.labels_only(recipe.label_smoothing)
+            mixup = self.recipe_of(recipe).mixup
+            return lambda state: losses.labels_only(recipe.label_smoothing, mixup)
         return lambda state: losses.soft_targets(
             context.base().network, self.temperature, self.soft, recipe.label_smoothing
         )

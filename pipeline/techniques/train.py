@@ -47,8 +47,6 @@ def known_model(name: str | None) -> str | None:
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
-    from pipeline.models import network
-
     cell, spec = context.cell, state.spec
     if cell.is_base and cell.model.own is not None and cell.model.own.weights is not None:
         from pipeline.models import own
@@ -66,7 +64,7 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
                 f"train: starts from fresh weights, but the network is {left} already; "
                 "expected it before the stage that does this"
             )
-        return network.new(spec, context.seed)
+        return context.fresh(spec)
 
     return context.train(
         fresh,

@@ -17,6 +17,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,11 @@ from pipeline.models.network import ModelState, restore
 from pipeline.models.spec import NetworkSpec
 from pipeline.store import StageHistory
 from pipeline.training import bits
+from pipeline.training.lookahead import Tensors
 from pipeline.training.loop import Buffers, Training
 
 KEPT = 2
+GRACE, SHARE = 0.3, 0.03  # see Checkpointer
 BITS = "bits"  # in a file's text: name -> shape of each tensor of truth values
 NAME = re.compile(r"(state-[0-9]+|model)\.safetensors")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -75,23 +78,39 @@ def read_model(path: Path) -> ModelState:
 
 class Checkpointer:
     """Keeps snapshots of one cell. Writing happens in a thread of its own, one at a time, while the
-    next epoch runs: the loop waits only for a copy of the tensors in memory."""
+    next epoch runs: the loop waits only for a copy of the tensors, on the device that has them.
+
+    Where epochs are shorter than a writing, some are not kept: of all the time, the loop spends
+    GRACE seconds and the part SHARE waiting for the snapshot before.
+    """
 
     def __init__(self, folder: Path, metrics: Path):
         self.folder, self.metrics = folder, metrics
+        self._began, self._waited = time.monotonic(), 0.0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._index = self._read_index()
 
     def save(self, snapshot: Snapshot, wait: bool = False) -> None:
         """Raises OSError (a full disk) from this writing if ``wait``, else from the one before."""
+        if not wait and not self._written():
+            return
         self.wait()
         # All three are copies: the loop goes on changing what they were made from.
-        work = _tensors(snapshot), _header(snapshot), full_history(snapshot)
+        work = _Copies(_tensors(snapshot)), _header(snapshot), full_history(snapshot)
         self._thread = threading.Thread(target=self._write, args=work)
         self._thread.start()
         if wait:
             self.wait()
+
+    def _written(self) -> bool:
+        """Whether the snapshot before is on disk, waited for as long as the loop may."""
+        if self._thread is None:
+            return True
+        began = time.monotonic()
+        self._thread.join(max(0.0, GRACE + SHARE * (began - self._began) - self._waited))
+        self._waited += time.monotonic() - began
+        return not self._thread.is_alive()
 
     def finish(self, snapshot: Snapshot, path: Path) -> None:
         """Puts the final weights at ``path`` in place of all states; raises OSError."""
@@ -129,11 +148,9 @@ class Checkpointer:
                     store.set_aside(path)
         return None
 
-    def _write(
-        self, tensors: dict[str, torch.Tensor], header: dict[str, Any], history: list[StageHistory]
-    ) -> None:
+    def _write(self, copies: _Copies, header: dict[str, Any], history: list[StageHistory]) -> None:
         try:
-            data = _file(tensors, "netpress", header)
+            data = _file(copies.in_memory(), "netpress", header)
             self._publish(f"state-{self._next()}.safetensors", data, KEPT)
             store.publish_bytes(self.metrics, store.history_bytes(history))
         except BaseException as error:  # handed to the loop, which raises it
@@ -176,6 +193,26 @@ def full_history(snapshot: Snapshot) -> list[StageHistory]:
     return [*snapshot.history, StageHistory(snapshot.index, snapshot.stage, columns)]
 
 
+class _Copies:
+    """Of tensors, as they are now. Those on a GPU are copied there, which takes microseconds, and
+    brought to the CPU by whoever writes them, while the GPU goes on training."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]):
+        self.tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        self.made: torch.cuda.Event | None = None
+        if any(tensor.is_cuda for tensor in self.tensors.values()):
+            self.made = torch.cuda.Event()
+            self.made.record()
+
+    def in_memory(self) -> dict[str, torch.Tensor]:
+        """On the CPU, in the layout that files have; in any thread."""
+        if self.made is None:
+            return {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        self.made.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):  # else each would wait for the training
+            return {name: tensor.cpu().contiguous() for name, tensor in self.tensors.items()}
+
+
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     """A copy that training does not touch, on the CPU, in the layout that files have."""
     return tensor.detach().to("cpu", copy=True).contiguous()
@@ -183,10 +220,10 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 
 def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
     training = snapshot.training
-    tensors = {f"model.{n}": _plain(t) for n, t in training.state.network.state_dict().items()}
+    tensors = {f"model.{n}": t for n, t in training.state.network.state_dict().items()}
     for name, kept in training.buffers.items():
-        tensors |= {f"optimizer.{key}.{name}": _plain(t) for key, t in kept.items()}
-    return tensors
+        tensors |= {f"optimizer.{key}.{name}": t for key, t in kept.items()}
+    return tensors | {f"average.{n}": t for n, t in training.averages.items()}
 
 
 def _file(tensors: dict[str, torch.Tensor], name: str, described: dict[str, Any]) -> bytes:
@@ -236,15 +273,17 @@ def _entry(entry: dict[str, Any]) -> dict[str, Any]:
 def _snapshot(data: bytes, path: Path, header: dict[str, Any] | None = None) -> Snapshot:
     """The state in a file; ``header`` where it holds plain weights, and is described elsewhere."""
     try:
-        buffers = Buffers()
+        buffers, averages = Buffers(), dict[str, torch.Tensor]()
         if header is None:
             header, tensors = _content(data, "netpress")
-            tensors, buffers = _parts(tensors)
+            tensors, buffers, averages = _parts(tensors)
         else:
             _, tensors = _content(data, "spec")
         state = restore(NetworkSpec.from_json(header["spec"]), tensors)
-        _check_fit(buffers, state)
-        training = Training(state, _count(header["epoch"]), buffers, _columns(header["columns"]))
+        _check_fit(buffers, averages, state)
+        training = Training(
+            state, _count(header["epoch"]), buffers, averages, _columns(header["columns"])
+        )
         history = tuple(
             StageHistory(_count(index), str(stage), _columns(columns))
             for index, stage, columns in header["history"]
@@ -255,21 +294,28 @@ def _snapshot(data: bytes, path: Path, header: dict[str, Any] | None = None) -> 
         raise Corrupt(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
 
 
-def _parts(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Buffers]:
-    """(weights by name, what the optimizer remembers by parameter name)."""
-    weights: dict[str, torch.Tensor] = {}
+def _parts(tensors: Tensors) -> tuple[Tensors, Buffers, Tensors]:
+    """(weights by name, what the optimizer remembers by parameter name, averages by name)."""
+    weights: Tensors = {}
     buffers: Buffers = {}
+    averages: Tensors = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "optimizer":
             key, _, parameter = rest.partition(".")
             buffers.setdefault(parameter, {})[key] = tensor
+        elif kind == "average":
+            averages[rest] = tensor
         else:
             weights[rest] = tensor
-    return weights, buffers
+    return weights, buffers, averages
 
 
-def _check_fit(buffers: Buffers, state: ModelState) -> None:
+def _check_fit(buffers: Buffers, averages: Tensors, state: ModelState) -> None:
+    own = state.network.state_dict()
+    for name, average in averages.items():
+        if average.shape != own[name].shape:
+            raise ValueError(f"the average of {name} has another shape")
     parameters = dict(state.network.named_parameters())
     for name, kept in buffers.items():
         if any(t.dim() and t.shape != parameters[name].shape for t in kept.values()):

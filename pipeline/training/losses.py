@@ -15,8 +15,11 @@ from torch import nn
 Objective = Callable[[nn.Module, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-def labels_only(label_smoothing: float) -> Objective:
-    """Cross entropy with smoothed labels (Szegedy et al. 2016, section 7)."""
+def labels_only(label_smoothing: float, mixup: float = 0.0) -> Objective:
+    """Cross entropy with smoothed labels (Szegedy et al. 2016, section 7); with ``mixup``, of
+    ``mixed`` images."""
+    if mixup:
+        return mixed(label_smoothing, mixup)
 
     def objective(
         network: nn.Module, images: torch.Tensor, labels: torch.Tensor
@@ -24,6 +27,28 @@ def labels_only(label_smoothing: float) -> Objective:
         logits = network(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
         return loss, logits
+
+    return objective
+
+
+def mixed(label_smoothing: float, alpha: float) -> Objective:
+    """Cross entropy on blends of two images, each with the one before it in the batch, in parts
+    drawn from Beta(alpha, alpha), the image's own the larger one; labels count in the same parts
+    (mixup: Zhang et al. 2018)."""
+
+    def objective(
+        network: nn.Module, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn = torch._sample_dirichlet(torch.full((len(images), 2), alpha, device=images.device))
+        part = drawn.max(1).values
+        mix = part.reshape(-1, 1, 1, 1)
+        pixels = images.float() * mix + images.roll(1, 0).float() * (1 - mix)
+        logits = network(pixels)
+        own, others = (
+            F.cross_entropy(logits.float(), each, reduction="none", label_smoothing=label_smoothing)
+            for each in (labels, labels.roll(1, 0))
+        )
+        return (part * own + (1 - part) * others).mean(), logits
 
     return objective
 
@@ -96,7 +121,7 @@ def parts(
     right class against all others together, and among the others. The divergence of the whole is
     TCKD + (1 - p) NCKD, p what the teacher gives the right class."""
     own, others = logits.float() / temperature, targets.float() / temperature
-    right = F.one_hot(labels, own.shape[1]).bool()
+    right = labels[:, None] == torch.arange(own.shape[1], device=labels.device)
     both = torch.stack((own, others))
     whole = both.logsumexp(2, keepdim=True)
     without = both.masked_fill(right, -torch.inf).logsumexp(2, keepdim=True)

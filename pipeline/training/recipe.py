@@ -6,9 +6,10 @@ Nesterov SGD; the learning rate rises for a part of all steps and then falls to 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,11 +24,13 @@ LARGEST_GRADIENT = 1.0  # norm of a clipped step's gradients, all together
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how the arithmetic of a cell runs; resolved once, recorded with the result."""
+    """Where and how the arithmetic of a cell runs; resolved once, recorded with the result.
+    ``graphed``: a step of training is one CUDA graph."""
 
     device: torch.device
     bf16: bool
     compiled: bool
+    graphed: bool = False
 
     @property
     def precision(self) -> str:
@@ -54,7 +57,7 @@ def machine(recipe: Recipe, device: str = "auto") -> Machine:
     if cuda:  # the same seed gives the same weights: no algorithm chosen by a race, or that adds in
         torch.backends.cudnn.deterministic = True  # the order in which threads arrive
         torch.backends.cudnn.benchmark = False
-    return Machine(chosen, bf16, compiled)
+    return Machine(chosen, bf16, compiled, graphed=cuda and recipe.compile != "off")
 
 
 def _device(name: str) -> torch.device:
@@ -71,22 +74,20 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def optimizer(network: nn.Module, recipe: Recipe, clipped: bool = False) -> torch.optim.Optimizer:
+def optimizer(
+    network: nn.Module, recipe: Recipe, clipped: bool = False, image: Collection[torch.Tensor] = ()
+) -> torch.optim.Optimizer:
     """SGD (Sutskever et al. 2013). Weight decay acts on matrices and kernels alone: biases,
     normalization and learned scales have no direction that it could rightly shrink.
 
     ``clipped``: gradients whose norm is larger than LARGEST_GRADIENT are scaled down to it (Pascanu
     et al. 2013, algorithm 1). For networks without normalization, which quantization's are too:
     nothing else keeps one bad step from making the next one worse, until all that was learned is
-    lost while the loss still is a number.
+    lost while the loss still is a number. ``image``: the weights that read the image.
     """
     decayed = [p for p in network.parameters() if p.dim() > 1]
-    others = [p for p in network.parameters() if p.dim() <= 1]
     optim = torch.optim.SGD(
-        [
-            {"params": decayed, "weight_decay": recipe.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
+        _groups(network, recipe, image),
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
@@ -98,6 +99,31 @@ def optimizer(network: nn.Module, recipe: Recipe, clipped: bool = False) -> torc
     optim.register_step_pre_hook(lambda *_: _permute(optim, kernels, (0, 2, 3, 1)))
     optim.register_step_post_hook(lambda *_: _permute(optim, kernels, (0, 3, 1, 2)))
     return optim
+
+
+def _groups(
+    network: nn.Module, recipe: Recipe, image: Collection[torch.Tensor]
+) -> list[dict[str, Any]]:
+    """Each with what ``group_rate`` knows of it: ``frozen``, a fraction of all steps, and
+    ``factor``."""
+    frozen = [*image] if recipe.whitening else []
+    faster = [*_norm_biases(network)] if recipe.bias_rate != 1 else []
+    apart = {*frozen, *faster}
+    left = [p for p in network.parameters() if p not in apart]
+    decay = recipe.weight_decay
+    groups = [
+        {"params": [p for p in left if p.dim() > 1], "weight_decay": decay},
+        {"params": [p for p in left if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": frozen, "weight_decay": decay, "frozen": recipe.whitening},
+        {"params": faster, "weight_decay": 0.0, "factor": recipe.bias_rate},
+    ]
+    return [*groups[:2], *(group for group in groups[2:] if group["params"])]
+
+
+def _norm_biases(network: nn.Module) -> Iterator[nn.Parameter]:
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+            yield module.bias
 
 
 def _clip(network: nn.Module) -> None:
@@ -116,6 +142,13 @@ def _permute(optim: torch.optim.Optimizer, kernels: list[nn.Parameter], order: t
             p.grad = gradient.permute(order)
             for name, kept in optim.state[p].items():
                 optim.state[p][name] = kept.permute(order) if torch.is_tensor(kept) else kept
+
+
+def group_rate(group: Mapping[str, Any], recipe: Recipe, step: int, steps: int) -> float:
+    """The learning rate of one of the optimizer's groups of parameters, as ``learning_rate``."""
+    if step < group.get("frozen", 0.0) * steps:
+        return 0.0
+    return learning_rate(recipe, step, steps) * group.get("factor", 1.0)
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:

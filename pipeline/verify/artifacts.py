@@ -168,9 +168,9 @@ def _elsewhere(
     bench: Bench, what: str, cell: Cell, loaded: Artifact, result: store.Result
 ) -> Iterator[Check]:
     """Accuracy on the other runtimes that were measured; their predictions were not kept."""
-    from pipeline.measure import inference
+    from pipeline.measure import gpu, inference
 
-    for name in cell.measure.runtimes[1:]:
+    for name in gpu.ran(cell.measure.runtimes[1:], result.measured):
         where = f"{what} accuracy on {name}"
         try:
             runtimes.of_artifacts(name)

@@ -21,7 +21,7 @@
 #SBATCH --qos=public
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
-#SBATCH --time=14
+#SBATCH --time=10
 
 # setup
 umask 077

@@ -3,19 +3,19 @@
 # Parameters
 #SBATCH --array=0%1
 #SBATCH --chdir=/CHECKOUT
-#SBATCH --comment=netpress-INTENT2-test-report
+#SBATCH --comment=netpress-INTENT4-test-report
 #SBATCH --cpus-per-task=1
-#SBATCH --dependency=afterany:@netpress-INTENT0-test-base-0@:@netpress-INTENT1-test-cells-1@
-#SBATCH --error='/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT2/%A_%a_0_log.err'
+#SBATCH --dependency=afterany:@netpress-INTENT0-test-base-0@:@netpress-INTENT1-test-cells-1@:@netpress-INTENT2-test-measure-0@:@netpress-INTENT3-test-measure-1@
+#SBATCH --error='/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT4/%A_%a_0_log.err'
 #SBATCH --export=NONE
-#SBATCH --job-name=netpress-INTENT2-test-report
+#SBATCH --job-name=netpress-INTENT4-test-report
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mail-type=END,FAIL
 #SBATCH --mail-user=a@asu.edu
 #SBATCH --mem=4G
 #SBATCH --nodes=1
 #SBATCH --open-mode=append
-#SBATCH --output='/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT2/%A_%a_0_log.out'
+#SBATCH --output='/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT4/%A_%a_0_log.out'
 #SBATCH --partition=public
 #SBATCH --qos=public
 #SBATCH --requeue
@@ -24,7 +24,7 @@
 
 # setup
 umask 077
-folder='/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT2'
+folder='/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT4'
 task="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
 trap 'exit_code=$?; if [ ${#BASH_SOURCE[@]} -le 1 ]; then line="set-up failed with exit code $exit_code: $BASH_COMMAND"; echo "netpress: $line" >&2; echo "$line" >"$folder/$task.setup"; exit 66; fi' ERR
 cd /CHECKOUT
@@ -38,4 +38,4 @@ trap - ERR
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT2/%A_%a_%t_log.out' --error '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT2/%A_%a_%t_log.err' --export=ALL --cpus-per-task=1 --cpu-bind=cores /env/bin/python -u -m submitit.core._submit '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT2'
+srun --unbuffered --output '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT4/%A_%a_%t_log.out' --error '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT4/%A_%a_%t_log.err' --export=ALL --cpus-per-task=1 --cpu-bind=cores /env/bin/python -u -m submitit.core._submit '/scratch/sparky/it'"'"'s here/sweeps/test/jobs/INTENT4'

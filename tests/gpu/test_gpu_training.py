@@ -14,7 +14,7 @@ from pipeline.training import losses
 from pipeline.training.checkpoint import Checkpointer, Snapshot
 from pipeline.training.loop import Course, Hooks, Training, fit
 from pipeline.training.recipe import machine
-from tests import cells
+from tests import cells, seeded
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,9 +36,11 @@ def images() -> data.Split:
     return data.Split("made", names, every, first, first, shape, 128, 1 / 74, True, "made")
 
 
-def trained(folder, stop_at: int | None) -> dict[str, torch.Tensor]:
-    """The weights after all epochs; stopped after some, written, read and gone on where asked."""
-    gpu, split = machine(RECIPE, "cuda"), images()
+def trained(folder, stop_at: int | None, how: str = "auto") -> dict[str, torch.Tensor]:
+    """The weights after all epochs, with `compile: HOW`; stopped after some, written, read and gone
+    on where `stop_at` says so."""
+    recipe = RECIPE.model_copy(update={"compile": how})
+    gpu, split = machine(recipe, "cuda"), images()
     kept = Checkpointer(folder / "checkpoint", folder / "metrics.h5")
 
     def keep(training: Training) -> None:
@@ -48,7 +50,7 @@ def trained(folder, stop_at: int | None) -> dict[str, torch.Tensor]:
 
     def go(training: Training, hook) -> Training:
         objective = losses.labels_only(0.0)
-        course = Course(RECIPE, RECIPE.epochs, objective, gpu, 7)
+        course = Course(recipe, recipe.epochs, objective, gpu, 7)
         return fit(training, split, course, Hooks(keep=hook))
 
     try:
@@ -59,10 +61,70 @@ def trained(folder, stop_at: int | None) -> dict[str, torch.Tensor]:
     return {n: t.cpu() for n, t in training.state.network.state_dict().items()}
 
 
-def test_a_training_that_was_stopped_ends_with_the_same_bits(tmp_path):
-    whole, resumed = trained(tmp_path / "whole", None), trained(tmp_path / "resumed", 2)
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
+    assert one.keys() == other.keys()
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+@pytest.mark.parametrize("how", ["off", "auto", "on"])
+def test_a_training_that_was_stopped_ends_with_the_same_bits(how, tmp_path, capsys):
+    whole = trained(tmp_path / "whole", None, how)
+    resumed = trained(tmp_path / "resumed", 2, how)
+    assert not differing(whole, resumed)
+    assert "captured" not in capsys.readouterr().err
+
+
+def test_a_graph_gives_the_weights_of_the_eager_loop(tmp_path):
+    assert not differing(
+        trained(tmp_path / "a", None, "auto"), trained(tmp_path / "b", None, "off")
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {how: tmp_path_factory.mktemp(how) for how in ("off", "auto", "on")}
+
+
+@pytest.mark.parametrize("chain", seeded.CHAINS)
+def test_whatever_the_stage_a_graph_gives_the_weights_of_the_eager_loop(chain, folders, capsys):
+    eager, graph = (
+        seeded.figures(folders[how], [chain], "cuda", compile=how) for how in ("off", "auto")
+    )
+    assert "captured" not in capsys.readouterr().err
+    assert graph == eager
+
+
+COMPILED = ["distill-attention", "quantize-aware-pairs", "quantize-learned", "prune-by-gates"]
+
+
+@pytest.mark.parametrize("chain", [*COMPILED, "rate-term"])
+def test_compiled_it_learns_what_the_eager_loop_learns(chain, folders, capsys):
+    eager, compiled = (
+        seeded.figures(folders[how], [chain], "cuda", compile=how) for how in ("off", "on")
+    )
+    assert "captured" not in capsys.readouterr().err
+    for name in eager:
+        assert compiled[name]["loss"] == pytest.approx(eager[name]["loss"], rel=0.05), name
+        assert compiled[name]["weights"] == pytest.approx(eager[name]["weights"], rel=0.02), name
+
+
+def test_a_step_that_cannot_be_captured_runs_without_a_graph(capsys):
+    """A line says so, and the weights are those of the eager loop."""
+
+    def waits(network, pixels, labels):
+        logits = network(pixels)
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+        return loss * (1.0 if loss.item() else 1.0), logits  # the host waits for the device
+
+    def weights(how: str) -> dict[str, torch.Tensor]:
+        recipe = RECIPE.model_copy(update={"compile": how, "epochs": 1})
+        training = Training(network.new(SPEC, 0))
+        fit(training, images(), Course(recipe, 1, waits, machine(recipe, "cuda"), 7))
+        return {n: t.cpu() for n, t in training.state.network.state_dict().items()}
+
+    graphed, eager = weights("auto"), weights("off")
+    assert capsys.readouterr().err.count("the training step cannot be captured") == 1
+    assert not differing(graphed, eager)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +154,21 @@ def test_feature_maps_of_a_compiled_network_are_those_of_the_eager_one():
     assert len(maps) == len(compiled_maps) == 5
     for a, b in zip([logits, *maps], [compiled_logits, *compiled_maps], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+
+def test_a_gpu_that_others_fill_up_is_a_failure_of_its_own():
+    free, _ = torch.cuda.mem_get_info()
+    others = torch.empty(max(0, free - 300 * 2**20), dtype=torch.uint8, device="cuda")
+    recipe = RECIPE.model_copy(update={"batch_size": 1000})
+    course = Course(recipe, 1, losses.labels_only(0.0), machine(recipe, "cuda"), 7)
+    wide = module_of("vgg16_bn").spec("vgg16_bn", 1.0, (3, 32, 32), 10, 128, 1 / 74)
+    try:
+        with pytest.raises(RuntimeError) as raised:
+            fit(Training(network.new(wide, 0)), images(), course)
+    finally:
+        del others
+        torch.cuda.empty_cache()
+    assert execute.failure_of(raised.value)[0] == "gpu_out_of_memory"
 
 
 def test_a_full_gpu_is_a_failure_of_its_own():

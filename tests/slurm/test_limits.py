@@ -62,7 +62,7 @@ def test_a_cell_that_comes_to_the_limit_of_its_estimate_gets_more_time(desk):
     """By itself, though it made nothing yet, up to the profile's minutes."""
     sweep = desk.sweep("more", techniques="[base]", seeds="[24]", epochs=LONG)
     cell = desk.cell(sweep, "base/24")
-    desk.submit(sweep, "--set", "gpu=a100:1", "--set", "minutes=15")
+    desk.submit(sweep, "--set", "gpu=a100:1", "--set", "minutes=15", "--set", "measure=in-job")
     [job, _] = desk.jobs("more")
     show = ("scontrol", "show", "job", f"{job}_0")
     halt(cell, epochs=0)

@@ -94,8 +94,9 @@ def test_a_base_that_is_there_costs_no_job(desk):
     desk.settled(base)
     more = desk.sweep("two", techniques="[base, quick]")
     planned = json.loads(desk.netpress("plan", more, "--json", "--profile", "generic")[0])
-    assert [len(job["cells"]) for job in planned["jobs"]] == [1, 0]
-    assert "--dependency" not in planned["jobs"][0]["script"]
+    trains, measures, report = planned["jobs"]  # of `quick` alone, where a GPU is requested
+    assert (trains["cells"], report["cells"]) == (measures["cells"], [])
+    assert len(trains["cells"]) == 1 and "--dependency" not in trains["script"]
 
 
 def test_the_report_is_of_what_was_submitted(desk):
@@ -289,35 +290,38 @@ def test_cancel_one_cell_and_all(desk):
 
 
 def test_submit_killed_at_every_step_and_called_again(desk):
-    """Whatever it was about to do: every cell is in exactly one job in the end."""
+    """Whatever it was about to do: every cell is in exactly one job that trains it in the end, and
+    in one that measures it after that."""
+    apart = ("--set", "measure.cores=1", "--set", "measure.memory_gib=2")
     program = (str(HERE / "killed.py"),)
     point, killed = 0, True
     while killed:
         point += 1
         name = f"kill{point}"
-        sweep = desk.sweep(name, techniques="[base, quick]", seeds=f"[{point}, {100 + point}]")
-        process = desk.start(str(point), "submit", sweep, *SMALL, *LATER, program=program)
+        sweep = desk.sweep(name, techniques="[base, quick]", seeds=f"[{point}]")
+        process = desk.start(str(point), "submit", sweep, *SMALL, *apart, *LATER, program=program)
         process.communicate(timeout=60)
         killed = process.returncode == -signal.SIGKILL
         assert killed or process.returncode == 0
-        desk.submit(sweep, *LATER)
-        assert "Nothing to submit" in desk.submit(sweep, *LATER)[0], point
-        tasks = in_queue(desk, name)
-        cells = [cell for task in tasks for cell in task]
-        assert len(cells) == len(set(cells)) == 4, (point, tasks)
+        desk.submit(sweep, *apart, *LATER)
+        assert "Nothing to submit" in desk.submit(sweep, *apart, *LATER)[0], point
+        for kind in ("cells", "measure"):
+            tasks = in_queue(desk, name, kind)
+            cells = [cell for task in tasks for cell in task]
+            assert len(cells) == len(set(cells)) == 2, (point, kind, tasks)
         reports = desk.box.ask("squeue", "-h", "-o", "%j").split()
         assert sum(f"-{name}-report" in job for job in reports) == 1
     assert set(desk.states(sweep).values()) == {"queued", "waiting"}
-    assert point > 10  # three arrays, at least four steps each
+    assert point > 13  # four arrays, at least four steps each
 
 
-def in_queue(desk, name: str) -> list[tuple[str, ...]]:
+def in_queue(desk, name: str, kind: str = "cells") -> list[tuple[str, ...]]:
     """The cells of each task that Slurm itself has in its queue, by the job's name."""
     entries = {e["name"]: e for e in desk.ledger(name) if e["event"] == "intent"}
     found = []
     for line in desk.box.ask("squeue", "-rh", "-t", "PD,R", "-o", "%j %K").splitlines():
         job, index = line.split()
-        if job in entries and entries[job]["kind"] == "cells":
+        if job in entries and entries[job]["kind"] == kind:
             found.append(tuple(entries[job]["tasks"][index]))
     return found
 

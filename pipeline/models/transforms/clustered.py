@@ -88,7 +88,7 @@ class Codebook(fakequant.WeightQuantizer):
         """codes [K, ...] 0..k, grid [k] in integers (not yet rounded), scale [K]."""
         self.codes.copy_(codes)
         self.scale.copy_(scale)
-        self.codebook.copy_(grid * self.scale.mean())
+        self.codebook.copy_(grid.to(self.scale.device) * self.scale.mean())
         counts = torch.bincount(codes.flatten().long().cpu(), minlength=len(grid) + 1)
         self.members.copy_(counts[1:])
 

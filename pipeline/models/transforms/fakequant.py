@@ -114,8 +114,11 @@ class InputQuantizer(nn.Module):
             shift = self.zero_point
             low, high = -shift, ACTIVATION_MAX - shift
             return learned_step(x.float(), self.scale, low, high, ACTIVATION_MAX, x[0].numel())
+        scale = self.scale.detach()
+        if torch.compiler.is_compiling():
+            return _fake_quantized(x.float(), scale, self.zero_point, 0, ACTIVATION_MAX)
         return torch.fake_quantize_per_tensor_affine(
-            x.float(), self.scale.detach(), self.zero_point, 0, ACTIVATION_MAX
+            x.float(), scale, self.zero_point, 0, ACTIVATION_MAX
         )
 
 
@@ -145,6 +148,10 @@ class WeightQuantizer(nn.Module):
 
     def rounded(self, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """To the nearest multiples of ``scale`` [K]; straight-through gradient inside the range."""
+        # PyTorch's own asks a GPU for its zero points: the host waits, and no graph can hold that.
+        if torch.compiler.is_compiling() or weight.is_cuda:
+            each = scale.reshape(-1, *[1] * (weight.dim() - 1))
+            return _fake_quantized(weight, each, 0, -self.limit, self.limit)
         zero = torch.zeros(len(scale), dtype=torch.int32, device=scale.device)
         return torch.fake_quantize_per_channel_affine(
             weight, scale, zero, 0, -self.limit, self.limit
@@ -168,6 +175,17 @@ class WeightQuantizer(nn.Module):
             return fitting
         by_pairs = pairs.largest(weight.detach()) / pairs.LIMIT
         return torch.maximum(fitting, by_pairs)
+
+
+def _fake_quantized(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | int, low: int, high: int
+) -> torch.Tensor:
+    """PyTorch's own fake quantization, value for value, in operations that a compiler fuses with
+    what is around them; its own would go through the activations twice more."""
+    steps = torch.round(x * (1 / scale)) + zero_point
+    rounded = (steps.clamp(low, high) - zero_point) * scale
+    through = torch.where((steps >= low) & (steps <= high), x, 0)
+    return rounded.detach() + (through - through.detach())
 
 
 def _add_scale(module: nn.Module, scale: torch.Tensor, learned: bool) -> None:

@@ -62,11 +62,15 @@ class _Closing:
     the network has gates of its own."""
 
     def __init__(self, row: Sequence[Gate | int]):
-        self.row = [each if isinstance(each, Gate) else torch.ones(each) for each in row]
+        self.row = row
 
     def __call__(self, module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
-        values = [each() if isinstance(each, Gate) else each for each in self.row]
-        factor = torch.cat([value.to(output) for value in values])
+        factor = torch.cat(
+            [
+                each().to(output) if isinstance(each, Gate) else output.new_ones(each)
+                for each in self.row
+            ]
+        )
         return output * factor.reshape(1, -1, *[1] * (output.dim() - 2))
 
 

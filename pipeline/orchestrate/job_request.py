@@ -1,0 +1,72 @@
+"""What an array requests of Slurm, complete: the profile's values, and its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pipeline import paths
+from pipeline.orchestrate import ledger, report_job
+from pipeline.orchestrate.graph import Array
+from pipeline.orchestrate.profile import Cluster
+
+if TYPE_CHECKING:
+    from pipeline.orchestrate.executor import JobRequest
+
+REPORT = report_job.KIND
+FOLLOW_UP = ledger.FOLLOW_UP
+
+
+def dependency(array: Array, names: Mapping[str, str]) -> str | None:
+    """`aftercorr:@NAME`: names stand for ids of jobs in this batch, not known yet."""
+    if not array.after:
+        return None
+    return f"{array.kind}:" + ":".join(_placed(on, names) for on in array.after)
+
+
+def _placed(on: str, names: Mapping[str, str]) -> str:
+    name, _, index = on.rpartition("_")
+    if name in names:
+        return f"@{names[name]}@_{index}"
+    return f"@{names[on]}@" if on in names else on
+
+
+def slurm_request(
+    array: Array, cluster: Cluster, name: str, job: paths.JobPaths, dependency: str | None
+) -> JobRequest:
+    """The complete request of an array; the report's job has its own part of the profile."""
+    from pipeline.orchestrate.executor import JobRequest
+
+    profile, request = cluster.profile, array.request
+    for_cells = JobRequest(
+        profile=profile,
+        name=name,
+        job=job,
+        indices=tuple(array.tasks),
+        memory_gib=request.memory_gib,
+        minutes=request.minutes,
+        dependency=dependency or (profile.dependency if array.cells else None),
+        exclude=request.exclude,
+        cores=profile.cores,
+        gres=profile.gres,
+        single=array.single,
+        code=cluster.code.folder,
+        at_once=array.at_once,
+    )
+    if array.name == FOLLOW_UP and profile.follow_up is not None:
+        return replace(
+            for_cells,
+            cores=profile.follow_up.cores,
+            gres=None,
+            part=profile.report,
+            begin=f"now+{profile.follow_up.every_s}",
+        )
+    if array.measures and profile.measure_job is not None:
+        gres = profile.gres if array.on_gpu else None
+        own = profile.measure_job
+        return replace(for_cells, cores=own.cores, gres=gres, part=own)
+    if array.name != REPORT:
+        return for_cells
+    cores, report = profile.report.cores, profile.report
+    return replace(for_cells, cores=cores, gres=None, part=report, mail_on="END,FAIL")

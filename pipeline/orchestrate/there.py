@@ -1,0 +1,112 @@
+"""What lies in the folders of a sweep's cells, and the states of those that are only trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline import done as finished
+from pipeline import store
+from pipeline.errors import Corrupt
+from pipeline.orchestrate import cluster, slurm
+from pipeline.orchestrate.held import is_held
+from pipeline.paths import AttemptPaths, CellPaths, Work
+from pipeline.sweep import Cell, Sweep
+
+State = Literal["done", "trained", "running", "queued", "waiting", "failed", "cancelled", "missing"]
+
+
+def begun(sweep: Sweep, work: Work) -> frozenset[str]:
+    """Cells that may have a folder: one listing for all of them."""
+    try:
+        return work.begun()
+    except FileNotFoundError:
+        return frozenset()
+    except OSError:  # each has to be checked separately
+        return frozenset(cell.id for cell in sweep.cells)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Cells that are done; {cell whose artifact or measurement is to be made: reason}, those of
+    them that lack a measurement alone, and cells that another user keeps private."""
+
+    done: set[str] = field(default_factory=set)
+    outdated: dict[str, str] = field(default_factory=dict)
+    trained: set[str] = field(default_factory=set)
+    hidden: set[str] = field(default_factory=set)
+
+
+def published(sweep: Sweep, work: Work, begun: frozenset[str]) -> Published:
+    found = Published()
+    for cell in sweep.cells:
+        try:
+            if cell.id not in begun:
+                continue
+            folder = work.cell(cell.id)
+            manifest, wanted = store.verify(folder, deep=False), finished.record(cell)
+            why = finished.lacks(folder, manifest, wanted)
+        except PermissionError:
+            found.hidden.add(cell.id)
+        except Corrupt:
+            continue
+        else:
+            if why is None:
+                found.done.add(cell.id)
+                continue
+            found.outdated[cell.id] = why
+            if finished.outdated_artifact(manifest, wanted) is None:
+                found.trained.add(cell.id)
+    return found
+
+
+def unmeasured(
+    cell: Cell,
+    folder: CellPaths,
+    view: cluster.View | None,
+    attempt: AttemptPaths | None,
+    lacks: str,
+) -> tuple[State, str | None]:
+    """State and reason of a cell that lacks a measurement alone, and that no job trains."""
+    row = view.measuring_row(cell.id) if view else None
+    if view and row and view.reachable and row.state not in slurm.FINAL:
+        return _to_be_measured(folder, row)
+    if is_held(folder):
+        return "running", None
+    if failure := failed_since_trained(folder, attempt):
+        return "failed", f"its measurement failed: {failure.line}; its training is kept"
+    at = view.measuring.get(cell.id) if view else None
+    if view and at and at.entry.job is not None and row and row.state != "COMPLETED":
+        cause = view.cause_of_measuring(cell)
+        if cause.kind == "cancelled":
+            return "cancelled", f"its measurement was {cause.reason}; its training is kept"
+        if cause.kind != "lost":
+            advice = f"; {cause.rule.advice}" if cause.rule.advice else ""
+            return "failed", f"its measurement failed: {cause.reason}{advice}; its training is kept"
+    if view and cell.id in view.known.not_measured:
+        return "trained", f"its measurement is not submitted: {view.known.not_measured[cell.id]}"
+    return "trained", lacks
+
+
+def _to_be_measured(folder: CellPaths, row: slurm.Row) -> tuple[State, str]:
+    """The same of one that a job in the queue measures, after or before others of its base."""
+    where = f"job {row.task}" + (f" on {row.nodes}" if row.nodes else "")
+    if is_held(folder):
+        return "running", f"{where} measures it"
+    if slurm.IN_QUEUE.get(row.state) != "queued":
+        return "trained", f"{where} measures what stands on its base, one after the other"
+    why = "when its base and all that stands on it have ended" if row.after else ""
+    why = why or cluster.pending(row)
+    return "trained", f"{where} will measure it" + (f": {why}" if why else "")
+
+
+def failed_since_trained(folder: CellPaths, attempt: AttemptPaths | None) -> store.Failure | None:
+    """How the last attempt failed at a measurement."""
+    if attempt is None:
+        return None
+    try:
+        since_ns = folder.manifest.stat().st_mtime_ns
+        failed = attempt.failure.stat().st_mtime_ns > since_ns
+        return store.read_failure(attempt) if failed else None
+    except (FileNotFoundError, Corrupt):
+        return None

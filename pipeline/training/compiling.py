@@ -1,0 +1,52 @@
+"""Compilation by torch.compile, and its cache on disk, which cells and jobs share.
+
+What lies in the cache is code that is run. So it is the user's own folder, whatever a work root is
+shared with: of nobody else, writable for nobody else, or it is not used.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import torch
+
+from pipeline.terminal import tell
+from pipeline.training.losses import Objective
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"  # Triton's kernels lie there, too
+STRUCTURES = 64  # networks of a process that are compiled; later ones would quietly run uncompiled
+
+
+def compiled(objective: Objective) -> Objective:
+    """With the network and its teacher in it. Networks of one structure are compiled once a
+    process."""
+    import torch._dynamo as dynamo
+
+    dynamo.config.skip_nnmodule_hook_guards = False  # gates and feature maps are hooks
+    dynamo.config.recompile_limit = STRUCTURES
+    return torch.compile(objective, dynamic=False)
+
+
+def use_cache(root: Path) -> None:
+    """What is compiled from now on is kept under ``root`` and taken from there; not where the user
+    named another folder in the environment. Writers do not disturb each other: PyTorch renames
+    files into their places."""
+    if CACHE in os.environ:
+        return
+    folder = root / f"compiled-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        tell(f"{folder}: cannot be used to keep what is compiled ({error.strerror})")
+        return
+    private = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if not stat.S_ISDIR(found.st_mode) or not private:
+        tell(
+            f"{folder}: others can write there, so nothing that is compiled is taken from it; "
+            "expected a folder of your own with mode 700"
+        )
+        return
+    os.environ[CACHE] = str(folder)

@@ -1,0 +1,147 @@
+"""Steps that read all that changes from the device: on a CPU, where nothing is captured, the same
+code gives the same weights as the loop that the host drives. tests/gpu captures it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import ClassVar
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline import execute
+from pipeline.models import network
+from pipeline.models.transforms import fakequant
+from pipeline.training import compiling, losses, recipe
+from pipeline.training.loop import Course, Hooks, Training, fit
+from pipeline.training.step import Step
+from tests import seeded
+from tests.test_training import SPEC, split
+
+
+def graphed(made):
+    return dataclasses.replace(made, graphed=True)
+
+
+def test_whatever_the_stage_the_weights_are_those_of_the_eager_loop(tmp_path, monkeypatch):
+    chains = ["finetune-taught", "prune-by-gates", "quantize-learned", "sparsify", "rate-term"]
+    for how in ("eager", "graphed"):
+        (tmp_path / how).mkdir()
+    eager = seeded.figures(tmp_path / "eager", chains)
+    resolve = execute.machine
+    monkeypatch.setattr(execute, "machine", lambda *given: graphed(resolve(*given)))
+    assert seeded.figures(tmp_path / "graphed", chains) == eager
+
+
+class NothingWaits(TorchDispatchMode):
+    """Fails where the host would wait for a GPU: a number is read, or a size depends on values."""
+
+    waiting: ClassVar = {
+        "_local_scalar_dense",
+        "is_nonzero",
+        "nonzero",
+        "masked_select",
+        "_unique2",
+        "unique_dim",
+        "bincount",
+    }
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in self.waiting, f"{name} waits for the device"
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_step_makes_the_host_wait_whatever_the_stage(tmp_path, monkeypatch):
+    step = Step.__call__
+
+    def watched(self, images, labels):
+        with NothingWaits():
+            step(self, images, labels)
+
+    monkeypatch.setattr(Step, "__call__", watched)
+    short = {"epochs": 1, "train_images": 130}
+    assert len(seeded.figures(tmp_path, **short)) == 1 + len(seeded.CHAINS)
+
+
+def test_a_training_that_was_stopped_ends_with_the_same_bits():
+    settings = recipe.Recipe(epochs=3, batch_size=32, learning_rate=0.05)
+    here = graphed(recipe.machine(settings, "cpu"))
+    course = Course(settings, 3, losses.labels_only(0.1), here, 5)
+
+    def stop(training: Training) -> None:
+        if training.epoch == 2:
+            raise KeyboardInterrupt
+
+    whole = fit(Training(network.new(SPEC, 0)), split(), course)
+    stopped = Training(network.new(SPEC, 0))
+    with pytest.raises(KeyboardInterrupt):
+        fit(stopped, split(), course, Hooks(keep=stop))
+    fit(stopped, split(), course)
+    assert stopped.columns["loss"] == whole.columns["loss"]
+    ended, expected = (t.state.network.state_dict() for t in (stopped, whole))
+    assert all(torch.equal(ended[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("limit", [127, 63])
+def test_compiled_fake_quantization_is_that_of_pytorch_value_for_value(limit):
+    torch.manual_seed(0)
+    weight = torch.randn(16, 8, 3, 3, requires_grad=True)
+    scale = fakequant.widest(weight, limit) * 0.8  # some are cut off
+    zero = torch.zeros(16, dtype=torch.int32)
+    expected = torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -limit, limit)
+    mine = fakequant._fake_quantized(weight, scale.reshape(-1, 1, 1, 1), 0, -limit, limit)
+    gradient = torch.randn_like(weight)
+    assert torch.equal(mine, expected)
+    assert torch.equal(*(torch.autograd.grad(out, weight, gradient)[0] for out in (mine, expected)))
+
+
+@pytest.mark.parametrize("zero_point", [0, 100])
+def test_compiled_fake_quantization_of_activations_too(zero_point):
+    torch.manual_seed(0)
+    x = torch.randn(4, 8, 6, 6, requires_grad=True)
+    scale, zero = torch.tensor(0.0123), torch.tensor(zero_point, dtype=torch.int32)
+    expected = torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
+    mine = fakequant._fake_quantized(x, scale, zero, 0, 255)
+    gradient = torch.randn_like(x)
+    assert torch.equal(mine, expected)
+    assert torch.equal(*(torch.autograd.grad(out, x, gradient)[0] for out in (mine, expected)))
+
+
+def test_networks_that_differ_in_hooks_alone_are_compiled_apart(monkeypatch):
+    """Gates are hooks: code of the network without them would leave them out."""
+    from pipeline.models.transforms import gated
+
+    built = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **how: built(f, backend="eager", **how))
+    plain = network.new(SPEC, 0)
+    channels = plain.spec.channels
+    closed = network.with_transform(plain, gated.Gated(channels, (0,)))
+    for gate in gated.gates(closed.network.module).values():
+        gate.open.zero_()
+    pixels, labels = split().train.pixels[:8], split().train.labels[:8]
+    objective = losses.labels_only(0.0)
+    compiled = compiling.compiled(objective)
+    for state in (plain, closed):
+        expected = objective(state.network.eval(), pixels, labels)[1]
+        assert torch.equal(compiled(state.network.eval(), pixels, labels)[1], expected)
+
+
+def test_what_is_compiled_is_kept_in_a_folder_of_the_user_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv(compiling.CACHE, raising=False)
+    compiling.use_cache(tmp_path)
+    folder = tmp_path / f"compiled-{os.getuid()}"
+    assert os.environ[compiling.CACHE] == str(folder) and folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.delenv(compiling.CACHE)
+    folder.chmod(0o770)
+    compiling.use_cache(tmp_path)
+    assert compiling.CACHE not in os.environ and "others can write there" in capsys.readouterr().err
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    compiling.use_cache(tmp_path)
+    assert compiling.CACHE not in os.environ
+    monkeypatch.setenv(compiling.CACHE, "/chosen")
+    compiling.use_cache(tmp_path)
+    assert os.environ[compiling.CACHE] == "/chosen"
