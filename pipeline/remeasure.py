@@ -170,7 +170,7 @@ def deployed(mine: Artifact, base: Artifact, settings: Measure) -> dict[str, Any
                 runs, settings.repeats, settings.seconds
             ).items():
                 values[Series(runtime, model, threads, batch).name] = ms
-    contenders = {model: gpu.Contender(one, None) for model, one in pairs}
+    contenders = {model: gpu.Contender(one, None) for model, one in pairs[: 1 + (base is not mine)]}
     return values | gpu.measured(contenders, settings, None)
 
 

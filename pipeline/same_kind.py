@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import runtimes, store
 from pipeline.errors import Corrupt
-from pipeline.measure import series
+from pipeline.measure.series import KINDS
 from pipeline.paths import CellPaths
 
 if TYPE_CHECKING:
     from pipeline.store import MeasurementEntry
 
-PER_MACHINE = (series.LATENCY, series.THROUGHPUT, series.ENERGY)
 # In facts: the name of the measurement that predictions are from, where it is an earlier one.
 ACCURACY_OF = "accuracy_of"
 # Facts that decide predictions, beside those of the machine.
@@ -90,6 +89,6 @@ def _is_taken(name: str, asked: Sequence[str], own: bool) -> bool:
     """Of a measured value. `own`: it is of this very machine, as are the seconds for the test
     set."""
     kind, _, rest = name.partition("/")
-    if kind in PER_MACHINE or (name.endswith("test_set_seconds") and not own):
+    if kind in KINDS or (name.endswith("test_set_seconds") and not own):
         return False
     return kind != "runtimes" or rest.partition("/")[0] in asked

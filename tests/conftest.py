@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import io
 import os
 import pickle
 import sys
@@ -28,6 +29,9 @@ for name in [name for name in os.environ if name.startswith("NETPRESS_") and nam
 # that wait for each other take ten times as long as one. What wants more asks for it.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "passive"  # where two are measured, they sleep, and do not spin
+
+# Compiling netpress anew in each of the hundreds of processes that tests start takes minutes.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 garbage.seldom()  # as in netpress's own processes: with PyTorch loaded, a sixth of the time
 
@@ -69,6 +73,27 @@ def operators():
 
         collected = functools.cache(ONNXRegistry.from_torchlib)
         ONNXRegistry.from_torchlib = staticmethod(collected)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def letters():
+    """Taking the letters of a figure out of their font takes longer than the rest of its PDF. Here
+    it is done once a process for the same letters, of which most figures of tests have the same."""
+    if "matplotlib.backends.backend_pdf" not in sys.modules:
+        return
+    from matplotlib.backends import _backend_pdf_ps as fonts
+
+    subset_of, file_of = fonts.get_glyphs_subset, fonts.font_as_file
+
+    @functools.cache
+    def taken(font, glyphs):
+        with subset_of(font, glyphs) as made:
+            return made._replace(font=file_of(made.font).getvalue())
+
+    fonts.get_glyphs_subset = lambda font, glyphs: contextlib.nullcontext(
+        taken(font, frozenset(glyphs))
+    )
+    fonts.font_as_file = io.BytesIO
 
 
 # --- two processes (pytest-xdist) ------------------------------------------------------------

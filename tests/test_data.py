@@ -126,6 +126,17 @@ def test_digits_are_the_same_everywhere(digits):
     assert digits.scale == pytest.approx(0.0104428, rel=1e-4)
 
 
+@pytest.mark.parametrize("gone", ["sklearn.datasets", "the file"])
+def test_digits_are_read_from_their_file_or_else_by_scikit_learn(
+    tmp_path, digits, monkeypatch, gone
+):
+    if gone == "the file":
+        monkeypatch.setattr("pipeline.data.digits.FILE", "moved.csv.gz")
+    else:
+        monkeypatch.setitem(sys.modules, gone, None)  # an import of it raises
+    assert load(DIGITS, tmp_path).fingerprint == digits.fingerprint
+
+
 def test_digits_are_enlarged_to_four_by_four_blocks(digits):
     pixels = digits.train.pixels
     assert pixels.dtype == torch.uint8 and digits.train.labels.dtype == torch.int64
@@ -817,7 +828,7 @@ def test_normalization_is_that_of_the_training_part(digits):
 
 def test_images_that_are_all_the_same_are_refused():
     with pytest.raises(UserError) as caught:
-        normalization(torch.full((4, 1, 2, 2), 9, dtype=torch.uint8), "flat")
+        normalization(data.Images(torch.full((4, 1, 2, 2), 9).byte(), torch.zeros(4)), "flat")
     assert "flat" in sentence(caught)
 
 

@@ -286,7 +286,7 @@ def killed_at_random_moments(lab: Lab, smoke) -> None:
     usage = json.loads(smoke.lab.work.cell(cell_id).attempt(1).usage.read_bytes())
     chance = random.Random(4)
     with watched(lab.work):
-        for _ in range(4):
+        for _ in range(2):
             with lab.start(asked) as process:
                 process.await_line(": started")
                 with contextlib.suppress(subprocess.TimeoutExpired):

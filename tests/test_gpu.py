@@ -9,11 +9,12 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch._dynamo
 
-from pipeline import done, hardware, nvml, runtimes
+from pipeline import done, hardware, nvml, runtimes, same_kind
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import cell as measuring
 from pipeline.measure import energy, gpu, series
@@ -25,6 +26,8 @@ from pipeline.report import json_rows, latex, provenance, views
 from pipeline.report.frames import Frames
 from pipeline.report.measured import _without_times
 from pipeline.report.row import identity, row
+from pipeline.runtimes import onnxruntime as on_onnxruntime
+from pipeline.runtimes import onnxruntime_gpu, tensorrt
 from pipeline.runtimes.pytorch_cuda import Cuda
 from pipeline.sweep import Measure
 from tests import cells, results
@@ -63,7 +66,9 @@ def test_it_runs_the_float_network_with_the_deployed_weights(bench, precision, n
         found = loaded.run(np.asfortranarray(pixels[some]))
         assert found.dtype == np.float32 and found.shape == (len(every[some]), 10)
         assert np.abs(found - wanted[some]).max() <= near * np.abs(wanted).max()
-    assert loaded.call(2) is loaded.call(64) and loaded.call(1) is not loaded.call(64)
+    assert loaded.calls.of(2) is loaded.calls.of(64) and loaded.calls.of(1) is not loaded.calls.of(
+        64
+    )
     ran = Cuda(precision).kernels(state, (1, 8, 8))
     assert (ran.integer, ran.integer_share) == (0, 0.0) and ran.total == 9
 
@@ -96,6 +101,53 @@ def test_any_number_of_networks_is_compiled(bench):
         loaded = [Cuda("fp32", "eager", "cpu").load(state, 1) for _ in range(3)]
         assert len({one.run(pixels).tobytes() for one in loaded}) == 1
     assert [one.note for one in loaded] == [None] * 3
+
+
+# --- the other runtimes of a GPU -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-gpu", "tensorrt"])
+def test_what_is_not_installed_is_a_sentence_and_skipped(bench, name):
+    told = Measure(repeats=2, seconds=0.05, runtimes=("onnxruntime", name))
+    [(where, why)] = gpu.measured(contenders(bench, "base"), told, None).items()
+    assert where == f"runtimes/{name}/skipped"
+    assert why.startswith(f"runtime {name}: the Python package {name} is not installed")
+
+
+def test_onnxruntime_gpu_is_the_runtime_of_the_cpu_with_another_provider(bench, monkeypatch):
+    """Where there is no CUDA it cannot be had; with the CPU's provider it is the same session."""
+    model = deployed(bench, "base")
+    pixels = split_of(bench).test.pixels[:5].numpy()
+    monkeypatch.setattr(onnxruntime_gpu, "providers", lambda: ["CPUExecutionProvider"])
+    found = onnxruntime_gpu.load(model.model, 1).run(pixels)
+    assert np.array_equal(found, runtimes.session(model, 1).run(pixels))
+    assert onnxruntime_gpu.kernels(model.model, model.shape) == runtimes.kernels(model)
+    monkeypatch.undo()  # this distribution has no CUDA: it runs the model on the CPU, and warns
+    warned = pytest.warns(UserWarning, match="CUDAExecutionProvider")
+    with warned, pytest.raises(RuntimeError, match="CUDAExecutionProvider could not be loaded"):
+        onnxruntime_gpu.load(model.model, 1)
+    where = "9 of its 9 products run on CPUExecutionProvider"
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match=where):
+        onnxruntime_gpu.kernels(model.model, model.shape)
+
+
+def test_tensorrt_is_given_the_artifacts_graph_in_half_precision(bench):
+    model, pixels = deployed(bench, "base"), split_of(bench).test.pixels[:64].numpy()
+    half = tensorrt.in_half(onnx.load_model_from_string(model.model))
+    onnx.checker.check_model(half, full_check=True)
+    kinds = {tensor.data_type for tensor in half.graph.initializer}
+    assert onnx.TensorProto.FLOAT not in kinds and onnx.TensorProto.FLOAT16 in kinds
+    wanted = runtimes.session(model, 1).run(pixels)
+    found = on_onnxruntime.load(half.SerializeToString(), 1).run(pixels)
+    assert found.dtype == np.float32
+    assert 0 < np.abs(found - wanted).max() <= 0.02 * np.abs(wanted).max()
+    assert tensorrt._sizes(half) == (model.shape, 10)
+    assert tensorrt.kernels(model.model, model.shape) == (0, 9, 0.0)
+
+
+def test_tensorrt_refuses_what_is_quantized_and_says_why(bench):
+    with pytest.raises(ValueError, match="needs activations that are symmetric around zero"):
+        tensorrt.load(deployed(bench, "ptq-int8").model, 1)
 
 
 # --- a measurement -------------------------------------------------------------------------------
@@ -293,7 +345,7 @@ def test_without_a_driver_nothing_is_told():
 def measured_on(card: str, cell, ms: float):
     """A row of a cell that was measured on this card as well."""
     name = "pytorch-cuda-bf16"
-    measured = {"accuracy": 0.9, "stored_bytes": 10}
+    measured = {"accuracy": 0.9, "stored_bytes": 10, f"runtimes/{name}/note": "not compiled: <x>"}
     for batch, model in itertools.product((1, 64, 1024), ("artifact", "base")):
         one = Series(name, model, "all", batch, "cuda")
         measured[one.name] = np.array([ms * batch * (2 if model == "base" else 1)] * 3)
@@ -317,6 +369,7 @@ def test_a_report_shows_what_a_gpu_made_of_it():
         ["base", *where, *speeds, "1.00", "1.00", "1.00", "2,000", "1.50"],
         ["half", *where, *speeds, "2.00", "2.00", "2.00", "2,000", "1.50"],
     ]
+    assert section.notes[-1] == (f"{where[0]}: not compiled: <x> (base, half).",)
     assert latex.tables([section])  # its names are fit for files
     assert json_rows.row_json(rows[1])["gpu"]["pytorch-cuda-bf16"]["batch1024"] == {
         "p50": 512.0,
@@ -341,6 +394,7 @@ def test_speed_and_energy_are_lent_to_no_other_machine():
     one = Series("pytorch-cuda-bf16", "artifact", "all", 64, "cuda")
     values = {one.name: 1, one.named(ENERGY): 2, one.named(THROUGHPUT): 3, "accuracy": 0.9}
     assert _without_times(values) == {"accuracy": 0.9}
+    assert [n for n in values if same_kind._is_taken(n, ["onnxruntime"], True)] == ["accuracy"]
 
 
 def test_a_machine_is_named_after_its_gpu_where_that_was_measured():

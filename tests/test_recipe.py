@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.models import initial, module_of, network, vgg
 from pipeline.sweep import Cell, Recipe, recipes
 from pipeline.techniques import stage_module
-from pipeline.training import averaging, losses
+from pipeline.training import lookahead, losses
 from pipeline.training.checkpoint import Checkpointer, Snapshot
 from pipeline.training.loop import Course, Hooks, Training, fit
 from pipeline.training.recipe import group_rate, machine, optimizer
@@ -32,6 +32,7 @@ ALL = {
     "dirac": True,
     "bias_rate": 8.0,
     "mixup": 0.4,
+    "lookahead": True,
 }
 
 
@@ -69,10 +70,9 @@ def recipe(**settings) -> Recipe:
 
 def test_what_is_at_its_default_is_in_no_cell_and_what_is_not_is(tmp_path):
     base = cells.cells(tmp_path, ["base"])["base"]
-    assert not {*ALL, "averaging"} - {"label_smoothing", "flip"} & {*base.to_json()["recipe"]}
-    settings = {**ALL, "averaging": "ema"}
-    other = cells.cells(tmp_path, ["base"], training={**cells.TRAINING, **settings})["base"]
-    assert settings.items() <= other.to_json()["recipe"].items() and other.id != base.id
+    assert not {*ALL} - {"label_smoothing", "flip"} & {*base.to_json()["recipe"]}
+    other = cells.cells(tmp_path, ["base"], training={**cells.TRAINING, **ALL})["base"]
+    assert ALL.items() <= other.to_json()["recipe"].items() and other.id != base.id
     assert Cell.from_json(other.to_json(), cells.catalog.built_in()) == other
 
 
@@ -105,7 +105,7 @@ def test_a_recipe_that_there_is_not_is_one_sentence(name, hint, tmp_path):
 
 
 def test_what_is_for_fresh_weights_does_not_reach_a_training_that_goes_on():
-    asked = recipe(**ALL, averaging="lookahead")
+    asked = recipe(**ALL)
     assert stage_module("train").Settings().recipe_of(asked) == asked
     assert stage_module("distill").Settings().recipe_of(asked) == asked
     kept = {k: ALL[k] for k in ("label_smoothing", "flip", "flips", "cutout")}
@@ -121,10 +121,9 @@ class Killed(BaseException):
     """Stands for a kill at the end of an epoch, after its checkpoint."""
 
 
-@pytest.mark.parametrize("kind", ["ema", "lookahead"])
-def test_resumed_ends_as_if_never_interrupted_bit_for_bit(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(averaging, "EVERY", 3)  # no multiple of it ends an epoch of 4 steps
-    asked = recipe(**ALL, averaging=kind)
+def test_resumed_ends_as_if_never_interrupted_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(lookahead, "EVERY", 3)  # no multiple of it ends an epoch of 4 steps
+    asked = recipe(**ALL)
     whole = fitted(asked).state.network.state_dict()
     training = None
     for end in (1, 2, 3):
@@ -145,7 +144,7 @@ def test_resumed_ends_as_if_never_interrupted_bit_for_bit(kind, tmp_path, monkey
 
 def test_steps_whose_rates_lie_on_the_device_give_the_same_bits():
     """As in a CUDA graph: see tests/test_graphs.py."""
-    asked = recipe(**ALL, averaging="lookahead")
+    asked = recipe(**ALL)
     eager, graphed = (
         fitted(asked, where=replace(machine(asked, "cpu"), graphed=graphed)).state.network
         for graphed in (False, True)
@@ -171,6 +170,22 @@ def test_the_first_convolution_whitens_and_its_negatives_stand_beside():
     assert np.allclose(found, np.diag(expected), atol=1e-2)
     others = {n: t for n, t in state.network.module.state_dict().items() if n != name}
     assert all(torch.equal(t, plain.network.module.state_dict()[n]) for n, t in others.items())
+
+
+def test_whitening_sees_images_of_all_classes(monkeypatch):
+    """They may lie class by class, as those of folders do."""
+    monkeypatch.setattr(initial, "IMAGES", 16)
+    whole, order = images(), torch.argsort(images().labels, stable=True)
+    lying = data.Images(whole.pixels[order], whole.labels[order])
+    seen = []
+    monkeypatch.setattr(initial, "whiten", lambda state, pixels: seen.append(pixels))
+    initial.fresh(SPEC, 0, recipe(whitening=1.0), lying)
+    [pixels] = seen
+    counts = [
+        int((pixels[:, None] == lying.pixels[k * 16 :][:16]).flatten(2).all(2).sum())
+        for k in range(4)
+    ]
+    assert counts == [4] * 4
 
 
 def test_further_convolutions_hand_their_channels_on():
@@ -234,21 +249,17 @@ def test_the_biases_of_normalization_go_faster_by_their_factor_and_nothing_else_
         assert ratio == pytest.approx(8 if name.endswith("norm.bias") else 1, rel=1e-3), name
 
 
-def averages(kind: str, steps: int, seen: list[torch.Tensor]) -> torch.Tensor:
+def average(steps: int, seen: list[torch.Tensor]) -> torch.Tensor:
     """What the network ends as, of what it was after each step, the first before all of them."""
     slow = seen[0].double()
-    for step in range(averaging.EVERY, steps + 1, averaging.EVERY):
-        left = 1 - averaging.EVERY / (0.6 * steps)
-        if kind == "lookahead":
-            left = 0.95**averaging.EVERY * (step / steps) ** 3
+    for step in range(lookahead.EVERY, steps + 1, lookahead.EVERY):
+        left = 0.95**lookahead.EVERY * (step / steps) ** 3
         slow = left * slow + (1 - left) * seen[step].double()
     return slow
 
 
-@pytest.mark.parametrize("kind", ["ema", "lookahead"])
-def test_the_network_ends_as_the_average_of_its_weights_and_statistics(kind, monkeypatch):
-    monkeypatch.setattr(averaging, "SPAN", 0.6)
-    asked = recipe(averaging=kind)
+def test_with_lookahead_the_network_ends_as_the_average_of_its_weights_and_statistics():
+    asked = recipe(lookahead=True)
     start = initial.fresh(SPEC, 0, asked, split().train)
     names = ("module.features.3.conv.weight", "module.features.3.norm.running_var")
     seen = {n: [start.network.state_dict()[n].clone()] for n in names}
@@ -259,14 +270,14 @@ def test_the_network_ends_as_the_average_of_its_weights_and_statistics(kind, mon
 
     done = fitted(asked, Training(start), after_step=after_step).state.network.state_dict()
     for name, values in seen.items():
-        assert torch.allclose(done[name].double(), averages(kind, 12, values), atol=1e-6), name
+        assert torch.allclose(done[name].double(), average(12, values), atol=1e-6), name
         assert not torch.allclose(done[name], values[-1], atol=1e-6)
 
 
 def test_lookahead_goes_back_to_the_average_every_few_steps():
-    asked = recipe(averaging="lookahead")
+    asked = recipe(lookahead=True)
     net = network.new(SPEC, 0).network
-    made = averaging.Averages(net, asked, {})
+    made = lookahead.Lookahead(net, asked, {})
     weight = net.module.head.weight
     before = weight.detach().clone()
     with torch.no_grad():
@@ -286,8 +297,7 @@ FIGURES = {
     "whitening": ({"whitening": 0.5}, 1.40458, 1.38747),
     "dirac": ({"dirac": True}, 0.47042, 1.38734),
     "bias_rate": ({"bias_rate": 8.0}, 0.91972, 1.39001),
-    "ema": ({"averaging": "ema"}, 0.97661, 1.38033),
-    "lookahead": ({"averaging": "lookahead"}, 1.04889, 1.38294),
+    "lookahead": ({"lookahead": True}, 1.04889, 1.38294),
     "mixup": ({"mixup": 0.4}, 1.10795, 1.37905),
 }
 

@@ -663,7 +663,7 @@ def test_an_id_depends_on_every_key_of_the_recipe(field):
         "flips": "alternating",
         "cutout": 7,
         "dirac": True,
-        "averaging": "ema",
+        "lookahead": True,
     }.get(field, 0.51)
     other = replace(CELL, recipe=Recipe(**{field: changed}))
     assert other.id != CELL.id and other.base_id != CELL.base_id

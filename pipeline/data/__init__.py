@@ -29,7 +29,15 @@ from pipeline.terminal import tell
 from pipeline.versions import SHARED
 
 if TYPE_CHECKING:
-    from pipeline.data.augment import Draws, augmented, batch_count, batches, draw, ordered
+    from pipeline.data.augment import (
+        Augmentation,
+        Draws,
+        augmented,
+        batch_count,
+        batches,
+        draw,
+        ordered,
+    )
     from pipeline.data.cache import Decoded
     from pipeline.data.pictures import images_from, read_image
     from pipeline.data.split import Images, Split, sample
@@ -39,6 +47,7 @@ __all__ = [
     "DATASETS",
     "FOLDERS",
     "VERSION",
+    "Augmentation",
     "Draws",
     "Images",
     "Split",
@@ -123,6 +132,7 @@ LEAST = 2  # images of a class: one for training, one held out
 OWN_FOLDER = "pipeline.data.folder"  # any other name, given with `folder:` in the sweep file
 
 _ELSEWHERE = {
+    "Augmentation": "augment",
     "Draws": "augment",
     "Images": "split",
     "Split": "split",
@@ -155,7 +165,7 @@ def load(dataset: Dataset, recipe: Recipe, seed: int, root: Path, cache: Path) -
 
     module = _module(dataset)
     key = _key(dataset, root)
-    whole = decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key))
+    whole = decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key, cache))
     flip = module.FLIP if dataset.flip is None else dataset.flip
     return split(whole, dataset.name, recipe, seed, flip)
 
@@ -212,7 +222,7 @@ def decode(dataset: Dataset, root: Path, cache: Path, say: Callable[[str], None]
 
     key = _key(dataset, root)
     say(f"{dataset.name}: reading all images, once")
-    whole = _decoded(dataset, root, key)  # before the cache has a folder for it
+    whole = _decoded(dataset, root, key, cache)  # before the cache has a folder for it
     decoded.load(cache, dataset.name, key, lambda: whole)
 
 
@@ -259,13 +269,16 @@ def fetch(
         from pipeline.data import cache as decoded
 
         key = _key(dataset, root)
-        decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key))
+        decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key, cache))
 
 
-def _decoded(dataset: Dataset, root: Path, key: str) -> Decoded:
+def _decoded(dataset: Dataset, root: Path, key: str, cache: Path) -> Decoded:
     """All images, if they are still those of the key: another's would be kept under it."""
+    from pipeline.data.cache import scratch
+
     module = _module(dataset)
-    whole = module.decode(dataset, root)
+    with scratch(cache):
+        whole = module.decode(dataset, root)
     if _key(dataset, root) != key:
         raise UserError(
             f"{dataset.name}: its files changed while they were read; expected them to stay as "

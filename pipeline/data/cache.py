@@ -4,7 +4,8 @@
     CACHE/data/NAME-KEY/lock
 
 Pixels are uint8 [N, C, H, W], labels int64 [N]. Whoever comes first decodes, with the lock held;
-the others wait for it. The folder may be removed at any time: it is made again.
+the others wait for it. The folder may be removed at any time: it is made again. Arrays from MAPPED
+bytes on are mapped files, of which memory holds what is used: also while they are decoded.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +31,7 @@ from pipeline.data.entries import FORMAT
 from pipeline.errors import Corrupt, UserError
 
 WAIT_S = 3600.0  # for whom nobody can ask whether it is still at work
+MAPPED = 1 << 30
 ARRAYS = ("train_pixels", "train_labels", "test_pixels", "test_labels")
 
 
@@ -57,6 +62,40 @@ class Checked:
     data: Decoded
     fingerprint: str
     key: str
+
+
+_scratch: ContextVar[Path | None] = ContextVar("scratch", default=None)
+
+
+@contextlib.contextmanager
+def scratch(home: Path | None) -> Iterator[None]:
+    """Meanwhile `empty` may write below the cache HOME."""
+    token = _scratch.set(home)
+    try:
+        yield
+    finally:
+        _scratch.reset(token)
+
+
+def room() -> int | None:
+    """Bytes that are free where `empty` writes; None where it takes memory."""
+    home = _scratch.get()
+    if home is None:
+        return None
+    store.make_folder(home)
+    return shutil.disk_usage(home).free
+
+
+def empty(shape: tuple[int, ...]) -> np.ndarray:
+    """A uint8 array to be filled: from MAPPED bytes on a file without a name, which goes with the
+    array. Raises OSError where the disk has no room for it."""
+    home, size = _scratch.get(), math.prod(shape)
+    if home is None or size < MAPPED:
+        return np.empty(shape, np.uint8)
+    store.make_folder(home)
+    with tempfile.TemporaryFile(dir=home) as file:
+        os.posix_fallocate(file.fileno(), 0, size)  # a full disk would kill whoever writes later
+        return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
 def load(home: Path, name: str, key: str, decode: Callable[[], Decoded]) -> Checked:
@@ -103,6 +142,10 @@ def _load_alone(home: Path, name: str, key: str, decode: Callable[[], Decoded]) 
             data = decode()
             digests = data.digests()
             store.publish_folder(arrays, lambda folder: _write(folder, key, data, digests))
+            if max(getattr(data, name).nbytes for name in ARRAYS) >= MAPPED:
+                # What it was decoded into is a file of its own, of no more use.
+                published = {name: _array(arrays / f"{name}.npy") for name in ARRAYS}
+                data = Decoded(data.classes, **published, notes=data.notes)
             kept = Checked(data, entries.fingerprint_of(data.classes, digests), key)
         return kept
 
@@ -145,9 +188,10 @@ def _read(folder: Path, key: str) -> Checked | None:
 
 def _array(path: Path) -> np.ndarray:
     # Mapped first, which fails where the header promises more than the file has: reading would ask
-    # for as much memory as a damaged header says.
-    np.load(path, mmap_mode="r", allow_pickle=False)
-    return np.load(path, allow_pickle=False)
+    # for as much memory as a damaged header says. A copy on write, since PyTorch knows no array
+    # that cannot be written.
+    mapped = np.load(path, mmap_mode="c", allow_pickle=False)
+    return mapped if mapped.nbytes >= MAPPED else np.load(path, allow_pickle=False)
 
 
 def _clear_leftovers(folder: Path) -> None:

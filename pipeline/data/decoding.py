@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from pipeline import hardware
-from pipeline.data import pictures
+from pipeline.data import cache, pictures
 from pipeline.data.cache import Decoded
 from pipeline.data.pictures import Traits, Unreadable
 from pipeline.errors import UserError
@@ -117,20 +117,17 @@ def _part(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(pixels, labels) of one part, without what is skipped."""
     files = [file.path for file in folder.images(part)]
-    pixels = np.empty((len(files), *shape), np.uint8)
-    good = np.ones(len(files), bool)
+    pixels = cache.empty((len(files), *shape))
+    good, kept = np.zeros(len(files), bool), 0
     for i, read in enumerate(_each(files, lambda path: _read(path, dataset, shape, first))):
         tally.add(read, files[i], shape[0])
-        if read.pixels is None:
-            good[i] = False
-        else:
-            pixels[i] = read.pixels
+        if read.pixels is not None:
+            pixels[kept] = read.pixels
+            good[i], kept = True, kept + 1
     counts = [len(folder.files[part][name]) for name in folder.classes]
-    labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-    if not good.all():
-        pixels, labels = pixels[good], labels[good]
-        _check_rest(dataset.name, folder, part, labels)
-    return pixels, labels
+    labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)[good]
+    _check_rest(dataset.name, folder, part, labels)
+    return pixels[: len(labels)], labels
 
 
 def _check_rest(name: str, folder: Folder, part: str, labels: np.ndarray) -> None:
@@ -188,11 +185,21 @@ def _read(path: str, dataset: Dataset, shape: tuple[int, int, int], first: First
 def _check_memory(name: str, folder: Folder, shape: tuple[int, int, int]) -> None:
     count = sum(len(folder.images(part)) for part in folder.files)
     needed = count * shape[0] * shape[1] * shape[2]
+    size = f"{name}: {count:,} images of {shape[2]}x{shape[1]} take {needed / 2**30:.0f} GiB"
+    free = cache.room() if needed >= cache.MAPPED else None
+    if free is not None:
+        if 2 * needed > free:  # once while they are decoded, once in the cache
+            raise UserError(
+                f"{size}, twice while they are decoded, and the cache's disk has "
+                f"{free / 2**30:.0f} free: give a smaller `size:` in the sweep file, or another "
+                "folder by NETPRESS_WORK"
+            )
+        return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory / 2:
         raise UserError(
-            f"{name}: {count:,} images of {shape[2]}x{shape[1]} take {needed / 2**30:.0f} GiB of "
-            f"this machine's {memory / 2**30:.0f}: give a smaller `size:` in the sweep file"
+            f"{size} of this machine's {memory / 2**30:.0f}: give a smaller `size:` in the sweep "
+            "file"
         )
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
 
     from pipeline.data.cache import Decoded
@@ -24,6 +24,7 @@ NATIVE = 8
 SIZE = 32
 TEST = 450  # of 1,797
 CLASSES = tuple("0123456789")
+FILE = "datasets/data/digits.csv.gz"  # in scikit-learn: 64 pixels of 0..16 and a label a line
 
 
 def facts(dataset: Dataset, root: Path) -> tuple[tuple[str, ...], tuple[int, int, int]]:
@@ -43,14 +44,12 @@ def verify(dataset: Dataset, root: Path) -> bool:
 
 def decode(dataset: Dataset, root: Path) -> Decoded:
     import numpy as np
-    from sklearn.datasets import load_digits
 
     from pipeline.data.cache import Decoded
     from pipeline.data.split import ranking, sliver
 
-    digits = load_digits()
-    pixels = _enlarged(digits.images, dataset.size or SIZE)[:, None]
-    labels = digits.target.astype(np.int64)
+    images, labels = _read()
+    pixels = _enlarged(images, dataset.size or SIZE)[:, None]
     test = sliver(labels, TEST, ranking(len(labels), "digits"))
     train = np.setdiff1d(np.arange(len(labels)), test)
     return Decoded(CLASSES, pixels[train], labels[train], pixels[test], labels[test])
@@ -58,6 +57,22 @@ def decode(dataset: Dataset, root: Path) -> Decoded:
 
 def fetch(dataset: Dataset, root: Path, say: Callable[[str], None]) -> None:
     say("digits: nothing to download, they ship with scikit-learn")
+
+
+def _read() -> tuple[np.ndarray, np.ndarray]:
+    """Images, float64 [N, 8, 8] of 0..16, and labels, int64 [N], without importing scikit-learn:
+    its own function brings SciPy and pandas with it, which takes a second of a core."""
+    import numpy as np
+
+    spec = find_spec("sklearn")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (path := Path(folder, FILE)).exists():
+            rows = np.loadtxt(path, delimiter=",")
+            return rows[:, :-1].reshape(-1, NATIVE, NATIVE), rows[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits  # a version that keeps them elsewhere
+
+    digits = load_digits()
+    return digits.images, digits.target.astype(np.int64)
 
 
 def _enlarged(images: np.ndarray, size: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,19 +22,42 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from pipeline.sweep import Recipe
 
+CHUNK = 1000  # images at once, where all would take as much memory again
+
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """pixels uint8 [N, C, H, W] and labels int64 [N], on one device."""
+    """pixels uint8 [N, C, H, W] and labels int64 [N], on one device. With `rows` (int64 [N]) they
+    are these of more `pixels`, which are a mapped file that is not copied."""
 
     pixels: Tensor
     labels: Tensor
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def at(self, index: Tensor) -> Tensor:
+        """The pixels of these (int64 [B], 0..N): [B, C, H, W]."""
+        rows = index if self.rows is None else self.rows.index_select(0, index)
+        return self.pixels.index_select(0, rows)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(pixels, labels) of all as they lie, the last short batch included."""
+        if self.rows is None:
+            return zip(self.pixels.split(size), self.labels.split(size), strict=True)
+        index = torch.arange(len(self)).split(size)
+        return ((self.at(part), self.labels[part]) for part in index)
+
     def to(self, device: torch.device | str) -> Images:
-        return Images(self.pixels.to(device), self.labels.to(device))
+        if self.rows is None:
+            return Images(self.pixels.to(device), self.labels.to(device))
+        if torch.device(device).type == "cpu":
+            return self
+        pixels = torch.empty((len(self), *self.pixels.shape[1:]), dtype=torch.uint8, device=device)
+        for part, (few, _) in zip(pixels.split(CHUNK), self.batches(CHUNK), strict=True):
+            part.copy_(few)
+        return Images(pixels, self.labels.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +91,7 @@ def split(whole: Checked, name: str, recipe: Recipe, seed: int, flip: bool) -> S
         "held_out": _images(data.train_pixels, data.train_labels, held_out),
         "test": _images(data.test_pixels, data.test_labels, test),
     }
-    zero_point, scale = normalization(parts["train"].pixels, name)
+    zero_point, scale = normalization(parts["train"], name)
     channels, height, width = data.train_pixels.shape[1:]
     return Split(
         name,
@@ -113,7 +137,7 @@ def sample(images: Images, count: int, seed: int) -> Images:
     """About `count` of `images`, stratified, the same for the same seed."""
     labels = images.labels.cpu().numpy()
     index = torch.from_numpy(sliver(labels, count, ranking(len(labels), "sample", seed)))
-    return Images(images.pixels[index], images.labels[index])
+    return Images(images.at(index.to(images.pixels.device)), images.labels[index])
 
 
 def shares(total: int, sizes: np.ndarray, least: int, most: np.ndarray) -> np.ndarray:
@@ -147,12 +171,15 @@ def ranking(count: int, *seed: object) -> np.ndarray:
     return np.argsort(x ^ (x >> np.uint64(31)), kind="stable")
 
 
-def normalization(pixels: Tensor, name: str) -> tuple[int, float]:
+def normalization(images: Images, name: str) -> tuple[int, float]:
     """(zero_point, scale): the rounded mean of all pixels, and 1 / their standard deviation.
 
     Sums are of integers, so every machine finds the same.
     """
-    counts = torch.bincount(pixels.flatten(), minlength=256).tolist()
+    histogram = torch.zeros(256, dtype=torch.int64)
+    for pixels, _ in images.batches(CHUNK):
+        histogram += torch.bincount(pixels.flatten(), minlength=256)
+    counts = histogram.tolist()
     number = sum(counts)
     total = sum(value * n for value, n in enumerate(counts))
     squares = sum(value * value * n for value, n in enumerate(counts))
@@ -186,6 +213,9 @@ def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
 
 def _images(pixels: np.ndarray, labels: np.ndarray, index: np.ndarray) -> Images:
     whole = len(index) == len(labels)
+    if isinstance(pixels, np.memmap) and not whole:
+        rows = torch.from_numpy(index)
+        return Images(torch.from_numpy(pixels), torch.from_numpy(labels[index]), rows)
     return Images(
         torch.from_numpy(pixels if whole else pixels[index]),
         torch.from_numpy(labels if whole else labels[index]),

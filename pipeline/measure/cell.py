@@ -272,10 +272,9 @@ def _on_gpu(
     """Both on the runtimes of a GPU that the sweep names, where there is one."""
     pixels, labels = split.test.pixels.numpy(), split.test.labels.numpy()
     test = gpu.Test(pixels, labels, measured["predictions"])
-    contenders: dict[Model, gpu.Contender] = {
-        "artifact": gpu.Contender(mine.artifact, mine.state),
-        "base": gpu.Contender(base.artifact, base.state),
-    }
+    contenders: dict[Model, gpu.Contender] = {"artifact": gpu.Contender(mine.artifact, mine.state)}
+    if base is not mine:
+        contenders["base"] = gpu.Contender(base.artifact, base.state)
     return gpu.measured(contenders, settings, test, tick)
 
 

@@ -24,7 +24,7 @@ MODELS: tuple[Model, ...] = ("artifact", "base", "simulated")
 THREADS: tuple[Threads, ...] = ("one", "all")
 BATCHES = (1, 64)
 GPU_BATCHES = (1, 64, 1024)
-LATENCY, THROUGHPUT, ENERGY = "latency", "throughput", "energy"
+KINDS = LATENCY, THROUGHPUT, ENERGY = "latency", "throughput", "energy"
 CPU = "cpu"
 _NAME = re.compile(
     r"(?P<kind>latency|throughput|energy)/(?P<runtime>[^/@]+)(@(?P<device>[^/@]+))?/(?P<model>artifact|base|simulated)"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from pipeline.data import Images
+from pipeline.data import Images, sample
 from pipeline.errors import UserError
 from pipeline.models import network
 from pipeline.models.network import ModelState
@@ -27,7 +27,7 @@ def fresh(spec: NetworkSpec, seed: int, recipe: Recipe, images: Images) -> Model
     a network that cannot have what the recipe asks for."""
     state = network.new(spec, seed)
     if recipe.whitening:
-        whiten(state, images.pixels[:IMAGES].cpu())
+        whiten(state, sample(images, IMAGES, 0).pixels.cpu())  # of all classes: they lie sorted
     if recipe.dirac:
         hand_on(state)
     return state
@@ -38,7 +38,7 @@ def whiten(state: ModelState, pixels: torch.Tensor) -> None:
     """The convolutions that read the image give what it varies in, each with variance one, and its
     negative beside it, which a rectifier would lose: the eigenvectors of the pixels' covariance,
     those of the most variance first, as far as there are filters (Jordan 2024, arXiv 2404.00498,
-    section 3.1, after Page 2019). Filters beyond that stay as they are."""
+    "patch-whitening", with kernels of 2x2). Filters beyond that stay as they are."""
     found = list(image_layers(state))
     if not found:
         raise UserError(

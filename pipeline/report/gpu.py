@@ -35,7 +35,17 @@ def section(frames: Frames) -> Section | None:
     if not every:
         return None
     tables = tuple(_table(*setting, rows) for setting, rows in settings(every).items())
-    return Section("gpu", "Speed on a GPU", ((ABOUT,),), tables, NOTES)
+    return Section("gpu", "Speed on a GPU", ((ABOUT,),), tables, (*NOTES, *_notes(every)))
+
+
+def _notes(rows: Iterable[Row]) -> Iterator[Sentence]:
+    """What a runtime did otherwise, with the techniques that this is said of."""
+    of: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for note in row.runtime_notes:
+            of.setdefault(note, {})[row.technique] = None
+    for note, techniques in of.items():
+        yield (f"{note} ({', '.join(techniques)}).",)
 
 
 def runtimes_of(row: Row) -> list[tuple[str, str]]:

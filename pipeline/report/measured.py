@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import done, hardware, store
+from pipeline.measure.series import KINDS
 from pipeline.store import MeasurementEntry
 
 REQUIRED = ("accuracy", "stored_bytes")
 IN_RESULT = ""  # the name of the measurement in result.h5
-TIMES = ("latency/", "throughput/", "energy/", "test_set_seconds", "base_test_set_seconds")
+TIMES = (*(f"{kind}/" for kind in KINDS), "test_set_seconds", "base_test_set_seconds")
 # Facts that are of the machine that measured, in the place of those of the one that trained.
 OF_MACHINE = (
     "machine",

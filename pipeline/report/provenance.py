@@ -68,12 +68,15 @@ def _extras(recipe: Recipe) -> tuple[str, ...]:
     return (
         "flips that alternate" if recipe.flips == "alternating" else "",
         f"cutout of {recipe.cutout} pixels" if recipe.cutout else "",
+        f"parts of {recipe.resized_crop * 100:g} % and more of an image, enlarged"
+        if recipe.resized_crop
+        else "",
         f"a whitening first convolution, frozen for {frozen}" if recipe.whitening else "",
         "identity (dirac) initialization" if recipe.dirac else "",
         f"biases of normalization at {recipe.bias_rate:g} times the rate"
         if recipe.bias_rate != 1
         else "",
-        f"averaged weights ({recipe.averaging})" if recipe.averaging != "none" else "",
+        "lookahead" if recipe.lookahead else "",
         f"mixup with Beta({recipe.mixup:g}, {recipe.mixup:g})" if recipe.mixup else "",
     )
 

@@ -54,6 +54,7 @@ class Latency(NamedTuple):
 
 
 PERCENTILES = (50, 90, 99)
+NOTE_CHARACTERS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,7 @@ class Row(Identity):
     latencies: Mapping[Series, Latency]
     images_per_s: Mapping[Series, float] = field(default_factory=dict)
     joules_per_image: Mapping[Series, float] = field(default_factory=dict)
+    runtime_notes: tuple[str, ...] = ()
     test_set_seconds: float | None
     base_test_set_seconds: float | None
     integer_share: float | None
@@ -177,6 +179,7 @@ def row(cell: Identity, result: store.Result, one: Measurement | None = None) ->
         latencies=_latencies(result.measured),
         images_per_s=_numbers(result.measured, naming.THROUGHPUT),
         joules_per_image=_numbers(result.measured, naming.ENERGY),
+        runtime_notes=_runtime_notes(result.measured),
         training_seconds=_training_seconds(result),
         training_epochs=_training_epochs(result),
         seconds=_number(result.facts.get("seconds")),
@@ -199,6 +202,7 @@ MEASURED = tuple(
         "latencies",
         "images_per_s",
         "joules_per_image",
+        "runtime_notes",
         "training_seconds",
         "training_epochs",
         "seconds",
@@ -239,6 +243,17 @@ def _numbers(measured: Mapping[str, Any], kind: str) -> dict[Series, float]:
     """Of every series that has one of this kind."""
     named = {naming.parse(name, kind): _number(value) for name, value in measured.items()}
     return {series: n for series, n in named.items() if series is not None and n is not None}
+
+
+def _runtime_notes(measured: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a runtime did otherwise than its name says, or left out: `NAME: why`."""
+    found = []
+    for name, value in sorted(measured.items()):
+        kind, _, rest = name.partition("/")
+        runtime, _, what = rest.rpartition("/")
+        if kind == "runtimes" and what in ("note", "left_out") and isinstance(value, str):
+            found.append(" ".join(f"{runtime}: {value}".split())[:NOTE_CHARACTERS])
+    return tuple(found)
 
 
 def _training_seconds(result: store.Result) -> float | None:

@@ -51,6 +51,8 @@ RUNTIMES = {
     "pytorch": "pipeline.runtimes.pytorch",
     "pytorch-cuda-bf16": "pipeline.runtimes.pytorch_cuda:BF16",
     "pytorch-cuda-fp16": "pipeline.runtimes.pytorch_cuda:FP16",
+    "onnxruntime-gpu": "pipeline.runtimes.onnxruntime_gpu",
+    "tensorrt": "pipeline.runtimes.tensorrt",
 }
 DEFAULT = "onnxruntime"
 REFERENCE = "pytorch"

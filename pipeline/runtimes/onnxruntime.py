@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 LABEL, PACKAGE, READS_ARTIFACTS = "ONNX Runtime", "onnxruntime", True
+PROVIDER = "CPUExecutionProvider"
 NOTHING = 4  # of its log: its errors are raised as well
 
 # Executed operator -> (position of the weight among its inputs, whether it computes on integers).
@@ -52,24 +54,35 @@ class Loaded:
         return self.session.run([OUTPUT], {INPUT: images})[0]
 
 
-def load(model: bytes, threads: int) -> Loaded:
-    return Loaded(_session(model, _options(threads)))
+def load(model: bytes, threads: int, providers: Sequence[Any] = (PROVIDER,)) -> Loaded:
+    return Loaded(_session(model, _options(threads), providers))
 
 
-def kernels(model: bytes, shape: Shape) -> Kernels:
-    """Runs one image with the profiler on."""
+def kernels(model: bytes, shape: Shape, providers: Sequence[Any] = (PROVIDER,)) -> Kernels:
+    """Runs one image with the profiler on. Raises RuntimeError where a product ran on another than
+    the first provider: its time would not be that of the device."""
     with tempfile.TemporaryDirectory() as folder:
         options = _options(threads=1)
         # Weights that a kernel has packed for itself would be missing in the profile.
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = _session(model, options)
+        session = _session(model, options, providers)
         session.run([OUTPUT], {INPUT: np.zeros((1, *shape), np.uint8)})
         events = json.loads(Path(session.end_profiling()).read_text())
     ran = [e["args"] for e in events if e.get("cat") == "Node" and "op_name" in e["args"]]
     products = [k for k in ran if k["op_name"] in PRODUCTS and k.get("output_type_shape")]
+    elsewhere = [k for k in products if k.get("provider") != name_of(providers[0])]
+    if elsewhere:
+        raise RuntimeError(
+            f"{len(elsewhere)} of its {len(products)} products run on {elsewhere[0]['provider']}"
+        )
     return share([(PRODUCTS[k["op_name"]][1], _macs(k)) for k in products])
+
+
+def name_of(provider: Any) -> str:
+    """Of a provider, or of one with its settings."""
+    return provider if isinstance(provider, str) else provider[0]
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:
@@ -84,10 +97,12 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _session(model: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _session(
+    model: bytes, options: onnxruntime.SessionOptions, providers: Sequence[Any]
+) -> onnxruntime.InferenceSession:
     import onnxruntime
 
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=list(providers))
 
 
 def _macs(kernel: dict) -> int:

@@ -8,26 +8,22 @@ logits go back to it, within `run`. N images, C channels, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.runtimes.contract import Kernels, Shape, share, why_not_importable
+from pipeline.runtimes.graphs import Call, Calls
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.models.network import ModelState
 
-    Forward = Callable[[torch.Tensor], torch.Tensor]
     Backend = str | Callable[..., Any] | None
 
-SIZES = (1, 64, 1024)  # images of a graph; what is in between is filled up
-WARM_UP = 3  # calls before a graph is captured: compilation, and cuDNN's choice of algorithms
-MOST_VARIANTS = 1000  # that PyTorch may compile of one function: sizes x networks x precisions
 TYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -104,7 +100,7 @@ def _module(state: ModelState, dtype: torch.dtype, device: torch.device) -> torc
 
 
 class Loaded:
-    """A network on the device, with a graph for each of SIZES that was needed so far."""
+    """A network on the device, with a graph for each size of batches."""
 
     def __init__(
         self, module: torch.nn.Module, shape: Shape, device: torch.device, backend: Backend
@@ -113,10 +109,10 @@ class Loaded:
 
         self.eager, self.shape, self.device = module, shape, device
         self.not_compiled = None if backend else "not asked for"
-        self.forward: Forward = module
+        self.forward: Callable[[torch.Tensor], torch.Tensor] = module
         if backend:
             self.forward = torch.compile(module, dynamic=False, fullgraph=True, backend=backend)
-        self._calls: dict[int, Call] = {}
+        self.calls = Calls(self._prepared)
 
     @property
     def note(self) -> str | None:
@@ -124,17 +120,7 @@ class Loaded:
         return self.not_compiled and f"not compiled: {self.not_compiled}"
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        """As many as there are, SIZES[-1] at a time at most."""
-        most = SIZES[-1]
-        parts = [images[i : i + most] for i in range(0, len(images), most)]
-        return np.concatenate([self.call(len(part)).run(part) for part in parts])
-
-    def call(self, images: int) -> Call:
-        """The one for that many images, prepared at first use."""
-        size = next(size for size in SIZES if size >= images)
-        if size not in self._calls:
-            self._calls[size] = self._prepared(size)
-        return self._calls[size]
+        return self.calls.run(images)
 
     def _prepared(self, size: int) -> Call:
         """Compiled; where PyTorch cannot compile this network here, as it is (`not_compiled` says
@@ -154,78 +140,3 @@ class Loaded:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-class Call:
-    """One size: memory that stays where it is, and what is done between."""
-
-    def __init__(self, forward: Forward, shape: tuple[int, ...], device: torch.device):
-        import torch
-
-        self.forward, on_gpu = forward, device.type == "cuda"
-        self.host = torch.zeros(shape, dtype=torch.uint8, pin_memory=on_gpu)
-        self.pixels = self.host.to(device)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        with _fast():
-            logits = self._warm()
-            if on_gpu:
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):
-                    logits = self.forward(self.pixels)
-        self.logits = logits
-        self.given = torch.zeros(logits.shape, pin_memory=on_gpu)
-
-    def _warm(self) -> torch.Tensor:
-        """On a stream of its own, as capturing asks for."""
-        import torch
-
-        if self.pixels.device.type != "cuda":
-            return self.forward(self.pixels)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                logits = self.forward(self.pixels)
-        torch.cuda.current_stream().wait_stream(stream)
-        return logits
-
-    def run(self, images: np.ndarray) -> np.ndarray:
-        """uint8 [N, C, H, W], N at most this size -> logits float32 [N, classes]."""
-        import torch
-
-        self.host[: len(images)].copy_(torch.from_numpy(images))
-        self.pixels.copy_(self.host, non_blocking=True)
-        self.compute()
-        self.given.copy_(self.logits, non_blocking=True)
-        self.wait()
-        return self.given[: len(images)].numpy().copy()
-
-    def compute(self) -> None:
-        """On the images that are on the device; on a GPU this only begins it."""
-        if self.graph is not None:
-            self.graph.replay()
-            return
-        with _fast():
-            self.logits = self.forward(self.pixels)
-
-    def wait(self) -> None:
-        import torch
-
-        if self.graph is not None:
-            torch.cuda.current_stream().synchronize()
-
-
-@contextmanager
-def _fast() -> Iterator[None]:
-    """Whatever training set: the fastest algorithms, of the precision that was asked for."""
-    import torch
-    import torch._dynamo
-
-    with (
-        torch.no_grad(),
-        torch.backends.cudnn.flags(
-            enabled=True, benchmark=True, deterministic=False, allow_tf32=False
-        ),
-        torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS),
-    ):
-        yield

@@ -48,7 +48,14 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 RECORDED = "recorded"  # context: what a plug-in added is not known here
 # What a sweep can measure on, the first always; and several that one name stands for.
-RUNTIMES = ("onnxruntime", "openvino", "pytorch-cuda-bf16", "pytorch-cuda-fp16")
+RUNTIMES = (
+    "onnxruntime",
+    "openvino",
+    "pytorch-cuda-bf16",
+    "pytorch-cuda-fp16",
+    "onnxruntime-gpu",
+    "tensorrt",
+)
 GROUPS = {"pytorch-cuda": ("pytorch-cuda-bf16", "pytorch-cuda-fp16")}
 
 
@@ -205,13 +212,14 @@ class Recipe(Frozen):
     `test_images` take a stratified sliver of the sets, for rehearsals and tests.
 
     `flips`: each image is mirrored by chance, or (`alternating`) in every other epoch. `cutout`:
-    side in pixels of a square that is blanked. The others are for trainings from fresh weights, see
-    `continued`. `whitening`: the first convolution starts as whitening filters, and stays so for
-    this fraction of all steps (0: neither). `dirac`: other convolutions start by handing on what
-    they read. `bias_rate`: learning rate of batch normalization's biases, a multiple of that of
-    all. `averaging`: the network ends as an average of its weights (`ema`), or goes back to one
-    every few steps (`lookahead`). `mixup`: where labels alone are learned, images are blended, in
-    parts drawn from Beta(mixup, mixup).
+    side in pixels of a square that is blanked. `resized_crop`: in place of `crop`, boxes of this
+    least part of an image's area to all of it, enlarged to its size; 0: none. The others are for
+    trainings from fresh weights, see `continued`. `whitening`: the first convolution starts as
+    whitening filters, and stays so for this fraction of all steps (0: neither). `dirac`: other
+    convolutions start by handing on what they read. `bias_rate`: learning rate of batch
+    normalization's biases, a multiple of that of all. `lookahead`: every few steps the network goes
+    back to a running average of its weights. `mixup`: where labels alone are learned, images are
+    blended, in parts drawn from Beta(mixup, mixup).
     """
 
     epochs: int = Field(60, ge=1, le=100_000)
@@ -231,10 +239,11 @@ class Recipe(Frozen):
     test_images: int | None = Field(None, ge=1)
     flips: Literal["random", "alternating"] = _young("random")
     cutout: int = _young(0, ge=0, le=1024)
+    resized_crop: float = _young(0.0, ge=0, le=1)
     whitening: float = _young(0.0, ge=0, le=1)
     dirac: bool = _young(False)
     bias_rate: float = _young(1.0, gt=0, le=1000)
-    averaging: Literal["none", "ema", "lookahead"] = _young("none")
+    lookahead: bool = _young(False)
     mixup: float = _young(0.0, ge=0, le=100)
 
     _named = model_validator(mode="before")(recipes.expanded)
@@ -250,7 +259,7 @@ class Recipe(Frozen):
 
 _OF_FRESH_WEIGHTS = {
     name: Recipe.model_fields[name].default
-    for name in ("whitening", "dirac", "bias_rate", "averaging", "mixup")
+    for name in ("whitening", "dirac", "bias_rate", "lookahead", "mixup")
 }
 
 

@@ -33,7 +33,7 @@ from pipeline.models.network import ModelState, restore
 from pipeline.models.spec import NetworkSpec
 from pipeline.store import StageHistory
 from pipeline.training import bits
-from pipeline.training.averaging import Tensors
+from pipeline.training.lookahead import Tensors
 from pipeline.training.loop import Buffers, Training
 
 KEPT = 2

@@ -19,7 +19,7 @@ from pipeline.models.initial import image_layers
 from pipeline.models.network import ModelState, normalized
 from pipeline.sweep import Recipe
 from pipeline.training import compiling, graphs
-from pipeline.training.averaging import Averages
+from pipeline.training.lookahead import Lookahead
 from pipeline.training.losses import Objective
 from pipeline.training.recipe import Machine, group_rate, optimizer
 from pipeline.training.step import Step
@@ -56,7 +56,7 @@ class Training:
     state: ModelState
     epoch: int = 0
     buffers: Buffers = field(default_factory=dict)
-    averages: dict[str, torch.Tensor] = field(default_factory=dict)  # of the network's tensors
+    averages: dict[str, torch.Tensor] = field(default_factory=dict)  # see Lookahead
     columns: dict[str, list[float]] = field(default_factory=lambda: {m: [] for m in METRICS})
 
 
@@ -114,9 +114,13 @@ class _Loop:
         image = [layer.weight for layer in first]
         self.optim = optimizer(network, recipe, not normalized(network), image)
         _restore_buffers(network, self.optim, training.buffers)
-        self.averages = Averages(network, recipe, training.averages)
+        self.lookahead = Lookahead(network, recipe, training.averages)
         self.train = split.train.to(machine.device)
         self.held_out = split.held_out.to(machine.device)
+        flip = split.flip if recipe.flip is None else recipe.flip
+        self.how = data.Augmentation(
+            recipe.crop, flip, split.zero_point, recipe.cutout, recipe.resized_crop
+        )
         self.steps = data.batch_count(len(self.train), recipe.batch_size)
         self.size = min(recipe.batch_size, len(self.train))
         called = compiled(network) if machine.compiled and not machine.graphed else network
@@ -137,7 +141,7 @@ class _Loop:
             training.epoch += 1
             self.hooks.after_epoch(training)
             training.buffers = _buffers(self.network, self.optim)
-            training.averages = self.averages.kept()
+            training.averages = self.lookahead.kept()
             self.hooks.keep(training)
         self.optim.zero_grad(set_to_none=True)  # those of a graph would keep its memory
         return training
@@ -147,7 +151,7 @@ class _Loop:
         began = time.perf_counter()
         row = self._epoch()
         if self.training.epoch + 1 == self.course.epochs:
-            self.averages.finish()
+            self.lookahead.finish()
         seconds = time.perf_counter() - began
         loss, accuracy = self.evaluated()
         if len(self.held_out) and not math.isfinite(loss):  # the last step may have done it
@@ -171,7 +175,7 @@ class _Loop:
             with torch.no_grad():
                 done = epoch * self.steps + step
                 self.hooks.after_step(state, done, self.course.epochs * self.steps)
-                self.averages.after_step(done, self.course.epochs * self.steps)
+                self.lookahead.after_step(done, self.course.epochs * self.steps)
             now = time.perf_counter()
             if now - told > 1.0:
                 told = now
@@ -183,15 +187,12 @@ class _Loop:
         return {"loss": mean_loss, "accuracy": accuracy}
 
     def _draws(self) -> data.Draws:
-        recipe, split = self.course.recipe, self.split
         generator = seeded(self.course.machine.device, self.course.seed, self.training.epoch)
-        flip = split.flip if recipe.flip is None else recipe.flip
-        mirrored = self._mirrored()
-        return data.draw(self.train, generator, recipe.crop, flip, mirrored, recipe.cutout)
+        return data.draw(self.train, generator, self.how, self._mirrored())
 
     def _mirrored(self) -> torch.Tensor | None:
         """Which images are mirrored in this epoch, where that is not left to chance: each in every
-        other one, half of them in the first (Jordan 2024, arXiv 2404.00498, section 3.6)."""
+        other one, half of them in the first (Jordan 2024, arXiv 2404.00498)."""
         if self.course.recipe.flips == "random":
             return None
         device, seed = self.course.machine.device, self.course.seed
@@ -210,8 +211,7 @@ class _Loop:
             yield
 
     def _batch(self, draws: data.Draws) -> tuple[torch.Tensor, torch.Tensor]:
-        recipe = self.course.recipe
-        return data.augmented(self.train, draws, recipe.crop, self.split.zero_point, recipe.cutout)
+        return data.augmented(self.train, draws, self.how)
 
     def _rate(self, group: dict[str, Any], step: int) -> float:
         """The learning rate of a group of the optimizer in step number ``step`` (from 0) of the

@@ -14,6 +14,7 @@ them, so it is begun in processes of its own, which leave what they made in PyTo
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from pipeline import hardware, nvml
 from pipeline.measure import complexity, energy, inference, latency
 from pipeline.models import module_of, network
 from pipeline.models.network import ModelState
-from pipeline.paths import CODE, CellPaths
+from pipeline.paths import CellPaths
 from pipeline.runtimes.pytorch_cuda import Cuda, Loaded
 from pipeline.training.checkpoint import read_model
 
@@ -74,7 +75,7 @@ def _precision(precision: str, states: dict[str, ModelState], options: argparse.
         for line in _race(loaded, batch, options):
             print(line, flush=True)
     for name, one in loaded.items():
-        if one.not_compiled and not options.eager:
+        if one.note and runtime.backend:
             print(f"{name}: not compiled ({one.not_compiled})")
 
 
@@ -104,7 +105,7 @@ def _race(loaded: dict[str, Loaded], batch: int, options: argparse.Namespace) ->
 
 def _device_s(loaded: Loaded, batch: int, seconds: float) -> float:
     """Of one graph, of many back to back."""
-    call = loaded.call(batch)
+    call = loaded.calls.of(batch)
     runs, began = 0, time.perf_counter()
     while runs == 0 or time.perf_counter() - began < seconds / 4:
         for _ in range(10):
@@ -138,11 +139,12 @@ def _made(model: str, width: float, narrower: float) -> ModelState:
 
 
 def _workers(options: argparse.Namespace) -> list[subprocess.Popen]:
-    """One for each network and precision; as many at once as there are cores."""
+    """One for each network and precision, which compiles by itself."""
+    env = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     count = len(options.cells or MADE)
     command = [sys.executable, "-m", "tests.benchmarks.bench_gpu", *sys.argv[1:]]
     jobs = [f"{precision}/{i}" for precision in options.precisions for i in range(count)]
-    return [subprocess.Popen([*command, "--prepare", job], cwd=CODE) for job in jobs]
+    return [subprocess.Popen([*command, "--prepare", job], env=env) for job in jobs]
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -151,7 +153,7 @@ def _prepare(options: argparse.Namespace) -> None:
     state = list(_states(options).values())[int(number)]
     loaded = _runtime(precision, options).load(state, 1)
     for batch in options.batches:
-        loaded.call(batch)
+        loaded.calls.of(batch)
 
 
 # --- words -----------------------------------------------------------------------------------

@@ -46,18 +46,18 @@ CHANGES: dict[str, dict[str, Any]] = {
     "whitening": {"whitening": 1.0},
     "dirac": {"dirac": True},
     "bias": {"bias_rate": 16.0},
-    "ema": {"averaging": "ema"},
-    "lookahead": {"averaging": "lookahead"},
+    "lookahead": {"lookahead": True},
 }
 LISTS = {  # by what is learned of them
     "short": (  # in 8 epochs what takes the standard recipe 16
         "standard@16",
         "fast@8",
+        "fast+crop=2@8",
         *(f"fast-{name}@8" for name in ("whitening", "dirac", "bias", "alternating", "smoothing")),
-        *(f"fast+{name}@8" for name in ("lookahead", "bias_rate=64", "learning_rate=0.4")),
-        *(f"fast+{name}@8" for name in ("decay", "batch_size=256", "crop=2")),
+        *(f"fast+{name}@8" for name in ("learning_rate=0.4", "batch_size=256", "lookahead")),
         "fast@16",
         "fast+cutout@16",
+        "fast+bias_rate=64@8",
     ),
     "long": (  # what regularizes
         "standard@60",

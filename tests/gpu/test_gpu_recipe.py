@@ -15,11 +15,10 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["ema", "lookahead"])
-def test_with_all_settings_a_graph_gives_the_weights_of_the_eager_loop(kind, capsys):
+def test_with_all_settings_a_graph_gives_the_weights_of_the_eager_loop(capsys):
     ended = []
     for how in ("off", "auto"):
-        asked = recipe(**ALL, averaging=kind, compile=how, epochs=6)
+        asked = recipe(**ALL, compile=how, epochs=6)
         done = fitted(asked, where=machine(asked, "cuda")).state.network
         ended.append({n: t.cpu() for n, t in done.state_dict().items()})
     assert "captured" not in capsys.readouterr().err

@@ -3,17 +3,24 @@ without one."""
 
 from __future__ import annotations
 
+import functools
 import time
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline import hardware, nvml, runtimes
-from pipeline.measure import energy, inference
+from pipeline import execute, hardware, nvml, runtimes, store
+from pipeline.measure import energy, inference, series
+from pipeline.measure.series import ENERGY, THROUGHPUT, Series
 from pipeline.models import module_of, network
 from pipeline.models.network import ModelState, plain
-from pipeline.runtimes.pytorch_cuda import Cuda
+from pipeline.paths import Work
+from pipeline.report import gpu as reported
+from pipeline.report.frames import Frames
+from pipeline.report.row import identity, row
+from pipeline.runtimes.pytorch_cuda import Cuda, Loaded
+from tests import cells
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,9 +46,15 @@ def pixels(images: int) -> np.ndarray:
     return np.random.default_rng(images).integers(0, 256, (images, *SHAPE), np.uint8)
 
 
-@pytest.fixture(scope="module")
-def vgg() -> ModelState:
-    return state_of("vgg11_bn", 0.25)
+@functools.cache
+def loaded(model: str, precision: str) -> Loaded:
+    """One for all tests: compilation takes most of their time."""
+    return Cuda(precision).load(made(model), 1)
+
+
+@functools.cache
+def made(model: str) -> ModelState:
+    return state_of(model, 0.25)
 
 
 def expected(state: ModelState, images: np.ndarray) -> np.ndarray:
@@ -49,33 +62,40 @@ def expected(state: ModelState, images: np.ndarray) -> np.ndarray:
         return plain(state).network.eval()(torch.from_numpy(images)).numpy()
 
 
-@pytest.mark.parametrize("precision", NEAR)
-@pytest.mark.parametrize("model", ["vgg11_bn", "resnet18", "mobilenetv2"])
+@pytest.mark.parametrize(
+    "model, precision",
+    [
+        ("vgg11_bn", "bf16"),
+        ("vgg11_bn", "fp16"),
+        ("vgg11_bn", "fp32"),
+        ("resnet18", "bf16"),
+        ("mobilenetv2", "fp16"),
+    ],
+)
 def test_it_computes_the_network_compiled_and_in_one_graph(model, precision):
-    state, images = state_of(model, 0.25), pixels(70)
-    loaded = Cuda(precision).load(state, 1)
-    wanted = expected(state, images)
-    for count in (1, 64, 70):
-        found = loaded.run(images[:count])
+    images, one = pixels(64), loaded(model, precision)
+    wanted = expected(made(model), images)
+    for count in (1, 40, 64):
+        found = one.run(images[:count])
         assert found.shape == (count, 10) and found.dtype == np.float32
         assert np.abs(found - wanted[:count]).max() <= NEAR[precision] * np.abs(wanted).max()
-    assert loaded.not_compiled is None
-    assert all(loaded.call(count).graph is not None for count in (1, 64, 70))
+    assert one.note is None
+    assert all(one.calls.of(count).graph is not None for count in (1, 64))
 
 
-def test_any_number_of_images_of_any_layout_in_memory(vgg):
-    loaded, images = Cuda("fp16").load(vgg, 1), pixels(1_100)
-    whole = loaded.run(images)
+def test_any_number_of_images_of_any_layout_in_memory():
+    one, images = loaded("vgg11_bn", "fp16"), pixels(1_100)
+    whole = one.run(images)
     assert whole.shape == (1_100, 10)
-    assert np.array_equal(whole, loaded.run(images))  # the same algorithms, in the same order
+    assert np.array_equal(whole, one.run(images))  # the same algorithms, in the same order
     near = {"rtol": 0.02, "atol": 0.01 * np.abs(whole).max()}
-    assert np.allclose(loaded.run(images[::20]), whole[::20], **near)
-    assert np.allclose(loaded.run(np.asfortranarray(images[:3])), whole[:3], **near)
+    assert np.allclose(one.run(images[::20]), whole[::20], **near)
+    assert np.allclose(one.run(np.asfortranarray(images[:3])), whole[:3], **near)
 
 
-def test_two_networks_in_turns_do_not_disturb_each_other(vgg):
-    other, images = state_of("resnet18", 0.25), pixels(64)
-    first, second = (Cuda("bf16").load(state, 1) for state in (vgg, other))
+def test_two_networks_in_turns_do_not_disturb_each_other():
+    images = pixels(64)
+    first, second = loaded("vgg11_bn", "bf16"), loaded("resnet18", "bf16")
     one, two = first.run(images), second.run(images)
     kept = one.copy()
     for _ in range(3):
@@ -84,21 +104,21 @@ def test_two_networks_in_turns_do_not_disturb_each_other(vgg):
     assert np.array_equal(one, kept)  # what was given is not written over later
 
 
-def test_what_is_left_of_training_does_not_decide_the_algorithms(vgg):
+def test_what_is_left_of_training_stays_as_it_was():
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
-        Cuda("bf16").load(vgg, 1).run(pixels(1))
+        Cuda("bf16", None).load(made("vgg11_bn"), 1).run(pixels(1))
         assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
         assert torch.backends.cudnn.enabled
     finally:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
 
 
-def test_a_graph_answers_sooner_than_the_network_step_by_step(vgg):
+def test_a_graph_answers_sooner_than_the_network_step_by_step():
     images = pixels(1)
-    runs = inference.run_of(Cuda("bf16").load(vgg, 1), images)
-    net = plain(vgg).network.eval().cuda()
+    runs = inference.run_of(loaded("vgg11_bn", "bf16"), images)
+    net = plain(made("vgg11_bn")).network.eval().cuda()
 
     @torch.inference_mode()
     def eager() -> None:
@@ -118,19 +138,18 @@ def test_a_graph_answers_sooner_than_the_network_step_by_step(vgg):
 
 
 @pytest.mark.parametrize("name", ["pytorch-cuda-bf16", "pytorch-cuda-fp16"])
-def test_it_is_a_runtime_by_its_name(name, vgg):
+def test_it_is_a_runtime_by_its_name(name):
     runtime = runtimes.get(name)
     assert runtime.available() is None and not runtime.READS_ARTIFACTS
-    assert runtime.kernels(vgg, SHAPE).integer_share == 0
+    assert runtime.kernels(made("vgg11_bn"), SHAPE).integer_share == 0
 
 
-def test_energy_is_that_of_a_card(vgg):
+def test_energy_is_that_of_a_card():
     meter = energy.of_gpu()
     if meter is None:
         pytest.skip("the driver does not tell this card's energy")
-    loaded = Cuda("bf16").load(vgg, 1)
-    run = inference.run_of(loaded, pixels(1024))
-    loaded.run(pixels(1024))
+    run = inference.run_of(loaded("vgg11_bn", "bf16"), pixels(1024))
+    run()
     steady = energy.steady(run, 1024, 1.0, meter)
     assert steady.joules_per_image is not None
     watts = steady.joules_per_image * steady.images_per_s
@@ -141,3 +160,28 @@ def test_the_hardware_names_the_card():
     assert hardware.describe()["gpu"] == torch.cuda.get_device_name(0)
     driver = nvml.driver()
     assert driver is None or driver.split(".")[0].isdecimal()
+
+
+def test_a_cell_is_measured_on_the_gpu_beside_its_base(tmp_path):
+    told = {"measure": cells.MEASURE | {"runtimes": ["onnxruntime", "pytorch-cuda-bf16"]}}
+    made_of = cells.cells(tmp_path, ["base", "ptq-int8"], **told)
+    work, found = Work(tmp_path / "work"), {}
+    for name, cell in made_of.items():
+        with store.lock_cell(work.cell(cell.id)):
+            execute.run_cell(cell, work, work.root, device="cuda")
+        found[name] = cells.result(work.cell(cell.id))
+    measured, facts = found["ptq-int8"].measured, found["ptq-int8"].facts
+    assert "runtimes/pytorch-cuda-bf16/skipped" not in measured
+    assert measured["runtimes/pytorch-cuda-bf16/agreement"] >= 0.95
+    timed = [one for one in map(series.parse, measured) if one and one.device == "cuda"]
+    assert {(one.model, one.batch) for one in timed} == {
+        (model, batch) for model in ("artifact", "base") for batch in (1, 64, 1024)
+    }
+    largest = Series("pytorch-cuda-bf16", "artifact", "all", 1024, "cuda")
+    assert measured[largest.named(THROUGHPUT)] > 0
+    assert (largest.named(ENERGY) in measured) == (energy.of_gpu() is not None)
+    assert facts["hardware"]["gpu"] == torch.cuda.get_device_name(0)
+    assert facts["machine"].endswith(hardware.machine_name(facts["hardware"]["gpu"], None)[:24])
+    rows = [row(identity(made_of[name]), result) for name, result in found.items()]
+    [table] = reported.section(Frames.of(rows, ())).tables
+    assert [line[0].text for line in table.lines] == ["base", "ptq-int8"]

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -33,12 +34,15 @@ CALLED = ("squeue", "sacct", "sbatch", "scancel", "scontrol")
 PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 MISSING = [name for name in COMMANDS if shutil.which(name, path=PATH) is None]
 REQUIRED = os.environ.get("NETPRESS_REQUIRE_SLURM") == "1"
+ELSEWHERE = f"export PYTHONPATH=$PYTHONPATH:{HERE / 'elsewhere'}"  # in `setup`; see there
 REASON = (
     f"no {', '.join(MISSING)}: apt-get install slurm-wlm slurmdbd munge mariadb-server "
     "brings a SLURM to test on"
 )
 
 # Small enough for many at a time on the fake nodes; one thread, for there are few real cores.
+LOOK_S = 5.0
+T = TypeVar("T")
 SMALL = ("--set", "cores=1", "--set", "memory_gib=2", "--set", "gpu=null")
 QUICK = """
 name: {name}
@@ -47,7 +51,7 @@ datasets: [digits]
 techniques: {techniques}
 seeds: {seeds}
 training: {{epochs: {epochs}, batch_size: 50, train_images: 100, test_images: 50}}
-measure: {{repeats: 1, seconds: 0.1}}
+measure: {{repeats: 1, seconds: 0.1, simulated_seconds: 0.1}}
 define:
   quick: [{{finetune: {{epochs: 1}}}}]
   quick2: [{{finetune: {{epochs: 2}}}}]
@@ -217,17 +221,34 @@ class Desk:
     def states(self, sweep: str) -> dict[str, str]:
         return {name: cell["state"] for name, cell in self.status(sweep).items()}
 
+    def until_all(self, sweep: str, *states: str, seconds: float = 60) -> dict[str, dict]:
+        """Wait until each cell has one of these states."""
+        return self.until(sweep, lambda c: all(x["state"] in states for x in c.values()), seconds)
+
     def until(self, sweep: str, wanted: Callable[[dict[str, dict]], bool], seconds: float = 120):
         """Wait for a state of the sweep; what it was then."""
+        return self.looking(lambda: self.status(sweep), wanted, seconds)
+
+    def looking(self, look: Callable[[], T], wanted: Callable[[T], bool], seconds: float) -> T:
+        """`look` until that is as wanted. It takes half a second of a core, so not again before
+        Slurm's queue has changed, which costs little to ask, or some time has passed."""
         deadline = time.monotonic() + seconds
-        while not wanted(found := self.status(sweep)):
-            assert time.monotonic() < deadline, json.dumps(found, indent=1) + self.box.ask("squeue")
-            time.sleep(2)  # a look takes half a second of a core
-        return found
+        while True:
+            before, again = self._queue(), time.monotonic() + LOOK_S
+            if wanted(found := look()):
+                return found
+            assert time.monotonic() < deadline, json.dumps(found, indent=1) + before
+            while self._queue() == before and time.monotonic() < again:
+                time.sleep(0.5)
+
+    def _queue(self) -> str:
+        return self.box.ask("squeue", "-ah", "-o", "%i %T %r")
+
+    def until_none(self, sweep: str, state: str, seconds: float = 60) -> dict[str, dict]:
+        return self.until(sweep, lambda c: all(x["state"] != state for x in c.values()), seconds)
 
     def settled(self, sweep: str, seconds: float = 150) -> dict[str, dict]:
-        over = ("done", "failed", "cancelled", "missing")
-        return self.until(sweep, lambda c: all(x["state"] in over for x in c.values()), seconds)
+        return self.until_all(sweep, "done", "failed", "cancelled", "missing", seconds=seconds)
 
     def counted(self) -> Counter[str]:
         """Slurm's commands that were run since the last time this was asked."""
@@ -241,6 +262,12 @@ class Desk:
 
     def jobs(self, name: str) -> list[int]:
         return [line["job"] for line in self.ledger(name) if line["event"] == "submitted"]
+
+
+def held(mebibytes: int) -> tuple[str, ...]:
+    """The profile's setting with which each cell's process has so much memory from the start."""
+    lines = [ELSEWHERE, f"export NETPRESS_TEST_HELD_BYTES={mebibytes << 20}"]
+    return ("--set", "setup=" + json.dumps(lines))
 
 
 @dataclass(frozen=True)
@@ -271,8 +298,9 @@ def halt(cell: CellPaths, epochs: int = 1, seconds: float = 90, task: str | None
                 continue
             os.kill(pid, signal.SIGSTOP)
             assert not cell.manifest.exists(), "it was done before it could be stopped"
-            stop = ("bash", "-c", f"while kill -STOP {pid}; do sleep 0.01; done 2>/dev/null")
-            return Halted(pid, subprocess.Popen(stop))
+            # From a pipe into which nobody writes, `read` waits as `sleep` does, without a process.
+            stop = f"exec 3<> <(:); while kill -STOP {pid}; do read -rt 0.01 -u 3; done 2>/dev/null"
+            return Halted(pid, subprocess.Popen(("bash", "-c", stop)))
         time.sleep(0.01)
     raise AssertionError(f"nothing began with {cell.id}")
 

@@ -44,7 +44,7 @@ def test_commands_that_name_no_profile_take_that_of_the_submission(desk):
     assert "it is queued" in desk.netpress("logs", sweep, "vgg16_bn/digits/base/60", code=2)[1]
     assert "Nothing to submit" in desk.netpress("submit", sweep)[0]
     assert "2 cells cancelled" in desk.netpress("cancel", sweep)[0]
-    wait_for(lambda: set(desk.states(sweep).values()) == {"cancelled"}, 30)
+    desk.until_all(sweep, "cancelled", seconds=30)
 
     # What has changed in the file since counts, is said in one line, and moves no work root.
     text = PROFILE.format(work=desk.folder / "elsewhere").replace("memory_gib: 3", "memory_gib: 4")
@@ -64,7 +64,7 @@ def test_commands_that_name_no_profile_take_that_of_the_submission(desk):
 
     # Another one is taken where it is asked for, and from then on.
     desk.netpress("cancel", sweep)
-    wait_for(lambda: set(desk.states(sweep).values()) == {"cancelled"}, 30)
+    desk.until_all(sweep, "cancelled", seconds=30)
     desk.netpress("submit", sweep, "--profile", "generic", *SMALL, *LATER)
     assert cells_in_queue(desk) == {"public 2G 4:00:00"}
     assert len(desk.jobs("again")) == 3
@@ -83,7 +83,7 @@ def report_state(desk, sweep: str) -> dict:
 
 
 def until_report(desk, sweep: str, wanted: str) -> dict:
-    return wait_for(lambda: (r := report_state(desk, sweep))["state"] == wanted and r, 150, 2)
+    return desk.looking(lambda: report_state(desk, sweep), lambda r: r["state"] == wanted, 150)
 
 
 def test_a_report_that_failed_is_told_and_sent_again(desk):

@@ -6,7 +6,7 @@ import shutil
 from datetime import datetime, timedelta
 
 from pipeline import store
-from tests.slurm.conftest import SMALL, halt, wait_for
+from tests.slurm.conftest import SMALL, halt, held, wait_for
 from tests.slurm.test_slurm import LATER, LONG, goes_on, restarts
 
 
@@ -94,9 +94,7 @@ def test_a_requeue_that_slurm_refuses_is_resumed(desk):
 def test_out_of_memory_by_control_groups(strict_desk):
     desk = strict_desk
     sweep = desk.sweep("strict", techniques="[base, quick]")
-    file = desk.folder / sweep
-    file.write_text(file.read_text().replace("width: 0.125", "width: 1.0"))
-    desk.submit(sweep, "--set", "memory_gib=1")
+    desk.submit(sweep, "--set", "memory_gib=1", *held(700))
     found = desk.settled(sweep)
     job = desk.jobs("strict")[0]
     states = ("sacct", "-nPj", f"{job}_0", "-o", "State")

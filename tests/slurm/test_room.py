@@ -75,7 +75,7 @@ def test_what_there_is_room_for_is_submitted_and_a_job_submits_the_rest(desk):
         assert desk.status(sweep)["base/6"]["state"] == "missing"
         wait_for(lambda: len(queue(desk, "room").get("follow-up", [])) == 1)
         put({"MaxSubmitJobsPerUser": 10})
-        wait_for(lambda: set(desk.states(sweep).values()) == {"queued"})
+        desk.until_all(sweep, "queued")
         wait_for(lambda: "follow-up" not in queue(desk, "room"))
     cells = [cell for task in in_queue(desk, "room") for cell in task]
     assert len(cells) == len(set(cells)) == 7
@@ -139,7 +139,7 @@ def test_a_limit_that_shows_only_when_sbatch_refuses(desk, where):
     assert words in out and "when there is room" in out, out
     assert len(in_queue(desk, "halved")) == 3 and sbatch == 6  # 7 no, two ahead, 4 no, 2, 1
     assert {"follow-up", "report", "base"} <= set(queue(desk, "halved"))
-    wait_for(lambda: set(desk.states(sweep).values()) == {"queued", "waiting"})
+    desk.until_all(sweep, "queued", "waiting")
     cells = [cell for task in in_queue(desk, "halved") for cell in task]
     assert len(cells) == len(set(cells)) == 14
     desk.netpress("cancel", sweep)

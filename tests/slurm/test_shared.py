@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from pipeline import store
-from tests.slurm.conftest import HERE, SMALL, at_desk, halt, wait_for
+from tests.slurm.conftest import ELSEWHERE, HERE, SMALL, at_desk, halt, wait_for
 from tests.slurm.test_slurm import LATER, LONG, goes_on, in_queue, restarts
 
 # Jobs see two machines, where flock reaches the other one, and where it does not.
-TWO_MACHINES = [f"export PYTHONPATH=$PYTHONPATH:{HERE / 'elsewhere'}"]
+TWO_MACHINES = [ELSEWHERE]
 NO_FLOCK = [*TWO_MACHINES, "export NETPRESS_TEST_NO_FLOCK=1"]
 
 
@@ -52,7 +52,7 @@ def test_two_sweeps_share_their_base(desk):
     assert "1 cell cancelled" in desk.netpress("cancel", second)[0]
     assert desk.states(first) == {"base/40": "queued", "quick/40": "waiting"}
     desk.netpress("cancel", first)
-    wait_for(lambda: "queued" not in desk.states(second).values(), 30)
+    desk.until_none(second, "queued")
     desk.resume(second, *LATER)
     assert len(in_queue(desk, "second")) == 3
 

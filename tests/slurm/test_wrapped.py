@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
-from tests.slurm.conftest import CALLED, PATH, wait_for
+from tests.slurm.conftest import CALLED, PATH
 from tests.slurm.test_slurm import LATER
 
 # Banners on both streams, before and after; one may be a number alone, as a job's id is.
@@ -44,7 +44,7 @@ def test_banners_are_not_taken_for_jobs(desk):
     assert desk.states(sweep) == {"base/60": "queued", "quick/60": "waiting"}
     assert "Nothing to submit" in desk.submit(sweep, *LATER)[0]
     desk.netpress("cancel", sweep)
-    wait_for(lambda: "queued" not in desk.states(sweep).values())
+    desk.until_none(sweep, "queued")
     _, err = desk.submit(desk.sweep("no"), "--set", "partition=nowhere", code=2)
     assert "SUs" not in err and "invalid partition" in err
     # Two lines are an id: the job's name tells which is.
