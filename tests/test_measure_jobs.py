@@ -124,6 +124,8 @@ def test_what_jobs_that_measure_request():
         }.items()
     )
     assert int(flags_of("measure.minutes=20", "time_margin=null")["time"]) == 20
+    alone, _ = profile.load("sol", ["measure.exclusive=true"]).profile.notes()
+    assert "a cluster may charge all of a node for that" in alone
 
 
 def test_where_there_are_no_jobs_that_measure():
