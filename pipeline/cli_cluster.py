@@ -62,7 +62,7 @@ def submit(
 def status(
     name: str, as_json: bool, profile: str | None, watch: bool, interval_s: float | None
 ) -> None:
-    """What is done, trained, running, queued, waiting, failed or missing."""
+    """What is done, trained, running, queued, failed or missing."""
     from pipeline.orchestrate import images, state
     from pipeline.orchestrate import watch as watching
 
