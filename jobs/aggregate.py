@@ -76,7 +76,7 @@ def aggregate(sweep: Sweep, work: Path, to: Path, umask: int | None = None) -> P
 def _failure(error: Exception, to: Path) -> store.Failure:
     from submitit.core.utils import UncompletedJobError
 
-    from pipeline.execute import failure_of
+    from pipeline.failure_kinds import failure_of
 
     if isinstance(error, UncompletedJobError):  # submitit raises it on USR2
         return store.Failure("stuck", "the time limit came before the report was made")

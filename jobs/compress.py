@@ -187,7 +187,7 @@ def _attempted(
 
 def _failure_of(error: Exception, folder: Path) -> tuple[str, str]:
     try:
-        from pipeline.execute import failure_of
+        from pipeline.failure_kinds import failure_of
     except Exception as missing:  # torch itself cannot be loaded
         return "exception", f"{type(missing).__name__}: {missing}"
     return failure_of(error, folder)

@@ -93,7 +93,7 @@ def _come_again(known: ledger.Ledger, cluster: Cluster, why: str) -> None:
 
 
 def _failure(error: Exception) -> store.Failure:
-    from pipeline.execute import failure_of
+    from pipeline.failure_kinds import failure_of
 
     return store.Failure(*failure_of(error), traceback.format_exc())
 

@@ -23,7 +23,8 @@ from pipeline.models.transforms import TRANSFORMS
 from pipeline.paths import CellPaths
 from pipeline.plugins import Loaded
 from pipeline.runtimes import RUNTIMES
-from pipeline.sweep.cell import Model, Plugin, plugins_of, strictly
+from pipeline.sweep.cell import plugins_of
+from pipeline.sweep.settings import Model, Plugin, strictly
 from pipeline.techniques import STAGES, TECHNIQUES
 from pipeline.techniques.settings import StageSettings, recorded
 

@@ -17,7 +17,7 @@ from pipeline.errors import Corrupt
 from pipeline.paths import CellPaths, Work
 from pipeline.store import MeasurementEntry
 from pipeline.sweep import Cell
-from pipeline.sweep.cell import RUNTIMES
+from pipeline.sweep.settings import RUNTIMES
 from pipeline.versions import SHARED
 
 # The record, in a manifest's `extra`, in a measurement's manifest and in facts. Before measurements

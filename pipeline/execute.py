@@ -8,13 +8,11 @@ after a kill, it goes on from the last epoch that was kept, and ends with the sa
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import platform
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +27,6 @@ from pipeline.store import StageHistory
 from pipeline.sweep import Cell, Recipe, Stage
 from pipeline.techniques import context, stage_module, train
 from pipeline.timeline import Timeline
-from pipeline.trained import NoBase
 from pipeline.training import compiling
 from pipeline.training.checkpoint import Checkpointer, Snapshot
 from pipeline.training.loop import Course, Hooks, Training, fit
@@ -339,61 +336,6 @@ def peak_memory_bytes() -> int:
 
 def peak_gpu_memory_bytes(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-
-
-def failure_of(error: BaseException, folder: Path | None = None) -> tuple[str, str]:
-    """(kind, one line) of what ended an attempt: the kind decides what `resume` does about it.
-    `folder`: that the attempt wrote to."""
-    line = (str(error).strip().splitlines() or ["no message"])[0][:500]
-    named = f"{type(error).__name__}: {line}"
-    if any(map(_out_of_memory, _causes(error))):
-        of_gpu = any(map(_gpu_out_of_memory, _causes(error)))
-        return "gpu_out_of_memory" if of_gpu else "out_of_memory", named
-    if full := next(filter(_disk_full, _causes(error)), None):
-        return "disk_full", _where_full(full, folder)
-    if isinstance(error, NoBase):
-        return "no_base", line
-    return "exception", line if isinstance(error, UserError) else named
-
-
-def _where_full(error: BaseException, folder: Path | None) -> str:
-    """`No space left on device in FOLDER`: of the file in the error, where it has one."""
-    said = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
-    named = getattr(error, "filename", None)
-    where = Path(os.fsdecode(named)).parent if isinstance(named, (str, bytes)) else folder
-    return f"{said} in {where}" if where else said
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and what it was raised from: compilers and our own errors wrap others."""
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-# How PyTorch and ONNX Runtime say so where they have no error of its own for it.
-_NO_MEMORY = (
-    "can't allocate memory",
-    "Failed to allocate memory",
-    "bad_alloc",
-    "ALLOC_FAILED",
-    "Cannot allocate memory",
-)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    own = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return own or any(text in str(error) for text in _NO_MEMORY)
-
-
-def _gpu_out_of_memory(error: BaseException) -> bool:
-    """PyTorch has an error of its own for a GPU's memory; CUDA's libraries have a status."""
-    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
-
-
-def _disk_full(error: BaseException) -> bool:
-    own = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return own or "No space left on device" in str(error)
 
 
 def read_cell(paths: CellPaths, catalog: Catalog) -> Cell:

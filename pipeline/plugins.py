@@ -27,7 +27,7 @@ from pipeline.models.transforms import Transform
 from pipeline.paths import NAME, Work
 from pipeline.registry import WORDS, Added
 from pipeline.strict_yaml import shown
-from pipeline.sweep.cell import Model, Plugin
+from pipeline.sweep.settings import Model, Plugin
 from pipeline.techniques.settings import StageSettings
 
 MAX_BYTES = 10_000_000

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import artifact, catalog, execute, origin, store
+from pipeline import artifact, catalog, execute, failure_kinds, origin, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.paths import CODE, Work
 from pipeline.sweep import Dataset
@@ -253,7 +253,7 @@ def test_without_its_base_a_cell_says_which_it_needs(bench, work):
     shutil.rmtree(work.cell(cell.base_id).folder)
     with pytest.raises(execute.NoBase, match=f"its base {cell.base_id} is not there") as told:
         cells.run(cell, work)
-    assert execute.failure_of(told.value)[0] == "no_base"
+    assert failure_kinds.failure_of(told.value)[0] == "no_base"
 
 
 @pytest.mark.parametrize("damaged", ["result.h5", "checkpoint/model.safetensors"])
@@ -290,7 +290,7 @@ def test_a_base_that_saw_other_images_is_not_built_upon(bench, work, tmp_path):
     draw(14)
     with pytest.raises(UserError, match="mine: its images changed since the base") as told:
         cells.run(asked["ptq-int8"], work)
-    kind, reason = execute.failure_of(told.value)
+    kind, reason = failure_kinds.failure_of(told.value)
     assert kind == "exception" and reason.startswith("mine: its images changed")
 
 
@@ -340,17 +340,17 @@ def fill(disk: Path) -> None:
 def test_memory_that_ran_out_is_told_from_other_errors():
     huge = 1 << 50
     for act in (lambda: torch.empty(huge), lambda: np.empty(huge), lambda: bytearray(huge)):
-        kind, reason = execute.failure_of(raised(act))
+        kind, reason = failure_kinds.failure_of(raised(act))
         assert kind == "out_of_memory" and "Error: " in reason and "\n" not in reason
 
 
 def test_memory_of_a_gpu_is_told_from_memory_of_the_machine():
     gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    assert execute.failure_of(gpu)[0] == "gpu_out_of_memory"
+    assert failure_kinds.failure_of(gpu)[0] == "gpu_out_of_memory"
     wrapped = Corrupt("a model cannot be read")
     wrapped.__cause__ = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
-    assert execute.failure_of(wrapped)[0] == "gpu_out_of_memory"
-    assert execute.failure_of(MemoryError("of CUDA.bin"))[0] == "out_of_memory"
+    assert failure_kinds.failure_of(wrapped)[0] == "gpu_out_of_memory"
+    assert failure_kinds.failure_of(MemoryError("of CUDA.bin"))[0] == "out_of_memory"
 
 
 def test_memory_that_ran_out_inside_of_another_error_is_found():
@@ -360,7 +360,7 @@ def test_memory_that_ran_out_inside_of_another_error_is_found():
         except RuntimeError as error:
             raise Corrupt("a model cannot be read") from error
 
-    assert execute.failure_of(raised(wrapped))[0] == "out_of_memory"
+    assert failure_kinds.failure_of(raised(wrapped))[0] == "out_of_memory"
 
 
 def test_a_full_disk_is_told_from_other_errors(tmp_path):
@@ -368,9 +368,9 @@ def test_a_full_disk_is_told_from_other_errors(tmp_path):
         error = raised(lambda: fill(disk))
         assert error.errno == errno.ENOSPC
         said = ("disk_full", f"No space left on device in {disk}")
-        assert execute.failure_of(error, disk) == said
+        assert failure_kinds.failure_of(error, disk) == said
         error.filename = str(disk / "file")
-        assert execute.failure_of(error) == said
+        assert failure_kinds.failure_of(error) == said
 
 
 def test_other_errors_are_named_in_one_line():
@@ -382,8 +382,8 @@ def test_other_errors_are_named_in_one_line():
         PermissionError(errno.EACCES, "no"): "PermissionError: [Errno 13] no",
     }
     for error, reason in said.items():
-        assert execute.failure_of(error) == ("exception", reason)
-    assert len(execute.failure_of(ValueError("x" * 10_000))[1]) < 600
+        assert failure_kinds.failure_of(error) == ("exception", reason)
+    assert len(failure_kinds.failure_of(ValueError("x" * 10_000))[1]) < 600
 
 
 def test_a_full_disk_leaves_what_was_kept_and_no_result(bench, tmp_path):
@@ -392,7 +392,7 @@ def test_a_full_disk_leaves_what_was_kept_and_no_result(bench, tmp_path):
         work = Work(disk / "work")
         shutil.copytree(bench.work.cache, work.cache)
         error = raised(lambda: cells.run(cell, work))
-        assert execute.failure_of(error)[0] == "disk_full"
+        assert failure_kinds.failure_of(error)[0] == "disk_full"
         paths = work.cell(cell.id)
         assert not paths.manifest.exists()
         assert not [p for p in disk.rglob("*") if store.TEMPORARY.fullmatch(p.name)]

@@ -22,7 +22,7 @@ from pipeline.report import frames
 from pipeline.report.row import identity, row
 from pipeline.runtimes import openvino
 from pipeline.sweep import Cell, Measure
-from pipeline.sweep.cell import GROUPS, RUNTIMES
+from pipeline.sweep.settings import GROUPS, RUNTIMES
 from pipeline.verify import artifacts as verified
 from tests import cells, strangers
 from tests.test_techniques import deployed, made, split_of

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import artifact, catalog, data, execute, hardware, runtimes, store
+from pipeline import artifact, catalog, data, execute, failure_kinds, hardware, runtimes, store
 from pipeline.errors import UserError
 from pipeline.measure import complexity
 from pipeline.models import network
@@ -529,7 +529,7 @@ def test_chains_that_make_no_sense_end_with_a_sentence(bench, chain, said):
     cell = bench.cells(["x"], define={"x": chain})["x"]
     with pytest.raises(UserError, match=said) as told:
         staged(cell, beside(bench, "senseless"))
-    assert execute.failure_of(told.value) == ("exception", str(told.value))
+    assert failure_kinds.failure_of(told.value) == ("exception", str(told.value))
 
 
 def test_a_quantized_network_can_be_cut_and_tuned_further(bench):

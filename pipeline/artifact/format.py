@@ -19,7 +19,7 @@ from pipeline.artifact import bounds
 from pipeline.artifact.bounds import Cost
 from pipeline.artifact.coded import CODECS, decoded
 from pipeline.errors import Corrupt, UserError
-from pipeline.sweep.cell import COLOUR
+from pipeline.sweep.settings import COLOUR
 
 if TYPE_CHECKING:
     import onnx

@@ -24,7 +24,7 @@ from pipeline.models import coupling, tracing
 from pipeline.models.layers import multiple_of_eight
 from pipeline.models.spec import Graph, NetworkSpec
 from pipeline.models.tracing import NotTraceable, Traced
-from pipeline.sweep.cell import Own
+from pipeline.sweep.settings import Own
 
 Shape = tuple[int, int, int]
 

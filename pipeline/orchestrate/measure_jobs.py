@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pipeline.orchestrate.graph import Array, Ids, Pack, Request
 from pipeline.orchestrate.state import CellState, SweepState
 from pipeline.sweep import Cell, Sweep
-from pipeline.sweep.cell import RUNTIMES
+from pipeline.sweep.settings import RUNTIMES
 
 MOST_ARRAYS = 20  # that wait for something; each is a call of sbatch
 

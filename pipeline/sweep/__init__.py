@@ -6,11 +6,10 @@ what would be right`). What a file may name is handed in as a Catalog: nothing h
 registries, whose stages build their settings from Frozen and Recipe.
 """
 
-from pipeline.sweep.cell import (
-    BASE,
-    FORMAT,
-    Cell,
-    Core,
+from pipeline.sweep.cell import BASE, FORMAT, Cell, Core, Stage, plugins_of
+from pipeline.sweep.file import MAX_CELLS
+from pipeline.sweep.loading import Sweep, load
+from pipeline.sweep.settings import (
     Dataset,
     Frozen,
     Measure,
@@ -18,12 +17,8 @@ from pipeline.sweep.cell import (
     Pack,
     Plugin,
     Recipe,
-    Stage,
     canonical_json,
-    plugins_of,
 )
-from pipeline.sweep.file import MAX_CELLS
-from pipeline.sweep.loading import Sweep, load
 
 __all__ = [
     "BASE",

@@ -13,7 +13,7 @@ from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.strict_yaml import Document, Key, described, nearest, shown
 from pipeline.sweep import own, recipes
-from pipeline.sweep.cell import (
+from pipeline.sweep.settings import (
     Dataset,
     Frozen,
     Measure,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import strict_yaml
-from pipeline.sweep.cell import Cell, Pack, Plugin
+from pipeline.sweep.cell import Cell
 from pipeline.sweep.file import Source, read_config, read_datasets, read_models, with_plugins
 from pipeline.sweep.matrix import build_cells
+from pipeline.sweep.settings import Pack, Plugin
 from pipeline.sweep.techniques import resolve_techniques
 
 if TYPE_CHECKING:

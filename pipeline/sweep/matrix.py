@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.strict_yaml import nearest, shown
-from pipeline.sweep.cell import BASE, Cell, Dataset, Model, Recipe
+from pipeline.sweep.cell import BASE, Cell
 from pipeline.sweep.file import MAX_CELLS, Source
+from pipeline.sweep.settings import Dataset, Model, Recipe
 from pipeline.sweep.techniques import Technique
 
 Names = tuple[Any, ...]  # all that an entry of `exclude` may call a point of an axis

@@ -18,7 +18,7 @@ from pydantic import Field
 from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.strict_yaml import Document, Key, shown
-from pipeline.sweep.cell import Frozen, Model, Name, Own, Pixels
+from pipeline.sweep.settings import Frozen, Model, Name, Own, Pixels
 
 MAX_BYTES = 10_000_000
 

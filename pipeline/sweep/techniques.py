@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from pipeline.strict_yaml import Key, nearest, shown
-from pipeline.sweep.cell import Stage, strictly
+from pipeline.sweep.cell import Stage
 from pipeline.sweep.file import MAX_CELLS, Source, refuse_twins
+from pipeline.sweep.settings import strictly
 
 if TYPE_CHECKING:
     from pipeline.catalog import Chain

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from pipeline.sweep import Frozen, Recipe
-from pipeline.sweep.cell import strictly
+from pipeline.sweep.settings import strictly
 
 if TYPE_CHECKING:
     from pipeline.models.network import ModelState

@@ -30,8 +30,8 @@ from pipeline import data, hardware, store
 from pipeline.models import initial, module_of
 from pipeline.paths import Work, data_root
 from pipeline.sweep import Recipe
-from pipeline.sweep.cell import Dataset
 from pipeline.sweep.recipes import NAMED
+from pipeline.sweep.settings import Dataset
 from pipeline.training import loop, losses
 from pipeline.training.loop import Course, Diverged, Training, fit
 from pipeline.training.recipe import Machine, machine

@@ -29,7 +29,7 @@ from pipeline.errors import UserError
 from pipeline.measure import complexity
 from pipeline.models import network, own
 from pipeline.models.spec import NetworkSpec
-from pipeline.sweep.cell import Own
+from pipeline.sweep.settings import Own
 
 CLASSES = 10
 MODELS = [

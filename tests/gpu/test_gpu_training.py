@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline import data, execute, store
+from pipeline import data, execute, failure_kinds, store
 from pipeline.models import module_of, network
 from pipeline.paths import Work
 from pipeline.sweep import Recipe
@@ -168,14 +168,14 @@ def test_a_gpu_that_others_fill_up_is_a_failure_of_its_own():
     finally:
         del others
         torch.cuda.empty_cache()
-    assert execute.failure_of(raised.value)[0] == "gpu_out_of_memory"
+    assert failure_kinds.failure_of(raised.value)[0] == "gpu_out_of_memory"
 
 
 def test_a_full_gpu_is_a_failure_of_its_own():
     free, _ = torch.cuda.mem_get_info()
     with pytest.raises(torch.OutOfMemoryError) as raised:
         torch.empty(2 * free, dtype=torch.uint8, device="cuda")
-    kind, line = execute.failure_of(raised.value)
+    kind, line = failure_kinds.failure_of(raised.value)
     assert kind == "gpu_out_of_memory" and "CUDA out of memory" in line
 
 
