@@ -37,7 +37,8 @@ def optimize(
     bits a weight. ``importance``: of each layer, see ``of_logits``. (weights moved, weights)."""
     found = layers(module)
     total, moved = sum(layer.weight.numel() for layer in found.values()), 0
-    for name, layer in found.items():
+    for name in importance:
+        layer = found[name]
         scale = layer.weight_quantizer.scale.detach()
         with torch.no_grad():
             integer = (layer.quantized_weight() / by_filter(scale, layer.weight)).round()
@@ -131,7 +132,8 @@ def of_logits(
             seen.clear()
             logits = network(images).float()
             signs = torch.randint(0, 2, logits.shape, generator=generator) * 2 - 1
-            gradients = torch.autograd.grad((logits * signs.to(logits)).sum(), [*seen.values()])
+            signed = (logits * signs.to(logits)).sum()
+            gradients = torch.autograd.grad(signed, [*seen.values()], materialize_grads=True)
             for name, gradient in zip(seen, gradients, strict=True):
                 sums[name] = sums.get(name, torch.zeros_like(gradient)) + gradient.square()
             power += float(logits.detach().double().square().sum())
@@ -145,7 +147,8 @@ def _deployed(module: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
 
     def leaf(name: str) -> Any:
         def hook(_: nn.Module, __: Any, rounded: torch.Tensor) -> torch.Tensor:
-            seen[name] = rounded.detach().requires_grad_()
+            if name not in seen:  # a layer that is applied twice has one weight
+                seen[name] = rounded.detach().requires_grad_()
             return seen[name]
 
         return hook
