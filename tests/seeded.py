@@ -67,6 +67,7 @@ CHAINS: dict[str, list[dict[str, dict]]] = {
     "binary-weights": [{"binary": {}}],
     "rate-term": [{"rate": {}}],
     "encode": [{"encode": {}}],
+    "rounded": [{"rate": {}}, {"encode": {"rounding": 0.02}}],
     "all": [
         {"prune": {"parameters_kept": 0.4}},
         {"finetune": {"epochs": 1, "teacher": "base"}},

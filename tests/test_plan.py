@@ -83,6 +83,30 @@ def test_the_paper_has_every_control_at_the_operating_points_of_what_it_controls
     }
 
 
+@pytest.mark.parametrize("name, cells", [("frontier", 2 * 3 * 29), ("frontier-cpu", 22)])
+def test_the_frontier_has_every_technique_below_8_bits_at_points_that_trace_it(name, cells):
+    """What is coded there ends in `encode`; what bytes can be traded in has several points, its
+    control the same; on a laptop nothing is downloaded and the network is small."""
+    asked = plan.load_sweep(name)
+    points = Counter(cell.family for cell in asked.cells)
+    families = set(catalog.built_in().techniques)
+    coded = {f for f in families if catalog.built_in().techniques[f][-1:] == [{"encode": {}}]}
+    assert len(coded) == 9 and coded | {"base", "ptq-int8", "sparse-random"} <= set(points)
+    assert len(asked.cells) == cells and len({cell.id for cell in asked.cells}) == cells
+    plain = {cell.family for cell in asked.cells if "encode" not in {s.name for s in cell.stages}}
+    assert plain == {"base", "ptq-int8", "sparse-random"}
+    several = {f for f, count in points.items() if count > points["base"]}
+    traced = {"deep-compression", "int8-rounded", "rate", "small-and-rate", "small-dense-coded"}
+    assert several == traced | {"sparse-random"}
+    assert points["sparse-random"] == points["deep-compression"]
+    used = {(cell.dataset.name, cell.model.label) for cell in asked.cells}
+    assert used == (
+        {("digits", "vgg16_bn-w0.25")}
+        if name == "frontier-cpu"
+        else {("cifar10-jpeg", "vgg16_bn"), ("cifar10-jpeg", "resnet20")}
+    )
+
+
 def test_every_technique_there_is_can_be_resolved(tmp_path):
     file = tmp_path / "all.yaml"
     names = ", ".join(catalog.built_in().techniques)

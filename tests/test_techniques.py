@@ -40,6 +40,7 @@ VARIANTS = {
     "taught-afresh": [{"train": {"model": "vgg11", "teacher": "base", "epochs": 1}}],
     "small-student-int8": [{"distill": {"epochs": 1}}, {"quantize": {}}],
     "pruned-and-stored": [{"prune": {"parameters_kept": 0.5}}, {"encode": {}}],
+    "rounded-and-stored": [{"quantize": {}}, {"encode": {"rounding": 0.02}}],
     "pruned-again": [{"prune": {"parameters_kept": 0.5}}, {"prune": {"parameters_kept": 0.3}}],
 }
 NAMES = [*TECHNIQUES, *VARIANTS]

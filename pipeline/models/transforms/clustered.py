@@ -76,6 +76,13 @@ class Codebook(fakequant.WeightQuantizer):
         rounded = values.detach().round().clamp(-LARGEST, LARGEST)
         return values + (rounded - values.detach()) if values.requires_grad else rounded
 
+    @torch.no_grad()
+    def place(self, weight: torch.Tensor, integers: torch.Tensor) -> None:
+        table = torch.cat((integers.new_zeros(1), self.integers().to(integers)))
+        ordered, codes = table.sort(stable=True)  # the first of equal values, so zero's code is 0
+        self.codes.copy_(codes[torch.searchsorted(ordered, integers.contiguous())])
+        super().place(weight, integers)
+
     def damp(self) -> None:
         """Divides the gradient of each value, the sum of its members' (Han et al. 2015, eq. 3), by
         the root of their number, as Esser et al. (2020, section 2.2) do for scales: a value that a

@@ -168,6 +168,12 @@ class WeightQuantizer(nn.Module):
         rounded = self.rounded(weight, scale)
         return self.safe(rounded, scale) if self.pairs else rounded
 
+    @torch.no_grad()
+    def place(self, weight: torch.Tensor, integers: torch.Tensor) -> None:
+        """Sets ``weight`` so that it is rounded to ``integers`` [K, ...], all of which the layer's
+        weights are rounded to already, at the scale that there is."""
+        weight.copy_(integers * self.scale.reshape(-1, *[1] * (weight.dim() - 1)))
+
     def widest(self, weight: torch.Tensor) -> torch.Tensor:
         """The scale [K] with which each filter just fits, as it is; see ``widest``."""
         fitting = widest(weight, self.limit)

@@ -71,6 +71,11 @@ class PowerQuantizer(fakequant.WeightQuantizer):
         return torch.where(self.levels == FREE, weight, frozen)
 
     @torch.no_grad()
+    def place(self, weight: torch.Tensor, integers: torch.Tensor) -> None:
+        self.levels.copy_(integers)
+        super().place(weight, integers)
+
+    @torch.no_grad()
     def fit(self, weight: torch.Tensor, by_filter: bool = False) -> None:
         """Chooses the scale, of the layer or of each filter; nothing is frozen by that. A filter of
         zeros has the layer's."""
