@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from pipeline import done, store, usage
+from pipeline import store, usage
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
     batch,
@@ -21,21 +21,17 @@ from pipeline.orchestrate import (
     measure_jobs,
     profile,
     put_off,
-    resume,
     room,
     send,
     state,
     submit,
-    there,
     watch,
 )
 from pipeline.orchestrate.graph import Array, Request
 from pipeline.orchestrate.slurm import Row
 from pipeline.paths import Work
 from tests import results
-
-TRAINING, MEASURING = Request(40, 10), Request(16, 30)
-
+from tests.desk import MEASURING, TRAINING, Desk, train
 
 # --- the graph -------------------------------------------------------------------------------
 
@@ -244,59 +240,6 @@ def test_what_is_measured_on_a_gpu_requests_one(tmp_path):
 # --- what is true now ------------------------------------------------------------------------
 
 
-def train(cell, work) -> None:
-    """As execute.py leaves a cell that is not to be measured there."""
-    results.publish(cell, work)
-    made_with = done.of_artifact(done.record(cell))
-    store.write_manifest(work.cell(cell.id), {done.MADE_WITH: made_with})
-
-
-class Desk:
-    """A sweep whose cells were all submitted: trained by job 7, measured by job 8."""
-
-    def __init__(self, folder: Path):
-        self.asked, self.work = results.sweep(techniques=("half", "tiny")), Work(folder)
-        self.base, self.half, self.tiny = self.asked.cells
-        with ledger.locked(self.work.sweep("test")) as known:
-            self.known = known
-            self.submit("a", 7, "cells", [c.id for c in self.asked.cells], TRAINING, apart=True)
-            self.submit("b", 8, "measure", [c.id for c in self.asked.cells], MEASURING)
-
-    def submit(self, intent, job, kind, cells, request, **more) -> None:
-        tasks = {"0": list(cells)}
-        values = {"memory_gib": request.memory_gib, "minutes": request.minutes, "exclude": []}
-        facts = {"tasks": tasks, "request": values, "after": [], "user": "me", "name": intent}
-        self.known.append("intent", intent=intent, kind=kind, **facts, **more)
-        self.known.append("submitted", intent=intent, job=job)
-
-    def look(self, *rows: Row) -> state.SweepState:
-        view = cluster.View(self.known, self.work, {row.task: row for row in rows})
-        states: dict[str, state.CellState] = {}
-        found = there.published(self.asked, self.work, self.work.begun())
-        for cell in self.asked.cells:
-            states[cell.id] = state._state(
-                cell,
-                self.work,
-                cell.id in found.done,
-                states.get(cell.base_id),
-                view,
-                found.outdated.get(cell.id),
-                cell.id in found.trained,
-            )
-        return state.SweepState(tuple(states.values()), view)
-
-    def measures(self, states, training=(), wanted=batch.is_missing) -> list[str]:
-        chosen = measure_jobs.choose(self.asked, states, training, wanted)
-        return [cell.technique for cell in chosen]
-
-    def resumed(self, states, **more) -> resume.Choice:
-        choice = resume.Choice(frozenset(), exceptions=False)
-        times = batch.durations(self.asked, self.work, profile.load("generic"))
-        for cell_state in states.cells:
-            resume._decide(choice, cell_state, states, self.work, times)
-        return choice
-
-
 @pytest.fixture
 def desk(tmp_path):
     (tmp_path / "cells").mkdir()
@@ -369,16 +312,6 @@ def test_a_measurement_that_fails_keeps_the_training_and_is_sent_again_alone(des
     assert not desk.resumed(states).measures  # before the job has ended
     choice = desk.resumed(desk.look(Row(8, 0, "FAILED", exit_code="1:0")))
     assert desk.half.id not in choice.measures and len(choice.decisions) == 3
-
-
-def test_cells_stand_on_a_base_whose_measurement_failed(desk):
-    train(desk.base, desk.work)
-    states = desk.look(Row(7, 0, "CANCELLED", by="me"), Row(8, 0, "FAILED", exit_code="1:0"))
-    base, half, _ = states.cells
-    assert base.state == "failed" and half.state == "cancelled"
-    chosen = batch.choose(desk.asked, states, lambda s: True, apart=True)
-    assert [cell.technique for cell in chosen] == ["half", "tiny"]
-    assert desk.measures(states, chosen) == ["half", "tiny"]
 
 
 def test_what_a_job_only_trains_is_measured_by_one_that_comes_after_it(desk):
