@@ -93,7 +93,7 @@ def write_down_ends(sweep: Sweep, work: Work) -> None:
     if view is None:
         return
     for now in states.cells:
-        at = (view.measuring if now.trained else view.last).get(now.cell.id)
+        at = view.measured_in(now.cell.id) if now.trained else view.last.get(now.cell.id)
         if now.state != "failed" or at is None or at.entry.job is None:
             continue
         attempt = store.last_attempt(work.cell(now.cell.id))

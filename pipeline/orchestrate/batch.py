@@ -354,10 +354,3 @@ def cells_of(batch: Batch) -> Iterator[Cell]:
     for item in batch.prepared:
         for cell_id in () if item.array.measures else item.array.cells:
             yield batch.sweep.by_id[cell_id]
-
-
-def measured_in(batch: Batch) -> Iterator[Cell]:
-    """What jobs of it measure that others have trained."""
-    for item in batch.prepared:
-        for cell_id in item.array.cells if item.array.measures else ():
-            yield batch.sweep.by_id[cell_id]

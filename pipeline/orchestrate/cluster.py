@@ -45,12 +45,13 @@ HELD = {  # states in which a job waits for somebody
 
 @dataclass(frozen=True)
 class InJob:
-    """A cell's attempts in one job: how many there were, how the last one failed, and whether
-    anything was published since it began."""
+    """A cell's attempts in one job: how many there were, how the last one failed, whether
+    anything was published since it began, and whether it came to its end."""
 
     rounds: int = 0
     failure: Failure | None = None
     progress: bool = False
+    ended: bool = False
 
 
 @dataclass
@@ -86,23 +87,35 @@ class View:
         row = self.row(cell_id)
         return row is not None and row.state not in slurm.FINAL
 
+    def measured_in(self, cell_id: str) -> ledger.At | None:
+        """The last task that was to measure the cell: apart, or in the job that trains it."""
+        apart, training = self.measuring.get(cell_id), self.last.get(cell_id)
+        if training is None or training.entry.apart:
+            return apart
+        return apart if apart and self._is_after(apart.entry, training.entry) else training
+
     def measuring_row(self, cell_id: str) -> slurm.Row | None:
         """Of the job that measures the cell, or did last."""
-        at = self.measuring.get(cell_id)
+        return self._row_of(self.measured_in(cell_id))
+
+    def _row_of(self, at: ledger.At | None) -> slurm.Row | None:
         return self.rows.get(at.task) if at and at.entry.job is not None else None
 
     def will_measure(self, cell_id: str) -> bool:
         """Whether a job in the queue measures the cell; not one that was submitted before the job
         that trains it, for which it does not wait."""
-        row = self.measuring_row(cell_id)
+        row = self._row_of(self.measuring.get(cell_id))
         if row is None or row.state in slurm.FINAL:
             return False
         if not self.in_queue(cell_id):
             return True
-        training, measuring = self.last[cell_id].entry, self.measuring[cell_id].entry
-        if {training.intent, measuring.intent} <= self.known.entries.keys():
-            return training.number < measuring.number
-        return training.at <= measuring.at
+        return self._is_after(self.measuring[cell_id].entry, self.last[cell_id].entry)
+
+    def _is_after(self, entry: ledger.Entry, other: ledger.Entry) -> bool:
+        """Whether `entry` was submitted after `other`; of two sweeps, in its second at least."""
+        if {entry.intent, other.intent} <= self.known.entries.keys():
+            return entry.number > other.number
+        return entry.at >= other.at
 
     def in_own_queue(self, cell_id: str) -> bool:
         """The same, but only for a job that was submitted for this sweep."""
@@ -159,7 +172,9 @@ class View:
 
     def cause_of_measuring(self, cell: Cell) -> Cause:
         """Why a trained cell is not measured, whose job for that has left the queue."""
-        return self._cause(cell, self.measuring[cell.id])
+        at = self.measured_in(cell.id)
+        assert at is not None  # else no job was to measure it
+        return self._cause(cell, at)
 
     def _cause(self, cell: Cell, at: ledger.At) -> Cause:
         task = at.task
@@ -266,7 +281,7 @@ def _account(view: View, sweep: Sweep, done: set[str], trained: set[str]) -> Non
     for cell in sweep.cells:
         if cell.id in done:
             continue
-        at = (view.measuring if cell.id in trained else view.last).get(cell.id)
+        at = view.measured_in(cell.id) if cell.id in trained else view.last.get(cell.id)
         if at is None or at.entry.job is None:
             continue
         row = view.rows.get(at.task)
@@ -303,12 +318,14 @@ def in_job(folder: CellPaths, task: str) -> InJob:
         attempts.append(attempt)
     if not attempts:
         return InJob()
-    return InJob(len(attempts), failure_of(attempts[0]), _progress(folder, attempts[0]))
+    usage = store.read_usage(attempts[0])
+    ended = usage is not None and usage.ended is not None
+    return InJob(len(attempts), failure_of(attempts[0]), _progress(folder, usage), ended)
 
 
-def _progress(folder: CellPaths, attempt: AttemptPaths) -> bool:
-    """Whether the attempt published something that the next one can continue from."""
-    usage = store.read_usage(attempt)
+def _progress(folder: CellPaths, usage: store.Usage | None) -> bool:
+    """Whether the attempt with this usage published something that the next one can continue
+    from."""
     if usage is None:
         return False
     if usage.epochs:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline import store
 from pipeline.orchestrate import cluster as clusters
-from pipeline.orchestrate import state, submit
+from pipeline.orchestrate import ledger, state, submit
 from pipeline.orchestrate.batch import REPORTS_AGAIN, Batch, durations
 from pipeline.orchestrate.durations import Durations
 from pipeline.orchestrate.graph import Request
@@ -138,7 +138,8 @@ def _cause(
     cell = cell_state.cell
     if cell_state.state in ("missing", "waiting", "trained"):
         return Cause("lost", "")
-    if apart and view and cell.id in view.measuring:
+    at = view.measured_in(cell.id) if view and apart else None
+    if view and at is not None and at.entry.kind == ledger.MEASURE:
         cause = view.cause_of_measuring(cell)
         if cause.kind != "lost":
             return cause

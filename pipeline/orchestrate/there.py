@@ -8,7 +8,7 @@ from typing import Literal
 from pipeline import done as finished
 from pipeline import store
 from pipeline.errors import Corrupt
-from pipeline.orchestrate import cluster, slurm
+from pipeline.orchestrate import cluster, ledger, slurm
 from pipeline.orchestrate.held import is_held
 from pipeline.paths import AttemptPaths, CellPaths, Work
 from pipeline.sweep import Cell, Sweep
@@ -80,7 +80,7 @@ def unmeasured(
     if is_held(folder):
         return "running", None
     never = lacks == finished.NOT_MEASURED  # else a job that left no record may be long forgotten
-    at = view.measuring.get(cell.id) if view else None
+    at = view.measured_in(cell.id) if view else None
     left = at is not None and at.entry.job is not None
     if view and left and (row or (never and view.reachable)):
         ended = _without_measurement(view, cell)
@@ -97,10 +97,28 @@ def _without_measurement(view: cluster.View, cell: Cell) -> tuple[State, str] | 
     row, cause = view.measuring_row(cell.id), view.cause_of_measuring(cell)
     if cause.kind == "cancelled":
         return "cancelled", f"its measurement was {cause.reason}; its training is kept"
-    if cause.kind == "lost" or (row and row.state == "COMPLETED"):
+    if cause.kind == "lost" or (row and row.state == "COMPLETED") or _did_its_work(view, cell):
         return None
     advice = f"; {cause.rule.advice}" if cause.rule.advice else ""
     return "failed", f"its measurement failed: {cause.reason}{advice}; its training is kept"
+
+
+def _did_its_work(view: cluster.View, cell: Cell) -> bool:
+    """Whether the job that was to measure the cell did, so that it failed for another one of its
+    task, and what is lacking was not asked of it."""
+    at, folder = view.measured_in(cell.id), view.work.cell(cell.id)
+    assert at is not None  # the job has ended
+    made = cluster.in_job(folder, at.task)
+    if made.rounds:
+        return made.ended and made.failure is None
+    try:  # measured by it, or by another one, before the last attempt
+        manifest = store.verify(folder, deep=False)
+        entries, _ = store.measurements(folder, deep=False)
+        measured = finished.of_this_artifact(entries, manifest)
+        made_at = [entry.path.stat().st_mtime for entry in measured]
+    except (Corrupt, OSError):
+        return False
+    return any(when > ledger.when(at.entry) for when in made_at)
 
 
 def _to_be_measured(folder: CellPaths, row: slurm.Row) -> tuple[State, str]:

@@ -1,0 +1,128 @@
+"""Measurements that ended without a record, and what their jobs are to blame for; without Slurm."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+
+import pytest
+
+from jobs import aggregate
+from pipeline import store
+from pipeline.orchestrate import batch, ledger, state
+from pipeline.orchestrate.slurm import Row
+from tests import results
+from tests.desk import TRAINING, Desk, train
+
+IN_JOB = "measure=in-job"
+
+
+@pytest.fixture
+def desk(tmp_path):
+    (tmp_path / "cells").mkdir()
+    return Desk(tmp_path)
+
+
+@pytest.fixture
+def in_job(tmp_path):
+    """All trained by job 7, which was to measure them, too."""
+    (tmp_path / "cells").mkdir()
+    desk = Desk(tmp_path, in_job=True)
+    for cell in desk.asked.cells:
+        train(cell, desk.work)
+    return desk
+
+
+def attempt(cell, desk, job: str, **usage):
+    made = store.new_attempt(desk.work.cell(cell.id), job)
+    store.publish_json(made.usage, {"job": job, **usage})
+    return made
+
+
+def test_a_measurement_that_is_killed_in_the_job_that_trained_gets_more(in_job, monkeypatch):
+    killed = Row(7, 0, "OUT_OF_MEMORY", requested_bytes=40 * 2**30)
+    states = in_job.look(killed)
+    assert {(s.state, s.trained, s.reason) for s in states.cells} == {
+        (
+            "failed",
+            True,
+            "its measurement failed: out of memory: 40.0 of 40 GiB; its training is kept",
+        )
+    }
+    assert not batch.choose(in_job.asked, states, batch.is_missing)
+    choice = in_job.resumed(states, IN_JOB)
+    assert {r.memory_gib for r in choice.requests.values()} == {60} and not choice.measures
+    # With jobs that measure, it is theirs to do, with what these request.
+    choice = in_job.resumed(states)
+    assert {r.memory_gib for r in choice.measures.values()} == {16} and not choice.requests
+    # Slurm forgets it: the report's job writes it down.
+    last = attempt(in_job.base, in_job, "7_0")
+    monkeypatch.setattr(state, "find", lambda *arguments: states)
+    aggregate.write_down_ends(in_job.asked, in_job.work)
+    assert store.read_failure(last).kind == "out_of_memory"
+
+
+def test_a_cancelled_measurement_in_the_job_that_trained_is_not_sent_by_submit(in_job):
+    with ledger.locked(in_job.work.sweep("test")) as known:
+        known.append("cancelled", cells=in_job.ids, reports=[])
+        in_job.known = known
+    states = in_job.look(Row(7, 0, "CANCELLED"))
+    assert {s.state for s in states.cells} == {"cancelled"}
+    assert not batch.choose(in_job.asked, states, batch.is_missing)
+
+
+def test_the_newer_of_two_jobs_was_to_measure_it(in_job):
+    """And sacct is called for that one."""
+    with ledger.locked(in_job.work.sweep("test")) as known:
+        in_job.known = known
+        in_job.submit("b", 8, "measure", [in_job.half.id], TRAINING)
+    killed, ran = Row(7, 0, "FAILED", exit_code="1:0"), Row(8, 0, "NODE_FAIL", nodes="n1")
+    view = in_job.look(killed, ran).view
+    assert [view.measured_in(i).task for i in in_job.ids] == ["7_0", "8_0", "7_0"]
+    assert view.cause_of_measuring(in_job.half).kind == "node_failure"
+    with ledger.locked(in_job.work.sweep("test")) as known:
+        in_job.known = known
+        in_job.submit("c", 9, "cells", in_job.ids, TRAINING)
+        in_job.submit("d", 10, "cells", [in_job.tiny.id], TRAINING, apart=True)
+    view = in_job.look(killed, ran).view
+    assert [view.measured_in(i).task for i in in_job.ids[:2]] == ["9_0"] * 2
+    assert view.measured_in(in_job.tiny.id) is None and not view.will_measure(in_job.half.id)
+
+
+def asked_anew(desk) -> None:
+    cells = desk.asked.cells
+    settings = cells[0].measure.model_copy(update={"repeats": 7})
+    desk.asked = replace(desk.asked, cells=tuple(replace(c, measure=settings) for c in cells))
+    desk.base, desk.half, desk.tiny = desk.asked.cells
+
+
+def test_other_settings_are_sent_where_a_job_failed_for_another_cell(desk):
+    failed = Row(8, 0, "FAILED", exit_code="1:0")
+    for cell in desk.asked.cells:
+        train(cell, desk.work)
+    attempt(desk.base, desk, "8_0", ended="2026-01-31T12:00:00Z")
+    for cell in (desk.base, desk.half):
+        results.measure(cell, desk.work, "m", "A CPU")
+    attempt(desk.half, desk, "9_0")  # since then, elsewhere
+    attempt(desk.tiny, desk, "8_0")  # killed
+    assert [s.state for s in desk.look(failed).cells] == ["done", "done", "failed"]
+    asked_anew(desk)
+    states = desk.look(failed)
+    assert [s.state for s in states.cells] == ["trained", "trained", "failed"]
+    assert states.cells[0].reason == "measured with other settings"
+    assert desk.measures(states) == ["base", "half"]
+    # Measured before that job was submitted: it did not come to it.
+    for file in desk.work.cell(desk.half.id).measurements.iterdir():
+        os.utime(file, (time.time() - 3600,) * 2)
+    assert [s.state for s in desk.look(failed).cells] == ["trained", "failed", "failed"]
+
+
+def test_cells_stand_on_a_base_whose_measurement_failed(desk):
+    train(desk.base, desk.work)
+    states = desk.look(Row(7, 0, "CANCELLED", by="me"), Row(8, 0, "FAILED", exit_code="1:0"))
+    base, half, _ = states.cells
+    assert base.state == "failed" and half.state == "cancelled"
+    chosen = batch.choose(desk.asked, states, lambda s: True, apart=True)
+    assert [cell.technique for cell in chosen] == ["half", "tiny"]
+    assert desk.measures(states, chosen) == ["half", "tiny"]
