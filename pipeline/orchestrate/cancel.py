@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.orchestrate import graph, ledger, slurm, state
 from pipeline.orchestrate.cluster import View, is_ours
+from pipeline.orchestrate.state import CellState
 from pipeline.paths import Work
 from pipeline.sweep import Cell, Sweep
 
@@ -23,11 +24,12 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
         if view is None:
             yield f"Nothing of {sweep.name} was ever submitted."
             return
-        places = {cell.id: _places(cell, view, bool(cells)) for cell in sweep.cells}
-        queued = [cell for cell in cells or sweep.cells if places[cell.id]]
-        ours = {c.id: [at for at in places[c.id] if is_ours(at.entry)] for c in queued}
+        places = {s.cell.id: _places(s, view) for s in states.cells}
+        ending = {s.cell.id: _places(s, view, bool(cells)) for s in states.cells}
+        queued = [cell for cell in cells or sweep.cells if ending[cell.id]]
+        ours = {c.id: [at for at in ending[c.id] if is_ours(at.entry)] for c in queued}
         chosen = [cell for cell in queued if ours[cell.id]]
-        yield from _of_others(c for c in queued if len(ours[c.id]) < len(places[c.id]))
+        yield from _of_others(c for c in queued if len(ours[c.id]) < len(ending[c.id]))
         tasks = {at.task for cell in chosen for at in ours[cell.id]}
         shared = [c for c in sweep.cells if tasks & {at.task for at in places[c.id]}]
         reports = [] if cells else view.alive_reports
@@ -45,16 +47,21 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
         yield f"{cell.name} was in no job" + (f" of this sweep, but of sweep {other}" * bool(other))
 
 
-def _places(cell: Cell, view: View, named: bool) -> list[ledger.At]:
-    """The tasks in the queue that train and that measure it. A cell that was `named` while it is
-    trained is left to the job that measures others of its base, too: that leaves it out."""
+def _places(now: CellState, view: View, named: bool = False) -> list[ledger.At]:
+    """The tasks in the queue of which its training or its measurement is part. With `named`, what
+    to cancel for this cell alone: the task that trains it, since one that measures others of its
+    base then leaves it out; once it is trained, the one that measures it; nothing once it is done,
+    while these tasks go on with others."""
+    cell = now.cell
+    if named and now.state == "done":
+        return []
     training = [view.last[cell.id]] if view.in_own_queue(cell.id) else []
-    if training and named:
+    if named and training and not now.trained:
         return training
-    at, row = view.known.measuring.get(cell.id), view.measuring_row(cell.id)
-    measured = at is not None and row is not None and row.task == at.task
-    alive = measured and row is not None and row.state not in slurm.FINAL
-    return [*training, at] if at is not None and alive else training
+    at = view.known.measuring.get(cell.id)
+    row = view.rows.get(at.task) if at and at.entry.job is not None else None
+    measuring = [at] if at and row and row.state not in slurm.FINAL else []
+    return measuring if named else [*training, *measuring]
 
 
 def _of_others(cells: Iterable[Cell]) -> Iterator[str]:
