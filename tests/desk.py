@@ -47,7 +47,7 @@ class Desk:
         tasks = {"0": list(cells)}
         values = {"memory_gib": request.memory_gib, "minutes": request.minutes, "exclude": []}
         facts = {"tasks": tasks, "request": values, "after": [], "user": "me", "name": intent}
-        self.known.append("intent", intent=intent, kind=kind, **facts, **more)
+        self.known.append("intent", intent=intent, kind=kind, **facts | more)
         self.known.append("submitted", intent=intent, job=job)
 
     def look(self, *rows: Row) -> state.SweepState:

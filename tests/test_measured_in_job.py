@@ -10,10 +10,10 @@ import pytest
 
 from jobs import aggregate
 from pipeline import store
-from pipeline.orchestrate import batch, ledger, state
+from pipeline.orchestrate import batch, cancel, ledger, slurm, state
 from pipeline.orchestrate.slurm import Row
 from tests import results
-from tests.desk import TRAINING, Desk, train
+from tests.desk import MEASURING, TRAINING, Desk, train
 
 IN_JOB = "measure=in-job"
 
@@ -126,3 +126,57 @@ def test_cells_stand_on_a_base_whose_measurement_failed(desk):
     chosen = batch.choose(desk.asked, states, lambda s: True, apart=True)
     assert [cell.technique for cell in chosen] == ["half", "tiny"]
     assert desk.measures(states, chosen) == ["half", "tiny"]
+
+
+# --- jobs that cells share -------------------------------------------------------------------
+
+
+def test_cancel_of_what_is_trained_ends_its_measurement_alone(desk, monkeypatch):
+    """And not the training of others, with which it was."""
+    train(desk.base, desk.work)
+    train(desk.half, desk.work)
+    rows = Row(7, 0, "RUNNING", nodes="n1"), Row(8, 0, "PENDING", after="afterany:7_0")
+    states = desk.look(*rows)
+    user = {"user": slurm.user()}
+    with ledger.locked(desk.work.sweep("test")) as known:
+        desk.known = known
+        desk.submit("c", 9, "cells", desk.ids, TRAINING, apart=True, **user)
+        desk.submit("d", 10, "measure", desk.ids, MEASURING, **user)
+    states = desk.look(*(replace(row, job=row.job + 2) for row in rows))
+    cancelled: list[str] = []
+    monkeypatch.setattr(state, "find", lambda *arguments, **more: states)
+    monkeypatch.setattr(slurm, "scancel", cancelled.extend)
+    [line] = cancel.run(desk.asked, desk.work, [desk.base])
+    assert cancelled == ["10_[0]"] and line == "1 cell cancelled, and 2 more that shared their jobs"
+    assert ledger.read(desk.work.sweep("test")).cancelled.keys() == {*desk.ids}
+    cancelled.clear()
+    [*cancel.run(desk.asked, desk.work, [desk.tiny])]
+    assert cancelled == ["9_[0]"]
+    cancelled.clear()
+    [*cancel.run(desk.asked, desk.work)]
+    assert cancelled == ["9_[0]", "10_[0]"]
+
+
+def test_the_report_waits_for_a_job_of_another_sweep_that_measures(tmp_path, monkeypatch):
+    """Also where that sweep sent no other."""
+    (tmp_path / "cells").mkdir()
+    desk = Desk(tmp_path)
+    for cell in desk.asked.cells:
+        train(cell, desk.work)
+    mine = replace(desk.asked, name="mine")
+    waits = Row(8, 0, "PENDING")
+    monkeypatch.setattr(slurm, "squeue", lambda *arguments, **more: [waits])
+    monkeypatch.setattr(slurm, "sacct", lambda *arguments, **more: [])
+    states = state.find(mine, desk.work)
+    assert states.view.alive_jobs == [8] and not states.view.last
+    assert {s.reason for s in states.cells} == {"job 8_0 will measure it"}
+    asked = results.sweep(name="only", techniques=("half",))
+    with ledger.locked(desk.work.sweep("other")) as known:
+        facts = {"tasks": {"0": [c.id for c in asked.cells]}, "request": {}, "after": []}
+        known.append("intent", intent="m", kind="measure", user="me", name="m", **facts)
+        known.append("submitted", intent="m", job=8)
+    desk.work.sweep("test").ledger.unlink()
+    desk.work.sweep("test").ledger_count.unlink()
+    states = state.find(asked, desk.work)
+    assert states.view is not None and states.view.alive_jobs == [8]
+    assert all(states.view.will_measure(cell.id) for cell in asked.cells)

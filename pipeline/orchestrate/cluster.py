@@ -127,6 +127,7 @@ class View:
         kinds = (ledger.CELLS, ledger.MEASURE)
         jobs = {e.job for e in self.known.entries.values() if e.kind in kinds}
         jobs |= {self.last[cell].entry.job for cell in self.shared}
+        jobs |= {at.entry.job for at in self.measuring.values()}  # of other sweeps, too
         return sorted(self._in_queue & jobs)
 
     @property

@@ -215,7 +215,7 @@ def others(paths: SweepPaths, cells: Iterable[str]) -> list[Ledger]:
     for other in paths.others:
         if os.access(other.ledger, os.R_OK):
             known = read(other)
-            if mine & known.last.keys():
+            if mine & (known.last.keys() | known.measuring.keys()):
                 ledgers.append(known)
     return ledgers
 
