@@ -77,7 +77,15 @@ def measure_again(
     progress: Progress,
 ) -> store.MeasurementEntry:
     """One more measurement of a cell that is trained; raises UserError where it is not, and as
-    `measure_cell`."""
+    `measure_cell`. The caller holds its lock: what is damaged is set aside, as in training, since
+    nobody else would look at it that closely."""
+    paths = work.cell(cell.id)
+    if paths.manifest.exists() and not store.is_done(paths, deep=True):
+        aside = ", ".join(path.name for path in store.withdraw(paths))
+        raise UserError(
+            f"{cell.name} ({cell.id}) was damaged, and what was is set aside ({aside}); expected "
+            "`netpress run` or `submit` to make that again"
+        )
     if not done.is_trained(cell, work, deep=True):
         raise UserError(
             f"{cell.name} ({cell.id}) is not trained, so it cannot be measured; expected `netpress "

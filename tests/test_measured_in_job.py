@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from jobs import aggregate
-from pipeline import store
+from pipeline import measuring, store
+from pipeline.errors import UserError
 from pipeline.orchestrate import batch, cancel, ledger, slurm, state
 from pipeline.orchestrate.slurm import Row
 from tests import results
@@ -135,14 +136,13 @@ def test_cancel_of_what_is_trained_ends_its_measurement_alone(desk, monkeypatch)
     """And not the training of others, with which it was."""
     train(desk.base, desk.work)
     train(desk.half, desk.work)
-    rows = Row(7, 0, "RUNNING", nodes="n1"), Row(8, 0, "PENDING", after="afterany:7_0")
-    states = desk.look(*rows)
     user = {"user": slurm.user()}
     with ledger.locked(desk.work.sweep("test")) as known:
         desk.known = known
         desk.submit("c", 9, "cells", desk.ids, TRAINING, apart=True, **user)
         desk.submit("d", 10, "measure", desk.ids, MEASURING, **user)
-    states = desk.look(*(replace(row, job=row.job + 2) for row in rows))
+    running, waits = Row(9, 0, "RUNNING", nodes="n1"), Row(10, 0, "PENDING", after="afterany:9_0")
+    states = desk.look(running, waits)
     cancelled: list[str] = []
     monkeypatch.setattr(state, "find", lambda *arguments, **more: states)
     monkeypatch.setattr(slurm, "scancel", cancelled.extend)
@@ -154,7 +154,7 @@ def test_cancel_of_what_is_trained_ends_its_measurement_alone(desk, monkeypatch)
     assert cancelled == ["9_[0]"]
     cancelled.clear()
     [*cancel.run(desk.asked, desk.work)]
-    assert cancelled == ["9_[0]", "10_[0]"]
+    assert {*cancelled} == {"9_[0]", "10_[0]"}
 
 
 def test_the_report_waits_for_a_job_of_another_sweep_that_measures(tmp_path, monkeypatch):
@@ -180,3 +180,29 @@ def test_the_report_waits_for_a_job_of_another_sweep_that_measures(tmp_path, mon
     states = state.find(asked, desk.work)
     assert states.view is not None and states.view.alive_jobs == [8]
     assert all(states.view.will_measure(cell.id) for cell in asked.cells)
+
+
+# --- what is not whole -----------------------------------------------------------------------
+
+
+def test_a_damaged_artifact_that_is_to_be_measured_is_made_again(desk):
+    """It has the size that is looked at: only who measures it sees the damage."""
+    for cell in desk.asked.cells:
+        train(cell, desk.work)
+    paths = desk.work.cell(desk.half.id)
+    store.publish_bytes(paths.model, b"weights")
+    (paths.artifact / "model.onnx").write_bytes(b"a mOdel")
+    rows = Row(7, 0, "COMPLETED"), Row(8, 0, "FAILED", exit_code="1:0")
+    assert desk.look(*rows).cells[1].state == "failed"
+    made = attempt(desk.half, desk, "8_0")
+    with pytest.raises(UserError, match=r"damaged.*artifact\.corrupt-1.*`submit`") as error:
+        measuring.measure_again(desk.half, desk.work, desk.work.root, "cpu", 1, print)
+    store.write_failure(made, store.Failure("exception", str(error.value)))
+    states = desk.look(*rows)
+    why = "its weights are there, its artifact is not"
+    now = states.cells[1]
+    assert (now.state, now.reason, now.trained) == ("missing", why, False)
+    [chosen] = batch.choose(desk.asked, states, batch.is_missing, apart=True)
+    assert chosen is desk.half and desk.measures(states, [chosen]) == ["half"]
+    with pytest.raises(UserError, match="is not trained"):
+        measuring.measure_again(desk.half, desk.work, desk.work.root, "cpu", 1, print)

@@ -158,7 +158,7 @@ def _state(
 
     def made(state: State, reason: str | None = None) -> CellState:
         if state == "missing" and folder.model.exists() and not folder.manifest.exists():
-            state, reason = "trained", "all but its measurement"
+            reason = "its weights are there, its artifact is not"
         return CellState(cell, state, attempt.number if attempt else 0, reason)
 
     if done:
