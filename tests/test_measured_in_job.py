@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -11,8 +12,9 @@ import pytest
 from jobs import aggregate
 from pipeline import measuring, store
 from pipeline.errors import UserError
-from pipeline.orchestrate import batch, cancel, ledger, slurm, state
+from pipeline.orchestrate import batch, cancel, ledger, profile, slurm, state
 from pipeline.orchestrate.slurm import Row
+from pipeline.paths import Work
 from tests import results
 from tests.desk import MEASURING, TRAINING, Desk, train
 
@@ -180,6 +182,32 @@ def test_the_report_waits_for_a_job_of_another_sweep_that_measures(tmp_path, mon
     states = state.find(asked, desk.work)
     assert states.view is not None and states.view.alive_jobs == [8]
     assert all(states.view.will_measure(cell.id) for cell in asked.cells)
+
+
+# --- requests --------------------------------------------------------------------------------
+
+
+def scripts(sweep, work, *settings: str) -> dict[str, str]:
+    """{array: script} of all cells."""
+    cluster, known = profile.load("generic", settings), ledger.Ledger(work.sweep("test"))
+    made = batch.prepare(sweep, work, work.root, cluster, sweep.cells, known=known)
+    return {item.array.name: item.script for item in made.prepared}
+
+
+def test_what_is_measured_on_a_gpu_is_where_gpus_are(tmp_path):
+    asked, work = results.sweep(), Work(tmp_path)
+    runtimes = {"runtimes": ("onnxruntime", "pytorch-cuda-fp16")}
+    on_gpu = tuple(replace(c, measure=c.measure.model_copy(update=runtimes)) for c in asked.cells)
+    own = {"partition": "cpu", "qos": "short", "constraint": "zen3", "account": "b", "cores": 4}
+    settings = "partition=gpu", "qos=long", "constraint=ib", f"measure={json.dumps(own)}"
+    for cells, words in (
+        (asked.cells, {"partition=cpu", "qos=short", "constraint=zen3"}),
+        (on_gpu, {"partition=gpu", "qos=long", "constraint=ib", "gres=gpu:a100:1"}),
+    ):
+        text = scripts(replace(asked, cells=cells), work, *settings)["measure-0"]
+        flags = {line[10:] for line in text.splitlines() if line.startswith("#SBATCH --")}
+        given = {f for f in flags if f.split("=")[0] in ("partition", "qos", "constraint", "gres")}
+        assert given == words and {"account=b", "cpus-per-task=4"} <= flags
 
 
 # --- what is not whole -----------------------------------------------------------------------

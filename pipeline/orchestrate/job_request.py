@@ -63,8 +63,10 @@ def slurm_request(
             begin=f"now+{profile.follow_up.every_s}",
         )
     if array.measures and profile.measure_job is not None:
-        gres = profile.gres if array.on_gpu else None
-        own = profile.measure_job
+        own, gres = profile.measure_job, None
+        if array.on_gpu:  # which is where the jobs that train are, not where `measure:` says
+            there = {"partition": None, "qos": None, "constraint": profile.constraint}
+            own, gres = own.model_copy(update=there), profile.gres
         return replace(for_cells, cores=own.cores, gres=gres, part=own)
     if array.name != REPORT:
         return for_cells

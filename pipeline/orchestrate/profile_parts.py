@@ -128,7 +128,8 @@ class MeasureJob(Frozen):
     """The request of the jobs that measure what others have trained: no GPU, and all that stands on
     one base on one node. What is not named here is the profile's, but `constraint`. `exclusive`:
     with nothing else on the node. `minutes`: the most that one requests at first. `in_job`: there
-    are none, each job measures what it has trained."""
+    are none, each job measures what it has trained. Where a sweep measures on a GPU, `partition`,
+    `qos` and `constraint` are the profile's, too."""
 
     cores: Cores = 8
     memory_gib: Gib = 16
