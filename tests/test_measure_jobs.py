@@ -153,6 +153,8 @@ def test_plan_tells_the_hours_of_both_kinds_of_jobs(tmp_path):
     asked, work = results.sweep(techniques=("half", "tiny"), seeds=(0, 1)), Work(tmp_path)
     planned = submit.planned(asked, work, tmp_path, profile.load("sol"))
     assert planned.measure_cpu_hours == pytest.approx(6 * 90 * 8 / 3600)
+    total = 24 * planned.gpu_hours + planned.measure_cpu_hours
+    assert planned.to_json()["cpu_hours"] == pytest.approx(total)
     both = submit.planned(asked, work, tmp_path, profile.load("sol", ["measure=in-job"]))
     assert both.gpu_hours - planned.gpu_hours == pytest.approx(6 * 90 / 3600)
     assert both.measure_cpu_hours == 0 and planned.training_share > both.training_share > 0
@@ -234,7 +236,8 @@ def test_what_is_measured_on_a_gpu_requests_one(tmp_path):
         assert "--cpus-per-task=8" in text
         planned = submit.planned(sweep, work, tmp_path, sol)
         seconds = planned.gpu_hours * 3600
-        assert (seconds == pytest.approx(planned.cpu_hours * 150)) is not on_gpu
+        training = planned.cpu_hours - planned.measure_cpu_hours
+        assert (seconds == pytest.approx(training * 150)) is not on_gpu
 
 
 # --- what is true now ------------------------------------------------------------------------

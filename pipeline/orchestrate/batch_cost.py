@@ -25,6 +25,8 @@ def of(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
     measuring = _measuring_s(batch, times)
     on_gpu = any(item.array.on_gpu for item in batch.prepared)
     measuring_s = sum(measuring)
+    measure_cores = profile.measure_job.cores if profile.measure_job else 0
+    measure_cpu_hours = measuring_s * measure_cores / 3600
     gpu_s = (total_s + (measuring_s if on_gpu else 0.0)) * profile.gpus
     an_hour, to_measure = profile.charge_an_hour(), profile.charge_of_measuring(on_gpu)
     charge = None if an_hour is None else an_hour * total_s + (to_measure or 0.0) * measuring_s
@@ -38,10 +40,8 @@ def of(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
         "charge": None if charge is None else charge / 3600,
         "charge_an_hour": an_hour,
         "charge_parts": cost.parts(profile) or {},
-        "cpu_hours": total_s * profile.cores / 3600,
-        "measure_cpu_hours": (
-            measuring_s * profile.measure_job.cores / 3600 if profile.measure_job else 0.0
-        ),
+        "cpu_hours": total_s * profile.cores / 3600 + measure_cpu_hours,
+        "measure_cpu_hours": measure_cpu_hours,
         "training_share": share,
         "savings": tuple(cost.savings(profile, used, share, threads)),
         "profile": cluster.name,

@@ -51,7 +51,7 @@ class Plan:
     charge: float | None = None  # in units of the cluster's fair share
     charge_an_hour: float | None = None  # of one job
     charge_parts: Mapping[str, float] = field(default_factory=dict)  # of that: cores, memory, GPUs
-    # Cores x time of the jobs that train, and of those that only measure; None: this machine.
+    # Cores x time of all jobs, and the part of those that only measure; None: this machine.
     cpu_hours: float | None = None
     measure_cpu_hours: float | None = None
     training_share: float | None = None  # of the jobs' time, by the estimate
@@ -109,7 +109,7 @@ class Plan:
         if self.cpu_hours is not None:
             yield f"{self.cpu_hours:.2f} CPU-hours (cores x time)"
         if self.measure_cpu_hours:
-            yield f"{self.measure_cpu_hours:.2f} CPU-hours of jobs that only measure"
+            yield f"  of which {self.measure_cpu_hours:.2f} CPU-hours of jobs that only measure"
         if self.training_share is not None:
             yield f"{self.training_share:.0%} of the time is training"
         for line in self.savings:
