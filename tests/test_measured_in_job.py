@@ -12,7 +12,7 @@ import pytest
 from jobs import aggregate
 from pipeline import measuring, store
 from pipeline.errors import UserError
-from pipeline.orchestrate import batch, cancel, ledger, profile, slurm, state
+from pipeline.orchestrate import batch, cancel, ledger, profile, slurm, state, submit
 from pipeline.orchestrate.slurm import Row
 from pipeline.paths import Work
 from tests import results
@@ -208,6 +208,27 @@ def test_what_is_measured_on_a_gpu_is_where_gpus_are(tmp_path):
         flags = {line[10:] for line in text.splitlines() if line.startswith("#SBATCH --")}
         given = {f for f in flags if f.split("=")[0] in ("partition", "qos", "constraint", "gres")}
         assert given == words and {"account=b", "cpus-per-task=4"} <= flags
+
+
+def test_so_many_at_once_are_of_jobs_that_measure_as_well(tmp_path):
+    asked, work = results.sweep(seeds=range(40)), Work(tmp_path)
+    for at_once in (4, 64):
+        settings = f"at_once={at_once}", "time_margin=null"
+        texts = scripts(asked, work, *settings)
+        shares = {
+            name: int(text.partition("#SBATCH --array=")[2].split()[0].partition("%")[2])
+            for name, text in texts.items()
+            if name != "report"
+        }
+        assert sum(shares.values()) == at_once
+        measuring = [share for name, share in shares.items() if name.startswith("measure")]
+        assert measuring and len(measuring) == min(20, at_once // 3)
+    planned = [
+        submit.planned(asked, work, tmp_path, profile.load("generic", [f"at_once={n}"]))
+        for n in (1, 200)
+    ]
+    one, all_ = (plan.wall_hours for plan in planned)
+    assert one >= (planned[0].gpu_hours + planned[0].measure_cpu_hours / 8) > all_
 
 
 # --- what is not whole -----------------------------------------------------------------------

@@ -209,13 +209,16 @@ def prepare(
         queued=now.bases,
         pack=times.pack(sweep, cells),
     )
-    arrays = times.shared([times.timed(array, sweep, wanted) for array in arrays], sweep)
+    arrays = [times.timed(array, sweep, wanted) for array in arrays]
     to_measure = measure_request or times.measuring
     if cluster.profile.measure_job is not None:
         places = now.places.beside(arrays, single=most_tasks <= 1)
         members = cells if measures is None else measures
-        own = measure_jobs.arrays(members, places, to_measure, most_tasks, times.pack_measuring)
+        most = measure_jobs.most_arrays(cluster.profile.at_once)
+        pack = times.pack_measuring
+        own = measure_jobs.arrays(members, places, to_measure, most_tasks, pack, most)
         arrays += [times.timed(array, sweep, to_measure) for array in own]
+    arrays = times.shared(arrays, sweep)
     report_request = report_request or ReportState("missing").next_request(cluster.profile)
     batch = Batch(
         sweep, work, data_root, cluster, request=wanted, limit=room, in_queue=now, times=times

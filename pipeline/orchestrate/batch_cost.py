@@ -33,10 +33,12 @@ def of(batch: Batch, work: paths.Work, cluster: Cluster) -> dict[str, Any]:
     share = cost.training_share(cells, times)
     used = usage.read(_done(batch, work), work)
     threads = usage.threads_of(batch.sweep.cells)
+    train_s = max(chain_s, total_s / profile.at_once)
+    measure_s = max(max(measuring, default=0.0), measuring_s / profile.at_once)
     return {
         "gpu_hours": gpu_s / 3600,
         "gpu_hours_source": times.guess.source,
-        "wall_hours": (max(chain_s, total_s / profile.at_once) + max(measuring, default=0)) / 3600,
+        "wall_hours": (train_s + measure_s) / 3600,
         "charge": None if charge is None else charge / 3600,
         "charge_an_hour": an_hour,
         "charge_parts": cost.parts(profile) or {},

@@ -8,6 +8,7 @@ profile's minutes and have a job each, until some of them are finished.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -123,13 +124,13 @@ class Durations:
         work: so techniques become free to run as fast as they are done. At least 1 for each."""
         if sum(len(array.tasks) for array in arrays) <= self.profile.at_once:
             return list(arrays)
-        work = [sum(self.seconds(sweep.by_id[i]) for i in array.cells) for array in arrays]
-        parts = [self.profile.at_once * part_s / (sum(work) or 1) for part_s in work]
-        shares = [max(1, math.floor(part)) for part in parts]
-        for i in sorted(range(len(parts)), key=lambda i: parts[i] % 1, reverse=True):
-            if sum(shares) < self.profile.at_once and parts[i] >= 1:
-                shares[i] += 1
+        work, tasks = [self._work_s(a, sweep) for a in arrays], [len(a.tasks) for a in arrays]
+        shares = _shares(self.profile.at_once, work, tasks)
         return [replace(a, at_once=share) for a, share in zip(arrays, shares, strict=True)]
+
+    def _work_s(self, array: Array, sweep: Sweep) -> float:
+        cells = [sweep.by_id[i] for i in array.cells]
+        return self.measuring_s(cells) if array.measures else math.fsum(map(self.seconds, cells))
 
     def pack(self, sweep: Sweep, cells: Iterable[Cell]) -> Pack | None:
         """What puts these cells into tasks: as the sweep says; by default into jobs of about an
@@ -149,3 +150,19 @@ class Durations:
             return [(c.id,) for c in members if c.id not in kept] + together(short)
 
         return pack
+
+
+def _shares(most: int, work: Sequence[float], tasks: Sequence[int]) -> list[int]:
+    """`most` in proportion to the work (as d'Hondt divides seats), at least 1 for each array, and
+    at most its tasks."""
+    shares = [1] * len(work)
+    heap = [(-part_s / 2, i) for i, part_s in enumerate(work) if tasks[i] > 1]
+    heapq.heapify(heap)
+    for _ in range(most - len(work)):
+        if not heap:
+            break
+        i = heapq.heappop(heap)[1]
+        shares[i] += 1
+        if shares[i] < tasks[i]:
+            heapq.heappush(heap, (-work[i] / (shares[i] + 1), i))
+    return shares

@@ -99,15 +99,23 @@ def need_gpu(cells: Iterable[Cell]) -> bool:
     return bool(runtimes.on_gpu(named))
 
 
+def most_arrays(at_once: int) -> int:
+    """How many arrays may wait for something: each runs a task at least, and not all that may run
+    at once is for them."""
+    return max(1, min(MOST_ARRAYS, at_once // 3))
+
+
 def arrays(
     cells: Iterable[Cell],
     places: Places,
     request: Callable[[Cell], Request],
     limit: int,
     pack: Pack,
+    most: int = MOST_ARRAYS,
 ) -> list[Array]:
     """The arrays that measure `cells`. limit: tasks in one array; 0 or 1: single jobs. pack: the
-    cells of one base -> tasks, several where they would take too long."""
+    cells of one base -> tasks, several where they would take too long. most: arrays that wait for
+    something, of one request."""
     cells = list(cells)
     on_gpu = need_gpu(cells)
     groups: dict[tuple[str, Request], list[Cell]] = defaultdict(list)
@@ -120,7 +128,7 @@ def arrays(
         classes[shared_request, bool(after)] += tasks
     made: list[Array] = []
     for (shared_request, waits), of_class in classes.items():
-        width = math.ceil(len(of_class) / MOST_ARRAYS) if waits else len(of_class)
+        width = math.ceil(len(of_class) / most) if waits else len(of_class)
         for part in _chunks(of_class, max(1, min(width, limit))):
             ids = [i for _, after in part for i in after]
             new = Array(
