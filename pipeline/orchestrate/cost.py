@@ -29,12 +29,9 @@ def parts(profile: Profile) -> Mapping[str, float] | None:
 def training_share(cells: Iterable[Cell], times: Durations) -> float | None:
     """The share of the time of the jobs that train in which they do, by the estimate; None of
     nothing."""
-    seconds, guess = (
-        [(times.seconds(cell), times.guess.seconds(cell)) for cell in cells],
-        times.guess,
-    )
+    seconds = [(times.seconds(cell), times.guess.seconds(cell)) for cell in cells]
     total_s = math.fsum(in_job_s for in_job_s, _ in seconds)
-    trained_s = math.fsum(all_s - guess.overhead_s for _, all_s in seconds)
+    trained_s = math.fsum(all_s - times.guess.overhead_s for _, all_s in seconds)
     return trained_s / total_s if total_s else None
 
 
