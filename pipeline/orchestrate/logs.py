@@ -41,12 +41,13 @@ class _Tail:
 
 
 def show(sweep: Sweep, work: Work, cell: Cell, follow: bool = False) -> Iterator[str]:
-    """The log lines of a cell; with `follow`, until it is neither running nor in the queue."""
+    """The log lines of a cell; with `follow`, until it is neither running nor in the queue, nor to
+    be measured by a job that is."""
     tails: dict[Path, _Tail] = {}
     yield from _new(sweep, work, cell, tails)
     if not tails:
-        [now] = [s for s in state.states(sweep, work) if s.cell is cell]
-        if not follow or now.state in ("done", "trained", "missing", "failed", "cancelled"):
+        now, ended = _now(sweep, work, cell)
+        if not follow or ended:
             raise UserError(f"{cell.name} has no log yet: it is {now.state}, {now.reason}")
     looked = time.monotonic()
     while follow:
@@ -54,11 +55,19 @@ def show(sweep: Sweep, work: Work, cell: Cell, follow: bool = False) -> Iterator
         yield from _new(sweep, work, cell, tails)
         if time.monotonic() - looked > LOOK_S:
             looked = time.monotonic()
-            [now] = [s for s in state.states(sweep, work) if s.cell is cell]
-            if now.state not in ("running", "queued", "waiting"):
+            now, ended = _now(sweep, work, cell)
+            if ended:
                 yield from _new(sweep, work, cell, tails)
                 yield f"==> {now.state}" + (f": {now.reason}" if now.reason else "")
                 return
+
+
+def _now(sweep: Sweep, work: Work, cell: Cell) -> tuple[state.CellState, bool]:
+    """The cell's state, and whether nothing more will happen to it by itself."""
+    states = state.find(sweep, work)
+    now, view = states.by_id[cell.id], states.view
+    waits = now.state == "trained" and view is not None and view.will_measure(cell.id)
+    return now, now.state not in ("running", "queued", "waiting") and not waits
 
 
 def _new(sweep: Sweep, work: Work, cell: Cell, tails: dict[Path, _Tail]) -> Iterator[str]:
