@@ -49,6 +49,7 @@ NO_PROGRESS = (
     "the job did not finish a single {} before its time limit, so a requeue would not get "
     "further; `netpress resume` requests more time"
 )
+STEP = {ALL: "epoch or measurement", TRAIN: "epoch", MEASURE: "measurement"}  # that is kept
 NO_CONTROLLER = (
     "the controller did not answer at the time limit, so the job could not be requeued; "
     "`netpress resume` continues from the last epoch"
@@ -115,8 +116,7 @@ class Task(Checkpointable):
         at_its_limit = self._at_its_limit()
         minutes = min(2 * self.minutes, self.most_minutes) if at_its_limit else self.minutes
         if at_its_limit and minutes <= self.minutes and _made(self._mine()) == self.before:
-            step = "measurement" if self.act == MEASURE else "epoch"
-            self._end_of("stuck", NO_PROGRESS.format(step))
+            self._end_of("stuck", NO_PROGRESS.format(STEP[self.act]))
             return None
         if shutil.which("scontrol") is None:
             self._end_of("not_requeued", NO_SCONTROL)
