@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from jobs import aggregate
+from jobs import aggregate, task
 from pipeline import measuring, store
 from pipeline.errors import UserError
-from pipeline.orchestrate import batch, cancel, ledger, profile, slurm, state, submit
+from pipeline.orchestrate import batch, cancel, graph, ledger, logs, profile, slurm, state, submit
 from pipeline.orchestrate.slurm import Row
-from pipeline.paths import Work
+from pipeline.paths import JobPaths, Work
 from tests import results
 from tests.desk import MEASURING, TRAINING, Desk, train
 
@@ -182,6 +182,54 @@ def test_the_report_waits_for_a_job_of_another_sweep_that_measures(tmp_path, mon
     states = state.find(asked, desk.work)
     assert states.view is not None and states.view.alive_jobs == [8]
     assert all(states.view.will_measure(cell.id) for cell in asked.cells)
+
+
+def test_what_failed_before_it_was_cancelled_has_failed(desk):
+    """Not what scancel killed."""
+    for cell, kind in ((desk.base, "exception"), (desk.half, "killed")):
+        store.write_failure(attempt(cell, desk, "8_0"), store.Failure(kind, "why"))
+    with ledger.locked(desk.work.sweep("test")) as known:
+        known.append("cancelled", cells=desk.ids, reports=[])
+        desk.known = known
+    view = desk.look(Row(8, 0, "CANCELLED")).view
+    kinds = [view.cause_of_measuring(cell).kind for cell in desk.asked.cells]
+    assert kinds == ["exception", "cancelled", "cancelled"]
+
+
+def test_logs_are_followed_until_the_measurement(desk, monkeypatch):
+    train(desk.base, desk.work)
+    log = attempt(desk.base, desk, "7_0").log
+    log.write_text("trained\n")
+    waits = Row(8, 0, "PENDING", after="afterany:7_0")
+    looks = [[Row(7, 0, "RUNNING", nodes="n1"), waits], [waits], [Row(8, 0, "COMPLETED")]]
+
+    def find(*arguments):
+        if len(looks) == 1:
+            results.measure(desk.base, desk.work, "m", "A CPU")
+            with open(log, "a") as file:
+                file.write("measured\n")
+        return desk.look(*looks.pop(0))
+
+    monkeypatch.setattr(state, "find", find)
+    monkeypatch.setattr(logs, "FOLLOW_S", 0)
+    monkeypatch.setattr(logs, "LOOK_S", -1)
+    _, *lines = logs.show(desk.asked, desk.work, desk.base, follow=True)
+    assert lines == ["trained", "measured", "==> done"] and not looks
+
+
+@pytest.mark.parametrize(
+    ("act", "step"), [(graph.ALL, "epoch or measurement"), (graph.TRAIN, "epoch")]
+)
+def test_a_job_that_comes_to_its_limit_says_what_it_did_not_finish(
+    desk, tmp_path, monkeypatch, act, step
+):
+    cell = desk.base
+    monkeypatch.setattr(slurm, "seconds_left", lambda job: 0)
+    store.publish_json(JobPaths(tmp_path / "job").cells, {cell.id: cell.to_json()})
+    job = task.Task(str(tmp_path / "job"), str(tmp_path), str(tmp_path), {0: (cell.id,)}, act=act)
+    assert job.checkpoint() is None
+    failure = store.read_failure(store.last_attempt(desk.work.cell(cell.id)))
+    assert failure.kind == "stuck" and f"not finish a single {step} before" in failure.line
 
 
 # --- requests --------------------------------------------------------------------------------

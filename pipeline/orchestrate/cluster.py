@@ -181,7 +181,9 @@ class View:
         task = at.task
         row = self.rows.get(task)
         made = in_job(self.work.cell(cell.id), task)
-        if cell.id in self.known.cancelled and (row is None or row.state == "CANCELLED"):
+        ended_itself = made.failure is not None and made.failure.kind != "killed"  # as scancel does
+        was_cancelled = cell.id in self.known.cancelled and not ended_itself
+        if was_cancelled and (row is None or row.state == "CANCELLED"):
             return Cause("cancelled", "cancelled by `netpress cancel`")
         job = self.known.paths.job(at.entry.intent)
         result = cause(
