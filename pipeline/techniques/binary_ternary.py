@@ -22,7 +22,9 @@ VERSION = 1
 
 class Settings(coarse.CoarseSettings):
     """Adaptive binary-ternary quantization (Razani et al. 2021, arXiv 1909.12205): the loss has a
-    regularizer whose slope is learned in each layer and decides between the two. The history has
+    regularizer whose slope is learned in each layer and decides between the two. Unlike there,
+    weights are taken in units of their filter's scale, and what moves the slope is a mean over a
+    layer's weights, so that large layers do not choose faster. The history has
     ``ternary_layers``, the part of the layers that are ternary."""
 
     cites: ClassVar[tuple[str, ...]] = ("razani2021adaptive",)
