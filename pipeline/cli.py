@@ -6,7 +6,6 @@ standard output, progress and errors to standard error. Commands import their mo
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -15,18 +14,13 @@ from typing import Any
 
 import click
 
-from pipeline import __version__, garbage, store, streams, terminal
+from pipeline import __version__, cli_cluster, garbage, store, streams, terminal
 from pipeline.cli_options import (
     Commands,
     Megabytes,
-    cell_argument,
-    cells_argument,
     cluster_for,
     device_option,
-    interval_option,
-    job_functions,
     json_option,
-    live_option,
     load,
     optional_sweep_argument,
     plugins_option,
@@ -141,130 +135,8 @@ def rehearse(name: str, device: str) -> int:
     return rehearse.run(sweep, *roots(sweep), device)
 
 
-@netpress.command()
-@sweep_argument
-@profile_option
-@set_option
-@click.option("--dry-run", is_flag=True, help="Show what would be submitted, as plan does.")
-@live_option
-@json_option
-def submit(
-    name: str,
-    profile: str | None,
-    settings: tuple[str, ...],
-    dry_run: bool,
-    live: bool,
-    as_json: bool,
-) -> None:
-    """Submit what is missing to SLURM; returns at once."""
-    from pipeline.orchestrate import submit
-
-    sweep = load(name)
-    cluster = cluster_for(sweep, profile, settings, needed=True)
-    work, data_root = roots(sweep, cluster)
-    if dry_run:
-        planned = submit.planned(sweep, work, data_root, cluster, live)
-        show(planned.to_json() if as_json else planned.lines())
-        return
-    batch, states, sent = submit.run(sweep, work, data_root, cluster, job_functions(), live=live)
-    show(line.text for line in submit.lines(batch, states, sent))
-    sent.check()
-
-
-@netpress.command()
-@sweep_argument
-@json_option
-@profile_option
-@click.option("--watch", is_flag=True, help="Repeat until nothing is left to do.")
-@interval_option
-def status(
-    name: str, as_json: bool, profile: str | None, watch: bool, interval_s: float | None
-) -> None:
-    """What is done, running, queued, waiting, failed or missing."""
-    from pipeline.orchestrate import images, state
-    from pipeline.orchestrate import watch as watching
-
-    sweep = load(name)
-    work, data_root = roots(sweep, cluster_for(sweep, profile))
-    if watch:
-        watching.watch(sweep, work, data_root, interval_s)
-        return
-    states = state.find(sweep, work)
-    for note in (*states.notes, *images.notes(states.done, work, data_root)):
-        warn(note)
-    if as_json:
-        show(state.to_json(states.cells, states.report))
-    else:
-        show(state.everything(sweep, states, work))
-
-
-@netpress.command()
-@sweep_argument
-@profile_option
-@interval_option
-def top(name: str, profile: str | None, interval_s: float | None) -> None:
-    """A live table of the running cells, with the time left."""
-    from pipeline.orchestrate import top
-
-    sweep = load(name)
-    work, _ = roots(sweep, cluster_for(sweep, profile))
-    top.show(sweep, work, interval_s)
-
-
-@netpress.command()
-@sweep_argument
-@cell_argument
-@profile_option
-@click.option("--follow", is_flag=True, help="Continue until the cell has ended.")
-def logs(name: str, cell: str, profile: str | None, follow: bool) -> None:
-    """The logs of a cell: its job's output and its own log."""
-    from pipeline.orchestrate import logs, plan
-
-    sweep = load(name)
-    work, _ = roots(sweep, cluster_for(sweep, profile))
-    show(logs.show(sweep, work, plan.find_cell(sweep, cell), follow))
-
-
-@netpress.command()
-@sweep_argument
-@cells_argument
-@profile_option
-def cancel(name: str, cells: tuple[str, ...], profile: str | None) -> None:
-    """Cancel jobs: those of some cells, or all."""
-    from pipeline.orchestrate import cancel, plan
-
-    sweep = load(name)
-    work, _ = roots(sweep, cluster_for(sweep, profile))
-    show(cancel.run(sweep, work, [plan.find_cell(sweep, cell) for cell in cells]))
-
-
-@netpress.command()
-@sweep_argument
-@cells_argument
-@profile_option
-@set_option
-@click.option("--exceptions", is_flag=True, help="Also cells that an exception ended.")
-@live_option
-def resume(
-    name: str,
-    cells: tuple[str, ...],
-    profile: str | None,
-    settings: tuple[str, ...],
-    exceptions: bool,
-    live: bool,
-) -> None:
-    """Submit failed cells again, with a larger request if needed."""
-    from pipeline.orchestrate import plan, resume
-
-    sweep = load(name)
-    cluster = cluster_for(sweep, profile, settings, needed=True)
-    chosen = [plan.find_cell(sweep, cell) for cell in cells]
-    work, data_root = roots(sweep, cluster)
-    batch, states, sent, decisions = resume.run(
-        sweep, work, data_root, cluster, job_functions(), chosen, exceptions, live
-    )
-    show(line.text for line in resume.lines(batch, states, sent, decisions))
-    sent.check()
+for command in cli_cluster.COMMANDS:
+    netpress.add_command(command)
 
 
 @netpress.command()
@@ -460,24 +332,6 @@ def fetch(name: str) -> None:
     sweep = load(name)
     work, data_root = roots(sweep)
     plan.fetch(sweep, data_root, work.cache)
-
-
-@netpress.command()
-@profile_option
-@set_option
-@click.option("--jobs/--no-jobs", default=True, help="Also run checks in one small job.")
-def doctor(profile: str | None, settings: tuple[str, ...], jobs: bool) -> int:
-    """Check this machine, and the cluster of a profile."""
-    from pipeline.orchestrate import doctor
-    from pipeline.orchestrate import profile as profiles
-
-    name = profile or os.environ.get("NETPRESS_PROFILE")
-    cluster = profiles.load(name, settings) if name else None
-    checks = []
-    for check in doctor.checks(cluster, jobs):
-        checks.append(check)
-        show_line(check.line)
-    return 0 if all(check.ok is not False for check in checks) else 1
 
 
 def _listing(what: str, about: str) -> None:

@@ -32,7 +32,7 @@ models: [{{name: vgg16_bn, width: 0.125}}]
 datasets: [{dataset}]
 techniques: [{techniques}]
 training: {{epochs: 2, batch_size: 64, train_images: 240, test_images: 100}}
-measure: {{repeats: 2, seconds: 0.1}}
+measure: {{repeats: 1, seconds: 0.1}}
 """
 
 

@@ -124,6 +124,8 @@ def test_what_jobs_that_measure_request():
         }.items()
     )
     assert int(flags_of("measure.minutes=20", "time_margin=null")["time"]) == 20
+    alone, _ = profile.load("sol", ["measure.exclusive=true"]).profile.notes()
+    assert "a cluster may charge all of a node for that" in alone
 
 
 def test_where_there_are_no_jobs_that_measure():
@@ -349,11 +351,24 @@ def test_a_measurement_that_fails_keeps_the_training_and_is_sent_again_alone(des
     ].state == "cancelled" and "by `netpress cancel`; its training is kept" in (
         states.cells[0].reason
     )
-    # Records that are gone, or a job that came before the training had ended: submit sends it.
-    for rows in ((), (Row(8, 0, "COMPLETED"),)):
-        states = desk.look(*rows)
-        assert states.cells[1].state == "trained"
-        assert desk.measures(states) == ["base", "half", "tiny"]
+    # Of a pending task that was cancelled, Slurm keeps no record: only resume sends it again.
+    states = desk.look()
+    assert [s.state for s in states.cells] == ["cancelled", "trained", "trained"]
+    assert desk.measures(states) == ["half", "tiny"] and len(desk.resumed(states).measures) == 3
+    # A job that came before the training had ended: submit sends another one.
+    states = desk.look(Row(8, 0, "COMPLETED"))
+    assert {s.state for s in states.cells} == {"trained"}
+    assert desk.measures(states) == ["base", "half", "tiny"]
+    # One that failed in a job which goes on with the others.
+    attempt = store.new_attempt(desk.work.cell(desk.half.id))
+    store.publish_json(attempt.usage, {"job": "8_0"})
+    store.write_failure(attempt, store.Failure("exception", "NotInteger: floats"))
+    states = desk.look(Row(8, 0, "RUNNING", nodes="n2"))
+    assert [s.state for s in states.cells] == ["trained", "failed", "trained"]
+    assert "exception: NotInteger: floats; its training is kept" in states.cells[1].reason
+    assert not desk.resumed(states).measures  # before the job has ended
+    choice = desk.resumed(desk.look(Row(8, 0, "FAILED", exit_code="1:0")))
+    assert desk.half.id not in choice.measures and len(choice.decisions) == 3
 
 
 def test_cells_stand_on_a_base_whose_measurement_failed(desk):

@@ -158,6 +158,15 @@ def test_predictions_are_taken_from_the_same_kind_of_cpu_alone(mine):
     own = known()
     assert own.name == entries[0].name and {"accuracy", "test_set_seconds"} <= own.values.keys()
     assert not any(name.startswith("latency/") for name in own.values)
+    for name, taken in (
+        ("energy/onnxruntime/artifact/all/batch1", False),
+        ("throughput/pytorch-cuda-bf16/artifact/all/batch1", False),
+        ("runtimes/pytorch-cuda-bf16/accuracy", False),
+        ("runtimes/openvino/accuracy", True),
+        ("runtimes/openvino/test_set_seconds", False),
+        ("similarity/cka", True),
+    ):
+        assert same_kind._is_taken(name, ["onnxruntime", "openvino"], own=False) is taken, name
     # Another machine of this kind: its times are its own.
     other = known({**facts, "machine": "another-CPU-2c"})
     assert own.values.keys() - other.values.keys() == {"test_set_seconds", "base_test_set_seconds"}

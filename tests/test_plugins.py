@@ -271,17 +271,15 @@ def test_a_name_that_two_plug_ins_have(written, tmp_path):
 
 
 def test_listings_mark_what_a_plug_in_adds(ran):
-    for what, name in (
-        ("techniques", "half-zeros"),
-        ("models", "residual"),
-        ("datasets", "stripes"),
+    for what, name, *named in (
+        ("techniques", "half-zeros", "own.yaml"),
+        ("models", "residual", "--plugins", "my_plugin.py"),
+        ("datasets", "stripes", "own.yaml"),
     ):
         plain = ran.json(what)[what]
-        assert name not in plain
-        for more in (("own.yaml",), ("--plugins", "my_plugin.py")):
-            found = ran.json(what, *more)[what]
-            assert set(found) == {*plain, name}
-            assert found[name].endswith(" (plug-in my_plugin.py)")
+        found = ran.json(what, *named)[what]
+        assert name not in plain and set(found) == {*plain, name}
+        assert found[name].endswith(" (plug-in my_plugin.py)")
 
 
 def test_a_plan_says_what_it_does_not_know_the_cost_of(tmp_path):

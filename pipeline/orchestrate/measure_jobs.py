@@ -41,8 +41,9 @@ class Places:
     ) -> None:
         """A cell of an array, of which all `tasks` are known but not whether each is awaited."""
         self.of[cell] = (source, index)
-        self.every[source] |= tasks.keys()
-        self.singles |= {source} if single else set()
+        if source not in self.every:
+            self.every[source] |= tasks.keys()
+            self.singles |= {source} if single else set()
 
     def beside(self, arrays: Iterable[Array], single: bool) -> Places:
         """With those in arrays that are to be submitted."""

@@ -183,7 +183,12 @@ class Profile(Frozen):
         return cost.core * self.cores + cost.gib * self.memory_gib + cost.gpu * self.gpus
 
     def notes(self) -> Iterator[str]:
-        """A line for each way in which the request wastes hardware."""
+        """A line for each way in which the request wastes hardware, or costs more than it says."""
+        if self.charge is not None and self.measure_job is not None and self.measure_job.exclusive:
+            yield (
+                "jobs that measure have their nodes to themselves (measure.exclusive): a cluster "
+                "may charge all of a node for that, and the cost here is of the cores requested"
+            )
         node = self.node
         if node is None or not node.gpus or not self.gpus:
             return

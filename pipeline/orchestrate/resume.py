@@ -138,7 +138,7 @@ def _cause(
     cell = cell_state.cell
     if cell_state.state in ("missing", "waiting", "trained"):
         return Cause("lost", "")
-    if apart and view and view.measuring_row(cell.id):
+    if apart and view and cell.id in view.measuring:
         cause = view.cause_of_measuring(cell)
         if cause.kind != "lost":
             return cause

@@ -69,23 +69,38 @@ def unmeasured(
 ) -> tuple[State, str | None]:
     """State and reason of a cell that lacks a measurement alone, and that no job trains."""
     row = view.measuring_row(cell.id) if view else None
-    if view and row and view.reachable and row.state not in slurm.FINAL:
+    is_queued = view and row and view.reachable and row.state not in slurm.FINAL
+    failure = failed_since_trained(folder, attempt)
+    if row and is_queued and attempt and cluster.job_of(attempt) != row.task:
+        failure = None  # of an earlier job
+    if failure is not None and not is_held(folder):
+        return "failed", f"its measurement failed: {failure.line}; its training is kept"
+    if row and is_queued:
         return _to_be_measured(folder, row)
     if is_held(folder):
         return "running", None
-    if failure := failed_since_trained(folder, attempt):
-        return "failed", f"its measurement failed: {failure.line}; its training is kept"
+    never = lacks == finished.NOT_MEASURED  # else a job that left no record may be long forgotten
     at = view.measuring.get(cell.id) if view else None
-    if view and at and at.entry.job is not None and row and row.state != "COMPLETED":
-        cause = view.cause_of_measuring(cell)
-        if cause.kind == "cancelled":
-            return "cancelled", f"its measurement was {cause.reason}; its training is kept"
-        if cause.kind != "lost":
-            advice = f"; {cause.rule.advice}" if cause.rule.advice else ""
-            return "failed", f"its measurement failed: {cause.reason}{advice}; its training is kept"
+    left = at is not None and at.entry.job is not None
+    if view and left and (row or (never and view.reachable)):
+        ended = _without_measurement(view, cell)
+        if ended is not None:
+            return ended
     if view and cell.id in view.known.not_measured:
         return "trained", f"its measurement is not submitted: {view.known.not_measured[cell.id]}"
     return "trained", lacks
+
+
+def _without_measurement(view: cluster.View, cell: Cell) -> tuple[State, str] | None:
+    """The same where a job that was to measure it has left the queue; None where it did not come
+    to that: `submit` sends another one."""
+    row, cause = view.measuring_row(cell.id), view.cause_of_measuring(cell)
+    if cause.kind == "cancelled":
+        return "cancelled", f"its measurement was {cause.reason}; its training is kept"
+    if cause.kind == "lost" or (row and row.state == "COMPLETED"):
+        return None
+    advice = f"; {cause.rule.advice}" if cause.rule.advice else ""
+    return "failed", f"its measurement failed: {cause.reason}{advice}; its training is kept"
 
 
 def _to_be_measured(folder: CellPaths, row: slurm.Row) -> tuple[State, str]:

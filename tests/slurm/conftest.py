@@ -305,11 +305,11 @@ def halt(cell: CellPaths, epochs: int = 1, seconds: float = 90, task: str | None
     raise AssertionError(f"nothing began with {cell.id}")
 
 
-def wait_for(true, seconds: float = 60, every_s: float = 0.5):
+def wait_for(true, seconds: float = 60):
     deadline = time.monotonic() + seconds
     while not (value := true()):
         assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(every_s)
+        time.sleep(0.5)
     return value
 
 

@@ -40,7 +40,7 @@ def test_what_is_trained_is_measured_by_a_job_of_its_own(desk):
 
     # Canceled as a whole, and resumed with a set-up that fails where it measures.
     assert "3 cells cancelled" in desk.netpress("cancel", sweep)[0]
-    wait_for(lambda: set(desk.states(sweep).values()) == {"cancelled"}, 30)
+    desk.until_all(sweep, "cancelled", seconds=30)
     assert not in_queue(desk, "apart") and not queue(desk, "apart")
     desk.resume(sweep, *APART, "--set", "options={}", *BROKEN)
     found = desk.settled(sweep)
