@@ -245,6 +245,7 @@ def test_a_scale_that_learned_too_much_stays_in_reach_of_its_weights():
         ("qat-int2", {-2, -1, 0, 1, 2}),  # a filter has four of them
         ("ternary", {-1, 0, 1}),
         ("binary", {-1, 1}),
+        ("binary-ternary", {-1, 0, 1}),
     ],
 )
 def test_what_is_deployed_has_the_levels_that_the_technique_says(bench, name, levels):
@@ -260,7 +261,7 @@ def test_what_is_deployed_has_the_levels_that_the_technique_says(bench, name, le
     assert artifact.stored_bytes < 0.6 * artifact.runnable_bytes
 
 
-@pytest.mark.parametrize("stage", ["lowbits", "ternary", "binary", "rate"])
+@pytest.mark.parametrize("stage", ["lowbits", "ternary", "binary", "binary-ternary", "rate"])
 def test_a_network_that_is_quantized_already_is_refused(bench, stage):
     cell = bench.cells(["x"], define={"x": [{"quantize": {}}, {stage: {"epochs": 1}}]})["x"]
     with pytest.raises(UserError, match=f"{stage}: the network is quantized already"):
