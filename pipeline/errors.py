@@ -7,3 +7,8 @@ class UserError(ValueError):
 
 class Corrupt(Exception):
     """A published file is not what its manifest says, or unreadable: it is set aside and redone."""
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """Of what it says, at most so many characters; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]

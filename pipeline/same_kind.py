@@ -28,8 +28,7 @@ BASE_ARTIFACT, IMAGES = "base_artifact", "dataset_fingerprint"
 
 @dataclass(frozen=True)
 class Known:
-    """`values` of the measurement `name`, by their names in result.h5; with the seconds for the
-    test set, where it is of this very machine."""
+    """`values` of the measurement `name`, by their names in result.h5; no times among them."""
 
     name: str
     values: dict[str, Any]
@@ -52,9 +51,8 @@ def known(
             continue
         whole = earlier.id == cell.id and "predictions" in earlier.measured
         if whole and _decides(earlier.facts, wanted) == _decides(facts, wanted):
-            own = entry.machine == facts["machine"]
             asked = runtimes.on_cpu(wanted["measure"]["runtimes"])
-            taken = {n: v for n, v in earlier.measured.items() if _is_taken(n, asked, own)}
+            taken = {n: v for n, v in earlier.measured.items() if _is_taken(n, asked)}
             return Known(entry.name, taken)
     return None
 
@@ -85,10 +83,9 @@ def _decides(facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Any, 
     return (object(),) if None in parts or flags is None else (*parts, *sorted(flags))
 
 
-def _is_taken(name: str, asked: Sequence[str], own: bool) -> bool:
-    """Of a measured value. `own`: it is of this very machine, as are the seconds for the test
-    set."""
+def _is_taken(name: str, asked: Sequence[str]) -> bool:
+    """Of a measured value: whether it is no time."""
     kind, _, rest = name.partition("/")
-    if kind in KINDS or (name.endswith("test_set_seconds") and not own):
+    if kind in KINDS or name.endswith("test_set_seconds"):
         return False
     return kind != "runtimes" or rest.partition("/")[0] in asked

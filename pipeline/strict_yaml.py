@@ -315,7 +315,8 @@ def _sentence(error: Any, model: type[BaseModel]) -> tuple[Key, str]:
         error.get("ctx", {}),
     )
     if kind == "extra_forbidden":
-        hint = nearest(loc[-1], model.model_fields) if len(loc) == 1 else "remove it"
+        keys = {*model.model_fields, *getattr(model, "ALSO", ())}
+        hint = nearest(loc[-1], keys) if len(loc) == 1 else "remove it"
         return loc, f"unknown key; {hint}"
     if kind == "missing":
         return loc[:-1], f"the key {shown(str(loc[-1]))} is missing; add it"

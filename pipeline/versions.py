@@ -4,6 +4,10 @@ Whoever changes numbers raises the version of what changes them. `data` and `tra
 weights and are part of every cell's id: raising one makes every cell anew. `artifact` and
 `measurement` are made from the weights and are recorded beside them: raising one makes only what
 follows from the weights anew.
+
+A version stands for what is computed, not for the kernels that do it: another device, precision or
+PyTorch, a CUDA graph or a compiler add in another order. A result records device, precision and
+versions.
 """
 
 from __future__ import annotations

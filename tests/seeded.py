@@ -65,6 +65,7 @@ CHAINS: dict[str, list[dict[str, dict]]] = {
     "lowbits-4": [{"lowbits": {"bits": 4, "progressive": False, "eight_bits": "none"}}],
     "ternary-weights": [{"ternary": {}}],
     "binary-weights": [{"binary": {}}],
+    "binary-or-ternary": [{"binary-ternary": {}}],
     "rate-term": [{"rate": {}}],
     "encode": [{"encode": {}}],
     "rounded": [{"rate": {}}, {"encode": {"rounding": 0.02}}],

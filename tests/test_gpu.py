@@ -25,7 +25,7 @@ from pipeline.report import gpu as reported
 from pipeline.report import json_rows, latex, provenance, views
 from pipeline.report.frames import Frames
 from pipeline.report.measured import _without_times
-from pipeline.report.row import identity, row
+from pipeline.report.row import _runtime_notes, identity, row
 from pipeline.runtimes import onnxruntime as on_onnxruntime
 from pipeline.runtimes import onnxruntime_gpu, tensorrt
 from pipeline.runtimes.pytorch_cuda import Cuda
@@ -385,16 +385,27 @@ def test_a_report_shows_what_a_gpu_made_of_it():
 
 def test_a_report_without_a_gpu_has_no_such_section():
     sweep = results.sweep(techniques=("half",))
-    rows = [replace(measured_on("x", cell, 1.0), latencies={}) for cell in sweep.cells]
+    ran = {"latencies": {}, "runtime_notes": ()}
+    rows = [replace(measured_on("x", cell, 1.0), **ran) for cell in sweep.cells]
     assert reported.section(Frames.of(rows, ())) is None
     assert json_rows.row_json(rows[0])["gpu"] == {}
+
+
+def test_a_report_names_a_runtime_of_a_gpu_that_was_skipped():
+    measured = {"runtimes/pytorch-cuda-bf16/skipped": "this machine has no GPU that CUDA can use"}
+    [note] = _runtime_notes(measured)
+    assert note == "pytorch-cuda-bf16: skipped, this machine has no GPU that CUDA can use"
+    [cell, *_] = results.sweep(techniques=("half",)).cells
+    skipped = replace(measured_on("x", cell, 1.0), latencies={}, runtime_notes=(note,))
+    section = reported.section(Frames.of([skipped], ()))
+    assert section.tables == () and "".join(section.about[0]).startswith(note)
 
 
 def test_speed_and_energy_are_lent_to_no_other_machine():
     one = Series("pytorch-cuda-bf16", "artifact", "all", 64, "cuda")
     values = {one.name: 1, one.named(ENERGY): 2, one.named(THROUGHPUT): 3, "accuracy": 0.9}
     assert _without_times(values) == {"accuracy": 0.9}
-    assert [n for n in values if same_kind._is_taken(n, ["onnxruntime"], True)] == ["accuracy"]
+    assert [n for n in values if same_kind._is_taken(n, ["onnxruntime"])] == ["accuracy"]
 
 
 def test_a_machine_is_named_after_its_gpu_where_that_was_measured():

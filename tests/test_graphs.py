@@ -138,6 +138,13 @@ def test_what_is_compiled_is_kept_in_a_folder_of_the_user_alone(tmp_path, monkey
     folder.chmod(0o770)
     compiling.use_cache(tmp_path)
     assert compiling.CACHE not in os.environ and "others can write there" in capsys.readouterr().err
+    folder.chmod(0o700)
+    tmp_path.chmod(0o2770)  # a group's: any of it could put another folder in its place
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    compiling.use_cache(tmp_path)
+    assert os.environ[compiling.CACHE] == str(tmp_path / "home/.cache/netpress/compiled")
+    monkeypatch.delenv(compiling.CACHE)
+    tmp_path.chmod(0o700)
     folder.rmdir()
     folder.symlink_to(tmp_path)
     compiling.use_cache(tmp_path)

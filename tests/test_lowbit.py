@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from pipeline.errors import Corrupt, UserError
 from pipeline.models import network, transforms, vgg
 from pipeline.models.transforms import calibration, fakequant
 from pipeline.models.transforms.binary import Binary, BinaryQuantizer
+from pipeline.models.transforms.binary_ternary import BinaryTernary, ChoosingQuantizer, choosing
 from pipeline.models.transforms.coarse import Coarse
 from pipeline.models.transforms.fakequant import FakeQuantized
 from pipeline.models.transforms.lowbits import LowBits, StepQuantizer
@@ -22,6 +24,7 @@ from pipeline.sweep import Recipe
 from pipeline.techniques import coarse, lowbits, rate
 from pipeline.training import checkpoint
 from pipeline.training.rate import bits_per_weight, estimated_bits
+from tests import stages
 from tests.test_models import images, lively
 from tests.test_techniques import beside, deployed, made, staged
 
@@ -72,6 +75,51 @@ def test_binary_weights_are_those_of_the_paper():
     assert torch.equal(weight.grad, torch.ones_like(WEIGHT))
 
 
+def test_the_angle_goes_from_ternary_weights_to_binary_ones():
+    """At pi/4 those of Li et al., near pi/2 those of Rastegari et al.; between, ever fewer zeros.
+    The penalty by hand: weights at 0, 1/4 and -1 of a scale cost 0, 1/4 and 0 at pi/4."""
+    weight = torch.randn(8, 500, generator=torch.Generator().manual_seed(0))
+    zeros = []
+    for angle in (math.pi / 4, 1.1, 1.3, 1.54):
+        quantizer = ChoosingQuantizer(8)
+        quantizer.angle.data.fill_(angle)
+        left = quantizer.train()(weight)
+        zeros.append(int((left == 0).sum()))
+        assert torch.equal(quantizer.eval()(left.detach()), left.detach())  # rounded, they stay
+        twin = {math.pi / 4: TernaryQuantizer(8, 1), 1.54: BinaryQuantizer(8, 1)}.get(angle)
+        assert twin is None or torch.allclose(twin.train()(weight), left, atol=1e-6)
+    assert zeros == sorted(zeros, reverse=True) and zeros[0] > zeros[2] > zeros[3] == 0
+    quantizer, weight = ChoosingQuantizer(1), torch.tensor([[0.0, 0.5, -2.0]], requires_grad=True)
+    quantizer.scale.fill_(2.0)
+    pulled, chosen = quantizer.penalty(weight, ternary=10.0)
+    assert pulled.item() == pytest.approx(4 * 0.25) and chosen.item() == pytest.approx(
+        0.25 / 3 + 0.1
+    )
+    chosen.backward()  # d/db of tan b / 12 + 0.1 / tan b, at pi/4, where d tan b / db is 2
+    assert float(quantizer.angle.grad) == pytest.approx(2 * (1 / 12 - 0.1)) and weight.grad is None
+
+
+def test_each_layer_learns_whether_it_is_binary(bench):
+    """A strong wish for either gives it, in all layers that may choose; both train."""
+    for ternary, part in ((1e5, 1.0), (0.01, 0.0)):
+        angles = []
+        state = stages.run(
+            bench,
+            "binary-ternary",
+            watch=lambda now, kept=angles: kept.append(
+                [float(q.angle.detach()) for q in choosing(now.network.module).values()]
+            ),
+            ternary=ternary,
+            epochs=3,
+        )
+        found = choosing(state.network.module)
+        layers = fakequant.layers(state.network.eval().module)
+        assert len(found) == len(layers) - 2
+        levels = {len(integers(layers[name]).unique()) for name in found}
+        assert levels == ({3} if part else {2})
+        assert all(math.pi / 4 <= angle <= 1.5501 for step in angles for angle in step)
+
+
 @pytest.mark.parametrize("bits, low, high", [(4, -8, 7), (2, -2, 1)])
 def test_low_bits_have_the_levels_and_the_first_scale_of_lsq(bits, low, high):
     quantizer = StepQuantizer(2, bits)
@@ -113,7 +161,9 @@ def test_which_layers_keep_their_eight_bits(eight_bits, kept):
 # --- folding ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("transform", [LowBits(bits=4), LowBits(bits=2), Ternary(), Binary(), None])
+@pytest.mark.parametrize(
+    "transform", [LowBits(bits=4), LowBits(bits=2), Ternary(), Binary(), BinaryTernary(), None]
+)
 def test_folding_keeps_integers_and_moves_factors_into_their_scales(transform):
     """Also where the normalization turns a filter around, or off."""
     state = aware(transform)
@@ -195,6 +245,7 @@ def test_a_scale_that_learned_too_much_stays_in_reach_of_its_weights():
         ("qat-int2", {-2, -1, 0, 1, 2}),  # a filter has four of them
         ("ternary", {-1, 0, 1}),
         ("binary", {-1, 1}),
+        ("binary-ternary", {-1, 0, 1}),
     ],
 )
 def test_what_is_deployed_has_the_levels_that_the_technique_says(bench, name, levels):
@@ -210,7 +261,7 @@ def test_what_is_deployed_has_the_levels_that_the_technique_says(bench, name, le
     assert artifact.stored_bytes < 0.6 * artifact.runnable_bytes
 
 
-@pytest.mark.parametrize("stage", ["lowbits", "ternary", "binary", "rate"])
+@pytest.mark.parametrize("stage", ["lowbits", "ternary", "binary", "binary-ternary", "rate"])
 def test_a_network_that_is_quantized_already_is_refused(bench, stage):
     cell = bench.cells(["x"], define={"x": [{"quantize": {}}, {stage: {"epochs": 1}}]})["x"]
     with pytest.raises(UserError, match=f"{stage}: the network is quantized already"):

@@ -18,7 +18,7 @@ from pipeline import hardware, store
 from pipeline.artifact import bounds
 from pipeline.artifact.bounds import Cost
 from pipeline.artifact.coded import CODECS, decoded
-from pipeline.errors import Corrupt, UserError
+from pipeline.errors import Corrupt, UserError, first_line
 from pipeline.sweep.settings import COLOUR
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _check_model(path: Path, data: bytes, manifest: dict) -> Cost:
     try:
         model = onnx.load_model_from_string(data)
     except (DecodeError, ValueError) as error:
-        raise Corrupt(f"{path}: not an ONNX model ({_first_line(error)})") from error
+        raise Corrupt(f"{path}: not an ONNX model ({first_line(error)})") from error
     if any(t.external_data or t.data_location == t.EXTERNAL for t in _tensors(model)):
         raise Corrupt(f"{path}: refers to data outside of itself")
     channels, height, width = manifest["shape"]
@@ -226,7 +226,3 @@ def _described(value: onnx.ValueInfoProto) -> tuple:
     tensor = value.type.tensor_type
     sizes = (d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
     return (value.name, tensor.elem_type, *sizes)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

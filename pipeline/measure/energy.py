@@ -1,8 +1,8 @@
 """Images a second, and joules an image, of runs one after the other.
 
 A GPU's energy is what its driver counts for the whole card (NVML); a CPU's is that of its packages
-and their memory (RAPL), idle parts included. It is told only where nobody else can have used any of
-it: where this process may use every core of the machine. None where it cannot be read.
+and their memory (RAPL), idle parts included. It is told only where this process may use every core
+of the machine: what others run there counts as well. None where it cannot be read.
 """
 
 from __future__ import annotations

@@ -30,12 +30,13 @@ NOTES: tuple[Sentence, ...] = (
 
 
 def section(frames: Frames) -> Section | None:
-    """None where nothing was measured on a GPU."""
-    every = [row for row in frames.every or frames.rows if any(runtimes_of(row))]
+    """None where nothing was to be measured on a GPU."""
+    known = frames.every or frames.rows
+    every, notes = [row for row in known if any(runtimes_of(row))], tuple(_notes(known))
     if not every:
-        return None
+        return Section("gpu", "Speed on a GPU", notes, (), ()) if notes else None
     tables = tuple(_table(*setting, rows) for setting, rows in settings(every).items())
-    return Section("gpu", "Speed on a GPU", ((ABOUT,),), tables, (*NOTES, *_notes(every)))
+    return Section("gpu", "Speed on a GPU", ((ABOUT,),), tables, (*NOTES, *notes))
 
 
 def _notes(rows: Iterable[Row]) -> Iterator[Sentence]:

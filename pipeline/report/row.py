@@ -55,6 +55,7 @@ class Latency(NamedTuple):
 
 PERCENTILES = (50, 90, 99)
 NOTE_CHARACTERS = 300
+NOTED = {"note": "", "left_out": "", "skipped": "skipped, "}  # of a runtime -> said before it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,13 +247,15 @@ def _numbers(measured: Mapping[str, Any], kind: str) -> dict[Series, float]:
 
 
 def _runtime_notes(measured: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a runtime did otherwise than its name says, or left out: `NAME: why`."""
+    """What a runtime did otherwise than its name says, or left out, and why it was skipped: `NAME:
+    why`."""
     found = []
     for name, value in sorted(measured.items()):
         kind, _, rest = name.partition("/")
         runtime, _, what = rest.rpartition("/")
-        if kind == "runtimes" and what in ("note", "left_out") and isinstance(value, str):
-            found.append(" ".join(f"{runtime}: {value}".split())[:NOTE_CHARACTERS])
+        if kind == "runtimes" and what in NOTED and isinstance(value, str):
+            said = f"{runtime}: {NOTED[what]}{value}"
+            found.append(" ".join(said.split())[:NOTE_CHARACTERS])
     return tuple(found)
 
 

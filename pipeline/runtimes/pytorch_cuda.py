@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.errors import first_line
 from pipeline.runtimes.contract import Kernels, Shape, share, why_not_importable
 from pipeline.runtimes.graphs import Call, Calls
 
@@ -134,9 +135,5 @@ class Loaded:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # compilers have no error that all others are of
-                self.not_compiled = _first_line(getattr(error, "inner_exception", error))
+                self.not_compiled = first_line(getattr(error, "inner_exception", error))
         return Call(self.eager, shape, self.device)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

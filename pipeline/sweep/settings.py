@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -203,6 +203,8 @@ class Recipe(Frozen):
     back to a running average of its weights. `mixup`: where labels alone are learned, images are
     blended, in parts drawn from Beta(mixup, mixup).
     """
+
+    ALSO: ClassVar[tuple[str, ...]] = ("recipe",)  # keys that stand for others
 
     epochs: int = Field(60, ge=1, le=100_000)
     batch_size: int = Field(128, ge=1, le=65_536)

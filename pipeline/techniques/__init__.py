@@ -46,6 +46,7 @@ STAGES: dict[str, str] = {
     "lowbits": "pipeline.techniques.lowbits",
     "ternary": "pipeline.techniques.ternary",
     "binary": "pipeline.techniques.binary",
+    "binary-ternary": "pipeline.techniques.binary_ternary",
     "rate": "pipeline.techniques.rate",
     "encode": "pipeline.techniques.encode",
 }
@@ -145,6 +146,10 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
     "binary": (
         "weights -1 and 1 with a scale a filter (Rastegari et al. 2016); coded",
         [{"binary": {}}, {"encode": {}}],
+    ),
+    "binary-ternary": (
+        "each layer learns which of the two it is (Razani et al. 2021); coded",
+        [{"binary-ternary": {}}, {"encode": {}}],
     ),
     "rate": (
         "int8, trained to take few bits when coded (Oktay et al. 2020)",

@@ -74,6 +74,7 @@ def _trained(
 ) -> ModelState:
     """After stage ``number``; after the last of them, that of the head."""
     recipe = context.cell.recipe
+    recipe = recipe.continued() if number else recipe
     return context.train(
         lambda: state if number else _fresh(spec, maps, context),
         lambda now: _objective(now, maps, number, settings, context),

@@ -28,7 +28,7 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 
 from pipeline import store, terminal
-from pipeline.errors import Corrupt
+from pipeline.errors import Corrupt, first_line
 from pipeline.models.network import ModelState, restore
 from pipeline.models.spec import NetworkSpec
 from pipeline.store import StageHistory
@@ -73,7 +73,7 @@ def read_model(path: Path) -> ModelState:
         described, tensors = _content(data, "spec")
         return restore(NetworkSpec.from_json(described), tensors)
     except UNREADABLE as error:
-        raise Corrupt(f"{path}: not a readable model ({_first_line(error)})") from error
+        raise Corrupt(f"{path}: not a readable model ({_told(error)})") from error
 
 
 class Checkpointer:
@@ -291,7 +291,7 @@ def _snapshot(data: bytes, path: Path, header: dict[str, Any] | None = None) -> 
         index, part = _count(header["index"]), _count(header["part"])
         return Snapshot(index, str(header["stage"]), training, history, part)
     except UNREADABLE as error:
-        raise Corrupt(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
+        raise Corrupt(f"{path}: not a readable checkpoint ({_told(error)})") from error
 
 
 def _parts(tensors: Tensors) -> tuple[Tensors, Buffers, Tensors]:
@@ -332,9 +332,8 @@ def _columns(columns: dict[Any, Any]) -> dict[str, list[float]]:
     return {str(name): [float(v) for v in values] for name, values in columns.items()}
 
 
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [""])[0][:200]
-    return f"{type(error).__name__}: {line}"
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Compilation by torch.compile, and its cache on disk, which cells and jobs share.
 
-What lies in the cache is code that is run. So it is the user's own folder, whatever a work root is
-shared with: of nobody else, writable for nobody else, or it is not used.
+What lies in the cache is code that is run. So it is the user's own folder: of nobody else, writable
+for nobody else, or it is not used. In a work root that is shared with a group, others could put
+another folder in its place: then it lies in the user's own cache.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.errors import first_line
 from pipeline.terminal import tell
 from pipeline.training.losses import Objective
 
@@ -37,16 +39,26 @@ def use_cache(root: Path) -> None:
         return
     folder = root / f"compiled-{os.getuid()}"
     try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_private(root):
+            folder = Path("~/.cache/netpress/compiled").expanduser()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        tell(f"{folder}: cannot be used to keep what is compiled ({error.strerror})")
+        private = _is_private(folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        told = getattr(error, "strerror", None) or first_line(error)
+        tell(f"{folder}: cannot be used to keep what is compiled ({told})")
         return
-    private = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if not stat.S_ISDIR(found.st_mode) or not private:
+    if not private:
         tell(
             f"{folder}: others can write there, so nothing that is compiled is taken from it; "
             "expected a folder of your own with mode 700"
         )
         return
     os.environ[CACHE] = str(folder)
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether it is a folder of this user, in which nobody else can write; raises OSError."""
+    found = folder.lstat()
+    shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not shared

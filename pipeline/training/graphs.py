@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from pipeline.data import Draws
+from pipeline.errors import first_line
 from pipeline.terminal import tell
 from pipeline.training.step import Step
 
@@ -136,8 +137,8 @@ def captured(
             results = function()
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # of CUDA, and of what compiles
-        line = (str(error).strip().splitlines() or ["no message"])[0][:200]
+    except Exception as error:  # compilers have none that all others are of
+        line = first_line(error)
         tell(f"{name} cannot be captured in a CUDA graph, so it runs without one ({line})")
         return None
 

@@ -24,7 +24,7 @@ LARGEST_GRADIENT = 1.0  # norm of a clipped step's gradients, all together
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how the arithmetic of a cell runs; resolved once, recorded with the result.
+    """Where and how the arithmetic of a cell runs; resolved once.
     ``graphed``: a step of training is one CUDA graph."""
 
     device: torch.device

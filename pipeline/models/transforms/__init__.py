@@ -30,6 +30,7 @@ TRANSFORMS: dict[str, str] = {
     "low-bits": "pipeline.models.transforms.lowbits:LowBits",
     "ternary": "pipeline.models.transforms.ternary:Ternary",
     "binary": "pipeline.models.transforms.binary:Binary",
+    "binary-ternary": "pipeline.models.transforms.binary_ternary:BinaryTernary",
     "gated": "pipeline.models.transforms.gated:Gated",
     "adapted": "pipeline.models.transforms.adapted:Adapted",
     "encoded": "pipeline.models.transforms.encoded:Encoded",
