@@ -86,7 +86,7 @@ def measure_again(
             f"{cell.name} ({cell.id}) was damaged, and what was is set aside ({aside}); expected "
             "`netpress run` or `submit` to make that again"
         )
-    if not done.is_trained(cell, work, deep=True):
+    if not done.is_trained(cell, work):
         raise UserError(
             f"{cell.name} ({cell.id}) is not trained, so it cannot be measured; expected `netpress "
             "run` or `submit` to train it"

@@ -115,6 +115,8 @@ def test_other_settings_are_sent_where_a_job_failed_for_another_cell(desk):
     assert [s.state for s in states.cells] == ["trained", "trained", "failed"]
     assert states.cells[0].reason == "measured with other settings"
     assert desk.measures(states) == ["base", "half"]
+    states = desk.look(Row(8, 0, "CANCELLED", by="me"))
+    assert [s.state for s in states.cells] == ["trained", "trained", "cancelled"]
     # Measured before that job was submitted: it did not come to it.
     for file in desk.work.cell(desk.half.id).measurements.iterdir():
         os.utime(file, (time.time() - 3600,) * 2)

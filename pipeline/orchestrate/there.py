@@ -95,17 +95,17 @@ def _without_measurement(view: cluster.View, cell: Cell) -> tuple[State, str] | 
     """The same where a job that was to measure it has left the queue; None where it did not come
     to that: `submit` sends another one."""
     row, cause = view.measuring_row(cell.id), view.cause_of_measuring(cell)
-    if cause.kind == "cancelled":
-        return "cancelled", f"its measurement was {cause.reason}; its training is kept"
     if cause.kind == "lost" or (row and row.state == "COMPLETED") or _did_its_work(view, cell):
         return None
+    if cause.kind == "cancelled":
+        return "cancelled", f"its measurement was {cause.reason}; its training is kept"
     advice = f"; {cause.rule.advice}" if cause.rule.advice else ""
     return "failed", f"its measurement failed: {cause.reason}{advice}; its training is kept"
 
 
 def _did_its_work(view: cluster.View, cell: Cell) -> bool:
-    """Whether the job that was to measure the cell did, so that it failed for another one of its
-    task, and what is lacking was not asked of it."""
+    """Whether the job that was to measure the cell did: then it ended like this for another one of
+    its task, and was not asked for what is lacking."""
     at, folder = view.measured_in(cell.id), view.work.cell(cell.id)
     assert at is not None  # the job has ended
     made = cluster.in_job(folder, at.task)
