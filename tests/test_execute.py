@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import artifact, catalog, execute, failure_kinds, origin, store
+from pipeline import artifact, catalog, execute, failure_kinds, origin, store, trained
 from pipeline.errors import Corrupt, UserError
 from pipeline.paths import CODE, Work
 from pipeline.sweep import Dataset
@@ -251,7 +251,7 @@ def test_a_damaged_checkpoint_costs_the_epochs_since_the_one_before(bench, work)
 def test_without_its_base_a_cell_says_which_it_needs(bench, work):
     cell = quick(bench)
     shutil.rmtree(work.cell(cell.base_id).folder)
-    with pytest.raises(execute.NoBase, match=f"its base {cell.base_id} is not there") as told:
+    with pytest.raises(trained.NoBase, match=f"its base {cell.base_id} is not there") as told:
         cells.run(cell, work)
     assert failure_kinds.failure_of(told.value)[0] == "no_base"
 
@@ -260,7 +260,7 @@ def test_without_its_base_a_cell_says_which_it_needs(bench, work):
 def test_a_damaged_base_is_not_built_upon(bench, work, damaged):
     cell = quick(bench)
     flip_a_bit(work.cell(cell.base_id).folder / damaged)
-    with pytest.raises(execute.NoBase, match=r"is not there or damaged: .*SHA-256"):
+    with pytest.raises(trained.NoBase, match=r"is not there or damaged: .*SHA-256"):
         cells.run(cell, work)
 
 
