@@ -184,10 +184,11 @@ def test_a_plan_does_not_run_the_file(tmp_path):
 def test_a_network_of_which_nothing_is_known_is_estimated_from_its_own_cells(tmp_path):
     mine = cells_of(tmp_path)["base"]
     other = replace(mine, model=Model(name="vgg11_bn"))
-    measured = [(mine, 4.0, 30.0), (other, 6.0, 1.0)]  # seconds around, and of an epoch
+    rows = [(mine, 4.0, 3.0, 30.0), (other, 6.0, None, 1.0)]
+    measured = [estimate.Measured(*row) for row in rows]
     found = estimate._from_cells(measured, "from {} cells")
     assert found.seconds(mine) == pytest.approx(5 + 30) and found.source == "from 2 cells"
-    assert found.seconds(other) == pytest.approx(5 + 1)
+    assert found.seconds(other) == pytest.approx(5 + 1) and found.measure_s == 3.0
     unseen = replace(mine, model=Model(name="vgg16_bn"))
     assert found.seconds(unseen) > 5 + 1
 
