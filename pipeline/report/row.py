@@ -171,16 +171,17 @@ def row(cell: Identity, result: store.Result, one: Measurement | None = None) ->
     if cell.is_base:
         measured |= {f"base_{name}": measured[name] for name in OF_BASE}
     numbers: dict[str, Any] = {name: _typed(name, value) for name, value in measured.items()}
+    kinds = _by_kind(result.measured)
     return Row(
         **vars(cell),
         **numbers,
         facts=result.facts,
         machine=machine(result.facts),
         measurement=one.name if one else IN_RESULT,
-        latencies=_latencies(result.measured),
-        images_per_s=_numbers(result.measured, naming.THROUGHPUT),
-        joules_per_image=_numbers(result.measured, naming.ENERGY),
-        runtime_notes=_runtime_notes(result.measured),
+        latencies=_latencies(kinds.get(naming.LATENCY, {})),
+        images_per_s=_numbers(kinds.get(naming.THROUGHPUT, {}), naming.THROUGHPUT),
+        joules_per_image=_numbers(kinds.get(naming.ENERGY, {}), naming.ENERGY),
+        runtime_notes=_runtime_notes(kinds.get("runtimes", {})),
         training_seconds=_training_seconds(result),
         training_epochs=_training_epochs(result),
         seconds=_number(result.facts.get("seconds")),
@@ -223,6 +224,16 @@ def ratio(above: float | None, below: float | None) -> float | None:
     return None if above is None or below is None or below <= 0 else above / below
 
 
+def _by_kind(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What stands before the first slash -> the values of these names."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for name, value in measured.items():
+        kind, slash, _ = name.partition("/")
+        if slash:
+            kinds.setdefault(kind, {})[name] = value
+    return kinds
+
+
 def _latencies(measured: Mapping[str, Any]) -> dict[Series, Latency]:
     """Of every series in which something was measured, and nothing that is not finite."""
     same_length: dict[int, dict[Series, numpy.ndarray]] = {}
@@ -251,9 +262,9 @@ def _runtime_notes(measured: Mapping[str, Any]) -> tuple[str, ...]:
     why`."""
     found = []
     for name, value in sorted(measured.items()):
-        kind, _, rest = name.partition("/")
+        _, _, rest = name.partition("/")
         runtime, _, what = rest.rpartition("/")
-        if kind == "runtimes" and what in NOTED and isinstance(value, str):
+        if what in NOTED and isinstance(value, str):
             said = f"{runtime}: {NOTED[what]}{value}"
             found.append(" ".join(said.split())[:NOTE_CHARACTERS])
     return tuple(found)

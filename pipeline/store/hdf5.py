@@ -123,7 +123,8 @@ class Tree:
         child, start = h5o.open(self.group, name), name + b"/"
         if not isinstance(child, h5g.GroupID):
             raise ValueError(f"{name.decode()} is not a group")
-        paths = {p[len(start) :]: place for p, place in self.paths.items() if p.startswith(start)}
+        first = len(start)
+        paths = {p[first:]: place for p, place in self.paths.items() if p.startswith(start)}
         if not paths:
             _check_empty(child, name)
         return Tree(child, paths, self.image)
@@ -136,7 +137,7 @@ class Tree:
         """Every wanted number, string and array, by its path; ValueError for anything else, and
         where all of them are more than the budget."""
         budget = budget or Budget()
-        groups = {path.rpartition(b"/")[0] for path in self.paths}
+        groups = {path.rpartition(b"/")[0] for path in self.paths if b"/" in path}
         values = {}
         for path, address in sorted(self.paths.items()):
             if path in groups or not wanted(name := path.decode()):

@@ -143,7 +143,8 @@ class _Loop:
             training.buffers = _buffers(self.network, self.optim)
             training.averages = self.lookahead.kept()
             self.hooks.keep(training)
-        self.optim.zero_grad(set_to_none=True)  # those of a graph would keep its memory
+        if self.course.machine.graphed:  # its gradients would keep its memory
+            self.optim.zero_grad(set_to_none=True)
         return training
 
     def _row(self) -> dict[str, float]:
