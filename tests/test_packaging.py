@@ -90,3 +90,9 @@ def test_all_ways_to_an_environment_use_the_same_pins():
     for recipe in ["environment.yml", "Containerfile"]:
         assert "requirements.txt" in (ROOT / "env" / recipe).read_text()
     assert "-c constraints.txt" in (ROOT / "env" / "requirements.txt").read_text()
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """pytest could not collect the second: tests are in no package."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) > 80 and len(names) == len(set(names))
