@@ -125,7 +125,9 @@ def test_a_report_whose_job_could_say_nothing(desk):
     found = until_report(desk, sweep, "cancelled")
     assert found["reason"] == "cancelled by `netpress cancel`"
     assert "Nothing to submit" in desk.netpress("submit", sweep)[0]
-    hog = ["[ $SLURM_JOB_NAME = ${SLURM_JOB_NAME%-report} ] || python -c 'bytearray(2 << 30)'"]
+    # Held until Slurm, which looks every second, has seen it.
+    hold = "import time; held = bytearray(2 << 30); time.sleep(30)"
+    hog = [f"[ $SLURM_JOB_NAME = ${{SLURM_JOB_NAME%-report}} ] || python -c '{hold}'"]
     more = ("--set", "options={}", "--set", "setup=" + json.dumps(hog))
     assert "the report, after all others" in desk.netpress("resume", sweep, *more)[0]
     again = desk.jobs("speechless")[-1]
