@@ -101,7 +101,7 @@ class _Run:
         self.progress = self._told(progress)
         self.machine: Machine = machine(cell.recipe, device)
         if self.machine.compiled:
-            compiling.use_cache(work.cache)
+            compiling.use_cache(work)
         self.began = time.time()
         self.origin = origin.loaded()
         self.split = data.load(cell.dataset, cell.recipe, cell.seed, data_root, work.cache)

@@ -343,6 +343,11 @@ class Work:
         return Path(self.root) / "tracking" / checked_name(tracker)
 
     @property
+    def compiled(self) -> Path:
+        """What PyTorch compiled for this user: code, so nobody else may write there."""
+        return self.cache / f"compiled-{os.getuid()}"
+
+    @property
     def share(self) -> Path:
         """There where a group shares this work root."""
         return Path(self.root) / "share.json"
@@ -402,6 +407,11 @@ def published_report(text: str) -> Path | None:
         return None
     folder = expanded(text)
     return folder if ReportPaths(folder).merged.is_file() else None
+
+
+def compiled_at_home() -> Path:
+    """As `Work.compiled`, where others write to the work root."""
+    return expanded("~/.cache/netpress/compiled")
 
 
 def is_artifact(text: str) -> bool:

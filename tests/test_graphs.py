@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline import execute
 from pipeline.models import network
 from pipeline.models.transforms import fakequant
+from pipeline.paths import Work
 from pipeline.training import compiling, losses, recipe
 from pipeline.training.loop import Course, Hooks, Training, fit
 from pipeline.training.step import Step
@@ -130,25 +131,26 @@ def test_networks_that_differ_in_hooks_alone_are_compiled_apart(monkeypatch):
 
 
 def test_what_is_compiled_is_kept_in_a_folder_of_the_user_alone(tmp_path, monkeypatch, capsys):
+    work = Work(tmp_path / "work")
     monkeypatch.delenv(compiling.CACHE, raising=False)
-    compiling.use_cache(tmp_path)
-    folder = tmp_path / f"compiled-{os.getuid()}"
+    compiling.use_cache(work)
+    folder = work.cache / f"compiled-{os.getuid()}"
     assert os.environ[compiling.CACHE] == str(folder) and folder.stat().st_mode & 0o777 == 0o700
     monkeypatch.delenv(compiling.CACHE)
     folder.chmod(0o770)
-    compiling.use_cache(tmp_path)
+    compiling.use_cache(work)
     assert compiling.CACHE not in os.environ and "others can write there" in capsys.readouterr().err
     folder.chmod(0o700)
-    tmp_path.chmod(0o2770)  # a group's: any of it could put another folder in its place
+    work.cache.chmod(0o2770)  # a group's: any of it could put another folder in its place
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    compiling.use_cache(tmp_path)
+    compiling.use_cache(work)
     assert os.environ[compiling.CACHE] == str(tmp_path / "home/.cache/netpress/compiled")
     monkeypatch.delenv(compiling.CACHE)
-    tmp_path.chmod(0o700)
+    work.cache.chmod(0o700)
     folder.rmdir()
-    folder.symlink_to(tmp_path)
-    compiling.use_cache(tmp_path)
+    folder.symlink_to(work.cache)
+    compiling.use_cache(work)
     assert compiling.CACHE not in os.environ
     monkeypatch.setenv(compiling.CACHE, "/chosen")
-    compiling.use_cache(tmp_path)
+    compiling.use_cache(work)
     assert os.environ[compiling.CACHE] == "/chosen"

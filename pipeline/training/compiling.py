@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.errors import first_line
+from pipeline import paths
+from pipeline.errors import UserError, first_line
 from pipeline.terminal import tell
 from pipeline.training.losses import Objective
 
@@ -31,20 +32,20 @@ def compiled(objective: Objective) -> Objective:
     return torch.compile(objective, dynamic=False)
 
 
-def use_cache(root: Path) -> None:
-    """What is compiled from now on is kept under ``root`` and taken from there; not where the user
-    named another folder in the environment. Writers do not disturb each other: PyTorch renames
+def use_cache(work: paths.Work) -> None:
+    """What is compiled from now on is kept in the work root and taken from there; not where the
+    user named another folder in the environment. Writers do not disturb each other: PyTorch renames
     files into their places."""
     if CACHE in os.environ:
         return
-    folder = root / f"compiled-{os.getuid()}"
+    folder = work.compiled
     try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_private(root):
-            folder = Path("~/.cache/netpress/compiled").expanduser()
+        work.cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_private(work.cache):
+            folder = paths.compiled_at_home()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         private = _is_private(folder)
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+    except (OSError, UserError) as error:  # UserError: no home folder
         told = getattr(error, "strerror", None) or first_line(error)
         tell(f"{folder}: cannot be used to keep what is compiled ({told})")
         return

@@ -41,14 +41,8 @@ def mixed(label_smoothing: float, alpha: float) -> Objective:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         drawn = torch._sample_dirichlet(torch.full((len(images), 2), alpha, device=images.device))
         part = drawn.max(1).values
-        mix = part.reshape(-1, 1, 1, 1)
-        pixels = images.float() * mix + images.roll(1, 0).float() * (1 - mix)
-        logits = network(pixels)
-        own, others = (
-            F.cross_entropy(logits.float(), each, reduction="none", label_smoothing=label_smoothing)
-            for each in (labels, labels.roll(1, 0))
-        )
-        return (part * own + (1 - part) * others).mean(), logits
+        logits = network(_blend(images, images.roll(1, 0), part))
+        return _in_parts(logits, labels, labels.roll(1, 0), part, label_smoothing), logits
 
     return objective
 
@@ -144,20 +138,36 @@ def blended(
     ) -> tuple[torch.Tensor, torch.Tensor]:
         part = torch.rand(len(images), device=images.device)
         other = torch.randperm(len(images), device=images.device)
-        mix = part.reshape(-1, 1, 1, 1)
-        pixels = images.float() * mix + images[other].float() * (1 - mix)
+        pixels = _blend(images, images[other], part)
         logits = network(pixels)
         soft = distance(logits, _frozen(teacher, pixels), temperature)
         if weight == 1:
             return soft, logits
-        hard = [
-            F.cross_entropy(logits.float(), each, reduction="none", label_smoothing=label_smoothing)
-            for each in (labels, labels[other])
-        ]
-        mixed = (part * hard[0] + (1 - part) * hard[1]).mean()
-        return weight * soft + (1 - weight) * mixed, logits
+        hard = _in_parts(logits, labels, labels[other], part, label_smoothing)
+        return weight * soft + (1 - weight) * hard, logits
 
     return objective
+
+
+def _blend(images: torch.Tensor, others: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """``part`` [N] of each image, the rest of the other one: float32 [N, C, H, W]."""
+    mix = part.reshape(-1, 1, 1, 1)
+    return images.float() * mix + others.float() * (1 - mix)
+
+
+def _in_parts(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    others: torch.Tensor,
+    part: torch.Tensor,
+    label_smoothing: float,
+) -> torch.Tensor:
+    """[]: cross entropy of both labels of a blend, in the parts [N] of its images."""
+    own, rest = (
+        F.cross_entropy(logits.float(), each, reduction="none", label_smoothing=label_smoothing)
+        for each in (labels, others)
+    )
+    return (part * own + (1 - part) * rest).mean()
 
 
 def features(teacher: nn.Module, adapter: nn.Module, number: int) -> Objective:
