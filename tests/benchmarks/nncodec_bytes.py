@@ -4,7 +4,8 @@
 
 Runs in an environment of its own, which has NNCodec's extension and NumPy (see bench_nncodec.py).
 Prints the sum over all tensors, each decoded and compared. Per tensor the best of what its encoder
-may choose is taken (length of the unary part, adaptation of the models' rates, skipped rows); what says which was chosen, names and shapes are not counted.
+may choose is taken (length of the unary part, adaptation of the models' rates, skipped rows); what
+says which was chosen, names and shapes are not counted.
 """
 
 import importlib.util
