@@ -120,7 +120,7 @@ def plan(name: str, as_json: bool, profile: str | None, settings: tuple[str, ...
     else:
         from pipeline.orchestrate import submit
 
-        planned = submit.planned(sweep, *roots(sweep, cluster), cluster)
+        planned = submit.planned(submit.Target(sweep, *roots(sweep, cluster), cluster))
     show(planned.to_json() if as_json else planned.lines())
 
 
