@@ -152,10 +152,13 @@ def choose(
             view and (view.in_queue(s.cell.id) or (s.trained and view.will_measure(s.cell.id)))
         )
     ]
-    with_base = {cell.id for cell in free} | {
-        s.cell.id for s in states.cells if s.trained or (view and view.in_queue(s.cell.id))
-    }
-    return [cell for cell in free if cell.base_id in with_base]
+    there = {s.cell.id for s in states.cells if s.trained or (view and view.in_queue(s.cell.id))}
+    chosen: list[Cell] = []
+    for cell in free:  # what others stand on comes first
+        if cell.stands_on is None or cell.stands_on in there:
+            there.add(cell.id)
+            chosen.append(cell)
+    return chosen
 
 
 def make(

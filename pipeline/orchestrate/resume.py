@@ -83,14 +83,14 @@ def _decide(
     if choice.named and cell.id not in choice.named and not _is_base_of(cell, choice, states):
         return
     if not _has_base(cell, choice, states):
-        choice.decisions.append(f"{cell.id} {cell.name}: left alone, as its base is")
+        choice.decisions.append(f"{cell.id} {cell.name}: left alone, as {cell.ground} is")
         return
     cause = _cause(cell_state, work, view, apart)
     if not (cause.rule.again or choice.exceptions or cell.id in choice.named):
         choice.decisions.append(f"{cell.id} {cell.name}: left alone, {cell_state.reason}")
         return
     request, standard = _last_request(cell, view, times, apart)
-    if (base := choice.requests.get(cell.base_id)) and cause.kind == "base_failed":
+    if (base := choice.requests.get(cell.stands_on or "")) and cause.kind == "base_failed":
         # It has not run yet, and needs about as much memory as its base.
         request = replace(request, memory_gib=max(request.memory_gib, base.memory_gib))
     profile = times.profile
@@ -117,17 +117,22 @@ def _decide(
 
 
 def _has_base(cell: Cell, choice: Choice, states: state.SweepState) -> bool:
-    """Whether the cell's base is done, or will be; true for a base itself."""
-    if cell.is_base or cell.base_id in choice.requests:
+    """Whether what the cell stands on is done, or will be; true where that is nothing."""
+    if cell.stands_on is None or cell.stands_on in choice.requests:
         return True
-    base = states.by_id[cell.base_id]
-    in_queue = states.view is not None and states.view.in_queue(cell.base_id)
+    base = states.by_id[cell.stands_on]
+    in_queue = states.view is not None and states.view.in_queue(cell.stands_on)
     return base.trained or base.state == "running" or in_queue
 
 
 def _is_base_of(cell: Cell, choice: Choice, states: state.SweepState) -> bool:
-    """Whether this is the base of a cell that the user named."""
-    return any(states.by_id[i].cell.base_id == cell.id for i in choice.named)
+    """Whether a cell that the user named stands on this one, or on what does."""
+    on = {states.by_id[i].cell.stands_on for i in choice.named}
+    while on - {None}:
+        if cell.id in on:
+            return True
+        on = {states.by_id[i].cell.stands_on for i in on if i is not None}
+    return False
 
 
 def _cause(

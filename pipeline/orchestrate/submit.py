@@ -267,12 +267,12 @@ def _held_back(batch: Batch, states: state.SweepState) -> int:
     """How many cells were not submitted because a process outside of SLURM makes their base."""
     sent = {cell for item in batch.prepared for cell in item.array.cells}
     return sum(
-        states.by_id[s.cell.base_id].state == "running"
+        states.by_id[s.cell.stands_on].state == "running"
         for s in states.cells
         if is_missing(s)
         and not s.trained
         and s.cell.id not in sent
-        and not s.cell.is_base
+        and s.cell.stands_on is not None
         and not (states.view and states.view.in_queue(s.cell.id))
     )
 

@@ -186,6 +186,7 @@ _ARRAYS: dict[str, tuple[str, int, int, int]] = {
     "differing/distance": ("f", 8, 1, MOST_NAMES),
     "similarity/cka": ("f", 8, 1, MOST_NAMES),
     "similarity/svcca": ("f", 8, 1, MOST_NAMES),
+    "similarity/cka_pairs": ("f", 8, 2, MOST_NAMES),
 }
 _SERIES = ("f", 8, 1, MOST_SAMPLES)
 

@@ -39,8 +39,10 @@ def draw(
     axis_label: str,
     bar_label: str,
     bar_tick: Callable[[float], str],
+    side_label: str = "",
 ) -> Canvas:
-    """Panels below each other, as high as their lines."""
+    """Panels below each other, as high as their lines. `axis_label` is of the columns, `side_label`
+    of the lines."""
     heights = [LINE_INCHES * len(panel.lines) + AROUND_INCHES for panel in panels]
     canvas = Canvas(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
     axes = canvas.subplots(len(panels), 1, squeeze=False, height_ratios=heights).ravel().tolist()
@@ -50,6 +52,7 @@ def draw(
         look.heading(axis, panel.heading)
         _panel(axis, panel, colours, norm, with_numbers)
         axis.set_xlabel(axis_label)
+        axis.set_ylabel(side_label)
     bar = canvas.colorbar(
         ScalarMappable(norm, colours),
         ax=axes,
