@@ -41,6 +41,15 @@ settings.register_profile("netpress", deadline=None)  # a busy machine is no fai
 settings.load_profile("netpress")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--networks",
+        choices=("some", "all"),
+        default="some",
+        help="test_networks.py: each technique on one network, or on all",
+    )
+
+
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory):
     """A work root with a base that was trained on the digits; see tests/cells.py."""
