@@ -19,6 +19,7 @@ import argparse
 import gc
 import importlib
 import os
+import pickle
 import random
 import shutil
 import sys
@@ -172,21 +173,20 @@ def _folder() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def import_all(scenarios: Iterable[Scenario]) -> None:
-    """What their runs import, into this process: it is forked for each, and imports nothing then.
+def import_all(scenario: Scenario) -> None:
+    """What its runs import, into this process: it is forked for each, and imports nothing then.
     The modules alone: a run may start threads, which a fork does not have."""
+    with _folder() as folder, tempfile.NamedTemporaryFile() as names:
 
-    def loaded(scenario: Scenario, folder: Path, names: Path) -> None:
-        scenario.act(folder)
-        names.write_text("\n".join(sys.modules))
+        def loaded() -> None:
+            scenario.act(folder)
+            Path(names.name).write_text("\n".join(sys.modules))
 
-    for scenario in scenarios:
-        with _folder() as folder, tempfile.NamedTemporaryFile() as names:
-            scenario.before(folder)
-            injected.run(lambda s=scenario, f=folder, n=names: loaded(s, f, Path(n.name)), folder)
-            for name in Path(names.name).read_text().splitlines():
-                with suppress(Exception):  # what a library tries to import, too
-                    importlib.import_module(name)
+        scenario.before(folder)
+        injected.run(loaded, folder)
+        for name in Path(names.name).read_text().splitlines():
+            with suppress(Exception):  # what a library tries to import, too
+                importlib.import_module(name)
     gc.collect()
     gc.freeze()  # else a collection in a fork would copy every page
 
@@ -252,24 +252,41 @@ def _published_files(folder: Path) -> dict[str, Look]:
 # --- everything ------------------------------------------------------------------------------
 
 
-def all_faults(count: Count, until: float, every: random.Random, part: int, parts: int) -> None:
-    """Each fault of each scenario; then two, in the scenarios whose runs take no seconds. Of all
-    these, those that are this `part` of so many."""
-    scenarios = (*QUICK, REPORT, cell_scenario())
-    import_all(scenarios)
-    sounds = {scenario.name: Sound.of(scenario) for scenario in scenarios}
-    for scenario in scenarios:
-        sound = sounds[scenario.name]
-        some = list(each(sound, scenario.costly))[part::parts]
-        print(
-            f"{scenario.name}: {len(sound.operations)} operations, {len(some)} faults", flush=True
-        )
-        faults(scenario, some, sound, count, until)
-    share = PAIRS // len(QUICK) // parts
-    for scenario in QUICK:
-        sound = sounds[scenario.name]
-        faults(scenario, pairs(sound, share, every), sound, count, until)
-        print(f"{scenario.name}: {sum(count.tried.values()):,} so far", flush=True)
+def all_faults(count: Count, until: float, seed: int, part: int, parts: int) -> None:
+    """Each fault of each scenario; and two, where a run takes no seconds. Of all these, those that
+    are this `part` of so many."""
+    for scenario in (*QUICK, REPORT, cell_scenario()):
+        began = time.monotonic()
+        one = _in_a_process(lambda s=scenario: _of_scenario(s, until, seed, part, parts))
+        print(one.line(scenario.name, time.monotonic() - began), flush=True)
+        count.tried += one.tried
+        count.wrong += one.wrong
+
+
+def _of_scenario(scenario: Scenario, until: float, seed: int, part: int, parts: int) -> Count:
+    import_all(scenario)
+    count, sound = Count(), Sound.of(scenario)
+    faults(scenario, list(each(sound, scenario.costly))[part::parts], sound, count, until)
+    if not scenario.costly:
+        every = random.Random(f"{seed} {part}")
+        faults(scenario, pairs(sound, PAIRS // len(QUICK) // parts, every), sound, count, until)
+    return count
+
+
+def _in_a_process(count: Callable[[], Count]) -> Count:
+    """In one that imports what this scenario needs and no more: forks of a small one cost less."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(writer, pickle.dumps(count()))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        counted = pickle.loads(file.read())
+    os.waitpid(child, 0)
+    return counted
 
 
 def main() -> int:
@@ -285,8 +302,7 @@ def main() -> int:
         count, began = Count(), time.monotonic()
         until = began + 60 * options.minutes
         if part == "faults":
-            every = random.Random(f"{options.seed} {options.part}")
-            all_faults(count, until, every, options.part, options.of)
+            all_faults(count, until, options.seed, options.part, options.of)
         elif part == "flips":
             flips(count, FLIPS, until, options.seed)
         else:
