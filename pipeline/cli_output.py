@@ -21,10 +21,23 @@ WRONG_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 def show(result: dict[str, Any] | Iterable[str]) -> None:
     """Print one JSON object, or lines of text, on standard output."""
     if isinstance(result, dict):
-        click.echo(json.dumps(result, indent=2))
+        click.echo(_json(result))
         return
     for line in result:
         show_line(line)
+
+
+def _json(result: dict[str, Any]) -> str:
+    """A key a line, and of a list an element a line. With `indent`, json encodes in Python alone,
+    which takes longer than planning does."""
+    keys = (f"  {json.dumps(key)}: {_listed(value)}" for key, value in result.items())
+    return "{\n" + ",\n".join(keys) + "\n}"
+
+
+def _listed(value: Any) -> str:
+    if not isinstance(value, list) or not value:
+        return json.dumps(value)
+    return "[\n" + ",\n".join(f"    {json.dumps(each)}" for each in value) + "\n  ]"
 
 
 def show_line(line: object) -> None:
