@@ -102,8 +102,8 @@ def json_value(value: Any, every: random.Random) -> Any:
     return every.choice(VALUES)
 
 
-def _text(value: Any, every: random.Random) -> str:
-    text = json.dumps(value)
+def _text(value: Any, every: random.Random, indent: int | None = None) -> str:
+    text = json.dumps(value, indent=indent)
     if every.random() < 0.1:
         return text.replace('"', '"\\ud800', 1)
     return text[: every.randrange(len(text))] if every.random() < 0.1 else text
@@ -263,6 +263,7 @@ def attack(
         whole = _sound_results(folder)
         model = strangers.model().SerializeToString()
         manifest = json.loads((exported(folder / "exported") / "manifest.json").read_bytes())
+        del manifest["seal"]
         for i in range(tries):
             if time.monotonic() > until:
                 return
@@ -277,7 +278,8 @@ def attack(
                 note("model.onnx", _attempt(lambda f=found: _run_model(f)))
             elif i % 8 == 2:
                 found = strangers.write(folder / "a", model)
-                (found / "manifest.json").write_text(_text(json_value(manifest, every), every))
+                text = _text(json_value(manifest, every), every, indent=1) + "\n"
+                (found / "manifest.json").write_bytes(store.with_seal(text.encode()))
                 note("manifest.json", _attempt(lambda f=found: _run_model(f)))
             else:
                 yaml = folder / "mine.yaml"

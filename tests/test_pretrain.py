@@ -166,7 +166,7 @@ def test_jobs_wait_for_the_base_that_theirs_starts_from(chain):
     queued = {first.id: graph.Queued(7, 3)}
     made = graph.arrays([second, pruned], lambda cell: request, 1001, queued=queued)
     assert made[0].after[0].startswith("7") and 3 in made[0].tasks
-    planned = submit.planned(asked, work, work.root, profile.load("generic", ()))
+    planned = submit.planned(submit.Target(asked, work, work.root, profile.load("generic", ())))
     trains = [job for job in planned.jobs if not job.measures][:3]
     assert [job.cells for job in trains] == [(first.id,), (second.id,), (pruned.id,)]
     assert [job.depends_on for job in trains] == [(), (trains[0].name,), (trains[1].name,)]
