@@ -15,6 +15,8 @@ from pipeline.errors import UserError
 from pipeline.models import network, weights
 from pipeline.orchestrate import batch, graph, plan, profile, rehearse, resume, state, submit
 from pipeline.paths import Work
+from pipeline.report import figures, starts
+from pipeline.report.figures import look
 from pipeline.sweep import Cell
 from pipeline.sweep.settings import Start
 from tests import cells as small_cells
@@ -267,3 +269,44 @@ def test_the_last_layer_is_made_anew_for_other_classes_and_nothing_else_is(bench
     with pytest.raises(UserError, match="lacks"):
         weights.fill(network.new(state.spec, 1).network.module, lacking, "mine", "a vgg11_bn")
     assert weights.other_head(fresh, lacking | {head[0]: torch.ones(10)}) == ()
+
+
+# --- the report -------------------------------------------------------------------------------
+
+
+def test_a_report_compares_both_kinds_of_base_seed_by_seed(tmp_path):
+    """A curve for each, through the base; the table's difference is of the same seeds."""
+    fresh = results.sweep(techniques=("half-0.5", "half-0.25"), seeds=(0, 1))
+    start = Start(source="mnist/vgg16_bn/base", label="mnist", cell="0" * 16)
+    model = fresh.cells[0].model.model_copy(update={"start": start})
+    others = tuple(replace(cell, model=model) for cell in fresh.cells if cell.seed < 2)
+    asked = replace(fresh, cells=(*fresh.cells, *others))
+
+    def values(cell):
+        kept = float(cell.technique.rpartition("-")[2]) if "-" in cell.technique else 1.0
+        gain = 0.02 * (2 - kept) + 0.001 * cell.seed if cell.model.start else 0.0
+        found = results.recorded(cell, 1 / kept, channels=1)
+        return found | {"accuracy": 0.9 + 0.05 * kept + gain}
+
+    rows, evidence = results.in_memory(asked, values)
+    section = starts.section(rows)
+    [table] = section.tables
+    assert table.caption == "digits, vgg16_bn-from-mnist"
+    shown = {line[0].text: [value.text for value in line[1:]] for line in table.lines}
+    assert shown["base"][2:4] == ["95.00", "97.05 \u00b1 0.07"]
+    assert shown["half-0.25"][4] == "3.55 \u00b1 0.07"
+    assert shown["half-0.25"][5] == "2.91 to 4.19"  # 3.55 -+ 12.706 x 0.0707 / sqrt(2)
+    with look.style():
+        figure = dict(figures.drawn(rows, evidence))["pre-training"]
+    [axis] = figure.canvas.axes
+    drawn = {
+        (line.get_linestyle(), tuple(line.get_xdata())): list(line.get_ydata())
+        for line in axis.lines
+        if len(line.get_xdata()) == 3 and line.get_linestyle() != "None"
+    }
+    every = sorted(row.parameters for row in rows if row.seed == 0 and not row.anew)
+    assert drawn["--", tuple(every)] == pytest.approx([91.25, 92.5, 95])
+    assert drawn["-", tuple(every)] == pytest.approx([94.8, 95.55, 97.05])
+    assert "half-0.25 91.25 % and 94.80 %" in figure.alt and "n = 2" in figure.caption
+    assert starts.section([row for row in rows if not row.anew]) is None
+    assert "pre-training" not in dict(figures.draw([r for r in rows if not r.anew], evidence))

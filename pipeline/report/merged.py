@@ -6,6 +6,7 @@
     /text                       the sweep file
     /order                      JSON: ids of the sweep's cells, in its order
     /gaps                       JSON: [{cell, reason}]
+    /tuned                      JSON: {technique: what it is a candidate of}; where there are any
     /usage                      JSON: {id: the record of its job's usage, where it ran in one}
     /cells/ID/                  attributes and members as in the cell's result.h5, in the report's
                                 order, its technique called as in this sweep, and the attribute
@@ -34,7 +35,7 @@ from pipeline import __version__, catalog, store, strict_yaml, usage
 from pipeline.errors import UserError
 from pipeline.gaps import Gap
 from pipeline.paths import Work, checked_name
-from pipeline.report import content, evidence, frames, reading
+from pipeline.report import content, evidence, frames, reading, tuned
 from pipeline.report.evidence import Evidence
 from pipeline.report.frames import Frames
 from pipeline.report.reading import Chunk, Read
@@ -48,6 +49,7 @@ READABLE = (1, 2)
 MACHINE, SIMILARITY_OF = "machine", "similarity_of"
 TEXT_BYTES = 2 * strict_yaml.MAX_BYTES  # of a sweep file
 MEMBERS = {"text", "order", "gaps", "usage", "cells"}
+TUNED = "tuned"
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,17 @@ class Published:
 
     def on(self, machine: str | None) -> Published:
         """The same with the rows of one machine; as `Frames.on`."""
-        return replace(self, frames=self.frames.on(machine, self.sweep))
+        return replace(self, frames=_compared(self.frames.on(machine, self.sweep), self.sweep))
 
     @cached_property
     def _measurements(self) -> dict[str, str]:
         """Id of a cell with a row -> the name of its measurement."""
         return {row.id: row.measurement for row in self.frames.rows}
+
+
+def _compared(found: Frames, sweep: Sweep) -> Frames:
+    """With the candidates that were not chosen set apart."""
+    return replace(found, set_apart=tuned.set_apart(sweep, found.rows))
 
 
 # --- writing ---------------------------------------------------------------------------------
@@ -127,7 +134,7 @@ def write(
         usages = {cell.id: one.usage for cell, one in read if one.usage is not None}
         _put_json(file, "gaps", [_gap_json(gap) for gap in result.gaps])
         _put_json(file, "usage", usages)
-        shown = result.on(machine, sweep)
+        shown = _compared(result.on(machine, sweep), sweep)
         if similarity_of is not None:
             _put_similarity_of(file, shown, similarity_of)
         published.append(Published(path, sweep, shown, usages, similarity_of))
@@ -147,6 +154,8 @@ def _put_sweep(file: h5py.File, sweep: Sweep) -> None:
         file.attrs[name] = value
     hdf5.put(file, "text", sweep.text)
     _put_json(file, "order", [cell.id for cell in sweep.cells])
+    if sweep.tuned:
+        _put_json(file, TUNED, dict(sweep.tuned))
 
 
 def _put_json(file: h5py.File, name: str, value: Any) -> None:
@@ -260,7 +269,7 @@ def _check(file: h5py.File, path: Path) -> None:
     if made not in READABLE:
         formats = " and ".join(map(str, READABLE))
         raise UserError(f"{path}: format {made}, this netpress reads {formats}")
-    if set(hdf5.members(file.id)) != MEMBERS:
+    if set(hdf5.members(file.id)) - {TUNED} != MEMBERS:
         raise ValueError(f"its members are not {', '.join(sorted(MEMBERS))}")
 
 
@@ -287,7 +296,9 @@ def _sweep(file: h5py.File, path: Path, missing: dict[str, dict[str, Any]]) -> S
         raise ValueError("a cell has another one's id")
     # A path below a file: none is there, so that the sweep is called what it was called.
     text = _text(file, "text", TEXT_BYTES)
-    return Sweep(checked_name(name), tuple(cells), path / Path(called).name, text)
+    candidates = _json(file, TUNED) if TUNED in hdf5.members(file.id) else {}
+    place = path / Path(called).name
+    return Sweep(checked_name(name), tuple(cells), place, text, tuned=candidates)
 
 
 def _cell_json(file: h5py.File, cell_id: str) -> dict[str, Any]:

@@ -132,6 +132,7 @@ _KINDS: dict[str, Any] = {
     "usage": dict[Id, _Usage],
     "gaps": list[_Gap],
     "order": list[Id],
+    "tuned": dict[Text, Text],
     "artifact": dict[FileName, File],
     "cell": dict[str, Any],
 }

@@ -21,6 +21,7 @@ from pipeline.report.figures import (
     pictures,
     similarity,
     spread,
+    started,
     tradeoff,
 )
 from pipeline.report.figures.look import Drawn, Figure
@@ -75,9 +76,10 @@ def drawn(
 ) -> Iterator[tuple[str, Drawn]]:
     """The same before they are bytes; inside of `look.style()`."""
     read = Kept(evidence).read
-    figures = {
+    figures: dict[str, Callable[[Sequence[Row]], Drawn | None]] = {
         "accuracy-bytes": partial(tradeoff.draw, cost=tradeoff.STORED),
         "accuracy-latency": partial(tradeoff.draw, cost=tradeoff.LATENCY),
+        "pre-training": started.draw,
         "training-curves": partial(curves.draw, read=read),
         "channels": partial(channels.draw, read=read),
         "similarity": partial(similarity.draw, read=read),

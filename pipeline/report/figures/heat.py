@@ -18,6 +18,7 @@ MOST_NUMBERS = 560  # of a figure: each costs some hundred bytes
 LINE_INCHES, AROUND_INCHES = 0.27, 1.0
 WIDTH_INCHES, NAME_INCHES = 8.4, 2.2
 LONGEST_COLUMN = 16
+LONGEST_HEADING = 80
 NARROWEST_INCHES = 0.3  # of a cell that has a number
 
 
@@ -49,7 +50,7 @@ def draw(
     norm = Normalize(*limits)
     with_numbers = sum(panel.values.size for panel in panels) <= MOST_NUMBERS
     for axis, panel in zip(axes, panels, strict=True):
-        look.heading(axis, panel.heading)
+        look.heading(axis, panel.heading, most=LONGEST_HEADING)
         _panel(axis, panel, colours, norm, with_numbers)
         axis.set_xlabel(axis_label)
         axis.set_ylabel(side_label)
