@@ -288,6 +288,11 @@ def test_a_root_that_is_no_folder_is_one_sentence(
         (["report", "mine.yaml", "--to", "loop"], "loop"),
         (["report", "mine.yaml", "--to", "x" * 300], "File name too long"),
         (["report", "mine.yaml", "--artifacts", "nan"], "'nan' is not a number of megabytes"),
+        (["top", "mine.yaml", "--interval", "nan"], "'nan' is not a number of seconds"),
+        (["status", "mine.yaml", "--watch", "--interval", "inf"], "not in the range"),
+        (["status", "mine.yaml", "--interval", "5"], "expected --watch as well"),
+        (["status", "mine.yaml", "--watch", "--json"], "not with --watch"),
+        (["doctor", "--set", "minutes=abc"], "minutes"),
         (["report", "mine.yaml", "--artifacts", "inf"], "'inf' is not a number of megabytes"),
         (["report", "mine.yaml", "--artifacts", "1e400"], "'1e400' is not a number of megabytes"),
         (["plan", "mine.yaml", "--set", "minutes=" + "[" * 100_000], "nested more than 32 levels"),
@@ -331,6 +336,8 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(ask, here, m
 def test_a_disk_that_fails_while_a_report_is_written_is_one_sentence(
     ask, here, mine, monkeypatch, call
 ):
+    (here / "reports" / "mine").mkdir(parents=True)
+
     def fails(*_):
         raise OSError(5, "Input/output error")
 
