@@ -218,7 +218,7 @@ def report(
 
         rows = report.as_json(frames)["rows"]
         count = reported.write(sweep, work, rows, mlflow_folder)
-        show_line(f"{count} new runs in {mlflow_folder}; `mlflow ui` shows them")
+        show_line(f"{count} new run{'s' * (count != 1)} in {mlflow_folder}; `mlflow ui` shows them")
     if opens:
         open_page(made.page)
 
