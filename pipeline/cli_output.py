@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 from collections.abc import Iterable
@@ -15,16 +16,26 @@ import click
 from pipeline import streams, terminal
 
 # A path of the wrong kind: the input is wrong, not the machine.
+PARTS = 10_000  # of JSON, such as a key or a number, that are printed at a time
 WRONG_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def show(result: dict[str, Any] | Iterable[str]) -> None:
     """Print one JSON object, or lines of text, on standard output."""
     if isinstance(result, dict):
-        click.echo(json.dumps(result, indent=2))
+        _show_json(result)
         return
     for line in result:
         show_line(line)
+
+
+def _show_json(result: dict[str, Any]) -> None:
+    """In pieces: of a plan of 500,000 cells the whole text, and its parts, would take gigabytes."""
+    parts = json.JSONEncoder(indent=2).iterencode(result)
+    with streams.naming():
+        while piece := "".join(itertools.islice(parts, PARTS)):
+            click.echo(piece, nl=False)
+        click.echo()
 
 
 def show_line(line: object) -> None:

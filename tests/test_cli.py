@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from pipeline import cli, paths, store
+from pipeline import cli, cli_output, paths, store
 from pipeline.errors import Corrupt
 from pipeline.orchestrate import plan
 from pipeline.paths import Work
@@ -148,6 +149,22 @@ def test_status_for_people(ask, mine):
     code, out, _ = ask("status", "mine.yaml")
     assert code == 0 and "digits/vgg16_bn/base/0        done\n" in out
     assert "digits/vgg16_bn/kd/0          missing  not run yet\n\n1 done, 1 missing\n" in out
+
+
+def test_a_long_json_is_printed_without_being_held_in_memory(tmp_path, monkeypatch):
+    result = {"cells": [{"id": f"{n:016x}", "stages": ["train"]} for n in range(60_000)], "n": 1.5}
+    monkeypatch.setattr(sys, "stdout", (tmp_path / "out").open("w"))
+    tracemalloc.start()
+    cli_output.show(result)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    sys.stdout.flush()
+    text = (tmp_path / "out").read_text()
+    assert text == json.dumps(result, indent=2) + "\n"
+    assert peak < len(text) / 2
+    cli_output.show({})
+    sys.stdout.flush()
+    assert (tmp_path / "out").read_text() == text + "{}\n"
 
 
 def test_watch_ends_when_nothing_is_left_to_do(ask, mine):
