@@ -17,7 +17,7 @@ import click
 from pipeline import __version__, cli_cluster, garbage, store, streams, terminal
 from pipeline.cli_options import (
     Commands,
-    Megabytes,
+    FiniteRange,
     cluster_for,
     device_option,
     json_option,
@@ -146,7 +146,7 @@ for command in cli_cluster.COMMANDS:
 @click.option(
     "--artifacts",
     "artifact_mb",
-    type=Megabytes(min=0),
+    type=FiniteRange("megabytes", 0),
     metavar="MB",
     help="Include models of at most this size in the report.",
 )
@@ -228,7 +228,7 @@ def report(
 
         rows = report.as_json(frames)["rows"]
         count = reported.write(sweep, work, rows, mlflow_folder)
-        show_line(f"{count} new runs in {mlflow_folder}; `mlflow ui` shows them")
+        show_line(f"{count} new run{'s' * (count != 1)} in {mlflow_folder}; `mlflow ui` shows them")
     if opens:
         open_page(made.page)
 

@@ -21,6 +21,7 @@ from pipeline.cli_options import (
     sweep_argument,
 )
 from pipeline.cli_output import show, show_line, warn
+from pipeline.errors import UserError
 
 
 @click.command()
@@ -66,6 +67,10 @@ def status(
     from pipeline.orchestrate import images, state
     from pipeline.orchestrate import watch as watching
 
+    if as_json and watch:
+        raise UserError("--json: one object is printed, so not with --watch; expected one of them")
+    if interval_s is not None and not watch:
+        raise UserError("--interval: is between two looks; expected --watch as well")
     sweep = load(name)
     work, data_root = roots(sweep, cluster_for(sweep, profile))
     if watch:
@@ -156,7 +161,7 @@ def doctor(profile: str | None, settings: tuple[str, ...], jobs: bool) -> int:
     from pipeline.orchestrate import doctor
     from pipeline.orchestrate import profile as profiles
 
-    name = profile or os.environ.get("NETPRESS_PROFILE")
+    name = profile or os.environ.get("NETPRESS_PROFILE") or (profiles.DEFAULT if settings else None)
     cluster = profiles.load(name, settings) if name else None
     checks = []
     for check in doctor.checks(cluster, jobs):

@@ -13,7 +13,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from pipeline.errors import Corrupt, UserError
 from pipeline.paths import ReportPaths, Work
 from pipeline.report import merged
 from tests import results, strangers
+from tests.scenarios import some_sweep
 
 MOST_KIB, MOST_S = 1 << 20, 30
 BARE_KIB = 256 << 10  # of these, what `netpress report` takes before it reads anything
@@ -155,17 +155,6 @@ def _change_member(file: h5py.File, place: str, every: random.Random) -> None:
     else:
         del file[place]
         parent[name] = h5py.SoftLink("/") if every.random() < 0.5 else file["/"]
-
-
-@cache
-def some_sweep(techniques: str = "base, ptq-int8") -> sweep.Sweep:
-    """Small, such as a user may write it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "test.yaml"
-        model = "models: [{name: vgg11_bn, width: 0.125}]"
-        more = f"datasets: [digits]\ntechniques: [{techniques}]\ntraining: {{epochs: 2}}"
-        path.write_text(f"name: test\n{model}\n{more}\n")
-        return sweep.load(path, catalog.built_in())
 
 
 def change_model(data: bytes, every: random.Random) -> bytes:

@@ -30,7 +30,13 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "own": {"name": "mixed", "factory": f"{NETS}:build", "arguments": {"width": 48, "side": 16}},
 }
 SIZE = {"vgg16_bn": 32}  # of the images; the others take smaller ones, which cost a quarter
-TRAINING = {"epochs": 4, "batch_size": 16, "learning_rate": 0.05, "train_images": 480}
+TRAINING = {
+    "epochs": 3,
+    "batch_size": 16,
+    "learning_rate": 0.05,
+    "crop": 0,
+    "train_images": 800,
+}
 # So small a network has no sixteenth in multiples of 8 filters.
 FINE = {"prune.multiple": [2]}
 GRID = {

@@ -1,5 +1,8 @@
 """Small runs for tests/benchmarks/faults.py: each can be ended at any operation on the disk, and is
-then repeated. What is published in them is small; the code that publishes is the real one."""
+then repeated. What is published in them is small; the code that publishes is the real one.
+
+This module imports little: each of its runs is a fork, which takes the longer the larger it is.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +10,42 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import report, store
+from pipeline import catalog, report, store, sweep
 from pipeline.orchestrate import export, ledger, snapshot
 from pipeline.paths import ReportPaths, Work
 from pipeline.report.owned import Owned
 from pipeline.store import claims
-from tests import cells, hostile, results
+from tests import cells, results
 
 
 @dataclass(frozen=True)
 class Scenario:
     """`before` makes the folder, `act` is the run, `products` is what has to be there at the end,
-    `sound` raises where half of something has a live name. `costly`: a run takes seconds."""
+    `sound` raises where half of something has a live name. `pairs`: how often two faults are tried,
+    the less often the longer a run takes; none where it takes seconds."""
 
     name: str
     before: Callable[[Path], None]
     act: Callable[[Path], None]
     products: Callable[[Path], object]
     sound: Callable[[Path], None]
-    costly: bool = False
+    pairs: int = 1_400
+
+
+@cache
+def some_sweep(techniques: str = "base, ptq-int8") -> sweep.Sweep:
+    """Small, such as a user may write it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "test.yaml"
+        model = "models: [{name: vgg11_bn, width: 0.125}]"
+        more = f"datasets: [digits]\ntechniques: [{techniques}]\ntraining: {{epochs: 2}}"
+        path.write_text(f"name: test\n{model}\n{more}\n")
+        return sweep.load(path, catalog.built_in())
 
 
 def _nothing(folder: Path) -> None:
@@ -54,12 +70,12 @@ def _was_told(folder: Path) -> set[str]:
 
 
 def base_done(folder: Path) -> None:
-    results.publish(hostile.some_sweep().cells[0], Work(folder))
+    results.publish(some_sweep().cells[0], Work(folder))
 
 
 def publish(folder: Path) -> None:
     """What a cell publishes, under its lock; its numbers are made up."""
-    cell, work = hostile.some_sweep().cells[1], Work(folder)
+    cell, work = some_sweep().cells[1], Work(folder)
     with store.lock_cell(work.cell(cell.id)):
         if store.is_done(work.cell(cell.id), deep=True):
             return
@@ -74,14 +90,14 @@ def publish(folder: Path) -> None:
 def _damaged(folder: Path) -> None:
     base_done(folder)
     publish(folder)
-    paths = Work(folder).cell(hostile.some_sweep().cells[1].id)
+    paths = Work(folder).cell(some_sweep().cells[1].id)
     for path in (paths.result, paths.artifact / "model.onnx"):
         path.write_bytes(path.read_bytes()[:-1] + b"?")
 
 
 def _measured(folder: Path) -> None:
     """Two machines measure a cell that is done, each once."""
-    cell, work = hostile.some_sweep().cells[0], Work(folder)
+    cell, work = some_sweep().cells[0], Work(folder)
     paths = work.cell(cell.id)
     with store.lock_cell(paths):
         there = {entry.machine for entry in store.measurements(paths, deep=True)[0]}
@@ -92,7 +108,7 @@ def _measured(folder: Path) -> None:
 
 
 def _cells_are_sound(folder: Path) -> None:
-    for cell in hostile.some_sweep().cells:
+    for cell in some_sweep().cells:
         paths = Work(folder).cell(cell.id)
         if paths.manifest.exists():
             store.verify(paths, deep=True)
@@ -111,14 +127,14 @@ def _cells_are_sound(folder: Path) -> None:
 
 def _measurements_are_sound(folder: Path) -> None:
     _cells_are_sound(folder)
-    at = Work(folder).cell(hostile.some_sweep().cells[0].id)
+    at = Work(folder).cell(some_sweep().cells[0].id)
     there = {entry.machine for entry in store.measurements(at)[0]}
     assert _was_told(folder) <= there, f"lost: {_was_told(folder) - there}"
 
 
 def _published(folder: Path) -> object:
     _cells_are_sound(folder)
-    places = [Work(folder).cell(cell.id) for cell in hostile.some_sweep().cells]
+    places = [Work(folder).cell(cell.id) for cell in some_sweep().cells]
     return [
         (store.is_done(at, deep=True), {e.machine for e in store.measurements(at)[0]})
         for at in places
@@ -227,9 +243,9 @@ def _snapshots(folder: Path) -> object:
 
 
 def _export(folder: Path) -> None:
-    cell, work = hostile.some_sweep().cells[0], Work(folder / "work")
+    cell, work = some_sweep().cells[0], Work(folder / "work")
     if not (folder / "model").exists():
-        export.export(hostile.some_sweep(), cell, work, folder / "model")
+        export.export(some_sweep(), cell, work, folder / "model")
 
 
 def _work_in_its_folder(folder: Path) -> None:
@@ -297,11 +313,11 @@ def _owned_is_sound(folder: Path) -> None:
 
 
 def _report(folder: Path) -> None:
-    report.build(hostile.some_sweep(), Work(folder / "work"), folder / "reports", 10**9)
+    report.build(some_sweep(), Work(folder / "work"), folder / "reports", 10**9)
 
 
 def _work_of_report(folder: Path) -> None:
-    for cell in hostile.some_sweep().cells:
+    for cell in some_sweep().cells:
         results.publish(cell, Work(folder / "work"))
 
 
@@ -318,10 +334,10 @@ def _reported(folder: Path) -> object:
 
 
 QUICK = (
-    Scenario("publish", base_done, publish, _published, _cells_are_sound),
-    Scenario("damaged", _damaged, publish, _published, _nothing),
-    Scenario("measure", base_done, _measured, _published, _measurements_are_sound),
-    Scenario("checkpoint", _nothing, _checkpoints, _checkpointed, _checkpoint_is_sound),
+    Scenario("publish", base_done, publish, _published, _cells_are_sound, 500),
+    Scenario("damaged", _damaged, publish, _published, _nothing, 500),
+    Scenario("measure", base_done, _measured, _published, _measurements_are_sound, 500),
+    Scenario("checkpoint", _nothing, _checkpoints, _checkpointed, _checkpoint_is_sound, 300),
     Scenario("ledger", _nothing, submit, _submitted, _ledger_is_sound),
     Scenario("no-flock", _nothing, _submit_without_flock, _submitted, _ledger_is_sound),
     Scenario(
@@ -337,7 +353,7 @@ QUICK = (
     Scenario("cache", _nothing, _decode, _files, _cache_is_sound),
     Scenario("owned", _earlier_owned, _publish_owned, lambda f: _files(f), _owned_is_sound),
 )
-REPORT = Scenario("report", _work_of_report, _report, _reported, _report_is_sound, costly=True)
+REPORT = Scenario("report", _work_of_report, _report, _reported, _report_is_sound, 0)
 
 
 def cell_scenario() -> Scenario:
@@ -361,4 +377,4 @@ def cell_scenario() -> Scenario:
         if paths.metrics.exists():
             store.read_history(paths.metrics)
 
-    return Scenario("cell", _nothing, act, products, sound, costly=True)
+    return Scenario("cell", _nothing, act, products, sound, 0)

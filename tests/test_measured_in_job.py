@@ -12,7 +12,18 @@ import pytest
 from jobs import aggregate, task
 from pipeline import measuring, store
 from pipeline.errors import UserError
-from pipeline.orchestrate import batch, cancel, graph, ledger, logs, profile, slurm, state, submit
+from pipeline.orchestrate import (
+    batch,
+    cancel,
+    cluster,
+    graph,
+    ledger,
+    logs,
+    profile,
+    slurm,
+    state,
+    submit,
+)
 from pipeline.orchestrate.slurm import Row
 from pipeline.paths import JobPaths, Work
 from tests import results
@@ -159,6 +170,37 @@ def test_cancel_of_what_is_trained_ends_its_measurement_alone(desk, monkeypatch)
     cancelled.clear()
     [*cancel.run(desk.asked, desk.work)]
     assert {*cancelled} == {"9_[0]", "10_[0]"}
+
+
+def test_jobs_of_cells_that_the_sweep_has_no_more_are_shown_and_cancelled(desk, monkeypatch):
+    """Its file was changed after it was submitted: alone in a job, or in one with others."""
+    user = {"user": slurm.user()}
+    with ledger.locked(desk.work.sweep("test")) as known:
+        desk.known = known
+        desk.submit("c", 9, "cells", [desk.tiny.id], TRAINING, apart=True, **user)
+        desk.submit("d", 10, "cells", [desk.base.id, desk.tiny.id], TRAINING, apart=True, **user)
+        desk.submit("e", 11, "measure", [desk.tiny.id], MEASURING, **user)
+        desk.submit("f", 12, "cells", [desk.tiny.id], TRAINING, apart=True, user="another")
+    rows = [Row(n, 0, "RUNNING" if n < 11 else "PENDING", nodes="n1") for n in (9, 10, 11, 12)]
+    monkeypatch.setattr(slurm, "squeue", lambda *arguments, **more: rows)
+    monkeypatch.setattr(slurm, "sacct", lambda *arguments, **more: [])
+    monkeypatch.setattr(cluster, "is_ours", lambda entry: entry.user != "another")
+    monkeypatch.setattr(cancel, "is_ours", cluster.is_ours)
+    assert not state.find(desk.asked, desk.work).notes
+    now = replace(desk.asked, cells=desk.asked.cells[:2])
+    [note] = state.find(now, desk.work).notes
+    assert note.startswith("1 cell no longer in test.yaml is in the queue (job 9_0 and 2 more); ")
+    cancelled: list[str] = []
+    monkeypatch.setattr(slurm, "scancel", cancelled.extend)
+    assert [*cancel.run(now, desk.work, [desk.base])] == [
+        "1 cell cancelled",
+        "1 cell no longer in test.yaml cancelled",
+    ]
+    assert cancelled == ["10_[0]"]
+    assert ledger.read(desk.work.sweep("test")).cancelled.keys() == {desk.base.id, desk.tiny.id}
+    cancelled.clear()
+    [*cancel.run(now, desk.work)]
+    assert {*cancelled} == {"9_[0]", "10_[0]", "11_[0]"}
 
 
 def test_the_report_waits_for_a_job_of_another_sweep_that_measures(tmp_path, monkeypatch):

@@ -397,7 +397,19 @@ def test_what_each_kind_of_job_requests():
         ("dependency=7", "'7' is not a dependency on jobs; expected KIND:JOB such as afterok:4711"),
         ("dependency=singleton", "is not a dependency on jobs"),
         ('python="a \'b"', 'python: "a \'b" is not a command: No closing quotation'),
-        ('container={"image":"i","bind":["a,b"]}', "container.bind[0]"),
+        (
+            'container={"image":"i","bind":["/a,b"]}',
+            "container.bind[0]: '/a,b' is not valid; expec",
+        ),
+        ('container={"image":"i","bind":["~/data"]}', "expected FOLDER or FOLDER:THERE, with :ro"),
+        ('container={"image":"i","bind":["/a:/b:nosuid"]}', "both begin with /"),
+        ('container={"image":"--writable"}', "expected an image, such as /images/netpress.sif"),
+        ("constraint=a b", "'a b' is not valid; expected features as --constraint of sbatch"),
+        ("mail=me", "'me' is not valid; expected an address such as me@example.org"),
+        ('options={"nice":[1]}', 'options={"nice":[1]}: options.nice: expected text, got a list'),
+        ('options={"comment":"x"}', ": options.comment: 'comment' is set by netpress itself"),
+        ('python=""', ": python: '' is not valid; expected 1 to 1,000 characters without a line"),
+        ('options={"nice":"a b"}', "'a b' is not valid; expected 1 to 128 of A-Z a-z 0-9 . _ :"),
         ("gpu_request=gpu", "gpu_request: "),
         ('cpu_options={"mem":"9G"}', "the profile's key for it is 'memory_gib'"),
         ('report.options={"clusters":"x"}', "netpress submits to the cluster of this machine"),
@@ -430,6 +442,9 @@ def test_python_in_a_container_and_with_arguments():
         *("conda", "run", "-n", "a b", "python", "-u")
     ]
     assert command(image, "python=/opt/python -X dev")[1][-4:] == ["/opt/python", "-X", "dev", "-u"]
+    work = Work(Path("/scratch/a,b"))
+    with pytest.raises(UserError, match="/scratch/a,b: apptainer cannot bind a folder with , : or"):
+        command(image)
 
 
 def test_so_many_at_once_are_of_the_whole_submission():

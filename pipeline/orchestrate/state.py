@@ -12,7 +12,16 @@ from typing import Any
 
 from pipeline import done as finished
 from pipeline import gaps, store, timeline, usage
-from pipeline.orchestrate import cluster, ledger, put_off, report_job, slurm, snapshot, there
+from pipeline.orchestrate import (
+    cluster,
+    ledger,
+    put_off,
+    report_job,
+    slurm,
+    snapshot,
+    there,
+    withdrawn,
+)
 from pipeline.orchestrate.held import is_held
 from pipeline.orchestrate.plan import aligned, identity, quoted
 from pipeline.orchestrate.there import State, failed_since_trained, unmeasured
@@ -111,6 +120,8 @@ def find(
             now = _state(cell, work, True, base, view)
         states[cell.id] = _or_older(now, work, begun)
     report = report_job.look(view.known, view.rows, view.reachable) if view else None
+    if view:
+        view.notes.extend(withdrawn.note(sweep, view))
     return SweepState(tuple(states.values()), view, frozenset(now_there.hidden), report)
 
 

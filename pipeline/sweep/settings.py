@@ -148,6 +148,10 @@ class Pixels(Frozen):
     scale: float = Field(1 / 255, gt=0, le=1000)
 
 
+# Raised when the same network is taken apart in another way, so that other filters are cut.
+TRACING = 2
+
+
 class Own(Frozen):
     """Where a user's own network comes from: `function` of a file (`source` is where it lay) or of
     a module, called with `arguments`. `sha256`: of the file; `version`: of the distribution that
@@ -170,6 +174,7 @@ class Own(Frozen):
     def decides(self) -> dict[str, Any]:
         """Where files lie, and what they are called, decides nothing."""
         data = self.model_dump(mode="json", exclude={"weights"}, exclude_none=True)
+        data["tracing"] = TRACING
         if self.sha256 is not None:
             del data["source"]
         return data

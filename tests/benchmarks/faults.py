@@ -32,15 +32,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline import store
-from pipeline.artifact.format import MANIFEST, MODEL
 from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import ledger
 from pipeline.paths import Work
-from pipeline.report import merged
-from tests import hostile, injected, scenarios
+from tests import injected, scenarios
 from tests.scenarios import QUICK, REPORT, Scenario, cell_scenario
 
-PAIRS, FLIPS, HOSTILE = 10_000, 100_000, 1_000
+FLIPS, HOSTILE = 100_000, 1_000
 ONLY_OF_WRITES = ("short", "torn")
 
 
@@ -231,13 +229,17 @@ Look = tuple[Path, Callable[[], object], object]
 
 def _published_files(folder: Path) -> dict[str, Look]:
     """Name -> (path, what reads it, what that gives)."""
-    cell = hostile.some_sweep().cells[1]
+    from pipeline.artifact.format import MANIFEST, MODEL
+    from pipeline.report import merged
+    from tests import hostile
+
+    cell = scenarios.some_sweep().cells[1]
     scenarios.base_done(folder)
     scenarios.publish(folder)
     scenarios.submit(folder)
     paths, place = Work(folder).cell(cell.id), Work(folder).sweep("s")
     own = hostile.exported(folder / "exported")
-    many = merged.write(hostile.some_sweep(), Work(folder), folder / "results.h5").path
+    many = merged.write(scenarios.some_sweep(), Work(folder), folder / "results.h5").path
     looks: dict[Path, Callable[[], object]] = {
         path: lambda: store.verify(paths, deep=True)
         for path in sorted(paths.folder.rglob("*"))
@@ -266,10 +268,10 @@ def all_faults(count: Count, until: float, seed: int, part: int, parts: int) -> 
 def _of_scenario(scenario: Scenario, until: float, seed: int, part: int, parts: int) -> Count:
     import_all(scenario)
     count, sound = Count(), Sound.of(scenario)
-    faults(scenario, list(each(sound, scenario.costly))[part::parts], sound, count, until)
-    if not scenario.costly:
-        every = random.Random(f"{seed} {part}")
-        faults(scenario, pairs(sound, PAIRS // len(QUICK) // parts, every), sound, count, until)
+    once = list(each(sound, costly=not scenario.pairs))[part::parts]
+    faults(scenario, once, sound, count, until)
+    every = random.Random(f"{seed} {part}")
+    faults(scenario, pairs(sound, scenario.pairs // parts, every), sound, count, until)
     return count
 
 
@@ -306,6 +308,8 @@ def main() -> int:
         elif part == "flips":
             flips(count, FLIPS, until, options.seed)
         else:
+            from tests import hostile
+
             hostile.attack(count.note, HOSTILE, until, options.seed)
         print(count.line(part, time.monotonic() - began), flush=True)
         wrong += len(count.wrong)
