@@ -44,14 +44,14 @@ def submit(
 
     sweep = load(name)
     cluster = cluster_for(sweep, profile, settings, needed=True)
-    work, data_root = roots(sweep, cluster)
+    target = submit.Target(sweep, *roots(sweep, cluster), cluster)
     if dry_run:
-        planned = submit.planned(sweep, work, data_root, cluster, live)
+        planned = submit.planned(target, live)
         show(planned.to_json() if as_json else planned.lines())
         return
-    batch, states, sent = submit.run(sweep, work, data_root, cluster, job_functions(), live=live)
-    show(line.text for line in submit.lines(batch, states, sent))
-    sent.check()
+    submitted = submit.run(target, job_functions(), live=live)
+    show(line.text for line in submit.lines(submitted))
+    submitted.sent.check()
 
 
 @click.command()
@@ -146,12 +146,10 @@ def resume(
     sweep = load(name)
     cluster = cluster_for(sweep, profile, settings, needed=True)
     chosen = [plan.find_cell(sweep, cell) for cell in cells]
-    work, data_root = roots(sweep, cluster)
-    batch, states, sent, decisions = resume.run(
-        sweep, work, data_root, cluster, job_functions(), chosen, exceptions, live
-    )
-    show(line.text for line in resume.lines(batch, states, sent, decisions))
-    sent.check()
+    target = resume.Target(sweep, *roots(sweep, cluster), cluster)
+    resumed = resume.run(target, job_functions(), chosen, exceptions, live)
+    show(line.text for line in resume.lines(resumed))
+    resumed.submitted.sent.check()
 
 
 @click.command()

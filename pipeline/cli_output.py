@@ -7,7 +7,7 @@ import errno
 import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ import click
 
 from pipeline import streams, terminal
 
+LINES = 1000  # of JSON that are printed at a time
 # A path of the wrong kind: the input is wrong, not the machine.
-PARTS = 10_000  # of JSON, such as a key or a number, that are printed at a time
 WRONG_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -30,12 +30,27 @@ def show(result: dict[str, Any] | Iterable[str]) -> None:
 
 
 def _show_json(result: dict[str, Any]) -> None:
-    """In pieces: of a plan of 500,000 cells the whole text, and its parts, would take gigabytes."""
-    parts = json.JSONEncoder(indent=2).iterencode(result)
+    """In pieces: of a plan of 500,000 cells the whole text would take gigabytes."""
+    lines = _lines_of(result)
     with streams.naming():
-        while piece := "".join(itertools.islice(parts, PARTS)):
-            click.echo(piece, nl=False)
-        click.echo()
+        while piece := "\n".join(itertools.islice(lines, LINES)):
+            click.echo(piece)
+
+
+def _lines_of(result: dict[str, Any]) -> Iterator[str]:
+    """A key a line, and of a list an element a line. With `indent`, json encodes in Python alone,
+    which takes longer than planning does."""
+    yield "{"
+    for number, (key, value) in enumerate(result.items(), 1):
+        comma = "," if number < len(result) else ""
+        if not isinstance(value, list) or not value:
+            yield f"  {json.dumps(key)}: {json.dumps(value)}{comma}"
+            continue
+        yield f"  {json.dumps(key)}: ["
+        for place, each in enumerate(value, 1):
+            yield f"    {json.dumps(each)}{',' if place < len(value) else ''}"
+        yield f"  ]{comma}"
+    yield "}"
 
 
 def show_line(line: object) -> None:

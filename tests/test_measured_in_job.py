@@ -282,7 +282,9 @@ def test_a_job_that_comes_to_its_limit_says_what_it_did_not_finish(
 def scripts(sweep, work, *settings: str) -> dict[str, str]:
     """{array: script} of all cells."""
     cluster, known = profile.load("generic", settings), ledger.Ledger(work.sweep("test"))
-    made = batch.prepare(sweep, work, work.root, cluster, sweep.cells, known=known)
+    made = batch.prepare(
+        batch.Target(sweep, work, work.root, cluster), batch.Chosen.all_of(sweep.cells), known
+    )
     return {item.array.name: item.script for item in made.prepared}
 
 
@@ -316,7 +318,9 @@ def test_so_many_at_once_are_of_jobs_that_measure_as_well(tmp_path):
         measuring = [share for name, share in shares.items() if name.startswith("measure")]
         assert measuring and len(measuring) == min(20, at_once // 3)
     planned = [
-        submit.planned(asked, work, tmp_path, profile.load("generic", [f"at_once={n}"]))
+        submit.planned(
+            submit.Target(asked, work, tmp_path, profile.load("generic", [f"at_once={n}"]))
+        )
         for n in (1, 200)
     ]
     one, all_ = (plan.wall_hours for plan in planned)

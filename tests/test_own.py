@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from pipeline import catalog, plugins, registry, sweep
 from pipeline.errors import UserError
+from pipeline.measure import complexity
 from pipeline.models import module_of, network, own
 from pipeline.orchestrate import estimate, plan
 from pipeline.paths import Work
@@ -21,7 +22,7 @@ from pipeline.sweep import Cell, Model
 from pipeline.sweep import own as entries
 from pipeline.techniques import prune
 from tests import cells as small_cells
-from tests.benchmarks import oracle_pruning
+from tests.benchmarks import bench_groups
 from tests.lab import Lab
 from tests.test_models import images, lively
 from tests.test_techniques import Given
@@ -79,7 +80,7 @@ def test_sums_gates_concatenations_and_depthwise_filters_are_cut_together(tmp_pa
     assert graph.outputs == {"right": (right, right)} and graph.inputs == {"head": (left, right)}
     assert graph.left == () and graph.image == ("stem",) and len(graph.maps) == 2
     assert dict(graph.norms) == {"stem": "stem_norm", "widen.0": "widen.1", "depthwise": "norm"}
-    assert oracle_pruning.difference(spec) < 1e-5
+    assert bench_groups.difference(spec) < 1e-5
 
 
 def test_a_smaller_own_network_is_what_the_factory_builds_cut_to_size(tmp_path):
@@ -106,7 +107,8 @@ def test_what_is_not_followed_stays_whole_and_is_named(tmp_path, capsys):
     graph = network.graph_of(base.spec)
     assert [g.producers for g in graph.groups] == [("free",), ("last",)]
     assert {line.split(": ")[0] for line in graph.left} == {"stem", "seen", "grouped"}
-    assert "grouped: grouped has 4 groups of channels" in graph.left
+    why = "grouped has 4 groups of channels, and what it reads is not followed"
+    assert f"grouped: {why}" in graph.left
     found = prune.apply(base, prune.Settings(parameters_kept=0.8), Given(base, 1))
     assert sum(found.spec.channels) < sum(base.spec.channels) == 40
     assert f"prune: left whole: {graph.left[0]}\n" in capsys.readouterr().err
@@ -121,17 +123,63 @@ def test_what_cannot_be_traced_trains_but_is_not_pruned(tmp_path):
         prune.apply(base, prune.Settings(), Given(base, 1))
 
 
+@pytest.mark.parametrize("timm", [False, True])
+def test_parts_of_channels_and_blocks_are_as_large_as_their_groups(tmp_path, timm):
+    """Whatever each of them loses: the numbers in the network's own code are those of the whole."""
+    spec = known(tmp_path, "parted", timm=timm)
+    graph = network.graph_of(spec)
+    cut = {name for g in graph.groups if not g.whole for name in g.producers}
+    assert cut == {"stem", "first", "second", "inner"}
+    assert "grouped: permute" in graph.left
+    counts = dict(zip(("few", "many"), graph.outputs["norm"], strict=True))
+    assert graph.outputs["stem"] == (counts["few"], counts["many"])
+    kept = [
+        torch.arange(count)[torch.arange(count) % (2 + i) > 0] if not group.whole else None
+        for i, (group, count) in enumerate(zip(graph.groups, spec.channels, strict=True))
+    ]
+    kept = [torch.arange(c) if k is None else k for k, c in zip(kept, spec.channels, strict=True)]
+    assert bench_groups.difference(spec, kept) < 1e-9
+    by_count = complexity.by_channels(spec)([len(k) for k in kept])
+    assert by_count == complexity.count(replace(spec, channels=tuple(len(k) for k in kept)))
+
+
+def test_a_normalization_with_an_activation_learns_and_is_folded(tmp_path):
+    """timm's own code, traced, would keep the statistics that it began with."""
+    spec = known(tmp_path, "parted", timm=True)
+    state = network.new(spec, 0)
+    assert network.graph_of(spec).norms == (("stem", "norm"),)
+    before = state.network.module.norm.running_mean.clone()
+    state.network.train()(images((1, 32, 32)))
+    assert not torch.equal(state.network.module.norm.running_mean, before)
+    state.network.eval()
+    folded = network.fold(state)
+    with torch.inference_mode():
+        found, expected = (n.network.eval()(images((1, 32, 32))) for n in (folded, state))
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("squeezenet1_1", ""),  # concatenations
+        ("regnet_y_400mf", ""),  # grouped convolutions, gates
+        ("timm:mobilenetv3_small_050", ""),  # depthwise, normalization with an activation
+        ("timm:convnext_atto", "permute"),  # the mean of LayerNorm is over all channels
+    ],
+)
+def test_classifiers_of_others_come_out_as_torch_pruning_makes_them(name, left):
+    line, agrees = bench_groups.compared(name, 32)
+    assert agrees and "agrees" in line, line
+    whole = network.graph_of(bench_groups.spec_of(name, 32)).left
+    assert bool(whole) is bool(left) and left in " ".join(whole)
+
+
 @pytest.mark.parametrize(
     ("name", "width"), [("vgg11_bn", 0.125), ("resnet20", 0.5), ("mobilenetv2", 0.25)]
 )
 def test_shipped_models_come_out_as_torch_pruning_makes_them(name, width):
     spec = module_of(name).spec(name, width, (3, 32, 32), 10, 120, 1 / 64)
-    assert oracle_pruning.ours(spec) == oracle_pruning.theirs(spec)
-
-
-def test_an_own_network_comes_out_as_torch_pruning_makes_it():
-    spec = oracle_pruning.spec_of("squeezenet1_1", 64)
-    assert oracle_pruning.ours(spec) == oracle_pruning.theirs(spec)
+    assert bench_groups.ours(spec) == bench_groups.theirs(spec)
 
 
 # --- identity ------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def planned(tmp_path):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_sweep_is_valid_and_opens_with_its_header(name):
     asked = plan.load_sweep(name)
-    assert asked.name == name.removesuffix("-cpu") or asked.name == name  # one report for both
+    assert asked.name in (name, name.rpartition("-")[0])  # one report for several
     assert asked.cells and asked.notes == ()
     head = asked.text.split("\nname:")[0].splitlines()
     assert all(line.startswith("#") for line in head)
@@ -56,9 +56,9 @@ def test_the_shipped_sweeps_are_those_of_the_design():
     assert len(quick) == 7 and {cell.family for cell in quick} == seven
     assert {(c.dataset.name, c.model.label) for c in quick} == {("digits", "vgg16_bn-w0.25")}
     assert {cell.dataset.name for cell in paper} == {"mnist", "cifar10"}
-    assert {cell.model.label for cell in paper} == {"vgg16_bn"} and {0, 1, 2} == {
-        cell.seed for cell in paper
-    }
+    assert {cell.seed for cell in paper} == {0, 1, 2}
+    columns = Counter(cell.model.label for cell in paper)
+    assert columns == {"vgg16_bn": 168, "resnet18": 168}
     # Those of techniques that are not the study's, and of the sweep `references`.
     controlled = CONTROLS - {"sparse-random", "scratch-e", "base-anew"}
     assert {cell.family for cell in paper} == seven | {"attention-transfer-kd"} | controlled
@@ -253,10 +253,10 @@ heavy = sorted(set({HEAVY}) & set(sys.modules))
 found = dict(code=code, heavy=heavy, modules=len(sys.modules), calls=count)
 print(json.dumps(found | dict(cpu_s=used.ru_utime + used.ru_stime)), file=sys.stderr)
 """
-# Function calls, imports included, are 460,000 for `plan paper --json` under Python 3.11. They were
-# 130,000 more with submitit and a look for every cell's folder. A module that is not needed is seen
-# in both.
-MOST_MODULES, MOST_CALLS = 365, 468_000
+# Function calls, imports included, are 550,000 for `plan paper --json` and its 336 cells under
+# Python 3.11, of which each cell has 540. They were 130,000 more with submitit and a look for every
+# cell's folder. A module that is not needed is seen in both.
+MOST_MODULES, MOST_CALLS = 365, 560_000
 
 
 def look(tmp_path, *arguments: str) -> tuple[dict, str]:

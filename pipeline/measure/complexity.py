@@ -25,8 +25,8 @@ def _used(spec: NetworkSpec) -> tuple[nn.Module, list[tuple[str, int]]]:
     uses: list[tuple[str, int]] = []
 
     def use(name: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
-        def add(_: nn.Module, inputs: object, output: torch.Tensor) -> None:
-            uses.append((name, output.shape[2:].numel() if output.dim() == 4 else 1))
+        def add(layer: nn.Module, inputs: object, output: torch.Tensor) -> None:
+            uses.append((name, output.numel() // len(layer.get_parameter("weight"))))
 
         return add
 

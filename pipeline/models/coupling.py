@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from pipeline.models.layers import Sum
+from pipeline.models.layers import Parts, Sum
 from pipeline.models.spec import Group
 from pipeline.models.tracing import BY_CHANCE, shape_of
 
@@ -38,10 +38,11 @@ class Run:
 @dataclass
 class Axis:
     """The channels of a tensor: runs side by side, each channel ``repeat`` times, where maps were
-    flattened."""
+    flattened. ``last``: they are the last dimension of three or more, not the second."""
 
     runs: list[Run]
     repeat: int = 1
+    last: bool = False
 
     def now(self) -> list[Run]:
         """The runs as they are by now, joined and parted."""
@@ -56,13 +57,15 @@ def _now(run: Run) -> list[Run]:
 
 @dataclass(frozen=True)
 class Coupling:
-    """``groups``, ``outputs``, ``inputs`` and ``left`` as in ``Graph``; ``channels``: of each."""
+    """``groups``, ``outputs``, ``inputs`` and ``left`` as in ``Graph``; ``channels``: of each.
+    ``parts``: of modules that split their input, the groups of each part, where they can be cut."""
 
     groups: tuple[Group, ...]
     channels: tuple[int, ...]
     outputs: dict[str, tuple[int, ...]]
     inputs: dict[str, tuple[int, ...]]
     left: tuple[str, ...]
+    parts: dict[str, tuple[tuple[int, ...], ...]]
 
 
 def coupled(whole: fx.GraphModule) -> Coupling:
@@ -70,17 +73,24 @@ def coupled(whole: fx.GraphModule) -> Coupling:
     return _Follower(whole).follow()
 
 
-# One tensor in, one out, channel by channel.
-UNARY_MODULES = (
+# One tensor in, one out, number by number, or channel by channel.
+POINTWISE = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Identity),
-    *(nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+    nn.Dropout,
+)
+UNARY_MODULES = (
+    *POINTWISE,
+    *(nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
     *(nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d),
 )
-UNARY_CALLS: tuple[Any, ...] = (
+POINTWISE_CALLS: tuple[Any, ...] = (
     *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.hardswish),
-    *(F.hardsigmoid, F.hardtanh, F.softplus, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d),
-    *(F.adaptive_max_pool2d, F.interpolate, torch.relu, torch.sigmoid, torch.tanh, torch.clamp),
+    *(F.hardsigmoid, F.hardtanh, F.softplus, torch.relu, torch.sigmoid, torch.tanh, torch.clamp),
+)
+UNARY_CALLS: tuple[Any, ...] = (
+    *POINTWISE_CALLS,
+    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate),
     *("relu", "relu_", "sigmoid", "tanh", "clamp", "contiguous", "float", "clone", "neg"),
 )
 BINARY: tuple[Any, ...] = (
@@ -97,6 +107,7 @@ class _Follower:
     axes: dict[fx.Node, Any] = field(default_factory=dict)  # Axis, a list of them, or None
     outputs: dict[str, Axis] = field(default_factory=dict)
     inputs: dict[str, Axis] = field(default_factory=dict)
+    parts: dict[str, list[Axis]] = field(default_factory=dict)
 
     def follow(self) -> Coupling:
         calls: dict[str, int] = {}
@@ -128,13 +139,18 @@ class _Follower:
         axis = self.axis(node.args[0] if node.args else None)
         if isinstance(module, Sum):
             return self.together(node, summed=True)
+        if isinstance(module, Parts):
+            return self.parted(node, name, module, axis)
         if type(module) is nn.Conv2d:
             return self.of_convolution(node, name, module, axis)
-        if type(module) is nn.Linear and len(shape_of(node) or ()) == 2:
-            return self.of_product(name, module.out_features, axis)
-        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)) and axis and axis.repeat == 1:
+        if type(module) is nn.Linear:
+            return self.of_linear(node, name, module, axis)
+        if type(module) in (nn.BatchNorm2d, nn.BatchNorm1d) and axis and axis.repeat == 1:
             self.outputs[name] = axis
             return axis
+        last = self.last(node)
+        if last and isinstance(module, POINTWISE):
+            return last
         one = not isinstance(module, nn.PReLU) or module.num_parameters == 1
         passes = isinstance(module, (*UNARY_MODULES, nn.PReLU)) and one
         if axis and (passes or type(module).__name__ in BY_CHANCE):
@@ -148,18 +164,43 @@ class _Follower:
 
     def of_convolution(self, node: fx.Node, name: str, conv: nn.Conv2d, axis: Axis | None) -> Axis:
         if conv.groups == 1:
-            return self.of_product(name, conv.out_channels, axis)
+            return self.of_product(node, name, conv.out_channels, axis)
         if conv.groups == conv.in_channels == conv.out_channels and axis:
             self.outputs[name] = axis  # it filters each channel by itself
             return axis
+        if min(conv.in_channels, conv.out_channels) > conv.groups and axis and axis.repeat == 1:
+            return self.of_blocks(name, conv, axis)
         why = f"{name} has {conv.groups} groups of channels"
+        if not axis:
+            why += ", and what it reads is not followed"
         self.keep_whole(node, why)
         self.outputs[name] = made = Axis([Run(conv.out_channels, why)])
         return made
 
-    def of_product(self, name: str, filters: int, axis: Axis | None) -> Axis:
+    def of_blocks(self, name: str, conv: nn.Conv2d, axis: Axis) -> Axis:
+        """A grouped convolution: as many channels stay in each of its blocks, so the same channel
+        of every block is cut with the others; the weight has the inputs of one block."""
+        size, rest = conv.in_channels // conv.groups, axis.now()
+        first, rest = _taken(rest, size)
+        for _ in range(conv.groups - 1):
+            block, rest = _taken(rest, size)
+            _join(Axis(first), Axis(block), summed=False)
+        self.inputs[name] = Axis(first)
+        self.outputs[name] = made = Axis([Run(conv.out_channels // conv.groups)] * conv.groups)
+        return made
+
+    def of_linear(self, node: fx.Node, name: str, layer: nn.Linear, axis: Axis | None) -> Axis:
+        """It reads the last dimension, which of two is that of the channels."""
+        last = len(shape_of(node) or ()) > 2
+        source = self.last(node) if last else axis
+        made = self.of_product(node, name, layer.out_features, source)
+        return Axis(made.runs, last=last)
+
+    def of_product(self, node: fx.Node, name: str, filters: int, axis: Axis | None) -> Axis:
         if axis:
             self.inputs[name] = axis
+        else:
+            self.keep_whole(node, f"{name} reads what is not followed")
         self.outputs[name] = made = Axis([Run(filters)])
         return made
 
@@ -170,13 +211,13 @@ class _Follower:
         axis = self.axis(node.args[0] if node.args else None)
         if target is operator.getitem:
             return self.of_item(node)
-        if target in ("chunk", "split", torch.chunk, torch.split):
-            return self.parted(node, axis)
         if shape is None:  # sizes, and what is computed with them
             return None
         if target in (torch.cat, torch.concat):
             return self.beside(node)
-        if axis and target in UNARY_CALLS:
+        if target in POINTWISE_CALLS and self.last(node):
+            return self.last(node)
+        if axis and (target in UNARY_CALLS or target is F.pad and self.beside_maps(node)):
             return axis
         if axis and target in (torch.flatten, "flatten"):
             return self.flattened(node, axis)
@@ -185,6 +226,11 @@ class _Follower:
         if target in BINARY:
             return self.together(node, summed=target in SUMS)
         return self.unknown(node, str(getattr(target, "__name__", target)))
+
+    def beside_maps(self, node: fx.Node) -> bool:
+        """Whether a padding leaves images and channels as many as they are."""
+        before, after = shape_of(node.args[0]), shape_of(node)
+        return before is not None and after is not None and before[:2] == after[:2]
 
     def small(self, node: fx.Node) -> bool:
         """Whether maps became single values, and nothing else happened."""
@@ -197,18 +243,15 @@ class _Follower:
             return parts[index]
         return self.unknown(node, "an index") if shape_of(node) else None
 
-    def parted(self, node: fx.Node, axis: Axis | None) -> Any:
-        """``chunk`` or ``split`` along the channels: an axis for each part."""
-        metas = node.meta.get("tensor_meta")
-        shapes = [tuple(each.shape) for each in metas] if isinstance(metas, (tuple, list)) else []
-        before = shape_of(node.args[0])
-        along = before and sum(s[1] for s in shapes) == before[1] and shapes[0][2:] == before[2:]
-        if not axis or not along or axis.repeat > 1:
-            return self.unknown(node, "a split")
+    def parted(self, node: fx.Node, name: str, module: Parts, axis: Axis | None) -> Any:
+        """An axis for each part of the channels."""
+        if not axis or axis.repeat > 1:
+            return self.unknown(node, "a split of what is not followed")
         found, rest = [], axis.now()
-        for size in (shape[1] for shape in shapes):
+        for size in module.sizes:
             taken, rest = _taken(rest, size)
             found.append(Axis(taken))
+        self.parts[name] = found
         return found
 
     def beside(self, node: fx.Node) -> Axis | None:
@@ -231,11 +274,12 @@ class _Follower:
     def together(self, node: fx.Node, summed: bool) -> Axis | None:
         """Two tensors of the same channels, element by element, or one and a number."""
         tensors = [arg for arg in node.args if isinstance(arg, fx.Node) and shape_of(arg)]
-        axes = [self.axis(arg) for arg in tensors]
-        if len(tensors) == 1 and axes[0]:
+        many = [arg for arg in tensors if not _is_one(arg)] or tensors
+        axes = [self.axis(arg) for arg in many]
+        if len(many) == 1 and axes[0] and shape_of(many[0]) == shape_of(node):
             return axes[0]
-        shapes = [shape_of(arg) or () for arg in tensors]
-        alike = len({len(s) for s in shapes}) == 1 and len({s[1] for s in shapes}) == 1
+        shapes = [shape_of(arg) or () for arg in many]
+        alike = len({len(s) for s in shapes}) == 1 and len({s[1:2] for s in shapes}) == 1
         first, second = axes if len(axes) == 2 else (None, None)
         if first is None or second is None or not alike or first.repeat != second.repeat:
             return self.unknown(node, "a product or sum of tensors of different shapes")
@@ -245,8 +289,14 @@ class _Follower:
     # --- what is not followed ------------------------------------------------------------------
 
     def axis(self, value: Any) -> Axis | None:
+        """The channels of a tensor whose second dimension they are."""
         found = self.axes.get(value) if isinstance(value, fx.Node) else None
-        return found if isinstance(found, Axis) else None
+        return found if isinstance(found, Axis) and not found.last else None
+
+    def last(self, node: fx.Node) -> Axis | None:
+        """The channels of what the node reads, where they are the last dimension of several."""
+        found = self.axes.get(node.args[0]) if node.args else None  # type: ignore[arg-type]
+        return found if isinstance(found, Axis) and found.last else None
 
     def unknown(self, node: fx.Node, why: str) -> Any:
         """None: the channels of what the node gives are not followed either."""
@@ -261,12 +311,18 @@ class _Follower:
                     run.whole = run.whole or why
 
 
+def _is_one(node: fx.Node) -> bool:
+    """Whether all channels of another tensor would meet the same number here."""
+    shape = shape_of(node) or ()
+    return math.prod(shape) == 1 or len(shape) == 4 and shape[1] == 1
+
+
 def _taken(runs: Sequence[Run], size: int) -> tuple[list[Run], list[Run]]:
     """The first ``size`` channels, and the rest; a run that the border is in is parted."""
     taken: list[Run] = []
     rest = list(runs)
     while size:
-        run = rest.pop(0)
+        run, *rest = _again(rest)  # the same run may stand there again, and was parted just now
         if run.size > size:
             run.parts = tuple(Run(part, run.whole, run.summed) for part in (size, run.size - size))
             run, other = run.parts
@@ -296,6 +352,7 @@ def _numbered(found: _Follower) -> Coupling:
     """Groups of the runs that can be cut, and of those that stand beside them on an axis."""
     axes = [*found.outputs.values(), *found.inputs.values()]
     rows = [axis.now() for axis in axes]
+    rows += [[run for axis in parts for run in axis.now()] for parts in found.parts.values()]
     kept = list(dict.fromkeys(run for row in rows if any(not r.whole for r in row) for run in row))
     number = {run: i for i, run in enumerate(kept)}
     outputs = {n: _numbers(axis, number) for n, axis in found.outputs.items()}
@@ -317,6 +374,11 @@ def _numbered(found: _Follower) -> Coupling:
         {name: numbers for name, numbers in outputs.items() if len(numbers) > 1},
         {name: numbers for name, numbers in inputs.items() if len(numbers) > 1},
         _left(found),
+        {
+            n: tuple(_numbers(axis, number) for axis in axes)
+            for n, axes in found.parts.items()
+            if all(run in number for axis in axes for run in axis.now())
+        },
     )
 
 

@@ -20,6 +20,18 @@ class Sum(nn.Module):
         return a + b
 
 
+class Parts(nn.Module):
+    """The first ``sizes[0]`` channels, the next ``sizes[1]``, and so on: a module of its own, since
+    pruning changes how many these are; [N, K, ...] -> one tensor for each size."""
+
+    def __init__(self, sizes: Sequence[int]):
+        super().__init__()
+        self.sizes = list(sizes)
+
+    def forward(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
+        return x.split(self.sizes, 1)
+
+
 def multiple_of_eight(channels: float) -> int:
     """To the nearest multiple, at least 8: other counts waste vector lanes."""
     return max(8, round(channels / 8) * 8)

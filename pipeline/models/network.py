@@ -142,11 +142,11 @@ def shrink(state: ModelState, kept: list[torch.Tensor]) -> ModelState:
         network = build(spec).to(device)
     graph, tensors = graph_of(state.spec), dict(state.network.module.state_dict())
     for owner, groups in graph.filters.items():
-        index = _kept(groups, state.spec.channels, kept).to(device)
+        index = of_axis(groups, state.spec.channels, kept).to(device)
         for name in [n for n in tensors if n.startswith(f"{owner}.") and tensors[n].dim()]:
             tensors[name] = tensors[name].index_select(0, index)
     for consumer, groups in graph.readers.items():
-        index = _kept(groups, state.spec.channels, kept).to(device)
+        index = of_axis(groups, state.spec.channels, kept).to(device)
         channels = sum(state.spec.channels[i] for i in groups)
         for name in [n for n in tensors if n.startswith(f"{consumer}.") and tensors[n].dim() > 1]:
             inputs = tensors[name].shape[1] // channels  # of a channel, where maps are flattened
@@ -156,7 +156,7 @@ def shrink(state: ModelState, kept: list[torch.Tensor]) -> ModelState:
     return ModelState(spec, network)
 
 
-def _kept(
+def of_axis(
     groups: tuple[int, ...], channels: tuple[int, ...], kept: list[torch.Tensor]
 ) -> torch.Tensor:
     """Indices, on an axis that has the channels of ``groups`` side by side, of those that stay."""

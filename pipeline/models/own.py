@@ -10,7 +10,7 @@ Images [N, C, H, W]; logits [N, classes].
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from pipeline.errors import UserError
-from pipeline.models import coupling, tracing
-from pipeline.models.layers import multiple_of_eight
+from pipeline.models import coupling, tracing, weights
+from pipeline.models.layers import Parts, multiple_of_eight
 from pipeline.models.spec import Graph, NetworkSpec
 from pipeline.models.tracing import NotTraceable, Traced
 from pipeline.sweep.settings import Own
@@ -30,11 +30,13 @@ Shape = tuple[int, int, int]
 
 
 class _Known(NamedTuple):
-    """What tracing found. ``traced`` is None where it failed: ``graph.left`` says why."""
+    """What tracing found. ``traced`` is None where it failed: ``graph.left`` says why. ``parts`` is
+    that of ``Coupling``."""
 
     traced: Traced | None
     graph: Graph
     channels: tuple[int, ...]
+    parts: Mapping[str, tuple[tuple[int, ...], ...]]
 
 
 class OwnModel:
@@ -91,7 +93,7 @@ class OwnModel:
         try:
             traced = tracing.traced(module, shape)
         except NotTraceable as error:
-            return _Known(None, Graph((), (), (), left=(f"all of it: {error}",)), ())
+            return _Known(None, Graph((), (), (), left=(f"all of it: {error}",)), (), {})
         [gives] = [n for n in traced.graph.nodes if n.op == "output"]
         found = tracing.shape_of(gives.args[0])
         if found != (2, classes):
@@ -111,7 +113,7 @@ class OwnModel:
             inputs=coupled.inputs,
             left=coupled.left,
         )
-        return _Known(traced, graph, coupled.channels)
+        return _Known(traced, graph, coupled.channels, coupled.parts)
 
     # --- what the user gave ----------------------------------------------------------------------
 
@@ -195,6 +197,10 @@ def _resize(module: nn.Module, known: _Known, channels: tuple[int, ...]) -> None
     for name, groups in known.graph.readers.items():
         before, after = (sum(c[i] for i in groups) for c in (known.channels, channels))
         _cut_inputs(module.get_submodule(name), before, after)
+    for name, parts in known.parts.items():
+        split = module.get_submodule(name)
+        assert isinstance(split, Parts)
+        split.sizes = [sum(channels[i] for i in groups) for groups in parts]
 
 
 def _cut_filters(layer: nn.Module, filters: int) -> None:
@@ -203,7 +209,7 @@ def _cut_filters(layer: nn.Module, filters: int) -> None:
     for name, buffer in [*layer.named_buffers(recurse=False)]:
         setattr(layer, name, buffer[:filters].clone() if buffer.dim() else buffer)
     if isinstance(layer, nn.Conv2d):
-        if layer.groups > 1:  # depthwise
+        if layer.groups == layer.in_channels == layer.out_channels > 1:  # depthwise
             layer.groups = layer.in_channels = filters
         layer.out_channels = filters
     elif isinstance(layer, nn.Linear):
@@ -219,57 +225,19 @@ def _cut_inputs(layer: nn.Module, before: int, after: int) -> None:
     if isinstance(layer, nn.Linear):
         layer.in_features = inputs
     else:
-        layer.in_channels = inputs
+        layer.in_channels = inputs * layer.groups
 
 
 # --- weights that were brought -------------------------------------------------------------------
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which training scripts keep weights
-
 
 def brought(own: Own) -> dict[str, torch.Tensor]:
-    """The user's trained weights by the names of the factory's module; UserError where the file is
-    not that of the plan, or holds anything but tensors."""
+    """The user's trained weights by the names of the factory's module; raises as
+    ``weights.read``."""
     assert own.weights is not None
-    path = Path(own.weights)
-    try:
-        if _sha256(path) != own.weights_sha256:
-            raise UserError(f"{path}: changed since the sweep was loaded; load it again")
-        tensors: Any
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
-    except Exception as error:  # of a file that is no such thing, whatever a parser raises
-        raise UserError(
-            f"{path}: cannot be read as weights ({type(error).__name__}); expected safetensors, "
-            "or a state dict that torch.load(weights_only=True) reads"
-        ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(tensors, dict) and isinstance(tensors.get(wrapper), dict):
-            tensors = tensors[wrapper]
-    if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
-        raise UserError(f"{path}: expected a state dict, names and tensors")
-    return {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return weights.read(Path(own.weights), own.weights_sha256)
 
 
 def fill(module: nn.Module, own: Own) -> None:
     """The brought weights into a module; UserError where they are not those of its layers."""
-    tensors, wanted = brought(own), module.state_dict()
-    lacking = [n for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")]
-    wrong = [n for n in wanted if n in tensors and tensors[n].shape != wanted[n].shape]
-    if lacking or wrong:
-        what = (
-            f"lacks {lacking[0]}"
-            if lacking
-            else f"{wrong[0]} is {list(tensors[wrong[0]].shape)}, expected "
-            f"{list(wanted[wrong[0]].shape)}"
-        )
-        raise UserError(f"{own.weights}: is not of what {own.label} builds: {what}")
-    module.load_state_dict({n: tensors.get(n, t) for n, t in wanted.items()})
+    weights.fill(module, brought(own), str(own.weights), f"what {own.label} builds")

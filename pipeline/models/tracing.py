@@ -21,14 +21,19 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from pipeline.models.layers import Sum
+from pipeline.models.layers import Parts, Sum
 
 Shape = tuple[int, ...]
 MOST_MAPS = 4
 ADDS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
+SPLITS: tuple[Any, ...] = ("chunk", "split", torch.chunk, torch.split)
 RESHAPES: tuple[Any, ...] = ("view", "reshape", torch.reshape)
 # Leaves of their own: what they do depends on whether the network is in training.
 BY_CHANCE = {"StochasticDepth", "DropPath", "DropBlock2d"}
+# timm's normalization with an activation in it: two operations, of which one is folded.
+NORM_ACTS = {"BatchNormAct2d"}
+# Its linear layer, which differs from PyTorch's own under TorchScript alone.
+LINEAR = "timm.layers.linear.Linear"
 
 
 class NotTraceable(ValueError):
@@ -46,28 +51,59 @@ class Traced:
 
     def on(self, module: nn.Module) -> fx.GraphModule:
         """The same operations on another module of the same kind, which becomes part of it."""
+        _part(module)
         for name, each in self.added.items():
             module.add_module(name, copy.deepcopy(each))
         return fx.GraphModule(module, copy.deepcopy(self.graph))
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self, parted: list[nn.Module]):
+        super().__init__()
+        self.parted = {id(norm) for norm in parted}
+
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return type(module).__name__ in BY_CHANCE or super().is_leaf_module(module, qualified_name)
+        """Normalizations of any kind as well: a traced one would never learn its statistics."""
+        whole = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        by_chance = type(module).__name__ in BY_CHANCE
+        return whole or by_chance or super().is_leaf_module(module, qualified_name)
+
+    def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+        made = super().call_module(m, forward, args, kwargs)
+        return m.act(m.drop(made)) if id(m) in self.parted else made
+
+
+def _part(module: nn.Module) -> list[nn.Module]:
+    """Layers that are more than their names become what these say: normalizations with an
+    activation in them only normalize; these."""
+    for each in module.modules():
+        if f"{type(each).__module__}.{type(each).__qualname__}" == LINEAR:
+            each.__class__ = nn.Linear
+    found = [each for each in module.modules() if _parts_of(each)]
+    for norm in found:
+        norm.__class__ = nn.BatchNorm2d
+    return found
+
+
+def _parts_of(module: nn.Module) -> bool:
+    inner = (getattr(module, "drop", None), getattr(module, "act", None))
+    plain = all(isinstance(part, nn.Module) and not [*part.parameters()] for part in inner)
+    return type(module).__name__ in NORM_ACTS and isinstance(module, nn.BatchNorm2d) and plain
 
 
 def traced(module: nn.Module, shape: Shape) -> Traced:
     """``module``, on the device meta, taken apart for images of ``shape`` [C, H, W]; raises
     NotTraceable. It is traced in evaluation: what it does in training alone is no part of it."""
     try:
-        graph = _Tracer().trace(module.eval())
+        parted = _part(module)
+        graph = _Tracer(parted).trace(module.eval())
         whole = fx.GraphModule(module, graph)
         with torch.no_grad():
             ShapeProp(whole).propagate(torch.zeros((2, *shape), device="meta"))
     except Exception as error:  # whatever a user's code raises when its values are not there
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise NotTraceable(line) from error
-    made = _Rewriter(whole)
+    made = _Rewriter(whole, {id(part) for norm in parted for part in norm.children()})
     made.rewrite()
     return Traced(whole.graph, made.added, made.maps, whole)
 
@@ -80,14 +116,14 @@ def shape_of(node: Any) -> Shape | None:
 
 
 class _Rewriter:
-    def __init__(self, whole: fx.GraphModule):
-        self.whole, self.graph = whole, whole.graph
+    def __init__(self, whole: fx.GraphModule, inner: set[int]):
+        self.whole, self.graph, self.inner = whole, whole.graph, inner
         self.added: dict[str, nn.Module] = {}
         self.maps: tuple[str, ...] = ()
 
     def rewrite(self) -> None:
         for node in list(self.graph.nodes):
-            for rule in (_sum, _average, _flat, _dropout, _pool):
+            for rule in (_sum, _average, _flat, _dropout, _pool, _behind_norm, _split, _slice):
                 made = rule(self, node)
                 if made is not None:
                     made.meta = dict(node.meta)
@@ -205,6 +241,65 @@ def _pool(made: _Rewriter, node: fx.Node) -> fx.Node | None:
     return made.put(node, "same", nn.Identity(), (source,))
 
 
+def _behind_norm(made: _Rewriter, node: fx.Node) -> fx.Node | None:
+    """A part of a normalization, which stands for itself: the normalization may be folded."""
+    module, source = made.module(node), node.args[0] if node.args else None
+    if module is None or id(module) not in made.inner or not isinstance(source, fx.Node):
+        return None
+    if isinstance(module, nn.Identity):
+        return source
+    return made.put(node, "inner", copy.deepcopy(module), (source,))
+
+
+def _split(made: _Rewriter, node: fx.Node) -> fx.Node | None:
+    """A split of the channels, into parts whose sizes pruning changes."""
+    source = node.args[0] if node.args else None
+    before, metas = shape_of(source), node.meta.get("tensor_meta")
+    if not _calls(node, SPLITS) or before is None or not isinstance(metas, (tuple, list)):
+        return None
+    shapes = [tuple(each.shape) for each in metas]
+    sizes = [shape[1] for shape in shapes if len(shape) > 1]
+    if sum(sizes) != before[1] or any(s != (before[0], s[1], *before[2:]) for s in shapes):
+        return None
+    assert isinstance(source, fx.Node)
+    return made.put(node, "parts", Parts(sizes), (source,))
+
+
+def _slice(made: _Rewriter, node: fx.Node) -> fx.Node | None:
+    """Some of the channels, one beside the other: a part of a split."""
+    source = node.args[0] if node.args else None
+    before = shape_of(source)
+    if node.target is not operator.getitem or before is None or len(before) < 2:
+        return None
+    span = _span(node.args[1], before)
+    if span is None:
+        return None
+    assert isinstance(source, fx.Node)
+    start, end = span
+    if (start, end) == (0, before[1]):
+        return source
+    sizes = [start, end - start, before[1] - end]
+    parts = made.put(node, "parts", Parts([size for size in sizes if size]), (source,))
+    shapes = [(before[0], size, *before[2:]) for size in sizes if size]
+    parts.meta = {"tensor_meta": tuple(SimpleNamespace(shape=shape) for shape in shapes)}
+    with made.graph.inserting_after(parts):
+        return made.graph.call_function(operator.getitem, (parts, 1 if start else 0))
+
+
+def _span(index: Any, shape: Shape) -> tuple[int, int] | None:
+    """First channel and the one after the last of an index that takes channels alone."""
+    whole = (slice(None), Ellipsis)
+    if not isinstance(index, tuple) or len(index) < 2 or index[0] != slice(None):
+        return None
+    if not isinstance(index[1], slice) or any(each not in whole for each in index[2:]):
+        return None
+    bounds = (index[1].start, index[1].stop)
+    if index[1].step not in (None, 1) or any(not isinstance(b, (int, type(None))) for b in bounds):
+        return None
+    start, end, _ = index[1].indices(shape[1])
+    return (start, end) if end > start else None
+
+
 def _calls(node: fx.Node, targets: tuple[Any, ...]) -> bool:
     return node.op in ("call_function", "call_method") and node.target in targets
 
@@ -298,7 +393,7 @@ def pairs(whole: fx.GraphModule) -> Iterator[tuple[str, str]]:
         if node.op != "call_module" or not isinstance(node.args[0], fx.Node):
             continue
         norm, source = whole.get_submodule(str(node.target)), node.args[0]
-        if not isinstance(norm, nn.BatchNorm2d) or source.op != "call_module":
+        if type(norm) is not nn.BatchNorm2d or source.op != "call_module":
             continue
         once = calls[str(node.target)] == calls[str(source.target)] == 1
         alone = len(source.users) == 1 and norm.affine and norm.track_running_stats

@@ -124,13 +124,12 @@ def _rows(
     graph: Graph, whole: ModelState, kept: list[torch.Tensor], name: str
 ) -> torch.Tensor | None:
     """Which filters of a layer are left; None: all of them."""
-    import torch
+    from pipeline.models import network
 
     if name not in graph.filters:
         return None
-    rows = filters.Rows.of_state(graph, whole)
-    parts = [kept[i] + rows.span(i, name).start for i in graph.filters[name]]
-    return torch.cat(parts).to(next(whole.network.parameters()).device)
+    rows = network.of_axis(graph.filters[name], whole.spec.channels, kept)
+    return rows.to(next(whole.network.parameters()).device)
 
 
 @contextmanager

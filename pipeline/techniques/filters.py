@@ -6,7 +6,7 @@ Scores are one number a filter, one tensor [K] a group; larger is better.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -112,15 +112,29 @@ class Rows:
         return cls(graph, state.spec.channels, state.network.module.state_dict())
 
     def of(self, group: int, name: str, tensor: str = "weight") -> torch.Tensor:
-        """float32 [filters of the group, ...] of the layer ``name``."""
-        found = self.tensors[f"{name}.{tensor}"].float().cpu()
-        return found[self.span(group, name)]
+        """float32 [filters of the group, ...] of the layer ``name``. Where it makes the group's
+        channels several times: what all of its filters have, inputs beside inputs; of numbers, one
+        a filter, the mean."""
+        import torch
 
-    def span(self, group: int, name: str) -> slice:
+        found = self.all(group, name, tensor)
+        if len(found) == 1:
+            return found[0]
+        return torch.cat(found, 1) if found[0].dim() > 1 else torch.stack(found).mean(0)
+
+    def all(self, group: int, name: str, tensor: str = "weight") -> list[torch.Tensor]:
+        """float32 [filters of the group, ...], once for each time that the layer makes them, as a
+        grouped convolution does in each of its blocks."""
+        found = self.tensors[f"{name}.{tensor}"].float().cpu()
+        return [found[span] for span in self.spans(group, name)]
+
+    def spans(self, group: int, name: str) -> Iterator[slice]:
         """Where the filters of the group lie among those of the layer ``name``."""
-        groups = self.graph.filters[name]
-        start = sum(self.channels[i] for i in groups[: groups.index(group)])
-        return slice(start, start + self.channels[group])
+        start = 0
+        for each in self.graph.filters[name]:
+            if each == group:
+                yield slice(start, start + self.channels[each])
+            start += self.channels[each]
 
 
 class Sizes(NamedTuple):

@@ -188,5 +188,5 @@ def _gate(rows: filters.Rows, group: int) -> torch.Tensor:
         name = norm if f"{norm}.weight" in rows.tensors else producer
         for tensor in ("weight", "bias"):
             if f"{name}.{tensor}" in rows.tensors:
-                total += rows.of(group, name, tensor)
+                total += sum(rows.all(group, name, tensor))
     return total

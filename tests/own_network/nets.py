@@ -56,6 +56,28 @@ class Attention(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Parted(nn.Module):
+    """Channels that are taken by their numbers, blocks of a grouped convolution, and a layer on the
+    last dimension; with timm's normalization where ``norm_act`` is its class."""
+
+    def __init__(self, colours: int, classes: int, norm_act: type[nn.Module] | None):
+        super().__init__()
+        self.stem = nn.Conv2d(colours, 24, 3, 2, 1, bias=False)
+        self.norm = norm_act(24) if norm_act else nn.BatchNorm2d(24)
+        self.first, self.second = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 1)
+        self.grouped = nn.Conv2d(32, 64, 3, 2, 1, groups=4)
+        self.inner, self.outer = nn.Linear(64, 40), nn.Linear(40, 12)
+        self.head = nn.Linear(12, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        few, many = x.split([8, 16], 1)
+        x = torch.cat([self.first(few), self.second(many)], 1)
+        x = torch.cat([F.relu(x[:, :12]), x[:, 12:] * 2], 1)
+        x = F.relu(self.grouped(x)).permute(0, 2, 3, 1)
+        return self.head(self.outer(F.gelu(self.inner(x))).mean((1, 2)))
+
+
 class Branching(Attention):
     """What it does depends on the values of the image."""
 
@@ -69,6 +91,14 @@ def build(width: int = 16, colours: int = 1, classes: int = 10, side: int = 32) 
 
 def attention(colours: int = 1, classes: int = 10) -> nn.Module:
     return Attention(colours, classes)
+
+
+def parted(colours: int = 1, classes: int = 10, timm: bool = False) -> nn.Module:
+    if not timm:
+        return Parted(colours, classes, None)
+    from timm.layers import BatchNormAct2d
+
+    return Parted(colours, classes, BatchNormAct2d)
 
 
 def branching(colours: int = 1, classes: int = 10) -> nn.Module:

@@ -71,6 +71,8 @@ class _Closing:
                 for each in self.row
             ]
         )
+        if isinstance(module, nn.Linear):  # its outputs are the last dimension, of any number
+            return output * factor
         return output * factor.reshape(1, -1, *[1] * (output.dim() - 2))
 
 

@@ -1,0 +1,164 @@
+"""Every technique on networks that differ in kind, at tiny widths: small real cells on the digits,
+and what each of them has to keep to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline import artifact, catalog, data, plugins, runtimes
+from pipeline.measure import complexity
+from pipeline.paths import Work
+from pipeline.sweep import Cell
+from pipeline.techniques import TECHNIQUES
+from tests import cells
+from tests.test_techniques import Made, staged
+
+NETS = Path(__file__).with_name("own_network") / "nets.py"
+NETWORKS: dict[str, dict[str, Any]] = {
+    "vgg16_bn": {"name": "vgg16_bn", "width": 0.125},
+    "resnet20": {"name": "resnet20", "width": 0.5},
+    "resnet18": {"name": "resnet18", "width": 0.125},
+    "mobilenetv2": {"name": "mobilenetv2", "width": 0.25},
+    "own": {"name": "mixed", "factory": f"{NETS}:build", "arguments": {"width": 48, "side": 16}},
+}
+SIZE = {"vgg16_bn": 32}  # of the images; the others take smaller ones, which cost a quarter
+TRAINING = {
+    "epochs": 3,
+    "batch_size": 16,
+    "learning_rate": 0.05,
+    "crop": 0,
+    "train_images": 800,
+}
+# So small a network has no sixteenth in multiples of 8 filters.
+FINE = {"prune.multiple": [2]}
+GRID = {
+    "small-and-int8": FINE,
+    "small-and-rate": FINE,
+    "low-rank": {"low-rank.parameters_kept": [0.5], "low-rank.multiple": [2]},
+}
+# As many weights as the base has, all of them floats, in no coded form.
+AGREEMENT = 0.998
+AS_LARGE = {"base", "base-longer", "base-anew", "sparse-random"}
+
+
+class Row(NamedTuple):
+    """What came of a technique on a network, beside the base."""
+
+    stored: float  # bytes of the artifact, a part of the base's
+    macs: float  # a part of the base's
+    agreement: float  # of the artifact with the simulation, part of the images
+    integer: float | None  # part of the MACs that integer kernels computed; None: in floats
+    accuracy: float  # of the artifact, on the test set
+    resumed: bool  # killed at each stage and epoch: the same bits and history
+
+    def __str__(self) -> str:
+        share = "float" if self.integer is None else f"{self.integer:.1%}"
+        return (
+            f"{self.stored:.2f} | {self.macs:.2f} | {self.agreement:.2%} | {share} | "
+            f"{self.accuracy:.1%} | {'yes' if self.resumed else 'NO'}"
+        )
+
+
+@dataclass
+class Bench:
+    """A trained base of one of NETWORKS, and the cells that stand on it."""
+
+    folder: Path
+    work: Work
+    cells: Mapping[str, Cell]
+    known: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def trained(folder: Path, network: str) -> Bench:
+        made = cells.cells(
+            folder,
+            TECHNIQUES,
+            models=[NETWORKS[network]],
+            datasets=[{"name": "digits", "size": SIZE.get(network, 16)}],
+            training=TRAINING,
+            grid=GRID,
+        )
+        work = Work(folder / "work")
+        bench = Bench(folder, work, {cell.family: cell for cell in made.values()})
+        base = bench.cells["base"]
+        if base.model.own is not None:
+            plugins.keep_own([base.model], work)
+        bench.enter()
+        cells.run(base, work)
+        return bench
+
+    def enter(self) -> None:
+        """This process knows the network from now on, until it enters another bench."""
+        base = self.cells["base"]
+        described = json.loads(json.dumps(base.to_json()))
+        catalog.built_in().of_cell(described, self.work.cell(base.id))
+
+    @property
+    def split(self) -> data.Split:
+        if "split" not in self.known:
+            base = self.cells["base"]
+            self.known["split"] = data.load(
+                base.dataset, base.recipe, base.seed, self.work.root, self.work.cache
+            )
+        return self.known["split"]
+
+    def beside(self, name: str) -> Work:
+        """A work root of its own; in it the decoded data, and the base."""
+        work = Work(self.folder / name)
+        shutil.rmtree(work.root, ignore_errors=True)
+        for part in (f"cells/{self.cells['base'].id}", "cache", "plugins"):
+            if (self.work.root / part).exists():
+                shutil.copytree(self.work.root / part, work.root / part)
+        return work
+
+    def staged(self, name: str, work: str, heard: set | None = None) -> Made:
+        cell, place = self.cells[name], self.beside(work)
+        if cell.is_base:
+            shutil.rmtree(place.cell(cell.id).folder)
+        return staged(cell, place, heard)
+
+    def deployed(self, made: Made, name: str) -> artifact.Artifact:
+        folder = self.folder / "artifacts" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        sample = data.sample(self.split.train, 64, 0).pixels.numpy()
+        artifact.write(made.state, folder, {}, sample, self.split.classes)
+        return artifact.load(folder)
+
+    def row(self, name: str) -> Row:
+        """All of it for real: the technique, again with kills, its artifact on its runtime."""
+        self.enter()
+        whole = self.staged(name, "whole")
+        resumed = self.staged(name, "killed", set())
+        found = self.deployed(whole, name)
+        split, base = self.split, artifact.load(self.work.cell(self.cells["base"].id).artifact)
+        images = torch.cat((split.test.pixels, split.train.pixels))
+        with torch.inference_mode():
+            simulated = whole.state.network.eval()(images).argmax(1).numpy()
+        session = runtimes.session(found, 1)
+        said = np.concatenate([s.argmax(1) for s in runtimes.logits(session, images.numpy())])
+        ran = runtimes.kernels(found)
+        return Row(
+            stored=found.stored_bytes / base.stored_bytes,
+            macs=complexity.count(whole.state.spec)[1] / self.base_macs,
+            agreement=float(np.mean(said == simulated)),
+            integer=ran.integer_share if found.quantized else None,
+            accuracy=float(np.mean(said[: len(split.test.labels)] == split.test.labels.numpy())),
+            resumed=resumed.content == whole.content and resumed.curves == whole.curves,
+        )
+
+    @property
+    def base_macs(self) -> int:
+        if "macs" not in self.known:
+            from pipeline.training.checkpoint import read_model
+
+            state = read_model(self.work.cell(self.cells["base"].id).model)
+            self.known["macs"] = complexity.count(state.spec)[1]
+        return self.known["macs"]
