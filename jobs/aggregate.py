@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import garbage, store, streams, terminal
@@ -20,6 +20,7 @@ from pipeline.paths import JobPaths, Work
 from pipeline.sweep import Sweep
 
 
+@dataclass
 class Report:
     """For submitit: the sweep's file and its contents, the work root, the folder of reports, the
     job's own folder, in which it records the outcome, {path: SHA-256} of the plug-ins, and the
@@ -28,21 +29,13 @@ class Report:
     The contents, because days may pass until this runs and the file may have changed by then.
     """
 
+    sweep: str
+    text: str
+    work: str
+    to: str
+    folder: str
+    plugins: dict[str, str] = field(default_factory=dict)
     umask: int | None = None  # in jobs of earlier versions
-
-    def __init__(
-        self,
-        sweep: str,
-        text: str,
-        work: str,
-        to: str,
-        folder: str,
-        plugins: Mapping[str, str] | None = None,
-        umask: int | None = None,
-    ):
-        self.sweep, self.text, self.work, self.to = sweep, text, work, to
-        self.folder, self.plugins = folder, dict(plugins or {})
-        self.umask = umask
 
     def __call__(self) -> None:
         job = JobPaths(Path(self.folder))

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +31,14 @@ PATIENCE_S = 7 * 86_400  # without a single job submitted
 ENDED_S = 30.0  # within which Slurm ends a job that was requeued
 
 
-class FollowUp:
+@dataclass
+class FollowUp(Report):
     """For submitit: as for the report's job (jobs/aggregate.py), the data root, and the record of
     the profile, of the submission that sent this job. What a later one left over is submitted with
     the sweep and the profile of that one, which the ledger has, as all else."""
 
-    def __init__(
-        self,
-        sweep: str,
-        text: str,
-        work: str,
-        to: str,
-        folder: str,
-        plugins: Mapping[str, str],
-        umask: int,
-        data: str,
-        profile: Mapping[str, Any],
-    ):
-        self.sweep, self.text, self.work, self.to = sweep, text, work, to
-        self.folder, self.plugins, self.umask = folder, dict(plugins), umask
-        self.data, self.profile = data, dict(profile)
+    data: str = ""
+    profile: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self) -> None:
         store.private(self.umask)
@@ -72,7 +60,8 @@ class FollowUp:
         cluster = submitted.cluster_of(by["profile"], sweep)
         left = None
         try:
-            batch = submit.go_on(sweep, work, Path(self.data), cluster, functions(), Path(to))
+            target = submit.Target(sweep, work, Path(self.data), cluster, Path(to))
+            batch = submit.go_on(target, functions())
             if batch.left_over:
                 left = batch.limit.line if batch.limit else "no room for more jobs"
         except slurm.Unreachable as error:  # for a while

@@ -23,7 +23,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ NO_SCONTROL = (
 )
 
 
+@dataclass
 class Task(Checkpointable):
     """The ids of cells for each task of an array, and paths: nothing else is pickled.
 
@@ -70,29 +72,18 @@ class Task(Checkpointable):
     tracking: the sweep's name, and the trackers that follow its cells. act: what is done to them.
     """
 
-    minutes = most_minutes = 0
-    act = ALL  # in jobs of earlier versions
-    tracking: tuple[str, tuple[str, ...]] = ("", ())  # in jobs of earlier versions
-
-    def __init__(
-        self,
-        folder: str,
-        work: str,
-        data: str,
-        cells: Mapping[int, tuple[str, ...]],
-        lenient: bool = False,
-        lead_s: int = 120,
-        minutes: int = 0,
-        most_minutes: int = 0,
-        tracking: tuple[str, tuple[str, ...]] = ("", ()),
-        act: str = ALL,
-    ):
-        self.folder, self.work, self.data = folder, work, data
-        self.cells, self.lenient, self.lead_s = dict(cells), lenient, lead_s
-        self.minutes, self.most_minutes = minutes, most_minutes
-        self.tracking, self.act = tracking, act
-        self.running: subprocess.Popen | None = None
-        self.before: dict[Path, int] = {}
+    folder: str
+    work: str
+    data: str
+    cells: dict[int, tuple[str, ...]]
+    lenient: bool = False
+    lead_s: int = 120
+    minutes: int = 0
+    most_minutes: int = 0
+    tracking: tuple[str, tuple[str, ...]] = ("", ())
+    act: str = ALL
+    running: subprocess.Popen | None = field(default=None, init=False)
+    before: dict[Path, int] = field(default_factory=dict, init=False)
 
     def __call__(self) -> None:
         store.private()
@@ -129,20 +120,7 @@ class Task(Checkpointable):
             # After submitit's requeue: only a job that waits may be given more time. It ignores the
             # TERM that comes with the requeue.
             atexit.register(slurm.change, str(job()), f"TimeLimit={minutes}")
-        return DelayedSubmission(
-            Task(
-                self.folder,
-                self.work,
-                self.data,
-                self.cells,
-                self.lenient,
-                self.lead_s,
-                max(minutes, self.minutes),
-                self.most_minutes,
-                self.tracking,
-                self.act,
-            )
-        )
+        return DelayedSubmission(replace(self, minutes=max(minutes, self.minutes)))
 
     def _at_its_limit(self) -> bool:
         """Whether USR2 was sent for the time limit. It is also sent before a preemption, after

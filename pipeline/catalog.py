@@ -24,9 +24,9 @@ from pipeline.paths import CellPaths
 from pipeline.plugins import Loaded
 from pipeline.runtimes import RUNTIMES
 from pipeline.sweep.cell import plugins_of
-from pipeline.sweep.settings import Model, Plugin, strictly
+from pipeline.sweep.settings import Model, Plugin, Recipe, strictly
 from pipeline.techniques import STAGES, TECHNIQUES
-from pipeline.techniques.settings import StageSettings, recorded
+from pipeline.techniques.settings import StageSettings, Trained, recorded
 
 Chain = Sequence[Mapping[str, Mapping[str, Any]]]  # ({"prune": {...}}, {"finetune": {...}})
 Expander = Callable[[Any], Sequence[tuple[str, Any]]]
@@ -72,6 +72,13 @@ class Catalog:
         """The plug-ins that a stage and the models that its settings name are of."""
         models = settings.models() if isinstance(settings, StageSettings) else ()
         return self._origins([("stages", stage), *(("models", model) for model in models)])
+
+    def finetunes(self, settings: BaseModel, recipe: Recipe) -> bool:
+        """Whether a stage with these settings goes on training what it is given, at a rate of its
+        own, `learning_rate_factor`."""
+        if not isinstance(settings, Trained) or settings.starts_fresh():
+            return False
+        return settings.epochs_of(recipe) > 0
 
     def _origins(self, named: Sequence[tuple[str, str]]) -> tuple[Plugin, ...]:
         found = (self.origins.get(kind, {}).get(name) for kind, name in named)

@@ -17,7 +17,7 @@ import click
 from pipeline import __version__, cli_cluster, garbage, store, streams, terminal
 from pipeline.cli_options import (
     Commands,
-    Megabytes,
+    FiniteRange,
     cluster_for,
     device_option,
     json_option,
@@ -120,7 +120,7 @@ def plan(name: str, as_json: bool, profile: str | None, settings: tuple[str, ...
     else:
         from pipeline.orchestrate import submit
 
-        planned = submit.planned(sweep, *roots(sweep, cluster), cluster)
+        planned = submit.planned(submit.Target(sweep, *roots(sweep, cluster), cluster))
     show(planned.to_json() if as_json else planned.lines())
 
 
@@ -146,7 +146,7 @@ for command in cli_cluster.COMMANDS:
 @click.option(
     "--artifacts",
     "artifact_mb",
-    type=Megabytes(min=0),
+    type=FiniteRange("megabytes", 0),
     metavar="MB",
     help="Include models of at most this size in the report.",
 )
@@ -159,6 +159,12 @@ for command in cli_cluster.COMMANDS:
 )
 @click.option(
     "--machine", metavar="NAME", help="Whose measurements are shown [that which measured most]."
+)
+@click.option(
+    "--similarity",
+    "similarity_of",
+    metavar="CELL",
+    help="Whose layers are compared with each of its base's [of what loses most].",
 )
 @click.option(
     "--mlflow",
@@ -175,6 +181,7 @@ def report(
     artifact_mb: float | None,
     earlier: Path | None,
     machine: str | None,
+    similarity_of: str | None,
     mlflow_folder: Path | None,
     opens: bool,
 ) -> None:
@@ -183,18 +190,20 @@ def report(
     SWEEP can also be a report's folder: it is then built again from its results.h5 alone.
     """
     from pipeline import paths, report
-    from pipeline.orchestrate import images
+    from pipeline.orchestrate import images, plan
 
-    if opens and as_json:
-        raise UserError("--open: with --json no page is made; expected one of the two")
+    for option, given in (("--open", opens), ("--similarity", similarity_of)):
+        if given and as_json:
+            raise UserError(f"{option}: with --json no page is made; expected one of the two")
     if folder := paths.published_report(name):
         _refuse_with_folder(
             name,
             {"--to": to, "--artifacts": artifact_mb, "--with": earlier, "--mlflow": mlflow_folder},
         )
+        chosen = similarity_of and plan.find_cell(report.sweep_of(folder), similarity_of).id
         look, make = (
             partial(report.read_folder, folder, machine),
-            partial(report.rebuild, folder, machine),
+            partial(report.rebuild, folder, machine, chosen),
         )
     else:
         sweep = load(name)
@@ -205,7 +214,8 @@ def report(
         if earlier and not paths.ReportPaths(earlier).merged.is_file():
             raise UserError(f"--with {earlier}: expected the folder of a report, with results.h5")
         look = partial(report.read, sweep, work, earlier, machine)
-        make = partial(report.build, sweep, work, to, most_bytes, earlier, machine)
+        chosen = similarity_of and plan.find_cell(sweep, similarity_of).id
+        make = partial(report.build, sweep, work, to, most_bytes, earlier, machine, chosen)
     if as_json:
         show(report.as_json(look()))
         return
@@ -218,7 +228,7 @@ def report(
 
         rows = report.as_json(frames)["rows"]
         count = reported.write(sweep, work, rows, mlflow_folder)
-        show_line(f"{count} new runs in {mlflow_folder}; `mlflow ui` shows them")
+        show_line(f"{count} new run{'s' * (count != 1)} in {mlflow_folder}; `mlflow ui` shows them")
     if opens:
         open_page(made.page)
 

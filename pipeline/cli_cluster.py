@@ -21,6 +21,7 @@ from pipeline.cli_options import (
     sweep_argument,
 )
 from pipeline.cli_output import show, show_line, warn
+from pipeline.errors import UserError
 
 
 @click.command()
@@ -43,14 +44,14 @@ def submit(
 
     sweep = load(name)
     cluster = cluster_for(sweep, profile, settings, needed=True)
-    work, data_root = roots(sweep, cluster)
+    target = submit.Target(sweep, *roots(sweep, cluster), cluster)
     if dry_run:
-        planned = submit.planned(sweep, work, data_root, cluster, live)
+        planned = submit.planned(target, live)
         show(planned.to_json() if as_json else planned.lines())
         return
-    batch, states, sent = submit.run(sweep, work, data_root, cluster, job_functions(), live=live)
-    show(line.text for line in submit.lines(batch, states, sent))
-    sent.check()
+    submitted = submit.run(target, job_functions(), live=live)
+    show(line.text for line in submit.lines(submitted))
+    submitted.sent.check()
 
 
 @click.command()
@@ -66,6 +67,10 @@ def status(
     from pipeline.orchestrate import images, state
     from pipeline.orchestrate import watch as watching
 
+    if as_json and watch:
+        raise UserError("--json: one object is printed, so not with --watch; expected one of them")
+    if interval_s is not None and not watch:
+        raise UserError("--interval: is between two looks; expected --watch as well")
     sweep = load(name)
     work, data_root = roots(sweep, cluster_for(sweep, profile))
     if watch:
@@ -141,12 +146,10 @@ def resume(
     sweep = load(name)
     cluster = cluster_for(sweep, profile, settings, needed=True)
     chosen = [plan.find_cell(sweep, cell) for cell in cells]
-    work, data_root = roots(sweep, cluster)
-    batch, states, sent, decisions = resume.run(
-        sweep, work, data_root, cluster, job_functions(), chosen, exceptions, live
-    )
-    show(line.text for line in resume.lines(batch, states, sent, decisions))
-    sent.check()
+    target = resume.Target(sweep, *roots(sweep, cluster), cluster)
+    resumed = resume.run(target, job_functions(), chosen, exceptions, live)
+    show(line.text for line in resume.lines(resumed))
+    resumed.submitted.sent.check()
 
 
 @click.command()
@@ -158,7 +161,7 @@ def doctor(profile: str | None, settings: tuple[str, ...], jobs: bool) -> int:
     from pipeline.orchestrate import doctor
     from pipeline.orchestrate import profile as profiles
 
-    name = profile or os.environ.get("NETPRESS_PROFILE")
+    name = profile or os.environ.get("NETPRESS_PROFILE") or (profiles.DEFAULT if settings else None)
     cluster = profiles.load(name, settings) if name else None
     checks = []
     for check in doctor.checks(cluster, jobs):

@@ -39,15 +39,19 @@ class Commands(click.Group):
         return super().resolve_command(context, arguments)
 
 
-class Megabytes(click.FloatRange):
-    """A finite number of megabytes."""
+class FiniteRange(click.FloatRange):
+    """A finite number; `unit` says of what."""
+
+    def __init__(self, unit: str, least: float, most: float | None = None):
+        super().__init__(least, most)
+        self.unit = unit
 
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
     ) -> float:
         number = super().convert(value, parameter, context)
         if not math.isfinite(number):  # nan is in every range
-            self.fail(f"{value!r} is not a number of megabytes.", parameter, context)
+            self.fail(f"{value!r} is not a number of {self.unit}.", parameter, context)
         return number
 
 
@@ -83,7 +87,7 @@ live_option = click.option(
 interval_option = click.option(
     "--interval",
     "interval_s",
-    type=click.FloatRange(1, 86_400),
+    type=FiniteRange("seconds", 1, 86_400),
     metavar="SECONDS",
     help="Between two looks [on a cluster from 5 to 60, growing].",
 )

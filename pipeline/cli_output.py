@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import click
 
 from pipeline import streams, terminal
 
+LINES = 1000  # of JSON that are printed at a time
 # A path of the wrong kind: the input is wrong, not the machine.
 WRONG_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -21,10 +23,34 @@ WRONG_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 def show(result: dict[str, Any] | Iterable[str]) -> None:
     """Print one JSON object, or lines of text, on standard output."""
     if isinstance(result, dict):
-        click.echo(json.dumps(result, indent=2))
+        _show_json(result)
         return
     for line in result:
         show_line(line)
+
+
+def _show_json(result: dict[str, Any]) -> None:
+    """In pieces: of a plan of 500,000 cells the whole text would take gigabytes."""
+    lines = _lines_of(result)
+    with streams.naming():
+        while piece := "\n".join(itertools.islice(lines, LINES)):
+            click.echo(piece)
+
+
+def _lines_of(result: dict[str, Any]) -> Iterator[str]:
+    """A key a line, and of a list an element a line. With `indent`, json encodes in Python alone,
+    which takes longer than planning does."""
+    yield "{"
+    for number, (key, value) in enumerate(result.items(), 1):
+        comma = "," if number < len(result) else ""
+        if not isinstance(value, list) or not value:
+            yield f"  {json.dumps(key)}: {json.dumps(value)}{comma}"
+            continue
+        yield f"  {json.dumps(key)}: ["
+        for place, each in enumerate(value, 1):
+            yield f"    {json.dumps(each)}{',' if place < len(value) else ''}"
+        yield f"  ]{comma}"
+    yield "}"
 
 
 def show_line(line: object) -> None:

@@ -133,7 +133,7 @@ class _Run:
         self.progress({"stage": "artifact"})
         self.write_artifact(state)
         size = measuring.size(measuring.Candidate(state, artifact.load(self.paths.artifact)))
-        result = store.result_bytes(self.cell.to_json(), self.facts(), history, size)
+        result = store.result_bytes(self.cell.to_json(), self.facts(state), history, size)
         store.publish_bytes(self.paths.result, result)
         store.publish_bytes(self.paths.metrics, store.history_bytes(history))
         images = {"key": self.split.key, "fingerprint": self.split.fingerprint}
@@ -178,7 +178,10 @@ class _Run:
             self.split.zero_point,
             self.split.scale,
         )
-        return network.new(spec, self.cell.seed)
+        fresh = network.new(spec, self.cell.seed)
+        return (
+            fresh if self.cell.model.start is None else trained.started(fresh, self.cell, self.work)
+        )
 
     def stage(
         self,
@@ -226,9 +229,10 @@ class _Run:
         seconds = self.timeline.seconds()
         return {**seconds, "train": round(seconds.get("train", 0.0) + self.trained_s, 2)}
 
-    def facts(self) -> dict:
+    def facts(self, state: network.ModelState) -> dict:
         return {
             **self.origin.facts(),
+            **trained.start_facts(self.cell, self.work, state),
             done.MADE_WITH: done.of_artifact(done.record(self.cell)),
             "hardware": hardware.describe(),
             "needs": artifact.load(self.paths.artifact).manifest["needs"],

@@ -21,12 +21,13 @@ class Gap:
 
 
 def reason(cell: Cell, work: Work) -> str:
-    """Why `cell`, which has no valid result, has none: its own last attempt, else its base's."""
-    own = _own_reason(work.cell(cell.id))
-    if own != NOT_RUN or cell.is_base or store.is_done(work.cell(cell.base_id)):
+    """Why `cell`, which has no valid result, has none: its own last attempt, else that of the cell
+    that it stands on."""
+    own, on = _own_reason(work.cell(cell.id)), cell.stands_on
+    if own != NOT_RUN or on is None or store.is_done(work.cell(on)):
         return own
-    base = _own_reason(work.cell(cell.base_id))
-    return NOT_RUN if base == NOT_RUN else f"its base is missing: {base}"
+    base = _own_reason(work.cell(on))
+    return NOT_RUN if base == NOT_RUN else f"{cell.ground} is missing: {base}"
 
 
 def _own_reason(cell: CellPaths) -> str:

@@ -298,6 +298,8 @@ _EXPECTED = {
     "dataclass_type": "a mapping",
     "none_required": "nothing",
 }
+# What it adds to the place of an error: of a key, or by which of several types it was read.
+_OF_PYDANTIC = re.compile(r"\[key\]|(function-(after|before|plain|wrap)|tuple)\[.*|constrained-str")
 _BOUND = {
     "greater_than": ("gt", "more than"),
     "greater_than_equal": ("ge", "at least"),
@@ -310,7 +312,7 @@ def _sentence(error: Any, model: type[BaseModel]) -> tuple[Key, str]:
     """(where, what is wrong; what would be right) of one of pydantic's errors on a `model`."""
     kind, loc, value, context = (
         error["type"],
-        tuple(error["loc"]),
+        tuple(part for part in error["loc"] if not _OF_PYDANTIC.fullmatch(str(part))),
         error["input"],
         error.get("ctx", {}),
     )

@@ -16,5 +16,5 @@ SHARED = {
     "data": 2,  # pixels, their order, the split: pipeline/data
     "training": 2,  # pipeline/training; since 2, gradients of folded networks are clipped
     "artifact": 2,  # pipeline/artifact
-    "measurement": 1,  # pipeline/measure
+    "measurement": 2,  # pipeline/measure; since 2, each layer is compared with each of the base
 }

@@ -13,7 +13,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from pipeline.errors import Corrupt, UserError
 from pipeline.paths import ReportPaths, Work
 from pipeline.report import merged
 from tests import results, strangers
+from tests.scenarios import some_sweep
 
 MOST_KIB, MOST_S = 1 << 20, 30
 BARE_KIB = 256 << 10  # of these, what `netpress report` takes before it reads anything
@@ -102,8 +102,8 @@ def json_value(value: Any, every: random.Random) -> Any:
     return every.choice(VALUES)
 
 
-def _text(value: Any, every: random.Random) -> str:
-    text = json.dumps(value)
+def _text(value: Any, every: random.Random, indent: int | None = None) -> str:
+    text = json.dumps(value, indent=indent)
     if every.random() < 0.1:
         return text.replace('"', '"\\ud800', 1)
     return text[: every.randrange(len(text))] if every.random() < 0.1 else text
@@ -155,17 +155,6 @@ def _change_member(file: h5py.File, place: str, every: random.Random) -> None:
     else:
         del file[place]
         parent[name] = h5py.SoftLink("/") if every.random() < 0.5 else file["/"]
-
-
-@cache
-def some_sweep(techniques: str = "base, ptq-int8") -> sweep.Sweep:
-    """Small, such as a user may write it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "test.yaml"
-        model = "models: [{name: vgg11_bn, width: 0.125}]"
-        more = f"datasets: [digits]\ntechniques: [{techniques}]\ntraining: {{epochs: 2}}"
-        path.write_text(f"name: test\n{model}\n{more}\n")
-        return sweep.load(path, catalog.built_in())
 
 
 def change_model(data: bytes, every: random.Random) -> bytes:
@@ -263,6 +252,7 @@ def attack(
         whole = _sound_results(folder)
         model = strangers.model().SerializeToString()
         manifest = json.loads((exported(folder / "exported") / "manifest.json").read_bytes())
+        del manifest["seal"]
         for i in range(tries):
             if time.monotonic() > until:
                 return
@@ -277,7 +267,8 @@ def attack(
                 note("model.onnx", _attempt(lambda f=found: _run_model(f)))
             elif i % 8 == 2:
                 found = strangers.write(folder / "a", model)
-                (found / "manifest.json").write_text(_text(json_value(manifest, every), every))
+                text = _text(json_value(manifest, every), every, indent=1) + "\n"
+                (found / "manifest.json").write_bytes(store.with_seal(text.encode()))
                 note("manifest.json", _attempt(lambda f=found: _run_model(f)))
             else:
                 yaml = folder / "mine.yaml"

@@ -11,6 +11,8 @@ import builtins
 import errno
 import io
 import os
+import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,12 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import Corrupt, UserError
-from pipeline.store import Busy
+from pipeline.store import TEMPORARY, Busy
 
 KILLED, DONE, SENTENCE, TRACEBACK = 137, 0, 3, 9
 # fails: with the system's error. short: half is written, and that is said. torn: half is written,
-# then the process is killed. killed: before it. power: killed, and what was not fsynced is lost.
-KINDS = ("fails", "short", "torn", "killed", "power")
+# then the process is killed. killed: before it. power: killed, and of what was written and not
+# fsynced a part is lost. names: killed, and folders, renames and removals are lost that happened
+# since their folder was fsynced.
+KINDS = ("fails", "short", "torn", "killed", "power", "names")
 ERRORS = {
     "fsync": errno.EIO,
     "rename": errno.EIO,
@@ -42,11 +46,13 @@ class Faults:
     log: list[str] = field(default_factory=list)  # what each operation is
     open: dict[int, str] = field(default_factory=dict)  # descriptor -> path
     dirty: dict[str, int] = field(default_factory=dict)  # written since it was synced: size then
+    # What is in a folder since it was synced: (folder, how that is undone), oldest first.
+    entries: list[tuple[str, Callable[[], None]]] = field(default_factory=list)
 
     def meet(self, what: str, path: object) -> bool:
         """Before an operation; whether it is to be cut short. Raises, or ends the process."""
         number = len(self.log)
-        self.log.append(what)
+        self.log.append(f"{what} {_kind_of_file(os.fspath(path), self.root)}")  # type: ignore[call-overload]
         if number != self.at:
             return False
         if self.kind == "fails":
@@ -56,7 +62,10 @@ class Faults:
             for lost, synced in self.dirty.items():
                 if os.path.exists(lost):
                     os.truncate(lost, (synced + max(synced, os.path.getsize(lost))) // 2)
-        if self.kind in ("killed", "power") or (self.kind == "torn" and what != "write"):
+        if self.kind == "names":
+            for _, undo in reversed(self.entries):
+                undo()
+        if self.kind in ("killed", "power", "names") or (self.kind == "torn" and what != "write"):
             os._exit(KILLED)
         return what == "write"
 
@@ -64,11 +73,37 @@ class Faults:
         if path not in self.dirty:
             self.dirty[path] = os.path.getsize(path)
 
+    def remember(self, what: str, path: str, target: str) -> Callable[[], None]:
+        """Before an operation on a name; gives what undoes it."""
+        saved = f"{self.root}.saved-{len(self.log)}"
+        there = os.path.isfile(target) and not os.path.islink(target)
+        if what in ("rename", "unlink") and there:
+            os.link(target, saved)
+
+        def undo() -> None:
+            if what == "mkdir":
+                shutil.rmtree(path, ignore_errors=True)
+            if what == "rename" and os.path.lexists(target) and os.path.isdir(Path(path).parent):
+                os.rename(target, path)
+            if os.path.lexists(saved) and os.path.isdir(Path(target).parent):
+                os.rename(saved, target)
+
+        return undo
+
     def below(self, path: object) -> bool:
         try:
             return os.fspath(path).startswith(self.root)  # type: ignore[call-overload]
         except TypeError:
             return False
+
+
+def _kind_of_file(path: str, root: str) -> str:
+    """Its name below the root, without what differs from run to run."""
+    parts = [
+        f"{found['name']}.{found['kind']}" if (found := TEMPORARY.fullmatch(part)) else part
+        for part in path.removeprefix(root).split("/")
+    ]
+    return re.sub(r"[0-9a-f]{16}", "ID", "/".join(parts))
 
 
 def install(faults: Faults) -> None:
@@ -104,6 +139,7 @@ def install(faults: Faults) -> None:
         if path is not None:
             faults.meet("fsync", path)
             faults.dirty.pop(path, None)
+            faults.entries = [e for e in faults.entries if e[0] != path]
         real["fsync"](descriptor)
 
     os.open, os.close, os.write, os.fsync = opened, closed, written, synced  # type: ignore[assignment]
@@ -120,7 +156,13 @@ def _named(faults: Faults, name: str) -> Callable[..., None]:
     def function(path, *more, **named):
         if faults.below(path) or named.get("dir_fd") is not None:
             faults.meet(what, path)
-        real(path, *more, **named)
+        if faults.kind == "names" and faults.below(path):
+            target = os.fspath(more[0]) if what == "rename" else os.fspath(path)
+            undo = faults.remember(what, os.fspath(path), target)
+            real(path, *more, **named)
+            faults.entries.append((os.path.dirname(target), undo))
+        else:
+            real(path, *more, **named)
         if what == "rename" and os.fspath(path) in faults.dirty:
             faults.dirty[os.fspath(more[0])] = faults.dirty.pop(os.fspath(path))
 
@@ -165,7 +207,8 @@ def _opener(faults: Faults) -> Callable[..., io.IOBase]:
 def run(
     act: Callable[[], object], root: Path, at: int | None = None, kind: str = "fails"
 ) -> tuple[int, list[str], str]:
-    """`act` in a fork: (DONE, KILLED, SENTENCE or TRACEBACK; the operations; the traceback)."""
+    """`act` in a fork: (DONE, KILLED, SENTENCE or TRACEBACK; the operations, such as "open a.json";
+    the traceback)."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -174,7 +217,7 @@ def run(
     with open(reader, "rb") as file:
         operations, _, trace = file.read().decode(errors="replace").partition("\n\n")
     _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), operations.split(), trace
+    return os.waitstatus_to_exitcode(status), operations.splitlines(), trace
 
 
 def _child(act: Callable[[], object], faults: Faults, writer: int) -> None:
@@ -193,7 +236,7 @@ def _child(act: Callable[[], object], faults: Faults, writer: int) -> None:
         trace = traceback.format_exc()
     finally:
         faults.at = None
-        data = f"{' '.join(faults.log)}\n\n{trace}".encode()
+        data = ("\n".join(faults.log) + f"\n\n{trace}").encode()
         while data:
             data = data[write(writer, data) :]
         sys.stdout.flush()

@@ -26,6 +26,7 @@ from pipeline.models.transforms import calibration, fakequant
 from pipeline.models.transforms.fakequant import FakeQuantized
 from pipeline.paths import CODE
 from pipeline.predict import predict
+from tests import strangers
 from tests.test_models import images, lively
 from tests.test_techniques import deployed, made, split_of
 
@@ -340,7 +341,30 @@ def rewrite(folder: Path, model: bytes | None = None, **changed) -> None:
         digest = store.sha256(folder / "model.onnx")
         written = {"bytes": len(model), "sha256": digest}
         manifest |= {"files": {"model.onnx": written}, "runnable": written}
-    (folder / "manifest.json").write_text(json.dumps(manifest | changed))
+    (folder / "manifest.json").write_bytes(strangers.sealed(manifest | changed))
+
+
+def test_a_flipped_bit_anywhere_in_the_manifest_is_found(copied):
+    """A class with another name, say, is no less wrong than another weight."""
+    path = copied / "manifest.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        bit = 1 << place % 8
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        with pytest.raises((Corrupt, UserError)):
+            artifact.load(copied)
+
+
+def test_a_manifest_of_before_it_had_a_checksum_is_read(copied):
+    path = copied / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    seal = manifest.pop("seal")
+    path.write_text(json.dumps(manifest | {"format": 1}))
+    assert artifact.load(copied).classes == tuple(manifest["classes"])
+    for changed in ({"format": 2}, {"format": 2, "seal": seal}):
+        path.write_text(json.dumps(manifest | changed))
+        with pytest.raises(Corrupt, match="not a manifest that netpress wrote"):
+            artifact.load(copied)
 
 
 def test_a_flipped_byte_anywhere_in_the_model_is_found(copied):
@@ -378,9 +402,9 @@ def test_a_folder_that_is_none_is_a_sentence(tmp_path):
 
 
 def test_another_format_is_named(copied):
-    for other in (2, "new", None, []):
+    for other in (3, "new", None, []):
         rewrite(copied, format=other)
-        with pytest.raises(UserError, match=r"this netpress reads 1"):
+        with pytest.raises(UserError, match=r"this netpress reads 1 and 2"):
             artifact.load(copied)
 
 

@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from pipeline import cli, paths, store
+from pipeline import cli, cli_output, paths, store
 from pipeline.errors import Corrupt
 from pipeline.orchestrate import plan
 from pipeline.paths import Work
@@ -148,6 +149,22 @@ def test_status_for_people(ask, mine):
     code, out, _ = ask("status", "mine.yaml")
     assert code == 0 and "digits/vgg16_bn/base/0        done\n" in out
     assert "digits/vgg16_bn/kd/0          missing  not run yet\n\n1 done, 1 missing\n" in out
+
+
+def test_a_long_json_is_printed_without_being_held_in_memory(tmp_path, monkeypatch):
+    result = {"cells": [{"id": f"{n:016x}", "stages": ["train"]} for n in range(60_000)], "n": 1.5}
+    monkeypatch.setattr(sys, "stdout", (tmp_path / "out").open("w"))
+    tracemalloc.start()
+    cli_output.show(result)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    sys.stdout.flush()
+    text = (tmp_path / "out").read_text()
+    assert text == json.dumps(result, indent=2) + "\n"
+    assert peak < len(text) / 2
+    cli_output.show({})
+    sys.stdout.flush()
+    assert (tmp_path / "out").read_text() == text + "{}\n"
 
 
 def test_watch_ends_when_nothing_is_left_to_do(ask, mine):
@@ -288,6 +305,11 @@ def test_a_root_that_is_no_folder_is_one_sentence(
         (["report", "mine.yaml", "--to", "loop"], "loop"),
         (["report", "mine.yaml", "--to", "x" * 300], "File name too long"),
         (["report", "mine.yaml", "--artifacts", "nan"], "'nan' is not a number of megabytes"),
+        (["top", "mine.yaml", "--interval", "nan"], "'nan' is not a number of seconds"),
+        (["status", "mine.yaml", "--watch", "--interval", "inf"], "not in the range"),
+        (["status", "mine.yaml", "--interval", "5"], "expected --watch as well"),
+        (["status", "mine.yaml", "--watch", "--json"], "not with --watch"),
+        (["doctor", "--set", "minutes=abc"], "minutes"),
         (["report", "mine.yaml", "--artifacts", "inf"], "'inf' is not a number of megabytes"),
         (["report", "mine.yaml", "--artifacts", "1e400"], "'1e400' is not a number of megabytes"),
         (["plan", "mine.yaml", "--set", "minutes=" + "[" * 100_000], "nested more than 32 levels"),
@@ -331,6 +353,8 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(ask, here, m
 def test_a_disk_that_fails_while_a_report_is_written_is_one_sentence(
     ask, here, mine, monkeypatch, call
 ):
+    (here / "reports" / "mine").mkdir(parents=True)
+
     def fails(*_):
         raise OSError(5, "Input/output error")
 

@@ -16,7 +16,7 @@ from pipeline import artifact, runtimes
 from pipeline.artifact import coded
 from pipeline.errors import Corrupt
 from pipeline.orchestrate import export
-from tests import cells
+from tests import cells, strangers
 from tests.test_techniques import split_of
 
 
@@ -103,7 +103,7 @@ def rewritten(folder, change) -> None:
         stored.name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     }
     change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_bytes(strangers.sealed(manifest))
 
 
 def bomb(path):

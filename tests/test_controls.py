@@ -9,10 +9,11 @@ import torch
 import yaml
 
 from pipeline import catalog, data, report, sweep
+from pipeline.errors import UserError
 from pipeline.models import module_of, network
 from pipeline.orchestrate import plan
 from pipeline.paths import Work
-from pipeline.report import answer, controls
+from pipeline.report import answer, controls, significance
 from pipeline.sweep import Dataset, Recipe
 from pipeline.techniques import CONTROLS, TECHNIQUES, prune, stage_epochs
 from pipeline.training import loop
@@ -247,6 +248,38 @@ def test_a_seed_decides_everything_that_is_random(tmp_path):
 # --- settings chosen on held-out images ------------------------------------------------------
 
 
+def test_the_same_small_grid_is_for_all_that_fine_tune(asked):
+    """The rate of the stage that fine-tunes, of techniques that the file says nothing else of."""
+    names = ["base", "ptq-int8", "qat-int8", "kd", "small-and-int8", "prune-learned", "low-rank"]
+    names += ["prune-filters", "prune-random", "distill-few", "base-longer"]
+    rates = {"learning_rate_factor": [0.1, 0.5]}
+    found = asked(
+        names, tune={"all": rates, "prune-filters": {"prune.parameters_kept": [0.5, 0.2]}}
+    )
+    tuned = {cell.family for cell in found.cells if cell.technique in found.tuned}
+    assert tuned == {*names} - {"base", "ptq-int8", "kd", "distill-few"}
+    cells = {cell.technique: cell for cell in found.cells}
+    stages = cells["small-and-int8-0.1"].stages
+    assert [getattr(s.settings, "learning_rate_factor", None) for s in stages] == [None, 0.1, 0.02]
+    assert cells["prune-learned-0.1"].stages[0].settings.learning_rate_factor == 0.1
+    assert cells["prune-filters-0.2"].stages[1].settings.learning_rate_factor == 0.5
+    own = "finetune.learning_rate_factor"
+    by_grid = asked(
+        ["prune-filters", "prune-random"], tune={"all": rates}, grid={"prune-filters": {own: [0.3]}}
+    )
+    assert set(by_grid.tuned.values()) == {"prune-random"}
+    for wrong, problem in (
+        ({own: [0.1]}, r"tune\.all: expected `learning_rate_factor: \[values\]`"),
+        ({"learning_rate_factor": []}, "expected a list of values"),
+        ({"learning_rate_factor": [0.1, -1]}, r"tune\.all\.learning_rate_factor\[1\]: -1 is out"),
+        ({"learning_rate_factor": [0.1, 0.1]}, "stands here twice"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            asked(["prune-filters"], tune={"all": wrong})
+    with pytest.raises(UserError, match="no technique here goes on training"):
+        asked(["kd", "ptq-int8"], tune={"all": rates})
+
+
 def test_held_out_images_choose_among_candidates_and_the_test_set_does_not(tmp_path):
     from pipeline.report import tuned
 
@@ -275,4 +308,85 @@ def test_held_out_images_choose_among_candidates_and_the_test_set_does_not(tmp_p
     ]
     assert lines[0][4].startswith("89.50")
     unmeasured = results.in_memory(sweep_)[0]
-    assert tuned.chosen(sweep_, unmeasured) == {}
+    assert tuned.chosen(sweep_, unmeasured) == {} and not tuned.set_apart(sweep_, unmeasured)
+    apart = {row.technique for row in rows if row.id in tuned.set_apart(sweep_, rows)}
+    assert apart == {"prune-filters-0.5"}
+
+
+def test_what_was_not_chosen_is_in_one_table_and_in_the_list_of_cells(tmp_path):
+    """Also after the report was built again from its results alone."""
+    file = tmp_path / "tuned.yaml"
+    file.write_text(
+        "name: tuned\nmodels: [vgg16_bn]\ndatasets: [digits]\nseeds: [0, 1]\n"
+        "techniques: [base, prune-filters, prune-random]\n"
+        "tune: {all: {learning_rate_factor: [0.1, 0.5]}}\n"
+    )
+    sweep_, work = plan.load_sweep(file), Work(tmp_path / "work")
+    for cell in sweep_.cells:
+        found = results.recorded(cell, 4.0, 0.001 if cell.technique.endswith("0.5") else 0.05)
+        held_out = {"held_out_accuracy": 0.8 if cell.technique.endswith("0.5") else 0.9}
+        results.publish(cell, work, found | held_out)
+    paths, frames = report.build(sweep_, work, tmp_path / "reports")
+    text = paths.markdown.read_text()
+    parts = {part.partition("\n")[0]: part for part in text.split("\n## ")}
+    own = "Settings chosen on held-out images"
+    assert "| prune-filters-0.5 | prune-filters |  | 2 |" in parts[own]
+    for name, part in parts.items():
+        if name not in (own, "Provenance"):
+            assert "prune-filters-0.5" not in part and "prune-random-0.5" not in part, name
+    assert "prune-filters-0.1" in parts["Results"] and "10 of 10 cells have a result" in text
+    assert "prune-filters-0.1, is 0.00 points" in parts["Techniques and their controls"]
+    page = paths.page.read_text()
+    assert page.count("digits/vgg16_bn/prune-filters-0.5/0") == 1  # in the list of all cells
+    assert len(report.as_json(frames)["rows"]) == paths.csv.read_text().count("\n") - 1 == 10
+    before = {path: path.read_bytes() for path in paths.folder.rglob("*") if path.is_file()}
+    report.rebuild(paths.folder)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+# --- whether a difference is noise -----------------------------------------------------------
+
+
+def test_intervals_are_those_of_students_t():
+    from scipy import stats  # scikit-learn comes with it
+
+    for degrees in (1, 2, 3, 4, 7, 30):
+        for probability in (0.6, 0.975, 0.999):
+            expected = stats.t.ppf(probability, degrees)
+            assert significance.t_quantile(probability, degrees) == pytest.approx(expected)
+    values = [0.012, -0.003, 0.008, 0.001]
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    found = significance.interval(values)
+    assert (found.low, found.high) == pytest.approx((low, high)) and found.is_noise and found.n == 4
+    assert significance.interval([0.1]) is None and significance.interval([0.1, None]) is None
+
+
+def test_a_sentence_says_whether_the_best_pruning_differs_from_chance(tmp_path):
+    """Which one is best is what held-out images say, not the test set."""
+    file = tmp_path / "chance.yaml"
+    file.write_text(
+        "name: chance\nmodels: [vgg16_bn]\ndatasets: [mnist]\nseeds: [0, 1, 2]\n"
+        "techniques: [base, prune-filters, prune-taylor, prune-random, kd, dkd, distill-staged]\n"
+    )
+    sweep_ = plan.load_sweep(file)
+
+    def said(taylor, dkd=(0.01, 0.01, 0.013)):
+        gains = {"prune-taylor": taylor, "prune-filters": (0.03, 0.03, 0.03), "dkd": dkd}
+
+        def values(cell):
+            drop = 0.05 - gains.get(cell.technique, (0, 0, 0))[cell.seed]
+            held_out = 0.95 if cell.technique == "prune-taylor" else 0.9
+            return results.measured(cell, 4.0, drop) | {"held_out_accuracy": held_out}
+
+        rows = results.in_memory(sweep_, values)[0]
+        return [sentence for [sentence] in controls.section(sweep_, rows).about[1:]]
+
+    chance, dkd, staged = said((0.01, 0.011, 0.012))
+    assert "the best of 2 techniques at the operating point of prune-random by held-out" in chance
+    assert "prune-taylor, is 1.10 points (95 % interval 0.85 to 1.35 points, n = 3) above" in chance
+    assert chance.endswith("so it is better than chance.")
+    assert "dkd is 1.10 points" in dkd and "above kd: above it by more than one standard" in dkd
+    assert "distill-staged is 0.00 points" in staged and "kd: not above it by more" in staged
+    noise = said((0.01, -0.01, 0.012), dkd=(-0.01, 0.02, 0.0))
+    assert noise[0].endswith("so it does not differ from chance by more than noise.")
+    assert "to be told from it" not in noise[0] and "not above it by more" in noise[1]

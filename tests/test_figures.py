@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -14,9 +15,10 @@ import numpy
 import pytest
 from matplotlib.colors import to_hex
 
-from pipeline import runtimes
+from pipeline import cli, report, runtimes, verify
 from pipeline.measure.series import Series
-from pipeline.paths import CODE
+from pipeline.orchestrate import plan
+from pipeline.paths import CODE, Work
 from pipeline.report import figures, points
 from pipeline.report.figures import chosen, look, tradeoff
 from tests import results
@@ -290,6 +292,91 @@ def test_similarity_has_a_line_a_technique_and_a_band_of_two_bases():
     assert "half 0.65, base-anew 0.35" in figure.alt
     alone = results.in_memory(results.sweep(techniques=("base-anew",)), values)
     assert "similarity" not in drawn(*alone)
+
+
+def layers_compared(pairs):
+    """Values of cells whose layers were compared: technique -> [M, M]."""
+
+    def values(cell):
+        found = results.recorded(cell, channels=1, drop=0.01 if cell.technique == "half" else 0.002)
+        if cell.technique in pairs:
+            matrix = pairs[cell.technique] + 0.01 * cell.seed
+            alike = numpy.full(max(len(matrix), 2), 0.9)
+            found |= {"similarity/cka": alike, "similarity/svcca": alike}
+            found["similarity/cka_pairs"] = matrix
+        return found
+
+    return values
+
+
+def test_layers_are_compared_with_each_of_the_bases():
+    """Of what loses most, with another base beside; of a cell that is chosen, alone."""
+    sweep = results.sweep(techniques=("kd", "half", "base-anew"), seeds=(0, 1))
+    pairs = {
+        "kd": numpy.array([[0.9, 0.1], [0.2, 0.8]]),
+        "half": numpy.array([[0.7, 0.3], [0.4, -0.05]]),
+        "base-anew": numpy.array([[0.6, 0.5], [0.5, 0.6]]),
+    }
+    rows, evidence = results.in_memory(sweep, layers_compared(pairs))
+    figure = drawn(rows, evidence)["layer-pairs"]
+    shown = [axis for axis in figure.canvas.axes if axis.get_xlabel() == "layer of the base"]
+    for axis, name in zip(shown, ("half", "base-anew"), strict=True):
+        assert numpy.allclose(axis.collections[0].get_array(), pairs[name])
+        assert axis.get_ylabel() == "layer of the network" and name in axis.get_title("left")
+    assert texts(shown[0]) == ["0.70", "0.30", "0.40", "-0.05"]
+    assert "loses most" in figure.caption and "half on digits, vgg16_bn, seed 0" in figure.caption
+    assert "CKA of 0.32 on average with the same layer of the base and 0.35" in figure.alt
+    kd = next(row.id for row in rows if row.technique == "kd" and row.seed == 1)
+    figure = dict(figures.drawn(rows, evidence, kd))["layer-pairs"]
+    axis = figure.canvas.axes[0]
+    assert numpy.allclose(axis.collections[0].get_array(), pairs["kd"] + 0.01)
+    assert "kd on digits, vgg16_bn, seed 1" in figure.caption and "loses" not in figure.caption
+    before = results.in_memory(sweep, layers_compared({}))  # of an earlier version
+    assert "layer-pairs" not in drawn(*before)
+
+
+def test_a_report_remembers_whose_layers_it_compares(tmp_path, capsys):
+    """By the cell's name; one of an earlier version has nothing to show, and changes nothing."""
+    text = "name: test\nmodels: [vgg16_bn]\ndatasets: [digits]\nseeds: [0, 1]\n"
+    (tmp_path / "test.yaml").write_text(text + "techniques: [base, kd, dkd]\n")
+    sweep, work = plan.load_sweep(tmp_path / "test.yaml"), Work(tmp_path / "work")
+    for cell in sweep.cells:
+        alike = numpy.full(2, 0.5)
+        values = {"similarity/cka": alike, "similarity/svcca": alike}
+        if cell.technique == "kd":
+            values["similarity/cka_pairs"] = numpy.full((2, 2), 0.1 * cell.seed)
+        results.publish(cell, work, results.recorded(cell, channels=1) | values)
+    paths, _ = report.build(sweep, work, tmp_path / "out")
+    default = paths.svg("layer-pairs").read_bytes()
+    assert "kd on digits, vgg16_bn, seed 0" in paths.markdown.read_text()
+    shutil.rmtree(work.root)
+    command = ["report", str(paths.folder), "--similarity"]
+    assert cli.main([*command, "digits/vgg16_bn/kd/1"]) == 0
+    assert "kd on digits, vgg16_bn, seed 1" in paths.markdown.read_text()
+    assert paths.svg("layer-pairs").read_bytes() != default
+    checks = verify.checks(paths.folder, tmp_path, tmp_path, accuracy=False, speed=False)
+    outcomes = {check.what: check.outcome for check in checks}
+    assert outcomes["figures/layer-pairs.svg"] == outcomes["index.html"] == "ok"
+    before = paths.merged.read_bytes()
+    assert cli.main([*command, "digits/vgg16_bn/dkd/1"]) == 2
+    assert "were not compared with each of its base's" in capsys.readouterr().err
+    assert paths.merged.read_bytes() == before
+
+
+def test_of_many_layers_some_are_compared_and_named_by_their_numbers():
+    many = numpy.linspace(0, 1, 64 * 64).reshape(64, 64)
+    values = layers_compared({"half": many})
+
+    def of_many_layers(cell):
+        alike = numpy.ones(127)  # every second of them is in the result
+        return values(cell) | {"similarity/cka": alike, "similarity/svcca": alike}
+
+    found = drawn(*results.in_memory(results.sweep(techniques=("half",)), of_many_layers))
+    axis = found["layer-pairs"].canvas.axes[0]
+    assert axis.collections[0].get_array().shape == (44, 44)
+    names = [int(label.get_text()) for label in axis.get_yticklabels()]
+    assert (names[0], names[-1], len(names)) == (1, 127, 44)
+    assert {name % 2 for name in names} == {1} and "some are shown" in found["layer-pairs"].caption
 
 
 def test_boxes_are_the_percentiles_of_artifact_and_base():

@@ -82,7 +82,9 @@ def flags_of(*settings: str) -> dict[str, str]:
     asked, work = results.sweep(), Work(Path("/w"))
     known = ledger.Ledger(work.sweep("test"))
     cluster_ = profile.load("generic", ["partition=gpu", "constraint=ib", "account=a", *settings])
-    made = batch.prepare(asked, work, Path("/d"), cluster_, asked.cells, known=known)
+    made = batch.prepare(
+        batch.Target(asked, work, Path("/d"), cluster_), batch.Chosen.all_of(asked.cells), known
+    )
     [text] = [item.script for item in made.prepared if item.array.measures]
     lines = [line[10:] for line in text.splitlines() if line.startswith("#SBATCH --")]
     return {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
@@ -151,11 +153,13 @@ def test_where_there_are_no_jobs_that_measure():
 
 def test_plan_tells_the_hours_of_both_kinds_of_jobs(tmp_path):
     asked, work = results.sweep(techniques=("half", "tiny"), seeds=(0, 1)), Work(tmp_path)
-    planned = submit.planned(asked, work, tmp_path, profile.load("sol"))
+    planned = submit.planned(submit.Target(asked, work, tmp_path, profile.load("sol")))
     assert planned.measure_cpu_hours == pytest.approx(6 * 90 * 8 / 3600)
     total = 24 * planned.gpu_hours + planned.measure_cpu_hours
     assert planned.to_json()["cpu_hours"] == pytest.approx(total)
-    both = submit.planned(asked, work, tmp_path, profile.load("sol", ["measure=in-job"]))
+    both = submit.planned(
+        submit.Target(asked, work, tmp_path, profile.load("sol", ["measure=in-job"]))
+    )
     assert both.gpu_hours - planned.gpu_hours == pytest.approx(6 * 90 / 3600)
     assert both.measure_cpu_hours == 0 and planned.training_share > both.training_share > 0
     assert "measure: {cores: 8} in the profile" in " ".join(both.savings)
@@ -230,11 +234,13 @@ def test_what_is_measured_on_a_gpu_requests_one(tmp_path):
     sol, known = profile.load("sol", ['gpu_options={"nice":3}']), ledger.Ledger(work.sweep("test"))
     for cells, on_gpu in ((asked.cells, False), (both, True)):
         sweep = replace(asked, cells=cells)
-        made = batch.prepare(sweep, work, tmp_path, sol, cells, known=known)
+        made = batch.prepare(
+            batch.Target(sweep, work, tmp_path, sol), batch.Chosen.all_of(cells), known
+        )
         [text] = [item.script for item in made.prepared if item.array.measures]
         assert ("--gres=gpu:a100:1" in text) is ("--nice=3" in text) is on_gpu
         assert "--cpus-per-task=8" in text
-        planned = submit.planned(sweep, work, tmp_path, sol)
+        planned = submit.planned(submit.Target(sweep, work, tmp_path, sol))
         seconds = planned.gpu_hours * 3600
         training = planned.cpu_hours - planned.measure_cpu_hours
         assert (seconds == pytest.approx(training * 150)) is not on_gpu
@@ -348,7 +354,10 @@ def test_what_there_is_no_room_to_measure_is_left_to_the_follow_up_job(tmp_path)
     def prepared(most, **more):
         known, limit = ledger.read(work.sweep("test")), room.Limit("a limit", most, 0)
         return batch.prepare(
-            asked, work, tmp_path, profile.load("generic"), asked.cells, known=known, room=limit
+            batch.Target(asked, work, tmp_path, profile.load("generic")),
+            batch.Chosen.all_of(asked.cells),
+            known,
+            room=limit,
         )
 
     kinds = [item.array.name for item in prepared(7).prepared]
@@ -387,7 +396,9 @@ def test_what_was_refused_is_not_waited_for_and_not_measured(tmp_path):
     asked, work = results.sweep(techniques=("half",), seeds=(0, 1)), Work(tmp_path)
     known = ledger.Ledger(work.sweep("test"))
     generic = profile.load("generic")
-    made = batch.prepare(asked, work, tmp_path, generic, asked.cells, known=known)
+    made = batch.prepare(
+        batch.Target(asked, work, tmp_path, generic), batch.Chosen.all_of(asked.cells), known
+    )
     by_name = {item.array.name: item for item in made.prepared}
     left = send._after_others(made, by_name["measure-0"], {"cells-1"})
     assert left.array.after == ("base-0_0",) and "cells-1" not in left.script

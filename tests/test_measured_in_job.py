@@ -12,7 +12,18 @@ import pytest
 from jobs import aggregate, task
 from pipeline import measuring, store
 from pipeline.errors import UserError
-from pipeline.orchestrate import batch, cancel, graph, ledger, logs, profile, slurm, state, submit
+from pipeline.orchestrate import (
+    batch,
+    cancel,
+    cluster,
+    graph,
+    ledger,
+    logs,
+    profile,
+    slurm,
+    state,
+    submit,
+)
 from pipeline.orchestrate.slurm import Row
 from pipeline.paths import JobPaths, Work
 from tests import results
@@ -161,6 +172,37 @@ def test_cancel_of_what_is_trained_ends_its_measurement_alone(desk, monkeypatch)
     assert {*cancelled} == {"9_[0]", "10_[0]"}
 
 
+def test_jobs_of_cells_that_the_sweep_has_no_more_are_shown_and_cancelled(desk, monkeypatch):
+    """Its file was changed after it was submitted: alone in a job, or in one with others."""
+    user = {"user": slurm.user()}
+    with ledger.locked(desk.work.sweep("test")) as known:
+        desk.known = known
+        desk.submit("c", 9, "cells", [desk.tiny.id], TRAINING, apart=True, **user)
+        desk.submit("d", 10, "cells", [desk.base.id, desk.tiny.id], TRAINING, apart=True, **user)
+        desk.submit("e", 11, "measure", [desk.tiny.id], MEASURING, **user)
+        desk.submit("f", 12, "cells", [desk.tiny.id], TRAINING, apart=True, user="another")
+    rows = [Row(n, 0, "RUNNING" if n < 11 else "PENDING", nodes="n1") for n in (9, 10, 11, 12)]
+    monkeypatch.setattr(slurm, "squeue", lambda *arguments, **more: rows)
+    monkeypatch.setattr(slurm, "sacct", lambda *arguments, **more: [])
+    monkeypatch.setattr(cluster, "is_ours", lambda entry: entry.user != "another")
+    monkeypatch.setattr(cancel, "is_ours", cluster.is_ours)
+    assert not state.find(desk.asked, desk.work).notes
+    now = replace(desk.asked, cells=desk.asked.cells[:2])
+    [note] = state.find(now, desk.work).notes
+    assert note.startswith("1 cell no longer in test.yaml is in the queue (job 9_0 and 2 more); ")
+    cancelled: list[str] = []
+    monkeypatch.setattr(slurm, "scancel", cancelled.extend)
+    assert [*cancel.run(now, desk.work, [desk.base])] == [
+        "1 cell cancelled",
+        "1 cell no longer in test.yaml cancelled",
+    ]
+    assert cancelled == ["10_[0]"]
+    assert ledger.read(desk.work.sweep("test")).cancelled.keys() == {desk.base.id, desk.tiny.id}
+    cancelled.clear()
+    [*cancel.run(now, desk.work)]
+    assert {*cancelled} == {"9_[0]", "10_[0]", "11_[0]"}
+
+
 def test_the_report_waits_for_a_job_of_another_sweep_that_measures(tmp_path, monkeypatch):
     """Also where that sweep sent no other."""
     (tmp_path / "cells").mkdir()
@@ -240,7 +282,9 @@ def test_a_job_that_comes_to_its_limit_says_what_it_did_not_finish(
 def scripts(sweep, work, *settings: str) -> dict[str, str]:
     """{array: script} of all cells."""
     cluster, known = profile.load("generic", settings), ledger.Ledger(work.sweep("test"))
-    made = batch.prepare(sweep, work, work.root, cluster, sweep.cells, known=known)
+    made = batch.prepare(
+        batch.Target(sweep, work, work.root, cluster), batch.Chosen.all_of(sweep.cells), known
+    )
     return {item.array.name: item.script for item in made.prepared}
 
 
@@ -274,7 +318,9 @@ def test_so_many_at_once_are_of_jobs_that_measure_as_well(tmp_path):
         measuring = [share for name, share in shares.items() if name.startswith("measure")]
         assert measuring and len(measuring) == min(20, at_once // 3)
     planned = [
-        submit.planned(asked, work, tmp_path, profile.load("generic", [f"at_once={n}"]))
+        submit.planned(
+            submit.Target(asked, work, tmp_path, profile.load("generic", [f"at_once={n}"]))
+        )
         for n in (1, 200)
     ]
     one, all_ = (plan.wall_hours for plan in planned)

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import artifact, cli, cli_predict, predict, runtimes, store
+from pipeline import artifact, cli, cli_predict, predict, runtimes
 from pipeline.errors import Corrupt
+from tests import strangers
 from tests.test_artifact import deployed, split_of
 
 
@@ -137,7 +138,7 @@ def test_the_background_of_its_training_is_that_of_its_images(bench, ask, tmp_pa
     image.save(tmp_path / "a.png")
     seen = []
     for colour in ("black", "white"):
-        (folder / "manifest.json").write_bytes(store.json_bytes(manifest | {"background": colour}))
+        (folder / "manifest.json").write_bytes(strangers.sealed(manifest | {"background": colour}))
         [found] = predict.predict(folder, [tmp_path / "a.png"], top=10)
         drawn = np.full((1, 1, 32, 32), 255 if colour == "white" else 0, np.uint8)
         drawn[0, 0, 8:24, 8:20] = 0
@@ -145,6 +146,6 @@ def test_the_background_of_its_training_is_that_of_its_images(bench, ask, tmp_pa
         assert found.top[0][1] == pytest.approx(artifact.softmax(scores).max(), rel=1e-5)
         seen.append(found.top)
     assert seen[0] != seen[1]
-    (folder / "manifest.json").write_bytes(store.json_bytes(manifest | {"background": "no colour"}))
+    (folder / "manifest.json").write_bytes(strangers.sealed(manifest | {"background": "no colour"}))
     with pytest.raises(Corrupt, match="not a manifest"):
         artifact.load(folder)

@@ -55,6 +55,15 @@ def test_cka_is_that_of_the_formula_and_unbiased():
     assert np.isnan(similarity.linear_cka(torch.ones(9, 3), some(9, 3, 0)))
 
 
+def test_each_layer_is_compared_with_each_in_parts_that_fit_into_memory(monkeypatch):
+    mine, others = [some(30, p, p) for p in (3, 9)], [some(30, p, 50 + p) for p in (5, 2, 7)]
+    others[1] = 2 * mine[1][:, :2]
+    monkeypatch.setattr(similarity, "BLOCK_BYTES", 8 * 30 * 3 * 7)  # seven lines at a time
+    found = similarity.cka_of_pairs(mine, others)
+    expected = [[unbiased(x.double().numpy(), y.double().numpy()) for y in others] for x in mine]
+    assert found.numpy() == pytest.approx(np.array(expected), abs=1e-9) and found[1, 1] > 0.3
+
+
 # pytorch-cka 1.1.3, with x and y of the test below:
 #   xy, xx, yy = cka.hsic((x @ x.T)[None], (y @ y.T)[None]); xy / (xx * yy).sqrt()
 PUBLISHED = 0.17540013588335918
@@ -96,9 +105,10 @@ def test_layers_of_compressed_networks_are_compared_with_those_of_their_base(ben
 
     same, folded = like(stages.base_of(bench)), like(network.fold(stages.base_of(bench)))
     for found in (same, folded):
-        assert set(found) == {"similarity/cka", "similarity/svcca"}
-        assert all(len(values) == layers for values in found.values())
-        assert all(np.allclose(values, 1, atol=1e-3) for values in found.values())
+        assert set(found) == {"similarity/cka", "similarity/svcca", "similarity/cka_pairs"}
+        assert found["similarity/cka_pairs"].shape == (layers, layers)
+        for name in ("similarity/cka", "similarity/svcca"):
+            assert found[name].shape == (layers,) and np.allclose(found[name], 1, atol=1e-3)
     eight = like(stages.run(bench, "quantize"))
     assert (eight["similarity/cka"] > 0.98).all()
     ranks = like(stages.run(bench, "low-rank", parameters_kept=0.6))
@@ -107,5 +117,8 @@ def test_layers_of_compressed_networks_are_compared_with_those_of_their_base(ben
     assert cut["similarity/cka"][0] > cut["similarity/cka"][-1] < 0.8
     anew = like(network.new(base.spec, 5))
     assert anew["similarity/cka"][-1] < 0.5 and (anew["similarity/svcca"] < 1).all()
+    pairs = cut["similarity/cka_pairs"]  # a line is a layer of the network that was cut
+    assert (pairs.diagonal() == cut["similarity/cka"]).all()
+    assert not np.allclose(pairs, pairs.T, atol=0.02) and pairs[0, -1] < pairs[0, 0]
     few = images.__class__(images.pixels[:3], images.labels[:3])
     assert similarity.of_networks(base, base, few, CPU) == {}

@@ -269,12 +269,9 @@ def test_the_scripts_are_these():
     sol = profile.load("sol", ["mail=a@asu.edu", "python=/env/bin/python"])
     asked = results.sweep(techniques=("half", "tiny"), seeds=(0, 1))
     made = batch.prepare(
-        asked,
-        Work(Path("/scratch/sparky/it's here")),
-        Path("/data"),
-        sol,
-        asked.cells,
-        known=ledger.Ledger(Work(Path("/none")).sweep("test")),
+        batch.Target(asked, Work(Path("/scratch/sparky/it's here")), Path("/data"), sol),
+        batch.Chosen.all_of(asked.cells),
+        ledger.Ledger(Work(Path("/none")).sweep("test")),
     )
     intents = {item.intent: f"INTENT{n}" for n, item in enumerate(made.prepared)}
     for item in made.prepared:
@@ -351,7 +348,9 @@ def flags_of(what, *settings, exclude=()):
     asked, work = results.sweep(seeds=(0, 1)), Work(Path("/w"))
     known = ledger.Ledger(work.sweep("test"))
     cluster = profile.load("generic", settings)
-    made = batch.prepare(asked, work, Path("/d"), cluster, asked.cells, known=known)
+    made = batch.prepare(
+        batch.Target(asked, work, Path("/d"), cluster), batch.Chosen.all_of(asked.cells), known
+    )
     [text] = [item.script for item in made.prepared if item.array.name.startswith(what)]
     lines = [line[10:] for line in text.splitlines() if line.startswith("#SBATCH --")]
     return {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
@@ -398,7 +397,19 @@ def test_what_each_kind_of_job_requests():
         ("dependency=7", "'7' is not a dependency on jobs; expected KIND:JOB such as afterok:4711"),
         ("dependency=singleton", "is not a dependency on jobs"),
         ('python="a \'b"', 'python: "a \'b" is not a command: No closing quotation'),
-        ('container={"image":"i","bind":["a,b"]}', "container.bind[0]"),
+        (
+            'container={"image":"i","bind":["/a,b"]}',
+            "container.bind[0]: '/a,b' is not valid; expec",
+        ),
+        ('container={"image":"i","bind":["~/data"]}', "expected FOLDER or FOLDER:THERE, with :ro"),
+        ('container={"image":"i","bind":["/a:/b:nosuid"]}', "both begin with /"),
+        ('container={"image":"--writable"}', "expected an image, such as /images/netpress.sif"),
+        ("constraint=a b", "'a b' is not valid; expected features as --constraint of sbatch"),
+        ("mail=me", "'me' is not valid; expected an address such as me@example.org"),
+        ('options={"nice":[1]}', 'options={"nice":[1]}: options.nice: expected text, got a list'),
+        ('options={"comment":"x"}', ": options.comment: 'comment' is set by netpress itself"),
+        ('python=""', ": python: '' is not valid; expected 1 to 1,000 characters without a line"),
+        ('options={"nice":"a b"}', "'a b' is not valid; expected 1 to 128 of A-Z a-z 0-9 . _ :"),
         ("gpu_request=gpu", "gpu_request: "),
         ('cpu_options={"mem":"9G"}', "the profile's key for it is 'memory_gib'"),
         ('report.options={"clusters":"x"}', "netpress submits to the cluster of this machine"),
@@ -416,7 +427,9 @@ def test_python_in_a_container_and_with_arguments():
     def command(*settings):
         known = ledger.Ledger(work.sweep("test"))
         cluster = profile.load("generic", settings)
-        made = batch.prepare(asked, work, Path("/d"), cluster, asked.cells, known=known)
+        made = batch.prepare(
+            batch.Target(asked, work, Path("/d"), cluster), batch.Chosen.all_of(asked.cells), known
+        )
         lines = (item.script.splitlines()[-1] for item in (made.prepared[0], made.prepared[-1]))
         return [shlex.split(line.partition("--cpu-bind=cores")[2])[:-3] for line in lines]
 
@@ -429,6 +442,9 @@ def test_python_in_a_container_and_with_arguments():
         *("conda", "run", "-n", "a b", "python", "-u")
     ]
     assert command(image, "python=/opt/python -X dev")[1][-4:] == ["/opt/python", "-X", "dev", "-u"]
+    work = Work(Path("/scratch/a,b"))
+    with pytest.raises(UserError, match="/scratch/a,b: apptainer cannot bind a folder with , : or"):
+        command(image)
 
 
 def test_so_many_at_once_are_of_the_whole_submission():
@@ -437,7 +453,9 @@ def test_so_many_at_once_are_of_the_whole_submission():
 
     def shares(*settings):
         sol = profile.load("sol", ["time_margin=null", "measure=in-job", *settings])
-        made = batch.prepare(asked, work, Path("/d"), sol, asked.cells, known=known)
+        made = batch.prepare(
+            batch.Target(asked, work, Path("/d"), sol), batch.Chosen.all_of(asked.cells), known
+        )
         texts = [item.script for item in made.prepared if item.array.cells]
         return [int(text.partition("#SBATCH --array=0-99%")[2].split()[0]) for text in texts]
 
@@ -469,12 +487,9 @@ def test_a_folder_that_slurm_would_misread_is_refused(name):
     asked = results.sweep()
     with pytest.raises(UserError, match="Slurm cannot write logs"):
         batch.prepare(
-            asked,
-            Work(Path("/w") / name),
-            Path("/d"),
-            profile.load("generic"),
-            asked.cells,
-            known=ledger.Ledger(Work(Path("/n")).sweep("t")),
+            batch.Target(asked, Work(Path("/w") / name), Path("/d"), profile.load("generic")),
+            batch.Chosen.all_of(asked.cells),
+            ledger.Ledger(Work(Path("/n")).sweep("t")),
         )
 
 
@@ -866,9 +881,10 @@ def test_resume_leaves_out_its_own_advice_and_nothing_else(tmp_path):
     work, sol = Work(tmp_path), profile.load("generic")
     states = tuple(state.CellState(cell, "failed", 1, "x") for cell in asked.cells)
     nothing, sent = batch.Batch(asked, work, tmp_path, sol), send.Sent({"netpress-a": 7})
-    *others, hint, last = submit.lines(nothing, state.SweepState(states), sent)
+    submitted = submit.Submitted(nothing, state.SweepState(states), sent)
+    *others, hint, last = submit.lines(submitted)
     assert "submits them again" in hint.text and "shows the progress" in last.text
-    lines = list(resume.lines(nothing, state.SweepState(states), sent, ["a decision"]))
+    lines = list(resume.lines(resume.Resumed(submitted, ["a decision"])))
     assert lines == [submit.Line("a decision"), *others, last]
 
 
@@ -895,7 +911,10 @@ def test_the_functions_of_jobs_are_passed_in(tmp_path):
     known, limit = ledger.Ledger(work.sweep("test")), room.Limit("a limit", 4, 1)
     made = [
         batch.prepare(
-            asked, work, tmp_path, profile.load("generic"), asked.cells, known=known, room=limited
+            batch.Target(asked, work, tmp_path, profile.load("generic")),
+            batch.Chosen.all_of(asked.cells),
+            known,
+            room=limited,
         )
         for limited in (None, limit)
     ]
@@ -1078,7 +1097,9 @@ def test_a_single_job_is_named_as_slurm_names_it(tmp_path):
     asked = results.sweep(techniques=("quick",), seeds=(0,))
     work = Work(tmp_path)
     known = ledger.read(work.sweep(asked.name))
-    sent = batch.prepare(asked, work, tmp_path, single, asked.cells, known=known)
+    sent = batch.prepare(
+        batch.Target(asked, work, tmp_path, single), batch.Chosen.all_of(asked.cells), known
+    )
     base, quick, measured, report = sent.prepared
     for item in sent.prepared:
         assert "--array" not in item.script and 'task="$SLURM_JOB_ID"' in item.script
@@ -1178,7 +1199,9 @@ def arrays_for(asked, work, *settings):
     measure what they train."""
     known = ledger.Ledger(work.sweep("test"))
     sol = profile.load("sol", ["measure=in-job", *settings])
-    made = batch.prepare(asked, work, work.root, sol, asked.cells, known=known)
+    made = batch.prepare(
+        batch.Target(asked, work, work.root, sol), batch.Chosen.all_of(asked.cells), known
+    )
     arrays = [item.array for item in made.prepared if item.array.cells]
     return {a.name: (a.request.minutes, [len(ids) for ids in a.tasks.values()]) for a in arrays}
 
@@ -1272,7 +1295,7 @@ def test_what_was_used_and_a_better_request(tmp_path):
 
 def test_what_a_sweep_costs_and_what_would_lower_that(tmp_path):
     sol, asked, work = profile.load("sol"), results.sweep(seeds=(0, 1)), Work(tmp_path)
-    planned = submit.planned(asked, work, tmp_path, replace(sol))
+    planned = submit.planned(submit.Target(asked, work, tmp_path, replace(sol)))
     training = planned.cpu_hours - planned.measure_cpu_hours
     assert training == pytest.approx(24 * planned.gpu_hours)
     assert 0 < planned.training_share < 1
@@ -1281,9 +1304,12 @@ def test_what_a_sweep_costs_and_what_would_lower_that(tmp_path):
     [line, *_] = planned.savings
     assert line.startswith("--set cores=12: 47 units an hour instead of 59, the GPU's part")
     used(asked.cells[0], work)  # cells that ran know better
-    assert any("--set cores=4" in s for s in submit.planned(asked, work, tmp_path, sol).savings)
+    assert any(
+        "--set cores=4" in s
+        for s in submit.planned(submit.Target(asked, work, tmp_path, sol)).savings
+    )
     sol = profile.load("sol", ["measure=in-job"])
-    found = submit.planned(asked, work, tmp_path, sol).savings
+    found = submit.planned(submit.Target(asked, work, tmp_path, sol)).savings
     assert not any("--set cores" in s for s in found)  # that would change what is measured
     [line] = [line for line in found if "memory_gib" in line]
     assert line.startswith("--set memory_gib=4: 50 units an hour instead of 59, as 1 finished")

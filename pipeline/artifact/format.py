@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import onnx
     from google.protobuf.message import Message
 
-FORMAT = 1
+FORMAT = 2  # in 1, a manifest has no checksum of its own
+UNSEALED = 1
 MODEL, MANIFEST = "model.onnx", "manifest.json"
 INPUT, OUTPUT = "images", "logits"
 MODEL_BYTES = 2**31 - 1  # what a message of protobuf, which ONNX is, can have at most
@@ -139,13 +140,15 @@ def _manifest(folder: Path) -> dict:
     try:
         manifest = json.loads(content)
         version = manifest["format"]
-        valid = version != FORMAT or _well_formed(manifest)
+        sealed = version == UNSEALED or store.is_sealed(content)
+        valid = version not in (UNSEALED, FORMAT) or (sealed and _well_formed(manifest))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         valid = False
     if not valid:
         raise Corrupt(f"{path}: not a manifest that netpress wrote")
-    if version != FORMAT:
-        raise UserError(f"{path}: format {str(version)[:20]!r}, this netpress reads {FORMAT}")
+    if version not in (UNSEALED, FORMAT):
+        expected = f"this netpress reads {UNSEALED} and {FORMAT}"
+        raise UserError(f"{path}: format {str(version)[:20]!r}, {expected}")
     return manifest
 
 

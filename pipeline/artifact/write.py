@@ -84,12 +84,12 @@ def forms(model: bytes, described: dict[str, Any], codec: str | None) -> dict[st
         "runnable": runnable,
         "files": {name: _fingerprint(stored)},
     }
-    return {name: stored, MANIFEST: store.json_bytes(manifest)}
+    return {name: stored, MANIFEST: store.sealed_json(manifest)}
 
 
 def write_runnable(artifact: Artifact, folder: Path) -> None:
     """The same artifact into an empty folder, stored as it runs."""
-    own = ("format", "codec", "runnable", "files")
+    own = ("format", "codec", "runnable", "files", "seal")
     described = {key: value for key, value in artifact.manifest.items() if key not in own}
     for name, content in forms(artifact.model, described, None).items():
         (folder / name).write_bytes(content)

@@ -18,6 +18,7 @@ from pipeline.artifact import Artifact, softmax
 from pipeline.data import Images, Split, ordered
 from pipeline.measure import accuracy, complexity, energy, gpu, inference, latency, similarity
 from pipeline.measure.series import BATCHES, ENERGY, THREADS, Model, Series, Threads
+from pipeline.measure.spaced import spaced
 from pipeline.models.network import ModelState
 from pipeline.sweep import Measure
 
@@ -131,14 +132,14 @@ def _simulated(
 ) -> dict:
     """That of the PyTorch network which the artifact was made from, and how often both name the
     same class (0..1): on all images of the test set, or on as many as its time allows, evenly
-    spread over it."""
+    spaced, since test sets may be sorted by class."""
     network, test = mine.state.network.to(device), split.test
     _some(network, test, PROBE, device)  # what is set up at the first run counts for no image
     began = time.perf_counter()
     _some(network, test, PROBE, device)
     image_s = (time.perf_counter() - began) / min(PROBE, len(test.labels))
     most = max(PROBE, int(SIMULATED_ACCURACY * settings.simulated_seconds / image_s))
-    index = _spread(len(test.labels), most)
+    index = spaced(len(test.labels), most)
     simulated = _some(network, test, most, device)
     own, labels = measured["predictions"][index], test.labels.numpy()[index]
     fewer = {"simulated_images": len(index)} if len(index) < len(test.labels) else {}
@@ -149,13 +150,8 @@ def _simulated(
     }
 
 
-def _spread(images: int, most: int) -> np.ndarray:
-    """At most ``most`` of their numbers, evenly spaced: test sets may be sorted by class."""
-    return np.unique(np.linspace(0, images - 1, min(images, most)).astype(np.int64))
-
-
 def _some(network: torch.nn.Module, test: Images, most: int, device: torch.device) -> np.ndarray:
-    index = torch.from_numpy(_spread(len(test.labels), most))
+    index = torch.from_numpy(spaced(len(test.labels), most))
     return predict(network, Images(test.pixels[index], test.labels[index]), device).numpy()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.data import Images, ordered, sample
+from pipeline.measure.spaced import spaced
 from pipeline.models.network import ModelState, graph_of
 
 IMAGES = 2000
@@ -23,14 +25,19 @@ SIDE = 2  # pixels a side of the maps that CKA compares
 VARIANCE = 0.99  # that SVCCA keeps of each
 LEAST = 4  # images: the unbiased estimate divides by n - 3
 CKA, SVCCA = "similarity/cka", "similarity/svcca"
+CKA_PAIRS = "similarity/cka_pairs"
+MOST_LAYERS = 64  # of which each is compared with each in a result: 16 kB
+BLOCK_BYTES = 1 << 27  # of kernels in memory, on each side
 
 
 def of_networks(
     mine: ModelState, base: ModelState, images: Images, device: torch.device
 ) -> dict[str, np.ndarray]:
-    """{CKA: float32 [L], SVCCA: float32 [L]} for the L layers that both have, in the order of the
-    data: outputs of convolutions (of their normalization, where one follows) and of the last layer.
-    Empty where they have none in common, or fewer than LEAST images are given.
+    """{CKA: float32 [L], SVCCA: float32 [L], CKA_PAIRS: float32 [M, M]} for the L layers that both
+    have, in the order of the data: outputs of convolutions (of their normalization, where one
+    follows) and of the last layer. Empty where they have none in common, or fewer than LEAST images
+    are given. Pairs are each layer of ``mine`` (lines) with each of the base (columns), of
+    ``spaced(L, MOST_LAYERS)`` layers.
 
     On at most IMAGES of ``images``, which neither was trained on. CKA compares images: maps are
     averaged to SIDE x SIDE and flattened. SVCCA compares all pixels of all images, each a row of
@@ -56,10 +63,13 @@ def of_networks(
                 moments[name].add(*map(_pixels, pair))
                 for kept, output in zip(pooled[name], pair, strict=True):
                     kept.append(_pooled(output))
-    alike = [linear_cka(*(torch.cat(each) for each in pooled[name])) for name in names]
+    sides = ([torch.cat(pooled[name][side]) for name in names] for side in range(2))
+    pairs = cka_of_pairs(*sides).cpu().numpy().astype(np.float32)
+    shown = spaced(len(names), MOST_LAYERS)
     return {
-        CKA: np.array(alike, np.float32),
+        CKA: pairs.diagonal().copy(),
         SVCCA: np.array([moments[name].svcca() for name in names], np.float32),
+        CKA_PAIRS: pairs[np.ix_(shown, shown)],
     }
 
 
@@ -131,29 +141,47 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
     Nguyen et al. 2021 use it). About 0 for what has nothing to do with each other, however many
     features there are, and a little below where chance will have it; 1 for rotations and multiples
     of each other. nan where one layer says the same of all images."""
-    kernels = [_gram(each) for each in (x, y)]
-    own, others, both = (
-        _hsic(a, b) for a, b in ((kernels[0],) * 2, (kernels[1],) * 2, tuple(kernels))
-    )
-    if own <= 0 or others <= 0:
-        return float("nan")
-    return both / (own * others) ** 0.5
+    return float(cka_of_pairs([x], [y]))
 
 
-def _gram(x: torch.Tensor) -> torch.Tensor:
-    """float64 [n, n], without its diagonal. Centred first, which changes no HSIC, but loses fewer
-    digits."""
-    centred = x.double() - x.double().mean(0)
-    return (centred @ centred.T).fill_diagonal_(0)
+def cka_of_pairs(xs: Sequence[torch.Tensor], ys: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``linear_cka`` of each x [n, p] with each y [n, q]: float64 [len(xs), len(ys)]. Each kernel
+    is computed once, some of its lines at a time, so that memory is bounded."""
+    n, sides = len(xs[0]), (xs, ys)
+    new = partial(torch.zeros, dtype=torch.float64, device=xs[0].device)
+    products = new(len(xs), len(ys))
+    sums, squares = [new(len(side), n) for side in sides], [new(len(side)) for side in sides]
+    step = max(1, BLOCK_BYTES // (8 * n * max(len(xs), len(ys))))
+    for first in range(0, n, step):
+        rows = range(first, min(first + step, n))
+        blocks = [_kernels(side, rows) for side in sides]
+        for i, block in enumerate(blocks):
+            sums[i][:, first : rows.stop] = block.sum(2)
+            squares[i] += block.square().sum((1, 2))
+        products += torch.einsum("aij,bij->ab", *blocks)
+    both = _hsic(products, sums[0][:, None], sums[1][None])
+    own, others = (_hsic(squares[i], sums[i], sums[i]) for i in range(2))
+    scale = own.clamp_min(0)[:, None] * others.clamp_min(0)[None]
+    return torch.where(scale > 0, both / scale.sqrt(), torch.nan)
 
 
-def _hsic(k: torch.Tensor, l: torch.Tensor) -> float:  # noqa: E741
-    """Of kernels without their diagonals, n times n - 3 as large."""
-    n = len(k)
-    sums = k.sum(1), l.sum(1)
-    whole = (k * l).sum()
-    product = sums[0].sum() * sums[1].sum() / ((n - 1) * (n - 2))
-    return float(whole + product - 2 * (sums[0] * sums[1]).sum() / (n - 2))
+def _kernels(features: Sequence[torch.Tensor], rows: range) -> torch.Tensor:
+    """float64 [layers, rows, n]: these lines of each kernel, without the diagonal. Features are
+    centred first, which changes no HSIC, but loses fewer digits."""
+    kernels = []
+    for x in features:
+        centred = x.double() - x.double().mean(0)
+        kernels.append(centred[rows.start : rows.stop] @ centred.T)
+        kernels[-1].diagonal(rows.start).zero_()
+    return torch.stack(kernels)
+
+
+def _hsic(whole: torch.Tensor, k: torch.Tensor, l: torch.Tensor) -> torch.Tensor:  # noqa: E741
+    """n times n - 3 as large, of kernels without their diagonals: ``whole`` is the sum of their
+    elements' products, ``k`` and ``l`` [..., n] are the sums of their lines."""
+    n = k.shape[-1]
+    product = k.sum(-1) * l.sum(-1) / ((n - 1) * (n - 2))
+    return whole + product - 2 * (k * l).sum(-1) / (n - 2)
 
 
 # --- SVCCA -----------------------------------------------------------------------------------

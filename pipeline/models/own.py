@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import UserError
-from pipeline.models import coupling, tracing
+from pipeline.models import coupling, tracing, weights
 from pipeline.models.layers import Parts, multiple_of_eight
 from pipeline.models.spec import Graph, NetworkSpec
 from pipeline.models.tracing import NotTraceable, Traced
@@ -230,52 +230,14 @@ def _cut_inputs(layer: nn.Module, before: int, after: int) -> None:
 
 # --- weights that were brought -------------------------------------------------------------------
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which training scripts keep weights
-
 
 def brought(own: Own) -> dict[str, torch.Tensor]:
-    """The user's trained weights by the names of the factory's module; UserError where the file is
-    not that of the plan, or holds anything but tensors."""
+    """The user's trained weights by the names of the factory's module; raises as
+    ``weights.read``."""
     assert own.weights is not None
-    path = Path(own.weights)
-    try:
-        if _sha256(path) != own.weights_sha256:
-            raise UserError(f"{path}: changed since the sweep was loaded; load it again")
-        tensors: Any
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
-    except Exception as error:  # of a file that is no such thing, whatever a parser raises
-        raise UserError(
-            f"{path}: cannot be read as weights ({type(error).__name__}); expected safetensors, "
-            "or a state dict that torch.load(weights_only=True) reads"
-        ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(tensors, dict) and isinstance(tensors.get(wrapper), dict):
-            tensors = tensors[wrapper]
-    if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
-        raise UserError(f"{path}: expected a state dict, names and tensors")
-    return {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return weights.read(Path(own.weights), own.weights_sha256)
 
 
 def fill(module: nn.Module, own: Own) -> None:
     """The brought weights into a module; UserError where they are not those of its layers."""
-    tensors, wanted = brought(own), module.state_dict()
-    lacking = [n for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")]
-    wrong = [n for n in wanted if n in tensors and tensors[n].shape != wanted[n].shape]
-    if lacking or wrong:
-        what = (
-            f"lacks {lacking[0]}"
-            if lacking
-            else f"{wrong[0]} is {list(tensors[wrong[0]].shape)}, expected "
-            f"{list(wanted[wrong[0]].shape)}"
-        )
-        raise UserError(f"{own.weights}: is not of what {own.label} builds: {what}")
-    module.load_state_dict({n: tensors.get(n, t) for n, t in wanted.items()})
+    weights.fill(module, brought(own), str(own.weights), f"what {own.label} builds")

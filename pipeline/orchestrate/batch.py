@@ -52,17 +52,39 @@ class Prepared:
 
 
 @dataclass
-class Batch:
-    """What one call of `submit` sends, in this order. `rest`: cells for which `limit` leaves no
-    room now, with their requests; `unmeasured`: the same of what jobs that measure would do.
-    `report`: what a job for the report requests and waits for."""
+class Target:
+    """Of which sweep jobs are sent, to which cluster, and where they find and put what there is."""
 
     sweep: Sweep
     work: paths.Work
     data_root: Path
     cluster: Cluster
-    prepared: list[Prepared] = field(default_factory=list)
     reports: Path = field(default_factory=paths.reports_root)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Cells to submit: `cells` to jobs that train, `measured` to jobs that only measure, where the
+    profile has them. The request of each; None: as the profile and the estimates have it."""
+
+    cells: Sequence[Cell] = ()
+    measured: Sequence[Cell] = ()
+    request: Callable[[Cell], Request] | None = None
+    measure_request: Callable[[Cell], Request] | None = None
+
+    @classmethod
+    def all_of(cls, cells: Sequence[Cell]) -> Chosen:
+        """To train these, and to measure them."""
+        return cls(cells, cells)
+
+
+@dataclass(kw_only=True)
+class Batch(Target):
+    """What one call of `submit` sends, in this order. `rest`: cells for which `limit` leaves no
+    room now, with their requests; `unmeasured`: the same of what jobs that measure would do.
+    `report`: what a job for the report requests and waits for."""
+
+    prepared: list[Prepared] = field(default_factory=list)
     rest: dict[str, Request] = field(default_factory=dict)
     unmeasured: dict[str, Request] = field(default_factory=dict)
     limit: Limit | None = None
@@ -130,47 +152,29 @@ def choose(
             view and (view.in_queue(s.cell.id) or (s.trained and view.will_measure(s.cell.id)))
         )
     ]
-    with_base = {cell.id for cell in free} | {
-        s.cell.id for s in states.cells if s.trained or (view and view.in_queue(s.cell.id))
-    }
-    return [cell for cell in free if cell.base_id in with_base]
+    there = {s.cell.id for s in states.cells if s.trained or (view and view.in_queue(s.cell.id))}
+    chosen: list[Cell] = []
+    for cell in free:  # what others stand on comes first
+        if cell.stands_on is None or cell.stands_on in there:
+            there.add(cell.id)
+            chosen.append(cell)
+    return chosen
 
 
 def make(
-    sweep: Sweep,
-    work: paths.Work,
-    data_root: Path,
-    cluster: Cluster,
+    target: Target,
     states: state.SweepState,
     known: ledger.Ledger,
-    cells: Sequence[Cell],
-    request: Callable[[Cell], Request] | None = None,
-    reports_again: Container[str] = REPORTS_AGAIN,
+    chosen: Chosen,
     room: Limit | None = None,
-    reports: Path | None = None,
-    measures: Sequence[Cell] = (),
-    measure_request: Callable[[Cell], Request] | None = None,
+    reports_again: Container[str] = REPORTS_AGAIN,
 ) -> Batch:
     """The batch for these cells, given the current queue and the room in it; or the report alone,
     if no job builds it or its last job is in one of the states `reports_again`."""
     last_report = states.report or ReportState("missing")
-    now = in_queue(sweep, states.view)
-    report_request = last_report.next_request(cluster.profile)
-    batch = prepare(
-        sweep,
-        work,
-        data_root,
-        cluster,
-        cells,
-        known=known,
-        request=request,
-        now=now,
-        report_request=report_request,
-        room=room,
-        reports=reports,
-        measures=measures,
-        measure_request=measure_request,
-    )
+    now = in_queue(target.sweep, states.view)
+    report_request = last_report.next_request(target.cluster.profile)
+    batch = prepare(target, chosen, known, now=now, report_request=report_request, room=room)
     if batch.prepared or batch.left_over or states.view is None or now.has_report:
         return batch
     if now.jobs or (states.report and states.report.state in reports_again):
@@ -179,57 +183,59 @@ def make(
 
 
 def prepare(
-    sweep: Sweep,
-    work: paths.Work,
-    data_root: Path,
-    cluster: Cluster,
-    cells: Sequence[Cell],
-    *,
+    target: Target,
+    chosen: Chosen,
     known: ledger.Ledger,
-    request: Callable[[Cell], Request] | None = None,
+    *,
     now: InQueue | None = None,
     report_request: Request | None = None,
     room: Limit | None = None,
-    reports: Path | None = None,
-    measures: Sequence[Cell] | None = None,
-    measure_request: Callable[[Cell], Request] | None = None,
 ) -> Batch:
-    """The arrays for `cells` and the report after them, with complete scripts; writes nothing.
+    """The arrays for the chosen cells and the report after them, with complete scripts; writes
+    nothing.
 
     now: jobs of this sweep that are already in the queue; the report waits for them, too. room: the
-    limit on submitted jobs; what does not fit is left over. measures: what is measured by jobs of
-    its own, where the profile has them; None: `cells`.
+    limit on submitted jobs; what does not fit is left over.
     """
-    now, times, most_tasks = now or InQueue(), durations(sweep, work, cluster), limit(cluster)
-    wanted = request or times.standard
-    arrays = graph.arrays(
-        cells,
-        lambda cell: times.alike(wanted(cell)),
-        most_tasks,
-        queued=now.bases,
-        pack=times.pack(sweep, cells),
-    )
-    arrays = [times.timed(array, sweep, wanted) for array in arrays]
-    to_measure = measure_request or times.measuring
-    if cluster.profile.measure_job is not None:
-        places = now.places.beside(arrays, single=most_tasks <= 1)
-        members = cells if measures is None else measures
-        most = measure_jobs.most_arrays(cluster.profile.at_once)
-        pack = times.pack_measuring
-        own = measure_jobs.arrays(members, places, to_measure, most_tasks, pack, most)
-        arrays += [times.timed(array, sweep, to_measure) for array in own]
-    arrays = times.shared(arrays, sweep)
-    report_request = report_request or ReportState("missing").next_request(cluster.profile)
+    profile, now = target.cluster.profile, now or InQueue()
+    times = durations(target.sweep, target.work, target.cluster)
+    report_request = report_request or ReportState("missing").next_request(profile)
+    most_tasks = limit(target.cluster)
     batch = Batch(
-        sweep, work, data_root, cluster, request=wanted, limit=room, in_queue=now, times=times
+        **vars(target),
+        request=chosen.request or times.standard,
+        measure_request=chosen.measure_request or times.measuring,
+        limit=room,
+        report=_report([], report_request, now.jobs),
+        in_queue=now,
+        times=times,
+        single=most_tasks <= 1,
     )
-    batch.measure_request = to_measure
-    batch.single = most_tasks <= 1
-    batch.reports = reports or batch.reports
-    batch.report = _report([], report_request, now.jobs)
+    arrays = _arrays(batch, chosen, times, most_tasks)
     for array in _fitted(batch, arrays, _report(arrays, report_request, now.jobs)):
         add(batch, known, array)
     return batch
+
+
+def _arrays(batch: Batch, chosen: Chosen, times: Durations, most_tasks: int) -> list[Array]:
+    """Those that train, then those that only measure, with the time that each requests."""
+    sweep, profile, now = batch.sweep, batch.cluster.profile, batch.in_queue
+    wanted, to_measure = batch.request, batch.measure_request
+    assert wanted is not None and to_measure is not None
+    arrays = graph.arrays(
+        chosen.cells,
+        lambda cell: times.alike(wanted(cell)),
+        most_tasks,
+        queued=now.bases,
+        pack=times.pack(sweep, chosen.cells),
+    )
+    arrays = [times.timed(array, sweep, wanted) for array in arrays]
+    if profile.measure_job is not None:
+        places = now.places.beside(arrays, single=batch.single)
+        most, pack = measure_jobs.most_arrays(profile.at_once), times.pack_measuring
+        own = measure_jobs.arrays(chosen.measured, places, to_measure, most_tasks, pack, most)
+        arrays += [times.timed(array, sweep, to_measure) for array in own]
+    return times.shared(arrays, sweep)
 
 
 def _fitted(batch: Batch, arrays: Sequence[Array], report: Array) -> Iterator[Array]:

@@ -79,9 +79,16 @@ def _measuring_s(batch: Batch, times: Durations) -> list[float]:
 
 
 def _chain_s(sweep: Sweep, ids: Sequence[str], seconds: Mapping[str, float]) -> float:
-    """Seconds from the start of a task's bases to its own end."""
-    bases = {sweep.by_id[i].base_id for i in ids if not sweep.by_id[i].is_base}
-    return sum(seconds[i] for i in ids) + max((seconds.get(i, 0.0) for i in bases), default=0.0)
+    """Seconds from the start of what a task stands on to its own end."""
+    before = max((_before_s(sweep, sweep.by_id[i], seconds) for i in ids), default=0.0)
+    return sum(seconds[i] for i in ids) + before
+
+
+def _before_s(sweep: Sweep, cell: Cell, seconds: Mapping[str, float]) -> float:
+    on = cell.stands_on
+    if on is None:
+        return 0.0
+    return seconds.get(on, 0.0) + _before_s(sweep, sweep.by_id[on], seconds)
 
 
 def _left(batch: Batch) -> Iterator[str]:

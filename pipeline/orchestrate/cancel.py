@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from pipeline.orchestrate import graph, ledger, slurm, state
+from pipeline.orchestrate import graph, ledger, slurm, state, withdrawn
 from pipeline.orchestrate.cluster import View, is_ours
+from pipeline.orchestrate.plan import called
 from pipeline.orchestrate.state import CellState
 from pipeline.paths import Work
 from pipeline.sweep import Cell, Sweep
@@ -30,17 +31,24 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
         ours = {c.id: [at for at in ending[c.id] if is_ours(at.entry)] for c in queued}
         chosen = [cell for cell in queued if ours[cell.id]]
         yield from _of_others(c for c in queued if len(ours[c.id]) < len(ending[c.id]))
-        tasks = {at.task for cell in chosen for at in ours[cell.id]}
+        places_of = {at.task: at for cell in chosen for at in ours[cell.id]}
+        gone = [] if cells else [at for at in withdrawn.alone(sweep, view) if is_ours(at.entry)]
+        places_of |= {at.task: at for at in gone}
+        tasks = places_of.keys()
+        old = {cell for at in places_of.values() for cell in withdrawn.ids(sweep, at)}
         shared = [c for c in sweep.cells if tasks & {at.task for at in places[c.id]}]
         reports = [] if cells else view.alive_reports
         reports += [] if cells else [e.job for e in view.follow_ups if e.job is not None]
-        if shared or reports:
-            known.append("cancelled", cells=[cell.id for cell in shared], reports=reports)
+        if shared or old or reports:
+            ids = [*(cell.id for cell in shared), *sorted(old)]
+            known.append("cancelled", cells=ids, reports=reports)
         slurm.scancel([*_grouped(tasks), *map(str, reports)])
     others = len(shared) - len(chosen)
     yield f"{len(chosen)} cell{'s' * (len(chosen) != 1)} cancelled" + (
         f", and {others} more that shared their jobs" if others else ""
     )
+    if old:
+        yield f"{len(old)} cell{'s' * (len(old) != 1)} no longer in {called(sweep)} cancelled"
     idle = [cell for cell in cells if cell not in queued]
     for cell in idle:
         other = view.shared.get(cell.id)

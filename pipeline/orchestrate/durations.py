@@ -140,7 +140,7 @@ class Durations:
             return packer(minutes, self.seconds) if minutes else None
         if self.profile.time_margin is None:
             return None
-        awaited = {cell.base_id for cell in cells if not cell.is_base}
+        awaited = {cell.stands_on for cell in cells}
         most = (self.profile.minutes - self.profile.signal_s / 60) / self.profile.time_margin
         together = packer(min(PACK_MINUTES, most), self.seconds)
 

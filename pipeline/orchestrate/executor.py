@@ -11,6 +11,7 @@ that the worker expects.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from pipeline import paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate.graph import ranges
 from pipeline.orchestrate.profile import Cluster, Profile
-from pipeline.orchestrate.profile_parts import Part
+from pipeline.orchestrate.profile_parts import FOLDER, Part
 
 SETUP_FAILED = 66  # the exit code of a job whose set-up failed
 # Task.checkpoint decides about requeues, by the progress since the job started. submitit's own
@@ -119,6 +120,11 @@ def _python(request: JobRequest) -> str:
     if container is None:
         return shlex.join(words)
     gpu = ["--nv"] if request.gres else []
+    for folder in (str(request.code), str(request.job.root)):
+        if not re.fullmatch(FOLDER, folder):
+            raise UserError(
+                f"{folder}: {container.command} cannot bind a folder with , : or \\ in it"
+            )
     bound = (str(request.code), str(request.job.root), *container.bind)
     binds = [word for folder in bound for word in ("--bind", folder)]
     return shlex.join([container.command, "exec", *gpu, *binds, container.image, *words])

@@ -11,6 +11,8 @@ arrays of their own, sum ceil(k(b) / limit) calls, and all others share max k(b)
 second kind; the best m is found by trying each. So 500 bases with 19 techniques each (10,000
 cells) are 1 + 19 + 1 calls with the report, and one base with 9,999 techniques 1 + 10 + 1.
 
+A base that starts from another one, which is missing, waits for that one's task in the same way.
+
 Tasks whose base is done wait for nothing and fill arrays up to the limit. A task's index in an
 array of the second kind is that of its base, and so is always below the limit.
 
@@ -23,7 +25,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,33 +100,65 @@ def arrays(
     that a job in the queue is making. pack: cells -> tasks; one cell a task where it is None.
     """
     pack = pack or (lambda cells: [(cell.id,) for cell in cells])
-    bases = [cell for cell in missing if cell.is_base]
-    made = _plain("base", bases, request, limit, pack, shares=True)
-    singles = {str(at.job) for at in (queued or {}).values() if at.single}
-    singles |= {array.name for array in made if array.single}
-    places = {
-        base: (array.name, index)
-        for array in made
+    queued = queued or {}
+    singles = {str(at.job) for at in queued.values() if at.single}
+    places = {base: (str(at.job), at.index) for base, at in queued.items()}
+    made: list[Array] = []
+
+    def add(name: str, cells: Iterable[Cell], shares: bool) -> None:
+        waiting, free = _by_source(cells, places)
+        new = _plain(name, free, request, limit, pack, shares)
+        for source, groups in waiting.items():
+            for shared_request, members in _by_request(groups, request).items():
+                tasks = {index: pack(cells) for index, cells in members.items()}
+                by_task = limit <= 1 or source in singles
+                first = len(made) + len(new)
+                more = _waiting(name, source, tasks, shared_request, limit, first, by_task)
+                new += [replace(array, shares=shares) for array in more]
+        made.extend(new)
+
+    for level in _levels([cell for cell in missing if cell.is_base]):
+        before = len(made)
+        add("base", level, True)
+        singles |= {array.name for array in made[before:] if array.single}
+        places |= _places(made[before:])
+    add("cells", [cell for cell in missing if not cell.is_base], False)
+    return [_after_jobs(array, singles) for array in made]
+
+
+def _levels(bases: Iterable[Cell]) -> Iterator[list[Cell]]:
+    """First those that start from none of the others, then those that start from these, ..."""
+    left = {cell.id: cell for cell in bases}
+    while left:
+        level = [cell for cell in left.values() if cell.stands_on not in left]
+        assert level  # no base starts from itself: see sweep/start.py
+        yield level
+        for cell in level:
+            del left[cell.id]
+
+
+def _places(arrays: Iterable[Array]) -> dict[str, tuple[str, int]]:
+    return {
+        cell: (array.name, index)
+        for array in arrays
         for index, ids in array.tasks.items()
-        for base in ids
-    } | {base: (str(at.job), at.index) for base, at in (queued or {}).items()}
+        for cell in ids
+    }
+
+
+def _by_source(
+    cells: Iterable[Cell], places: Mapping[str, tuple[str, int]]
+) -> tuple[dict[str, dict[int, list[Cell]]], list[Cell]]:
+    """(array -> its task -> the cells that wait for it, those that wait for nothing)."""
     waiting: dict[str, dict[int, list[Cell]]] = defaultdict(lambda: defaultdict(list))
     free: list[Cell] = []
-    for cell in missing:
-        if cell.is_base:
-            continue
-        if cell.base_id in places:
-            source, index = places[cell.base_id]
+    for cell in cells:
+        if cell.stands_on is not None and cell.stands_on in places:
+            source, index = places[cell.stands_on]
             waiting[source][index].append(cell)
         else:
             free.append(cell)
-    made += _plain("cells", free, request, limit, pack)
-    for source, groups in waiting.items():
-        for shared_request, members in _by_request(groups, request).items():
-            tasks = {index: pack(cells) for index, cells in members.items()}
-            by_task = limit <= 1 or source in singles
-            made += _waiting(source, tasks, shared_request, limit, start=len(made), alone=by_task)
-    return [_after_jobs(array, singles) for array in made]
+    return waiting, free
 
 
 def _after_jobs(array: Array, singles: Collection[str]) -> Array:
@@ -183,6 +217,7 @@ def _by_request(
 
 
 def _waiting(
+    name: str,
     source: str,
     tasks: dict[int, list[Ids]],
     request: Request,
@@ -205,7 +240,7 @@ def _waiting(
     for layer in range(max((len(tasks[index]) for index in shared), default=0)):
         part = {index: tasks[index][layer] for index in shared if layer < len(tasks[index])}
         made.append(Array("", part, request, "aftercorr", (source,)))
-    return [replace(array, name=f"cells-{start + i}") for i, array in enumerate(made)]
+    return [replace(array, name=f"{name}-{start + i}") for i, array in enumerate(made)]
 
 
 def _alone(counts: Sequence[int], limit: int) -> int:

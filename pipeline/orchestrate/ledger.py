@@ -292,7 +292,8 @@ def locked(paths: SweepPaths) -> Iterator[Ledger]:
         lock = store.FileLock(paths.lock, descriptor, _me(paths))
         _take_lock(lock, paths)
         try:
-            store.clear_abandoned(paths.folder)
+            for folder in (paths.folder, paths.lock.parent):
+                store.clear_abandoned(folder)
             yield read(paths)
         finally:
             lock.release()

@@ -155,7 +155,7 @@ def _report(sweep: Sweep, work: paths.Work) -> int:
     with streams.at_best():
         report.print_summary(frames)
         terminal.show(f"Report: {made.page}")
-        if best := report.best(frames.rows):
+        if best := report.best(frames.compared().rows):
             _print_best(sweep, work, sweep.by_id[best.id])
     return 1 if frames.gaps else 0
 

@@ -95,7 +95,7 @@ class Plan:
                 cell.name,
                 " > ".join(stages(cell)),
                 str(estimate.epochs(cell)),
-                "" if cell.is_base else cell.base_id,
+                cell.stands_on or "",
                 "" if cell.id in missing else self.states.get(cell.id, "done"),
             )
             for cell in self.sweep.cells
@@ -201,7 +201,7 @@ def plan(sweep: Sweep, work: paths.Work, data_root: Path) -> Plan:
         Job(
             name=cell.id,
             cells=(cell.id,),
-            depends_on=() if cell.is_base or cell.base_id not in names else (cell.base_id,),
+            depends_on=(cell.stands_on,) if cell.stands_on in names else (),
             script=f"{here} {shlex.join(cell_command(work, data_root, [cell.id]))}",
         )
         for cell in missing

@@ -128,10 +128,11 @@ class Pool:
 
     def _start(self) -> None:
         for cell in list(self.pending.values()):
-            has_base = cell.is_base or cell.base_id in self.done | self.trained
-            if cell.base_id in self.failed and not has_base:
+            on = cell.stands_on
+            has_base = on is None or on in self.done | self.trained
+            if on in self.failed and not has_base:
                 del self.pending[cell.id]
-                self._end(cell, f"its base failed: {self.failed[cell.base_id]}", 0)
+                self._end(cell, f"{cell.ground} failed: {self.failed[on]}", 0)
             elif not self.free or self.alone or not self.launcher.ready():
                 continue
             elif has_base:

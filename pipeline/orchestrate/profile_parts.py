@@ -19,11 +19,40 @@ from pipeline.sweep import Frozen
 
 IN_JOB = "in-job"
 
+
+def _shaped(pattern: str, expected: str) -> AfterValidator:
+    """A text that has to match; `expected` says in words what does."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"{shown(text)} is not valid; expected {expected}")
+        return text
+
+    return AfterValidator(check)
+
+
 Plain = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-PlainList = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,-]{1,256}$")]
-Feature = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,&|*()\[\]-]{1,256}$")]
-Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1,128}$")]
-Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1000}$")]
+PlainList = Annotated[
+    str, _shaped(r"[A-Za-z0-9._,-]{1,256}", "names of A-Z a-z 0-9 . _ -, with commas between them")
+]
+Feature = Annotated[
+    str,
+    _shaped(
+        r"[A-Za-z0-9._,&|*()\[\]-]{1,256}",
+        "features as --constraint of sbatch has them: names, and , & | * ( ) [ ] between them",
+    ),
+]
+Address = Annotated[
+    str,
+    _shaped(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1,128}", "an address such as me@example.org"),
+]
+Line = Annotated[
+    str, _shaped(r"[^\x00-\x1f\x7f]{1,1000}", "1 to 1,000 characters without a line break")
+]
+Image = Annotated[
+    str,
+    _shaped(r"[^\x00-\x1f\x7f-][^\x00-\x1f\x7f]{0,999}", "an image, such as /images/netpress.sif"),
+]
 GPU = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62}:)?[1-9][0-9]{0,2}")
 
 
@@ -45,7 +74,7 @@ Gpu = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_gpu)]
 Option = Annotated[
     str,
     BeforeValidator(_number_as_text),
-    Field(pattern=r"^[A-Za-z0-9._:/=@%+,-]{1,128}$"),
+    _shaped(r"[A-Za-z0-9._:/=@%+,-]{1,128}", "1 to 128 of A-Z a-z 0-9 . _ : / = @ % + , -"),
 ]
 OptionName = Annotated[str, AfterValidator(sbatch_options.checked)]
 Options = dict[OptionName, Option | bool]
@@ -77,8 +106,13 @@ def no_clusters(value: Any) -> None:
 
 Dependency = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_dependency)]
 Command = Annotated[Line | tuple[Line, ...], AfterValidator(_command)]
+FOLDER = r"/[^\x00-\x1f\x7f,:\\]{0,499}"  # of `--bind`, in which , : and \ have a meaning
 Bound = Annotated[
-    str, Field(pattern=r"^[^\x00-\x1f\x7f,:]{1,500}(:[^\x00-\x1f\x7f,:]{1,500}){0,2}$")
+    str,
+    _shaped(
+        rf"{FOLDER}(:{FOLDER}(:r[ow])?)?",
+        "FOLDER or FOLDER:THERE, with :ro for reading alone; both begin with /, and have no , : \\",
+    ),
 ]
 Cores = Annotated[int, Field(ge=1, le=4096)]
 Gib = Annotated[int, Field(ge=1, le=65_536)]
@@ -105,7 +139,7 @@ class Container(Frozen):
     """What Python runs in: `apptainer exec IMAGE`. The checkout and the work root are bound beside
     what Apptainer binds itself; `bind`: all else, as FOLDER or FOLDER:THERE[:ro]."""
 
-    image: Line
+    image: Image
     bind: tuple[Bound, ...] = ()
     command: Literal["apptainer", "singularity"] = "apptainer"
 

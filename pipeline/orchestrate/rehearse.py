@@ -7,6 +7,7 @@ errors early; its cells have their own ids and their own work root.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,14 @@ def root(work: Work) -> Work:
 def sliver(sweep: Sweep) -> Sweep:
     """The sweep that is rehearsed; its cells correspond to those of `sweep`, in order."""
     name = checked_name(f"{sweep.name[:53]}-rehearsal")
-    return replace(sweep, name=name, cells=tuple(map(_small, sweep.cells)), tracking=())
+    small: dict[str, Cell] = {}
+    for cell in sweep.cells:  # a base comes after the one that it starts from
+        small[cell.id] = _small(cell, small)
+    return replace(sweep, name=name, cells=tuple(small.values()), tracking=())
 
 
-def _small(cell: Cell) -> Cell:
+def _small(cell: Cell, small: Mapping[str, Cell]) -> Cell:
+    """`small`: of the cells before, by their own ids."""
     recipe = cell.recipe.model_copy(
         update={
             "epochs": 1,
@@ -70,7 +75,11 @@ def _small(cell: Cell) -> Cell:
     )
     stages = tuple(replace(s, settings=_short(s.settings)) for s in cell.stages)
     measure = Measure(repeats=REPEATS, seconds=SECONDS, runtimes=cell.measure.runtimes)
-    return replace(cell, recipe=recipe, stages=stages, measure=measure)
+    model, start = cell.model, cell.model.start
+    if start is not None and start.cell is not None:
+        start = start.model_copy(update={"cell": small[start.cell].id})
+        model = model.model_copy(update={"start": start})
+    return replace(cell, model=model, recipe=recipe, stages=stages, measure=measure)
 
 
 def _short(settings: Any) -> Any:

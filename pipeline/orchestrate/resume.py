@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from pipeline import store
 from pipeline.orchestrate import cluster as clusters
 from pipeline.orchestrate import ledger, state, submit
-from pipeline.orchestrate.batch import REPORTS_AGAIN, Batch, durations
+from pipeline.orchestrate.batch import REPORTS_AGAIN, Target, durations
 from pipeline.orchestrate.durations import Durations
 from pipeline.orchestrate.graph import Request
-from pipeline.orchestrate.profile import Cluster
 from pipeline.orchestrate.retry import Cause, escalated
-from pipeline.orchestrate.send import JobFunctions, Sent
+from pipeline.orchestrate.send import JobFunctions
 from pipeline.paths import Work
-from pipeline.sweep import Cell, Sweep
+from pipeline.sweep import Cell
 
 
 @dataclass
@@ -30,18 +28,23 @@ class Choice:
     decisions: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """What was submitted, and a line about each failed cell: its new request, or why there is
+    none."""
+
+    submitted: submit.Submitted
+    decisions: list[str]
+
+
 def run(
-    sweep: Sweep,
-    work: Work,
-    data_root: Path,
-    cluster: Cluster,
+    target: Target,
     functions: JobFunctions,
     cells: Sequence[Cell] = (),
     exceptions: bool = False,
     live: bool = False,
-) -> tuple[Batch, state.SweepState, Sent, list[str]]:
-    """As `submit.run`, with lines about the failed cells: the new request of each, or why there is
-    none.
+) -> Resumed:
+    """As `submit.run`, of failed cells.
 
     cells: only these and the bases that they need, whatever ended them. exceptions: also cells
     that an exception ended.
@@ -49,9 +52,9 @@ def run(
     choice = Choice(frozenset(cell.id for cell in cells), exceptions)
 
     def pick(states: state.SweepState) -> submit.Picked:
-        times = durations(sweep, work, cluster)
+        times = durations(target.sweep, target.work, target.cluster)
         for cell_state in states.cells:
-            _decide(choice, cell_state, states, work, times)
+            _decide(choice, cell_state, states, target.work, times)
         return submit.Picked(
             lambda cell_state: cell_state.cell.id in choice.requests,
             lambda cell: choice.requests[cell.id],
@@ -60,10 +63,7 @@ def run(
             lambda cell: choice.measures.get(cell.id) or times.measuring(cell),
         )
 
-    batch, states, sent = submit.run(
-        sweep, work, data_root, cluster, functions, pick=pick, live=live
-    )
-    return batch, states, sent, choice.decisions
+    return Resumed(submit.run(target, functions, pick=pick, live=live), choice.decisions)
 
 
 def _decide(
@@ -83,14 +83,14 @@ def _decide(
     if choice.named and cell.id not in choice.named and not _is_base_of(cell, choice, states):
         return
     if not _has_base(cell, choice, states):
-        choice.decisions.append(f"{cell.id} {cell.name}: left alone, as its base is")
+        choice.decisions.append(f"{cell.id} {cell.name}: left alone, as {cell.ground} is")
         return
     cause = _cause(cell_state, work, view, apart)
     if not (cause.rule.again or choice.exceptions or cell.id in choice.named):
         choice.decisions.append(f"{cell.id} {cell.name}: left alone, {cell_state.reason}")
         return
     request, standard = _last_request(cell, view, times, apart)
-    if (base := choice.requests.get(cell.base_id)) and cause.kind == "base_failed":
+    if (base := choice.requests.get(cell.stands_on or "")) and cause.kind == "base_failed":
         # It has not run yet, and needs about as much memory as its base.
         request = replace(request, memory_gib=max(request.memory_gib, base.memory_gib))
     profile = times.profile
@@ -117,17 +117,22 @@ def _decide(
 
 
 def _has_base(cell: Cell, choice: Choice, states: state.SweepState) -> bool:
-    """Whether the cell's base is done, or will be; true for a base itself."""
-    if cell.is_base or cell.base_id in choice.requests:
+    """Whether what the cell stands on is done, or will be; true where that is nothing."""
+    if cell.stands_on is None or cell.stands_on in choice.requests:
         return True
-    base = states.by_id[cell.base_id]
-    in_queue = states.view is not None and states.view.in_queue(cell.base_id)
+    base = states.by_id[cell.stands_on]
+    in_queue = states.view is not None and states.view.in_queue(cell.stands_on)
     return base.trained or base.state == "running" or in_queue
 
 
 def _is_base_of(cell: Cell, choice: Choice, states: state.SweepState) -> bool:
-    """Whether this is the base of a cell that the user named."""
-    return any(states.by_id[i].cell.base_id == cell.id for i in choice.named)
+    """Whether a cell that the user named stands on this one, or on what does."""
+    on = {states.by_id[i].cell.stands_on for i in choice.named}
+    while on - {None}:
+        if cell.id in on:
+            return True
+        on = {states.by_id[i].cell.stands_on for i in on if i is not None}
+    return False
 
 
 def _cause(
@@ -173,11 +178,9 @@ def _more(request: Request, given: Request) -> str:
     return f" with {', '.join(more)}" if more else ""
 
 
-def lines(
-    batch: Batch, states: state.SweepState, sent: Sent, decisions: Sequence[str]
-) -> Iterator[submit.Line]:
+def lines(resumed: Resumed) -> Iterator[submit.Line]:
     """The decisions and the submitted jobs, without the advice to call `resume`."""
-    yield from map(submit.Line, decisions)
-    for line in submit.lines(batch, states, sent, "resume"):
+    yield from map(submit.Line, resumed.decisions)
+    for line in submit.lines(resumed.submitted, "resume"):
         if line.kind is not submit.Kind.RESUME_HINT:
             yield line

@@ -12,7 +12,16 @@ from typing import Any
 
 from pipeline import done as finished
 from pipeline import gaps, store, timeline, usage
-from pipeline.orchestrate import cluster, ledger, put_off, report_job, slurm, snapshot, there
+from pipeline.orchestrate import (
+    cluster,
+    ledger,
+    put_off,
+    report_job,
+    slurm,
+    snapshot,
+    there,
+    withdrawn,
+)
 from pipeline.orchestrate.held import is_held
 from pipeline.orchestrate.plan import aligned, identity, quoted
 from pipeline.orchestrate.there import State, failed_since_trained, unmeasured
@@ -95,12 +104,13 @@ def find(
     made_again = now_there.outdated.keys() - now_there.trained
     view = cluster.look(sweep, work, now_there.done | made_again, now_there.trained, patient, known)
     states: dict[str, CellState] = {}
-    for cell in sweep.cells:  # bases come first
+    for cell in sweep.cells:  # what others stand on comes first
         if cell.id in now_there.hidden:
             states[cell.id] = _hidden(cell, view)
             continue
-        base, is_done = states.get(cell.base_id), cell.id in now_there.done
-        if view is None and not {cell.id, cell.base_id} & begun:
+        base, is_done = states.get(cell.stands_on or ""), cell.id in now_there.done
+        failed = base is not None and base.state == "failed"  # for want of another one, perhaps
+        if view is None and not failed and not {cell.id, cell.stands_on} & begun:
             states[cell.id] = _or_older(_not_begun(cell, base), work, begun)
             continue
         lacks, is_trained = now_there.outdated.get(cell.id), cell.id in now_there.trained
@@ -110,6 +120,8 @@ def find(
             now = _state(cell, work, True, base, view)
         states[cell.id] = _or_older(now, work, begun)
     report = report_job.look(view.known, view.rows, view.reachable) if view else None
+    if view:
+        view.notes.extend(withdrawn.note(sweep, view))
     return SweepState(tuple(states.values()), view, frozenset(now_there.hidden), report)
 
 
@@ -129,14 +141,14 @@ def _not_begun(cell: Cell, base: CellState | None) -> CellState:
     """The state of a cell without a folder, whose base has none either."""
     if base is None:
         return CellState(cell, "missing", 0, gaps.NOT_RUN)
-    return CellState(cell, "waiting", 0, f"its base {base.cell.id} is {base.state}")
+    return CellState(cell, "waiting", 0, f"{cell.ground} {base.cell.id} is {base.state}")
 
 
 def _hidden(cell: Cell, view: cluster.View | None) -> CellState:
     """The state of a cell by SLURM's records alone."""
     row = view.row(cell.id) if view else None
     if row is not None and row.state not in slurm.FINAL:
-        waits = row.after and not cell.is_base
+        waits = row.after and cell.stands_on
         state: State = "waiting" if waits else slurm.IN_QUEUE.get(row.state, "running")
         return CellState(cell, state, 0, f"job {row.task}: {row.state.lower()}")
     ended = f"; Slurm says {row.state} of job {row.task}" if row else ""
@@ -203,10 +215,10 @@ def _queued(cell: Cell, work: Work, row: slurm.Row, view: cluster.View) -> tuple
         return state, f"{job}: `netpress cancel` was called, and Slurm still lists it"
     if state == "queued":
         if row.reason == "DependencyNeverSatisfied":
-            return "waiting", f"{job} can never run, its base failed; cancel it"
+            return "waiting", f"{job} can never run, {cell.ground} failed; cancel it"
         # Not by the reason: a job has none before the scheduler has considered it.
-        if row.after and not cell.is_base:
-            return "waiting", f"its base {cell.base_id} is not done ({job})"
+        if row.after and cell.stands_on:
+            return "waiting", f"{cell.ground} {cell.stands_on} is not done ({job})"
         if row.state != "PENDING":
             job += f": {row.state.lower()}"
         return "queued", job + (f", {why}" if why else "")
@@ -248,8 +260,8 @@ def _after_job(
         cause = replace(cause, kind="base_failed")
     if cause.kind == "base_failed" and base is not None and not base.trained:
         if base.state in ("cancelled", "failed"):
-            return base.state, f"its base is {base.state}: {base.reason}"
-        return "missing", f"its base {base.cell.id} is {base.state}"
+            return base.state, f"{cell.ground} is {base.state}: {base.reason}"
+        return "missing", f"{cell.ground} {base.cell.id} is {base.state}"
     if cause.kind in ("base_failed", "lost"):
         return "missing", cause.reason
     advice = f"; {cause.rule.advice}" if cause.rule.advice else ""
@@ -286,9 +298,9 @@ def _without_job(
     if base and base.trained:
         return "missing", reason
     if base and base.state == "failed":
-        return "failed", f"its base failed: {base.reason}"
+        return "failed", f"{cell.ground} failed: {base.reason}"
     if base:
-        return "waiting", f"its base {base.cell.id} is {base.state}"
+        return "waiting", f"{cell.ground} {base.cell.id} is {base.state}"
     return "missing", reason
 
 

@@ -10,7 +10,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import checkout, paths, store
@@ -33,6 +32,8 @@ from pipeline.orchestrate.batch import (
     FOLLOW_UP,
     REPORTS_AGAIN,
     Batch,
+    Chosen,
+    Target,
     choose,
     durations,
     is_missing,
@@ -76,81 +77,78 @@ class Picked:
     measure_request: Callable[[Cell], Request] | None = None
 
 
+@dataclass(frozen=True)
+class Submitted:
+    """The batch, the states before, and what of the batch was submitted."""
+
+    batch: Batch
+    states: state.SweepState
+    sent: Sent
+
+
 def run(
-    sweep: Sweep,
-    work: paths.Work,
-    data_root: Path,
-    cluster: Cluster,
+    target: Target,
     functions: JobFunctions,
     *,
     pick: Callable[[state.SweepState], Picked] | None = None,
     live: bool = False,
-    reports: Path | None = None,
-) -> tuple[Batch, state.SweepState, Sent]:
-    """Submit the missing cells of the sweep, or those that are picked; returns (the batch, the
-    states before, what was submitted).
+    in_job: bool = False,
+) -> Submitted:
+    """Submit the missing cells of the sweep, or those that are picked.
 
     Raises UserError before anything is submitted where data is missing, or where images changed
     since results were made; Unreachable where the queue cannot be read, since it is then not known
-    what is in it. `live`: jobs run the code of the checkout, not a snapshot of it.
+    what is in it. `live`: jobs run the code of the checkout, not a snapshot of it; those that a job
+    submits run what its own submission chose.
     """
-    from pipeline.orchestrate import local  # here, since `plan` needs no workers
-
-    if reports is not None:  # in a job, which runs what its own submission chose
-        live = live or checkout.snapshot_id() is None
-    _require(sweep, work, cluster, in_job=reports is not None)
-    _share(cluster, work)
-    cluster = replace(cluster, code=snapshot.of(work, live))
+    sweep, work = target.sweep, target.work
+    live = live or (in_job and checkout.snapshot_id() is None)
+    _require(target, in_job)
+    _share(target.cluster, work)
+    target = replace(target, cluster=replace(target.cluster, code=snapshot.of(work, live)))
     with ledger.locked(work.sweep(sweep.name)) as known:
         if any(entry.open for entry in known.entries.values()):
             settle.settle(known, slurm.squeue(_owners(known), patient=True))
         states = state.find(sweep, work, patient=True, known=known)
         picked = pick(states) if pick else Picked(is_missing)
-        cells, measures = _chosen(sweep, states, cluster, picked)
-        images.check(states.done, work, data_root, local.say, decode=False)
-        local.require_data([*cells, *measures], data_root)
-        batch = make(
-            sweep,
-            work,
-            data_root,
-            cluster,
-            states,
-            known,
-            cells,
-            picked.request,
-            picked.reports_again,
-            _room(cluster) if cells or measures else None,
-            reports,
-            measures,
-            picked.measure_request,
-        )
+        chosen = _chosen(target, states, picked)
+        _require_images(target, states, chosen)
+        room = _room(target.cluster, chosen)
+        batch = make(target, states, known, chosen, room, picked.reports_again)
         if batch.prepared:
             _require_known(sweep, work, known, states)
             report_job.require_writable(batch.reports, sweep.name)
-            snapshot.make(cluster.code)
-            if reports is None:  # not in a job, which has no home of its own
+            snapshot.make(target.cluster.code)
+            if not in_job:  # which has no home of its own
                 submitted.remember(sweep, work)
-        sent = send(batch, known, functions)
-    return batch, states, sent
+        return Submitted(batch, states, send(batch, known, functions))
 
 
-def _chosen(
-    sweep: Sweep, states: state.SweepState, cluster: Cluster, picked: Picked
-) -> tuple[list[Cell], list[Cell]]:
-    """(what is to be trained, what is to be measured by jobs of its own)."""
-    apart = cluster.profile.measure_job is not None
-    cells = choose(sweep, states, picked.wanted, apart)
-    if not apart:
-        return cells, []
-    wanted = picked.wanted_measured or picked.wanted
-    return cells, measure_jobs.choose(sweep, states, cells, wanted)
+def _chosen(target: Target, states: state.SweepState, picked: Picked) -> Chosen:
+    """What is to be trained, and what is to be measured by jobs of its own."""
+    apart = target.cluster.profile.measure_job is not None
+    cells = choose(target.sweep, states, picked.wanted, apart)
+    measured: list[Cell] = []
+    if apart:
+        wanted = picked.wanted_measured or picked.wanted
+        measured = measure_jobs.choose(target.sweep, states, cells, wanted)
+    return Chosen(cells, measured, picked.request, picked.measure_request)
 
 
-def _require(sweep: Sweep, work: paths.Work, cluster: Cluster, in_job: bool) -> None:
+def _require_images(target: Target, states: state.SweepState, chosen: Chosen) -> None:
+    """Raises UserError where images of what is done changed, or data of what is chosen lacks."""
+    from pipeline.orchestrate import local  # here, since `plan` needs no workers
+
+    images.check(states.done, target.work, target.data_root, local.say, decode=False)
+    local.require_data([*chosen.cells, *chosen.measured], target.data_root)
+
+
+def _require(target: Target, in_job: bool) -> None:
     """Raises UserError where the roots, the threads or a tracker are not as they have to be; a user
     is told what of their variables is ignored."""
+    sweep, cluster = target.sweep, target.cluster
     if not in_job:
-        _require_roots(cluster, work)
+        _require_roots(cluster, target.work)
         for note in cluster.profile.ignored():
             tell(f"note: {note}")
     _require_threads(sweep, cluster)
@@ -160,7 +158,9 @@ def _require(sweep: Sweep, work: paths.Work, cluster: Cluster, in_job: bool) -> 
         tracking.require(sweep.tracking)
 
 
-def _room(cluster: Cluster) -> Limit | None:
+def _room(cluster: Cluster, chosen: Chosen) -> Limit | None:
+    if not (chosen.cells or chosen.measured):
+        return None
     if not slurm.available():  # the plan is then only for reading
         return None
     from pipeline.orchestrate import room  # here, since `plan` on another machine needs none
@@ -168,14 +168,7 @@ def _room(cluster: Cluster) -> Limit | None:
     return room.tightest(cluster.profile)
 
 
-def go_on(
-    sweep: Sweep,
-    work: paths.Work,
-    data_root: Path,
-    cluster: Cluster,
-    functions: JobFunctions,
-    reports: Path,
-) -> Batch:
+def go_on(target: Target, functions: JobFunctions) -> Batch:
     """For the follow-up job: submit the cells that there was no room for, with the requests that
     they were to have, as far as there is room now. What still does not fit is the batch's rest."""
 
@@ -183,7 +176,7 @@ def go_on(
         assert states.view is not None  # this job is in the ledger
         known = states.view.known
         put_off, unmeasured = known.put_off, known.measuring_put_off
-        standard = durations(sweep, work, cluster).measuring
+        standard = durations(target.sweep, target.work, target.cluster).measuring
 
         def measure_request(cell: Cell) -> Request:
             before = unmeasured.get(cell.id)
@@ -196,23 +189,19 @@ def go_on(
             measure_request=measure_request,
         )
 
-    batch, _, sent = run(sweep, work, data_root, cluster, functions, pick=pick, reports=reports)
-    sent.check()
-    return batch
+    done = run(target, functions, pick=pick, in_job=True)
+    done.sent.check()
+    return done.batch
 
 
-def planned(
-    sweep: Sweep, work: paths.Work, data_root: Path, cluster: Cluster, live: bool = False
-) -> plan.Plan:
+def planned(target: Target, live: bool = False) -> plan.Plan:
     """What `run` would submit now, with the cost; writes nothing."""
-    cluster = replace(cluster, code=snapshot.of(work, live))
+    sweep, work = target.sweep, target.work
+    target = replace(target, cluster=replace(target.cluster, code=snapshot.of(work, live)))
     states = state.find(sweep, work)
     known = states.view.known if states.view else ledger.read(work.sweep(sweep.name))
-    cells, measures = _chosen(sweep, states, cluster, Picked(is_missing))
-    free = _room(cluster) if cells or measures else None
-    batch = make(
-        sweep, work, data_root, cluster, states, known, cells, room=free, measures=measures
-    )
+    chosen = _chosen(target, states, Picked(is_missing))
+    batch = make(target, states, known, chosen, _room(target.cluster, chosen))
     names = {item.array.name: item.name for item in batch.prepared}
     jobs = tuple(
         plan.Job(
@@ -226,7 +215,7 @@ def planned(
         for item in batch.prepared
     )
     state_names = {s.cell.id: s.state for s in states.cells}
-    return plan.Plan(sweep, jobs, **batch_cost.of(batch, work, cluster), states=state_names)
+    return plan.Plan(sweep, jobs, **batch_cost.of(batch, work, target.cluster), states=state_names)
 
 
 def _on(names: Mapping[str, str], array: Array) -> Iterator[str]:
@@ -234,10 +223,9 @@ def _on(names: Mapping[str, str], array: Array) -> Iterator[str]:
         yield names.get(on) or names.get(on.rpartition("_")[0]) or on
 
 
-def lines(
-    batch: Batch, states: state.SweepState, sent: Sent, command: str = "submit"
-) -> Iterator[Line]:
+def lines(submitted: Submitted, command: str = "submit") -> Iterator[Line]:
     """What was submitted by `command`, as lines for the user."""
+    batch, states, sent = submitted.batch, submitted.states, submitted.sent
     called = plan.quoted(batch.sweep)
     for item in batch.prepared:
         cells, job = len(item.array.cells), sent.jobs.get(item.name)
@@ -279,12 +267,12 @@ def _held_back(batch: Batch, states: state.SweepState) -> int:
     """How many cells were not submitted because a process outside of SLURM makes their base."""
     sent = {cell for item in batch.prepared for cell in item.array.cells}
     return sum(
-        states.by_id[s.cell.base_id].state == "running"
+        states.by_id[s.cell.stands_on].state == "running"
         for s in states.cells
         if is_missing(s)
         and not s.trained
         and s.cell.id not in sent
-        and not s.cell.is_base
+        and s.cell.stands_on is not None
         and not (states.view and states.view.in_queue(s.cell.id))
     )
 

@@ -30,6 +30,7 @@ __all__ = [
     "read",
     "read_folder",
     "rebuild",
+    "sweep_of",
 ]
 
 
@@ -41,6 +42,7 @@ def build(
     artifact_bytes: int | None = None,
     earlier: Path | None = None,
     machine: str | None = None,
+    similarity_of: str | None = None,
 ) -> tuple[ReportPaths, Frames]:
     """Write OUT/SWEEP/ (out: ./reports) from what is there; the same results give the same bytes.
     Gives back what `read` would as well, each result having been read once.
@@ -58,6 +60,9 @@ def build(
 
     `machine`: whose measurements are shown; UserError where it measured none. None: of the machine
     that measured most.
+
+    `similarity_of`: the id of the cell whose layers are compared, each with each of its base's;
+    UserError where it has no such result. None: of the technique that loses most.
     """
     from pipeline.report import artifacts, frames, merged, versions
     from pipeline.report.owned import Owned
@@ -69,7 +74,7 @@ def build(
     owned.begin()
     if machine is not None:  # before anything is written
         machine = frames.read(sweep, work, results).named(machine)
-    published = merged.write(sweep, work, paths.merged, results, machine)
+    published = merged.write(sweep, work, paths.merged, results, machine, similarity_of)
     files = made(published, paths)
     models = artifacts.wanted(published, work, paths, artifact_bytes)
     owned.claim([*_names(paths, files), *artifacts.names(paths, models)])
@@ -87,9 +92,11 @@ def check_folder(sweep: Sweep, out: Path | None = None) -> None:
 
 
 @store.shared()
-def rebuild(folder: Path, machine: str | None = None) -> tuple[ReportPaths, Frames]:
-    """Write the report in `folder` anew from its results.h5 alone, to the same bytes. `machine`:
-    as in `build`; results.h5 remembers it.
+def rebuild(
+    folder: Path, machine: str | None = None, similarity_of: str | None = None
+) -> tuple[ReportPaths, Frames]:
+    """Write the report in `folder` anew from its results.h5 alone, to the same bytes. `machine`,
+    `similarity_of`: as in `build`; results.h5 remembers them.
 
     Raises FileNotFoundError where there is none, Corrupt, and UserError where another version of
     netpress wrote it or somebody else's file is in the way.
@@ -100,8 +107,8 @@ def rebuild(folder: Path, machine: str | None = None) -> tuple[ReportPaths, Fram
     paths = ReportPaths(folder)
     owned = Owned.of(paths)
     published = merged.read(paths.merged)
-    if machine is not None:
-        published = merged.show(published, machine)
+    if machine is not None or similarity_of is not None:
+        published = merged.show(published, machine, similarity_of)
     owned.clear()
     files = made(published, paths)
     owned.claim(_names(paths, files))
@@ -115,7 +122,7 @@ def made(published: Published, paths: ReportPaths) -> dict[Path, bytes]:
     from pipeline.report import figures, latex, page, paper, sections, tables, text
 
     sweep, frames, usages = published.sweep, published.frames, published.usages
-    drawn = figures.draw(frames.rows, published.evidence)
+    drawn = figures.draw(frames.compared().rows, published.evidence, published.similarity_of)
     files = {paths.csv: tables.csv_text(frames.cells).encode(), paths.yaml: sweep.text.encode()}
     files |= {paths.svg(name): figure.svg for name, figure in drawn.items()}
     files |= {paths.pdf(name): figure.pdf for name, figure in drawn.items()}
@@ -163,6 +170,13 @@ def read_folder(folder: Path, machine: str | None = None) -> Frames:
     from pipeline.report import merged
 
     return merged.read(ReportPaths(folder).merged).on(machine).frames
+
+
+def sweep_of(folder: Path) -> Sweep:
+    """The sweep whose report lies in a folder; raises as `rebuild`."""
+    from pipeline.report import merged
+
+    return merged.read(ReportPaths(folder).merged).sweep
 
 
 def _results_of(folder: Path | None) -> tuple[Path | None, frozenset[str]]:

@@ -7,10 +7,11 @@ base, trained for longer) is compared with all that go on from the base's weight
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.report import significance
 from pipeline.report.answer import Group, groups, settings
 from pipeline.report.document import Column, Section, Sentence, Table, Value, spread, table_of
 from pipeline.report.row import Row
@@ -35,7 +36,8 @@ ABOUT: Sentence = (
 )
 NOTES: tuple[Sentence, ...] = (
     (
-        "The difference is the mean over the n seeds that both have, each with the same seed. "
+        "The difference is the mean over the n seeds that both have, each with the same seed; "
+        "intervals are Student's t, over these differences. "
         "Controls are not quantized.",
     ),
     (
@@ -55,16 +57,18 @@ class Compared:
 
     @property
     def differences(self) -> list[float | None]:
-        pairs = zip(self.technique.rows, self.control.rows, strict=True)
-        return [_less(mine.accuracy, other.accuracy) for mine, other in pairs]
+        return significance.differences(self.technique, self.control)
 
 
 def section(sweep: Sweep, rows: Sequence[Row]) -> Section | None:
     """None where no technique has a control."""
-    tables = tuple(_tables(sweep, rows))
+    pairs = {setting: list(compared(sweep, each)) for setting, each in settings(rows).items()}
+    tables = tuple(_tables(sweep, pairs))
     if not tables:
         return None
-    return Section("controls", "Techniques and their controls", (ABOUT,), tables, NOTES)
+    both = ((pair.technique, pair.control) for each in pairs.values() for pair in each)
+    about = (ABOUT, *significance.sentences(rows, both))
+    return Section("controls", "Techniques and their controls", about, tables, NOTES)
 
 
 def compared(sweep: Sweep, rows: Iterable[Row]) -> Iterator[Compared]:
@@ -114,11 +118,10 @@ def _paired(technique: Group, control: Group) -> Iterator[Compared]:
         yield Compared(Group(tuple(mine)), Group(tuple(others[row.seed] for row in mine)))
 
 
-def _tables(sweep: Sweep, rows: Sequence[Row]) -> Iterator[Table]:
-    for setting, members in settings(rows).items():
-        lines = [_line(sweep, pair) for pair in compared(sweep, members)]
-        if lines:
-            yield table_of(*setting, COLUMNS, lines)
+def _tables(sweep: Sweep, pairs: Mapping[tuple[str, str], Sequence[Compared]]) -> Iterator[Table]:
+    for setting, members in pairs.items():
+        if members:
+            yield table_of(*setting, COLUMNS, [_line(sweep, pair) for pair in members])
 
 
 def _line(sweep: Sweep, pair: Compared) -> tuple[Value, ...]:
@@ -134,7 +137,3 @@ def _line(sweep: Sweep, pair: Compared) -> tuple[Value, ...]:
         *(spread([row.parameters for row in group.rows], "parameters") for group in both),
         *(spread([count], "epochs") for count in trained),
     )
-
-
-def _less(mine: float | None, other: float | None) -> float | None:
-    return None if mine is None or other is None else mine - other

@@ -22,6 +22,7 @@ from pipeline.report import measured
 from pipeline.store import StageHistory
 
 DIFFERING = "differing/"
+PAIRS = "similarity/cka_pairs"
 Measured = tuple[measured.Measurement, store.Result]
 CLASSES = ("predictions", "base_predictions", "labels")
 SIMILARITY = ("cka", "svcca")
@@ -45,11 +46,14 @@ class Evidence:
     labels: numpy.ndarray | None  # uint16 [N]
     differing: dict[str, numpy.ndarray] | None
     similarity: dict[str, numpy.ndarray] | None = None  # cka and svcca [L + 1] with the base's
+    # CKA of M of these layers (lines) with each of the same M of the base.
+    similarity_pairs: numpy.ndarray | None = None
 
     @cached_property
     def n_bytes(self) -> int:
         """What its numbers take in memory."""
-        single = (self.channels, self.predictions, self.base_predictions, self.labels)
+        classes = (self.predictions, self.base_predictions, self.labels)
+        single = (self.channels, self.similarity_pairs, *classes)
         groups = (self.latency, self.differing or {}, self.similarity or {})
         arrays = [*(array for group in groups for array in group.values()), *single]
         return sum(a.nbytes for a in arrays if a is not None) + self.history_bytes
@@ -77,12 +81,13 @@ def of(result: store.Result) -> Evidence:
     channels = _array(values.get("channels"), "iu", 1)
     history, differing = tuple(result.history), _differing(values)
     similar = _similarity(values)
-    return Evidence(history, channels, latency, own, base, labels, differing, similar)
+    pairs = _pairs(values, similar)
+    return Evidence(history, channels, latency, own, base, labels, differing, similar, pairs)
 
 
 def is_row_evidence(name: str) -> bool:
     """Whether a row is made from what is measured under this name; the rest is large."""
-    return name not in CLASSES and not name.startswith(DIFFERING)
+    return name not in CLASSES and name != PAIRS and not name.startswith(DIFFERING)
 
 
 def valid_results(
@@ -177,6 +182,16 @@ def _similarity(values: Mapping[str, Any]) -> dict[str, numpy.ndarray] | None:
     known = {name: array for name, array in found.items() if array is not None}
     alike = len({len(array) for array in known.values()}) == 1
     return known if alike and len(known) == len(SIMILARITY) else None
+
+
+def _pairs(
+    values: Mapping[str, Any], similar: Mapping[str, numpy.ndarray] | None
+) -> numpy.ndarray | None:
+    """A square, of no more layers than there are; results of earlier versions have none."""
+    pairs = _array(values.get(PAIRS), "f", 2)
+    if pairs is None or similar is None or len(pairs) > len(similar["cka"]):
+        return None
+    return pairs if pairs.shape[0] == pairs.shape[1] else None
 
 
 def _differing(values: Mapping[str, Any]) -> dict[str, numpy.ndarray] | None:

@@ -34,11 +34,13 @@ COLUMNS = (*IDENTITY, *(metric.key for metric in METRICS), "facts", "other_image
 @dataclass(frozen=True)
 class Frames:
     """`rows`: of the cells that have a result, each of one machine; `gaps`: the cells of the sweep
-    that have none; `every`: a row for each cell and machine that measured it."""
+    that have none; `every`: a row for each cell and machine that measured it; `set_apart`: ids of
+    the results that are no part of what is compared (report/tuned.py)."""
 
     rows: tuple[Row, ...]
     gaps: tuple[Gap, ...]
     every: tuple[Row, ...] = ()
+    set_apart: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, rows: Iterable[Row], gaps: Iterable[Gap]) -> Frames:
@@ -68,6 +70,16 @@ class Frames:
             if row.id not in there
         ]
         return Frames(rows, (*self.gaps, *missing), self.every)
+
+    def compared(self) -> Frames:
+        """Without what is set apart."""
+        if not self.set_apart:
+            return self
+        rows, every = (
+            tuple(row for row in rows if row.id not in self.set_apart)
+            for rows in (self.rows, self.every)
+        )
+        return Frames(rows, self.gaps, every, self.set_apart)
 
     def named(self, machine: str) -> str:
         """The machine of this name, or of a unique beginning of it."""

@@ -1,10 +1,12 @@
 """results.h5: all that a report is made from, in one file that can be shared.
 
     /                           attributes format, netpress (version), name, called (how the user
-                                names the sweep), and machine, where one was chosen to be shown
+                                names the sweep), and machine and similarity_of (the id of a
+                                cell), where they were chosen to be shown
     /text                       the sweep file
     /order                      JSON: ids of the sweep's cells, in its order
     /gaps                       JSON: [{cell, reason}]
+    /tuned                      JSON: {technique: what it is a candidate of}; where there are any
     /usage                      JSON: {id: the record of its job's usage, where it ran in one}
     /cells/ID/                  attributes and members as in the cell's result.h5, in the report's
                                 order, its technique called as in this sweep, and the attribute
@@ -33,7 +35,7 @@ from pipeline import __version__, catalog, store, strict_yaml, usage
 from pipeline.errors import UserError
 from pipeline.gaps import Gap
 from pipeline.paths import Work, checked_name
-from pipeline.report import content, evidence, frames, reading
+from pipeline.report import content, evidence, frames, reading, tuned
 from pipeline.report.evidence import Evidence
 from pipeline.report.frames import Frames
 from pipeline.report.reading import Chunk, Read
@@ -44,20 +46,22 @@ from pipeline.usage import Used
 
 FORMAT = 2  # in 1, a cell has one measurement, in /measure
 READABLE = (1, 2)
-MACHINE = "machine"
+MACHINE, SIMILARITY_OF = "machine", "similarity_of"
 TEXT_BYTES = 2 * strict_yaml.MAX_BYTES  # of a sweep file
 MEMBERS = {"text", "order", "gaps", "usage", "cells"}
+TUNED = "tuned"
 
 
 @dataclass(frozen=True)
 class Published:
-    """A sweep and its results, in `path`. `usages`: a cell's id -> its job's record of
-    usage."""
+    """A sweep and its results, in `path`. `usages`: a cell's id -> its job's record of usage;
+    `similarity_of`: the id of the cell whose layers were chosen to be compared."""
 
     path: Path
     sweep: Sweep
     frames: Frames
     usages: dict[str, dict[str, Any]]
+    similarity_of: str | None = None
 
     def evidence(self, cell_id: str) -> Evidence | None:
         """What figures show of a cell; None for one without a result. Raises Corrupt."""
@@ -85,12 +89,17 @@ class Published:
 
     def on(self, machine: str | None) -> Published:
         """The same with the rows of one machine; as `Frames.on`."""
-        return replace(self, frames=self.frames.on(machine, self.sweep))
+        return replace(self, frames=_compared(self.frames.on(machine, self.sweep), self.sweep))
 
     @cached_property
     def _measurements(self) -> dict[str, str]:
         """Id of a cell with a row -> the name of its measurement."""
         return {row.id: row.measurement for row in self.frames.rows}
+
+
+def _compared(found: Frames, sweep: Sweep) -> Frames:
+    """With the candidates that were not chosen set apart."""
+    return replace(found, set_apart=tuned.set_apart(sweep, found.rows))
 
 
 # --- writing ---------------------------------------------------------------------------------
@@ -102,12 +111,14 @@ def write(
     path: Path,
     earlier: Path | None = None,
     machine: str | None = None,
+    similarity_of: str | None = None,
 ) -> Published:
     """Publish `path` from what there is of `sweep`, and return what is in it. `earlier`: as in
     `reading.from_work`; it can be `path` itself. `machine`: by its whole name, the one shown.
 
     The same results give the same bytes, whatever the order in which they came. Raises OSError
-    where it cannot be written; what was there before is then still there.
+    where it cannot be written, UserError where layers of `similarity_of` were not compared; what
+    was there before is then still there.
     """
     cells = frames.in_order(sweep)
     requests = [frames.request(cell, work) for cell in cells]
@@ -123,7 +134,10 @@ def write(
         usages = {cell.id: one.usage for cell, one in read if one.usage is not None}
         _put_json(file, "gaps", [_gap_json(gap) for gap in result.gaps])
         _put_json(file, "usage", usages)
-        published.append(Published(path, sweep, result.on(machine, sweep), usages))
+        shown = _compared(result.on(machine, sweep), sweep)
+        if similarity_of is not None:
+            _put_similarity_of(file, shown, similarity_of)
+        published.append(Published(path, sweep, shown, usages, similarity_of))
 
     store.publish_hdf5(path, fill)
     return published[0]
@@ -140,6 +154,8 @@ def _put_sweep(file: h5py.File, sweep: Sweep) -> None:
         file.attrs[name] = value
     hdf5.put(file, "text", sweep.text)
     _put_json(file, "order", [cell.id for cell in sweep.cells])
+    if sweep.tuned:
+        _put_json(file, TUNED, dict(sweep.tuned))
 
 
 def _put_json(file: h5py.File, name: str, value: Any) -> None:
@@ -195,15 +211,33 @@ def _gap_json(gap: Gap) -> dict[str, Any]:
     return {"cell": gap.cell.to_json(), "reason": gap.reason}
 
 
-def show(published: Published, machine: str) -> Published:
-    """Have results.h5 remember which machine is shown; raises as `Frames.on`."""
-    name = published.frames.named(machine)
+def show(published: Published, machine: str | None, similarity_of: str | None) -> Published:
+    """Have results.h5 remember which machine, and whose layers, are shown; raises as `Frames.on`
+    and `write`."""
+    name = None if machine is None else published.frames.named(machine)
 
     def put(file: h5py.File) -> None:
-        file.attrs[MACHINE] = name
+        if name is not None:
+            file.attrs[MACHINE] = name
+        if similarity_of is not None:
+            _put_similarity_of(file, published.on(name).frames, similarity_of)
 
     store.change_hdf5(published.path, put)
     return read(published.path)
+
+
+def _put_similarity_of(file: h5py.File, shown: Frames, cell_id: str) -> None:
+    measurement = {row.id: row.measurement for row in shown.rows}
+    if cell_id not in measurement:
+        raise UserError(f"--similarity {cell_id}: has no result that is shown")
+    found = reading.results_of(file, cell_id, everything=True)
+    result = next(result for one, result in found if one.name == measurement[cell_id])
+    if evidence.of(result).similarity_pairs is None:
+        raise UserError(
+            f"--similarity {cell_id}: its layers were not compared with each of its base's, which "
+            "an earlier version did not; `netpress measure` measures it again"
+        )
+    file.attrs[SIMILARITY_OF] = cell_id
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -217,14 +251,17 @@ def read(path: Path) -> Published:
     """
     with store.open_hdf5(path) as file:
         _check(file, path)
-        machine = hdf5.attribute(file.id, MACHINE.encode()) if MACHINE in file.attrs else None
+        machine, similarity_of = (
+            hdf5.attribute(file.id, name.encode()) if name in file.attrs else None
+            for name in (MACHINE, SIMILARITY_OF)
+        )
         missing, usages = _json(file, "gaps"), _json(file, "usage")
         sweep = _sweep(file, path, {gap["cell"]["id"]: gap["cell"] for gap in missing})
     gaps = {gap["cell"]["id"]: gap["reason"] for gap in missing}
     cells = frames.in_order(sweep)
     rows = reading.from_results(path, [identity(c) for c in cells if c.id not in gaps])
     result = Frames.of(rows, [Gap(c, gaps[c.id]) for c in cells if c.id in gaps])
-    return Published(path, sweep, result, usages).on(machine)
+    return Published(path, sweep, result, usages, similarity_of).on(machine)
 
 
 def _check(file: h5py.File, path: Path) -> None:
@@ -232,7 +269,7 @@ def _check(file: h5py.File, path: Path) -> None:
     if made not in READABLE:
         formats = " and ".join(map(str, READABLE))
         raise UserError(f"{path}: format {made}, this netpress reads {formats}")
-    if set(hdf5.members(file.id)) != MEMBERS:
+    if set(hdf5.members(file.id)) - {TUNED} != MEMBERS:
         raise ValueError(f"its members are not {', '.join(sorted(MEMBERS))}")
 
 
@@ -259,7 +296,9 @@ def _sweep(file: h5py.File, path: Path, missing: dict[str, dict[str, Any]]) -> S
         raise ValueError("a cell has another one's id")
     # A path below a file: none is there, so that the sweep is called what it was called.
     text = _text(file, "text", TEXT_BYTES)
-    return Sweep(checked_name(name), tuple(cells), path / Path(called).name, text)
+    candidates = _json(file, TUNED) if TUNED in hdf5.members(file.id) else {}
+    place = path / Path(called).name
+    return Sweep(checked_name(name), tuple(cells), place, text, tuned=candidates)
 
 
 def _cell_json(file: h5py.File, cell_id: str) -> dict[str, Any]:

@@ -40,7 +40,9 @@ SHORT_TITLES = {  # by the id of a section
     "study": "Study",
     "machines": "Machines",
     "simulated": "Simulated latency",
+    "tuned": "Chosen settings",
     "controls": "Controls",
+    "starts": "Pre-training",
     "published": "Published",
 }
 DRAWN_ABOVE = "accuracy-bytes"  # which the page draws itself, at its top
@@ -67,13 +69,14 @@ def html(
 ) -> bytes:
     """The page. `figures`: by name, in reading order; `usages`: a cell's id -> its job's record of
     usage; `measured`: as sections.measured has it; `files`: what lies beside it, by its path."""
-    parts = list(views.parts(measured, frames))
+    compared = frames.compared()
+    parts = list(views.parts(measured, compared))
     used = [views.part(section) for section in (jobs.section(sweep, usages),) if section]
     gaps = views.gaps(frames.gaps)
     every_cell = views.every_cell(frames)
     tables = [*(view for part in (*parts, gaps, *used) for view in part.tables), every_cell]
     machines = Machines(frames)
-    shown = list(_shown(sweep, frames, parts, machines))
+    shown = list(_shown(sweep, compared, parts, machines))
     style = _file("page.css") + "".join(rule for view in tables for rule in view.hiding)
     script = _file("page.js")
     page = (
@@ -94,7 +97,7 @@ def html(
             machines=machines,
             several_seeds=content.several_seeds(frames),
             names_of={"study": plot.NAMES["s"], "ours": plot.NAMES["o"]},
-            charts=chart.charts(frames.rows),
+            charts=chart.charts(compared.rows),
             parts=parts,
             gaps=gaps,
             every_cell=every_cell,

@@ -129,7 +129,7 @@ def _cite(keys: Iterable[str]) -> str:
 def _answers(sweep: Sweep, frames: Frames) -> Iterator[str]:
     yield "\\section*{The answer}"
     yield latex.escape(content.counts(sweep, frames))
-    every = cards.answers(sweep, frames.rows)
+    every = cards.answers(sweep, frames.compared().rows)
     yield from map(_answer, every[:MOST_SETTINGS])
     if not every:
         yield "There is no result yet."
@@ -250,7 +250,7 @@ def _listed(names: Iterable[str]) -> str:
 def _tables(frames: Frames) -> Iterator[str]:
     if not frames.rows:
         return
-    section = content.results(frames, COLUMNS)
+    section = content.results(frames.compared(), COLUMNS)
     for table in section.tables[:MOST_SETTINGS]:
         yield _table(section, table)
 

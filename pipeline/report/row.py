@@ -35,6 +35,7 @@ class Identity:
     seed: int
     is_base: bool
     versions: tuple[tuple[str, int], ...] = ()  # see Cell.versions
+    anew: str = ""  # the model from fresh weights, where its bases start from others
 
     @property
     def setting(self) -> tuple[str, str]:
@@ -42,7 +43,8 @@ class Identity:
         return self.dataset, self.model
 
 
-IDENTITY = tuple(field.name for field in fields(Identity) if field.name != "versions")
+UNTOLD = ("versions", "anew")  # of an identity, in no table of cells
+IDENTITY = tuple(field.name for field in fields(Identity) if field.name not in UNTOLD)
 
 
 class Latency(NamedTuple):
@@ -162,6 +164,7 @@ def identity(cell: Cell) -> Identity:
         cell.seed,
         cell.is_base,
         tuple(cell.versions.items()),
+        cell.model.anew if cell.model.start is not None else "",
     )
 
 
@@ -196,7 +199,7 @@ MEASURED = tuple(
     if field.name
     not in {
         *IDENTITY,
-        "versions",
+        *UNTOLD,
         "facts",
         "machine",
         "measurement",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.report import content, controls, gpu, published, study, tuned
+from pipeline.report import content, controls, gpu, published, starts, study, tuned
 from pipeline.report.document import Section
 from pipeline.report.frames import Frames
 from pipeline.sweep import Sweep
@@ -12,15 +12,17 @@ def measured(sweep: Sweep, frames: Frames) -> list[Section]:
     """None of it without results."""
     if not frames.rows:
         return []
+    shown = frames.compared()
     sections = (
-        study.section(frames.rows),
-        content.results(frames),
-        content.latency(frames),
-        content.machines(frames),
-        gpu.section(frames),
-        content.simulated(frames),
+        study.section(shown.rows),
+        content.results(shown),
+        content.latency(shown),
+        content.machines(shown),
+        gpu.section(shown),
+        content.simulated(shown),
         tuned.section(sweep, frames.rows),
-        controls.section(sweep, frames.rows),
-        published.section(frames.rows),
+        controls.section(sweep, shown.rows),
+        starts.section(shown.rows),
+        published.section(shown.rows),
     )
     return [section for section in sections if section]

@@ -116,7 +116,7 @@ def print_summary(frames: Frames, file: IO[str] | None = None) -> None:
 
     # As wide as it must be: a terminal that is narrower wraps, which loses nothing.
     console = Printer(file=file, highlight=False, soft_wrap=True, width=1000)
-    for (dataset, model), rows in settings(frames.rows).items():
+    for (dataset, model), rows in settings(frames.compared().rows).items():
         marks = _marks(rows)
         console.print(Text(f"{dataset}, {model}", style="bold"))
         console.print(_summary_table(rows, marks))

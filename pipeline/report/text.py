@@ -35,7 +35,7 @@ def report(
         f"{content.counts(sweep, frames)}\n",
         *(_figure(path, figure) for path, figure in first.items()),
         "## The answer\n",
-        *(_answer(answer) for answer in cards.answers(sweep, frames.rows)),
+        *(_answer(answer) for answer in cards.answers(sweep, frames.compared().rows)),
         "" if frames.rows else "There is no result yet.\n",
         *map(_section, measured),
         *_figures(others),

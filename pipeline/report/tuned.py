@@ -20,8 +20,8 @@ COLUMNS = (
 )
 ABOUT: Sentence = (
     "Each technique's settings are chosen among a few by its accuracy on held-out images, which "
-    "are neither trained on nor tested on. All candidates are shown, here and in the other tables; "
-    "what a technique is worth is the line that is chosen.",
+    "are neither trained on nor tested on. All candidates are shown here; in other tables and in "
+    "figures are those that are chosen, and all of them in the list of all cells alone.",
 )
 
 
@@ -43,6 +43,19 @@ def chosen(sweep: Sweep, rows: Iterable[Row]) -> dict[str, str]:
         if accuracy == accuracy and (point not in best or accuracy > best[point][0]):
             best[point] = accuracy, group.technique
     return {point: technique for point, (_, technique) in best.items()}
+
+
+def set_apart(sweep: Sweep, rows: Sequence[Row]) -> frozenset[str]:
+    """Ids of the rows of candidates that were not chosen. Where held-out images chose none yet, all
+    are compared."""
+    ids: set[str] = set()
+    for members in settings(rows).values():
+        best = chosen(sweep, members)
+        for row in members:
+            point = sweep.tuned.get(row.technique)
+            if point in best and best[point] != row.technique:
+                ids.add(row.id)
+    return frozenset(ids)
 
 
 def _candidates(sweep: Sweep, rows: Iterable[Row]) -> list[Group]:

@@ -35,12 +35,15 @@ AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of renameat2(2)
 
 def make_folder(folder: Path) -> Path:
     """Make `folder` and its parents, readable only by the user, or as `shared` says; raises OSError
-    with the path where something else has its name."""
+    with the path where something else has its name. What is published in it is only there for good
+    when the folder itself is, so its name is fsynced as well."""
     if not folder.is_dir():
         make_folder(folder.parent)
         try:
             folder.mkdir(mode=0o700)
             modes.set_mode_of_folder(folder)
+            with contextlib.suppress(PermissionError):  # of a folder that can be used, not listed
+                sync_folder(folder.parent)
         except FileExistsError:  # created meanwhile, or a file, or a dangling link
             if not folder.is_dir():
                 raise NotADirectoryError(
@@ -131,9 +134,10 @@ def publish_new_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def draft_of(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, for the caller to rename; it is removed after an
-    error."""
+    """A temporary folder beside `folder`, for the caller to rename; it is removed after an error,
+    and after a kill by the next process that makes one for the same name."""
     make_folder(folder.parent)
+    clear_abandoned(folder.parent, folder.name)
     temporary = beside(folder, "tmp")
     temporary.mkdir(mode=0o700)
     try:
@@ -177,12 +181,15 @@ def _host() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
 
 
-def clear_abandoned(folder: Path) -> None:
-    """Clear what processes that are dead left directly in `folder`, for a folder without a lock."""
+def clear_abandoned(folder: Path, only: str | None = None) -> None:
+    """Clear what processes that are dead left directly in `folder`, for a folder without a lock.
+    `only`: of what was to have this name."""
     for path in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
         match = TEMPORARY.fullmatch(path.name)
-        if match and _is_abandoned(path, match):
-            clear(path, match)
+        if match and only in (None, match["name"]) and _is_abandoned(path, match):
+            # Another process clears it, too, or it is another user's.
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                clear(path, match)
 
 
 def _is_abandoned(path: Path, match: re.Match[str]) -> bool:

@@ -44,8 +44,14 @@ def manifest_bytes(cell_id: str, files: dict[str, Any], extra: dict[str, Any]) -
 
 
 def sealed_json(content: dict[str, Any]) -> bytes:
-    """With a last entry that is the SHA-256 of the others; no key may come after `seal`."""
-    return json_bytes({**content, "seal": hashlib.sha256(json_bytes(content)).hexdigest()})
+    """With a last entry, after whatever keys there are, that is the SHA-256 of the others."""
+    return with_seal(json_bytes(content))
+
+
+def with_seal(data: bytes) -> bytes:
+    """The same of a JSON object as text, whose last line is its closing bracket."""
+    seal = hashlib.sha256(data).hexdigest()
+    return data.removesuffix(b"\n}\n") + f',\n "seal": "{seal}"\n}}\n'.encode()
 
 
 def read_manifest(cell: CellPaths) -> dict[str, Any] | None:

@@ -132,6 +132,7 @@ _KINDS: dict[str, Any] = {
     "usage": dict[Id, _Usage],
     "gaps": list[_Gap],
     "order": list[Id],
+    "tuned": dict[Text, Text],
     "artifact": dict[FileName, File],
     "cell": dict[str, Any],
 }
@@ -186,6 +187,7 @@ _ARRAYS: dict[str, tuple[str, int, int, int]] = {
     "differing/distance": ("f", 8, 1, MOST_NAMES),
     "similarity/cka": ("f", 8, 1, MOST_NAMES),
     "similarity/svcca": ("f", 8, 1, MOST_NAMES),
+    "similarity/cka_pairs": ("f", 8, 2, MOST_NAMES),
 }
 _SERIES = ("f", 8, 1, MOST_SAMPLES)
 

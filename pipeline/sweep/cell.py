@@ -163,6 +163,19 @@ class Cell:
         """The id of the base that this cell starts from; its own, if it is one."""
         return self._hash(())
 
+    @property
+    def stands_on(self) -> str | None:
+        """The id of the cell whose weights it starts from, which has to be trained before: its
+        base's, or, of a base, that of `weights_from`; None where there is no such cell."""
+        if self.stages:
+            return self.base_id
+        return None if self.model.start is None else self.model.start.cell
+
+    @property
+    def ground(self) -> str:
+        """What `stands_on` is to it, in a sentence."""
+        return "its base" if self.stages else "its starting base"
+
     def _hash(self, stages: tuple[Stage, ...]) -> str:
         text = self._unversioned(stages) if self.format == UNVERSIONED else self._canonical(stages)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

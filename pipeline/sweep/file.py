@@ -12,7 +12,7 @@ from pydantic import Field
 from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.strict_yaml import Document, Key, described, nearest, shown
-from pipeline.sweep import own, recipes
+from pipeline.sweep import own, recipes, start
 from pipeline.sweep.settings import (
     Dataset,
     Frozen,
@@ -168,7 +168,14 @@ def read_models(source: Source) -> list[Model]:
 
 
 def _model(source: Source, at: Key, value: Any) -> Model:
-    """A model by its name, or a user's own by its factory."""
+    """A model by its name, or a user's own by its factory; what it starts from."""
+    if isinstance(value, dict) and "weights_from" in value:
+        alone = {key: given for key, given in value.items() if key != "weights_from"}
+        model = _model(source, at, alone)
+        begin = start.read(source.document, at, value, source.read_before)
+        started = model.model_copy(update={"start": begin})
+        source.check_label((*at, "weights_from"), started.label)
+        return started
     if isinstance(value, dict) and "factory" in value:
         model = own.read(source.document, at, value, source.read_before)
         if model.name in source.catalog.models:

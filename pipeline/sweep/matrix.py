@@ -12,6 +12,7 @@ from pipeline.strict_yaml import nearest, shown
 from pipeline.sweep.cell import BASE, Cell
 from pipeline.sweep.file import MAX_CELLS, Source
 from pipeline.sweep.settings import Dataset, Model, Recipe
+from pipeline.sweep.start import Bases
 from pipeline.sweep.techniques import Technique
 
 Names = tuple[Any, ...]  # all that an entry of `exclude` may call a point of an axis
@@ -24,37 +25,61 @@ def build_cells(
     models: list[Model],
     techniques: list[Technique],
 ) -> tuple[Cell, ...]:
-    """All cells but the excluded ones, and the bases that they stand on; bases first."""
+    """All cells but the excluded ones, and the bases that they stand on; bases first, each after
+    the one that it starts from."""
     config = source.config
     _check_size(source, datasets, models, techniques)
     exclusions = _exclusions(source, datasets, models, techniques)
     asks_base = any(not technique.stages for technique in techniques)
-    bases: list[Cell] = []
+    bases = _bases(source, datasets, recipes, models, exclusions)
     cells: list[Cell] = []
     for dataset, model, seed in itertools.product(datasets, models, config.seeds):
-        recipe, labels = recipes[dataset.name], _model_names(model)
-        used = source.catalog.of_base(dataset.name, model.name, config.measure.runtimes)
-        base = Cell(dataset, model, BASE, BASE, seed, (), recipe, config.measure, plugins=used)
+        names = _model_names(model)
         here = [
-            replace(
-                base, technique=technique.label, family=technique.family, stages=technique.stages
-            )
+            technique
             for technique in techniques
             if technique.stages
-            and exclusions.entry(dataset.name, labels, _technique_names(technique), seed) is None
+            and exclusions.entry(dataset.name, names, _technique_names(technique), seed) is None
         ]
-        without_base = exclusions.entry(dataset.name, labels, (BASE,), seed)
+        without_base = exclusions.entry(dataset.name, names, (BASE,), seed)
         if here and without_base is not None:
             raise source.error(
                 ("exclude", without_base),
-                f"excludes the base that {here[0].name} starts from; exclude that too",
+                f"excludes the base that {dataset.name}/{model.label}/{here[0].label}/{seed} "
+                "starts from; exclude that too",
             )
         if here or (asks_base and without_base is None):
-            bases.append(base)
-        cells += here
-    if not bases:
+            base = bases.of(dataset, model, seed)
+            cells += [
+                replace(base, technique=t.label, family=t.family, stages=t.stages) for t in here
+            ]
+    if not bases.made:
         raise source.error(("exclude",), "excludes every cell; leave at least one")
-    return (*bases, *cells)
+    return (*bases.made.values(), *cells)
+
+
+def _bases(
+    source: Source,
+    datasets: list[Dataset],
+    recipes: Mapping[str, Recipe],
+    models: list[Model],
+    exclusions: _Exclusions,
+) -> Bases:
+    """All that there can be, from fresh weights."""
+    measure, points = source.config.measure, {}
+    for dataset, model in itertools.product(datasets, models):
+        used = source.catalog.of_base(dataset.name, model.name, measure.runtimes)
+        for seed in source.config.seeds:
+            points[dataset.name, model.label, seed] = Cell(
+                dataset, model, BASE, BASE, seed, (), recipes[dataset.name], measure, plugins=used
+            )
+
+    def excluded(cell: Cell) -> bool:
+        names = _model_names(cell.model)
+        return exclusions.entry(cell.dataset.name, names, (BASE,), cell.seed) is not None
+
+    at = {model.label: ("models", i) for i, model in enumerate(models)}
+    return Bases(source.document, points, excluded, at)
 
 
 def _check_size(source: Source, *axes: list[Any]) -> None:

@@ -53,12 +53,8 @@ def read(document: Document, at: Key, value: dict[str, Any], known: Read) -> Mod
         raise document.error((*at, "factory"), _told(error)) from None
     weights: dict[str, Any] = {}
     if entry.weights is not None:
-        try:
-            path = _beside(document, entry.weights)
-            sha256 = known.get(str(path)) or _sha256(path, "a file of weights")
-            weights = {"weights": str(path), "weights_sha256": sha256}
-        except (UserError, OSError) as error:
-            raise document.error((*at, "weights"), _told(error)) from None
+        path, sha256 = weights_in(document, (*at, "weights"), entry.weights, known)
+        weights = {"weights": path, "weights_sha256": sha256}
     own = Own(
         **source,
         function=function,
@@ -67,6 +63,15 @@ def read(document: Document, at: Key, value: dict[str, Any], known: Read) -> Mod
         **weights,
     )
     return Model(name=entry.name, width=entry.width, own=own)
+
+
+def weights_in(document: Document, at: Key, name: str, known: Read) -> tuple[str, str]:
+    """Where a file of weights lies, and its SHA-256; raises as `read`."""
+    try:
+        path = _beside(document, name)
+        return str(path), known.get(str(path)) or _sha256(path, "a file of weights")
+    except (UserError, OSError) as error:
+        raise document.error(at, _told(error)) from None
 
 
 def _told(error: Exception) -> str:
@@ -82,8 +87,9 @@ def _beside(document: Document, name: str) -> Path:
 
 def files(model: Model) -> dict[str, str]:
     """What `read` looked at, as it takes it again: path -> SHA-256."""
-    own = model.own
+    own, start = model.own, model.start
     found = {} if own is None else {own.source: own.sha256, own.weights: own.weights_sha256}
+    found |= {} if start is None else {start.source: start.sha256}
     return {path: sha256 for path, sha256 in found.items() if path and sha256}
 
 

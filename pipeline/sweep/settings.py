@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +24,9 @@ from pydantic import (
 
 from pipeline import registry
 from pipeline.sweep import recipes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing's own from Python 3.11 on
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -67,6 +71,13 @@ class Frozen(BaseModel):
     def decides(self) -> dict[str, Any]:
         """What of it decides a cell's weights, every default filled in, as plain JSON data."""
         return self.model_dump(mode="json")
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Without what is cached: the copy decides something else."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
 
     @cached_property
     def canonical(self) -> str:
@@ -169,20 +180,44 @@ class Own(Frozen):
         return data
 
 
+class Start(Frozen):
+    """Weights that a base starts from in place of fresh ones: those of another base (`cell` is its
+    id), or of a file (`source` is where it lay, `sha256` of its bytes). `label`: a word for them.
+    `source` of a cell is how the sweep file names it."""
+
+    source: str
+    label: Name
+    cell: str | None = Field(None, pattern="^[0-9a-f]{16}$")
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+
+    def decides(self) -> dict[str, Any]:
+        """What the weights are, whatever they are called."""
+        return {"sha256": self.sha256} if self.cell is None else {"cell": self.cell}
+
+
 class Model(Frozen):
-    """A network by name; `width` multiplies its channels. `own`: of a user's own."""
+    """A network by name; `width` multiplies its channels. `own`: of a user's own; `start`: what
+    its bases start from, where that is no fresh weights."""
 
     name: Name
     width: float = Field(1.0, gt=0, le=4)
     own: Own | None = Field(None, exclude_if=lambda value: value is None)
+    start: Start | None = Field(None, exclude_if=lambda value: value is None)
 
     def decides(self) -> dict[str, Any]:
         own = {} if self.own is None else {"own": self.own.decides()}
-        return {"name": self.name, "width": self.width, **own}
+        start = {} if self.start is None else {"start": self.start.decides()}
+        return {"name": self.name, "width": self.width, **own, **start}
 
     @property
     def label(self) -> str:
-        """`vgg16_bn`, or `vgg16_bn-w0.25` where the width is not 1."""
+        """`vgg16_bn`; `vgg16_bn-w0.25` where the width is not 1, `vgg16_bn-from-mnist` where it
+        starts from other weights."""
+        return self.anew if self.start is None else f"{self.anew}-from-{self.start.label}"
+
+    @property
+    def anew(self) -> str:
+        """The label of the same network from fresh weights."""
         return self.name if self.width == 1 else f"{self.name}-w{self.width}"
 
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from pipeline.catalog import Chain
 
 
+ALL = "all"  # in `tune`: each technique that goes on training what it is given
+RATE = "learning_rate_factor"
+
+
 @dataclass(frozen=True)
 class _Step:
     """A stage as it is written, before its settings are checked and expanded."""
@@ -44,7 +48,7 @@ def resolve_techniques(source: Source) -> list[Technique]:
     chains = {name: _defined(source, name) for name in config.define}
     for key, axes in (("grid", config.grid), ("tune", config.tune)):
         for family in axes:
-            if family not in config.techniques:
+            if family not in config.techniques and (key, family) != ("tune", ALL):
                 raise source.error(
                     (key, family),
                     f"{shown(family)} is not in `techniques`; {nearest(family, config.techniques)}",
@@ -55,6 +59,8 @@ def resolve_techniques(source: Source) -> list[Technique]:
         source.known(at, "technique", name, {*built_in, *chains}, "techniques")
         chain = chains[name] if name in chains else _built_in(built_in[name], at)
         techniques += _points(source, name, chain, at)
+    if ALL in {*config.tune} - {*config.techniques} and not any(t.tuned for t in techniques):
+        raise source.error(("tune", ALL), "no technique here goes on training what it is given")
     _refuse_same(source, techniques)
     return techniques
 
@@ -133,7 +139,7 @@ def _axes(source: Source, key: str, family: str, chain: list[_Step]) -> dict[str
     where the file has none."""
     asked: dict[str, Any] = getattr(source.config, key)
     if family not in asked:
-        return {}
+        return _rates_of_all(source, family, chain) if key == "tune" and ALL in asked else {}
     axes, at = asked[family], (key, family)
     if not isinstance(axes, dict) or not axes:
         raise source.error(at, "expected `stage.setting: [values]`")
@@ -151,13 +157,39 @@ def _axes(source: Source, key: str, family: str, chain: list[_Step]) -> dict[str
     return axes
 
 
-def _check_axis(source: Source, at: Key, chain: list[_Step], values: list[Any]) -> None:
-    """Each value tried alone, so that the sentence about a bad one names its place in the grid."""
-    stage, setting = at[-1].split(".", 1)
+def _rates_of_all(source: Source, family: str, chain: list[_Step]) -> dict[str, list[Any]]:
+    """`tune: {all: {learning_rate_factor: [...]}}` for one technique: of the stage that fine-tunes,
+    the first where several do. Empty where none does, where `grid` sets it, and where the file says
+    what to try for this technique."""
+    axes, at = source.config.tune[ALL], ("tune", ALL)
+    if ALL in source.config.techniques:  # it is the name of a technique
+        return {}
+    if not isinstance(axes, dict) or list(axes) != [RATE] or not isinstance(axes[RATE], list):
+        raise source.error(at, f"expected `{RATE}: [values]`, and no other setting")
+    if not axes[RATE]:
+        raise source.error((*at, RATE), "expected a list of values, at least one")
+    refuse_twins(source.document, (*at, RATE), axes[RATE])
+    catalog = source.catalog
+    for step in chain:
+        settings = source.document.check(step.at, catalog.stages[step.stage], step.written)
+        if catalog.finetunes(settings, source.config.training):
+            _check_axis(source, (*at, RATE), [step], axes[RATE], RATE)
+            name = f"{step.stage}.{RATE}"
+            return {} if name in source.config.grid.get(family, {}) else {name: axes[RATE]}
+    return {}
+
+
+def _check_axis(
+    source: Source, at: Key, chain: list[_Step], values: list[Any], name: str = ""
+) -> None:
+    """Each value tried alone, so that the sentence about a bad one names its place in the grid.
+    `name`: of the setting, in each stage of the chain; else the key has it, with its stage."""
+    stage, _, setting = at[-1].rpartition(".")
     for step in chain:
         for i, value in enumerate(values):
-            if step.stage == stage:
-                changed, settings = {**step.written, setting: value}, source.catalog.stages[stage]
+            if name or step.stage == stage:
+                changed = {**step.written, name or setting: value}
+                settings = source.catalog.stages[step.stage]
                 source.document.check((*at, i), settings, changed, name_keys=False)
 
 
@@ -167,13 +199,15 @@ def _at_point(
     """The chain with the settings of one point; every stage of a name takes them."""
     if not point:
         return _resolve(source, chain)
-    key = "grid" if family in source.config.grid else "tune"
-    source.check_label((key, family), "-".join([family, *map(_spelled, point.values())]))
+    config = source.config
+    at = ("tune", family if family in config.tune else ALL)
+    at = ("grid", family) if family in config.grid else at
+    source.check_label(at, "-".join([family, *map(_spelled, point.values())]))
     steps = []
     for step in chain:
         mine = {name: value for name, value in point.items() if name.split(".", 1)[0] == step.stage}
         written = {**step.written, **{name.split(".", 1)[1]: mine[name] for name in mine}}
-        steps.append(_Step(step.stage, written, (key, family) if mine else step.at))
+        steps.append(_Step(step.stage, written, at if mine else step.at))
     return _resolve(source, steps)
 
 

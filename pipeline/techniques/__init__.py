@@ -194,9 +194,12 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
 # Which of them are controls: never the answer, and marked wherever they are shown. A technique of
 # a sweep's own is none.
 ANEW = "base-anew"  # with which similarity is compared
+CHANCE = "prune-random"  # what any choice of filters has to be better than
+# Refinements, and what they have to be better than.
+PLAIN = {"dkd": "kd", "distill-staged": "kd", "kd-consistent": "kd"}
 CONTROLS = frozenset(
     {
-        "prune-random",
+        CHANCE,
         "sparse-random",
         "pruned-from-scratch",
         "scratch-e",

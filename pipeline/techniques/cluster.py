@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, field_validator
 
 from pipeline.techniques import refuse_settled
-from pipeline.techniques.settings import Trained
+from pipeline.techniques.settings import Factor, Trained
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ class Settings(Trained):
     k_convolution: int = Field(16, ge=2, le=128, description="values of a convolution: 2, 4, 8 ...")
     k_linear: int = Field(16, ge=2, le=128, description="values of a linear layer: 2, 4, 8 ...")
     share: float = 0.2
-    learning_rate_factor: float = 0.02
+    learning_rate_factor: Factor = 0.02
 
     @field_validator("k_convolution", "k_linear")
     @classmethod

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from pipeline.techniques.quantize import refuse_quantized, settled, simulated
-from pipeline.techniques.settings import Trained
+from pipeline.techniques.settings import Factor, Trained
 
 if TYPE_CHECKING:
     from pipeline.models.network import ModelState
@@ -32,7 +32,7 @@ class Aware(Trained):
 
 class CoarseSettings(Aware):
     share: float = 0.5
-    learning_rate_factor: float = 0.5
+    learning_rate_factor: Factor = 0.5
     eight_bits: Literal["first-and-last", "first", "last", "none"] = Field(
         "first-and-last", description="layers whose weights keep 8 bits"
     )

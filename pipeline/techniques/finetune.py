@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pipeline.techniques.settings import Trained
+from pipeline.techniques.settings import Factor, Trained
 
 if TYPE_CHECKING:
     from pipeline.models.network import ModelState
@@ -19,7 +19,7 @@ class Settings(Trained):
 
     cites: ClassVar[tuple[str, ...]] = ("renda2020rewinding",)
 
-    learning_rate_factor: float = 0.5
+    learning_rate_factor: Factor = 0.5
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:

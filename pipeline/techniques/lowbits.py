@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pipeline.sweep import Recipe
 from pipeline.techniques import coarse
+from pipeline.techniques.settings import Factor
 
 if TYPE_CHECKING:
     from pipeline.models.network import ModelState
@@ -29,7 +30,7 @@ class Settings(coarse.CoarseSettings):
 
     bits: Literal[4, 2] = Field(4, description="of the weights; activations have 8")
     progressive: bool = Field(True, description="train with 8 bits first, then 4 (then 2)")
-    learning_rate_factor: float = 0.3
+    learning_rate_factor: Factor = 0.3
 
     def steps(self) -> tuple[int, ...]:
         """The bits of each training, the last of which are those that stay."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.techniques import filters, refuse_settled
-from pipeline.techniques.settings import Trained
+from pipeline.techniques.settings import Factor, Trained
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class Settings(Trained, filters.Budget):
 
     cites: ClassVar[tuple[str, ...]] = ("sanh2020movement", "zhu2017prune")
 
-    learning_rate_factor: float = 0.5
+    learning_rate_factor: Factor = 0.5
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:

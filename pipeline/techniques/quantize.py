@@ -12,7 +12,7 @@ from pydantic import Field
 
 from pipeline.errors import UserError
 from pipeline.sweep import Recipe
-from pipeline.techniques.settings import Trained
+from pipeline.techniques.settings import Factor, Trained
 
 if TYPE_CHECKING:
     from pipeline.models.network import ModelState
@@ -45,7 +45,7 @@ class Settings(Trained):
         "whose products can; on: 7-bit weights; off: any 8-bit weights, for CPUs that have VNNI",
     )
     share: float = 0.2
-    learning_rate_factor: float = 0.02
+    learning_rate_factor: Factor = 0.02
 
     def epochs_of(self, recipe: Recipe) -> int:
         return super().epochs_of(recipe) if self.aware else 0

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pipeline.sweep import Recipe
 from pipeline.techniques import refuse_settled
-from pipeline.techniques.settings import Trained
+from pipeline.techniques.settings import Factor, Trained
 
 if TYPE_CHECKING:
     from pipeline.models.network import ModelState
@@ -39,7 +39,7 @@ class Settings(Trained):
     share: float = Field(
         0.1, gt=0, le=100, description="of training.epochs, for each of 3 trainings"
     )
-    learning_rate_factor: float = 0.02
+    learning_rate_factor: Factor = 0.02
 
     def epochs_of(self, recipe: Recipe) -> int:
         return len(PORTIONS) * self.epochs_each(recipe)

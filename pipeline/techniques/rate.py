@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.techniques import coarse
+from pipeline.techniques.settings import Factor
 
 if TYPE_CHECKING:
     from pipeline.models.network import ModelState
@@ -32,7 +33,7 @@ class Settings(coarse.Aware):
         description="scales begin where LSQ's do for so many bits: at 4 just below 3 bits a weight",
     )
     share: float = 0.5
-    learning_rate_factor: float = 0.5
+    learning_rate_factor: Factor = 0.5
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pipeline.models.network import ModelState
     from pipeline.techniques.context import Context
     from pipeline.training.losses import Objective
+
+
+Factor = Annotated[float, Field(gt=0, le=100)]  # of a learning rate
 
 
 class StageSettings(Frozen):
@@ -94,7 +97,7 @@ class Trained(StageSettings):
         None, ge=1, le=100_000, description="default: share x training.epochs"
     )
     share: float = Field(1.0, gt=0, le=100, description="part of training.epochs, at least 1 epoch")
-    learning_rate_factor: float = Field(1.0, gt=0, le=100, description="of training.learning_rate")
+    learning_rate_factor: Factor = Field(1.0, description="of training.learning_rate")
     teacher: Literal["base"] | None = Field(None, description="learn from the base's soft logits")
     temperature: float = Field(4.0, gt=0, le=1000, description="softens the logits of both")
     soft: float = Field(0.9, ge=0, le=1, description="weight of the soft targets; rest: the labels")

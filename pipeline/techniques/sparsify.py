@@ -13,7 +13,7 @@ from pydantic import Field
 
 from pipeline.errors import UserError
 from pipeline.techniques import refuse_settled
-from pipeline.techniques.settings import Trained
+from pipeline.techniques.settings import Factor, Trained
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ class Settings(Trained):
     ends: Literal["dense", "sparse"] = Field(
         "dense", description="the layers that read the image, and the last one"
     )
-    learning_rate_factor: float = 0.5
+    learning_rate_factor: Factor = 0.5
 
     def operating_point(self) -> dict[str, Any]:
         return {"sparsity": self.sparsity}

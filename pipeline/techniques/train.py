@@ -1,4 +1,5 @@
-"""Training from fresh weights: the base, and the controls that ignore its weights."""
+"""Training from fresh weights: the base, and the controls that ignore its weights. A base that
+starts from other weights goes on from these."""
 
 from __future__ import annotations
 
@@ -53,6 +54,14 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 
         own.fill(state.network.module, cell.model.own)  # trained already: it is only measured
         return state
+    if cell.is_base and cell.model.start is not None:
+        recipe = context.cell.recipe.continued()
+        return context.train(
+            lambda: state,
+            settings.objective_of(recipe, context),
+            settings.epochs_of(recipe),
+            settings.recipe_of(recipe),
+        )
     if settings.model or settings.width:
         spec = student_spec(context, settings.model, settings.width or 1.0)
     recipe = context.cell.recipe

@@ -31,7 +31,7 @@ def main() -> None:
     print(f"{hardware.cpu_name()}\n")
     print("| model | raw | xz | zstd -19 | order 0 | npk | smaller than raw | than xz | MB/s |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for name, model in [*(given or _trained()), *_synthetic()]:
+    for name, model in [*(given or _trained()), *synthetic()]:
         print(_row(name, model), flush=True)
 
 
@@ -68,7 +68,7 @@ def _timed(function: Callable[[], bytes]) -> tuple[bytes, float]:
     return result, best
 
 
-def _synthetic() -> Iterator[tuple[str, bytes]]:
+def synthetic() -> Iterator[tuple[str, bytes]]:
     rng = np.random.default_rng(0)
     shape = (256, 256, 3, 3)
     for kept in (0.1, 0.03):

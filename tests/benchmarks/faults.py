@@ -1,41 +1,45 @@
 """How often netpress stands what goes wrong: faults of the disk, flipped bits, files of strangers.
 
-    env/run python -m tests.benchmarks.faults [--minutes 30] [--seed 0] [faults flips hostile]
+    env/run python -m tests.benchmarks.faults [--minutes 30] [--seed 0] [--part 0 --of 1]
+                                              [faults flips hostile]
 
 *faults*: every write, fsync, rename, unlink, mkdir and open of small runs fails, is cut short or is
 the last one, each in turn, and the run is repeated: it must then be done, with the same products,
 nothing of before lost, no temporary file left; and at no time may half a file have a live name, or
-a traceback be the answer. *flips*: bits and ends of every published file; each must be detected, or
-make no difference. *hostile*: files with a right checksum and contents of others; each must be read
-in full or be one sentence, within 1 GB and 30 s. Counts are printed as they are, with whatever was
-not held; the exit code is 1 where that is anything.
+a traceback be the answer. Then two faults, one while the run is repeated after the other. *flips*:
+bits and ends of every published file; each must be detected, or make no difference. *hostile*:
+files with a right checksum and contents of others; each must be read in full or be one sentence,
+within 1 GB and 30 s. Counts are printed as they are, with whatever was not held; the exit code is 1
+where that is anything.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import gc
+import importlib
 import os
+import pickle
 import random
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline import report, store
-from pipeline.artifact.format import MODEL
+from pipeline import store
 from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import ledger
-from pipeline.paths import ReportPaths, Work
-from pipeline.report import merged
-from tests import cells, hostile, injected, results
+from pipeline.paths import Work
+from tests import injected, scenarios
+from tests.scenarios import QUICK, REPORT, Scenario, cell_scenario
 
 FLIPS, HOSTILE = 100_000, 1_000
+ONLY_OF_WRITES = ("short", "torn")
 
 
 @dataclass
@@ -52,7 +56,10 @@ class Count:
             print(f"NOT HELD {what}: {problem}", flush=True)
 
     def line(self, name: str, seconds: float) -> str:
-        parts = ", ".join(f"{n:,} {what}" for what, n in sorted(self.tried.items()))
+        kinds: Counter[str] = Counter()
+        for what, n in self.tried.items():
+            kinds[what.partition(" ")[2] or what] += n
+        parts = ", ".join(f"{n:,} {what}" for what, n in sorted(kinds.items()))
         total = sum(self.tried.values())
         return f"{name}: {total:,} tried, {len(self.wrong)} not held, {seconds:.0f} s ({parts})"
 
@@ -61,168 +68,99 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Scenario:
-    """`before` makes the folder, `act` is the run, `products` is what has to be there at the end,
-    `sound` raises where half of something has a live name."""
+class Sound:
+    """What a run of a scenario does without a fault."""
 
-    name: str
-    before: Callable[[Path], None]
-    act: Callable[[Path], None]
-    products: Callable[[Path], object]
-    sound: Callable[[Path], None]
+    operations: list[str]
+    products: object
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> Sound:
+        with _folder() as folder:
+            scenario.before(folder)
+            code, operations, trace = injected.run(lambda: scenario.act(folder), folder)
+            assert code == injected.DONE, trace
+            return cls(operations, scenario.products(folder))
 
 
-def _publish(folder: Path) -> None:
-    """What a cell publishes, under its lock; its numbers are made up."""
-    cell, work = hostile.some_sweep().cells[1], Work(folder)
-    with store.lock_cell(work.cell(cell.id)):
-        if store.is_done(work.cell(cell.id), deep=True):
+@dataclass(frozen=True)
+class Fault:
+    """Of kind `kind` at operation `at`, and where `then` is there, another in the repetition."""
+
+    at: int
+    kind: str
+    then: Fault | None = None
+
+
+def each(sound: Sound, costly: bool) -> Iterator[Fault]:
+    """One fault at every operation, of every kind that means something there; where a run takes
+    seconds, of one kind in turn, and of all where such a call comes first."""
+    seen: set[str] = set()
+    for at, what in enumerate(sound.operations):
+        kinds = [k for k in injected.KINDS if what.startswith("write") or k not in ONLY_OF_WRITES]
+        call = what.split()[0]
+        if costly and call in seen:
+            kinds = [kinds[at % len(kinds)]]
+        seen.add(call)
+        for kind in kinds:
+            yield Fault(at, kind)
+
+
+def pairs(sound: Sound, tries: int, every: random.Random) -> Iterator[Fault]:
+    """Two faults, the second while the run is repeated after the first."""
+    first = list(each(sound, costly=False))
+    for _ in range(tries):
+        yield replace(every.choice(first), then=every.choice(first))
+
+
+def faults(
+    scenario: Scenario, some: Iterable[Fault], sound: Sound, count: Count, until: float
+) -> None:
+    for fault in some:
+        if time.monotonic() > until:
+            print(f"{scenario.name}: time is over at {fault}", flush=True)
             return
-        attempt = store.new_attempt(work.cell(cell.id), "1_0")
-        store.write_usage(attempt, store.Usage("1_0"))
-        results.publish(cell, work)
+        what = sound.operations[fault.at].split()[0]
+        problem, met = _fault(scenario, sound, fault)
+        twice = " twice" if fault.then else ""
+        if problem or met:
+            count.note(f"{scenario.name} {what} {fault.kind}{twice}", problem)
 
 
-def _cells_are_sound(folder: Path) -> None:
-    for cell in hostile.some_sweep().cells:
-        paths = Work(folder).cell(cell.id)
-        if paths.manifest.exists():
-            store.verify(paths, deep=True)
-        if paths.result.exists():
-            store.read_result(paths.result)
-        if paths.metrics.exists():
-            store.read_history(paths.metrics)
-        if paths.cell_json.exists():
-            json.loads(paths.cell_json.read_bytes())
-
-
-def _published(folder: Path) -> object:
-    _cells_are_sound(folder)
-    done = [
-        store.is_done(Work(folder).cell(cell.id), deep=True) for cell in hostile.some_sweep().cells
-    ]
-    return done
-
-
-def _submit(folder: Path) -> None:
-    """Five submissions in a ledger, each once."""
-    place = Work(folder).sweep("s")
-    with ledger.locked(place) as known:
-        for i in range(5):
-            intent = f"intent{i}"
-            if intent not in known.entries:
-                facts = dict(tasks={"0": [f"cell{i}"]}, request={}, after=[], user="me")
-                known.append("intent", intent=intent, name=f"n{i}", kind="cells", **facts)
-            if known.entries[intent].open:
-                known.append("submitted", intent=intent, job=100 + i)
-
-
-def _ledger_is_sound(folder: Path) -> None:
-    known = ledger.read(Work(folder).sweep("s"))
-    assert list(known.entries) == [f"intent{i}" for i in range(len(known.entries))]
-
-
-def _submitted(folder: Path) -> object:
-    return ledger.read(Work(folder).sweep("s")).jobs
-
-
-def _report(folder: Path) -> None:
-    report.build(hostile.some_sweep(), Work(folder / "work"), folder / "reports", 10**9)
-
-
-def _work_of_report(folder: Path) -> None:
-    for cell in hostile.some_sweep().cells:
-        results.publish(cell, Work(folder / "work"))
-
-
-def _report_is_sound(folder: Path) -> None:
-    _cells_are_sound(folder / "work")
-    paths = ReportPaths(folder / "reports" / "test")
-    if paths.merged.exists():
-        store.check_seal(paths.merged)
-
-
-def _reported(folder: Path) -> object:
-    """The bytes of a report, all but results.h5, which has times of its groups in it."""
-    reports = folder / "reports"
-    return {
-        p.relative_to(reports): store.sha256(p) for p in sorted(reports.rglob("*")) if p.is_file()
-    }
-
-
-def _nothing(folder: Path) -> None:
-    pass
-
-
-def _base_done(folder: Path) -> None:
-    results.publish(hostile.some_sweep().cells[0], Work(folder))
-
-
-QUICK = (
-    Scenario("publish", _base_done, _publish, _published, _cells_are_sound),
-    Scenario("ledger", _nothing, _submit, _submitted, _ledger_is_sound),
-)
-REPORT = Scenario("report", _work_of_report, _report, _reported, _report_is_sound)
-
-
-def cell_scenario() -> Scenario:
-    """A real cell: trained on 32 digits, exported, measured."""
-    training = {"epochs": 1, "batch_size": 32, "train_images": 32, "test_images": 16}
-    with tempfile.TemporaryDirectory() as folder:
-        base = cells.cells(Path(folder), ["base"], training=training)["base"]
-
-    def act(folder: Path) -> None:
-        cells.run(base, Work(folder))
-
-    def products(folder: Path) -> object:
-        paths = Work(folder).cell(base.id)
-        store.verify(paths, deep=True)
-        return {name: store.sha256(paths.folder / name) for name in ("artifact/model.onnx",)}
-
-    def sound(folder: Path) -> None:
-        paths = Work(folder).cell(base.id)
-        if paths.manifest.exists():
-            store.verify(paths, deep=True)
-        if paths.metrics.exists():
-            store.read_history(paths.metrics)
-
-    return Scenario("cell", _nothing, act, products, sound)
-
-
-def faults(scenario: Scenario, count: Count, until: float, step: int = 1, first: int = 0) -> None:
-    """Every `step`-th operation, with every kind of fault; then the run is repeated."""
+def _fault(scenario: Scenario, sound: Sound, fault: Fault) -> tuple[str, bool]:
+    """(what was not held, "" where all was; whether the last fault was met)."""
     with _folder() as folder:
         scenario.before(folder)
-        code, operations, trace = injected.run(lambda: scenario.act(folder), folder)
-        assert code == injected.DONE, trace
-        expected = scenario.products(folder)
-    for at in range(first, len(operations), step):
-        for kind in injected.KINDS:
-            if time.monotonic() > until:
-                print(f"{scenario.name}: time is over at operation {at} of {len(operations)}")
-                return
-            what = f"{scenario.name} {operations[at]} {kind}"
-            count.note(what, _fault(scenario, expected, at, kind))
+        problem, met = _run(scenario, folder, fault)
+        if fault.then and not problem:
+            problem, met = _run(scenario, folder, fault.then)
+        if not problem:
+            problem = _repeated(scenario, folder, sound.products)
+        return f"{fault} ({sound.operations[fault.at]}): {problem}" if problem else "", met
 
 
-def _fault(scenario: Scenario, expected: object, at: int, kind: str) -> str:
-    """What was not held; "" where all was."""
-    with _folder() as folder:
-        scenario.before(folder)
-        code, _, trace = injected.run(lambda: scenario.act(folder), folder, at, kind)
-        if code not in (injected.DONE, injected.KILLED, injected.SENTENCE):
-            return f"operation {at}: exit code {code}: {trace[-1500:]}"
-        try:
-            scenario.sound(folder)
-        except (Corrupt, UserError, OSError, ValueError, AssertionError) as error:
-            return f"operation {at}: half there: {error!r}"
-        code, _, trace = injected.run(lambda: scenario.act(folder), folder)
-        if code != injected.DONE:
-            return f"operation {at}: the run was repeated in vain: {code} {trace[-1500:]}"
-        if scenario.products(folder) != expected:
-            return f"operation {at}: other products than without a fault"
-        left = [p.name for p in folder.rglob("*") if store.TEMPORARY.fullmatch(p.name)]
-        return f"operation {at}: left behind {left}" if left else ""
+def _run(scenario: Scenario, folder: Path, fault: Fault) -> tuple[str, bool]:
+    code, operations, trace = injected.run(
+        lambda: scenario.act(folder), folder, fault.at, fault.kind
+    )
+    met = code == injected.KILLED or len(operations) > fault.at
+    if code not in (injected.DONE, injected.KILLED, injected.SENTENCE):
+        return f"exit code {code}: {trace[-1500:]}", met
+    try:
+        scenario.sound(folder)
+    except (Corrupt, UserError, OSError, ValueError, AssertionError) as error:
+        return f"half there: {error!r}", met
+    return "", met
+
+
+def _repeated(scenario: Scenario, folder: Path, expected: object) -> str:
+    code, _, trace = injected.run(lambda: scenario.act(folder), folder)
+    if code != injected.DONE:
+        return f"the run was repeated in vain: {code} {trace[-1500:]}"
+    left = [p.name for p in folder.rglob("*") if store.TEMPORARY.fullmatch(p.name)]
+    if left:
+        return f"left behind {left}"
+    return "" if scenario.products(folder) == expected else "other products than without a fault"
 
 
 @contextmanager
@@ -230,9 +168,28 @@ def _folder() -> Iterator[Path]:
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where fsync costs nothing
     folder = Path(tempfile.mkdtemp(prefix="netpress-faults-", dir=memory))
     try:
-        yield folder
+        (folder / "root").mkdir(mode=0o700)
+        yield folder / "root"
     finally:
         shutil.rmtree(folder)
+
+
+def import_all(scenario: Scenario) -> None:
+    """What its runs import, into this process: it is forked for each, and imports nothing then.
+    The modules alone: a run may start threads, which a fork does not have."""
+    with _folder() as folder, tempfile.NamedTemporaryFile() as names:
+
+        def loaded() -> None:
+            scenario.act(folder)
+            Path(names.name).write_text("\n".join(sys.modules))
+
+        scenario.before(folder)
+        injected.run(loaded, folder)
+        for name in Path(names.name).read_text().splitlines():
+            with suppress(Exception):  # what a library tries to import, too
+                importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # else a collection in a fork would copy every page
 
 
 # --- bits ------------------------------------------------------------------------------------
@@ -275,21 +232,24 @@ Look = tuple[Path, Callable[[], object], object]
 
 def _published_files(folder: Path) -> dict[str, Look]:
     """Name -> (path, what reads it, what that gives)."""
-    cell = hostile.some_sweep().cells[1]
-    _base_done(folder)
-    _publish(folder)
-    _submit(folder)
+    from pipeline.artifact.format import MANIFEST, MODEL
+    from pipeline.report import merged
+    from tests import hostile
+
+    cell = scenarios.some_sweep().cells[1]
+    scenarios.base_done(folder)
+    scenarios.publish(folder)
+    scenarios.submit(folder)
     paths, place = Work(folder).cell(cell.id), Work(folder).sweep("s")
     own = hostile.exported(folder / "exported")
-    many = merged.write(hostile.some_sweep(), Work(folder), folder / "results.h5").path
+    many = merged.write(scenarios.some_sweep(), Work(folder), folder / "results.h5").path
     looks: dict[Path, Callable[[], object]] = {
         path: lambda: store.verify(paths, deep=True)
         for path in sorted(paths.folder.rglob("*"))
         if path.is_file() and path.name != "lock" and "attempts" not in path.parts
     }
     looks[place.ledger] = looks[place.ledger_count] = lambda: ledger.read(place)
-    # Its manifest has no checksum of its own: a class of another name is not seen.
-    looks[own / MODEL] = lambda: hostile.identity(own)
+    looks[own / MODEL] = looks[own / MANIFEST] = lambda: hostile.identity(own)
     looks[many] = lambda: merged.read(many).frames.rows
     return {str(path.relative_to(folder)): (path, look, look()) for path, look in looks.items()}
 
@@ -297,22 +257,67 @@ def _published_files(folder: Path) -> dict[str, Look]:
 # --- everything ------------------------------------------------------------------------------
 
 
+def all_faults(
+    count: Count, until: float, seed: int, only: Sequence[str], part: int, parts: int
+) -> None:
+    """Each fault of each scenario; and two, where a run takes no seconds. Of all these, those that
+    are this `part` of so many."""
+    every = (*QUICK, REPORT, cell_scenario())
+    for scenario in [s for s in every if not only or s.name in only]:
+        began = time.monotonic()
+        one = _in_a_process(lambda s=scenario: _of_scenario(s, until, seed, part, parts))
+        print(one.line(scenario.name, time.monotonic() - began), flush=True)
+        count.tried += one.tried
+        count.wrong += one.wrong
+
+
+def _of_scenario(scenario: Scenario, until: float, seed: int, part: int, parts: int) -> Count:
+    import_all(scenario)
+    count, sound = Count(), Sound.of(scenario)
+    once = list(each(sound, costly=not scenario.pairs))[part::parts]
+    faults(scenario, once, sound, count, until)
+    every = random.Random(f"{seed} {part}")
+    faults(scenario, pairs(sound, scenario.pairs // parts, every), sound, count, until)
+    return count
+
+
+def _in_a_process(count: Callable[[], Count]) -> Count:
+    """In one that imports what this scenario needs and no more: forks of a small one cost less."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(writer, pickle.dumps(count()))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        counted = pickle.loads(file.read())
+    os.waitpid(child, 0)
+    return counted
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", default=["faults", "flips", "hostile"])
     parser.add_argument("--minutes", type=float, default=30.0, help="for each part")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--part", type=int, default=0, help="which process this is, of --of")
+    parser.add_argument("--of", type=int, default=1, help="processes that share the faults")
+    parser.add_argument("--only", nargs="*", default=[], help="faults of these scenarios alone")
     options = parser.parse_args()
     wrong = 0
     for part in options.parts:
         count, began = Count(), time.monotonic()
         until = began + 60 * options.minutes
         if part == "faults":
-            for scenario in (*QUICK, REPORT, cell_scenario()):
-                faults(scenario, count, until)
+            chosen = (options.only, options.part, options.of)
+            all_faults(count, until, options.seed, *chosen)
         elif part == "flips":
             flips(count, FLIPS, until, options.seed)
         else:
+            from tests import hostile
+
             hostile.attack(count.note, HOSTILE, until, options.seed)
         print(count.line(part, time.monotonic() - began), flush=True)
         wrong += len(count.wrong)

@@ -16,10 +16,12 @@ from pipeline.report.figures import (
     channels,
     classes,
     curves,
+    layer_pairs,
     look,
     pictures,
     similarity,
     spread,
+    started,
     tradeoff,
 )
 from pipeline.report.figures.look import Drawn, Figure
@@ -56,24 +58,32 @@ def _bytes(evidence: Evidence | None) -> int:
     return evidence.n_bytes if evidence else 0
 
 
-def draw(rows: Sequence[Row], evidence: Callable[[str], Evidence | None]) -> dict[str, Figure]:
+def draw(
+    rows: Sequence[Row],
+    evidence: Callable[[str], Evidence | None],
+    similarity_of: str | None = None,
+) -> dict[str, Figure]:
     """File stem -> figure, in reading order. `evidence`: what was recorded of the cell with an
-    id."""
+    id; `similarity_of`: the id of the cell whose layers are compared with each of its base's."""
     with look.style():
-        return {name: figure.figure() for name, figure in drawn(rows, evidence)}
+        return {name: one.figure() for name, one in drawn(rows, evidence, similarity_of)}
 
 
 def drawn(
-    rows: Sequence[Row], evidence: Callable[[str], Evidence | None]
+    rows: Sequence[Row],
+    evidence: Callable[[str], Evidence | None],
+    similarity_of: str | None = None,
 ) -> Iterator[tuple[str, Drawn]]:
     """The same before they are bytes; inside of `look.style()`."""
     read = Kept(evidence).read
-    figures = {
+    figures: dict[str, Callable[[Sequence[Row]], Drawn | None]] = {
         "accuracy-bytes": partial(tradeoff.draw, cost=tradeoff.STORED),
         "accuracy-latency": partial(tradeoff.draw, cost=tradeoff.LATENCY),
+        "pre-training": started.draw,
         "training-curves": partial(curves.draw, read=read),
         "channels": partial(channels.draw, read=read),
         "similarity": partial(similarity.draw, read=read),
+        "layer-pairs": partial(layer_pairs.draw, read=read, cell_id=similarity_of),
         "latency": partial(spread.draw, read=read),
         "classes": partial(classes.draw, read=read),
         "pictures": partial(pictures.draw, read=read),

@@ -18,6 +18,7 @@ MOST_NUMBERS = 560  # of a figure: each costs some hundred bytes
 LINE_INCHES, AROUND_INCHES = 0.27, 1.0
 WIDTH_INCHES, NAME_INCHES = 8.4, 2.2
 LONGEST_COLUMN = 16
+LONGEST_HEADING = 80
 NARROWEST_INCHES = 0.3  # of a cell that has a number
 
 
@@ -39,17 +40,20 @@ def draw(
     axis_label: str,
     bar_label: str,
     bar_tick: Callable[[float], str],
+    side_label: str = "",
 ) -> Canvas:
-    """Panels below each other, as high as their lines."""
+    """Panels below each other, as high as their lines. `axis_label` is of the columns, `side_label`
+    of the lines."""
     heights = [LINE_INCHES * len(panel.lines) + AROUND_INCHES for panel in panels]
     canvas = Canvas(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
     axes = canvas.subplots(len(panels), 1, squeeze=False, height_ratios=heights).ravel().tolist()
     norm = Normalize(*limits)
     with_numbers = sum(panel.values.size for panel in panels) <= MOST_NUMBERS
     for axis, panel in zip(axes, panels, strict=True):
-        look.heading(axis, panel.heading)
+        look.heading(axis, panel.heading, most=LONGEST_HEADING)
         _panel(axis, panel, colours, norm, with_numbers)
         axis.set_xlabel(axis_label)
+        axis.set_ylabel(side_label)
     bar = canvas.colorbar(
         ScalarMappable(norm, colours),
         ax=axes,

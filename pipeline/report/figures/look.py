@@ -259,9 +259,9 @@ def grid(
     return canvas, axes[:panels]
 
 
-def heading(axis: Axes, text: str, more: str = "") -> None:
+def heading(axis: Axes, text: str, more: str = "", most: int = LONGEST_HEADING) -> None:
     """Data set and model over a panel, no longer than the narrowest one."""
-    text = short(text, LONGEST_HEADING - len(more)) + more
+    text = short(text, most - len(more)) + more
     axis.set_title(text, loc="left", fontsize=10, fontweight="bold")
 
 

@@ -1,0 +1,126 @@
+"""`weights_from` of an entry of `models`: what its bases start from in place of fresh weights.
+
+A file is read here; a base of the sweep is looked up where the matrix is built, seed by seed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipeline.strict_yaml import Document, Key, nearest, shown
+from pipeline.sweep import own
+from pipeline.sweep.cell import BASE, Cell
+from pipeline.sweep.settings import Dataset, Frozen, Model, Start
+
+FILES = (".safetensors", ".pt", ".pth", ".bin")
+ID = re.compile("[0-9a-f]{4,16}")
+Point = tuple[str, str, int]  # data set, model's label, seed
+EXPECTED = (
+    "expected a base of this sweep, as DATASET/MODEL/base (of the same seed), "
+    "DATASET/MODEL/base/SEED or an id, or a file of weights (.safetensors, .pt)"
+)
+
+
+class _Entry(Frozen):
+    weights_from: str
+
+
+def read(document: Document, at: Key, value: Mapping[str, Any], known: own.Read) -> Start:
+    """What an entry says; of a base, which one is not known yet. UserError where a file is not
+    there, or where the network brings weights of its own."""
+    text = document.check(at, _Entry, {"weights_from": value["weights_from"]}).weights_from
+    at = (*at, "weights_from")
+    if value.get("weights") is not None:
+        raise document.error(at, "stands beside `weights`, which are not trained on; keep one")
+    if text.endswith(FILES):
+        path, sha256 = own.weights_in(document, at, text, known)
+        return Start(source=path, label=_word(path.rpartition("/")[2]), sha256=sha256)
+    if "/" not in text and not ID.fullmatch(text):
+        raise document.error(at, f"{shown(text)} is neither a cell nor a file; {EXPECTED}")
+    return Start(source=text, label=_word(text.partition("/")[0]))
+
+
+def _word(text: str) -> str:
+    """A part of a label, such as `mnist`."""
+    word = re.sub("[^A-Za-z0-9._-]+", "-", text.removesuffix(".safetensors"))[:24].strip("-.")
+    return word if re.match("[A-Za-z0-9_]", word) else "file"
+
+
+@dataclass
+class Bases:
+    """The bases of a sweep, each made when it is first asked for, after what it starts from.
+
+    `points`: of each, what makes it from fresh weights; `excluded`: whether the sweep excludes it;
+    `at`: label of a model -> its entry.
+    """
+
+    document: Document
+    points: Mapping[Point, Cell]
+    excluded: Callable[[Cell], bool]
+    at: Mapping[str, Key]
+    made: dict[Point, Cell] = field(default_factory=dict)
+    begun: list[Point] = field(default_factory=list)
+
+    def of(self, dataset: Dataset, model: Model, seed: int) -> Cell:
+        """UserError where what it starts from cannot be had."""
+        return self._of((dataset.name, model.label, seed))
+
+    def _of(self, point: Point) -> Cell:
+        if point not in self.made:
+            cell = self.points[point]
+            if cell.model.start is not None and cell.model.start.sha256 is None:
+                self.begun.append(point)
+                cell = self._started(cell, cell.model.start)
+                self.begun.pop()
+            self.made[point] = cell
+        return self.made[point]
+
+    def _started(self, cell: Cell, begin: Start) -> Cell:
+        at = (*self.at[cell.model.label], "weights_from")
+        other = self._found(at, begin.source, cell.seed)
+        if (other.model.anew, other.model.own) != (cell.model.anew, cell.model.own):
+            raise self.document.error(
+                at,
+                f"{other.name} is a {other.model.anew}, whose weights do not fit; expected a base "
+                f"of the same network, {cell.model.anew}",
+            )
+        if self.excluded(other):
+            raise self.document.error(at, f"{other.name} is excluded from this sweep; keep it")
+        begin = begin.model_copy(update={"cell": other.id})
+        return replace(cell, model=cell.model.model_copy(update={"start": begin}))
+
+    def _found(self, at: Key, text: str, seed: int) -> Cell:
+        """The base that is meant, which may start from another one."""
+        found = [*self._named(at, text, seed)] if "/" in text else []
+        if "/" not in text:
+            others = [point for point in self.points if point not in self.begun]
+            found = [point for point in others if self._of(point).id.startswith(text)]
+        if len(found) != 1:
+            names = [f"{d}/{m}/{BASE}" for d, m, _ in self.points]
+            near = nearest(text, dict.fromkeys(names)) if "/" in text else EXPECTED
+            what = "matches several bases" if found else "is no base of this sweep"
+            raise self.document.error(at, f"{shown(text)} {what}; {near}")
+        if found[0] in self.begun:
+            raise self.document.error(
+                at, f"{shown(text)} starts from itself; expected a base that does not"
+            )
+        return self._of(found[0])
+
+    def _named(self, at: Key, text: str, seed: int) -> Iterable[Point]:
+        first, second, *rest = text.split("/")
+        if rest[:1] != [BASE] or len(rest) > 2:
+            raise self.document.error(at, f"{shown(text)} is no base; {EXPECTED}")
+        if len(rest) == 2:
+            if not rest[1].isdecimal():
+                raise self.document.error(at, f"{shown(rest[1])} is no seed; {EXPECTED}")
+            seed = int(rest[1])
+        pairs = ((first, second), (second, first))
+        exact = [(d, m, seed) for d, m in pairs if (d, m, seed) in self.points]
+        return exact or [
+            point
+            for point, cell in self.points.items()
+            if (point[0], cell.model.name) in pairs and point[2] == seed
+        ]
