@@ -88,7 +88,11 @@ def _heat(pair: _Pair, side: int) -> Heat:
     kept = spaced(len(pair.values), side)
     values = pair.values[numpy.ix_(kept, kept)]
     names = tuple(str(i + 1) for i in spaced(pair.layers, len(pair.values))[kept])
-    texts = tuple(tuple(f"{value:.2f}" for value in line) for line in values)
+    known = numpy.isfinite(values)
+    texts = tuple(
+        tuple(f"{value:.2f}" if there else "" for value, there in zip(*line, strict=True))
+        for line in zip(values, known, strict=True)
+    )
     return Heat(_heading(pair.row), names, names, values, texts)
 
 
