@@ -21,7 +21,7 @@ from pipeline.techniques import ANEW
 MOST_SQUARES = 2000  # of a figure: each costs some hundred bytes
 MOST_TRIED = 8  # techniques whose results are read to find one with its layers compared
 BESIDE = 2  # pairs of data set and model up to which another base is shown beside
-OF_DEFAULT = "Shown is the technique that loses most accuracy; `--similarity CELL` chooses another."
+OF_DEFAULT = "Shown is the technique that loses most accuracy; --similarity CELL chooses another."
 
 
 class _Pair(NamedTuple):
