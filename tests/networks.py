@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 
 from pipeline import artifact, catalog, data, execute, plugins, runtimes, store
 from pipeline.measure import complexity
+from pipeline.models import mobilenet, resnet
 from pipeline.paths import Work
 from pipeline.sweep import Cell
 from pipeline.techniques import TECHNIQUES
@@ -52,6 +54,13 @@ GRID = {
 }
 # As many weights as the base has, all of them floats, in no coded form.
 AS_LARGE = {"base", "base-longer", "base-anew", "sparse-random"}
+
+
+def shortened(patch: pytest.MonkeyPatch) -> None:
+    """ResNet-8 for ResNet-20, with one block of each kind, and the first stages of MobileNetV2: the
+    whole ones take the tests three times as long."""
+    patch.setitem(resnet.STAGES, "resnet20", (resnet.SMALL, 1))
+    patch.setattr(mobilenet, "STAGES", mobilenet.STAGES[:3])
 
 
 class Row(NamedTuple):

@@ -59,7 +59,10 @@ def benches(request, tmp_path_factory):
             made[network] = Bench.trained(folder, network, training)
         return made[network]
 
-    yield of
+    with pytest.MonkeyPatch.context() as patch:
+        if not whole:
+            networks.shortened(patch)
+        yield of
     registry.fill({})
 
 
