@@ -11,6 +11,7 @@ import pytest
 from pipeline import checkout, origin, store
 from pipeline.orchestrate import snapshot
 from pipeline.paths import CODE, Work
+from pipeline.store import files
 
 
 @pytest.fixture
@@ -67,6 +68,20 @@ def test_a_snapshot_is_made_once_and_completed_where_it_was_purged(code, tmp_pat
     snapshot.make(snapshot.of(work, code=code))
     assert snapshot._is_whole(first.folder)
     assert not [p for p in (work.root / "code").iterdir() if store.TEMPORARY.fullmatch(p.name)]
+
+
+def test_what_a_killed_submission_left_of_another_snapshot_goes(code, tmp_path):
+    work = Work(tmp_path / "work")
+    other = work.code("0" * 16)
+    child = os.fork()
+    if not child:
+        files.beside(other, "tmp").mkdir(parents=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    mine = files.beside(other, "tmp")  # of a process that is still at it
+    mine.mkdir()
+    snapshot.make(taken := snapshot.of(work, code=code))
+    assert {p.name for p in other.parent.iterdir()} == {mine.name, taken.folder.name}
 
 
 def test_any_change_of_what_jobs_run_is_another_snapshot(code, tmp_path):

@@ -70,8 +70,12 @@ def of(work: paths.Work, live: bool = False, code: Path = paths.CODE) -> Code:
 
 
 def make(code: Code) -> None:
-    """Write the snapshot, completely or not at all, where it is not there in whole."""
-    if code.is_live or not code.files or _is_whole(code.folder):
+    """Write the snapshot, completely or not at all, where it is not there in whole. What a killed
+    submission left of this one or of another goes."""
+    if code.is_live or not code.files:
+        return
+    store.clear_abandoned(code.folder.parent)
+    if _is_whole(code.folder):
         return
     if checkout.record(code.folder) is None:
         try:

@@ -39,6 +39,7 @@ from tests import injected, scenarios
 from tests.scenarios import QUICK, REPORT, Scenario, cell_scenario
 
 FLIPS, HOSTILE = 100_000, 1_000
+SHOWN = 100  # faults from one line of progress to the next
 ONLY_OF_WRITES = ("short", "torn")
 
 
@@ -125,6 +126,8 @@ def faults(
         twice = " twice" if fault.then else ""
         if problem or met:
             count.note(f"{scenario.name} {what} {fault.kind}{twice}", problem)
+            if not (total := sum(count.tried.values())) % SHOWN:
+                print(f"{scenario.name}: {total} tried, {len(count.wrong)} not held", flush=True)
 
 
 def _fault(scenario: Scenario, sound: Sound, fault: Fault) -> tuple[str, bool]:

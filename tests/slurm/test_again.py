@@ -171,3 +171,17 @@ def test_a_checkout_that_changes_while_jobs_wait(desk):
         "another branch" in desk.netpress("logs", sweeps[1], desk.cell(sweeps[1], "base/81").id)[0]
     )
     assert f"{code} itself" in desk.netpress("status", sweeps[1])[0]
+
+
+def test_jobs_of_cells_that_were_taken_out_of_the_sweep_file(desk):
+    alone = {"techniques": "[base, quick]", "more": "pack: {minutes: 0}\n"}
+    sweep = desk.sweep("smaller", seeds="[80, 81]", **alone)
+    desk.submit(sweep, *LATER)
+    desk.sweep("smaller", seeds="[80]", **alone)
+    out, err = desk.netpress("status", sweep)
+    assert "base/81" not in out
+    assert "2 cells no longer in smaller.yaml are in the queue" in err
+    out, _ = desk.netpress("cancel", sweep)
+    assert "2 cells cancelled" in out and "2 cells no longer in smaller.yaml cancelled" in out
+    wait_for(lambda: desk.box.ask("squeue", "-h", "-t", "PD,R") == "")
+    assert "no longer" not in desk.netpress("status", sweep)[1]
