@@ -52,6 +52,7 @@ GRID = {
     "sparse-random": {"sparsify.ends": ["sparse"]},
     "low-rank": {"low-rank.parameters_kept": [0.5], "low-rank.multiple": [2]},
 }
+MORE = {"own": {"distill-staged": {"distill-staged.stages": [2]}}}  # it has no more maps
 # As many weights as the base has, all of them floats, in no coded form.
 AS_LARGE = {"base", "base-longer", "base-anew", "sparse-random"}
 
@@ -99,7 +100,7 @@ class Bench:
             models=[NETWORKS[network]],
             datasets=[{"name": "digits", "size": SIZE.get(network, 16)}],
             training={**training, **RATE.get(network, {})},
-            grid=GRID,
+            grid=GRID | MORE.get(network, {}),
         )
         work = Work(folder / "work")
         bench = Bench(folder, work, {cell.family: cell for cell in made.values()})
