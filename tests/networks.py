@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 
-from pipeline import artifact, catalog, data, plugins, runtimes
+from pipeline import artifact, catalog, data, execute, plugins, runtimes, store
 from pipeline.measure import complexity
+from pipeline.models import mobilenet, resnet
 from pipeline.paths import Work
 from pipeline.sweep import Cell
 from pipeline.techniques import TECHNIQUES
+from pipeline.training.checkpoint import read_model
 from tests import cells
 from tests.test_techniques import Made, staged
 
@@ -37,16 +40,27 @@ TRAINING = {
     "crop": 0,
     "train_images": 800,
 }
+RATE = {"own": {"learning_rate": 0.02}}  # not all of it is normalized
+SHORT = {**TRAINING, "epochs": 1, "train_images": 240}
 # So small a network has no sixteenth in multiples of 8 filters.
 FINE = {"prune.multiple": [2]}
 GRID = {
     "small-and-int8": FINE,
     "small-and-rate": FINE,
+    # Most weights of the own network are its last layer's.
+    "deep-compression": {"sparsify.ends": ["sparse"]},
+    "sparse-random": {"sparsify.ends": ["sparse"]},
     "low-rank": {"low-rank.parameters_kept": [0.5], "low-rank.multiple": [2]},
 }
 # As many weights as the base has, all of them floats, in no coded form.
-AGREEMENT = 0.998
 AS_LARGE = {"base", "base-longer", "base-anew", "sparse-random"}
+
+
+def shortened(patch: pytest.MonkeyPatch) -> None:
+    """ResNet-8 for ResNet-20, with one block of each kind, and the first stages of MobileNetV2: the
+    whole ones take the tests three times as long."""
+    patch.setitem(resnet.STAGES, "resnet20", (resnet.SMALL, 1))
+    patch.setattr(mobilenet, "STAGES", mobilenet.STAGES[:3])
 
 
 class Row(NamedTuple):
@@ -55,6 +69,7 @@ class Row(NamedTuple):
     stored: float  # bytes of the artifact, a part of the base's
     macs: float  # a part of the base's
     agreement: float  # of the artifact with the simulation, part of the images
+    apart: float  # largest difference of their logits, a part of the range of these
     integer: float | None  # part of the MACs that integer kernels computed; None: in floats
     accuracy: float  # of the artifact, on the test set
     resumed: bool  # killed at each stage and epoch: the same bits and history
@@ -77,13 +92,13 @@ class Bench:
     known: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def trained(folder: Path, network: str) -> Bench:
+    def trained(folder: Path, network: str, training: Mapping[str, Any] = TRAINING) -> Bench:
         made = cells.cells(
             folder,
             TECHNIQUES,
             models=[NETWORKS[network]],
             datasets=[{"name": "digits", "size": SIZE.get(network, 16)}],
-            training=TRAINING,
+            training={**training, **RATE.get(network, {})},
             grid=GRID,
         )
         work = Work(folder / "work")
@@ -92,7 +107,8 @@ class Bench:
         if base.model.own is not None:
             plugins.keep_own([base.model], work)
         bench.enter()
-        cells.run(base, work)
+        with cells.one_core(), store.lock_cell(work.cell(base.id)):
+            execute.run_cell(base, work, work.root, device="cpu", threads=1, measures=False)
         return bench
 
     def enter(self) -> None:
@@ -141,24 +157,36 @@ class Bench:
         split, base = self.split, artifact.load(self.work.cell(self.cells["base"].id).artifact)
         images = torch.cat((split.test.pixels, split.train.pixels))
         with torch.inference_mode():
-            simulated = whole.state.network.eval()(images).argmax(1).numpy()
+            simulated = whole.state.network.eval()(images).numpy()
         session = runtimes.session(found, 1)
-        said = np.concatenate([s.argmax(1) for s in runtimes.logits(session, images.numpy())])
-        ran = runtimes.kernels(found)
+        said = np.concatenate(list(runtimes.logits(session, images.numpy())))
+        ran, right = runtimes.kernels(found), split.test.labels.numpy()
         return Row(
             stored=found.stored_bytes / base.stored_bytes,
-            macs=complexity.count(whole.state.spec)[1] / self.base_macs,
-            agreement=float(np.mean(said == simulated)),
+            macs=self.macs(whole),
+            agreement=float(np.mean(said.argmax(1) == simulated.argmax(1))),
+            apart=float(np.abs(said - simulated).max() / np.ptp(simulated, 0).max()),
             integer=ran.integer_share if found.quantized else None,
-            accuracy=float(np.mean(said[: len(split.test.labels)] == split.test.labels.numpy())),
+            accuracy=float(np.mean(said[: len(right)].argmax(1) == right)),
             resumed=resumed.content == whole.content and resumed.curves == whole.curves,
         )
 
+    def macs(self, made: Made) -> float:
+        """A part of the base's."""
+        return complexity.count(made.state.spec)[1] / self.base_macs
+
     @property
     def base_macs(self) -> int:
-        if "macs" not in self.known:
-            from pipeline.training.checkpoint import read_model
+        return self.base_size[1]
 
+    @property
+    def base_parameters(self) -> int:
+        return self.base_size[0]
+
+    @property
+    def base_size(self) -> tuple[int, int]:
+        """Parameters and MACs."""
+        if "size" not in self.known:
             state = read_model(self.work.cell(self.cells["base"].id).model)
-            self.known["macs"] = complexity.count(state.spec)[1]
-        return self.known["macs"]
+            self.known["size"] = complexity.count(state.spec)
+        return self.known["size"]

@@ -75,6 +75,13 @@ def test_a_base_may_start_from_one_of_a_certain_seed(tmp_path):
         assert {cell.stands_on for cell in started} == {other.id} and len(started) == 4
         assert cells[f"mnist/{LABEL}/base/1"].id in found.by_id
         assert label in (None, started[0].model.label)
+    fewer = [{"dataset": "mnist", "model": "vgg11_bn-w0.125"}, {"seed": 0, "dataset": "mnist"}]
+    by_id = [small_cells.MODEL, {**FROM, "weights_from": other.id}]
+    kept = load(tmp_path, by_id, exclude=fewer, **both)
+    assert not [
+        c for c in kept.cells if c.dataset.name == "mnist" and (c.seed == 0 or not c.stands_on)
+    ]
+    assert other.id in kept.by_id
     twice = {**FROM, "weights_from": f"digits/{LABEL}/base"}
     with pytest.raises(UserError, match="starts from itself"):
         load(tmp_path, [small_cells.MODEL, twice])

@@ -1,5 +1,5 @@
 """Networks with residual connections and depthwise convolutions: their size, what is cut together,
-and every shipped technique on one of them."""
+and their integers; every technique on them is in test_networks.py."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import artifact, data, runtimes
+from pipeline import artifact, runtimes
 from pipeline.errors import UserError
 from pipeline.measure import complexity
 from pipeline.models import MODELS, mobilenet, module_of, network, resnet
 from pipeline.models.transforms import calibration, fakequant
 from pipeline.models.transforms.fakequant import FakeQuantized
-from pipeline.techniques import CONTROLS, TECHNIQUES, distill, prune
-from tests import cells
+from pipeline.techniques import distill, prune
+from tests import networks
 from tests.test_models import images, lively
-from tests.test_techniques import Given, beside, staged
+from tests.test_techniques import Given
 
 MINE = [n for n in MODELS if module_of(n) in (resnet, mobilenet)]
 PUBLISHED = {  # model, width: millions of parameters, of MACs at 32x32
@@ -36,16 +36,9 @@ PUBLISHED = {  # model, width: millions of parameters, of MACs at 32x32
 }
 
 
-def shortened(patch: pytest.MonkeyPatch) -> None:
-    """ResNet-8 for ResNet-20, with one block of each kind, and the first stages of MobileNetV2: the
-    whole ones take the tests three times as long."""
-    patch.setitem(resnet.STAGES, "resnet20", (resnet.SMALL, 1))
-    patch.setattr(mobilenet, "STAGES", mobilenet.STAGES[:3])
-
-
 @pytest.fixture
 def short(monkeypatch):
-    shortened(monkeypatch)
+    networks.shortened(monkeypatch)
 
 
 def spec(name: str, width: float = 0.5, shape=(3, 32, 32)):
@@ -177,81 +170,3 @@ def test_padded_shortcuts_and_depthwise_filters_are_deployed_as_simulated(name, 
     ran = runtimes.kernels(found)
     assert ran.integer == ran.total == len(fakequant.layers(made.network.module))
     assert ran.integer_share == 1.0 and not found.needs_vnni
-
-
-# --- every shipped technique ---------------------------------------------------------------------
-
-SHIPPED = ["ptq-int8", "qat-int8", "prune-filters", "kd", "attention-transfer", "small-and-int8"]
-SAME_STAGES = {"base", "attention-transfer-kd", "inq-3", "qat-int2"}  # as one of the others
-OTHERS = [n for n in TECHNIQUES if n not in {*SHIPPED, *SAME_STAGES, *CONTROLS}]
-MULTIPLE = {"prune.multiple": [2]}  # of a network with 8 to 32 filters a layer
-
-
-@pytest.fixture(scope="module")
-def residual_bench(tmp_path_factory):
-    """A small residual base, at half its width; for tests that have `short` as well."""
-    folder = tmp_path_factory.mktemp("residual")
-    work = cells.Work(folder / "work")
-    made = cells.cells(
-        folder,
-        ["base", *SHIPPED, *OTHERS],
-        models=[{"name": "resnet20", "width": 0.5}],
-        training={"epochs": 1, "batch_size": 32, "learning_rate": 0.05, "train_images": 160},
-        grid={
-            "small-and-int8": MULTIPLE,
-            "small-and-rate": MULTIPLE,
-            "low-rank": {"low-rank.parameters_kept": [0.5]},  # its ranks are multiples of 8, too
-        },
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        shortened(patch)
-        cells.run(made["base"], work)
-    bench = cells.Bench(folder, work, made["base"])
-    bench.made.update({cell.family: cell for cell in made.values()})
-    return bench
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_every_other_technique_runs_on_a_residual_network(residual_bench, short, name):
-    state = staged(residual_bench.made[name], beside(residual_bench, "whole")).state
-    with torch.inference_mode():
-        logits = state.network.eval()(images((1, 32, 32)))
-    assert logits.shape == (4, 10) and torch.isfinite(logits).all()
-    whole = network.parameter_count(spec("resnet20", 0.5, (1, 32, 32)))
-    assert state.spec.model == "resnet20"
-    assert state.spec.transforms or network.parameter_count(state.spec) < 0.6 * whole
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_technique_on_a_residual_network_resumes_and_makes_it_smaller(
-    residual_bench, short, name
-):
-    cell = residual_bench.made[name]
-    whole = staged(cell, beside(residual_bench, "whole"))
-    resumed = staged(cell, beside(residual_bench, "killed"), set())
-    assert resumed.content == whole.content and resumed.curves == whole.curves
-    assert weight_bytes(whole.state.spec) < 0.5 * weight_bytes(first_spec(cell))
-
-
-def weight_bytes(made) -> int:
-    return network.parameter_count(made) * (1 if made.has("fake-quantized") else 4)
-
-
-def first_spec(cell):
-    return module_of("resnet20").spec("resnet20", cell.model.width, (1, 32, 32), 10, 0, 1.0)
-
-
-def test_a_small_residual_network_answers_as_it_was_simulated(residual_bench, short, tmp_path):
-    """After pruning of sums, fine-tuning and training with simulated integers."""
-    cell = residual_bench.made["small-and-int8"]
-    state = staged(cell, beside(residual_bench, "whole")).state
-    recipe, work = cell.recipe, residual_bench.work
-    split = data.load(cell.dataset, recipe, cell.seed, work.root, work.cache)
-    sample = data.sample(split.train, 64, 0).pixels.numpy()
-    artifact.write(state, tmp_path / "x", {}, sample, split.classes)
-    found, pixels = artifact.load(tmp_path / "x"), split.test.pixels
-    with torch.inference_mode():
-        expected = state.network.eval()(pixels).argmax(1).numpy()
-    logits = runtimes.logits(runtimes.session(found, 1), pixels.numpy())
-    assert np.mean(np.concatenate([s.argmax(1) for s in logits]) == expected) >= 0.998
-    assert runtimes.kernels(found).integer_share >= 0.99

@@ -227,7 +227,7 @@ def show(published: Published, machine: str | None, similarity_of: str | None) -
 
 
 def _put_similarity_of(file: h5py.File, shown: Frames, cell_id: str) -> None:
-    measurement = {row.id: row.measurement for row in shown.rows}
+    measurement = {row.id: row.measurement for row in shown.compared().rows}
     if cell_id not in measurement:
         raise UserError(f"--similarity {cell_id}: has no result that is shown")
     found = reading.results_of(file, cell_id, everything=True)

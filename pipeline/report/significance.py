@@ -108,13 +108,17 @@ def _against_chance(pairs: Sequence[tuple[Group, Group]]) -> str:
         held_out = [mean(row.accuracy for row in mine.rows) for mine, _ in pairs]
     best = max(range(len(pairs)), key=lambda i: held_out[i])
     mine, control = pairs[best]
-    chosen = "the test set, which makes it look better than it is" if by_test else "held-out images"
-    many = f"the best of {len(pairs)} techniques" if len(pairs) > 1 else "the one technique"
-    about = f"On {', '.join(mine.rows[0].setting)}, {many} at the operating point of "
-    about += f"{control.technique} by {chosen}, {mine.technique}, "
+    by = "the test set, which makes it look better than it is" if by_test else "held-out images"
+    at = f"at the operating point of {control.technique}"
+    one, many = f"the one technique {at}", f"the best of {len(pairs)} techniques {at} by {by}"
+    about = f"On {', '.join(mine.rows[0].setting)}, {mine.technique}, "
+    about += f"{one if len(pairs) == 1 else many}, "
     found = interval(differences(mine, control))
     if found is None:
-        return f"{about}has too few seeds to be told from it: noise is not known."
+        return (
+            f"{about}has one seed in common with it: whether they differ by more than noise is not "
+            "known."
+        )
     verdict = "so it does not differ from chance by more than noise"
     if not found.is_noise:
         verdict = f"so it is {'better' if found.mean > 0 else 'worse'} than chance"

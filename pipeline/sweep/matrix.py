@@ -53,9 +53,9 @@ def build_cells(
             cells += [
                 replace(base, technique=t.label, family=t.family, stages=t.stages) for t in here
             ]
-    if not bases.made:
+    if not bases.wanted:
         raise source.error(("exclude",), "excludes every cell; leave at least one")
-    return (*bases.made.values(), *cells)
+    return (*bases.wanted.values(), *cells)
 
 
 def _bases(

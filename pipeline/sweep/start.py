@@ -49,39 +49,57 @@ def _word(text: str) -> str:
     return word if re.match("[A-Za-z0-9_]", word) else "file"
 
 
+def _network(model: Model) -> tuple[str, Any]:
+    """What has to be the same, whatever its weights are."""
+    own = model.own and model.own.model_copy(update={"weights": None, "weights_sha256": None})
+    return model.anew, own
+
+
 @dataclass
 class Bases:
-    """The bases of a sweep, each made when it is first asked for, after what it starts from.
+    """The bases of a sweep, each made when it is first looked for.
 
     `points`: of each, what makes it from fresh weights; `excluded`: whether the sweep excludes it;
-    `at`: label of a model -> its entry.
+    `at`: label of a model -> its entry. `wanted`: those that are cells, each after the one that it
+    starts from; `sources`: which one that is.
     """
 
     document: Document
     points: Mapping[Point, Cell]
     excluded: Callable[[Cell], bool]
     at: Mapping[str, Key]
+    wanted: dict[Point, Cell] = field(default_factory=dict)
     made: dict[Point, Cell] = field(default_factory=dict)
+    sources: dict[Point, Point] = field(default_factory=dict)
     begun: list[Point] = field(default_factory=list)
 
     def of(self, dataset: Dataset, model: Model, seed: int) -> Cell:
-        """UserError where what it starts from cannot be had."""
-        return self._of((dataset.name, model.label, seed))
+        """One that is a cell, and with it what it starts from; UserError where that cannot be
+        had."""
+        point = (dataset.name, model.label, seed)
+        chain = [point]
+        self._of(point)
+        while chain[-1] in self.sources:
+            chain.append(self.sources[chain[-1]])
+        for each in reversed(chain):
+            self.wanted.setdefault(each, self.made[each])
+        return self.wanted[point]
 
     def _of(self, point: Point) -> Cell:
         if point not in self.made:
             cell = self.points[point]
             if cell.model.start is not None and cell.model.start.sha256 is None:
                 self.begun.append(point)
-                cell = self._started(cell, cell.model.start)
+                cell = self._started(point, cell, cell.model.start)
                 self.begun.pop()
             self.made[point] = cell
         return self.made[point]
 
-    def _started(self, cell: Cell, begin: Start) -> Cell:
+    def _started(self, point: Point, cell: Cell, begin: Start) -> Cell:
         at = (*self.at[cell.model.label], "weights_from")
-        other = self._found(at, begin.source, cell.seed)
-        if (other.model.anew, other.model.own) != (cell.model.anew, cell.model.own):
+        self.sources[point] = self._found(at, begin.source, cell.seed)
+        other = self._of(self.sources[point])
+        if _network(other.model) != _network(cell.model):
             raise self.document.error(
                 at,
                 f"{other.name} is a {other.model.anew}, whose weights do not fit; expected a base "
@@ -92,7 +110,7 @@ class Bases:
         begin = begin.model_copy(update={"cell": other.id})
         return replace(cell, model=cell.model.model_copy(update={"start": begin}))
 
-    def _found(self, at: Key, text: str, seed: int) -> Cell:
+    def _found(self, at: Key, text: str, seed: int) -> Point:
         """The base that is meant, which may start from another one."""
         found = [*self._named(at, text, seed)] if "/" in text else []
         if "/" not in text:
@@ -107,7 +125,7 @@ class Bases:
             raise self.document.error(
                 at, f"{shown(text)} starts from itself; expected a base that does not"
             )
-        return self._of(found[0])
+        return found[0]
 
     def _named(self, at: Key, text: str, seed: int) -> Iterable[Point]:
         first, second, *rest = text.split("/")

@@ -21,7 +21,7 @@ from pipeline.techniques import ANEW
 MOST_SQUARES = 2000  # of a figure: each costs some hundred bytes
 MOST_TRIED = 8  # techniques whose results are read to find one with its layers compared
 BESIDE = 2  # pairs of data set and model up to which another base is shown beside
-OF_DEFAULT = "Shown is the technique that loses most accuracy; `--similarity CELL` chooses another."
+OF_DEFAULT = "Shown is the technique that loses most accuracy; --similarity CELL chooses another."
 
 
 class _Pair(NamedTuple):
@@ -88,7 +88,11 @@ def _heat(pair: _Pair, side: int) -> Heat:
     kept = spaced(len(pair.values), side)
     values = pair.values[numpy.ix_(kept, kept)]
     names = tuple(str(i + 1) for i in spaced(pair.layers, len(pair.values))[kept])
-    texts = tuple(tuple(f"{value:.2f}" for value in line) for line in values)
+    known = numpy.isfinite(values)
+    texts = tuple(
+        tuple(f"{value:.2f}" if there else "" for value, there in zip(*line, strict=True))
+        for line in zip(values, known, strict=True)
+    )
     return Heat(_heading(pair.row), names, names, values, texts)
 
 
