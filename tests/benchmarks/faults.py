@@ -40,6 +40,7 @@ from tests.scenarios import QUICK, REPORT, Scenario, cell_scenario
 
 FLIPS, HOSTILE = 100_000, 1_000
 SHOWN = 100  # faults from one line of progress to the next
+REMOVALS = ("unlink", "rmdir")
 ONLY_OF_WRITES = ("short", "torn")
 
 
@@ -134,34 +135,44 @@ def _fault(scenario: Scenario, sound: Sound, fault: Fault) -> tuple[str, bool]:
     """(what was not held, "" where all was; whether the last fault was met)."""
     with _folder() as folder:
         scenario.before(folder)
-        problem, met = _run(scenario, folder, fault)
-        if fault.then and not problem:
-            problem, met = _run(scenario, folder, fault.then)
-        if not problem:
-            problem = _repeated(scenario, folder, sound.products)
-        return f"{fault} ({sound.operations[fault.at]}): {problem}" if problem else "", met
+        ran = _run(scenario, folder, fault)
+        if fault.then and not ran.problem:
+            ran = replace(again := _run(scenario, folder, fault.then), kept=ran.kept or again.kept)
+        problem = ran.problem or _repeated(scenario, folder, sound.products, ran.kept)
+        return f"{fault} ({sound.operations[fault.at]}): {problem}" if problem else "", ran.met
 
 
-def _run(scenario: Scenario, folder: Path, fault: Fault) -> tuple[str, bool]:
+@dataclass(frozen=True)
+class _Ran:
+    """`met`: whether the fault came to pass; `kept`: whether it was that a file could not be
+    removed, which may then stay."""
+
+    problem: str
+    met: bool
+    kept: bool = False
+
+
+def _run(scenario: Scenario, folder: Path, fault: Fault) -> _Ran:
     code, operations, trace = injected.run(
         lambda: scenario.act(folder), folder, fault.at, fault.kind
     )
     met = code == injected.KILLED or len(operations) > fault.at
+    refused = operations[fault.at].startswith(REMOVALS) if len(operations) > fault.at else False
     if code not in (injected.DONE, injected.KILLED, injected.SENTENCE):
-        return f"exit code {code}: {trace[-1500:]}", met
+        return _Ran(f"exit code {code}: {trace[-1500:]}", met)
     try:
         scenario.sound(folder)
     except (Corrupt, UserError, OSError, ValueError, AssertionError) as error:
-        return f"half there: {error!r}", met
-    return "", met
+        return _Ran(f"half there: {error!r}", met)
+    return _Ran("", met, refused and fault.kind == "fails")
 
 
-def _repeated(scenario: Scenario, folder: Path, expected: object) -> str:
+def _repeated(scenario: Scenario, folder: Path, expected: object, kept: bool) -> str:
     code, _, trace = injected.run(lambda: scenario.act(folder), folder)
     if code != injected.DONE:
         return f"the run was repeated in vain: {code} {trace[-1500:]}"
     left = [p.name for p in folder.rglob("*") if store.TEMPORARY.fullmatch(p.name)]
-    if left:
+    if left and not kept:
         return f"left behind {left}"
     return "" if scenario.products(folder) == expected else "other products than without a fault"
 
