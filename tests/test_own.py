@@ -21,6 +21,7 @@ from pipeline.paths import Work
 from pipeline.sweep import Cell, Model
 from pipeline.sweep import own as entries
 from pipeline.techniques import prune
+from pipeline.versions import SHARED
 from tests import cells as small_cells
 from tests.benchmarks import bench_groups
 from tests.lab import Lab
@@ -197,6 +198,25 @@ def test_an_id_has_the_bytes_and_the_arguments_but_not_the_place(tmp_path):
     assert cells_of(there)["base"].id != first.id
     read = Cell.from_json(json.loads(json.dumps(first.to_json())), catalog.reading())
     assert read.id == first.id and read.to_json() == first.to_json()
+
+
+def test_how_it_is_taken_apart_is_in_the_id_of_all_but_its_base(tmp_path, monkeypatch):
+    """Cells of the first way do not say it, and are read as they were."""
+    now = cells_of(tmp_path, ("base", "prune-filters"))
+    assert now["prune-filters"].versions["tracing"] == 2 and "tracing" not in now["base"].versions
+    monkeypatch.setitem(SHARED, "tracing", 1)
+    before = cells_of(tmp_path, ("base", "prune-filters"))
+    monkeypatch.undo()
+    assert before["base"].id == now["base"].id == now["prune-filters"].base_id
+    assert before["prune-filters"].id != now["prune-filters"].id
+    assert before["prune-filters"].id in {cell.id for cell in now["prune-filters"].older()}
+    for cell in (*before.values(), *now.values()):
+        data = json.loads(json.dumps(cell.to_json()))
+        again = Cell.from_json(data, catalog.built_in())
+        assert again.id == cell.id and again.versions == cell.versions
+    assert "tracing" not in before["prune-filters"].to_json()["core"]
+    assert before["prune-filters"].differs_from(now["prune-filters"]) == ""
+    assert now["prune-filters"].differs_from(before["prune-filters"]) == "tracing 2"
 
 
 def test_a_module_counts_by_the_version_of_its_distribution(tmp_path):
