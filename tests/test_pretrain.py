@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.models import network, weights
 from pipeline.orchestrate import batch, graph, plan, profile, rehearse, resume, state, submit
 from pipeline.paths import Work
-from pipeline.report import figures, starts
+from pipeline.report import controls, figures, starts, tuned
 from pipeline.report.figures import look
 from pipeline.sweep import Cell
 from pipeline.sweep.settings import Start
@@ -23,7 +23,8 @@ from tests import cells as small_cells
 from tests import results, stages, test_folders, tiny_worker
 
 FROM = {**small_cells.MODEL, "weights_from": "digits/vgg11_bn-w0.125/base"}
-LABEL = "vgg11_bn-w0.125-from-digits"
+FROM_ANEW = "vgg11_bn-w0.125"
+LABEL = f"{FROM_ANEW}-from-digits"
 
 
 def load(folder, models, **more) -> sweep.Sweep:
@@ -358,7 +359,7 @@ def test_a_report_compares_both_kinds_of_base_seed_by_seed(tmp_path):
         return found | {"accuracy": 0.9 + 0.05 * kept + gain}
 
     rows, evidence = results.in_memory(asked, values)
-    section = starts.section(rows)
+    section = starts.section(asked, rows)
     [table] = section.tables
     assert table.caption == "digits, vgg16_bn-from-mnist"
     shown = {line[0].text: [value.text for value in line[1:]] for line in table.lines}
@@ -366,7 +367,7 @@ def test_a_report_compares_both_kinds_of_base_seed_by_seed(tmp_path):
     assert shown["half-0.25"][4] == "3.55 \u00b1 0.07"
     assert shown["half-0.25"][5] == "2.91 to 4.19"  # 3.55 -+ 12.706 x 0.0707 / sqrt(2)
     with look.style():
-        figure = dict(figures.drawn(rows, evidence))["pre-training"]
+        figure = dict(figures.drawn(rows, evidence, sweep=asked))["pre-training"]
     [axis] = figure.canvas.axes
     drawn = {
         (line.get_linestyle(), tuple(line.get_xdata())): list(line.get_ydata())
@@ -377,5 +378,85 @@ def test_a_report_compares_both_kinds_of_base_seed_by_seed(tmp_path):
     assert drawn["--", tuple(every)] == pytest.approx([91.25, 92.5, 95])
     assert drawn["-", tuple(every)] == pytest.approx([94.8, 95.55, 97.05])
     assert "half-0.25 91.25 % and 94.80 %" in figure.alt and "n = 2" in figure.caption
-    assert starts.section([row for row in rows if not row.anew]) is None
-    assert "pre-training" not in dict(figures.draw([r for r in rows if not r.anew], evidence))
+    assert "trained and compressed in the same way; means" in figure.caption
+    fresh_rows = [row for row in rows if not row.anew]
+    assert starts.section(asked, fresh_rows) is None
+    assert "pre-training" not in dict(figures.draw(fresh_rows, evidence, sweep=asked))
+
+
+def test_a_report_says_what_else_differs_between_both_kinds_of_base(tmp_path):
+    """Held-out images may choose other settings for each, the recipe has what is for fresh weights
+    alone, and all seeds may go back to the same ones; what ignores the base is no comparison."""
+    anew = ["base-anew", "scratch-e", "pruned-from-scratch", "student-alone"]
+    asked = load(
+        tmp_path,
+        [small_cells.MODEL, {**FROM, "weights_from": "digits/vgg11_bn-w0.125/base/0"}],
+        datasets=["digits", "mnist"],
+        seeds=[0, 1],
+        techniques=["base", "prune-filters", "kd", *anew],
+        training={"recipe": "fast", "epochs": 2, "mixup": 0.2},
+        tune={"all": {"learning_rate_factor": [0.1, 0.5]}},
+        exclude=[{"dataset": "digits", "model": LABEL}],
+    )
+
+    def values(cell):
+        better = "0.1" if cell.model.start else "0.5"
+        held_out = 0.95 if cell.technique.endswith(better) else 0.9
+        return results.recorded(cell, channels=1) | {"held_out_accuracy": held_out}
+
+    rows, evidence = results.in_memory(asked, values)
+    apart = tuned.set_apart(asked, rows)
+    rows = [row for row in rows if row.id not in apart]
+    section = starts.section(asked, rows)
+    [table] = section.tables
+    chosen = "prune-filters-0.1 (from fresh weights: prune-filters-0.5)"
+    assert [line[0].text for line in table.lines] == ["base", chosen, "kd"]
+    said = "\n".join(text for [text] in section.about[1:])
+    assert "for fresh weights alone (whitening, dirac, bias_rate, mixup) is not part" in said
+    assert "held-out images chose the settings for each kind of base" in said
+    assert f"On mnist, {LABEL}, all seeds share one training before" in said
+    with look.style():
+        figure = dict(figures.drawn(rows, evidence, sweep=asked))["pre-training"]
+    assert "but without the recipe's whitening, dirac, bias_rate, mixup from" in figure.caption
+    assert "with settings that held-out images chose for each" in figure.caption
+
+
+def test_each_seed_may_have_a_training_before_of_its_own(tmp_path):
+    """Nothing is said then. A file is the same for all of them, and so is what two bases that
+    differ go back to."""
+    save_file({"x": torch.ones(1)}, tmp_path / "mine.safetensors")
+    with_file = {**FROM, "weights_from": "mine.safetensors"}
+    second = {**FROM, "weights_from": "digits/vgg11_bn-w0.125-from-mine/base"}
+    for models, shared in (([FROM], False), ([with_file], True), ([with_file, second], True)):
+        asked = load(tmp_path, [small_cells.MODEL, *models], seeds=[0, 1])
+        rows, _ = results.in_memory(asked, results.measured)
+        label = asked.cells[-1].model.label
+        section = starts.section(asked, [r for r in rows if r.model in (label, FROM_ANEW)])
+        said = [text for [text] in section.about if text.startswith(f"On digits, {label}")]
+        assert ["all seeds share one training before" in text for text in said] == [True] * shared
+
+
+def test_epochs_before_a_base_count_where_weights_go_on_from_them(tmp_path):
+    """What begins anew has none of them, and those before a file are not known."""
+    names = ["prune-filters", "scratch-e", "base-longer"]
+    both = {"digits": {"name": "digits", "training": {"epochs": 3}}, "mnist": "mnist"}
+    asked = load(
+        tmp_path,
+        [small_cells.MODEL, FROM],
+        datasets=[*both.values()],
+        techniques=names,
+        training={**small_cells.TRAINING, "epochs": 10},
+        exclude=[{"dataset": "digits", "model": LABEL}],
+    )
+    section = controls.section(asked, results.in_memory(asked, results.measured)[0])
+    tables = {table.caption: table for table in section.tables}
+    for caption, before in ((f"mnist, {LABEL}", 3), (f"mnist, {FROM_ANEW}", 0)):
+        shown = {line[1].text: [v.text for v in line[-2:]] for line in tables[caption].lines}
+        pruned = str(20 + before)
+        assert shown == {"scratch-e": [pruned, "10"], "base-longer": [pruned, pruned]}
+    [note] = [text for [text] in section.notes if text.startswith("On ")]
+    assert note.startswith(f"On mnist, {LABEL}, bases start") and "3 epochs on digits" in note
+    save_file({"x": torch.ones(1)}, tmp_path / "mine.safetensors")
+    asked = load(tmp_path, [{**FROM, "weights_from": "mine.safetensors"}], techniques=names)
+    section = controls.section(asked, results.in_memory(asked, results.measured)[0])
+    assert "lack those before their first weights, which are not known" in section.notes[-1][0]
