@@ -370,25 +370,46 @@ def test_a_sentence_says_whether_the_best_pruning_differs_from_chance(tmp_path):
     )
     sweep_ = plan.load_sweep(file)
 
-    def said(taylor, dkd=(0.01, 0.01, 0.013)):
+    def said(taylor, dkd=(0.01, 0.01, 0.013), lost=None, seeds=(0, 1, 2)):
         gains = {"prune-taylor": taylor, "prune-filters": (0.03, 0.03, 0.03), "dkd": dkd}
 
         def values(cell):
             drop = 0.05 - gains.get(cell.technique, (0, 0, 0))[cell.seed]
             held_out = 0.95 if cell.technique == "prune-taylor" else 0.9
-            return results.measured(cell, 4.0, drop) | {"held_out_accuracy": held_out}
+            found = results.measured(cell, 4.0, drop) | {"held_out_accuracy": held_out}
+            return found | ({"accuracy": None} if (cell.technique, cell.seed) == lost else {})
 
-        rows = results.in_memory(sweep_, values)[0]
+        rows = [row for row in results.in_memory(sweep_, values)[0] if row.seed in seeds]
         return [sentence for [sentence] in controls.section(sweep_, rows).about[1:]]
 
     chance, dkd, staged = said((0.01, 0.011, 0.012))
     assert "prune-taylor, the best of 2 techniques at the operating point of prune-random" in chance
+    # t of 1 - 0.05/2/2 at 2 degrees is 6.205, and the deviation 0.1: 1.1 -+ 0.358
     assert (
-        " by held-out images, is 1.10 points (95 % interval 0.85 to 1.35 points, n = 3)" in chance
+        " by held-out images, is 1.10 points (97.5 % interval 0.74 to 1.46 points, n = 3)" in chance
     )
-    assert chance.endswith("so it is better than chance.")
+    assert "so it is better than chance. The interval's level is 1 \u2212 0.05/2" in chance
     assert "dkd is 1.10 points" in dkd and "above kd: above it by more than one standard" in dkd
     assert "distill-staged is 0.00 points" in staged and "kd: not above it by more" in staged
     noise = said((0.01, -0.01, 0.012), dkd=(-0.01, 0.02, 0.0))
-    assert noise[0].endswith("so it does not differ from chance by more than noise.")
+    assert "so it does not differ from chance by more than noise." in noise[0]
     assert "not above it by more" in noise[1]
+    lost = said((0.01, 0.011, 0.012), lost=("prune-random", 1))[0]
+    assert "has 3 seeds in common with it, of which 1 lacks an accuracy: whether" in lost
+    assert "has one seed in common with it: whether" in said((0.01, 0, 0), seeds=(0,))[0]
+
+
+def test_refined_distillation_is_compared_at_its_operating_point_and_says_its_epochs(asked):
+    widths = [0.5, 0.25]
+    found = asked(
+        ["kd", "dkd", "kd-consistent", "prune-filters", "prune-random"],
+        seeds=(0, 1),
+        grid={"kd": {"distill.width": widths}, "dkd": {"dkd.width": widths}},
+    )
+    rows = results.in_memory(found, results.measured)[0]
+    pairs = [(p.technique.technique, p.plain.technique) for p in controls.refined(found, rows)]
+    assert pairs == [("dkd-0.5", "kd-0.5"), ("dkd-0.25", "kd-0.25"), ("kd-consistent", "kd-0.5")]
+    said = [sentence for [sentence] in controls.section(found, rows).about[-3:]]
+    assert "epochs" not in said[0] + said[1]
+    assert "kd-consistent, trained for 30 epochs, is 0.00 points" in said[2]
+    assert ") above kd-0.5, trained for 10: not above it" in said[2]

@@ -15,15 +15,16 @@ from pipeline.errors import UserError
 from pipeline.models import network, weights
 from pipeline.orchestrate import batch, graph, plan, profile, rehearse, resume, state, submit
 from pipeline.paths import Work
-from pipeline.report import figures, starts
+from pipeline.report import controls, figures, starts, tuned
 from pipeline.report.figures import look
 from pipeline.sweep import Cell
 from pipeline.sweep.settings import Start
 from tests import cells as small_cells
-from tests import results, stages, tiny_worker
+from tests import results, stages, test_folders, tiny_worker
 
 FROM = {**small_cells.MODEL, "weights_from": "digits/vgg11_bn-w0.125/base"}
-LABEL = "vgg11_bn-w0.125-from-digits"
+FROM_ANEW = "vgg11_bn-w0.125"
+LABEL = f"{FROM_ANEW}-from-digits"
 
 
 def load(folder, models, **more) -> sweep.Sweep:
@@ -69,14 +70,18 @@ def test_a_base_may_start_from_one_of_a_certain_seed(tmp_path):
     both = {"datasets": ["mnist", "digits"], "seeds": [0, 1]}
     cells = by_name(load(tmp_path, [small_cells.MODEL, FROM], **both))
     other = cells["digits/vgg11_bn-w0.125/base/1"]
+    none = [{"dataset": "digits", "model": LABEL}]  # of other images that it would be tested on
     for text, label in ((f"{FROM['weights_from']}/1", LABEL), (other.id, None)):
-        found = load(tmp_path, [small_cells.MODEL, {**FROM, "weights_from": text}], **both)
+        models = [small_cells.MODEL, {**FROM, "weights_from": text}]
+        apart = none if label else [{**none[0], "model": f"vgg11_bn-w0.125-from-{text}"}]
+        found = load(tmp_path, models, exclude=apart, **both)
         started = [c for c in found.cells if c.is_base and c.stands_on]
-        assert {cell.stands_on for cell in started} == {other.id} and len(started) == 4
+        assert {cell.stands_on for cell in started} == {other.id} and len(started) == 2
         assert cells[f"mnist/{LABEL}/base/1"].id in found.by_id
         assert label in (None, started[0].model.label)
     fewer = [{"dataset": "mnist", "model": "vgg11_bn-w0.125"}, {"seed": 0, "dataset": "mnist"}]
     by_id = [small_cells.MODEL, {**FROM, "weights_from": other.id}]
+    fewer.append({"dataset": "digits", "model": f"vgg11_bn-w0.125-from-{other.id}"})
     kept = load(tmp_path, by_id, exclude=fewer, **both)
     assert not [
         c for c in kept.cells if c.dataset.name == "mnist" and (c.seed == 0 or not c.stands_on)
@@ -123,6 +128,12 @@ def test_a_file_is_known_by_its_bytes(tmp_path):
         ("digits/vgg11_bn-w0.125/base/7", {}, "is no base of this sweep"),
         ("digits/vgg11_bn-w0.125/prune-filters", {}, "is no base; expected a base"),
         ("digits/vgg11_bn-w0.125/base/x", {}, "'x' is no seed"),
+        (f"digits/vgg11_bn-w0.125/base/{'9' * 5000}", {}, "is no seed"),
+        (
+            "digits/vgg11_bn-w0.125/base/0",
+            {"seeds": [0, 1]},
+            "was trained on images that seed 1 holds out; expected a base of the same seed",
+        ),
         ("digits/resnet20/base", {}, "is a resnet20, whose weights do not fit"),
         ("digits/vgg11_bn/base", {}, "is a vgg11_bn, whose weights do not fit"),
         ("mine", {}, "is neither a cell nor a file; expected"),
@@ -143,6 +154,21 @@ def test_what_cannot_be_started_from_is_one_sentence(tmp_path, capsys, source, m
     assert "models[3].weights_from: " in str(error.value) and problem in str(error.value)
     assert cli.main(["plan", str(tmp_path / "test.yaml")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_ids_are_of_bases_that_start_from_no_other(tmp_path):
+    """Whatever their number, and whatever starts from them."""
+    seeds = [*range(300)]
+    data = {"datasets": ["mnist", "digits"], "seeds": seeds, "techniques": ["base"]}
+    first = load(tmp_path, [small_cells.MODEL], **data).cells[0]
+    apart = [{"dataset": "mnist", "model": f"vgg11_bn-w0.125-from-{first.id}"}]
+    models = [small_cells.MODEL, {**FROM, "weights_from": first.id}]
+    found = load(tmp_path, models, exclude=apart, **data)
+    assert {c.stands_on for c in found.cells if c.stands_on} == {first.id}
+    started = next(c for c in found.cells if c.stands_on)
+    models.append({**FROM, "weights_from": started.id})
+    with pytest.raises(UserError, match="is no base of this sweep; expected .* no other, its id"):
+        load(tmp_path, models, exclude=apart, **data)
 
 
 # --- when -------------------------------------------------------------------------------------
@@ -203,6 +229,41 @@ def test_states_name_what_a_base_waits_for(chain):
     assert not resume._has_base(second, named, states)
 
 
+def test_why_is_told_of_what_lies_two_below(chain):
+    asked, work = chain
+    results.fail(asked.cells[0], work, "exception", "ValueError: no")
+    line = "its base's start is missing: exception: ValueError: no"
+    assert gaps.reason(asked.cells[2], work) == line
+
+
+def test_a_trained_base_that_lacks_its_measurement_needs_its_start_no_more(chain):
+    asked, work = chain
+    first, second, _ = asked.cells
+    states = state.find(asked, work)
+    kept = tuple(
+        replace(s, state="trained", reason=None, trained=True) if s.cell.id == second.id else s
+        for s in states.cells
+    )
+    states = state.SweepState(kept)
+    chosen = batch.choose(asked, states, lambda one: one.cell.id == second.id)
+    assert chosen == [second]
+    named = resume.Choice(frozenset({asked.cells[2].id}), exceptions=False)
+    assert resume._has_base(second, named, states)
+    assert [resume._is_base_of(c, named, states) for c in asked.cells] == [False, True, False]
+
+
+def test_images_of_other_channels_are_refused_before_anything_runs(chain, tmp_path):
+    from pipeline.orchestrate import local
+
+    asked, work = chain
+    local.require_channels(asked, asked.cells, work.root)
+    first, second, _ = asked.cells
+    colour = test_folders.own(test_folders.fill(tmp_path / "colour"), size=32)
+    asked = replace(asked, cells=(first, replace(second, dataset=colour)))
+    with pytest.raises(UserError, match="digits/.*/base/0, whose images have 1 channels and its"):
+        local.require_channels(asked, asked.cells, work.root)
+
+
 def test_a_rehearsal_starts_from_rehearsed_bases(chain):
     first, second, pruned = rehearse.sliver(chain[0]).cells
     assert second.stands_on == first.id != chain[0].cells[0].id and pruned.stands_on == second.id
@@ -251,6 +312,8 @@ def test_a_base_goes_on_from_the_weights_that_it_is_given(bench, tmp_path):
     for cell in (second, by_file.cells[0]):
         found = trained.started(network.new(state.spec, 5), cell, work).network.state_dict()
         assert all(torch.equal(found[n], t) for n, t in state.network.state_dict().items())
+    gone = trained.start_facts(second, Work(tmp_path / "none"), state)
+    assert gone == {"weights_from": {"source": FROM["weights_from"]}}  # and the base is kept
     with pytest.raises(trained.NoBase, match=r"its starting base \(digits/.*\) is not there"):
         trained.started(network.new(state.spec, 5), second, Work(tmp_path / "none"))
     save_file({"x": torch.ones(1)}, tmp_path / "mine.safetensors")
@@ -296,7 +359,7 @@ def test_a_report_compares_both_kinds_of_base_seed_by_seed(tmp_path):
         return found | {"accuracy": 0.9 + 0.05 * kept + gain}
 
     rows, evidence = results.in_memory(asked, values)
-    section = starts.section(rows)
+    section = starts.section(asked, rows)
     [table] = section.tables
     assert table.caption == "digits, vgg16_bn-from-mnist"
     shown = {line[0].text: [value.text for value in line[1:]] for line in table.lines}
@@ -304,7 +367,7 @@ def test_a_report_compares_both_kinds_of_base_seed_by_seed(tmp_path):
     assert shown["half-0.25"][4] == "3.55 \u00b1 0.07"
     assert shown["half-0.25"][5] == "2.91 to 4.19"  # 3.55 -+ 12.706 x 0.0707 / sqrt(2)
     with look.style():
-        figure = dict(figures.drawn(rows, evidence))["pre-training"]
+        figure = dict(figures.drawn(rows, evidence, sweep=asked))["pre-training"]
     [axis] = figure.canvas.axes
     drawn = {
         (line.get_linestyle(), tuple(line.get_xdata())): list(line.get_ydata())
@@ -315,5 +378,85 @@ def test_a_report_compares_both_kinds_of_base_seed_by_seed(tmp_path):
     assert drawn["--", tuple(every)] == pytest.approx([91.25, 92.5, 95])
     assert drawn["-", tuple(every)] == pytest.approx([94.8, 95.55, 97.05])
     assert "half-0.25 91.25 % and 94.80 %" in figure.alt and "n = 2" in figure.caption
-    assert starts.section([row for row in rows if not row.anew]) is None
-    assert "pre-training" not in dict(figures.draw([r for r in rows if not r.anew], evidence))
+    assert "trained and compressed in the same way; means" in figure.caption
+    fresh_rows = [row for row in rows if not row.anew]
+    assert starts.section(asked, fresh_rows) is None
+    assert "pre-training" not in dict(figures.draw(fresh_rows, evidence, sweep=asked))
+
+
+def test_a_report_says_what_else_differs_between_both_kinds_of_base(tmp_path):
+    """Held-out images may choose other settings for each, the recipe has what is for fresh weights
+    alone, and all seeds may go back to the same ones; what ignores the base is no comparison."""
+    anew = ["base-anew", "scratch-e", "pruned-from-scratch", "student-alone"]
+    asked = load(
+        tmp_path,
+        [small_cells.MODEL, {**FROM, "weights_from": "digits/vgg11_bn-w0.125/base/0"}],
+        datasets=["digits", "mnist"],
+        seeds=[0, 1],
+        techniques=["base", "prune-filters", "kd", *anew],
+        training={"recipe": "fast", "epochs": 2, "mixup": 0.2},
+        tune={"all": {"learning_rate_factor": [0.1, 0.5]}},
+        exclude=[{"dataset": "digits", "model": LABEL}],
+    )
+
+    def values(cell):
+        better = "0.1" if cell.model.start else "0.5"
+        held_out = 0.95 if cell.technique.endswith(better) else 0.9
+        return results.recorded(cell, channels=1) | {"held_out_accuracy": held_out}
+
+    rows, evidence = results.in_memory(asked, values)
+    apart = tuned.set_apart(asked, rows)
+    rows = [row for row in rows if row.id not in apart]
+    section = starts.section(asked, rows)
+    [table] = section.tables
+    chosen = "prune-filters-0.1 (from fresh weights: prune-filters-0.5)"
+    assert [line[0].text for line in table.lines] == ["base", chosen, "kd"]
+    said = "\n".join(text for [text] in section.about[1:])
+    assert "for fresh weights alone (whitening, dirac, bias_rate, mixup) is not part" in said
+    assert "held-out images chose the settings for each kind of base" in said
+    assert f"On mnist, {LABEL}, all seeds share one training before" in said
+    with look.style():
+        figure = dict(figures.drawn(rows, evidence, sweep=asked))["pre-training"]
+    assert "but without the recipe's whitening, dirac, bias_rate, mixup from" in figure.caption
+    assert "with settings that held-out images chose for each" in figure.caption
+
+
+def test_each_seed_may_have_a_training_before_of_its_own(tmp_path):
+    """Nothing is said then. A file is the same for all of them, and so is what two bases that
+    differ go back to."""
+    save_file({"x": torch.ones(1)}, tmp_path / "mine.safetensors")
+    with_file = {**FROM, "weights_from": "mine.safetensors"}
+    second = {**FROM, "weights_from": "digits/vgg11_bn-w0.125-from-mine/base"}
+    for models, shared in (([FROM], False), ([with_file], True), ([with_file, second], True)):
+        asked = load(tmp_path, [small_cells.MODEL, *models], seeds=[0, 1])
+        rows, _ = results.in_memory(asked, results.measured)
+        label = asked.cells[-1].model.label
+        section = starts.section(asked, [r for r in rows if r.model in (label, FROM_ANEW)])
+        said = [text for [text] in section.about if text.startswith(f"On digits, {label}")]
+        assert ["all seeds share one training before" in text for text in said] == [True] * shared
+
+
+def test_epochs_before_a_base_count_where_weights_go_on_from_them(tmp_path):
+    """What begins anew has none of them, and those before a file are not known."""
+    names = ["prune-filters", "scratch-e", "base-longer"]
+    both = {"digits": {"name": "digits", "training": {"epochs": 3}}, "mnist": "mnist"}
+    asked = load(
+        tmp_path,
+        [small_cells.MODEL, FROM],
+        datasets=[*both.values()],
+        techniques=names,
+        training={**small_cells.TRAINING, "epochs": 10},
+        exclude=[{"dataset": "digits", "model": LABEL}],
+    )
+    section = controls.section(asked, results.in_memory(asked, results.measured)[0])
+    tables = {table.caption: table for table in section.tables}
+    for caption, before in ((f"mnist, {LABEL}", 3), (f"mnist, {FROM_ANEW}", 0)):
+        shown = {line[1].text: [v.text for v in line[-2:]] for line in tables[caption].lines}
+        pruned = str(20 + before)
+        assert shown == {"scratch-e": [pruned, "10"], "base-longer": [pruned, pruned]}
+    [note] = [text for [text] in section.notes if text.startswith("On ")]
+    assert note.startswith(f"On mnist, {LABEL}, bases start") and "3 epochs on digits" in note
+    save_file({"x": torch.ones(1)}, tmp_path / "mine.safetensors")
+    asked = load(tmp_path, [{**FROM, "weights_from": "mine.safetensors"}], techniques=names)
+    section = controls.section(asked, results.in_memory(asked, results.measured)[0])
+    assert "lack those before their first weights, which are not known" in section.notes[-1][0]

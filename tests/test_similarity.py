@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.measure import similarity
 from pipeline.models import network
@@ -62,6 +63,31 @@ def test_each_layer_is_compared_with_each_in_parts_that_fit_into_memory(monkeypa
     found = similarity.cka_of_pairs(mine, others)
     expected = [[unbiased(x.double().numpy(), y.double().numpy()) for y in others] for x in mine]
     assert found.numpy() == pytest.approx(np.array(expected), abs=1e-9) and found[1, 1] > 0.3
+
+
+class Largest(TorchDispatchMode):
+    """How many bytes the largest tensor takes that anything makes."""
+
+    n_bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **kwargs or {})
+        if isinstance(made, torch.Tensor):
+            self.n_bytes = max(self.n_bytes, made.nelement() * made.element_size())
+        return made
+
+
+def test_memory_does_not_grow_with_pairs_of_layers_times_images(monkeypatch):
+    layers = [some(48, 3, i) for i in range(40)]
+    monkeypatch.setattr(similarity, "BLOCK_BYTES", 8 * 48 * 40 * 4)  # four lines at a time
+    with Largest() as largest:
+        found = similarity.cka_of_pairs(layers, layers)
+    assert largest.n_bytes == similarity.BLOCK_BYTES
+    few = similarity.cka_of_pairs(layers[:2], layers[:2])  # all lines at once
+    centred = [(x.double() - x.double().mean(0)).numpy() for x in layers[:2]]
+    expected = [[unbiased(x, y) for y in centred] for x in centred]
+    for part in (found[:2, :2], few):
+        assert part.numpy() == pytest.approx(np.array(expected), abs=1e-12)
 
 
 # pytorch-cka 1.1.3, with x and y of the test below:

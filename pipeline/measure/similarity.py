@@ -146,7 +146,8 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
 
 def cka_of_pairs(xs: Sequence[torch.Tensor], ys: Sequence[torch.Tensor]) -> torch.Tensor:
     """``linear_cka`` of each x [n, p] with each y [n, q]: float64 [len(xs), len(ys)]. Each kernel
-    is computed once, some of its lines at a time, so that memory is bounded."""
+    is computed once, some of its lines at a time, so that none of the tensors that this makes is
+    larger than BLOCK_BYTES, or than the activations, in double precision, of one layer."""
     n, sides = len(xs[0]), (xs, ys)
     new = partial(torch.zeros, dtype=torch.float64, device=xs[0].device)
     products = new(len(xs), len(ys))
@@ -159,8 +160,11 @@ def cka_of_pairs(xs: Sequence[torch.Tensor], ys: Sequence[torch.Tensor]) -> torc
             sums[i][:, first : rows.stop] = block.sum(2)
             squares[i] += block.square().sum((1, 2))
         products += torch.einsum("aij,bij->ab", *blocks)
-    both = _hsic(products, sums[0][:, None], sums[1][None])
-    own, others = (_hsic(squares[i], sums[i], sums[i]) for i in range(2))
+    totals = [side.sum(1) for side in sums]
+    both = _hsic(n, products, torch.outer(*totals), sums[0] @ sums[1].T)
+    own, others = (
+        _hsic(n, squares[i], totals[i].square(), sums[i].square().sum(1)) for i in range(2)
+    )
     scale = own.clamp_min(0)[:, None] * others.clamp_min(0)[None]
     return torch.where(scale > 0, both / scale.sqrt(), torch.nan)
 
@@ -176,12 +180,11 @@ def _kernels(features: Sequence[torch.Tensor], rows: range) -> torch.Tensor:
     return torch.stack(kernels)
 
 
-def _hsic(whole: torch.Tensor, k: torch.Tensor, l: torch.Tensor) -> torch.Tensor:  # noqa: E741
-    """n times n - 3 as large, of kernels without their diagonals: ``whole`` is the sum of their
-    elements' products, ``k`` and ``l`` [..., n] are the sums of their lines."""
-    n = k.shape[-1]
-    product = k.sum(-1) * l.sum(-1) / ((n - 1) * (n - 2))
-    return whole + product - 2 * (k * l).sum(-1) / (n - 2)
+def _hsic(n: int, whole: torch.Tensor, totals: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
+    """n times n - 3 as large, of pairs of kernels [n, n] without their diagonals: ``whole`` is the
+    sum of their elements' products, ``totals`` the product of the sums of all elements, ``lines``
+    the sum of the products of the sums of their lines."""
+    return whole + totals / ((n - 1) * (n - 2)) - 2 * lines / (n - 2)
 
 
 # --- SVCCA -----------------------------------------------------------------------------------

@@ -122,7 +122,8 @@ def made(published: Published, paths: ReportPaths) -> dict[Path, bytes]:
     from pipeline.report import figures, latex, page, paper, sections, tables, text
 
     sweep, frames, usages = published.sweep, published.frames, published.usages
-    drawn = figures.draw(frames.compared().rows, published.evidence, published.similarity_of)
+    rows = frames.compared().rows
+    drawn = figures.draw(rows, published.evidence, published.similarity_of, sweep)
     files = {paths.csv: tables.csv_text(frames.cells).encode(), paths.yaml: sweep.text.encode()}
     files |= {paths.svg(name): figure.svg for name, figure in drawn.items()}
     files |= {paths.pdf(name): figure.pdf for name, figure in drawn.items()}

@@ -7,6 +7,7 @@ base, trained for longer) is compared with all that go on from the base's weight
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from pipeline.report.answer import Group, groups, settings
 from pipeline.report.document import Column, Section, Sentence, Table, Value, spread, table_of
 from pipeline.report.row import Row
 from pipeline.sweep import Cell, Sweep
-from pipeline.techniques import about
+from pipeline.techniques import PLAIN, about
 
 COLUMNS = (
     Column("technique"),
@@ -67,8 +68,9 @@ def section(sweep: Sweep, rows: Sequence[Row]) -> Section | None:
     if not tables:
         return None
     both = ((pair.technique, pair.control) for each in pairs.values() for pair in each)
-    about = (ABOUT, *significance.sentences(rows, both))
-    return Section("controls", "Techniques and their controls", about, tables, NOTES)
+    about = (ABOUT, *significance.sentences(both, refined(sweep, rows)))
+    notes = (*NOTES, *((text,) for text in _starts(sweep, pairs)))
+    return Section("controls", "Techniques and their controls", about, tables, notes)
 
 
 def compared(sweep: Sweep, rows: Iterable[Row]) -> Iterator[Compared]:
@@ -84,13 +86,26 @@ def compared(sweep: Sweep, rows: Iterable[Row]) -> Iterator[Compared]:
                 yield from _paired(group, control)
 
 
+def refined(sweep: Sweep, rows: Sequence[Row]) -> Iterator[significance.Refined]:
+    """Refined techniques beside the plain one at the same operating point."""
+    for members in settings(rows).values():
+        every = groups(members)
+        for mine, plain in itertools.product(every, every):
+            if PLAIN.get(mine.family) != plain.family:
+                continue
+            cells = [sweep.by_id[group.rows[0].id] for group in (mine, plain)]
+            if operating_point(cells[0]) == operating_point(cells[1]):
+                for pair in _paired(mine, plain):
+                    trained = [all_epochs(sweep, cell) for cell in cells]
+                    yield significance.Refined(pair.technique, pair.control, *trained)
+
+
 def belong(technique: Cell, control: Cell) -> bool:
     """Whether the control is one for this technique, at this operating point."""
     point = operating_point(control)
     if point:
         return point == operating_point(technique)
-    goes_on = not any(about(stage.settings).starts_fresh() for stage in technique.stages)
-    return goes_on and epochs(technique) > technique.recipe.epochs
+    return not starts_anew(technique) and epochs(technique) > technique.recipe.epochs
 
 
 def operating_point(cell: Cell) -> dict[str, Any]:
@@ -102,12 +117,33 @@ def operating_point(cell: Cell) -> dict[str, Any]:
 
 
 def epochs(cell: Cell) -> int:
-    """Of training that the weights at the end have gone through, since they were drawn."""
+    """Of training that the weights at the end have gone through in the cell and in its base: since
+    they were drawn, or since the base took them from elsewhere."""
     count = cell.recipe.epochs
     for stage in cell.stages:
         said = about(stage.settings)
         count = (0 if said.starts_fresh() else count) + said.epochs_of(cell.recipe)
     return count
+
+
+def all_epochs(sweep: Sweep, cell: Cell) -> int:
+    """The same, with those of the bases `before`, where the weights go on from them."""
+    earlier = () if starts_anew(cell) else before(sweep, cell)
+    return epochs(cell) + sum(other.recipe.epochs for other in earlier)
+
+
+def before(sweep: Sweep, cell: Cell) -> list[Cell]:
+    """The base that a cell's base started from, the one before that, and so on, as far as they are
+    cells of the sweep."""
+    found: list[Cell] = []
+    while (start := (found or [cell])[-1].model.start) and start.cell in sweep.by_id:
+        found.append(sweep.by_id[start.cell])
+    return found
+
+
+def starts_anew(cell: Cell) -> bool:
+    """Whether a stage begins with fresh weights, whatever the base's are."""
+    return any(about(stage.settings).starts_fresh() for stage in cell.stages)
 
 
 def _paired(technique: Group, control: Group) -> Iterator[Compared]:
@@ -116,6 +152,24 @@ def _paired(technique: Group, control: Group) -> Iterator[Compared]:
     mine = [row for row in technique.rows if row.seed in others]
     if mine:
         yield Compared(Group(tuple(mine)), Group(tuple(others[row.seed] for row in mine)))
+
+
+def _starts(sweep: Sweep, pairs: Mapping[tuple[str, str], Sequence[Compared]]) -> Iterator[str]:
+    """What epochs include, or lack, where bases start from other weights."""
+    for setting, members in pairs.items():
+        cell = sweep.by_id[members[0].technique.rows[0].id] if members else None
+        if cell is None or cell.model.start is None:
+            continue
+        others = before(sweep, cell)
+        known = [f"{other.recipe.epochs} epochs on {other.dataset.name}" for other in others]
+        included = f"include {' and '.join(known)} before these" if known else ""
+        is_all = bool(others) and others[-1].model.start is None
+        lacking = "" if is_all else "lack those before their first weights, which are not known"
+        yield (
+            f"On {', '.join(setting)}, bases start from other weights. Epochs of training "
+            f"{', but '.join(filter(None, (included, lacking)))}, where the weights go on from the "
+            "base's; what begins with fresh weights has none of them, so its budget is smaller."
+        )
 
 
 def _tables(sweep: Sweep, pairs: Mapping[tuple[str, str], Sequence[Compared]]) -> Iterator[Table]:
@@ -127,7 +181,7 @@ def _tables(sweep: Sweep, pairs: Mapping[tuple[str, str], Sequence[Compared]]) -
 def _line(sweep: Sweep, pair: Compared) -> tuple[Value, ...]:
     both = (pair.technique, pair.control)
     n = len(pair.technique.rows)
-    trained = [epochs(sweep.by_id[group.rows[0].id]) for group in both]
+    trained = [all_epochs(sweep, sweep.by_id[group.rows[0].id]) for group in both]
     return (
         Value(pair.technique.technique),
         Value(pair.control.technique),

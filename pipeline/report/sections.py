@@ -22,7 +22,7 @@ def measured(sweep: Sweep, frames: Frames) -> list[Section]:
         content.simulated(shown),
         tuned.section(sweep, frames.rows),
         controls.section(sweep, shown.rows),
-        starts.section(shown.rows),
+        starts.section(sweep, shown.rows),
         published.section(shown.rows),
     )
     return [section for section in sections if section]

@@ -11,25 +11,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from pipeline.report.answer import Group, groups, mean, settings
+from pipeline.report.answer import Group, mean
 from pipeline.report.document import Sentence
-from pipeline.report.row import Row
-from pipeline.techniques import CHANCE, PLAIN
+from pipeline.techniques import CHANCE
 
-LEVEL = 0.95
-PERCENT = round(100 * LEVEL)
+ERROR = 0.05  # how often an interval may miss the true mean
 
 
 @dataclass(frozen=True)
 class Interval:
     """Of a mean difference over n >= 2 seeds, in shares: the mean, the sample's standard deviation,
-    and the interval that holds the true mean with LEVEL, if differences are normal."""
+    and the interval that holds the true mean with probability `level`, if differences are
+    normal."""
 
     n: int
     mean: float
     deviation: float
     low: float
     high: float
+    level: float = 1 - ERROR
 
     @property
     def is_noise(self) -> bool:
@@ -37,7 +37,7 @@ class Interval:
 
     @property
     def text(self) -> str:
-        return f"{PERCENT} % interval {self.ends} points"
+        return f"{100 * self.level:.4g} % interval {self.ends} points"
 
     @property
     def ends(self) -> str:
@@ -45,15 +45,28 @@ class Interval:
         return f"{_points(self.low)} to {_points(self.high)}"
 
 
-def interval(differences: Sequence[float | None]) -> Interval | None:
-    """None for fewer than two, or where one is missing."""
+@dataclass(frozen=True)
+class Refined:
+    """A refined technique and the plain one at the same operating point, of the same seeds in the
+    same order; epochs of training that their weights have gone through."""
+
+    technique: Group
+    plain: Group
+    epochs: int
+    plain_epochs: int
+
+
+def interval(differences: Sequence[float | None], of: int = 1) -> Interval | None:
+    """None for fewer than two, or where one is missing. `of`: intervals of which any is then
+    looked at; all of them together hold at 1 - ERROR (Bonferroni: each errs a part as often)."""
     known = [value for value in differences if value is not None and value == value]
     n = len(known)
     if n < 2 or n < len(differences):
         return None
     middle, deviation = fmean(known), stdev(known)
-    reach = t_quantile((1 + LEVEL) / 2, n - 1) * deviation / math.sqrt(n)
-    return Interval(n, middle, deviation, middle - reach, middle + reach)
+    level = 1 - ERROR / of
+    reach = t_quantile((1 + level) / 2, n - 1) * deviation / math.sqrt(n)
+    return Interval(n, middle, deviation, middle - reach, middle + reach, level)
 
 
 def t_quantile(probability: float, degrees: int) -> float:
@@ -85,7 +98,9 @@ def _within(t: float, degrees: int) -> float:
 # --- sentences -------------------------------------------------------------------------------
 
 
-def sentences(rows: Sequence[Row], pairs: Iterable[tuple[Group, Group]]) -> Iterator[Sentence]:
+def sentences(
+    pairs: Iterable[tuple[Group, Group]], refined: Iterable[Refined]
+) -> Iterator[Sentence]:
     """What pruning wins over chance, and what refined distillation wins over the plain one.
     `pairs`: techniques and their controls, of the same seeds in the same order."""
     by_control: dict[tuple[str, str, str], list[tuple[Group, Group]]] = {}
@@ -95,56 +110,68 @@ def sentences(rows: Sequence[Row], pairs: Iterable[tuple[Group, Group]]) -> Iter
             by_control.setdefault(key, []).append((technique, control))
     for found in by_control.values():
         yield (_against_chance(found),)
-    for members in settings(rows).values():
-        yield from ((text,) for text in _refined(groups(members)))
+    yield from ((text,) for text in map(_refined, refined) if text)
 
 
 def _against_chance(pairs: Sequence[tuple[Group, Group]]) -> str:
     """Of the techniques at one operating point the best by held-out images, which the test set has
-    no say in; by the test set, and that is said, where there is no such accuracy."""
-    held_out = [mean(row.held_out_accuracy for row in mine.rows) for mine, _ in pairs]
-    by_test = any(value != value for value in held_out)
-    if by_test:
-        held_out = [mean(row.accuracy for row in mine.rows) for mine, _ in pairs]
-    best = max(range(len(pairs)), key=lambda i: held_out[i])
-    mine, control = pairs[best]
-    by = "the test set, which makes it look better than it is" if by_test else "held-out images"
+    no say in; by the test set, and that is said, where there is no such accuracy. The best of
+    several is chosen on the networks that are then judged, so its interval is one of as many."""
+    mine, control, by = _best(pairs)
     at = f"at the operating point of {control.technique}"
     one, many = f"the one technique {at}", f"the best of {len(pairs)} techniques {at} by {by}"
     about = f"On {', '.join(mine.rows[0].setting)}, {mine.technique}, "
     about += f"{one if len(pairs) == 1 else many}, "
-    found = interval(differences(mine, control))
+    apart = differences(mine, control)
+    found = interval(apart, of=len(pairs))
     if found is None:
-        return (
-            f"{about}has one seed in common with it: whether they differ by more than noise is not "
-            "known."
-        )
+        return f"{about}{_unknown(apart)}: whether they differ by more than noise is not known."
     verdict = "so it does not differ from chance by more than noise"
     if not found.is_noise:
         verdict = f"so it is {'better' if found.mean > 0 else 'worse'} than chance"
-    return f"{about}is {_apart(found)} {control.technique}, {verdict}."
+    text = f"{about}is {_apart(found)} {control.technique}, {verdict}."
+    if len(pairs) > 1:
+        text += (
+            f" The interval's level is 1 \N{MINUS SIGN} {ERROR}/{len(pairs)} (Bonferroni), since "
+            "the best is chosen on the same networks."
+        )
+    return text
 
 
-def _refined(every: Sequence[Group]) -> Iterator[str]:
-    """Each refined technique beside the plain one, where both have two seeds in common."""
-    for mine in every:
-        for plain in every:
-            if PLAIN.get(mine.family) != plain.family:
-                continue
-            both = {row.seed for row in mine.rows} & {row.seed for row in plain.rows}
-            ours, theirs = (
-                Group(tuple(row for row in group.rows if row.seed in both))
-                for group in (mine, plain)
-            )
-            found = interval(differences(ours, theirs)) if len(both) > 1 else None
-            if found is None:
-                continue
-            above = found.mean > found.deviation
-            yield (
-                f"On {', '.join(mine.rows[0].setting)}, {mine.technique} is {_apart(found)} "
-                f"{plain.technique}: {'' if above else 'not '}above it by more than one standard "
-                f"deviation of the differences ({100 * found.deviation:.2f} points)."
-            )
+def _best(pairs: Sequence[tuple[Group, Group]]) -> tuple[Group, Group, str]:
+    """With its control, and by what it is the best of those that have it measured."""
+    by = "held-out images"
+    values = [mean(row.held_out_accuracy for row in mine.rows) for mine, _ in pairs]
+    if any(value != value for value in values):
+        by = "the test set, which makes it look better than it is"
+        values = [mean(row.accuracy for row in mine.rows) for mine, _ in pairs]
+    known = [-math.inf if value != value else value for value in values]
+    return (*pairs[known.index(max(known))], by)
+
+
+def _unknown(apart: Sequence[float | None]) -> str:
+    """Why there is no interval."""
+    if len(apart) < 2:
+        return "has one seed in common with it"
+    missing = sum(value is None for value in apart)
+    return f"has {len(apart)} seeds in common with it, of which {missing} lacks an accuracy"
+
+
+def _refined(pair: Refined) -> str:
+    """ "" where both have fewer than two seeds in common."""
+    found = interval(differences(pair.technique, pair.plain))
+    if found is None:
+        return ""
+    above = found.mean > found.deviation
+    mine, plain = pair.technique.technique, pair.plain.technique
+    if pair.epochs != pair.plain_epochs:
+        mine = f"{mine}, trained for {pair.epochs} epochs,"
+        plain = f"{plain}, trained for {pair.plain_epochs}"
+    return (
+        f"On {', '.join(pair.technique.rows[0].setting)}, {mine} is {_apart(found)} {plain}: "
+        f"{'' if above else 'not '}above it by more than one standard deviation of the differences "
+        f"({100 * found.deviation:.2f} points)."
+    )
 
 
 def differences(mine: Group, other: Group) -> list[float | None]:

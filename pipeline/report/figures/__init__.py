@@ -26,6 +26,7 @@ from pipeline.report.figures import (
 )
 from pipeline.report.figures.look import Drawn, Figure
 from pipeline.report.row import Row
+from pipeline.sweep import Sweep
 
 __all__ = ["Drawn", "Figure", "draw", "drawn"]
 
@@ -62,24 +63,27 @@ def draw(
     rows: Sequence[Row],
     evidence: Callable[[str], Evidence | None],
     similarity_of: str | None = None,
+    sweep: Sweep | None = None,
 ) -> dict[str, Figure]:
     """File stem -> figure, in reading order. `evidence`: what was recorded of the cell with an
-    id; `similarity_of`: the id of the cell whose layers are compared with each of its base's."""
+    id; `similarity_of`: the id of the cell whose layers are compared with each of its base's;
+    `sweep`: with the cells of the rows; None: without the figure that needs it."""
     with look.style():
-        return {name: one.figure() for name, one in drawn(rows, evidence, similarity_of)}
+        return {name: one.figure() for name, one in drawn(rows, evidence, similarity_of, sweep)}
 
 
 def drawn(
     rows: Sequence[Row],
     evidence: Callable[[str], Evidence | None],
     similarity_of: str | None = None,
+    sweep: Sweep | None = None,
 ) -> Iterator[tuple[str, Drawn]]:
     """The same before they are bytes; inside of `look.style()`."""
     read = Kept(evidence).read
     figures: dict[str, Callable[[Sequence[Row]], Drawn | None]] = {
         "accuracy-bytes": partial(tradeoff.draw, cost=tradeoff.STORED),
         "accuracy-latency": partial(tradeoff.draw, cost=tradeoff.LATENCY),
-        "pre-training": started.draw,
+        "pre-training": partial(started.draw, sweep=sweep),
         "training-curves": partial(curves.draw, read=read),
         "channels": partial(channels.draw, read=read),
         "similarity": partial(similarity.draw, read=read),

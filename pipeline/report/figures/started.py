@@ -11,17 +11,18 @@ from pipeline.report.answer import Group, deviation, groups, mean
 from pipeline.report.figures import chosen, look
 from pipeline.report.figures.look import BASE, Drawn
 from pipeline.report.row import Row
-from pipeline.report.starts import pairs
+from pipeline.report.starts import Pair, left_out, pairs
+from pipeline.sweep import Sweep
 
 MOST_FAMILIES = 4
 FRESH = "fresh weights"
 Setting = tuple[str, str]
 
 
-def draw(rows: Sequence[Row]) -> Drawn | None:
+def draw(rows: Sequence[Row], sweep: Sweep | None) -> Drawn | None:
     """None where no base starts from other weights, beside the same from fresh ones."""
-    found = dict(list(pairs(rows).items())[: chosen.MOST_PANELS])
-    if not found:
+    found = dict(list(pairs(sweep, rows).items())[: chosen.MOST_PANELS]) if sweep else {}
+    if not sweep or not found:
         return None
     names = look.families(
         row for members in found.values() for p in members for row in p.other.rows
@@ -51,7 +52,7 @@ def draw(rows: Sequence[Row]) -> Drawn | None:
     return Drawn(
         canvas,
         "Accuracy against parameters, by what a base starts from",
-        _caption(found, families),
+        _caption(sweep, found, families),
         _alt(found),
     )
 
@@ -99,23 +100,33 @@ def _parameters(count: float) -> str:
 # --- in words --------------------------------------------------------------------------------
 
 
-def _caption(found: dict, families: Sequence[str]) -> str:
-    seeds = [len(pair.other.rows) for members in found.values() for pair in members]
+def _caption(sweep: Sweep, found: dict, families: Sequence[str]) -> str:
+    every = [pair for members in found.values() for pair in members]
+    seeds = [len(pair.other.rows) for pair in every]
     curves = f" Curves are the operating points of {', '.join(families)}, to the base's."
     curves = curves if families else ""
     return (
         "Accuracy on the test set against the number of parameters: bases from fresh weights "
         "(dashed) and bases that start from other weights (solid), trained and compressed in the "
-        f"same way; means and standard deviations over seeds ({chosen.several(seeds)}).{curves}"
+        f"same way{_but(sweep, every)}; means and standard deviations over seeds "
+        f"({chosen.several(seeds)}).{curves}"
     )
+
+
+def _but(sweep: Sweep, every: Sequence[Pair]) -> str:
+    """What is not the same."""
+    names = left_out(sweep, every)
+    without = f"without the recipe's {', '.join(names)} from other weights" if names else ""
+    tuned = "with settings that held-out images chose for each"
+    found = [without, tuned if any(pair.is_tuned for pair in every) else ""]
+    return f", but {' and '.join(filter(None, found))}" if any(found) else ""
 
 
 def _alt(found: dict) -> str:
     sentences = []
     for setting, members in found.items():
         texts = [
-            f"{pair.other.technique} {_accuracy(pair.fresh)} and {_accuracy(pair.other)}"
-            for pair in members
+            f"{pair.name} {_accuracy(pair.fresh)} and {_accuracy(pair.other)}" for pair in members
         ]
         sentences.append(
             f"On {', '.join(setting)}, from fresh and from other weights: {', '.join(texts)}."
