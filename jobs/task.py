@@ -117,9 +117,8 @@ class Task(Checkpointable):
             self._end_of("time_limit", NO_CONTROLLER)
             return None
         if minutes > self.minutes:
-            # After submitit's requeue: only a job that waits may be given more time. It ignores the
-            # TERM that comes with the requeue.
-            atexit.register(slurm.change, str(job()), f"TimeLimit={minutes}")
+            # After submitit's requeue: only a job that waits may be given more time.
+            atexit.register(_give_time, str(job()), minutes)
         return DelayedSubmission(replace(self, minutes=max(minutes, self.minutes)))
 
     def _at_its_limit(self) -> bool:
@@ -211,6 +210,13 @@ class Task(Checkpointable):
         if process is not None and process.poll() is None:
             _kill(process)
             process.wait()
+
+
+def _give_time(task: str, minutes: int) -> None:
+    """The last that the process does. A requeue comes with TERM for all of the job's processes:
+    what this one ignores, scontrol ignores, too, where a handler would be lost at its start."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    slurm.change(task, f"TimeLimit={minutes}")
 
 
 def _kill(process: subprocess.Popen) -> None:

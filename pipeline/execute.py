@@ -126,6 +126,7 @@ class _Run:
         if not self.paths.cell_json.exists():
             store.publish_bytes(self.paths.cell_json, content)
         state, history = self.staged()
+        start = trained.start_facts(self.cell, self.work, state)
         if self.paths.manifest.exists():
             store.retract(self.paths)  # from here on, what it vouches for changes
         store.publish_bytes(self.paths.cell_json, content)
@@ -133,7 +134,7 @@ class _Run:
         self.progress({"stage": "artifact"})
         self.write_artifact(state)
         size = measuring.size(measuring.Candidate(state, artifact.load(self.paths.artifact)))
-        result = store.result_bytes(self.cell.to_json(), self.facts(state), history, size)
+        result = store.result_bytes(self.cell.to_json(), {**self.facts(), **start}, history, size)
         store.publish_bytes(self.paths.result, result)
         store.publish_bytes(self.paths.metrics, store.history_bytes(history))
         images = {"key": self.split.key, "fingerprint": self.split.fingerprint}
@@ -229,10 +230,9 @@ class _Run:
         seconds = self.timeline.seconds()
         return {**seconds, "train": round(seconds.get("train", 0.0) + self.trained_s, 2)}
 
-    def facts(self, state: network.ModelState) -> dict:
+    def facts(self) -> dict:
         return {
             **self.origin.facts(),
-            **trained.start_facts(self.cell, self.work, state),
             done.MADE_WITH: done.of_artifact(done.record(self.cell)),
             "hardware": hardware.describe(),
             "needs": artifact.load(self.paths.artifact).manifest["needs"],

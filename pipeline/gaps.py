@@ -22,12 +22,16 @@ class Gap:
 
 def reason(cell: Cell, work: Work) -> str:
     """Why `cell`, which has no valid result, has none: its own last attempt, else that of the cell
-    that it stands on."""
-    own, on = _own_reason(work.cell(cell.id)), cell.stands_on
-    if own != NOT_RUN or on is None or store.is_done(work.cell(on)):
+    that it stands on, or of the one that this one stands on."""
+    own = _own_reason(work.cell(cell.id))
+    if own != NOT_RUN:
         return own
-    base = _own_reason(work.cell(on))
-    return NOT_RUN if base == NOT_RUN else f"{cell.ground} is missing: {base}"
+    for ground, on in cell.grounds:
+        if store.is_done(work.cell(on)):
+            break
+        if (base := _own_reason(work.cell(on))) != NOT_RUN:
+            return f"{ground} is missing: {base}"
+    return NOT_RUN
 
 
 def _own_reason(cell: CellPaths) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +56,13 @@ def started(fresh: ModelState, cell: Cell, work: Work) -> ModelState:
 
 def start_facts(cell: Cell, work: Work, state: ModelState) -> dict[str, Any]:
     """For the result of a base that starts from other weights: whose they are, and whether its last
-    layer is its own."""
+    layer is its own. That is left out where they are gone by now, which costs no trained base."""
     if not cell.is_base or cell.model.start is None:
         return {}
-    anew = bool(weights.other_head(state, _start(cell, work)))
-    return {"weights_from": {"source": cell.model.start.source, "head_anew": anew}}
+    facts: dict[str, Any] = {"source": cell.model.start.source}
+    with contextlib.suppress(NoBase, UserError):
+        facts["head_anew"] = bool(weights.other_head(state, _start(cell, work)))
+    return {"weights_from": facts}
 
 
 def _start(cell: Cell, work: Work) -> dict[str, torch.Tensor]:

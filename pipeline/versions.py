@@ -16,5 +16,8 @@ SHARED = {
     "data": 2,  # pixels, their order, the split: pipeline/data
     "training": 2,  # pipeline/training; since 2, gradients of folded networks are clipped
     "artifact": 2,  # pipeline/artifact
+    # How a network of the user's own is taken apart, pipeline/models/tracing.py and coupling.py: in
+    # the id of what is made of its base. Since 2, grouped convolutions and splits are cut.
+    "tracing": 2,
     "measurement": 2,  # pipeline/measure; since 2, each layer is compared with each of the base
 }

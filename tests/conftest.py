@@ -1,5 +1,5 @@
 """What all tests share: no settings of the person who runs them, one thread, no clocks on
-properties, one small trained base, and the two processes that they run in."""
+properties, one small trained base, and the processes that they run in."""
 
 from __future__ import annotations
 
@@ -107,12 +107,12 @@ def letters():
     fonts.font_as_file = io.BytesIO
 
 
-# --- two processes (pytest-xdist) ------------------------------------------------------------
+# --- several processes (pytest-xdist) --------------------------------------------------------
 
 
 def pytest_xdist_make_scheduler(config, log):
     """A file in one process, as `--dist loadfile` has it; but all of tests/slurm in one. These wait
-    for their cluster most of the time, in which the other process has the machine."""
+    for their cluster most of the time, in which the other processes have the machine."""
     from xdist.scheduler import LoadFileScheduling
 
     class SlurmInOne(LoadFileScheduling):
@@ -128,7 +128,7 @@ def pytest_runtest_protocol(item):
     alone = item.get_closest_marker("alone") is not None
     on_slurm = item.get_closest_marker("slurm") is not None
     on_all = alone or on_slurm
-    if not on_slurm and _core() is not None:  # who waits for a cluster goes first, and ends last
+    if not on_slurm and _core() is not None:  # for good: who waits for a cluster goes before
         os.setpriority(os.PRIO_PROCESS, 0, BEHIND)
     with _turn(_shared(item.config), alone), _on_cores(None if on_all else _core()):
         return (yield)

@@ -20,7 +20,8 @@ from pipeline.orchestrate import estimate, plan
 from pipeline.paths import Work
 from pipeline.sweep import Cell, Model
 from pipeline.sweep import own as entries
-from pipeline.techniques import prune
+from pipeline.techniques import filters, prune
+from pipeline.versions import SHARED
 from tests import cells as small_cells
 from tests.benchmarks import bench_groups
 from tests.lab import Lab
@@ -123,6 +124,49 @@ def test_what_cannot_be_traced_trains_but_is_not_pruned(tmp_path):
         prune.apply(base, prune.Settings(), Given(base, 1))
 
 
+@pytest.mark.parametrize(
+    ("how", "cut"),
+    [
+        ("columns", {"next", "other"}),  # parts of the maps, not of the channels
+        ("unbind", {"next", "other"}),
+        ("topk", {"next", "other"}),
+        ("chunks", {"next", "other"}),  # several parts at once
+        ("norm", {"next"}),  # called twice; what it learns is in buffers alone
+        ("clamp", {"next"}),
+        ("conv", {"next", "stem", "other"}),
+        ("add", {"next", "stem", "other"}),
+        ("mul", {"next", "stem", "other"}),
+        ("cat", {"next", "stem", "other"}),
+    ],
+)
+def test_what_a_call_does_with_channels_is_followed_or_leaves_them_whole(tmp_path, how, cut):
+    spec = known(tmp_path, "entangled", how=how)
+    graph = network.graph_of(spec)
+    groups = [set(g.producers) for g in graph.groups if not g.whole]
+    assert set().union(*groups) == cut
+    if how in ("conv", "add", "mul"):
+        assert {"stem", "other"} in groups
+    assert bool(graph.left) is ("stem" not in cut)
+    assert bench_groups.difference(spec) < 1e-9
+
+
+@pytest.mark.parametrize(("blocks", "step"), [(8, 1), (4, 2), (3, 8)])
+def test_blocks_are_cut_so_that_their_layer_has_a_multiple_of_filters(tmp_path, blocks, step):
+    base = lively(known(tmp_path, "blocks", blocks=blocks))
+    assert base.spec.channels == (8, 16, 24)  # of a block, of a block, of all
+    settings = prune.Settings(macs_kept=0.6, scope="layer")
+    sizes = filters.Sizes.of(base.spec, base.spec, settings)
+    assert sizes.steps == (step, step, 8)
+    found = prune.apply(base, settings, Given(base, 1)).spec.channels
+    assert (found[0] < 8) is (step < 8) and found[1] < 16
+    assert found[0] * blocks % 8 == found[1] * blocks % 8 == 0
+    few = prune.Settings(macs_kept=0.15)
+    more = filters.filled(sizes, {0: torch.rand(8)}, few, [step, step, 8])
+    assert more[0] % step == 0 and (step < more[0] < 8 or step == 8)
+    half = module_of("mine").spec("mine", 0.5, (1, 32, 32), 10, 120, 1 / 64).channels
+    assert half == (max(step, 4), 8, 16)
+
+
 @pytest.mark.parametrize("timm", [False, True])
 def test_parts_of_channels_and_blocks_are_as_large_as_their_groups(tmp_path, timm):
     """Whatever each of them loses: the numbers in the network's own code are those of the whole."""
@@ -197,6 +241,25 @@ def test_an_id_has_the_bytes_and_the_arguments_but_not_the_place(tmp_path):
     assert cells_of(there)["base"].id != first.id
     read = Cell.from_json(json.loads(json.dumps(first.to_json())), catalog.reading())
     assert read.id == first.id and read.to_json() == first.to_json()
+
+
+def test_how_it_is_taken_apart_is_in_the_id_of_all_but_its_base(tmp_path, monkeypatch):
+    """Cells of the first way do not say it, and are read as they were."""
+    now = cells_of(tmp_path, ("base", "prune-filters"))
+    assert now["prune-filters"].versions["tracing"] == 2 and "tracing" not in now["base"].versions
+    monkeypatch.setitem(SHARED, "tracing", 1)
+    before = cells_of(tmp_path, ("base", "prune-filters"))
+    monkeypatch.undo()
+    assert before["base"].id == now["base"].id == now["prune-filters"].base_id
+    assert before["prune-filters"].id != now["prune-filters"].id
+    assert before["prune-filters"].id in {cell.id for cell in now["prune-filters"].older()}
+    for cell in (*before.values(), *now.values()):
+        data = json.loads(json.dumps(cell.to_json()))
+        again = Cell.from_json(data, catalog.built_in())
+        assert again.id == cell.id and again.versions == cell.versions
+    assert "tracing" not in before["prune-filters"].to_json()["core"]
+    assert before["prune-filters"].differs_from(now["prune-filters"]) == ""
+    assert now["prune-filters"].differs_from(before["prune-filters"]) == "tracing 2"
 
 
 def test_a_module_counts_by_the_version_of_its_distribution(tmp_path):

@@ -20,7 +20,7 @@ from pipeline.report.figures import look
 from pipeline.sweep import Cell
 from pipeline.sweep.settings import Start
 from tests import cells as small_cells
-from tests import results, stages, tiny_worker
+from tests import results, stages, test_folders, tiny_worker
 
 FROM = {**small_cells.MODEL, "weights_from": "digits/vgg11_bn-w0.125/base"}
 FROM_ANEW = "vgg11_bn-w0.125"
@@ -70,14 +70,18 @@ def test_a_base_may_start_from_one_of_a_certain_seed(tmp_path):
     both = {"datasets": ["mnist", "digits"], "seeds": [0, 1]}
     cells = by_name(load(tmp_path, [small_cells.MODEL, FROM], **both))
     other = cells["digits/vgg11_bn-w0.125/base/1"]
+    none = [{"dataset": "digits", "model": LABEL}]  # of other images that it would be tested on
     for text, label in ((f"{FROM['weights_from']}/1", LABEL), (other.id, None)):
-        found = load(tmp_path, [small_cells.MODEL, {**FROM, "weights_from": text}], **both)
+        models = [small_cells.MODEL, {**FROM, "weights_from": text}]
+        apart = none if label else [{**none[0], "model": f"vgg11_bn-w0.125-from-{text}"}]
+        found = load(tmp_path, models, exclude=apart, **both)
         started = [c for c in found.cells if c.is_base and c.stands_on]
-        assert {cell.stands_on for cell in started} == {other.id} and len(started) == 4
+        assert {cell.stands_on for cell in started} == {other.id} and len(started) == 2
         assert cells[f"mnist/{LABEL}/base/1"].id in found.by_id
         assert label in (None, started[0].model.label)
     fewer = [{"dataset": "mnist", "model": "vgg11_bn-w0.125"}, {"seed": 0, "dataset": "mnist"}]
     by_id = [small_cells.MODEL, {**FROM, "weights_from": other.id}]
+    fewer.append({"dataset": "digits", "model": f"vgg11_bn-w0.125-from-{other.id}"})
     kept = load(tmp_path, by_id, exclude=fewer, **both)
     assert not [
         c for c in kept.cells if c.dataset.name == "mnist" and (c.seed == 0 or not c.stands_on)
@@ -124,6 +128,12 @@ def test_a_file_is_known_by_its_bytes(tmp_path):
         ("digits/vgg11_bn-w0.125/base/7", {}, "is no base of this sweep"),
         ("digits/vgg11_bn-w0.125/prune-filters", {}, "is no base; expected a base"),
         ("digits/vgg11_bn-w0.125/base/x", {}, "'x' is no seed"),
+        (f"digits/vgg11_bn-w0.125/base/{'9' * 5000}", {}, "is no seed"),
+        (
+            "digits/vgg11_bn-w0.125/base/0",
+            {"seeds": [0, 1]},
+            "was trained on images that seed 1 holds out; expected a base of the same seed",
+        ),
         ("digits/resnet20/base", {}, "is a resnet20, whose weights do not fit"),
         ("digits/vgg11_bn/base", {}, "is a vgg11_bn, whose weights do not fit"),
         ("mine", {}, "is neither a cell nor a file; expected"),
@@ -144,6 +154,21 @@ def test_what_cannot_be_started_from_is_one_sentence(tmp_path, capsys, source, m
     assert "models[3].weights_from: " in str(error.value) and problem in str(error.value)
     assert cli.main(["plan", str(tmp_path / "test.yaml")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_ids_are_of_bases_that_start_from_no_other(tmp_path):
+    """Whatever their number, and whatever starts from them."""
+    seeds = [*range(300)]
+    data = {"datasets": ["mnist", "digits"], "seeds": seeds, "techniques": ["base"]}
+    first = load(tmp_path, [small_cells.MODEL], **data).cells[0]
+    apart = [{"dataset": "mnist", "model": f"vgg11_bn-w0.125-from-{first.id}"}]
+    models = [small_cells.MODEL, {**FROM, "weights_from": first.id}]
+    found = load(tmp_path, models, exclude=apart, **data)
+    assert {c.stands_on for c in found.cells if c.stands_on} == {first.id}
+    started = next(c for c in found.cells if c.stands_on)
+    models.append({**FROM, "weights_from": started.id})
+    with pytest.raises(UserError, match="is no base of this sweep; expected .* no other, its id"):
+        load(tmp_path, models, exclude=apart, **data)
 
 
 # --- when -------------------------------------------------------------------------------------
@@ -204,6 +229,41 @@ def test_states_name_what_a_base_waits_for(chain):
     assert not resume._has_base(second, named, states)
 
 
+def test_why_is_told_of_what_lies_two_below(chain):
+    asked, work = chain
+    results.fail(asked.cells[0], work, "exception", "ValueError: no")
+    line = "its base's start is missing: exception: ValueError: no"
+    assert gaps.reason(asked.cells[2], work) == line
+
+
+def test_a_trained_base_that_lacks_its_measurement_needs_its_start_no_more(chain):
+    asked, work = chain
+    first, second, _ = asked.cells
+    states = state.find(asked, work)
+    kept = tuple(
+        replace(s, state="trained", reason=None, trained=True) if s.cell.id == second.id else s
+        for s in states.cells
+    )
+    states = state.SweepState(kept)
+    chosen = batch.choose(asked, states, lambda one: one.cell.id == second.id)
+    assert chosen == [second]
+    named = resume.Choice(frozenset({asked.cells[2].id}), exceptions=False)
+    assert resume._has_base(second, named, states)
+    assert [resume._is_base_of(c, named, states) for c in asked.cells] == [False, True, False]
+
+
+def test_images_of_other_channels_are_refused_before_anything_runs(chain, tmp_path):
+    from pipeline.orchestrate import local
+
+    asked, work = chain
+    local.require_channels(asked, asked.cells, work.root)
+    first, second, _ = asked.cells
+    colour = test_folders.own(test_folders.fill(tmp_path / "colour"), size=32)
+    asked = replace(asked, cells=(first, replace(second, dataset=colour)))
+    with pytest.raises(UserError, match="digits/.*/base/0, whose images have 1 channels and its"):
+        local.require_channels(asked, asked.cells, work.root)
+
+
 def test_a_rehearsal_starts_from_rehearsed_bases(chain):
     first, second, pruned = rehearse.sliver(chain[0]).cells
     assert second.stands_on == first.id != chain[0].cells[0].id and pruned.stands_on == second.id
@@ -252,6 +312,8 @@ def test_a_base_goes_on_from_the_weights_that_it_is_given(bench, tmp_path):
     for cell in (second, by_file.cells[0]):
         found = trained.started(network.new(state.spec, 5), cell, work).network.state_dict()
         assert all(torch.equal(found[n], t) for n, t in state.network.state_dict().items())
+    gone = trained.start_facts(second, Work(tmp_path / "none"), state)
+    assert gone == {"weights_from": {"source": FROM["weights_from"]}}  # and the base is kept
     with pytest.raises(trained.NoBase, match=r"its starting base \(digits/.*\) is not there"):
         trained.started(network.new(state.spec, 5), second, Work(tmp_path / "none"))
     save_file({"x": torch.ones(1)}, tmp_path / "mine.safetensors")

@@ -19,8 +19,20 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from pipeline.models.layers import Parts, Sum
+from pipeline.models.operations import (
+    BINARY,
+    CONCATENATIONS,
+    POINTWISE,
+    POINTWISE_CALLS,
+    SUMS,
+    UNARY_CALLS,
+    UNARY_MODULES,
+    is_one,
+    operands,
+    shape_of,
+)
 from pipeline.models.spec import Group
-from pipeline.models.tracing import BY_CHANCE, shape_of
+from pipeline.models.tracing import BY_CHANCE
 
 
 @dataclass(eq=False)
@@ -73,34 +85,6 @@ def coupled(whole: fx.GraphModule) -> Coupling:
     return _Follower(whole).follow()
 
 
-# One tensor in, one out, number by number, or channel by channel.
-POINTWISE = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
-    *(nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Identity),
-    nn.Dropout,
-)
-UNARY_MODULES = (
-    *POINTWISE,
-    *(nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
-    *(nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d),
-)
-POINTWISE_CALLS: tuple[Any, ...] = (
-    *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.hardswish),
-    *(F.hardsigmoid, F.hardtanh, F.softplus, torch.relu, torch.sigmoid, torch.tanh, torch.clamp),
-)
-UNARY_CALLS: tuple[Any, ...] = (
-    *POINTWISE_CALLS,
-    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate),
-    *("relu", "relu_", "sigmoid", "tanh", "clamp", "contiguous", "float", "clone", "neg"),
-)
-BINARY: tuple[Any, ...] = (
-    *(operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul),
-    *(operator.truediv, torch.add, torch.sub, torch.mul, torch.div),
-    *("add", "add_", "sub", "mul", "mul_", "div"),
-)
-SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
-
-
 @dataclass
 class _Follower:
     whole: fx.GraphModule
@@ -128,7 +112,7 @@ class _Follower:
             return None
         if node.op == "call_module":
             module, name = self.whole.get_submodule(str(node.target)), str(node.target)
-            if calls[name] > 1 and [*module.parameters()]:
+            if calls[name] > 1 and [*module.parameters(), *module.buffers()]:
                 return self.unknown(node, f"{name} is called more than once")
             return self.of_module(node, name, module)
         return self.of_call(node)
@@ -211,10 +195,14 @@ class _Follower:
         axis = self.axis(node.args[0] if node.args else None)
         if target is operator.getitem:
             return self.of_item(node)
-        if shape is None:  # sizes, and what is computed with them
-            return None
-        if target in (torch.cat, torch.concat):
+        if shape is None:
+            return self.unless_size(node, str(getattr(target, "__name__", target)))
+        if target in CONCATENATIONS:
             return self.beside(node)
+        if target in BINARY:
+            return self.together(node, summed=target in SUMS)
+        if len(operands(node)) > 1:  # a limit for each channel, say
+            return self.unknown(node, str(getattr(target, "__name__", target)))
         if target in POINTWISE_CALLS and self.last(node):
             return self.last(node)
         if axis and (target in UNARY_CALLS or target is F.pad and self.beside_maps(node)):
@@ -223,9 +211,11 @@ class _Follower:
             return self.flattened(node, axis)
         if axis and target in ("mean", torch.mean, "squeeze", torch.squeeze) and self.small(node):
             return axis
-        if target in BINARY:
-            return self.together(node, summed=target in SUMS)
         return self.unknown(node, str(getattr(target, "__name__", target)))
+
+    def unless_size(self, node: fx.Node, why: str) -> Any:
+        """Sizes, and what is computed with them, are no tensors: nothing is cut by them."""
+        return self.unknown(node, why) if node.meta.get("tensor_meta") is not None else None
 
     def beside_maps(self, node: fx.Node) -> bool:
         """Whether a padding leaves images and channels as many as they are."""
@@ -241,7 +231,7 @@ class _Follower:
         parts, index = self.axes.get(node.args[0]), node.args[1]  # type: ignore[arg-type]
         if isinstance(parts, list) and isinstance(index, int):
             return parts[index]
-        return self.unknown(node, "an index") if shape_of(node) else None
+        return self.unless_size(node, "an index")
 
     def parted(self, node: fx.Node, name: str, module: Parts, axis: Axis | None) -> Any:
         """An axis for each part of the channels."""
@@ -273,8 +263,8 @@ class _Follower:
 
     def together(self, node: fx.Node, summed: bool) -> Axis | None:
         """Two tensors of the same channels, element by element, or one and a number."""
-        tensors = [arg for arg in node.args if isinstance(arg, fx.Node) and shape_of(arg)]
-        many = [arg for arg in tensors if not _is_one(arg)] or tensors
+        tensors = operands(node)
+        many = [arg for arg in tensors if not is_one(arg)] or tensors
         axes = [self.axis(arg) for arg in many]
         if len(many) == 1 and axes[0] and shape_of(many[0]) == shape_of(node):
             return axes[0]
@@ -309,12 +299,6 @@ class _Follower:
             for axis in axes if isinstance(axes, list) else [axes]:
                 for run in axis.now() if isinstance(axis, Axis) else ():
                     run.whole = run.whole or why
-
-
-def _is_one(node: fx.Node) -> bool:
-    """Whether all channels of another tensor would meet the same number here."""
-    shape = shape_of(node) or ()
-    return math.prod(shape) == 1 or len(shape) == 4 and shape[1] == 1
 
 
 def _taken(runs: Sequence[Run], size: int) -> tuple[list[Run], list[Run]]:

@@ -34,7 +34,12 @@ class Parts(nn.Module):
 
 def multiple_of_eight(channels: float) -> int:
     """To the nearest multiple, at least 8: other counts waste vector lanes."""
-    return max(8, round(channels / 8) * 8)
+    return multiple_of(8, channels)
+
+
+def multiple_of(step: int, channels: float) -> int:
+    """The nearest one, at least ``step`` itself."""
+    return max(step, round(channels / step) * step)
 
 
 class ConvNorm(nn.Module):

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from pipeline.errors import UserError
-from pipeline.models import coupling, tracing, weights
-from pipeline.models.layers import Parts, multiple_of_eight
+from pipeline.models import coupling, operations, tracing, weights
+from pipeline.models.layers import Parts, multiple_of
 from pipeline.models.spec import Graph, NetworkSpec
 from pipeline.models.tracing import NotTraceable, Traced
 from pipeline.sweep.settings import Own
@@ -37,6 +37,13 @@ class _Known(NamedTuple):
     graph: Graph
     channels: tuple[int, ...]
     parts: Mapping[str, tuple[tuple[int, ...], ...]]
+
+    def narrowed(self, group: int, width: float) -> int:
+        """Channels of the group at this width."""
+        count = self.channels[group]
+        if self.graph.groups[group].whole:
+            return count
+        return min(count, multiple_of(self.graph.step(group, 8), count * width))
 
 
 class OwnModel:
@@ -56,14 +63,13 @@ class OwnModel:
         scale: float,
     ) -> NetworkSpec:
         """``width``, at most 1, cuts every layer that can be cut to that part of its filters, in
-        multiples of 8."""
+        multiples of 8, over all blocks of a grouped convolution."""
         if width > 1:
             raise UserError(f"model {name}: width {width:g}: an own network can only be narrower")
         known = self.known(shape, classes)
-        channels = tuple(
-            count if group.whole or width == 1 else min(count, multiple_of_eight(count * width))
-            for count, group in zip(known.channels, known.graph.groups, strict=True)
-        )
+        channels = known.channels
+        if width < 1:
+            channels = tuple(known.narrowed(i, width) for i in range(len(channels)))
         pixels = self.own.pixels
         if pixels is not None:
             zero_point, scale = pixels.zero_point, pixels.scale
@@ -95,7 +101,7 @@ class OwnModel:
         except NotTraceable as error:
             return _Known(None, Graph((), (), (), left=(f"all of it: {error}",)), (), {})
         [gives] = [n for n in traced.graph.nodes if n.op == "output"]
-        found = tracing.shape_of(gives.args[0])
+        found = operations.shape_of(gives.args[0])
         if found != (2, classes):
             self._refuse(
                 f"gives {list(found or ())} for two images of {list(shape)}, expected logits "

@@ -5,6 +5,7 @@ N images, C colour channels, H x W pixels, K filters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -151,6 +152,13 @@ class Graph:
             for name in (*group.producers, *group.norms)
         }
         return {**found, **self.outputs}
+
+    def step(self, group: int, multiple: int) -> int:
+        """Channels of the group by which all of its layers stay multiples of ``multiple`` filters:
+        a layer may make them several times, as a grouped convolution does in each block."""
+        members = self.groups[group]
+        times = [self.filters[n].count(group) for n in (*members.producers, *members.norms)]
+        return math.lcm(*(multiple // math.gcd(multiple, count) for count in times))
 
     def ends(self, group: int) -> tuple[str, ...]:
         """Modules whose outputs are the channels of the group: of a layer that is normalized, its

@@ -22,12 +22,18 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from pipeline.models.layers import Parts, Sum
+from pipeline.models.operations import (
+    CONCATENATIONS,
+    RESHAPES,
+    SPLITS,
+    SUMS,
+    Shape,
+    positional,
+    shape_of,
+    span,
+)
 
-Shape = tuple[int, ...]
 MOST_MAPS = 4
-ADDS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
-SPLITS: tuple[Any, ...] = ("chunk", "split", torch.chunk, torch.split)
-RESHAPES: tuple[Any, ...] = ("view", "reshape", torch.reshape)
 # Leaves of their own: what they do depends on whether the network is in training.
 BY_CHANCE = {"StochasticDepth", "DropPath", "DropBlock2d"}
 # timm's normalization with an activation in it: two operations, of which one is folded.
@@ -108,13 +114,6 @@ def traced(module: nn.Module, shape: Shape) -> Traced:
     return Traced(whole.graph, made.added, made.maps, whole)
 
 
-def shape_of(node: Any) -> Shape | None:
-    """Of the tensor that a node gives; None where it gives something else."""
-    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
-    shape = getattr(meta, "shape", None)
-    return None if shape is None else tuple(shape)
-
-
 class _Rewriter:
     def __init__(self, whole: fx.GraphModule, inner: set[int]):
         self.whole, self.graph, self.inner = whole, whole.graph, inner
@@ -122,6 +121,7 @@ class _Rewriter:
         self.maps: tuple[str, ...] = ()
 
     def rewrite(self) -> None:
+        positional(self.whole)
         for node in list(self.graph.nodes):
             for rule in (_sum, _average, _flat, _dropout, _pool, _behind_norm, _split, _slice):
                 made = rule(self, node)
@@ -173,7 +173,7 @@ def _on_the_way(node: fx.Node) -> bool:
 
 
 def _sum(made: _Rewriter, node: fx.Node) -> fx.Node | None:
-    if not _calls(node, ADDS) or len(node.args) != 2 or node.kwargs:
+    if not _calls(node, SUMS) or len(node.args) != 2 or node.kwargs:
         return None
     first, second = node.args
     if not (isinstance(first, fx.Node) and isinstance(second, fx.Node)):
@@ -271,11 +271,11 @@ def _slice(made: _Rewriter, node: fx.Node) -> fx.Node | None:
     before = shape_of(source)
     if node.target is not operator.getitem or before is None or len(before) < 2:
         return None
-    span = _span(node.args[1], before)
-    if span is None:
+    found = span(node.args[1], before)
+    if found is None:
         return None
     assert isinstance(source, fx.Node)
-    start, end = span
+    start, end = found
     if (start, end) == (0, before[1]):
         return source
     sizes = [start, end - start, before[1] - end]
@@ -284,20 +284,6 @@ def _slice(made: _Rewriter, node: fx.Node) -> fx.Node | None:
     parts.meta = {"tensor_meta": tuple(SimpleNamespace(shape=shape) for shape in shapes)}
     with made.graph.inserting_after(parts):
         return made.graph.call_function(operator.getitem, (parts, 1 if start else 0))
-
-
-def _span(index: Any, shape: Shape) -> tuple[int, int] | None:
-    """First channel and the one after the last of an index that takes channels alone."""
-    whole = (slice(None), Ellipsis)
-    if not isinstance(index, tuple) or len(index) < 2 or index[0] != slice(None):
-        return None
-    if not isinstance(index[1], slice) or any(each not in whole for each in index[2:]):
-        return None
-    bounds = (index[1].start, index[1].stop)
-    if index[1].step not in (None, 1) or any(not isinstance(b, (int, type(None))) for b in bounds):
-        return None
-    start, end, _ = index[1].indices(shape[1])
-    return (start, end) if end > start else None
 
 
 def _calls(node: fx.Node, targets: tuple[Any, ...]) -> bool:
@@ -379,7 +365,7 @@ def _source(whole: fx.GraphModule, node: fx.Node) -> fx.Node:
 
 def _parts(node: fx.Node) -> list[fx.Node]:
     """What a concatenation is made of."""
-    if not _calls(node, (torch.cat, torch.concat)) or not isinstance(node.args[0], (list, tuple)):
+    if not _calls(node, CONCATENATIONS) or not isinstance(node.args[0], (list, tuple)):
         return []
     return [part for part in node.args[0] if isinstance(part, fx.Node)]
 
@@ -390,9 +376,10 @@ def pairs(whole: fx.GraphModule) -> Iterator[tuple[str, str]]:
     for node in whole.graph.nodes:
         calls[str(node.target)] = calls.get(str(node.target), 0) + 1
     for node in whole.graph.nodes:
-        if node.op != "call_module" or not isinstance(node.args[0], fx.Node):
+        source = node.args[0] if node.args else None
+        if node.op != "call_module" or not isinstance(source, fx.Node):
             continue
-        norm, source = whole.get_submodule(str(node.target)), node.args[0]
+        norm = whole.get_submodule(str(node.target))
         if type(norm) is not nn.BatchNorm2d or source.op != "call_module":
             continue
         once = calls[str(node.target)] == calls[str(source.target)] == 1

@@ -154,8 +154,9 @@ def choose(
     ]
     there = {s.cell.id for s in states.cells if s.trained or (view and view.in_queue(s.cell.id))}
     chosen: list[Cell] = []
-    for cell in free:  # what others stand on comes first
-        if cell.stands_on is None or cell.stands_on in there:
+    for cell in free:  # what others stand on comes first; a trained base needs its start no more
+        made = cell.is_base and cell.id in there
+        if made or cell.stands_on is None or cell.stands_on in there:
             there.add(cell.id)
             chosen.append(cell)
     return chosen

@@ -49,6 +49,7 @@ def run(
     images.check(done, work, data_root, say, remedy)
     if missing:
         _prepare_data(missing, work, data_root)
+        require_channels(sweep, missing, data_root)
         plugins.keep(sweep.plugins, work)
         plugins.keep_own([cell.model for cell in sweep.cells], work)
         with display(sweep.cells, done) as shown, _signals() as stopping:
@@ -101,6 +102,26 @@ def require_data(cells: Sequence[Cell], data_root: Path) -> None:
 
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
         data.require(dataset, data_root, say)
+
+
+def require_channels(sweep: Sweep, cells: Sequence[Cell], data_root: Path) -> None:
+    """Raises UserError where a base would start from one whose images have another number of
+    channels, so that its first layer does not fit. `cells`: those that are to be made."""
+    from pipeline import data
+
+    ids = {cell.id for cell in cells}
+    pairs = {
+        (other.dataset, cell.dataset): (other, cell)
+        for cell in cells
+        if cell.is_base and cell.stands_on in ids and (other := sweep.by_id[cell.stands_on])
+    }
+    for other, cell in pairs.values():
+        theirs, own = (data.facts(each.dataset, data_root)[1][0] for each in (other, cell))
+        if theirs != own:
+            raise UserError(
+                f"{sweep.path}: {cell.name} starts from {other.name}, whose images have {theirs} "
+                f"channels and its own {own}; expected as many"
+            )
 
 
 def say(line: str) -> None:

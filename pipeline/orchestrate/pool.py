@@ -105,6 +105,7 @@ class Pool:
         self.pending = {cell.id: cell for cell in cells}
         self.done = {cell.id for cell in done}
         self.trained: set[str] = set()  # bases whose measurement failed: others can use them
+        self.looked: dict[str, bool] = {}  # bases that start from others -> whether trained
         self.failed: dict[str, str] = {}
         self.workers: list[_Worker] = []
         self.alone: _Worker | None = None  # the one that measures
@@ -129,7 +130,7 @@ class Pool:
     def _start(self) -> None:
         for cell in list(self.pending.values()):
             on = cell.stands_on
-            has_base = on is None or on in self.done | self.trained
+            has_base = on is None or on in self.done | self.trained or self._is_made(cell)
             if on in self.failed and not has_base:
                 del self.pending[cell.id]
                 self._end(cell, f"{cell.ground} failed: {self.failed[on]}", 0)
@@ -137,6 +138,15 @@ class Pool:
                 continue
             elif has_base:
                 self._start_or_leave(cell)
+
+    def _is_made(self, cell: Cell) -> bool:
+        """Whether a base that starts from another one needs it no more: it is trained, and lacks a
+        measurement alone."""
+        if not cell.is_base:
+            return False
+        if cell.id not in self.looked:
+            self.looked[cell.id] = done.is_trained(cell, self.work)
+        return self.looked[cell.id]
 
     def _start_or_leave(self, cell: Cell) -> None:
         """Launch the cell, unless another process holds it: then wait for that one to end."""

@@ -117,8 +117,11 @@ def _decide(
 
 
 def _has_base(cell: Cell, choice: Choice, states: state.SweepState) -> bool:
-    """Whether what the cell stands on is done, or will be; true where that is nothing."""
+    """Whether what the cell stands on is done, or will be; true where that is nothing, and for a
+    base that is trained."""
     if cell.stands_on is None or cell.stands_on in choice.requests:
+        return True
+    if cell.is_base and states.by_id[cell.id].trained:
         return True
     base = states.by_id[cell.stands_on]
     in_queue = states.view is not None and states.view.in_queue(cell.stands_on)
@@ -126,12 +129,14 @@ def _has_base(cell: Cell, choice: Choice, states: state.SweepState) -> bool:
 
 
 def _is_base_of(cell: Cell, choice: Choice, states: state.SweepState) -> bool:
-    """Whether a cell that the user named stands on this one, or on what does."""
-    on = {states.by_id[i].cell.stands_on for i in choice.named}
+    """Whether a cell that the user named stands on this one, or on what does and is not trained."""
+    named = {states.by_id[i] for i in choice.named}
+    on = {s.cell.stands_on for s in named if not s.trained}
     while on - {None}:
         if cell.id in on:
             return True
-        on = {states.by_id[i].cell.stands_on for i in on if i is not None}
+        below = (states.by_id[i] for i in on if i is not None)
+        on = {s.cell.stands_on for s in below if not s.trained}
     return False
 
 

@@ -141,6 +141,7 @@ def _require_images(target: Target, states: state.SweepState, chosen: Chosen) ->
 
     images.check(states.done, target.work, target.data_root, local.say, decode=False)
     local.require_data([*chosen.cells, *chosen.measured], target.data_root)
+    local.require_channels(target.sweep, chosen.cells, target.data_root)
 
 
 def _require(target: Target, in_job: bool) -> None:
@@ -267,12 +268,11 @@ def _held_back(batch: Batch, states: state.SweepState) -> int:
     """How many cells were not submitted because a process outside of SLURM makes their base."""
     sent = {cell for item in batch.prepared for cell in item.array.cells}
     return sum(
-        states.by_id[s.cell.stands_on].state == "running"
+        any(states.by_id[on].state == "running" for _, on in s.cell.grounds)
         for s in states.cells
         if is_missing(s)
         and not s.trained
         and s.cell.id not in sent
-        and s.cell.stands_on is not None
         and not (states.view and states.view.in_queue(s.cell.id))
     )
 

@@ -121,17 +121,25 @@ def plugins_of(data: Mapping[str, Any]) -> Plugins:
 
 @dataclass(frozen=True)
 class Core:
-    """Versions of what every cell goes through before it has weights."""
+    """Versions of what every cell goes through before it has weights; `tracing`: what a network of
+    the user's own alone goes through, in all stages after its base."""
 
     data: int = field(default_factory=lambda: SHARED["data"])
     training: int = field(default_factory=lambda: SHARED["training"])
+    tracing: int = field(default_factory=lambda: SHARED["tracing"])
 
-    def to_json(self) -> dict[str, int]:
-        return {"data": self.data, "training": self.training}
+    def to_json(self, traced: bool = False) -> dict[str, int]:
+        """Nothing about tracing in version 1, of which cells do not say it."""
+        own = {"tracing": self.tracing} if traced and self.tracing > 1 else {}
+        return {"data": self.data, **own, "training": self.training}
 
     @cached_property
     def canonical(self) -> str:
-        return f'{{"data":{self.data},"training":{self.training}}}'
+        return canonical_json(self.to_json())
+
+    @cached_property
+    def canonical_traced(self) -> str:
+        return canonical_json(self.to_json(traced=True))
 
 
 @dataclass(frozen=True)
@@ -176,6 +184,15 @@ class Cell:
         """What `stands_on` is to it, in a sentence."""
         return "its base" if self.stages else "its starting base"
 
+    @property
+    def grounds(self) -> Iterator[tuple[str, str]]:
+        """What has to be trained before it, nearest first: what that is to it, and its id. What a
+        starting base starts from itself is in its own cell alone."""
+        if self.stages:
+            yield "its base", self.base_id
+        if self.model.start is not None and self.model.start.cell is not None:
+            yield "its starting base" if self.is_base else "its base's start", self.model.start.cell
+
     def _hash(self, stages: tuple[Stage, ...]) -> str:
         text = self._unversioned(stages) if self.format == UNVERSIONED else self._canonical(stages)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -183,8 +200,10 @@ class Cell:
     def _canonical(self, stages: tuple[Stage, ...]) -> str:
         # The canonical JSON of the whole, put together from its parts, keys in sorted order.
         plugins = canonical_json(_decided(self.plugins))[1:-1] + "," if self.plugins else ""
+        traced = stages and self.model.own is not None
+        core = self.core.canonical_traced if traced else self.core.canonical
         return (
-            f'{{"core":{self.core.canonical},"dataset":{self.dataset.canonical},'
+            f'{{"core":{core},"dataset":{self.dataset.canonical},'
             f'"format":{self.format},"model":{self.model.canonical},'
             f'{plugins}"recipe":{self.recipe.canonical},"seed":{self.seed},'
             f'"stages":[{",".join(stage.canonical for stage in stages)}]}}'
@@ -206,7 +225,8 @@ class Cell:
         """Of all that decides its weights; empty for a cell of format 2, which does not say."""
         if self.format == UNVERSIONED:
             return {}
-        return {**self.core.to_json(), **{stage.name: stage.version for stage in self.stages}}
+        core = self.core.to_json(self.is_traced)
+        return {**core, **{stage.name: stage.version for stage in self.stages}}
 
     def differs_from(self, other: Cell) -> str:
         """In which versions: `quantize 1`; "" where in none."""
@@ -225,18 +245,25 @@ class Cell:
         """The cell as earlier versions made it, the newest first and format 2 last; a few."""
         names = list(dict.fromkeys(stage.name for stage in self.stages))
         now = {stage.name: stage.version for stage in self.stages}
-        for data, training, *rest in _lower(
-            (self.core.data, self.core.training, *(now[name] for name in names))
+        tracing = self.core.tracing if self.is_traced else 1
+        for data, training, traced, *rest in _lower(
+            (self.core.data, self.core.training, tracing, *(now[name] for name in names))
         ):
             at = dict(zip(names, rest, strict=True))
             stages = tuple(stage.at(at[stage.name]) for stage in self.stages)
-            yield replace(self, stages=stages, core=Core(data, training))
+            core = Core(data, training, traced if self.is_traced else self.core.tracing)
+            yield replace(self, stages=stages, core=core)
         stages = tuple(stage.at(1) for stage in self.stages)
         yield replace(self, stages=stages, core=Core(1, 1), format=UNVERSIONED)
 
     @property
     def is_base(self) -> bool:
         return not self.stages
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether what is done to it depends on how a network of the user's own is taken apart."""
+        return bool(self.stages) and self.model.own is not None
 
     @property
     def name(self) -> str:
@@ -249,7 +276,7 @@ class Cell:
         return {
             "format": self.format,
             "id": self.id,
-            **({"core": self.core.to_json()} if versioned else {}),
+            **({"core": self.core.to_json(self.is_traced)} if versioned else {}),
             "dataset": self.dataset.model_dump(mode="json"),
             "model": self.model.model_dump(mode="json"),
             "technique": self.technique,
@@ -281,7 +308,7 @@ class Cell:
                 ),
                 recipe=strictly(Recipe, data["recipe"]),
                 measure=strictly(Measure, data["measure"], RECORDED if catalog.recorded else None),
-                core=Core(*(_version(data["core"][name]) if versioned else 1 for name in CORE)),
+                core=_core(data) if versioned else Core(1, 1),
                 format=data["format"],
                 plugins=_plugins_in(data),
             )
@@ -306,7 +333,11 @@ class _Named(Frozen):
     seed: Seed
 
 
-CORE = ("data", "training")  # in the order of Core's fields
+def _core(data: Mapping[str, Any]) -> Core:
+    found = data["core"]
+    traced = data["stages"] and data["model"].get("own") is not None
+    tracing = found.get("tracing", 1) if traced else SHARED["tracing"]
+    return Core(*map(_version, (found["data"], found["training"], tracing)))
 
 
 def _version(value: Any) -> int:

@@ -148,10 +148,6 @@ class Pixels(Frozen):
     scale: float = Field(1 / 255, gt=0, le=1000)
 
 
-# Raised when the same network is taken apart in another way, so that other filters are cut.
-TRACING = 2
-
-
 class Own(Frozen):
     """Where a user's own network comes from: `function` of a file (`source` is where it lay) or of
     a module, called with `arguments`. `sha256`: of the file; `version`: of the distribution that
@@ -174,7 +170,6 @@ class Own(Frozen):
     def decides(self) -> dict[str, Any]:
         """Where files lie, and what they are called, decides nothing."""
         data = self.model_dump(mode="json", exclude={"weights"}, exclude_none=True)
-        data["tracing"] = TRACING
         if self.sha256 is not None:
             del data["source"]
         return data
@@ -189,6 +184,12 @@ class Start(Frozen):
     label: Name
     cell: str | None = Field(None, pattern="^[0-9a-f]{16}$")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _one(self) -> Start:
+        if self.cell is not None and self.sha256 is not None:
+            raise ValueError("starts from a cell and from a file; expected one of them")
+        return self
 
     def decides(self) -> dict[str, Any]:
         """What the weights are, whatever they are called."""

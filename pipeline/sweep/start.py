@@ -17,10 +17,12 @@ from pipeline.sweep.settings import Dataset, Frozen, Model, Start
 
 FILES = (".safetensors", ".pt", ".pth", ".bin")
 ID = re.compile("[0-9a-f]{4,16}")
+SEED = re.compile("[0-9]{1,10}")
 Point = tuple[str, str, int]  # data set, model's label, seed
 EXPECTED = (
     "expected a base of this sweep, as DATASET/MODEL/base (of the same seed), "
-    "DATASET/MODEL/base/SEED or an id, or a file of weights (.safetensors, .pt)"
+    "DATASET/MODEL/base/SEED or, of one that starts from no other, its id; or a file of weights "
+    "(.safetensors, .pt)"
 )
 
 
@@ -105,6 +107,12 @@ class Bases:
                 f"{other.name} is a {other.model.anew}, whose weights do not fit; expected a base "
                 f"of the same network, {cell.model.anew}",
             )
+        if other.dataset == cell.dataset and other.seed != cell.seed:
+            raise self.document.error(
+                at,
+                f"{other.name} was trained on images that seed {cell.seed} holds out; expected a "
+                "base of the same seed, or of another data set",
+            )
         if self.excluded(other):
             raise self.document.error(at, f"{other.name} is excluded from this sweep; keep it")
         begin = begin.model_copy(update={"cell": other.id})
@@ -113,9 +121,9 @@ class Bases:
     def _found(self, at: Key, text: str, seed: int) -> Point:
         """The base that is meant, which may start from another one."""
         found = [*self._named(at, text, seed)] if "/" in text else []
-        if "/" not in text:
-            others = [point for point in self.points if point not in self.begun]
-            found = [point for point in others if self._of(point).id.startswith(text)]
+        if "/" not in text:  # ids of others are known only when what these start from is
+            free = [p for p, c in self.points.items() if not c.model.start or c.model.start.sha256]
+            found = [point for point in free if self._of(point).id.startswith(text)]
         if len(found) != 1:
             names = [f"{d}/{m}/{BASE}" for d, m, _ in self.points]
             near = nearest(text, dict.fromkeys(names)) if "/" in text else EXPECTED
@@ -132,7 +140,7 @@ class Bases:
         if rest[:1] != [BASE] or len(rest) > 2:
             raise self.document.error(at, f"{shown(text)} is no base; {EXPECTED}")
         if len(rest) == 2:
-            if not rest[1].isdecimal():
+            if not SEED.fullmatch(rest[1]):
                 raise self.document.error(at, f"{shown(rest[1])} is no seed; {EXPECTED}")
             seed = int(rest[1])
         pairs = ((first, second), (second, first))

@@ -35,7 +35,9 @@ class Size(StageSettings):
         exclude_if=lambda value: value is None,
         description="part of the base's MACs, in place of parameters_kept",
     )
-    multiple: int = Field(8, ge=1, le=64, description="channel counts stay multiples of this")
+    multiple: int = Field(
+        8, ge=1, le=64, description="filters of a layer, of all its blocks, stay multiples of this"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Size:
@@ -138,14 +140,20 @@ class Rows:
 
 
 class Sizes(NamedTuple):
-    """``size``: of channel counts of a network; ``base``: of its base."""
+    """``size``: of channel counts of a network; ``base``: of its base; ``steps``: for each group
+    what its count stays a multiple of."""
 
     size: Callable[[Sequence[int]], int]
     base: int
+    steps: tuple[int, ...]
 
     @classmethod
     def of(cls, spec: NetworkSpec, base: NetworkSpec, budget: Size) -> Sizes:
-        return cls(budget.sizes(spec), budget.sizes(base)(base.channels))
+        from pipeline.models import network
+
+        graph = network.graph_of(spec)
+        steps = tuple(graph.step(i, budget.multiple) for i in range(len(graph.groups)))
+        return cls(budget.sizes(spec), budget.sizes(base)(base.channels), steps)
 
 
 def counts(
@@ -160,7 +168,7 @@ def counts(
     or ``by_layer`` the same part of each group. UserError where even the fewest are too many."""
     target, size = budget.kept * sizes.base, sizes.size
     # One candidate a possible threshold, from the fewest filters to all of them; size grows along.
-    candidates = _candidates(scores, budget, channels, by_layer)
+    candidates = _candidates(scores, sizes.steps, channels, by_layer)
     if size(candidates(0)) > target:
         least = size(candidates(0)) / target * budget.kept
         raise UserError(
@@ -183,16 +191,17 @@ def filled(
     budget: Budget,
     found: list[int],
 ) -> list[int]:
-    """``found`` (see ``counts``) and more filters, ``multiple`` of a group at a time, the best ones
+    """``found`` (see ``counts``) and more filters, a step of a group at a time, the best ones
     first, as long as the budget has room for any: rounding leaves some of it."""
-    target, size, counts = budget.kept * sizes.base, sizes.size, list(found)
+    target, size, steps = budget.kept * sizes.base, sizes.size, sizes.steps
+    counts = list(found)
     ranked = {i: score.sort(descending=True).values for i, score in scores.items()}
     grows = True
     while grows:
         grows = False
-        left = [i for i in scores if counts[i] + budget.multiple <= len(scores[i])]
+        left = [i for i in scores if counts[i] + steps[i] <= len(scores[i])]
         for i in sorted(left, key=lambda i: float(ranked[i][counts[i]]), reverse=True):
-            more = [*counts[:i], counts[i] + budget.multiple, *counts[i + 1 :]]
+            more = [*counts[:i], counts[i] + steps[i], *counts[i + 1 :]]
             if size(more) <= target:
                 counts, grows = more, True
     return counts
@@ -200,12 +209,14 @@ def filled(
 
 def _candidates(
     scores: dict[int, torch.Tensor],
-    budget: Budget,
+    steps: tuple[int, ...],
     channels: tuple[int, ...],
     by_layer: bool,
 ) -> Callable[[int], list[int]]:
     """step 0..1000 -> filter counts of all groups, none of which falls as the step grows."""
     import torch
+
+    from pipeline.models.layers import multiple_of
 
     ranked = torch.cat([*scores.values()]).sort(descending=True).values
 
@@ -217,15 +228,10 @@ def _candidates(
                 wanted = len(score) * step / 1000
             else:
                 wanted = len(score) if step == 1000 else int((score > cut).sum())
-            counts[i] = _rounded(wanted, len(score), budget.multiple)
+            counts[i] = min(len(score), multiple_of(steps[i], wanted))
         return counts
 
     return found
-
-
-def _rounded(wanted: float, filters: int, multiple: int) -> int:
-    """To the nearest multiple, at least one of it, at most what is there."""
-    return min(filters, max(multiple, round(wanted / multiple) * multiple))
 
 
 def best(scores: dict[int, torch.Tensor], found: list[int]) -> list[torch.Tensor]:

@@ -236,8 +236,9 @@ def _enliven(module: nn.Module) -> None:
                 (layer.running_mean, 0.2, 0.0),
                 (layer.running_var, 0.5, 1.0),
             ):
-                noise = torch.rand(len(tensor), generator=generator) * 2 - 1
-                tensor.copy_(middle + spread * noise)
+                if tensor is not None:
+                    noise = torch.rand(len(tensor), generator=generator) * 2 - 1
+                    tensor.copy_(middle + spread * noise)
 
 
 def _alive(kept: torch.Tensor, count: int) -> torch.Tensor:

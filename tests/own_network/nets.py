@@ -78,6 +78,68 @@ class Parted(nn.Module):
         return self.head(self.outer(F.gelu(self.inner(x))).mean((1, 2)))
 
 
+class Entangled(nn.Module):
+    """Channels that hang together by calls that say less than they do; ``how`` they do."""
+
+    def __init__(self, colours: int, classes: int, how: str):
+        super().__init__()
+        self.how = how
+        self.stem, self.other = (nn.Conv2d(colours, 16, 3, 2, 1) for _ in range(2))
+        self.norm = nn.BatchNorm2d(16, affine=False)
+        self.next = nn.Conv2d({"cat": 32, "chunk": 4, "chunks": 12}.get(how, 16), 16, 1)
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.join(self.stem(x), self.other(x))
+        x = self.next(input=x) if self.how == "conv" else self.next(x)
+        return self.head(F.relu(x).mean((2, 3)))
+
+    def join(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if self.how == "columns":
+            first, second = x.chunk(2, 3)
+            return first + second
+        if self.how == "unbind":
+            columns = x.unbind(3)
+            return (columns[0] + columns[1])[:, :, :, None]
+        if self.how == "topk":
+            return torch.topk(x, 4, 3)[0]
+        if self.how == "chunks":
+            return torch.cat(x.chunk(4, 1)[1:], 1)
+        if self.how == "norm":
+            return self.norm(x) * torch.sigmoid(self.norm(y).mean((2, 3), True))
+        calls = {
+            "conv": lambda: x - y,
+            "add": lambda: torch.add(x, other=y),
+            "mul": lambda: x.mul(other=torch.sigmoid(input=y)),
+            "cat": lambda: torch.cat(tensors=[x, y], dim=1),
+            "clamp": lambda: torch.clamp(x, max=y),
+        }
+        return calls[self.how]()
+
+
+def entangled(how: str, colours: int = 1, classes: int = 10) -> nn.Module:
+    return Entangled(colours, classes, how)
+
+
+class Blocks(nn.Module):
+    """Grouped convolutions with few channels in a block, as ResNeXt's."""
+
+    def __init__(self, colours: int, classes: int, blocks: int, each: int):
+        super().__init__()
+        self.stem = nn.Conv2d(colours, blocks * each, 3, 2, 1)
+        self.grouped = nn.Conv2d(blocks * each, 2 * blocks * each, 3, 2, 1, groups=blocks)
+        self.last = nn.Conv2d(2 * blocks * each, 24, 1)
+        self.head = nn.Linear(24, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.grouped(F.relu(self.stem(x)))
+        return self.head(F.relu(self.last(F.relu(x))).mean((2, 3)))
+
+
+def blocks(colours: int = 1, classes: int = 10, blocks: int = 8, each: int = 8) -> nn.Module:
+    return Blocks(colours, classes, blocks, each)
+
+
 class Branching(Attention):
     """What it does depends on the values of the image."""
 
