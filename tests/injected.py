@@ -52,7 +52,7 @@ class Faults:
     def meet(self, what: str, path: object) -> bool:
         """Before an operation; whether it is to be cut short. Raises, or ends the process."""
         number = len(self.log)
-        self.log.append(f"{what} {_kind_of_file(os.fspath(path), self.root)}")  # type: ignore[call-overload]
+        self.log.append(f"{what} {kind_of_file(os.fspath(path), self.root)}")  # type: ignore[call-overload]
         if number != self.at:
             return False
         if self.kind == "fails":
@@ -97,7 +97,7 @@ class Faults:
             return False
 
 
-def _kind_of_file(path: str, root: str) -> str:
+def kind_of_file(path: str, root: str) -> str:
     """Its name below the root, without what differs from run to run."""
     parts = [
         f"{found['name']}.{found['kind']}" if (found := TEMPORARY.fullmatch(part)) else part
@@ -148,14 +148,20 @@ def install(faults: Faults) -> None:
     builtins.open = io.open = _opener(faults)  # type: ignore[assignment]
 
 
+def _whole(path: object, folder: int | None) -> object:
+    """A path relative to an open folder, as one from the root."""
+    return path if folder is None else os.path.join(os.readlink(f"/proc/self/fd/{folder}"), path)  # type: ignore[call-overload]
+
+
 def _named(faults: Faults, name: str) -> Callable[..., None]:
     """A function of `os` that names one or two paths."""
     real = getattr(os, name)
     what = {"replace": "rename", "remove": "unlink"}.get(name, name)
 
     def function(path, *more, **named):
-        if faults.below(path) or named.get("dir_fd") is not None:
-            faults.meet(what, path)
+        whole = _whole(path, named.get("dir_fd"))
+        if faults.below(whole):
+            faults.meet(what, whole)
         if faults.kind == "names" and faults.below(path):
             target = os.fspath(more[0]) if what == "rename" else os.fspath(path)
             undo = faults.remember(what, os.fspath(path), target)

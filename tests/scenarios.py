@@ -27,7 +27,8 @@ from tests import cells, results
 class Scenario:
     """`before` makes the folder, `act` is the run, `products` is what has to be there at the end,
     `sound` raises where half of something has a live name. `pairs`: how often two faults are tried,
-    the less often the longer a run takes; none where it takes seconds."""
+    the less often the longer a run takes; none where it takes seconds. `keeps`: what a run
+    could not remove stays, since no later one has anything to do in its folder."""
 
     name: str
     before: Callable[[Path], None]
@@ -35,6 +36,7 @@ class Scenario:
     products: Callable[[Path], object]
     sound: Callable[[Path], None]
     pairs: int = 1_400
+    keeps: bool = False
 
 
 @cache
@@ -348,7 +350,12 @@ QUICK = (
         _snapshot_is_sound,
     ),
     Scenario(
-        "export", _work_in_its_folder, _export, lambda f: _files(f / "model"), _exported_is_sound
+        "export",
+        _work_in_its_folder,
+        _export,
+        lambda f: _files(f / "model"),
+        _exported_is_sound,
+        keeps=True,
     ),
     Scenario("cache", _nothing, _decode, _files, _cache_is_sound),
     Scenario("owned", _earlier_owned, _publish_owned, lambda f: _files(f), _owned_is_sound),

@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
+from contextlib import suppress
 
 import pytest
 
+from pipeline import store
 from tests import hostile, injected
 from tests.benchmarks import faults
+from tests.scenarios import Scenario
 
 LONG = time.monotonic() + 10**6
 
 
 @pytest.mark.parametrize("scenario", faults.QUICK, ids=lambda scenario: scenario.name)
 def test_no_fault_of_the_disk_loses_or_halves_anything(scenario):
+    count, sound, every = faults.Count(), faults.Sound.of(scenario), random.Random(scenario.name)
+    faults.faults(scenario, faults.of_each_kind(sound, every), sound, count, LONG)
+    assert {what.split()[2] for what in count.tried} == set(injected.KINDS)
+    faults.faults(scenario, faults.pairs(sound, 2, every), sound, count, LONG)
+    assert not count.wrong and sum(count.tried.values()) >= len(injected.KINDS)
+
+
+@pytest.mark.parametrize(("keeps", "others", "held"), [(True, 0, 1), (True, 1, 0), (False, 0, 0)])
+def test_only_what_was_refused_stays_and_only_where_it_may(keeps, others, held):
+    """A run that removes what was left, if it can, and comes to an end; the next does nothing."""
+
+    def before(folder):
+        for i in range(1 + others):
+            (folder / f".a.tmp-{i + 1}-00000000").write_text("half")
+
+    def act(folder):
+        if not (folder / "a").exists():
+            with suppress(PermissionError):
+                os.unlink(folder / ".a.tmp-1-00000000")
+            store.publish_bytes(folder / "a", b"whole")
+
+    def products(folder):
+        return (folder / "a").read_bytes()
+
+    scenario = Scenario("x", before, act, products, lambda folder: None, keeps=keeps)
     count, sound = faults.Count(), faults.Sound.of(scenario)
-    once, twice = list(faults.each(sound, costly=False)), random.Random(0)
-    some = [*once[:: max(1, len(once) // 7)], *faults.pairs(sound, 2, twice)]
-    faults.faults(scenario, some, sound, count, LONG)
-    assert not count.wrong and sum(count.tried.values()) >= 8
+    at = sound.operations.index("unlink /a.tmp")
+    faults.faults(scenario, [faults.Fault(at, "fails")], sound, count, LONG)
+    assert sum(count.tried.values()) == 1 and len(count.wrong) == 1 - held
 
 
 def test_an_injected_fault_is_a_real_one(tmp_path):

@@ -25,7 +25,9 @@ from typing import IO, Any
 from pipeline.store import modes
 
 TEMPORARY = re.compile(
-    r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<process>\d+)-(?P<host>[0-9a-f]{4})?[0-9a-f]{8}"
+    # Names of before have 4 digits for the host, or none.
+    r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<process>\d+)-"
+    r"(?P<host>[0-9a-f]{8}|[0-9a-f]{4})?[0-9a-f]{8}"
 )
 ABANDONED_S = 24 * 3600.0  # for temporary files of other machines, whose processes are not known
 # NFS may show a rename seconds late: reading a file that must exist is retried.
@@ -178,25 +180,33 @@ def beside(path: Path, kind: str) -> Path:
 
 @functools.cache
 def _host() -> str:
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def clear_abandoned(folder: Path, only: str | None = None) -> None:
     """Clear what processes that are dead left directly in `folder`, for a folder without a lock.
-    `only`: of what was to have this name."""
-    for path in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
-        match = TEMPORARY.fullmatch(path.name)
-        if match and only in (None, match["name"]) and _is_abandoned(path, match):
-            # Another process clears it, too, or it is another user's.
-            with contextlib.suppress(FileNotFoundError, PermissionError):
-                clear(path, match)
+    `only`: of what was to have this name.
+
+    What was moved aside is not put back here, since its process may be about to publish, and goes
+    only once something has its name. Raises nothing: NFS keeps files that are open, another process
+    clears the same, or they are another user's.
+    """
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = [] if folder.is_symlink() else sorted(os.listdir(folder))
+    for name in names:
+        match = TEMPORARY.fullmatch(name)
+        if match and only in (None, match["name"]):
+            with contextlib.suppress(OSError):
+                needed = match["kind"] == "old" and not os.path.lexists(folder / match["name"])
+                if not needed and _is_abandoned(folder / name, match):
+                    _remove(folder / name)
 
 
 def _is_abandoned(path: Path, match: re.Match[str]) -> bool:
     if match["host"] != _host():
-        with contextlib.suppress(FileNotFoundError):
-            return time.time() - path.lstat().st_mtime > ABANDONED_S
-        return False
+        # Of the change, not of the contents: a rename keeps the time of these.
+        return time.time() - path.lstat().st_ctime > ABANDONED_S
     try:
         os.kill(int(match["process"]), 0)
     except (ProcessLookupError, OverflowError):
@@ -207,14 +217,20 @@ def _is_abandoned(path: Path, match: re.Match[str]) -> bool:
 
 
 def clear(leftover: Path, match: re.Match[str]) -> None:
-    """Remove a temporary file or folder; restore what was only moved aside."""
+    """Remove a temporary file or folder; restore what was only moved aside. With a lock alone: a
+    process that lives would lose what it publishes."""
     live = leftover.with_name(match["name"])
     if match["kind"] == "old" and not os.path.lexists(live):
         os.rename(leftover, live)
-    elif leftover.is_dir() and not leftover.is_symlink():
-        shutil.rmtree(leftover)
     else:
-        leftover.unlink()
+        _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -115,6 +115,12 @@ def pairs(sound: Sound, tries: int, every: random.Random) -> Iterator[Fault]:
         yield replace(every.choice(first), then=every.choice(first))
 
 
+def of_each_kind(sound: Sound, every: random.Random) -> list[Fault]:
+    """One fault of every kind, each where it means something."""
+    once = list(each(sound, costly=False))
+    return [every.choice([f for f in once if f.kind == kind]) for kind in injected.KINDS]
+
+
 def faults(
     scenario: Scenario, some: Iterable[Fault], sound: Sound, count: Count, until: float
 ) -> None:
@@ -136,20 +142,22 @@ def _fault(scenario: Scenario, sound: Sound, fault: Fault) -> tuple[str, bool]:
     with _folder() as folder:
         scenario.before(folder)
         ran = _run(scenario, folder, fault)
+        refused = ran.refused
         if fault.then and not ran.problem:
-            ran = replace(again := _run(scenario, folder, fault.then), kept=ran.kept or again.kept)
-        problem = ran.problem or _repeated(scenario, folder, sound.products, ran.kept)
+            ran = _run(scenario, folder, fault.then)
+            refused += ran.refused
+        problem = ran.problem or _repeated(scenario, folder, sound.products, refused)
         return f"{fault} ({sound.operations[fault.at]}): {problem}" if problem else "", ran.met
 
 
 @dataclass(frozen=True)
 class _Ran:
-    """`met`: whether the fault came to pass; `kept`: whether it was that a file could not be
-    removed, which may then stay."""
+    """`met`: whether the fault came to pass; `refused`: what could not be removed, if it was that,
+    and may stay where a scenario says so."""
 
     problem: str
     met: bool
-    kept: bool = False
+    refused: tuple[str, ...] = ()
 
 
 def _run(scenario: Scenario, folder: Path, fault: Fault) -> _Ran:
@@ -157,24 +165,37 @@ def _run(scenario: Scenario, folder: Path, fault: Fault) -> _Ran:
         lambda: scenario.act(folder), folder, fault.at, fault.kind
     )
     met = code == injected.KILLED or len(operations) > fault.at
-    refused = operations[fault.at].startswith(REMOVALS) if len(operations) > fault.at else False
+    refused: tuple[str, ...] = ()
+    if scenario.keeps and fault.kind == "fails" and len(operations) > fault.at:
+        what, _, path = operations[fault.at].partition(" ")
+        refused = (path,) if what in REMOVALS else ()
     if code not in (injected.DONE, injected.KILLED, injected.SENTENCE):
         return _Ran(f"exit code {code}: {trace[-1500:]}", met)
     try:
         scenario.sound(folder)
     except (Corrupt, UserError, OSError, ValueError, AssertionError) as error:
         return _Ran(f"half there: {error!r}", met)
-    return _Ran("", met, refused and fault.kind == "fails")
+    return _Ran("", met, refused)
 
 
-def _repeated(scenario: Scenario, folder: Path, expected: object, kept: bool) -> str:
+def _repeated(scenario: Scenario, folder: Path, expected: object, refused: tuple[str, ...]) -> str:
     code, _, trace = injected.run(lambda: scenario.act(folder), folder)
     if code != injected.DONE:
         return f"the run was repeated in vain: {code} {trace[-1500:]}"
-    left = [p.name for p in folder.rglob("*") if store.TEMPORARY.fullmatch(p.name)]
-    if left and not kept:
+    if left := _left(folder, refused):
         return f"left behind {left}"
     return "" if scenario.products(folder) == expected else "other products than without a fault"
+
+
+def _left(folder: Path, refused: tuple[str, ...]) -> list[str]:
+    """The temporary files and folders that are there, but for one in which each refusal was."""
+    there = sorted(p for p in folder.rglob("*") if store.TEMPORARY.fullmatch(p.name))
+    kinds = {str(path): injected.kind_of_file(str(path), str(folder)) for path in there}
+    for lost in refused:
+        of_it = [path for path, kind in kinds.items() if f"{lost}/".startswith(f"{kind}/")]
+        for path in of_it[:1]:
+            del kinds[path]
+    return list(kinds)
 
 
 @contextmanager
