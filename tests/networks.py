@@ -55,6 +55,26 @@ GRID = {
 MORE = {"own": {"distill-staged": {"distill-staged.stages": [2]}}}  # it has no more maps
 # As many weights as the base has, all of them floats, in no coded form.
 AS_LARGE = {"base", "base-longer", "base-anew", "sparse-random"}
+# As many weights, of fewer bits: by these transforms.
+FEWER_BITS = {
+    "ptq-int8": {"fake-quantized"},
+    "qat-int8": {"fake-quantized"},
+    "deep-compression": {"masked", "clustered", "encoded"},
+    "inq-5": {"powers-of-two", "encoded"},
+    "inq-3": {"powers-of-two", "encoded"},
+    "qat-int4": {"low-bits", "encoded"},
+    "qat-int2": {"low-bits", "encoded"},
+    "ternary": {"ternary", "encoded"},
+    "binary": {"binary", "encoded"},
+    "binary-ternary": {"binary-ternary", "encoded"},
+    "rate": {"fake-quantized", "encoded"},
+}
+# And of those that have fewer weights.
+AS_WELL = {
+    "small-and-int8": {"fake-quantized"},
+    "small-and-rate": {"fake-quantized", "encoded"},
+    "low-rank": {"factored"},
+}
 
 
 def shortened(patch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from pipeline.models import network as networks_of
 from pipeline.models import resnet
 from pipeline.techniques import TECHNIQUES
 from tests import networks
-from tests.networks import AS_LARGE, NETWORKS, Bench
+from tests.networks import AS_LARGE, AS_WELL, FEWER_BITS, NETWORKS, Bench
 
 # In the suite: one on each network whose artifact is of integers, and one that is of other layers.
 DEPLOYED = {
@@ -74,16 +74,19 @@ def test_it_makes_the_network_smaller_or_its_weights_fewer_bits(benches, network
     with torch.inference_mode():
         logits = made.state.network.eval()(bench.split.test.pixels[:8])
     assert logits.shape == (8, 10) and torch.isfinite(logits).all()
-    smaller = networks_of.parameter_count(made.state.spec) < 0.75 * bench.base_parameters
-    assert technique in AS_LARGE or smaller or made.state.spec.transforms
+    as_large = technique in AS_LARGE or technique in FEWER_BITS
+    parameters = networks_of.parameter_count(made.state.spec) / bench.base_parameters
+    assert parameters == pytest.approx(1, abs=0.02) if as_large else parameters < 0.75
+    named = FEWER_BITS.get(technique) or AS_WELL.get(technique, set())
+    assert named <= {transform.name for transform in made.state.spec.transforms}
 
 
 def test_it_is_deployed_as_simulated_and_resumes(request, benches, network, technique):
     row = benches(network).row(technique)
     print(f"| {technique} | {network} | {row} |", flush=True)
     assert row.resumed
-    if request.config.getoption("--networks") == "all":  # trained for long enough to be sure
-        assert row.agreement >= 0.998
+    whole = request.config.getoption("--networks") == "all"
+    assert row.agreement >= (0.998 if whole else 0.97)  # trained for long enough to be sure, or not
     assert row.apart < 0.1
     assert row.integer is None or row.integer >= 0.99
     assert technique in AS_LARGE or min(row.stored, row.macs) < 0.75

@@ -213,9 +213,20 @@ def test_a_normalization_with_an_activation_learns_and_is_folded(tmp_path):
 )
 def test_classifiers_of_others_come_out_as_torch_pruning_makes_them(name, left):
     line, agrees = bench_groups.compared(name, 32)
-    assert agrees and "agrees" in line, line
+    assert agrees, line
     whole = network.graph_of(bench_groups.spec_of(name, 32)).left
     assert bool(whole) is bool(left) and left in " ".join(whole)
+
+
+def test_a_network_that_torch_pruning_cannot_cut_does_not_count_as_agreeing(monkeypatch):
+    def fails(spec):
+        raise ZeroDivisionError("by what it does not know")
+
+    monkeypatch.setattr(bench_groups, "theirs", fails)
+    line, agrees = bench_groups.compared("squeezenet1_1", 32)
+    assert agrees is None and "torch-pruning raises ZeroDivisionError: by what it does" in line
+    assert bench_groups.summary([True, None]) == "1 agree, 1 not comparable"
+    assert bench_groups.summary([False, True]) == "1 agree, 0 not comparable, 1 WRONG"
 
 
 @pytest.mark.parametrize(

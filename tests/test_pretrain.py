@@ -417,7 +417,7 @@ def test_a_report_says_what_else_differs_between_both_kinds_of_base(tmp_path):
     assert f"On mnist, {LABEL}, all seeds share one training before" in said
     with look.style():
         figure = dict(figures.drawn(rows, evidence, sweep=asked))["pre-training"]
-    assert "but without the recipe's whitening, dirac, bias_rate, mixup from" in figure.caption
+    assert "other weights without the recipe's whitening, dirac, bias_rate, mixup" in figure.caption
     assert "with settings that held-out images chose for each" in figure.caption
 
 

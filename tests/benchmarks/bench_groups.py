@@ -6,7 +6,8 @@ half of it is cut.
 
 Each group loses a half of its channels, drawn by chance, in both; a network agrees where both end
 with the same parameters and MACs, and, by netpress alone, where the smaller network computes what
-the whole one does in which the removed filters and their normalization give zero. `layers`: whose
+the whole one does in which the removed filters and their normalization give zero. A network on
+which torch-pruning itself raises is not comparable, and does not count as agreeing. `layers`: whose
 filters are cut, of those that torch-pruning cuts on its own; the rest has its reason.
 """
 
@@ -248,19 +249,27 @@ def _alive(kept: torch.Tensor, count: int) -> torch.Tensor:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=MODELS)
-    wrong = 0
+    found: list[bool | None] = []
     print("| network | groups | layers | parameters, M | MACs, M | apart | | whole, and why |")
     print("|---|---|---|---|---|---|---|---|")
     for given in parser.parse_args().models:
         name, _, side = given.partition("@")
         line, agrees = compared(name, int(side or 64))
-        wrong += not agrees
-        print(f"| {given} | {line} |{'' if agrees else ' WRONG'}", flush=True)
-    print(f"{wrong} do not agree" if wrong else "all agree")
-    return 1 if wrong else 0
+        found.append(agrees)
+        print(f"| {given} | {line} |{' WRONG' if agrees is False else ''}", flush=True)
+    print(summary(found))
+    return 1 if False in found else 0
 
 
-def compared(name: str, side: int) -> tuple[str, bool]:
+def summary(found: list[bool | None]) -> str:
+    """Of what `compared` said of each network."""
+    line = f"{found.count(True)} agree, {found.count(None)} not comparable"
+    return line + (f", {found.count(False)} WRONG" if False in found else "")
+
+
+def compared(name: str, side: int) -> tuple[str, bool | None]:
+    """A row of the table, and whether both libraries agree; None where torch-pruning raised, and
+    the logits are right."""
     spec = spec_of(name, side)
     graph = network.graph_of(spec)
     before, mine = Result(*complexity.count(spec)), ours(spec)
@@ -270,18 +279,20 @@ def compared(name: str, side: int) -> tuple[str, bool]:
         layers = f"{len(here & there)} of {len(there)}"
         layers += f", {len(here - there)} more" if here - there else ""
         other: Result | str = theirs(spec)
-    except Exception as error:  # whatever the other library raises is its answer
-        other, layers = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}", "?"
+    except Exception as error:  # what the other library raises: there is nothing to compare with
+        first = (str(error).splitlines() or [""])[0][:80]
+        other, layers = f"raises {type(error).__name__}: {first}", "?"
     apart = difference(spec)
-    # What it cannot cut is no answer; that ours is right is seen by the logits alone then.
-    same = (other == mine or isinstance(other, str)) and apart < 1e-6
-    verdict = "agrees" if other == mine and same else f"torch-pruning: {other}"
+    agrees: bool | None = other == mine and apart < 1e-6
+    if isinstance(other, str) and apart < 1e-6:
+        agrees = None
+    verdict = "agrees" if agrees else f"torch-pruning {other}"
     line = (
         f"{groups} | {layers} | {before.parameters / 1e6:.2f} to {mine.parameters / 1e6:.2f} | "
         f"{before.macs / 1e6:.0f} to {mine.macs / 1e6:.0f} | {apart:.0e} | {verdict} | "
         f"{'; '.join(graph.left)}"
     )
-    return line, same
+    return line, agrees
 
 
 if __name__ == "__main__":

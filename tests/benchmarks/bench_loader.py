@@ -1,20 +1,30 @@
 """Training on a folder of large images against a plain script's: a torch DataLoader with a process
-a core, which decodes, crops, mirrors and normalizes each image anew.
+a core.
 
     env/run python -m tests.benchmarks.bench_loader [--images 256] [--size 224] [--batch 16]
 
-Both train torchvision's resnet18 on the same JPEG files (those of tests/photographs.py) with random
-resized crops and flips, in turns; images are decoded once before netpress's epochs, which is told
-apart. Printed are images/s and ratios, netpress / DataLoader: of whole epochs, of the input alone.
+Both train torchvision's resnet18 on the same JPEG files (of tests/photographs.py, 240 pixels wide)
+with random resized crops and flips, in turns. They do not do the same: the DataLoader's processes
+decode each file anew, crop it as it is and enlarge the crop to `size`, mirror and normalize;
+netpress decodes and scales each file to `size` once, before its epochs (that time is printed
+apart), and crops, enlarges and mirrors these smaller pixels in every epoch.
+
+Printed are images/s and ratios, netpress / DataLoader: of training (no evaluation in it), of the
+input alone. The clock starts when an epoch's first batch is done and ends with its last; counted
+are the images after the first batch, and all batches are full. The DataLoader's processes are a few
+batches ahead by then, so an epoch should be long beside two batches a core.
+
+A batch that takes the DataLoader longer than WAIT is an error, and so is a run beyond `--limit`.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -28,10 +38,11 @@ from pipeline.sweep import Dataset, Recipe
 from pipeline.sweep.settings import Own
 from pipeline.training import losses
 from pipeline.training.loop import Course, Hooks, Training, fit, seeded
-from pipeline.training.recipe import machine, optimizer
+from pipeline.training.recipe import Machine, machine, optimizer
 from tests import photographs
 
 LEAST = 0.35  # part of an image that a crop has
+WAIT = 60  # seconds for a batch of the DataLoader
 Row = dict[str, list[float]]
 
 
@@ -42,7 +53,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--limit", type=int, default=1800, help="seconds, after which it fails")
     options = parser.parse_args()
+    faulthandler.dump_traceback_later(options.limit, exit=True)  # whatever hangs
     torch.set_num_threads(hardware.training_cores())
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "photos"
@@ -63,8 +76,8 @@ def main() -> None:
         variants: dict[str, Callable[[], float]] = {
             "epoch, netpress": lambda: _loop(split, recipe, where),
             "epoch, DataLoader": lambda: _plain(loader, split, recipe, where),
-            "input, netpress": lambda: _input(_batches(split, recipe, where)),
-            "input, DataLoader": lambda: _input(loader),
+            "input, netpress": lambda: _speed(_batches(split, recipe, where), where),
+            "input, DataLoader": lambda: _speed(loader, where),
         }
         speeds: Row = {name: [] for name in variants}
         for _ in range(options.rounds):
@@ -99,6 +112,7 @@ def _loader(folder: Path, size: int, batch: int) -> DataLoader:
         drop_last=True,
         num_workers=hardware.training_cores(),
         persistent_workers=True,
+        timeout=WAIT,
     )
 
 
@@ -116,42 +130,62 @@ def _state(split: data.Split) -> network.ModelState:
     return network.new(spec, 0)
 
 
-def _loop(split: data.Split, recipe: Recipe, where) -> float:
-    """The second epoch, images/s: held-out images are evaluated in it, too."""
-    ended: list[float] = []
+def _loop(split: data.Split, recipe: Recipe, where: Machine) -> float:
+    """Training in the second epoch, images/s."""
+    steps, times = data.batch_count(len(split.train), recipe.batch_size), list[float]()
+
+    def clock(_: object, step: int, __: int) -> None:
+        if step in (steps + 1, 2 * steps):
+            times.append(_now(where))
+
     course = Course(recipe, 2, losses.labels_only(0.0), where, 0)
-    hooks = Hooks(keep=lambda now: ended.append(time.perf_counter()))
-    fit(Training(_state(split)), split, course, hooks)
-    return len(split.train) / (ended[1] - ended[0])
+    fit(Training(_state(split)), split, course, Hooks(after_step=clock))
+    began, ended = times
+    return (steps - 1) * recipe.batch_size / (ended - began)
 
 
-def _plain(loader: DataLoader, split: data.Split, recipe: Recipe, where) -> float:
-    """An epoch of a plain script, after a first batch."""
+def _plain(loader: DataLoader, split: data.Split, recipe: Recipe, where: Machine) -> float:
+    """Training by a plain script, images/s."""
     net = _state(split).network.module.to(where.device, memory_format=torch.channels_last).train()
     optim = optimizer(net, recipe)
-    began, count = time.perf_counter(), 0
-    for images, labels in loader:
-        images = images.to(where.device, memory_format=torch.channels_last)
-        with where.autocast():
-            loss = torch.nn.functional.cross_entropy(net(images).float(), labels.to(where.device))
-        optim.zero_grad()
-        loss.backward()
-        optim.step()
-        count += len(labels)
-    return count / (time.perf_counter() - began)
+
+    def steps() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for images, labels in loader:
+            pixels = images.to(where.device, memory_format=torch.channels_last)
+            with where.autocast():
+                logits = net(pixels).float()
+                loss = torch.nn.functional.cross_entropy(logits, labels.to(where.device))
+            optim.zero_grad()
+            loss.backward()
+            optim.step()
+            yield images, labels
+
+    return _speed(steps(), where)
 
 
-def _batches(split: data.Split, recipe: Recipe, where) -> Iterable:
+def _batches(
+    split: data.Split, recipe: Recipe, where: Machine
+) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     generator = seeded(where.device, 0, 0)
     return data.batches(
         split.train, recipe.batch_size, generator, flip=True, resized_crop=recipe.resized_crop
     )
 
 
-def _input(batches: Iterable) -> float:
-    began = time.perf_counter()
-    count = sum(len(labels) for _, labels in batches)
-    return count / (time.perf_counter() - began)
+def _speed(batches: Iterable[tuple[torch.Tensor, torch.Tensor]], where: Machine) -> float:
+    """Images/s of all batches but the first."""
+    each = iter(batches)
+    next(each)
+    began = _now(where)
+    count = sum(len(labels) for _, labels in each)
+    return count / (_now(where) - began)
+
+
+def _now(where: Machine) -> float:
+    """Seconds, once all that was given to the device is done."""
+    if where.device.type == "cuda":
+        torch.cuda.synchronize(where.device)
+    return time.perf_counter()
 
 
 if __name__ == "__main__":

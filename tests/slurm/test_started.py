@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import json
 
-STARTED = "- {name: vgg16_bn, width: 0.125, weights_from: digits/vgg16_bn-w0.125/base}"
-
-
-def by_model(desk, sweep: str) -> dict[str, dict]:
-    found = json.loads(desk.netpress("status", sweep, "--json")[0])
-    return {f"{cell['model']}/{cell['technique']}": cell for cell in found["cells"]}
+FIRST = "{name: vgg16_bn, width: 0.125}"
+SECOND = "{name: vgg16_bn, width: 0.125, weights_from: digits/vgg16_bn-w0.125/base}"
+ENDED = ("done", "failed", "cancelled", "missing")
 
 
 def test_a_base_waits_for_the_task_of_the_one_that_it_starts_from(desk):
-    sweep = desk.sweep("started")
+    sweep = desk.sweep("started", "[base]")
     path = desk.folder / sweep
     text = path.read_text()
     line = next(line for line in text.splitlines() if line.startswith("models:"))
-    path.write_text(text.replace(line, f"models:\n- {{name: vgg16_bn, width: 0.125}}\n{STARTED}"))
-    desk.submit(sweep, "--set", 'setup=["false"]')
-    ended = ("done", "failed", "cancelled", "missing")
+    path.write_text(text.replace(line, f"models:\n- {FIRST}\n- {SECOND}"))
 
-    def is_over(cells: dict[str, dict]) -> bool:
-        return all(cell["state"] in ended for cell in cells.values())
+    def ended() -> list[dict]:
+        def look() -> list[dict]:
+            return json.loads(desk.netpress("status", sweep, "--json")[0])["cells"]
 
-    found = desk.looking(lambda: by_model(desk, sweep), is_over, 150)
-    first, second = "vgg16_bn-w0.125/base", "vgg16_bn-w0.125-from-digits/base"
-    assert found[first]["reason"].startswith("set-up failed")
-    assert found[second]["reason"].startswith("its starting base is failed: set-up failed")
-    assert found[second.replace("base", "quick")]["state"] == "failed"
-    named = desk.resume(sweep, found[second.replace("base", "quick")]["id"], "--set", "setup=[]")
-    assert named.count(": again") == 3  # with all that it stands on
-    found = desk.looking(lambda: by_model(desk, sweep), is_over, 300)
-    assert found[first]["state"] == found[second]["state"] == "done"
-    assert found[second.replace("base", "quick")]["state"] == "done"
-    assert found["vgg16_bn-w0.125/quick"]["state"] == "missing"  # nobody named it
+        return desk.looking(look, lambda cells: all(c["state"] in ENDED for c in cells), 150)
+
+    desk.submit(sweep, "--set", 'setup=["false"]', "--set", "measure=in-job")
+    first, second = ended()
+    assert first["reason"].startswith("set-up failed")
+    assert second["reason"].startswith("its starting base is failed: set-up failed")
+    named = desk.resume(sweep, second["id"], "--set", "setup=[]", "--set", "measure=in-job")
+    assert named.count(": again") == 2  # with the base that it starts from
+    assert [cell["state"] for cell in ended()] == ["done", "done"]

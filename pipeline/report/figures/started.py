@@ -116,7 +116,7 @@ def _caption(sweep: Sweep, found: dict, families: Sequence[str]) -> str:
 def _but(sweep: Sweep, every: Sequence[Pair]) -> str:
     """What is not the same."""
     names = left_out(sweep, every)
-    without = f"without the recipe's {', '.join(names)} from other weights" if names else ""
+    without = f"from other weights without the recipe's {', '.join(names)}" if names else ""
     tuned = "with settings that held-out images chose for each"
     found = [without, tuned if any(pair.is_tuned for pair in every) else ""]
     return f", but {' and '.join(filter(None, found))}" if any(found) else ""
