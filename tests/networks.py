@@ -17,6 +17,7 @@ import torch
 from pipeline import artifact, catalog, data, execute, plugins, runtimes, store
 from pipeline.measure import complexity
 from pipeline.models import mobilenet, resnet
+from pipeline.models.spec import NetworkSpec
 from pipeline.paths import Work
 from pipeline.sweep import Cell
 from pipeline.techniques import TECHNIQUES
@@ -208,6 +209,12 @@ class Bench:
     def base_size(self) -> tuple[int, int]:
         """Parameters and MACs."""
         if "size" not in self.known:
-            state = read_model(self.work.cell(self.cells["base"].id).model)
-            self.known["size"] = complexity.count(state.spec)
+            self.known["size"] = complexity.count(self.base_spec)
         return self.known["size"]
+
+    @property
+    def base_spec(self) -> NetworkSpec:
+        if "spec" not in self.known:
+            state = read_model(self.work.cell(self.cells["base"].id).model)
+            self.known["spec"] = state.spec
+        return self.known["spec"]
