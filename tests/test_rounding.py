@@ -51,7 +51,7 @@ def test_rounding_never_costs_more_than_it_saves_and_makes_no_new_value(layer):
     assert {*found.unique().tolist()} <= {*integer.unique().tolist()}
     assert (found * integer >= 0).all() and (found.abs() <= integer.abs()).all()
     assert torch.equal(rounding.rounded_anew(integer, importance, 0.0), integer)
-    assert torch.equal(rounding.rounded_anew(integer, importance * 1e12, 1.0), integer)
+    assert torch.equal(rounding.rounded_anew(integer, importance + 1e12, 1.0), integer)
 
 
 def test_rounding_finds_what_is_best_by_hand():

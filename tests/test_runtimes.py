@@ -261,4 +261,4 @@ def test_other_runtimes_are_a_sentence_with_the_line(tmp_path, names):
 
 def test_a_rehearsal_measures_on_the_same_runtimes(tmp_path):
     cell = of(tmp_path, ["onnxruntime", "openvino"])
-    assert rehearse._small(cell).measure.runtimes == ("onnxruntime", "openvino")
+    assert rehearse._small(cell, {}).measure.runtimes == ("onnxruntime", "openvino")

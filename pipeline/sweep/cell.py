@@ -135,7 +135,7 @@ class Core:
 
     @cached_property
     def canonical(self) -> str:
-        return canonical_json(self.to_json())
+        return f'{{"data":{self.data},"training":{self.training}}}'
 
     @cached_property
     def canonical_traced(self) -> str:
