@@ -111,16 +111,17 @@ def letters():
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """A file in one process, as `--dist loadfile` has it; but all of tests/slurm in one. These wait
-    for their cluster most of the time, in which the other processes have the machine."""
+    """A file in one process, as `--dist loadfile` has it; but all of tests/slurm in two, with a
+    cluster each. These wait for it most of the time, in which the others have the machine."""
     from xdist.scheduler import LoadFileScheduling
 
-    class SlurmInOne(LoadFileScheduling):
+    class SlurmInTwo(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             scope = super()._split_scope(nodeid)
-            return "tests/slurm" if scope.startswith("tests/slurm/") else scope
+            own = scope.endswith("test_slurm.py")  # as long as all others
+            return "tests/slurm" if scope.startswith("tests/slurm/") and not own else scope
 
-    return SlurmInOne(config, log)
+    return SlurmInTwo(config, log)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # a test's timeout does not count what it waits here
