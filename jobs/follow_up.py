@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,22 +53,31 @@ class FollowUp(Report):
 
     def _follow(self) -> None:
         work = Work(Path(self.work))
-        known = ledger.read(work.sweep(Path(self.folder).parents[1].name))
+        place = work.sweep(Path(self.folder).parents[1].name)
+        left: str | None = None
+        while True:
+            last = ledger.read(place).put_off_by
+            target = self._target(work, last)
+            try:
+                batch = submit.go_on(target, functions(), last)
+                if batch.left_over:
+                    left = batch.limit.line if batch.limit else "no room for more jobs"
+            except submit.Superseded:  # read and locked are not one step
+                continue
+            except slurm.Unreachable as error:  # for a while
+                left = str(error)
+            break
+        if left:
+            _come_again(ledger.read(place), target.cluster, left)
+
+    def _target(self, work: Work, last: Mapping[str, Any] | None) -> submit.Target:
+        """Of the submission that last left something over, or of that which sent this job."""
         about = (self.sweep, self.text, self.to, self.plugins)
-        by = known.put_off_by or {"about": about, "profile": self.profile}
+        by = last or {"about": about, "profile": self.profile}
         path, text, to, plugins = by["about"]
         sweep = load_again(Path(path), text, work, plugins)
         cluster = submitted.cluster_of(by["profile"], sweep)
-        left = None
-        try:
-            target = submit.Target(sweep, work, Path(self.data), cluster, Path(to))
-            batch = submit.go_on(target, functions())
-            if batch.left_over:
-                left = batch.limit.line if batch.limit else "no room for more jobs"
-        except slurm.Unreachable as error:  # for a while
-            left = str(error)
-        if left:
-            _come_again(ledger.read(known.paths), cluster, left)
+        return submit.Target(sweep, work, Path(self.data), cluster, Path(to))
 
 
 def _come_again(known: ledger.Ledger, cluster: Cluster, why: str) -> None:

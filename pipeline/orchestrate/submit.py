@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import checkout, paths, store
 from pipeline.errors import UserError
@@ -169,13 +169,21 @@ def _room(cluster: Cluster, chosen: Chosen) -> Limit | None:
     return room.tightest(cluster.profile)
 
 
-def go_on(target: Target, functions: JobFunctions) -> Batch:
+class Superseded(Exception):
+    """Another submission has left cells over meanwhile, with another sweep or profile."""
+
+
+def go_on(target: Target, functions: JobFunctions, by: Mapping[str, Any] | None) -> Batch:
     """For the follow-up job: submit the cells that there was no room for, with the requests that
-    they were to have, as far as there is room now. What still does not fit is the batch's rest."""
+    they were to have, as far as there is room now. What still does not fit is the batch's rest.
+    `by`: the record of the submission that left them over, of which the target was made. Raises
+    Superseded where it is no longer the last one."""
 
     def pick(states: state.SweepState) -> Picked:
         assert states.view is not None  # this job is in the ledger
         known = states.view.known
+        if known.put_off_by != by:
+            raise Superseded
         put_off, unmeasured = known.put_off, known.measuring_put_off
         standard = durations(target.sweep, target.work, target.cluster).measuring
 

@@ -50,7 +50,7 @@ models: [{{name: vgg16_bn, width: 0.125}}]
 datasets: [digits]
 techniques: {techniques}
 seeds: {seeds}
-training: {{epochs: {epochs}, batch_size: 50, train_images: 100, test_images: 50}}
+training: {{epochs: {epochs}, batch_size: 50, train_images: {images}, test_images: 50}}
 measure: {{repeats: 1, seconds: 0.1, simulated_seconds: 0.1}}
 define:
   quick: [{{finetune: {{epochs: 1}}}}]
@@ -174,11 +174,11 @@ class Desk:
         seeds: str = "[0]",
         epochs: int = 1,
         more: str = "",
+        images: int = 100,
     ) -> str:
         path = self.folder / f"{name}.yaml"
-        path.write_text(
-            QUICK.format(name=name, techniques=techniques, seeds=seeds, epochs=epochs) + more
-        )
+        settings = {"techniques": techniques, "seeds": seeds, "epochs": epochs, "images": images}
+        path.write_text(QUICK.format(name=name, **settings) + more)
         return path.name
 
     def start(self, *arguments: str, program: tuple[str, ...] = ()) -> subprocess.Popen:

@@ -20,15 +20,15 @@ def test_a_time_limit_that_is_waited_for(desk):
     """Three jobs that come to their limit: one that has made an epoch, one that has not, one that
     was not in Python yet and is told nothing. Slurm looks at limits every 30 s."""
     some = desk.sweep("limit", techniques="[base]", seeds="[20]", epochs=LONG)
-    none = desk.sweep("nothing", techniques="[base]", seeds="[21]", epochs=LONG)
+    none = desk.sweep("nothing", techniques="[base]", seeds="[21]", epochs=LONG, images=1400)
     deaf = desk.sweep("deaf", techniques="[base]", seeds="[22]")
-    desk.submit(some)
-    desk.submit(none)
+    cell, stuck = desk.cell(some, "base/20"), desk.cell(none, "base/21")
     desk.submit(deaf, "--set", 'setup=["sleep 600"]')
-    jobs = {name: desk.jobs(name)[0] for name in ("limit", "nothing", "deaf")}
-    cell = desk.cell(some, "base/20")
-    halt(desk.cell(none, "base/21"), epochs=0)
+    desk.submit(none)
+    halt(stuck, epochs=0)
+    desk.submit(some)
     halt(cell)
+    jobs = {name: desk.jobs(name)[0] for name in ("limit", "nothing", "deaf")}
     epochs = len(store.read_history(cell.metrics)[0].columns["epoch"])
     wait_for(lambda: desk.box.ask("squeue", "-h", "-t", "R", "-o", "%i", "-j", str(jobs["deaf"])))
     for job in jobs.values():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.orchestrate import profile, room
+from pipeline.orchestrate import ledger, profile, room
 from tests.slurm.conftest import SMALL, wait_for
 from tests.slurm.test_slurm import LATER, in_queue
 
@@ -89,6 +89,27 @@ def test_what_there_is_room_for_is_submitted_and_a_job_submits_the_rest(desk):
         "1:39:00": 5,
     }
     assert "Nothing to submit" in desk.submit(sweep)[0]
+    desk.netpress("cancel", sweep)
+
+
+def test_a_follow_up_job_that_waits_for_a_submission_submits_what_that_left_over(desk):
+    """It has read the ledger, and waits for its lock, when the submission changes both."""
+    sweep = desk.sweep("waits", techniques="[base]", seeds="[0, 1, 2, 3]")
+    with limited(desk, ("qos", "public"), MaxSubmitJobsPerUser=3):
+        desk.submit(sweep, *LATER, "--set", "follow_up.every_s=8")  # by then this has ended
+        follow_up, place = desk.jobs("waits")[0], desk.work.sweep("waits")
+        with ledger.locked(place) as known:
+            logs = f"*/{follow_up}_0_0_log.err"
+            wait_for(lambda: any("waiting" in p.read_text() for p in place.folder.rglob(logs)))
+            by = json.loads(json.dumps(known.put_off_by))
+            by["profile"]["values"]["minutes"] = 99
+            requests = [[{**known.put_off[cell], "minutes": 99}, [cell]] for cell in known.put_off]
+            known.append("put_off", reason="a test", requests=requests, by=by)
+        desk.box.ask("sacctmgr", "-i", "modify", "qos", "public", "set", "MaxSubmitJobsPerUser=-1")
+        desk.until_all(sweep, "queued")
+    limits = desk.box.ask("squeue", "-rh", "-t", "PD", "-o", "%j|%l").splitlines()
+    of_this = Counter(s.partition("|")[2] for s in limits if "-waits-base-" in s)
+    assert of_this == {"4:00:00": 1, "1:39:00": 3}
     desk.netpress("cancel", sweep)
 
 
