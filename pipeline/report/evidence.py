@@ -95,8 +95,8 @@ def valid_results(
     paths: CellPaths,
     wanted: Mapping[str, Any],
     *,
-    also: Callable[[Any, store.Result, dict], None] = lambda file, result, manifest: None,
-    also_measured: Callable[[Any, store.Result, str], None] = lambda file, result, name: None,
+    also: Callable[[bytes, store.Result, dict], None] = lambda content, result, manifest: None,
+    also_measured: Callable[[bytes, store.Result, str], None] = lambda content, result, name: None,
 ) -> list[Measured]:
     """A cell as each machine measured it, without its history: what a manifest vouches for (by
     size, and HDF5 files by their checksum). `wanted`: `done.record` of the cell. `also` as in
@@ -113,7 +113,7 @@ def valid_results(
         paths.result,
         manifest["files"][paths.result.name]["sha256"],
         with_history=False,
-        also=lambda file, result: also(file, result, manifest),
+        also=lambda content, result: also(content, result, manifest),
     )
     if result.id != cell_id:
         raise Corrupt(f"{paths.result}: is of cell {result.id}")
@@ -132,16 +132,16 @@ def valid_results(
 def _measurements(
     chosen: Mapping[str, store.MeasurementEntry],
     cell_id: str,
-    also: Callable[[Any, store.Result, str], None],
+    also: Callable[[bytes, store.Result, str], None],
 ) -> tuple[list[measured.Measurement], list[Corrupt]]:
     """(those that can be read, why others cannot): a damaged one costs itself."""
     whole: list[measured.Measurement] = []
     damaged: list[Corrupt] = []
     for entry in chosen.values():
 
-        def keep(file: Any, result: store.Result, name: str = entry.name) -> None:
+        def keep(content: bytes, result: store.Result, name: str = entry.name) -> None:
             if result.id == cell_id:
-                also(file, result, name)
+                also(content, result, name)
 
         try:
             read = store.read_result(entry.path, entry.sha256, with_history=False, also=keep)

@@ -38,7 +38,7 @@ from pipeline.paths import Work, checked_name
 from pipeline.report import content, evidence, frames, reading, tuned
 from pipeline.report.evidence import Evidence
 from pipeline.report.frames import Frames
-from pipeline.report.reading import Chunk, Read
+from pipeline.report.reading import Chunk, Parts, Read
 from pipeline.report.row import identity
 from pipeline.store import hdf5, typed
 from pipeline.sweep import Cell, Sweep
@@ -174,37 +174,46 @@ def _put_cells(file: h5py.File, chunks: Iterator[Chunk], sweep: Sweep) -> list[R
     this sweep calls it.
     """
     every: list[Read] = []
-    target = file.create_group("cells", track_order=True)
+    target = file.create_group("cells", track_order=True).id
     first: dict[str, bytes] = {}
     for chunk in chunks:
-        with reading.opened(chunk.file) as source:
+        with reading.opened(chunk.file) as long:
             for read in chunk.cells:
                 if read.rows:
                     cell_id = read.rows[0].id
-                    _put_cell(target.id, source, cell_id, read.long, first)
-                    copy = h5g.open(target.id, cell_id.encode())
+                    copy = _put_cell(target, cell_id, read.parts, long, first)
                     text = store.cell_text(sweep.by_id[cell_id].to_json())
                     hdf5.put_attribute(copy, b"cell", text)
-        every += chunk.cells
+        every += [replace(read, parts=Parts()) for read in chunk.cells]
     return every
 
 
 def _put_cell(
-    target: hdf5.Group,
-    source: hdf5.Group,
-    cell_id: str,
-    long: dict[str, str],
-    first: dict[str, bytes],
-) -> None:
-    """`first`: the name of a long array's content -> where it is in `target` already."""
-    h5o.copy(source, cell_id.encode(), target, cell_id.encode())
-    for name, content_name in sorted(long.items()):
-        place = f"{cell_id}/{name}".encode()
+    target: hdf5.Group, cell_id: str, parts: Parts, long: hdf5.Group, first: dict[str, bytes]
+) -> hdf5.Group:
+    """The cell's group. `first`: the name of a long array's content -> where it is in `target`
+    already."""
+    for part in parts.each:
+        if part.target.count("/") == 2 and not target.links.exists(above := _above(part.target)):
+            h5g.create(target, above)
+        with hdf5.in_memory(part.image) as source:
+            h5o.copy(source, part.source, target, part.target.encode())
+    for path, content_name in sorted(parts.long.items()):
+        place = path.encode()
+        target.unlink(place)  # what it took, the next takes
         if content_name in first:
             target.links.create_hard(place, target, first[content_name])
         else:
-            h5o.copy(source, f"long/{content_name}".encode(), target, place)
+            h5o.copy(long, f"long/{content_name}".encode(), target, place)
             first[content_name] = place
+    copy = h5g.open(target, cell_id.encode())
+    if parts.artifact is not None:
+        hdf5.put_attribute(copy, b"artifact", parts.artifact)
+    return copy
+
+
+def _above(path: str) -> bytes:
+    return path.rpartition("/")[0].encode()
 
 
 def _gap_json(gap: Gap) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Many cells at a time: each result.h5 is read once, by a few processes, in the order requested.
 
-A process is given CHUNK cells, and gives back their rows, and for results.h5 their numbers as an
-HDF5 file in memory, which costs the parent one copy a cell. Chunks do not depend on the number of
-processes, so neither do the bytes of what is made from them.
+A process is given CHUNK cells, and gives back their rows, and for results.h5 their HDF5 files as
+they are, and beside these their long arrays compressed: so the parent alone copies what there is of
+a cell, once. Chunks do not depend on the number of processes, so neither do the bytes of what is
+made from them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import h5py
 import numpy
-from h5py import h5d, h5f, h5g, h5o, h5p, h5s, h5t
+from h5py import h5d, h5f, h5o, h5p, h5s, h5t
 
 from pipeline import garbage, hardware, store, usage
 from pipeline.errors import Corrupt
@@ -56,23 +57,43 @@ class Request(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Part:
+    """What of results.h5 is in a file that was checked: in `image`, its bytes, `source`, which
+    becomes `target`."""
+
+    target: str
+    image: bytes
+    source: bytes = b"."
+
+
+@dataclass
+class Parts:
+    """What becomes of a cell in results.h5: its own part, and those of measurements below it.
+
+    `long`: path of a measured array in results.h5 -> its content's name in the chunk's file.
+    `artifact`: the attribute of that name, where no part has it.
+    """
+
+    each: list[Part] = field(default_factory=list)
+    long: dict[str, str] = field(default_factory=dict)
+    artifact: str | None = None
+
+
+@dataclass(frozen=True)
 class Read:
     """What there is of a cell: a row for each machine that measured it; or why none, as an error;
-    and its job's record of usage.
-
-    `long`: path of a measured array in its cell's group -> its content's name in the chunk's file.
-    """
+    its job's record of usage; and where it is wanted, what becomes of it in results.h5."""
 
     rows: tuple[Row, ...] = ()
     error: Exception | None = None
     usage: dict[str, Any] | None = None
-    long: dict[str, str] = field(default_factory=dict)
+    parts: Parts = field(default_factory=Parts)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """`file`: an HDF5 file with /ID of every cell that has a row, without its long arrays, and
-    /long/NAME; empty where it is not wanted."""
+    """`file`: an HDF5 file with /long/NAME, the long arrays of its cells; empty where they are not
+    wanted."""
 
     cells: list[Read]
     file: bytes = b""
@@ -144,19 +165,17 @@ def _measurements(tree: hdf5.Tree, wanted: Callable[[str], bool]) -> Iterator[Me
 
 def _read(request: Request, earlier: Path | None, file: h5py.File | None = None) -> Read:
     named, paths, made_with = request
-    long: dict[str, str] = {}
+    parts = Parts()
 
-    def keep(source: hdf5.Group, result: store.Result, manifest: dict[str, Any]) -> None:
+    def keep(content: bytes, result: store.Result, manifest: dict[str, Any]) -> None:
         if file is not None and result.id == named.id:
-            long.update(_merge(source, named.id, file, _by_path(result)))
-            copy = h5g.open(file.id, named.id.encode())
-            hdf5.put_attribute(copy, b"artifact", _artifact_json(manifest, paths))
+            _take(parts, Part(named.id, content), _by_path(result), file)
+            parts.artifact = _artifact_json(manifest, paths)
 
-    def keep_measured(source: hdf5.Group, result: store.Result, name: str) -> None:
+    def keep_measured(content: bytes, result: store.Result, name: str) -> None:
         if file is not None:
-            target = f"{named.id}/measurements/{name}"
-            file.require_group(f"{named.id}/measurements")
-            long.update(_merge(source, target, file, _by_path(result)))
+            part = Part(f"{named.id}/measurements/{name}", content)
+            _take(parts, part, _by_path(result), file)
 
     recorded = usage.of_cell(paths)
     try:
@@ -165,7 +184,7 @@ def _read(request: Request, earlier: Path | None, file: h5py.File | None = None)
         return _read_earlier(named, earlier, file) or Read(error=error, usage=recorded)
     except Corrupt as error:
         return Read(error=error, usage=recorded)
-    return Read(_rows(named, found), usage=recorded, long=long)
+    return Read(_rows(named, found), usage=recorded, parts=parts)
 
 
 def _read_earlier(named: Identity, path: Path | None, file: h5py.File | None) -> Read | None:
@@ -177,13 +196,14 @@ def _read_earlier(named: Identity, path: Path | None, file: h5py.File | None) ->
             return None
         recorded = typed.parsed("usage", hdf5.value_in(source.id, "usage")).get(named.id)
         found = results_of(source, named.id, everything=file is not None)
-        long: dict[str, str] = {}
+        parts = Parts()
         if file is not None:
-            if named.id in file:  # trained in the work root, and not measured
-                del file[named.id]
             group = source["cells"][named.id].id
-            long = _merge(group, named.id, file, hdf5.Tree.of(group).values(is_measured))
-        return Read(_rows(named, found), usage=recorded, long=long)
+            with _file_in_memory() as alone:
+                h5o.copy(group, b".", alone.id, b"cell")
+                part = Part(named.id, _image(alone), b"cell")
+            _take(parts, part, hdf5.Tree.of(group).values(is_measured), file)
+        return Read(_rows(named, found), usage=recorded, parts=parts)
 
 
 def _artifact_json(manifest: dict[str, Any], paths: CellPaths) -> str:
@@ -196,20 +216,14 @@ def _artifact_json(manifest: dict[str, Any], paths: CellPaths) -> str:
     return json.dumps(files, sort_keys=True)
 
 
-def _merge(
-    source: hdf5.Group, target: str, file: h5py.File, measured: Mapping[str, Any]
-) -> dict[str, str]:
-    """Copies a result, checked before, to `target` in the chunk's file, with its long arrays apart.
-    `measured`: its values, by path. Its history is not read before, which would cost as much again:
-    whoever shows it reads it from there, with every check."""
-    h5o.copy(source, b".", file.id, target.encode())
-    cell, long = target.partition("/")[0], {}
-    copy = h5g.open(file.id, target.encode())
+def _take(parts: Parts, part: Part, measured: Mapping[str, Any], file: h5py.File) -> None:
+    """Adds a result, checked before, with its long arrays in the chunk's file. `measured`: its
+    values, by path. Its history is not read before, which would cost as much again: whoever shows
+    it reads it from there, with every check."""
+    parts.each.append(part)
     for path, value in measured.items():
         if isinstance(value, numpy.ndarray) and value.nbytes >= LONG_BYTES:
-            copy.unlink(path.encode())
-            long[f"{target}/{path}".removeprefix(f"{cell}/")] = _put_long(file, value)
-    return long
+            parts.long[f"{part.target}/{path}"] = _put_long(file, value)
 
 
 def _by_path(result: store.Result) -> dict[str, Any]:

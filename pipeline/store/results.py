@@ -107,11 +107,11 @@ def read_result(
     expected_sha256: str | None = None,
     *,
     with_history: bool = True,
-    also: Callable[[hdf5.Group, Result], None] = lambda file, result: None,
+    also: Callable[[bytes, Result], None] = lambda content, result: None,
 ) -> Result:
     """Raises FileNotFoundError, or Corrupt where the file is damaged or is not one of ours.
 
-    `also` gets the open file, without other members and links to other files, and the result.
+    `also` gets the file's content, without other members and links to other files, and the result.
     """
     data = files.read_patiently(path)
     if expected_sha256 and hashlib.sha256(data).hexdigest() != expected_sha256:
@@ -121,7 +121,7 @@ def read_result(
         if set(tree.members()) != {b"history", b"measure"}:
             raise ValueError("it has other members than history and measure")
         result = result_in(tree, with_history)
-        also(tree.group, result)
+        also(data, result)
         return result
 
     return _from_hdf5(path, data, get)
