@@ -459,9 +459,11 @@ def test_what_is_not_read_is_counted_and_named(tmp_path):
     (top / "test/cat/deeper/a.JXL").write_bytes(b"x")
     (top / "test/cat/b.heic").write_bytes(b"x")
     (top / "test/cat/none").write_bytes(b"x")
+    (top / "train/cat/a.\x1b[2Jx").write_bytes(b"x")
     picture(0).save(top / "train/loose.png")
     lines = [
         "own: 1 file in train, outside of the class folders, was not read: .png",
+        r"own: 1 file in train/cat was not read: .\x1b[2jx",
         "own: 8 files in train/dog were not read: .heic",
         "own: 3 files in test/cat were not read: .heic (1), .jxl (1), no extension (1)",
     ]

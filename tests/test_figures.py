@@ -9,10 +9,13 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import numpy
 import pytest
+from fontTools.ttLib import TTFont
 from matplotlib.colors import to_hex
 
 from pipeline import cli, report, runtimes, verify
@@ -545,3 +548,21 @@ def test_a_letter_that_no_font_has_is_no_warning(recwarn, monkeypatch):
     with look.style():
         assert look.matplotlib.rcParams["font.family"] == ["DejaVu Sans", "Noto Sans CJK JP"]
     look._more_fonts.cache_clear()
+
+
+def test_a_font_that_was_installed_since_matplotlib_listed_them_is_used(tmp_path, monkeypatch):
+    font = TTFont(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
+    for name in (1, 4, 16):
+        font["name"].setName("Noto Sans CJK JP", name, 3, 1, 0x409)
+        font["name"].setName("Noto Sans CJK JP", name, 1, 0, 0)
+    font.save(tmp_path / "NotoSansCJK-Regular.ttc")
+    (tmp_path / "NotoSansCJK-Bold.ttc").write_bytes(b"no font")
+    listed = [f for f in look.font_manager.fontManager.ttflist if f.name not in look.MORE_FONTS]
+    monkeypatch.setattr(look.font_manager.fontManager, "ttflist", listed)
+    there = [str(path) for path in tmp_path.iterdir()]
+    monkeypatch.setattr(look.font_manager, "findSystemFonts", lambda: there)
+    look._more_fonts.cache_clear()
+    try:
+        assert look._more_fonts() == ("Noto Sans CJK JP",)
+    finally:
+        look._more_fonts.cache_clear()

@@ -227,7 +227,13 @@ def test_so_is_one_that_is_left_with_one_image_or_shows_nothing(tmp_path):
         told(own(top, on_error="skip"), tmp_path)
     for path in top.rglob("*.png"):
         Image.new("RGB", (8, 8), "red").convert("L").save(path)
-    with pytest.raises(UserError, match="every pixel of every training image is the same"):
+    with pytest.raises(UserError, match="every pixel of every training image is the same$"):
+        told(own(top), tmp_path)
+    for path in top.rglob("*.png"):
+        picture = Image.new("RGBA", (8, 8), "white")
+        picture.putalpha(Image.linear_gradient("L").resize((8, 8)))
+        picture.save(path)
+    with pytest.raises(UserError, match="is the same, laid on white where it .*`background:`"):
         told(own(top), tmp_path)
 
 

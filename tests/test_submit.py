@@ -1121,7 +1121,9 @@ def test_a_job_whose_log_could_not_be_opened(tmp_path):
     assert why.reason == f"Slurm could not open the log file {tmp_path}/3_0_0_log.out of job 3_0"
 
 
-@pytest.mark.parametrize("setting", ["minutes=2", "report.minutes=2", "signal_s=1800"])
+@pytest.mark.parametrize(
+    "setting", ["minutes=2", "report.minutes=2", "follow_up.minutes=2", "signal_s=1800"]
+)
 def test_a_job_that_ends_before_its_signal_is_refused(setting):
     with pytest.raises(
         UserError, match=r"minutes \d+ ends before the signal to checkpoint"

@@ -102,7 +102,11 @@ def decoded(dataset: Dataset, folder: Folder) -> Decoded:
     tally = _Tally()
     train, test = (_part(dataset, folder, part, shape, first, tally) for part in ("train", "test"))
     if train[0].min() == train[0].max():
-        raise UserError(f"{dataset.name}: every pixel of every training image is the same")
+        laid = f", laid on {dataset.background} where it is transparent" if tally.outlined else ""
+        more = "; `background:` with the data set chooses another colour" if laid else ""
+        raise UserError(
+            f"{dataset.name}: every pixel of every training image is the same{laid}{more}"
+        )
     notes = tuple(f"{dataset.name}: {note}" for note in _notes(dataset, shape[0], tally))
     return Decoded(folder.classes, train[0], train[1], test[0], test[1], notes=notes)
 

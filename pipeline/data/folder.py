@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline import paths
 from pipeline.errors import UserError
+from pipeline.terminal import printable
 
 if TYPE_CHECKING:
     from pipeline.data.cache import Decoded
@@ -245,20 +246,16 @@ def _files_unread(place: str, files: Counter[str]) -> str:
     count = files.total()
     are = "1 file" if count == 1 else f"{count:,} files"
     were = "was" if count == 1 else "were"
-    return f"{are} in {_printable(place)} {were} not read: {_printable(listed)}"
+    return f"{are} in {printable(place)} {were} not read: {printable(listed)}"
 
 
 def _links_unread(folder: str, links: Counter[str]) -> str:
     if not links:
         return ""
     return (
-        f"links in {_printable(folder)} to folders above, or to such as were read already, were "
-        f"not followed: {_printable(', '.join(sorted(links)))}"
+        f"links in {printable(folder)} to folders above, or to such as were read already, were "
+        f"not followed: {printable(', '.join(sorted(links)))}"
     )
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _check_classes(

@@ -108,6 +108,8 @@ class Profile(Frozen):
         limits = {"minutes": self.minutes, "report.minutes": self.report.minutes}
         if self.measure is not None:
             limits["measure.minutes"] = self.measure.minutes
+        if self.follow_up is not None:
+            limits["follow_up.minutes"] = self.follow_up.minutes
         for key, minutes in limits.items():
             if minutes * 60 <= self.signal_s:
                 raise ValueError(

@@ -12,9 +12,10 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -118,8 +119,28 @@ def style() -> Iterator[None]:
 
 @cache
 def _more_fonts() -> tuple[str, ...]:
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return tuple(name for name in MORE_FONTS if name in installed)[:1]
+    """The first of them that is installed. matplotlib keeps a list of fonts, which lacks those that
+    were installed since it was made."""
+    manager = font_manager.fontManager
+    if not (found := _of_more_fonts(manager)):
+        known = {font.fname for font in manager.ttflist}
+        starts = tuple(_bare(name) for name in MORE_FONTS)
+        for path in sorted({*font_manager.findSystemFonts()} - known):
+            if _bare(Path(path).stem).startswith(starts):
+                with suppress(OSError, RuntimeError):  # none that can be read
+                    manager.addfont(path)
+        found = _of_more_fonts(manager)
+    return found[:1]
+
+
+def _of_more_fonts(manager: font_manager.FontManager) -> tuple[str, ...]:
+    installed = {font.name for font in manager.ttflist}
+    return tuple(name for name in MORE_FONTS if name in installed)
+
+
+def _bare(name: str) -> str:
+    """A font's name as files are called: Noto Sans CJK JP is in NotoSansCJK-Regular.ttc."""
+    return re.sub(r"[\W_]|(JP|SC|TC|KR)$", "", name).lower()
 
 
 # --- bytes -----------------------------------------------------------------------------------
