@@ -45,6 +45,7 @@ from pipeline.orchestrate.slurm import Row
 from pipeline.paths import AttemptPaths, Work
 from pipeline.store import Failure
 from pipeline.sweep import Pack
+from pipeline.sweep.settings import Dataset
 from tests import results
 
 ASKED = Request(40, 240)
@@ -421,20 +422,27 @@ def test_what_a_profile_cannot_request(setting, reason):
     assert reason in str(error.value) and "\n" not in str(error.value)
 
 
-def test_python_in_a_container_and_with_arguments():
+def test_python_in_a_container_and_with_arguments(tmp_path):
     asked, work = results.sweep(), Work(Path("/w"))
+    (tmp_path / "images").mkdir()
+    own = replace(asked.cells[0], dataset=Dataset(name="own", folder=str(tmp_path / "images")))
+    asked = replace(asked, cells=(own, *asked.cells[1:]))
 
     def command(*settings):
         known = ledger.Ledger(work.sweep("test"))
         cluster = profile.load("generic", settings)
         made = batch.prepare(
-            batch.Target(asked, work, Path("/d"), cluster), batch.Chosen.all_of(asked.cells), known
+            batch.Target(asked, work, Path("/not/there"), cluster, tmp_path / "reports"),
+            batch.Chosen.all_of(asked.cells),
+            known,
         )
         lines = (item.script.splitlines()[-1] for item in (made.prepared[0], made.prepared[-1]))
         return [shlex.split(line.partition("--cpu-bind=cores")[2])[:-3] for line in lines]
 
     image = 'container={"image":"/i/n p.sif","bind":["/data:/data:ro"]}'
-    binds = ["--bind", str(paths.CODE), "--bind", "/w", "--bind", "/data:/data:ro"]
+    # The reports' folder is not there yet: the one that it will be in.
+    bound = (str(paths.CODE), "/w", str(tmp_path), f"{tmp_path}/images", "/data:/data:ro")
+    binds = [word for folder in bound for word in ("--bind", folder)]
     cells, report = command(image)
     assert cells == ["apptainer", "exec", "--nv", *binds, "/i/n p.sif", "python3", "-u"]
     assert report == [word for word in cells if word != "--nv"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,17 @@ class Target:
     data_root: Path
     cluster: Cluster
     reports: Path = field(default_factory=paths.reports_root)
+
+    @property
+    def places(self) -> list[Path]:
+        """What jobs in a container read and write outside of the work root, as far as it is there:
+        of the reports, the folder in which theirs will be."""
+        if self.cluster.profile.container is None:
+            return []
+        over = (self.reports, *self.reports.parents[:-1])  # all but the root
+        wanted = (self.data_root, *map(Path, self.sweep.read_in_place))
+        there = [folder for folder in over if os.path.exists(folder)][:1]
+        return there + [place for place in wanted if os.path.exists(place)]
 
 
 @dataclass(frozen=True)
@@ -297,7 +309,9 @@ def add(batch: Batch, known: ledger.Ledger, array: Array) -> Prepared:
     intent = _intent(batch.sweep, batch.work, len(known.entries) + len(batch.prepared), array)
     name = f"netpress-{intent}-{batch.sweep.name}-{array.name}"
     job = batch.work.sweep(batch.sweep.name).job(intent)
-    job_request = slurm_request(array, batch.cluster, name, job, dependency(array, names))
+    job_request = slurm_request(
+        array, batch.cluster, name, job, dependency(array, names), batch.places
+    )
     text = executor.script(job_request)
     item = Prepared(array, intent, name, job, text, job_request.minutes)
     batch.prepared.append(item)

@@ -54,6 +54,7 @@ class JobRequest:
     at_once: int | None = None
     single: bool = False
     code: Path = paths.CODE
+    places: tuple[Path, ...] = ()  # outside of the work root, which a container has to show
 
     @property
     def task(self) -> str:
@@ -120,13 +121,13 @@ def _python(request: JobRequest) -> str:
     if container is None:
         return shlex.join(words)
     gpu = ["--nv"] if request.gres else []
-    for folder in (str(request.code), str(request.job.root)):
+    own = dict.fromkeys(map(str, (request.code, request.job.root, *request.places)))
+    for folder in own:
         if not re.fullmatch(FOLDER, folder):
             raise UserError(
                 f"{folder}: {container.command} cannot bind a folder with , : or \\ in it"
             )
-    bound = (str(request.code), str(request.job.root), *container.bind)
-    binds = [word for folder in bound for word in ("--bind", folder)]
+    binds = [word for folder in (*own, *container.bind) for word in ("--bind", folder)]
     return shlex.join([container.command, "exec", *gpu, *binds, container.image, *words])
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import paths
@@ -33,9 +34,15 @@ def _placed(on: str, names: Mapping[str, str]) -> str:
 
 
 def slurm_request(
-    array: Array, cluster: Cluster, name: str, job: paths.JobPaths, dependency: str | None
+    array: Array,
+    cluster: Cluster,
+    name: str,
+    job: paths.JobPaths,
+    dependency: str | None,
+    places: Sequence[Path] = (),
 ) -> JobRequest:
-    """The complete request of an array; the report's job has its own part of the profile."""
+    """The complete request of an array; the report's job has its own part of the profile.
+    `places`: what is read or written outside of the work root, and there already."""
     from pipeline.orchestrate.executor import JobRequest
 
     profile, request = cluster.profile, array.request
@@ -53,6 +60,7 @@ def slurm_request(
         single=array.single,
         code=cluster.code.folder,
         at_once=array.at_once,
+        places=tuple(places),
     )
     if array.name == FOLLOW_UP and profile.follow_up is not None:
         return replace(

@@ -248,7 +248,7 @@ def _after_others(batch: Batch, report: Prepared, lacking: set[str]) -> Prepared
     array = replace(report.array, after=after, tasks=tasks, kind=kind)
     names = {item.array.name: item.name for item in batch.prepared}
     job_request = slurm_request(
-        array, batch.cluster, report.name, report.job, dependency(array, names)
+        array, batch.cluster, report.name, report.job, dependency(array, names), batch.places
     )
     return replace(report, array=array, script=executor.script(job_request))
 
