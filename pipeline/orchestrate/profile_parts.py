@@ -136,8 +136,8 @@ class Charge(Frozen):
 
 
 class Container(Frozen):
-    """What Python runs in: `apptainer exec IMAGE`. Beside what Apptainer binds itself, the code, the
-    work root and what the sweep's jobs read and write elsewhere (batch.Target.places) are bound;
+    """What Python runs in: `apptainer exec IMAGE`. Beside what Apptainer binds itself, the code,
+    the work root and what jobs read and write elsewhere (batch.Target.places) are bound;
     `bind`: all else, as FOLDER or FOLDER:THERE[:ro]."""
 
     image: Image
