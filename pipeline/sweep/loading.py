@@ -45,14 +45,13 @@ class Sweep:
     def read_in_place(self) -> tuple[str, ...]:
         """Folders of images and files of weights: of them, unlike of plug-ins and own networks,
         the work root has no copy."""
-        models, own = {cell.model for cell in self.cells}, []
-        for model in models:
-            if model.own is not None and model.own.weights is not None:
-                own.append(model.own.weights)
+        there = {cell.dataset.folder for cell in self.cells}
+        for model in {cell.model for cell in self.cells}:
+            if model.own is not None:
+                there.add(model.own.weights)
             if model.start is not None and model.start.sha256 is not None:
-                own.append(model.start.source)
-        folders = {cell.dataset.folder for cell in self.cells} - {None}
-        return tuple(sorted({*own, *folders}))
+                there.add(model.start.source)
+        return tuple(sorted(place for place in there if place is not None))
 
 
 def load(
