@@ -32,6 +32,7 @@ from collections.abc import Sequence
 
 from jobs import compress
 from pipeline import garbage
+from pipeline.artifact import operators
 
 MESSAGE_BYTES = 1 << 16
 # What a cell imports in the end. Private names only bring the work forward: one that another
@@ -56,6 +57,7 @@ def main() -> int:
     for name in MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    operators.collect()
     gc.collect()
     gc.freeze()  # a collection in a fork would touch, and so copy, every page
     server = os.getpid()

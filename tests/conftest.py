@@ -3,13 +3,9 @@ properties, one small trained base, and the processes that they run in."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import functools
-import io
 import os
 import pickle
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,40 +67,6 @@ def smoke(request, tmp_path_factory):
         if not kept.exists():
             kept.write_bytes(pickle.dumps(lab.Smoke.ran_in(shared / "smoke")))
         return pickle.loads(kept.read_bytes())
-
-
-@pytest.fixture(scope="session", autouse=True)
-def operators():
-    """The exporter collects all operators that it knows anew for each export, which takes longer
-    than the export of a small network. Here it does so once a process; nothing changes them."""
-    if "torch" not in sys.modules:
-        return
-    with contextlib.suppress(ImportError, AttributeError):  # private names, and only for speed
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-        collected = functools.cache(ONNXRegistry.from_torchlib)
-        ONNXRegistry.from_torchlib = staticmethod(collected)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def letters():
-    """Taking the letters of a figure out of their font takes longer than the rest of its PDF. Here
-    it is done once a process for the same letters, of which most figures of tests have the same."""
-    if "matplotlib.backends.backend_pdf" not in sys.modules:
-        return
-    from matplotlib.backends import _backend_pdf_ps as fonts
-
-    subset_of, file_of = fonts.get_glyphs_subset, fonts.font_as_file
-
-    @functools.cache
-    def taken(font, glyphs):
-        with subset_of(font, glyphs) as made:
-            return made._replace(font=file_of(made.font).getvalue())
-
-    fonts.get_glyphs_subset = lambda font, glyphs: contextlib.nullcontext(
-        taken(font, frozenset(glyphs))
-    )
-    fonts.font_as_file = io.BytesIO
 
 
 # --- several processes (pytest-xdist) --------------------------------------------------------

@@ -5,14 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+from pipeline.artifact import operators
 from pipeline.artifact.format import INPUT, OUTPUT
 
 if TYPE_CHECKING:
     import onnx
 
     from pipeline.models.network import ModelState
-
-OPSET = 20
 
 
 def float_model(state: ModelState) -> onnx.ModelProto:
@@ -31,6 +30,7 @@ def exported(state: ModelState) -> onnx.ModelProto:
 
     import torch
 
+    operators.kept()
     network = copy.deepcopy(state.network).cpu().float().eval()
     network = network.to(memory_format=torch.contiguous_format)
     images = torch.zeros((2, *state.spec.shape), dtype=torch.uint8)
@@ -44,7 +44,7 @@ def exported(state: ModelState) -> onnx.ModelProto:
             verbose=False,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            opset_version=OPSET,
+            opset_version=operators.OPSET,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
     assert program is not None  # the older exporter gives none, but writes a file
