@@ -69,6 +69,19 @@ def smoke(request, tmp_path_factory):
         return pickle.loads(kept.read_bytes())
 
 
+@pytest.fixture(scope="module")
+def made_once():
+    """Of a module whose tests are not about what figures show, which take seconds."""
+    from pipeline import report
+    from pipeline.verify import files
+    from tests.made_once import made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "made", made)
+        patch.setattr(files, "made", made)
+        yield
+
+
 # --- several processes (pytest-xdist) --------------------------------------------------------
 
 

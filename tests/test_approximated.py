@@ -3,6 +3,7 @@ products of smaller ones."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,12 @@ from tests import residual, stages
 from tests.test_models import lively
 from tests.test_techniques import split_of
 
-BASE = network.parameter_count(module_of("vgg11_bn").spec("vgg11_bn", 0.125, (1, 32, 32), 10, 0, 1))
+
+@functools.cache
+def of_base() -> int:
+    """The parameters of a VGG-11 of this width."""
+    spec = module_of("vgg11_bn").spec("vgg11_bn", 0.125, (1, 32, 32), 10, 0, 1)
+    return network.parameter_count(spec)
 
 
 @pytest.fixture
@@ -95,7 +101,10 @@ def test_residual_networks_are_put_right(bench, summed):
     )
     gap = [float((sums(each) - sums(whole)).square().mean()) for each in (right, cut)]
     assert gap[0] < 0.5 * gap[1]
-    settings = {"parameters_kept": 0.6 * network.parameter_count(summed.spec) / BASE, "multiple": 4}
+    settings = {
+        "parameters_kept": 0.6 * network.parameter_count(summed.spec) / of_base(),
+        "multiple": 4,
+    }
     cut = stages.run(bench, "prune", summed, **settings)
     right = stages.run(bench, "distill-few", summed, images=100, **settings)
     assert right.spec.channels == cut.spec.channels != summed.spec.channels
@@ -132,7 +141,7 @@ def test_a_network_of_low_rank_is_smaller_by_what_was_asked_and_is_cut_and_folde
     pixels = split_of(bench).test.pixels[:16]
     for state in (stages.base_of(bench), summed):
         state = network.fold(state) if folded else state
-        kept = 0.5 * network.parameter_count(state.spec) / BASE
+        kept = 0.5 * network.parameter_count(state.spec) / of_base()
         settings = {"method": method, "multiple": 1}
         small = stages.run(bench, "low-rank", state, parameters_kept=kept, **settings)
         share = network.parameter_count(small.spec) / network.parameter_count(state.spec)
@@ -169,7 +178,7 @@ def test_low_rank_then_integers_is_an_artifact_that_says_the_same(bench, summed,
     split = split_of(bench)
     sample = data.sample(split.train, 64, 0).pixels.numpy()
     for i, state in enumerate((stages.base_of(bench), summed)):
-        kept = 0.5 * network.parameter_count(state.spec) / BASE
+        kept = 0.5 * network.parameter_count(state.spec) / of_base()
         small = stages.run(bench, "low-rank", state, parameters_kept=kept, multiple=1)
         small = stages.run(bench, "quantize", small)
         artifact.write(small, tmp_path / str(i), {}, sample, split.classes)

@@ -16,6 +16,8 @@ from pipeline.report.owned import KEY, Owned, read
 from pipeline.store import files as files_module
 from tests import results
 
+pytestmark = pytest.mark.usefixtures("made_once")
+
 
 @pytest.fixture
 def sweep():

@@ -25,6 +25,9 @@ from pipeline.sweep import Sweep
 from pipeline.verify import DIFFERS, NOTE, OK, UNCHECKED
 from pipeline.verify import files as verify_files
 from tests import cells
+from tests.made_once import MADE
+
+pytestmark = pytest.mark.usefixtures("made_once")
 
 
 @dataclass
@@ -60,27 +63,6 @@ class Shared:
             change(file["cells"][self.small])
         self.paths.merged.write_bytes(store.sealed(self.paths.merged.read_bytes()))
         MADE[self.paths.merged.read_bytes()] = MADE[before]
-
-
-MADE: dict[bytes, dict[str, bytes]] = {}  # a results.h5 -> the files that were made from it
-really_made = report.made
-
-
-def made(published, paths):
-    """Figures take seconds; of the same results.h5 they are made once for all tests."""
-    key = paths.merged.read_bytes()
-    if key not in MADE:
-        files = really_made(published, paths)
-        MADE[key] = {paths.name(path): data for path, data in files.items()}
-    return {paths.folder / name: data for name, data in MADE[key].items()}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def made_once():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "made", made)
-        patch.setattr(verify.files, "made", made)
-        yield
 
 
 @pytest.fixture(scope="module")
