@@ -86,12 +86,31 @@ def test_sol_knows_its_charge_and_its_waste():
         ('options={"-array":"1-9"}', "'-array' is not the full name"),
         ('options={"job-nam":"x"}', "not the full name"),
         ('options={"reservatio":"x"}', "did you mean 'reservation'?"),
+        ("node={cores: 48, cors: 1}", "--set node={cores: 48, cors: 1}: node"),
+        ("node={cores: 48", "--set node={cores: 48: node: "),
+        ("setup=[a\nb: c", "setup"),
     ],
 )
 def test_a_bad_setting_is_one_sentence(setting, said):
     with pytest.raises(UserError) as error:
         profile.load("sol", [setting])
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "node={cores: 48, memory_gib: 512, gpus: 4}",
+        "setup=[module load cuda, 'export A=1']",
+        "measure={cores: 8, options: {nice: 100}}",
+        "follow_up=null",
+    ],
+)
+def test_a_setting_is_written_as_in_a_profile(setting, tmp_path):
+    before, mine = tmp_path / "before.yaml", tmp_path / "mine.yaml"
+    before.write_text("cores: 2\n")
+    mine.write_text("cores: 2\n" + setting.replace("=", ": ", 1) + "\n")
+    assert profile.load(str(before), [setting]).profile == profile.load(str(mine)).profile
 
 
 @pytest.mark.parametrize("text", ["1", "2", "a100:1", "1g.10gb:1", "4090:1", "a100.20gb:2"])

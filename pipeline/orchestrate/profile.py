@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pipeline import paths, strict_yaml
+from pipeline import paths, strict_yaml, terminal
 from pipeline.errors import UserError
 from pipeline.orchestrate import sbatch_options
 from pipeline.orchestrate.profile_parts import (
@@ -277,7 +277,7 @@ def source_of(path: Path) -> str:
 def _changed(profile: Profile, setting: str) -> Profile:
     """The profile with one `--set KEY=VALUE`; a dot in KEY names a nested key: report.cores=2."""
     key, equals, text = setting.partition("=")
-    given = setting if len(setting) <= 60 else f"{setting[:57]}..."
+    given = terminal.printable(setting if len(setting) <= 60 else f"{setting[:57]}...")
     if not equals or not key:
         raise UserError(f"--set {given}: expected KEY=VALUE, such as --set minutes=120")
     value = _value(text, given)
@@ -310,11 +310,21 @@ def _value(text: str, given: str) -> Any:
     except RecursionError:
         deep = True
     except ValueError:
-        return text
+        return _flow(text)
     if deep:
         limit = strict_yaml.MAX_DEPTH
         raise UserError(f"--set {given}: nested more than {limit} levels deep; expected a value")
     return value
+
+
+def _flow(text: str) -> Any:
+    """A list or a mapping as profiles write it, such as {cores: 2}; all else is text."""
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return strict_yaml.read(Path("--set"), f"value: {text}").data["value"]
+    except UserError:
+        return text
 
 
 def _is_deep(value: Any) -> bool:

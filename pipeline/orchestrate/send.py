@@ -217,8 +217,12 @@ def _by_request(
 
 
 def reason(batch: Batch, sent: Sent) -> str:
-    """Why there is no room for more jobs."""
-    return str(sent.full or (batch.limit and batch.limit.line) or "no room for more jobs")
+    """Why there is no room for more jobs, now that these are in the queue."""
+    if sent.full is not None or batch.limit is None:
+        return str(sent.full or "no room for more jobs")
+    now = [item.array.tasks for item in batch.prepared if item.name in sent.jobs]
+    used = min(batch.limit.most, batch.limit.used + sum(map(len, now)))
+    return replace(batch.limit, used=used).line
 
 
 def _waits_for(array: Array) -> set[str]:

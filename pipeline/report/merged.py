@@ -21,6 +21,7 @@ out the same to the byte. A file of others is not trusted: its checksum is no si
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-from h5py import h5g, h5o
+from h5py import h5g, h5o, h5p
 
 from pipeline import __version__, catalog, store, strict_yaml, usage
 from pipeline.errors import UserError
@@ -194,10 +195,8 @@ def _put_cell(
     """The cell's group. `first`: the name of a long array's content -> where it is in `target`
     already."""
     for part in parts.each:
-        if part.target.count("/") == 2 and not target.links.exists(above := _above(part.target)):
-            h5g.create(target, above)
         with hdf5.in_memory(part.image) as source:
-            h5o.copy(source, part.source, target, part.target.encode())
+            h5o.copy(source, part.source, target, part.target.encode(), lcpl=_groups_above())
     for path, content_name in sorted(parts.long.items()):
         place = path.encode()
         target.unlink(place)  # what it took, the next takes
@@ -212,8 +211,12 @@ def _put_cell(
     return copy
 
 
-def _above(path: str) -> bytes:
-    return path.rpartition("/")[0].encode()
+@functools.cache
+def _groups_above() -> h5p.PropLCID:
+    """How a link is made together with the groups above it."""
+    made = h5p.create(h5p.LINK_CREATE)
+    made.set_create_intermediate_group(True)
+    return made
 
 
 def _gap_json(gap: Gap) -> dict[str, Any]:

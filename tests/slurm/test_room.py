@@ -54,7 +54,10 @@ def test_what_there_is_room_for_is_submitted_and_a_job_submits_the_rest(desk):
         out, err = desk.submit(sweep, *LATER, *SOON)
         follow_up, report, _ = jobs = desk.jobs("room")
         assert err == "" and desk.counted()["sbatch"] == 3
-        assert "5 cells not submitted yet (MaxSubmitJobsPerUser of QOS public is 4, " in out
+        assert (
+            "5 cells not submitted yet (MaxSubmitJobsPerUser of QOS public is 4, 4 of it used)"
+            in out
+        )
         assert f"job {follow_up} submits them when there is room" in out
         now = queue(desk, "room")
         assert len(now["base"]) == 2 and f"afterany:{follow_up}" in now["report"][0]
