@@ -1,7 +1,7 @@
 """A report over thousands of results: what it does for each, and the CPU and memory of all its
 processes together.
 
-tests/benchmarks/bench_report.py measures seconds and bytes for 10,000. Here are 300 and 600,
+tests/benchmarks/bench_report.py measures seconds and bytes for 10,000. Here are 500 and 1,000,
 between which figures show no more (their seeds are at most five): time grows as the results do, and
 the memory of one more result is taken for all of 10,000.
 """
@@ -79,7 +79,7 @@ def _memory_bytes(pid: int) -> int:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scale")
-    many.publish(many.sweep(600), Work(folder / "work"))
+    many.publish(many.sweep(1000), Work(folder / "work"))
     return folder
 
 
@@ -87,19 +87,19 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_a_report_costs_grows_as_its_results_do(folder, tmp_path):
-    few, more = (built(count, folder, tmp_path / str(count)) for count in (300, 600))
-    each_s, each_bytes = (more.cpu_s - few.cpu_s) / 300, (more.peak_bytes - few.peak_bytes) / 300
+    few, more = (built(count, folder, tmp_path / str(count)) for count in (500, 1000))
+    each_s, each_bytes = (more.cpu_s - few.cpu_s) / 500, (more.peak_bytes - few.peak_bytes) / 500
     said = f"{each_s * 1e3:.1f} ms, {each_bytes / 1e3:.0f} kB a result; {few}; {more}"
     assert more.cpu_s < 2.5 * few.cpu_s, said  # twice the results; times are in bench_report
-    assert more.peak_bytes + each_bytes * (RESULTS - 600) < MOST_BYTES, said
-    with open(report("many", tmp_path / "600").csv) as file:
-        assert len(list(csv.reader(file))) == 601
+    assert more.peak_bytes + each_bytes * (RESULTS - 1000) < MOST_BYTES, said
+    with open(report("many", tmp_path / "1000").csv) as file:
+        assert len(list(csv.reader(file))) == 1001
 
 
 def test_each_value_of_a_result_is_read_once_and_from_its_bytes(folder):
     """And so are its file and its links, and no dataset is opened: a report costs what it does for
     each result."""
-    sweep, work = many.sweep(600), Work(folder / "work")
+    sweep, work = many.sweep(1000), Work(folder / "work")
     cells = [frames.request(cell, work) for cell in frames.in_order(sweep)]
 
     def calls(count: int) -> Counter[str]:
