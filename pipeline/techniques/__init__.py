@@ -53,66 +53,69 @@ STAGES: dict[str, str] = {
 
 TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
     # name: (what it is, its stages after the base's training)
-    "base": ("the trained model that all others start from", []),
-    "ptq-int8": ("int8 after training, calibrated on training images", [{"quantize": {}}]),
-    "qat-int8": ("int8, trained with quantization simulated", [{"quantize": {"aware": True}}]),
+    "base": ("the trained network that all others start from", []),
+    "ptq-int8": (
+        "post-training int8 quantization, calibrated on training images",
+        [{"quantize": {}}],
+    ),
+    "qat-int8": ("int8 quantization-aware training", [{"quantize": {"aware": True}}]),
     "prune-filters": (
-        "filters removed to a quarter of the parameters, fine-tuned",
+        "filter pruning by L1 norm to a quarter of the parameters, fine-tuned (Li et al. 2017)",
         [{"prune": {"parameters_kept": 0.25}}, {"finetune": {}}],
     ),
     "prune-taylor": (
-        "the same by what the loss says of each filter (Molchanov et al. 2019)",
+        "the same by first-order Taylor importance (Molchanov et al. 2019)",
         [{"prune": {"parameters_kept": 0.25, "criterion": "taylor"}}, {"finetune": {}}],
     ),
     "prune-fpgm": (
-        "the same part of each layer, the most replaceable filters first (He et al. 2019)",
+        "the same by distance to the geometric median, per layer (He et al. 2019)",
         [
             {"prune": {"parameters_kept": 0.25, "criterion": "fpgm", "scope": "layer"}},
             {"finetune": {}},
         ],
     ),
     "prune-clusters": (
-        "one of each cluster of similar filters, to a quarter of the parameters, fine-tuned",
+        "one filter of each k-means cluster kept, to a quarter of the parameters, fine-tuned",
         [{"prune-clusters": {"parameters_kept": 0.25}}, {"finetune": {}}],
     ),
     "prune-learned": (
-        "the same by gates that are trained with the weights, in one go with fine-tuning",
+        "filter pruning by gates learned together with the weights, to a quarter of the parameters",
         [{"prune-learned": {"parameters_kept": 0.25}}],
     ),
     "kd": (
-        "a student of half the width, taught by the base's soft logits (Hinton et al. 2015)",
+        "knowledge distillation into a student of half the width (Hinton et al. 2015)",
         [{"distill": {}}],
     ),
     "attention-transfer": (
-        "the same student, taught by attention maps (Zagoruyko and Komodakis 2017)",
+        "the same student by attention transfer (Zagoruyko and Komodakis 2017)",
         [{"distill": {"soft": 0.0, "attention": 100.0}}],
     ),
     "attention-transfer-kd": (
-        "the same student, taught by attention maps and soft logits",
+        "the same student by attention transfer and soft logits",
         [{"distill": {"attention": 100.0}}],
     ),
     "dkd": (
-        "the same student, the teacher's word on right and wrong apart (Zhao et al. 2022)",
+        "the same student by decoupled knowledge distillation (Zhao et al. 2022)",
         [{"dkd": {}}],
     ),
     "kd-consistent": (
-        "the same student, long, on blended images that both see (Beyer et al. 2022)",
+        "the same student on the teacher's crops, mixup, long schedule (Beyer et al. 2022)",
         [{"distill-consistent": {}}],
     ),
     "distill-staged": (
-        "the same student, taught feature map by feature map, then its head (Gao et al. 2018)",
+        "the same student by stagewise feature mimicking, then its head (Gao et al. 2018)",
         [{"distill-staged": {}}],
     ),
     "distill-few": (
-        "filters removed, each layer put right from 500 images without labels (Li et al. 2020)",
+        "filter pruning, corrected by least squares on 500 unlabelled images (Li et al. 2020)",
         [{"distill-few": {"parameters_kept": 0.25}}],
     ),
     "low-rank": (
-        "convolutions as products of smaller ones (Kim et al. 2016), fine-tuned",
+        "low-rank factorization of convolutions (Kim et al. 2016), fine-tuned",
         [{"low-rank": {"parameters_kept": 0.25}}, {"finetune": {}}],
     ),
     "small-and-int8": (
-        "a sixteenth of the parameters, taught by the base, then int8 with training",
+        "a sixteenth of the parameters, distilled while fine-tuned, then int8 as qat-int8",
         [
             {"prune": {"parameters_kept": 0.0625}},
             {"finetune": {"teacher": "base"}},
@@ -120,11 +123,11 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
         ],
     ),
     "deep-compression": (
-        "a twentieth of the weights, of few shared values, coded (Han et al. 2015)",
+        "95 % sparse, weights shared by k-means, entropy-coded (Han et al. 2015)",
         [{"sparsify": {"sparsity": 0.95}}, {"cluster": {}}, {"encode": {}}],
     ),
     "inq-5": (
-        "weights zero or powers of two, 5 bits, frozen step by step (Zhou et al. 2017), coded",
+        "incremental quantization to zero and powers of two, 5 bits, coded (Zhou et al. 2017)",
         [{"quantize-incremental": {}}, {"encode": {}}],
     ),
     "inq-3": (
@@ -132,31 +135,31 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
         [{"quantize-incremental": {"bits": 3, "scales": "filter"}}, {"encode": {}}],
     ),
     "qat-int4": (
-        "4-bit weights with learned scales (Esser et al. 2020), by way of 8 bits; coded",
+        "4-bit weights with learned step sizes, by way of 8 bits, coded (Esser et al. 2020)",
         [{"lowbits": {"bits": 4}}, {"encode": {}}],
     ),
     "qat-int2": (
-        "2-bit weights with learned scales, by way of 8 and 4 bits; coded",
+        "2-bit weights with learned step sizes, by way of 8 and 4 bits, coded",
         [{"lowbits": {"bits": 2}}, {"encode": {}}],
     ),
     "ternary": (
-        "weights -1, 0 and 1 with a scale a filter (Li et al. 2016); coded",
+        "ternary weights with a scale per filter, coded (Li et al. 2016)",
         [{"ternary": {}}, {"encode": {}}],
     ),
     "binary": (
-        "weights -1 and 1 with a scale a filter (Rastegari et al. 2016); coded",
+        "binary weights with a scale per filter, coded (Rastegari et al. 2016)",
         [{"binary": {}}, {"encode": {}}],
     ),
     "binary-ternary": (
-        "each layer learns which of the two it is (Razani et al. 2021); coded",
+        "each layer learns to be binary or ternary, coded (Razani et al. 2021)",
         [{"binary-ternary": {}}, {"encode": {}}],
     ),
     "rate": (
-        "int8, trained to take few bits when coded (Oktay et al. 2020)",
+        "int8, trained with a rate term for few coded bits (Oktay et al. 2020)",
         [{"rate": {}}, {"encode": {}}],
     ),
     "small-and-rate": (
-        "a sixteenth of the parameters, taught by the base, then trained to take few bits; coded",
+        "a sixteenth of the parameters, distilled while fine-tuned, then as rate",
         [
             {"prune": {"parameters_kept": 0.0625}},
             {"finetune": {"teacher": "base"}},
@@ -166,27 +169,27 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
     ),
     # Controls: what a technique has to be better than.
     "prune-random": (
-        "control: as many filters removed as by prune-filters, chosen by chance",
+        "control: prune-filters with randomly chosen filters",
         [{"prune": {"parameters_kept": 0.25, "criterion": "random"}}, {"finetune": {}}],
     ),
     "sparse-random": (
-        "control: as many weights zeroed as by deep-compression, chosen by chance",
+        "control: sparsity of deep-compression with randomly chosen weights",
         [{"sparsify": {"sparsity": 0.95, "criterion": "random"}}],
     ),
     "pruned-from-scratch": (
-        "control: the shape that prune-filters leaves, trained anew for both budgets (scratch-B)",
+        "control: the shape of prune-filters, trained from scratch twice as long (scratch-B)",
         [{"prune": {"parameters_kept": 0.25}}, {"train": {"share": 2.0}}],
     ),
     "scratch-e": (
-        "control: the same shape, trained anew for the base's epochs (Liu et al. 2019)",
+        "control: the same shape, trained from scratch as long as the base (Liu et al. 2019)",
         [{"prune": {"parameters_kept": 0.25}}, {"train": {}}],
     ),
     "base-anew": (
-        "control: the base's shape from other fresh weights: what two bases differ by",
+        "control: a second base from another initialization: how much two bases differ",
         [{"prune": {"parameters_kept": 1.0}}, {"train": {}}],
     ),
     "student-alone": (
-        "control: the student of kd, trained without a teacher",
+        "control: the student of kd trained without a teacher",
         [{"train": {"width": 0.5}}],
     ),
     "base-longer": ("control: the base, trained for the extra epochs", [{"finetune": {}}]),
