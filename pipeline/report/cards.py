@@ -38,6 +38,19 @@ class Fact:
     change: str
 
     @property
+    def mean(self) -> str:
+        return self.value.split(" ")[0]
+
+    @property
+    def deviation(self) -> str:
+        """`± 0.44`; "" without one."""
+        return self.value.removeprefix(self.mean).removesuffix(self.unit).strip()
+
+    @property
+    def unit(self) -> str:
+        return self.value.rsplit(" ", 1)[-1]
+
+    @property
     def is_worse(self) -> bool:
         return self.change.endswith(WORSE)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from pipeline.report import cards, points
@@ -25,7 +25,10 @@ MOST_PLOTS = 100
 MOST_FAMILIES = 30  # with a look of their own
 BASE_SHAPE, DOT_SHAPE, FAR_SHAPE = "star", "dot", "far"
 LEFT, RIGHT, ROOM = 5.0, 95.0, 0.08  # of the width; of the height above and below
+EDGE = 98.0  # from above: where what is below the scale is drawn
 NAMED_TO_THE_LEFT = 62.0  # from here on
+NAME_HEIGHTS = (-8, 19, -23, 34)  # pixels below the mark: names that would cover each other differ
+NAME_REACH = 35.0, 6.0  # of the plot: nearer marks have names at different heights
 
 
 # --- shapes ----------------------------------------------------------------------------------
@@ -72,7 +75,7 @@ NAMES = {name: f"mark-{i}" for i, name in enumerate(SHAPES)}  # as ids
 class Mark:
     """`x`, `y`, `low`, `high` in % of the plot, from the left and from above; `low` and `high` are
     the deviation's, "" without one. `lines`: what it stands for; `href`: its row, "" where it has
-    none; `numbers`: of the answers that it is; `on`: as `Machines.of`."""
+    none; `numbers`: of the answers that it is; `on`: as `Machines.of`; `name_dy`: of its name."""
 
     x: str
     y: str
@@ -84,6 +87,7 @@ class Mark:
     high: str = ""
     numbers: str = ""
     on: str = ""
+    name_dy: int = NAME_HEIGHTS[0]
 
     @property
     def to_the_left(self) -> bool:
@@ -125,6 +129,7 @@ class Plot:
     legend: tuple[Entry, ...]
     words: str
     left_out: str
+    far: str
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,7 @@ class Scale:
         return _place(LEFT + (RIGHT - LEFT) * part)
 
     def y(self, accuracy: float) -> str:
-        return _place(100 * (self.high - accuracy) / (self.high - self.low))
+        return _place(min(EDGE, 100 * (self.high - accuracy) / (self.high - self.low)))
 
     @property
     def x_ticks(self) -> Iterator[tuple[str, str]]:
@@ -205,7 +210,7 @@ def plot(
     base, scale = base_accuracy(every), drawing.scale
     changes = () if base is None else ((p, _change(v, scale)) for p, v in scale.y_ticks(base))
     return Plot(
-        marks=tuple(map(drawing.mark, sorted(chosen, key=lambda p: p.at))),
+        marks=tuple(_named_apart(map(drawing.mark, sorted(chosen, key=lambda p: p.at)))),
         anchors=tuple(map(drawing.anchor, anchors)),
         x_ticks=tuple(scale.x_ticks),
         y_ticks=tuple((place, f"{v:.{scale.decimals}f}") for place, v in scale.y_ticks()),
@@ -216,6 +221,7 @@ def plot(
         legend=tuple(drawing.legend(chosen, anchors)),
         words=_words(answer, best),
         left_out=_left_out(len(chosen), len(every)),
+        far=points.about_far(every),
     )
 
 
@@ -245,18 +251,20 @@ class _Drawing:
     ):
         self.answer, self.scale, self.machines = answer, scale, machines
         self.best = {id(point) for point in frontier(every)}
+        self.far = points.far_below(every)
         self.looks = dict(list(_looks(rows).items())[:MOST_FAMILIES])
         self.row_ids = {line.group.technique: table.row_id(i) for i, line in enumerate(table.about)}
 
     def mark(self, point: Point) -> Mark:
         x, y = point.at
-        spread = point.spread
+        spread, far = point.spread, point.group.technique in self.far
         low, high = (
             (self.scale.y(y - spread), self.scale.y(min(100.0, y + spread)))
-            if spread > 0
+            if spread > 0 and not far
             else ("", "")
         )
         shape, classes = self._look(point)
+        shape = FAR_SHAPE if far else shape
         return Mark(
             self.scale.x(x),
             self.scale.y(y),
@@ -282,7 +290,7 @@ class _Drawing:
             "; ".join(hint for hint in hints if hint),
         )
         shape = FAR_SHAPE if placed.below else {"study": "s", "published": "D"}[kind]
-        y = "98" if placed.below else self.scale.y(placed.accuracy)
+        y = _place(EDGE) if placed.below else self.scale.y(placed.accuracy)
         return Mark(self.scale.x(placed.cost), y, NAMES[shape], f"anchor {kind}", lines)
 
     def steps(self, best: Sequence[Point]) -> Iterator[Segment]:
@@ -337,6 +345,23 @@ class _Drawing:
         cards = enumerate(self.answer.cards, 1)
         wanted = group.technique
         return ", ".join(str(i) for i, c in cards if c.group and c.group.technique == wanted)
+
+
+def _named_apart(marks: Iterable[Mark]) -> Iterator[Mark]:
+    """Each named mark near to others at the first height that none of these has."""
+    named: list[Mark] = []
+    for mark in marks:
+        if mark.numbers:
+            taken = {other.name_dy for other in named if _near(mark, other)}
+            free = (height for height in NAME_HEIGHTS if height not in taken)
+            mark = replace(mark, name_dy=next(free, NAME_HEIGHTS[0]))
+            named.append(mark)
+        yield mark
+
+
+def _near(mark: Mark, other: Mark) -> bool:
+    across, down = float(mark.x) - float(other.x), float(mark.y) - float(other.y)
+    return abs(across) < NAME_REACH[0] and abs(down) < NAME_REACH[1]
 
 
 def _looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:

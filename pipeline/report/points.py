@@ -12,11 +12,13 @@ from functools import cached_property
 from pipeline import runtimes
 from pipeline.measure.series import Series
 from pipeline.report.answer import Group, deviation, groups, mean
+from pipeline.report.metrics import METRIC
 from pipeline.report.published import Anchor, anchors
 from pipeline.report.row import Row
 
 MOST_MARKS = 2000  # of a figure
 REACH = 0.6  # how far below the results' own range, in parts of it, anchors are drawn in place
+FAR_POINTS, FAR_RANGES = 5.0, 3.0  # see `far_below`
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,35 @@ def placed(points: Sequence[Point], dataset: str) -> list[Placed]:
     ]
 
 
-def least_and_most(points: Iterable[Point]) -> tuple[float, float]:
-    """Of all means and their deviations, %."""
+def far_below(points: Sequence[Point]) -> frozenset[str]:
+    """Names of techniques that are drawn at the lower edge, since a scale that reached them would
+    press all others together: fewer than half, below a gap of more than ``FAR_POINTS`` points and
+    of ``FAR_RANGES`` times the range of what is above it."""
+    downwards = sorted(points, key=lambda point: -point.at[1])
+    for count in range(len(downwards) // 2 + 1, len(downwards)):
+        low, high = _reach(downwards[:count])
+        gap = downwards[count - 1].at[1] - downwards[count].at[1]
+        if gap > max(FAR_POINTS, FAR_RANGES * (high - low)):
+            return frozenset(point.group.technique for point in downwards[count:])
+    return frozenset()
+
+
+def about_far(points: Sequence[Point]) -> str:
+    """Names and accuracies of what is drawn at the lower edge; "" where nothing is."""
+    far = far_below(points)
+    lost = [p for p in sorted(points, key=lambda p: -p.at[1]) if p.group.technique in far]
+    named = [f"{p.group.technique} ({METRIC['accuracy'].show(p.at[1] / 100)} %)" for p in lost[:8]]
+    more = f" and {len(lost) - 8:,} more" if len(lost) > 8 else ""
+    return f"At the lower edge, far below the others: {', '.join(named)}{more}." if named else ""
+
+
+def least_and_most(points: Sequence[Point]) -> tuple[float, float]:
+    """Of all means and their deviations, %, without what is far below."""
+    far = far_below(points)
+    return _reach([point for point in points if point.group.technique not in far])
+
+
+def _reach(points: Sequence[Point]) -> tuple[float, float]:
     values = list(_reached(points))
     return min(values), max(values)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -20,7 +21,9 @@ from pipeline.report.points import (
     Cost,
     Placed,
     Point,
+    about_far,
     base_accuracy,
+    far_below,
     frontier,
     least_and_most,
     placed,
@@ -104,6 +107,16 @@ class Panel:
     anchors: Sequence[Placed]
     seeds: bool
 
+    @cached_property
+    def far(self) -> frozenset[str]:
+        return far_below(self.points)
+
+    @property
+    def edge(self) -> float:
+        """The accuracy at which what is far below is drawn."""
+        low, high = self.axis.get_ylim()
+        return low + 0.03 * (high - low)
+
 
 def _anchors(setting: tuple[str, str], points: Sequence[Point], cost: Cost) -> list[Placed]:
     return placed(points, setting[0]) if cost is STORED else []
@@ -139,10 +152,13 @@ def _panel(panel: Panel, cost: Cost, most: int) -> int:
     kept = {id(point) for point in marked}
     others = [point for point in panel.points if id(point) not in kept]
     _scale(panel)
-    _dots(axis, others, most - len(marked) - MOST_SEED_DOTS)
+    _dots(panel, others, most - len(marked) - MOST_SEED_DOTS)
     for point in marked:
         mark = BASE if point.group.is_base else panel.marks[point.family]
-        _mark(axis, point, mark, panel.seeds)
+        if point.group.technique in panel.far:
+            _arrow(panel, point, mark)
+        else:
+            _mark(axis, point, mark, panel.seeds)
     _join_operating_points(axis, marked, panel.marks)
     _step(axis, best)
     _one_point_band(axis, panel.points)
@@ -166,12 +182,13 @@ def _marked(panel: Panel, best: set[int]) -> list[Point]:
 
 def _scale(panel: Panel) -> None:
     """Room for all means and their deviations, for all seeds where they are drawn, and for what
-    was published near to them."""
+    was published near to them; not for what is far below."""
     near = [placed for placed in panel.anchors if not placed.below]
     xs = [point.at[0] for point in panel.points] + [placed.cost for placed in panel.anchors]
     ys = [*least_and_most(panel.points), *(placed.accuracy for placed in near)]
     if panel.seeds:
-        ys += [accuracy for point in panel.points for accuracy in point.accuracies]
+        near_by = [point for point in panel.points if point.group.technique not in panel.far]
+        ys += [accuracy for point in near_by for accuracy in point.accuracies]
     ratio = max(max(xs) / min(xs), 1.2) ** 0.08
     room = max(0.12 * (max(ys) - min(ys)), 0.05)
     panel.axis.set_xlim(min(xs) / ratio, max(xs) * ratio)
@@ -183,7 +200,7 @@ def _anchors_of(panel: Panel) -> None:
     low, high = panel.axis.get_ylim()
     last, raised = None, False
     for one in sorted(panel.anchors, key=lambda p: (p.below, p.cost)):
-        y = low + 0.03 * (high - low) if one.below else one.accuracy
+        y = panel.edge if one.below else one.accuracy
         mark = ANCHOR | ANCHORS[_kind(one)] | ({"marker": "v"} if one.below else {})
         panel.axis.plot(one.cost, y, linestyle="none", zorder=2.5, **mark)
         if one.anchor.is_study:
@@ -232,14 +249,30 @@ def _mark(axis: Axes, point: Point, mark: dict, seeds: bool) -> None:
     axis.plot(*point.at, linestyle="none", zorder=3, **mark)
 
 
-def _dots(axis: Axes, points: Sequence[Point], most: int) -> None:
+def _arrow(panel: Panel, point: Point, mark: dict) -> None:
+    """At the lower edge, with its accuracy."""
+    place = (point.at[0], panel.edge)
+    panel.axis.plot(*place, linestyle="none", zorder=3, **mark | {"marker": "v"})
+    panel.axis.annotate(
+        f"{METRIC['accuracy'].show(point.at[1] / 100)} %",
+        place,
+        xytext=(6, -2),
+        textcoords="offset points",
+        fontsize=6.5,
+        color=mark["color"],
+    )
+
+
+def _dots(panel: Panel, points: Sequence[Point], most: int) -> None:
     """At most so many small ones, of those that would cover each other the first."""
+    axis = panel.axis
     (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
     span = math.log(right / left)
     high = max(1, int(math.sqrt(max(1, most) / 1.5)))
     wide = max(1, most // high)
     kept: dict[tuple[int, int], tuple[float, float]] = {}
-    for x, y in (point.at for point in points):
+    for x, accuracy in (point.at for point in points):
+        y = max(accuracy, panel.edge)
         place = (int(wide * math.log(x / left) / span), int(high * (y - bottom) / (top - bottom)))
         kept.setdefault(place, (x, y))
     if kept:
@@ -284,8 +317,9 @@ def _one_point_band(axis: Axes, points: Sequence[Point]) -> None:
 
 def _reaches_one_point(points: Sequence[Point]) -> bool:
     """Whether something loses half a point: otherwise the line would press all marks together."""
-    base = base_accuracy(points)
-    return base is not None and min(point.at[1] for point in points) <= base - 0.5
+    base, far = base_accuracy(points), far_below(points)
+    near_by = (point.at[1] for point in points if point.group.technique not in far)
+    return base is not None and min(near_by) <= base - 0.5
 
 
 ABOUT_ANCHORS = (
@@ -317,6 +351,11 @@ def _caption(
             f"{MOST_MARKED}, for those on the frontier and controls; at most {MOST_MARKS:,} marks "
             "in all."
         )
+    sentences += [
+        f"{', '.join(key)}: {about}" if len(panels) > 1 else about
+        for key, points in panels.items()
+        if (about := about_far(points))
+    ]
     if anchors:
         sentences.append(ABOUT_ANCHORS)
     if len(panels) > MOST_PANELS:

@@ -1,0 +1,92 @@
+"""A technique far below the others does not press them together in the figures."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from pipeline.report import cards, frames, page, plot, points, sections, views
+from pipeline.report.figures import look, tradeoff
+from tests import results
+
+
+def rows(drops, seeds=(0,)):
+    """One technique for each drop, in accuracy 0..1."""
+    drop = {f"t{i}": each for i, each in enumerate(drops)}
+    asked = results.sweep(techniques=tuple(drop), seeds=seeds)
+    return asked, results.in_memory(
+        asked,
+        lambda cell: results.measured(
+            cell, 2.0 + len(cell.technique), drop.get(cell.technique, 0.0) + 0.001 * cell.seed
+        ),
+    )[0]
+
+
+def on_page(drops, seeds=(0,)):
+    asked, found = rows(drops, seeds)
+    every = frames.Frames.of(found, ())
+    parts = list(views.parts(sections.measured(asked, every), every))
+    return list(page._shown(asked, every, parts, views.Machines(every)))
+
+
+@pytest.mark.parametrize(
+    ("drops", "far"),
+    [
+        ([0.0, 0.01, 0.6], {"t2"}),
+        ([0.0, 0.01, 0.5, 0.6], {"t2", "t3"}),
+        ([0.0, 0.01, 0.045], set()),  # less than five points
+        ([0.0, 0.1, 0.2, 0.3, 0.4], set()),  # one after the other
+        ([0.0, 0.6, 0.6, 0.6], set()),  # most are there
+        ([0.6], set()),  # nothing beside the base
+        ([], set()),
+    ],
+)
+def test_few_techniques_below_a_gap_are_far_below(drops, far):
+    every = points.points(rows(drops)[1], points.STORED)
+    assert points.far_below(every) == far
+    low, high = points.least_and_most(every)
+    inside = [p.at[1] for p in every if p.group.technique not in far]
+    assert (low, high) == (min(inside), max(inside))
+
+
+def test_the_figure_for_papers_has_an_arrow_with_its_accuracy():
+    _, found = rows([0.0, 0.01, 0.6], seeds=(0, 1))
+    [far] = [p for p in points.points(found, points.STORED) if p.at[1] < 80]
+    with look.style():
+        drawn = tradeoff.draw(found, points.STORED)
+        [axis] = drawn.canvas.axes
+    low, _ = axis.get_ylim()
+    assert low > far.at[1] + 20
+    [text] = [t.get_text() for t in axis.texts if t.get_text().endswith(" %")]
+    assert text == f"{far.at[1]:.2f} %"
+    [arrow] = [line for line in axis.lines if line.get_marker() == "v"]
+    assert arrow.get_ydata()[0] > low and arrow.get_xdata()[0] == far.at[0]
+    assert f"far below the others: t2 ({far.at[1]:.2f} %)" in drawn.caption
+
+
+def test_the_page_has_it_at_the_lower_edge_and_says_so():
+    [shown] = on_page([0.0, 0.01, 0.6], seeds=(0, 1))
+    marks = {mark.lines[0]: mark for mark in shown.plot.marks}
+    assert marks["t2"].shape == plot.NAMES[plot.FAR_SHAPE] and not marks["t2"].low
+    assert float(marks["t2"].y) == plot.EDGE > float(marks["t1"].y) > 40
+    assert marks["t1"].low
+    assert re.fullmatch(r"At the .* others: t2 \(\d\d\.\d\d %\)\.", shown.plot.far)
+    [shown] = on_page([0.0, 0.01])
+    assert shown.plot.far == ""
+
+
+def test_names_of_answers_near_to_each_other_stand_at_different_heights():
+    near = plot.Mark("20", "20", "m", "k0", ("a",), numbers="1")
+    marks = [near, replace(near, x="30", numbers="2"), replace(near, x="40", numbers="")]
+    marks += [replace(near, x="50", numbers="3"), replace(near, y="60", numbers="4")]
+    heights = [mark.name_dy for mark in plot._named_apart(marks)]
+    first, second, *_ = plot.NAME_HEIGHTS
+    assert heights == [first, second, first, plot.NAME_HEIGHTS[2], first]
+
+
+def test_a_card_has_the_deviation_apart():
+    fact = cards.Fact("accuracy", "98.67 ± 0.44 %", "")
+    assert (fact.mean, fact.deviation, fact.unit) == ("98.67", "± 0.44", "%")
+    assert cards.Fact("size", "0.75 MB", "").deviation == ""
