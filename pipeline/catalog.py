@@ -48,7 +48,7 @@ class Catalog:
     name -> its settings; `techniques`: name -> its chain; `expanders`: stage -> a function of
     its settings to the (stage, settings) pairs that it stands for (such as pruning in steps);
     `folders`: those of `datasets` that may lie elsewhere, given with `folder:`; `versions`: stage
-    -> its version, 1 where it says none; `origins`: kind -> name -> the plug-in that it is of;
+    -> its version, 1 where it declares none; `origins`: kind -> name -> the plug-in that it is of;
     `files`: the plug-ins that the sweep names; `recorded`: what makes settings of those that a
     plug-in's stage recorded, where plug-ins are not to be loaded."""
 
@@ -81,8 +81,8 @@ class Catalog:
         return settings.epochs_of(recipe) > 0
 
     def _origins(self, named: Sequence[tuple[str, str]]) -> tuple[Plugin, ...]:
-        found = (self.origins.get(kind, {}).get(name) for kind, name in named)
-        return tuple(dict.fromkeys(plugin for plugin in found if plugin is not None))
+        owners = (self.origins.get(kind, {}).get(name) for kind, name in named)
+        return tuple(dict.fromkeys(plugin for plugin in owners if plugin is not None))
 
     def plugin(self, path: Path, copy: Path | None = None, sha256: str | None = None) -> Loaded:
         """What a file adds; it is executed. Arguments and errors as `plugins.from_file`."""
@@ -225,17 +225,17 @@ def _check_chains(catalog: Catalog, files: Sequence[Loaded]) -> None:
 
 
 def lines(catalog: Catalog, kind: str) -> dict[str, str]:
-    """{name: a line about it} of all `techniques`, `models` or `datasets`; those of a plug-in say
-    which one."""
+    """{name: a line about it} of all `techniques`, `models` or `datasets`; those of a plug-in
+    name it."""
     if kind == "techniques":
         table = _Lazy(TECHNIQUES, registry.added(kind), lambda row: row)
-        found = {name: f"{line}: {_chain(chain)}" for name, (line, chain) in table.items()}
+        descriptions = {name: f"{line}: {_chain(chain)}" for name, (line, chain) in table.items()}
     else:
-        found = dict(getattr(catalog, kind))
+        descriptions = dict(getattr(catalog, kind))
     origins = catalog.origins.get(kind, {})
     return {
         name: f"{line} (plug-in {origins[name].label})" if name in origins else line
-        for name, line in found.items()
+        for name, line in descriptions.items()
     }
 
 

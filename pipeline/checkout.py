@@ -14,14 +14,16 @@ from pipeline import paths
 
 
 def record(code: Path) -> dict[str, Any] | None:
-    """What a snapshot says of itself; None for any other folder."""
+    """What a snapshot records of itself; None for any other folder."""
     try:
-        found = json.loads(paths.snapshot_record(code).read_bytes())
-        known = isinstance(found["commit"], (str, type(None))) and isinstance(found["files"], dict)
-        known = known and isinstance(found["checkout"], str) and isinstance(found["id"], str)
+        snapshot = json.loads(paths.snapshot_record(code).read_bytes())
+        known = isinstance(snapshot["commit"], (str, type(None))) and isinstance(
+            snapshot["files"], dict
+        )
+        known = known and isinstance(snapshot["checkout"], str) and isinstance(snapshot["id"], str)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    return found if known else None
+    return snapshot if known else None
 
 
 def snapshot_id(code: Path = paths.CODE) -> str | None:

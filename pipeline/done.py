@@ -2,7 +2,7 @@
 
 A cell is *trained* when its weights, its artifact and its history are published: its manifest names
 them, and with what the artifact was made. It is *done* when it has a measurement that was made as
-its sweep asks, one of any number. Where a sweep asks for something else, or a later version of
+its sweep requests, one of any number. Where a sweep requests something else, or a later version of
 netpress writes artifacts or measures in another way, the weights are still the cell's own, and only
 what is missing is made. Imports nothing heavy.
 """
@@ -76,11 +76,11 @@ def _other_version(
 
 
 def outdated(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    """Why a measurement that was made like this is not the one that is asked for."""
+    """Why a measurement that was made like this is not the one that is requested."""
     if other := _other_version("measurement", "the measurement", made, wanted):
         return other
-    asked = {key: value for key, value in wanted.items() if key != ARTIFACT}
-    same = {key: made.get(key) for key in asked} == asked
+    requested = {key: value for key, value in wanted.items() if key != ARTIFACT}
+    same = {key: made.get(key) for key in requested} == requested
     return None if same else "measured with other settings"
 
 

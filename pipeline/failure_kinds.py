@@ -29,10 +29,10 @@ def failure_of(error: BaseException, folder: Path | None = None) -> tuple[str, s
 
 def _where_full(error: BaseException, folder: Path | None) -> str:
     """`No space left on device in FOLDER`: of the file in the error, where it has one."""
-    said = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
+    message = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
     named = getattr(error, "filename", None)
     where = Path(os.fsdecode(named)).parent if isinstance(named, (str, bytes)) else folder
-    return f"{said} in {where}" if where else said
+    return f"{message} in {where}" if where else message
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -42,7 +42,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-# How PyTorch and ONNX Runtime say so where they have no error of its own for it.
+# How PyTorch and ONNX Runtime report it where they have no error class for it.
 _NO_MEMORY = (
     "can't allocate memory",
     "Failed to allocate memory",

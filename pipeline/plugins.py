@@ -59,8 +59,8 @@ def from_file(source: Path, at: Path | None = None, sha256: str | None = None) -
     Raises UserError where there is none, where it is another one than `sha256`, where it cannot be
     imported, and where what it declares is not what netpress can use.
     """
-    module, found = _module(at or source, source, sha256)
-    plugin = Plugin(source=str(source), sha256=found)
+    module, digest = _module(at or source, source, sha256)
+    plugin = Plugin(source=str(source), sha256=digest)
     return Loaded(plugin, _rows(module, plugin))
 
 
@@ -72,15 +72,15 @@ def imported(path: Path, source: Path, sha256: str | None) -> ModuleType:
 def _module(path: Path, source: Path, sha256: str | None) -> tuple[ModuleType, str]:
     """The module, executed once per process, and its SHA-256."""
     content = _content(path, source)
-    found = hashlib.sha256(content).hexdigest()
-    if sha256 is not None and found != sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and digest != sha256:
         raise UserError(
-            f"{path}: is another plug-in than this cell was made for (SHA-256 {found[:12]}..., "
+            f"{path}: is another plug-in than this cell was made for (SHA-256 {digest[:12]}..., "
             f"expected {sha256[:12]}... of {source}); load its sweep again"
         )
-    if found not in _files:
-        _files[found] = content, _imported(path, content, found)
-    return _files[found][1], found
+    if digest not in _files:
+        _files[digest] = content, _imported(path, content, digest)
+    return _files[digest][1], digest
 
 
 def _content(path: Path, source: Path) -> bytes:
@@ -166,14 +166,14 @@ def keep_own(models: Iterable[Model], work: Work) -> None:
     """The same for the files that users' own networks are built by. They are not executed here, so
     their bytes are read again; UserError where they are others by now."""
     for own in dict.fromkeys(model.own.canonical for model in models if model.own):
-        found = next(m.own for m in models if m.own and m.own.canonical == own)
-        if found.sha256 is None or not found.source.endswith(".py"):
+        network = next(m.own for m in models if m.own and m.own.canonical == own)
+        if network.sha256 is None or not network.source.endswith(".py"):
             continue
-        copy, source = work.plugin(found.sha256), Path(found.source)
+        copy, source = work.plugin(network.sha256), Path(network.source)
         if copy.exists():
             continue
         content = _content(source, source)
-        if hashlib.sha256(content).hexdigest() != found.sha256:
+        if hashlib.sha256(content).hexdigest() != network.sha256:
             raise UserError(f"{source}: changed since the sweep was loaded; load it again")
         store.make_folder(copy.parent)
         store.publish_bytes(copy, content)
@@ -185,12 +185,12 @@ def keep_own(models: Iterable[Model], work: Work) -> None:
 @cache
 def installed() -> tuple[Loaded, ...]:
     """Those of this environment; nothing of them is imported before one of their rows is used."""
-    found: dict[str, Loaded] = {}
+    plugins: dict[str, Loaded] = {}
     for dist in metadata.distributions():
         declared = dist.read_text("entry_points.txt")  # not parsed where no line is for netpress
         if declared and "[netpress." in declared:
-            found.setdefault(dist.name, _of_distribution(dist))  # the first one is imported
-    return tuple(found[name] for name in sorted(found))
+            plugins.setdefault(dist.name, _of_distribution(dist))  # the first one is imported
+    return tuple(plugins[name] for name in sorted(plugins))
 
 
 def _of_distribution(dist: metadata.Distribution) -> Loaded:

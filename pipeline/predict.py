@@ -19,7 +19,7 @@ BATCH_BYTES = 64 << 20  # of pixels at once
 
 
 class Unfit(Exception):
-    """This machine computes other classes than those meant; `anyway` asks for them all the same."""
+    """This machine computes other classes than those meant; `anyway` requests them all the same."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ def files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
         if not path.is_dir():
             images.append(path)
             continue
-        found, passed = folders.below(path)
-        if not found:
+        in_folder, passed = folders.below(path)
+        if not in_folder:
             raise UserError("; ".join([f"{path}: is a folder without images", *passed]))
-        images += found
+        images += in_folder
         lines += passed
     return images, lines
 

@@ -52,11 +52,11 @@ def report(folder: Path, data_root: Path, cache: Path, say: Say) -> None:
         raise UserError(
             f"{folder}: has no models to measure; `netpress report SWEEP --artifacts MB` adds them"
         )
-    found = []
+    measurements = []
     for i, cell in enumerate(cells):
         say(f"[{i + 1}/{len(cells)}] {cell.name}")
-        found.append((cell.id, *_measured(bench, cell)))
-    put(paths.merged, found)
+        measurements.append((cell.id, *_measured(bench, cell)))
+    put(paths.merged, measurements)
 
 
 def _measured(bench: Bench, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -90,7 +90,7 @@ def _own(bench: Bench, cell: Cell) -> Artifact:
 
 
 def _kept(result: store.Result) -> dict[str, Any]:
-    """What no machine decides, and what only the network in PyTorch tells."""
+    """What no machine decides, and what only the network in PyTorch yields."""
     timed = ("runtimes/", *TIMES)
     return {name: value for name, value in result.measured.items() if not name.startswith(timed)}
 
@@ -106,11 +106,11 @@ def _facts(settings: Measure, began: float, values: dict[str, Any]) -> dict[str,
 
 
 @store.shared()
-def put(path: Path, found: Iterable[Found]) -> None:
+def put(path: Path, measurements: Iterable[Found]) -> None:
     """Adds measurements to a results.h5 that was read before."""
 
     def change(file: h5py.File) -> None:
-        for cell_id, facts, measured in found:
+        for cell_id, facts, measured in measurements:
             group = file["cells"][cell_id].require_group("measurements")
             earlier = [name for name in group if name.rpartition("-")[0] == facts["machine"]]
             number = 1 + max((int(name.rpartition("-")[2]) for name in earlier), default=0)
@@ -129,7 +129,7 @@ def add(folder: Path, path: Path) -> None:
     paths, file = ReportPaths(folder), benches.read(path)
     published = merged.read(paths.merged)
     facts = benches.facts_of(file)
-    found = []
+    measurements = []
     for cell in file.cells:
         model = paths.artifact(cell.id)
         if cell.id not in published.frames.ids or not model.is_dir():
@@ -140,8 +140,8 @@ def add(folder: Path, path: Path) -> None:
                 f"{path}: is of another model than that of {cell.id}: its SHA-256 is "
                 f"{cell.model_sha256}, expected {digest}"
             )
-        found.append((cell.id, facts, benches.latencies(cell)))
-    put(paths.merged, found)
+        measurements.append((cell.id, facts, benches.latencies(cell)))
+    put(paths.merged, measurements)
 
 
 # --- a model ---------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""What an earlier measurement on the same kind of CPU says of an artifact, and is not made anew.
+"""What is reused of an earlier measurement of an artifact on the same kind of CPU.
 
 Predictions are decided by the artifact, its base's, the images, the runtime's version, and the
 instructions that the CPU has; times are of each machine. So whatever is not a time is taken from
-the earliest measurement in which all of these were the same, and the new one says from which. What
+the earliest measurement in which all of these were the same, and the new one records which. What
 runs on a GPU is measured each time.
 """
 
@@ -41,7 +41,7 @@ def known(
     wanted: Mapping[str, Any],
 ) -> Known | None:
     """`entries`: whole measurements of the artifact that is there, oldest first. `facts`: what the
-    new measurement will say of the machine; `wanted`: as `done.record`."""
+    new measurement will record of the machine; `wanted`: as `done.record`."""
     for entry in entries:
         if not _has_all(wanted, entry.made_with):
             continue
@@ -51,21 +51,21 @@ def known(
             continue
         whole = earlier.id == cell.id and "predictions" in earlier.measured
         if whole and _decides(earlier.facts, wanted) == _decides(facts, wanted):
-            asked = runtimes.on_cpu(wanted["measure"]["runtimes"])
-            taken = {n: v for n, v in earlier.measured.items() if _is_taken(n, asked)}
+            cpu_runtimes = runtimes.on_cpu(wanted["measure"]["runtimes"])
+            taken = {n: v for n, v in earlier.measured.items() if _is_taken(n, cpu_runtimes)}
             return Known(entry.name, taken)
     return None
 
 
 def _has_all(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
-    """Whether what was measured has all that is asked for now, apart from times."""
-    asked, had = wanted["measure"], made.get("measure")
+    """Whether what was measured has all that is requested now, apart from times."""
+    requested, had = wanted["measure"], made.get("measure")
     if not isinstance(had, dict):  # of a machine without netpress
         return False
     keys = ("measurement", "test_images")
     same = all(made.get(key) == wanted[key] for key in keys)
-    same = same and had.get("simulated_seconds") == asked.get("simulated_seconds")
-    return same and {*runtimes.on_cpu(asked["runtimes"])} <= {*had.get("runtimes", ())}
+    same = same and had.get("simulated_seconds") == requested.get("simulated_seconds")
+    return same and {*runtimes.on_cpu(requested["runtimes"])} <= {*had.get("runtimes", ())}
 
 
 def _decides(facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -83,9 +83,9 @@ def _decides(facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Any, 
     return (object(),) if None in parts or flags is None else (*parts, *sorted(flags))
 
 
-def _is_taken(name: str, asked: Sequence[str]) -> bool:
+def _is_taken(name: str, cpu_runtimes: Sequence[str]) -> bool:
     """Of a measured value: whether it is no time."""
     kind, _, rest = name.partition("/")
     if kind in KINDS or name.endswith("test_set_seconds"):
         return False
-    return kind != "runtimes" or rest.partition("/")[0] in asked
+    return kind != "runtimes" or rest.partition("/")[0] in cpu_runtimes

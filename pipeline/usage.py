@@ -166,7 +166,7 @@ def of_cell(cell: CellPaths) -> dict | None:
 
 
 def _measured(record: dict) -> bool:
-    """Whether the cell was measured in this job, or in one of a version that does not say."""
+    """Whether the cell was measured in this job, or in one of a version that does not record it."""
     phases = record.get("phases")
     return not phases or "measure" in phases
 

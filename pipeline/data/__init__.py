@@ -71,14 +71,14 @@ __all__ = [
 
 
 class Entry(NamedTuple):
-    """A row of the registry: the module, and what `netpress datasets` says about it."""
+    """A row of the registry: the module, and what `netpress datasets` shows about it."""
 
     module: Any  # its path; in a plug-in any object with its functions
     description: str
 
 
 class DataModule(Protocol):
-    """The module of a data set; what is in it is said above."""
+    """The module of a data set; its members are documented above."""
 
     FLIP: bool
 
@@ -179,7 +179,7 @@ def facts(
 
 def require(dataset: Dataset, root: Path, say: Callable[[str], None]) -> None:
     """Raises UserError where files of the data set are missing, and names what brings them, or
-    where a class has too few images; says what there is not read."""
+    where a class has too few images; reports what there is not read."""
     _key(dataset, root)
     for line in unread(dataset, root):
         say(line)
@@ -190,8 +190,8 @@ def require(dataset: Dataset, root: Path, say: Callable[[str], None]) -> None:
 def prepare(dataset: Dataset, root: Path, cache: Path, say: Callable[[str], None]) -> None:
     """As `require`; what is not decoded yet is verified, and where nobody knows what its files
     should be (images of the user's own), all are decoded into `cache`. Raises UserError naming the
-    first that is damaged; nothing is written then. Says what there is not read, and how the rest
-    is."""
+    first that is damaged; nothing is written then. Reports what there is not read, and how the
+    rest is."""
     from pipeline.data import cache as decoded
 
     require(dataset, root, say)

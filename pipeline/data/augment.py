@@ -175,8 +175,8 @@ def _enlarged(pixels: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
     ]
     rows, columns = places[0], torch.where(mirrored[:, None], places[1].flip(1), places[1])
     grid = torch.stack(torch.broadcast_tensors(columns[:, None, :], rows[:, :, None]), 3)
-    found = F.grid_sample(pixels.float(), grid, "bilinear", "border", align_corners=True)
-    return found.round_().to(torch.uint8)  # means of pixels lie between them
+    sampled = F.grid_sample(pixels.float(), grid, "bilinear", "border", align_corners=True)
+    return sampled.round_().to(torch.uint8)  # means of pixels lie between them
 
 
 def _places(start: Tensor, length: Tensor, side: int) -> Tensor:

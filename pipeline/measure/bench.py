@@ -48,13 +48,13 @@ FLAGS = (
 
 def main() -> int:
     options = _options()
-    asked = json.loads((FOLDER / "bench.json").read_text(encoding="utf-8"))
+    request = json.loads((FOLDER / "bench.json").read_text(encoding="utf-8"))
     measured = []
-    for number, cell in enumerate(asked["cells"], 1):
-        print(f"[{number}/{len(asked['cells'])}] {cell['name']}", file=sys.stderr, flush=True)
-        measured.append(_cell(cell, asked["repeats"], options.seconds or asked["seconds"]))
+    for number, cell in enumerate(request["cells"], 1):
+        print(f"[{number}/{len(request['cells'])}] {cell['name']}", file=sys.stderr, flush=True)
+        measured.append(_cell(cell, request["repeats"], options.seconds or request["seconds"]))
     now = datetime.datetime.now(datetime.timezone.utc)
-    found = {
+    record = {
         "format": FORMAT,
         "measured_at": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "machine": _machine(options.name),
@@ -62,7 +62,7 @@ def main() -> int:
         "cells": measured,
     }
     unfinished = options.out.with_name(f".{options.out.name}.tmp")
-    unfinished.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     unfinished.replace(options.out)
     print(options.out)
     return 0

@@ -82,7 +82,7 @@ def _common(mine: ModelState, base: ModelState) -> list[str]:
 
 def _sizes(state: ModelState) -> dict[str, tuple[int, ...]]:
     """Module -> height and width of its output, in the order in which they run."""
-    graph, found = graph_of(state.spec), {}
+    graph, sizes = graph_of(state.spec), {}
     normalized = dict(graph.norms)
     # A layer that became several is looked at under its own name.
     parts = [part for t in state.spec.transforms for part in getattr(t, "layers", ())]
@@ -98,22 +98,24 @@ def _sizes(state: ModelState) -> dict[str, tuple[int, ...]]:
     with torch.no_grad(), _outputs(state.network.eval(), [*names]) as outputs:
         device = next(state.network.parameters()).device
         state.network(torch.zeros(1, *state.spec.shape, device=device))
-        found = {name: tuple(output.shape[2:]) for name, output in outputs.items()}
-    return found
+        sizes = {name: tuple(output.shape[2:]) for name, output in outputs.items()}
+    return sizes
 
 
 @contextmanager
 def _outputs(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
     """What each of these modules gave last, in the order in which they ran first."""
-    found: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
 
     def keep(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        return module.register_forward_hook(lambda _, inputs, output: found.update({name: output}))
+        return module.register_forward_hook(
+            lambda _, inputs, output: outputs.update({name: output})
+        )
 
     inner = network.get_submodule("module")
     hooks = [keep(name, inner.get_submodule(name)) for name in names]
     try:
-        yield found
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()
@@ -140,7 +142,7 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
     for K = x x', L = y y' (Kornblith et al. 2019; the estimate is that of Song et al. 2012, as
     Nguyen et al. 2021 use it). About 0 for what has nothing to do with each other, however many
     features there are, and a little below where chance will have it; 1 for rotations and multiples
-    of each other. nan where one layer says the same of all images."""
+    of each other. nan where one layer's output is the same for all images."""
     return float(cka_of_pairs([x], [y]))
 
 

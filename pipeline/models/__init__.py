@@ -59,7 +59,7 @@ MODELS: dict[str, tuple] = {
 
 
 class ModelModule(Protocol):
-    """The module of a model; what its functions do is said above."""
+    """The module of a model; what its functions do is documented above."""
 
     def spec(
         self,

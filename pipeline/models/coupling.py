@@ -3,7 +3,8 @@
 Channels are followed from the layers that make them through the operations to the layers that read
 them. A *run* is a row of channels that are cut as one. What sums, scales or filters two tensors
 channel by channel makes one run of two; a concatenation puts runs side by side; a chunk parts them.
-Whatever is not known here makes the runs that it reads whole: they are not cut, and it is said why.
+Whatever is not known here makes the runs that it reads whole: they are not cut, and the reason is
+reported.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ class _Follower:
             return self.beside(node)
         if target in BINARY:
             return self.together(node, summed=target in SUMS)
-        if len(operands(node)) > 1:  # a limit for each channel, say
+        if len(operands(node)) > 1:  # e.g. a limit for each channel
             return self.unknown(node, str(getattr(target, "__name__", target)))
         if target in POINTWISE_CALLS and self.last(node):
             return self.last(node)
@@ -237,12 +238,12 @@ class _Follower:
         """An axis for each part of the channels."""
         if not axis or axis.repeat > 1:
             return self.unknown(node, "a split of what is not followed")
-        found, rest = [], axis.now()
+        part_axes, rest = [], axis.now()
         for size in module.sizes:
             taken, rest = _taken(rest, size)
-            found.append(Axis(taken))
-        self.parts[name] = found
-        return found
+            part_axes.append(Axis(taken))
+        self.parts[name] = part_axes
+        return part_axes
 
     def beside(self, node: fx.Node) -> Axis | None:
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
@@ -280,13 +281,13 @@ class _Follower:
 
     def axis(self, value: Any) -> Axis | None:
         """The channels of a tensor whose second dimension they are."""
-        found = self.axes.get(value) if isinstance(value, fx.Node) else None
-        return found if isinstance(found, Axis) and not found.last else None
+        axis = self.axes.get(value) if isinstance(value, fx.Node) else None
+        return axis if isinstance(axis, Axis) and not axis.last else None
 
     def last(self, node: fx.Node) -> Axis | None:
         """The channels of what the node reads, where they are the last dimension of several."""
-        found = self.axes.get(node.args[0]) if node.args else None  # type: ignore[arg-type]
-        return found if isinstance(found, Axis) and found.last else None
+        axis = self.axes.get(node.args[0]) if node.args else None  # type: ignore[arg-type]
+        return axis if isinstance(axis, Axis) and axis.last else None
 
     def unknown(self, node: fx.Node, why: str) -> Any:
         """None: the channels of what the node gives are not followed either."""
@@ -332,16 +333,16 @@ def _again(runs: Iterable[Run]) -> list[Run]:
     return [each for run in runs for each in _now(run)]
 
 
-def _numbered(found: _Follower) -> Coupling:
+def _numbered(follower: _Follower) -> Coupling:
     """Groups of the runs that can be cut, and of those that stand beside them on an axis."""
-    axes = [*found.outputs.values(), *found.inputs.values()]
+    axes = [*follower.outputs.values(), *follower.inputs.values()]
     rows = [axis.now() for axis in axes]
-    rows += [[run for axis in parts for run in axis.now()] for parts in found.parts.values()]
+    rows += [[run for axis in parts for run in axis.now()] for parts in follower.parts.values()]
     kept = list(dict.fromkeys(run for row in rows if any(not r.whole for r in row) for run in row))
     number = {run: i for i, run in enumerate(kept)}
-    outputs = {n: _numbers(axis, number) for n, axis in found.outputs.items()}
-    inputs = {n: _numbers(axis, number) for n, axis in found.inputs.items()}
-    layers, norms = _kinds(found.whole, outputs)
+    outputs = {n: _numbers(axis, number) for n, axis in follower.outputs.items()}
+    inputs = {n: _numbers(axis, number) for n, axis in follower.inputs.items()}
+    layers, norms = _kinds(follower.whole, outputs)
     groups = tuple(
         Group(
             tuple(n for n in layers if i in outputs[n]),
@@ -357,10 +358,10 @@ def _numbered(found: _Follower) -> Coupling:
         tuple(run.size for run in kept),
         {name: numbers for name, numbers in outputs.items() if len(numbers) > 1},
         {name: numbers for name, numbers in inputs.items() if len(numbers) > 1},
-        _left(found),
+        _left(follower),
         {
             n: tuple(_numbers(axis, number) for axis in axes)
-            for n, axes in found.parts.items()
+            for n, axes in follower.parts.items()
             if all(run in number for axis in axes for run in axis.now())
         },
     )
@@ -379,12 +380,12 @@ def _kinds(whole: fx.GraphModule, names: Iterable[str]) -> tuple[list[str], list
     return [n for n in names if n not in norms], norms
 
 
-def _left(found: _Follower) -> tuple[str, ...]:
+def _left(follower: _Follower) -> tuple[str, ...]:
     """A line for each reason why layers stay whole, the classes themselves aside."""
     by_reason: dict[str, list[str]] = {}
-    layers, _ = _kinds(found.whole, found.outputs)
+    layers, _ = _kinds(follower.whole, follower.outputs)
     for name in layers:
-        reasons = [run.whole for run in found.outputs[name].now() if run.whole]
+        reasons = [run.whole for run in follower.outputs[name].now() if run.whole]
         if reasons and reasons[0] not in ("the classes", "the image"):
             by_reason.setdefault(reasons[0], []).append(name)
     return tuple(

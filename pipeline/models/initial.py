@@ -1,4 +1,4 @@
-"""Fresh weights as a recipe wants them: whitening filters first, identities after that.
+"""Fresh weights as a recipe specifies them: whitening filters first, identities after that.
 
 The first convolution has K filters and sees P pixels of C channels, D = C P numbers.
 """
@@ -24,7 +24,7 @@ SMALLEST = 5e-4  # added to each variance, with pixels of variance one: what is 
 
 def fresh(spec: NetworkSpec, seed: int, recipe: Recipe, images: Images) -> ModelState:
     """A fresh network; the same for the same seed, recipe and training images. Raises UserError for
-    a network that cannot have what the recipe asks for."""
+    a network that cannot have what the recipe requests."""
     state = network.new(spec, seed)
     if recipe.whitening:
         whiten(state, sample(images, IMAGES, 0).pixels.cpu())  # of all classes: they lie sorted
@@ -39,14 +39,14 @@ def whiten(state: ModelState, pixels: torch.Tensor) -> None:
     negative beside it, which a rectifier would lose: the eigenvectors of the pixels' covariance,
     those of the most variance first, as far as there are filters (Jordan 2024, arXiv 2404.00498,
     "patch-whitening", with kernels of 2x2). Filters beyond that stay as they are."""
-    found = list(image_layers(state))
-    if not found:
+    layers = list(image_layers(state))
+    if not layers:
         raise UserError(
             "training.whitening: expected a convolution without groups that reads the image, "
             f"{state.spec.model} has none; leave it out"
         )
     images = state.network.normalize(pixels)
-    for layer in found:
+    for layer in layers:
         filters = _eigenfilters(images, layer)
         count = min(len(filters), len(layer.weight) // 2)
         layer.weight[:count] = filters[:count]

@@ -24,7 +24,7 @@ from torch import nn
 from pipeline.models.layers import ConvNorm, Sum
 from pipeline.models.spec import Graph, Group, NetworkSpec
 
-# Widening, outputs, blocks, stride of the first block: table 2, with the strides said above.
+# Widening, outputs, blocks, stride of the first block: table 2, with the strides documented above.
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
@@ -85,7 +85,7 @@ def _rounded(channels: float) -> int:
 
 def _blocks() -> list[_Block]:
     """With numbers of groups in place of channel counts; the stem's is 0."""
-    found: list[_Block] = []
+    all_blocks: list[_Block] = []
     inputs, group = 0, 1
     for stage, (widening, _, blocks, stride) in enumerate(STAGES):
         outputs, group = group, group + 1
@@ -93,9 +93,9 @@ def _blocks() -> list[_Block]:
             widens = widening > 1
             widened, group = (group, group + 1) if widens else (inputs, group)
             smaller_next = stage == len(STAGES) - 1 or STAGES[stage + 1][3] > 1
-            found.append(
+            all_blocks.append(
                 _Block(
-                    f"blocks.{len(found)}",
+                    f"blocks.{len(all_blocks)}",
                     inputs,
                     widened,
                     outputs,
@@ -106,7 +106,7 @@ def _blocks() -> list[_Block]:
                 )
             )
             inputs = outputs
-    return found
+    return all_blocks
 
 
 # --- the module ------------------------------------------------------------------------------

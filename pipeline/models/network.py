@@ -62,7 +62,7 @@ def new(spec: NetworkSpec, seed: int) -> ModelState:
 
 def restore(spec: NetworkSpec, tensors: dict[str, torch.Tensor]) -> ModelState:
     """The network of ``spec`` with these weights; RuntimeError when they do not fit."""
-    with torch.device("meta"):  # where sizes cost nothing: a file may ask for any
+    with torch.device("meta"):  # where sizes cost nothing: a file may specify any
         build(spec).load_state_dict({n: t.to("meta") for n, t in tensors.items()})
     with torch.random.fork_rng(devices=[]):
         network = build(spec)
@@ -93,9 +93,9 @@ def without(state: ModelState, transform: str, tensors: str) -> ModelState:
     own, device = f"module.{tensors}.", next(state.network.parameters()).device
     left = {n: t for n, t in state.network.state_dict().items() if not n.startswith(own)}
     kept = tuple(each for each in state.spec.transforms if each.name != transform)
-    found = restore(replace(state.spec, transforms=kept), left)
-    found.network.to(device)
-    return found
+    restored = restore(replace(state.spec, transforms=kept), left)
+    restored.network.to(device)
+    return restored
 
 
 def normalized(network: nn.Module) -> bool:

@@ -30,8 +30,8 @@ Shape = tuple[int, int, int]
 
 
 class _Known(NamedTuple):
-    """What tracing found. ``traced`` is None where it failed: ``graph.left`` says why. ``parts`` is
-    that of ``Coupling``."""
+    """The outcome of tracing. ``traced`` is None where it failed: ``graph.left`` has the reason.
+    ``parts`` is that of ``Coupling``."""
 
     traced: Traced | None
     graph: Graph
@@ -101,11 +101,11 @@ class OwnModel:
         except NotTraceable as error:
             return _Known(None, Graph((), (), (), left=(f"all of it: {error}",)), (), {})
         [gives] = [n for n in traced.graph.nodes if n.op == "output"]
-        found = operations.shape_of(gives.args[0])
-        if found != (2, classes):
+        output_shape = operations.shape_of(gives.args[0])
+        if output_shape != (2, classes):
             self._refuse(
-                f"gives {list(found or ())} for two images of {list(shape)}, expected logits "
-                f"[2, {classes}]; `arguments` are what it is called with"
+                f"gives {list(output_shape or ())} for two images of {list(shape)}, expected "
+                f"logits [2, {classes}]; `arguments` are what it is called with"
             )
         coupled = coupling.coupled(traced.whole)
         points = tracing.points(traced.whole)

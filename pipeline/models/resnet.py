@@ -201,12 +201,12 @@ class _Layers(NamedTuple):
     def readers(self, stage: int) -> list[str]:
         """Layers that read the sums of a stage."""
         own = [i for i in self.of(stage) if not self.begins(i)]
-        found = [f"blocks.{i}.first.conv" for i in own]
+        convolutions = [f"blocks.{i}.first.conv" for i in own]
         if stage == self.stages - 1:
-            return [*found, "head"]
+            return [*convolutions, "head"]
         after = (stage + 1) * self.blocks
         shortcut = [f"blocks.{after}.shortcut.conv"] if self.projects(after) else []
-        return [*found, f"blocks.{after}.first.conv", *shortcut]
+        return [*convolutions, f"blocks.{after}.first.conv", *shortcut]
 
     def summed(self, stage: int) -> Group:
         """The channels that are summed in a stage; with padding also in those after it."""

@@ -146,12 +146,12 @@ class Graph:
     @cached_property
     def filters(self) -> dict[str, tuple[int, ...]]:
         """Layer or normalization -> numbers of the groups that its filters are of, in order."""
-        found = {
+        numbers = {
             name: (i,)
             for i, group in enumerate(self.groups)
             for name in (*group.producers, *group.norms)
         }
-        return {**found, **self.outputs}
+        return {**numbers, **self.outputs}
 
     def step(self, group: int, multiple: int) -> int:
         """Channels of the group by which all of its layers stay multiples of ``multiple`` filters:
@@ -170,5 +170,5 @@ class Graph:
     @cached_property
     def readers(self) -> dict[str, tuple[int, ...]]:
         """Layer -> numbers of the groups that its inputs are of, in order."""
-        found = {name: (i,) for i, group in enumerate(self.groups) for name in group.consumers}
-        return {**found, **self.inputs}
+        numbers = {name: (i,) for i, group in enumerate(self.groups) for name in group.consumers}
+        return {**numbers, **self.inputs}

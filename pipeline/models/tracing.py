@@ -80,15 +80,15 @@ class _Tracer(fx.Tracer):
 
 
 def _part(module: nn.Module) -> list[nn.Module]:
-    """Layers that are more than their names become what these say: normalizations with an
-    activation in them only normalize; these."""
+    """Layers that do more than their names become what these denote: normalizations with an
+    activation in them only normalize; returns these."""
     for each in module.modules():
         if f"{type(each).__module__}.{type(each).__qualname__}" == LINEAR:
             each.__class__ = nn.Linear
-    found = [each for each in module.modules() if _parts_of(each)]
-    for norm in found:
+    norms = [each for each in module.modules() if _parts_of(each)]
+    for norm in norms:
         norm.__class__ = nn.BatchNorm2d
-    return found
+    return norms
 
 
 def _parts_of(module: nn.Module) -> bool:
@@ -271,11 +271,11 @@ def _slice(made: _Rewriter, node: fx.Node) -> fx.Node | None:
     before = shape_of(source)
     if node.target is not operator.getitem or before is None or len(before) < 2:
         return None
-    found = span(node.args[1], before)
-    if found is None:
+    bounds = span(node.args[1], before)
+    if bounds is None:
         return None
     assert isinstance(source, fx.Node)
-    start, end = found
+    start, end = bounds
     if (start, end) == (0, before[1]):
         return source
     sizes = [start, end - start, before[1] - end]

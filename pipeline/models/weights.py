@@ -70,9 +70,9 @@ def fill(
     """The tensors into a module, but for those named in ``left``; UserError where they are not
     those of its layers. ``source``: where they are from; ``builds``: what the module is."""
     wanted = module.state_dict()
-    asked = [name for name in wanted if name not in left]
-    lacking = [n for n in asked if n not in tensors and not n.endswith("num_batches_tracked")]
-    wrong = [n for n in asked if n in tensors and tensors[n].shape != wanted[n].shape]
+    required = [name for name in wanted if name not in left]
+    lacking = [n for n in required if n not in tensors and not n.endswith("num_batches_tracked")]
+    wrong = [n for n in required if n in tensors and tensors[n].shape != wanted[n].shape]
     if lacking or wrong:
         what = (
             f"lacks {lacking[0]}"

@@ -150,23 +150,26 @@ def add(sweep: Sweep, work: paths.Work, path: Path) -> tuple[str, int]:
     Raises UserError, before anything is published, where the file is none, has no cell of the
     sweep, or is of other models."""
     file = read(path)
-    for cell, found in list(_checked(file, sweep, work, path)):
-        _publish(cell, found, file, work)
+    for cell, measured in list(_checked(file, sweep, work, path)):
+        _publish(cell, measured, file, work)
     return facts_of(file)["machine"], len(file.cells)
 
 
 def _checked(
     file: Measured, sweep: Sweep, work: paths.Work, path: Path
 ) -> Iterator[tuple[Cell, _Cell]]:
-    ids = [found.id for found in file.cells]
+    ids = [measured.id for measured in file.cells]
     if len(set(ids)) < len(ids):
         raise UserError(f"{path}: has a cell more than once; expected each once")
     models: dict[str, str] = {}
-    for found in file.cells:
-        cell = sweep.by_id.get(found.id)
+    for measured in file.cells:
+        cell = sweep.by_id.get(measured.id)
         if cell is None:
-            raise UserError(f"{path}: has cell {found.id}, which is none of {sweep.name}'s")
-        for cell_id, digest in ((cell.id, found.model_sha256), (cell.base_id, found.base_sha256)):
+            raise UserError(f"{path}: has cell {measured.id}, which is none of {sweep.name}'s")
+        for cell_id, digest in (
+            (cell.id, measured.model_sha256),
+            (cell.base_id, measured.base_sha256),
+        ):
             if cell_id not in models:
                 models[cell_id] = _model_sha256(work.cell(cell_id), path)
             if models[cell_id] != digest:
@@ -174,7 +177,7 @@ def _checked(
                     f"{path}: is of another model than that of {cell.name} ({cell.id}): its "
                     f"SHA-256 is {digest}, expected {models[cell_id]}"
                 )
-        yield cell, found
+        yield cell, measured
 
 
 def _model_sha256(cell: paths.CellPaths, path: Path) -> str:
@@ -184,21 +187,21 @@ def _model_sha256(cell: paths.CellPaths, path: Path) -> str:
         raise UserError(f"{path}: cannot be compared with the sweep's models: {error}") from error
 
 
-def _publish(cell: Cell, found: _Cell, file: Measured, work: paths.Work) -> None:
+def _publish(cell: Cell, measured: _Cell, file: Measured, work: paths.Work) -> None:
     """A file that is added twice counts once."""
     folder, facts = work.cell(cell.id), facts_of(file)
-    data = store.result_bytes(cell.to_json(), facts, [], latencies(found))
+    data = store.result_bytes(cell.to_json(), facts, [], latencies(measured))
     digest = hashlib.sha256(data).hexdigest()
     with store.lock_cell(folder):
         entries, _ = store.measurements(folder)
         if all(entry.sha256 != digest for entry in entries):
             artifact = store.artifact_sha256(store.verify(folder, deep=False)["files"])
-            made_with = {"measurement": SHARED["measurement"]}  # less than any sweep asks for
+            made_with = {"measurement": SHARED["measurement"]}  # less than any sweep requests
             store.publish_measurement(folder, facts["machine"], data, artifact, made_with)
 
 
 def facts_of(file: Measured) -> dict[str, Any]:
-    """As a measurement's facts, of the machine that the file says it is from."""
+    """As a measurement's facts, of the machine that the file names."""
     machine = file.machine
     return {
         "machine": machine.name or hardware.machine_name(machine.cpu, machine.cores),
@@ -215,10 +218,10 @@ def latencies(cell: _Cell) -> dict[str, Any]:
     its own count as those of its base."""
     import numpy
 
-    found = {_series(name): numpy.array(ms) for name, ms in cell.latency_ms.items()}
+    samples = {_series(name): numpy.array(ms) for name, ms in cell.latency_ms.items()}
     if cell.model_sha256 == cell.base_sha256:
-        found |= {s._replace(model="base"): ms for s, ms in found.items()}
-    return {series.name: ms for series, ms in found.items()}
+        samples |= {s._replace(model="base"): ms for s, ms in samples.items()}
+    return {series.name: ms for series, ms in samples.items()}
 
 
 def _series(name: str) -> Series:

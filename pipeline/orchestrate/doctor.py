@@ -316,14 +316,14 @@ def _probe_script(cluster: Cluster, folder: Path, data: Path) -> str:
 def _awaited(folder: Path, job: int) -> tuple[dict[str, Any] | None, slurm.Row | None]:
     """(the job's result, None), or (None, its row in the queue where it has not started in time);
     neither where it ended without a result, or did not end."""
-    began = asked = time.monotonic()
+    began = last_poll = time.monotonic()
     deadline, row = began + PROBE_S, None
     while time.monotonic() < deadline:
         time.sleep(FILE_S)
         if (folder / "result.json").exists():
             return json.loads((folder / "result.json").read_text()), None
-        if time.monotonic() - asked >= LOOK_S:
-            asked = time.monotonic()
+        if time.monotonic() - last_poll >= LOOK_S:
+            last_poll = time.monotonic()
             row = next((row for row in slurm.squeue() if row.job == job), None)
             if row is None or row.state in slurm.FINAL:  # its files may show late
                 deadline = min(deadline, time.monotonic() + LATE_S)
@@ -331,7 +331,7 @@ def _awaited(folder: Path, job: int) -> tuple[dict[str, Any] | None, slurm.Row |
 
 
 def _busy(row: slurm.Row, cluster: Cluster) -> str:
-    """What a job that waits says about the cluster: nothing is wrong with the profile."""
+    """What a job that waits shows about the cluster: nothing is wrong with the profile."""
     from pipeline.orchestrate.cluster import pending
 
     why = pending(row) or "Slurm gives no reason yet"

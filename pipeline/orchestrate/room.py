@@ -45,7 +45,7 @@ def tightest(profile: Profile) -> Limit | None:
     try:
         text = slurm.usage_of_limits()
         default = slurm.partition(None if profile.partition is None else first(profile.partition))
-    except UserError:  # not shown to users here, or no controller: sbatch will tell
+    except UserError:  # not shown to users here, or no controller: sbatch will report it
         return None
     records = text.splitlines()
     own = list(_own(records, profile.account))

@@ -51,7 +51,7 @@ class JobFunctions:
 
 @dataclass
 class Sent:
-    """The submitted jobs, ids by name, and the error that prevented the rest. `full`: Slurm's words
+    """The submitted jobs, ids by name, and the error that prevented the rest. `full`: Slurm's error
     where it had no more room; `follow_up`: the job that submits what is left then."""
 
     jobs: dict[str, int] = field(default_factory=dict)
@@ -117,7 +117,7 @@ def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions) -> Sent:
 
 
 def _with_remedy(refused: slurm.Refused, array: Array) -> slurm.Refused:
-    """Where a cluster refuses arrays, which its configuration does not tell."""
+    """Where a cluster refuses arrays, which its configuration does not report."""
     if array.single or "array" not in str(refused):
         return refused
     return slurm.Refused(f"{refused}; `--set max_array_size=0` submits single jobs instead")
@@ -143,8 +143,8 @@ def _without_room(
     """What is still to be sent when there was no room for an array, in place of `left`.
 
     A limit that could not be read shows only now: then the follow-up job and its report go out
-    first, and of the array as many tasks as there is room for. Those on which no room was found are
-    the rest of the batch, with all later ones."""
+    first, and of the array as many tasks as there is room for. Those without room are the rest
+    of the batch, with all later ones."""
     if refused.array.name == FOLLOW_UP:
         return _report_last(batch, left, known)
     if refused.array.name == REPORT:  # one that follows the rest comes with it

@@ -266,7 +266,7 @@ def sbatch(script: Path) -> int:
 
 
 def _pass_on(messages: str) -> None:
-    """Tell what a plug-in of the site says about a job that was submitted, each line once."""
+    """Print what a plug-in of the site reports about a job that was submitted, each line once."""
     for line in messages.splitlines():
         if re.match(OWN_LINE, line) and line not in _PASSED_ON:
             _PASSED_ON.add(line)
@@ -297,7 +297,7 @@ def requeue(task: str, seconds: int | None = None, minutes: int | None = None) -
 
 
 def change(task: str, *changes: str) -> None:
-    """`scontrol update` of a job that waits; tells the user where it is refused."""
+    """`scontrol update` of a job that waits; informs the user where it is refused."""
     try:
         _output(["scontrol", "update", f"JobId={task}", *changes], patient=False)
     except UserError as error:
@@ -366,8 +366,8 @@ def _answer(process: subprocess.Popen[str], name: str) -> tuple[str, str]:
         try:
             return process.communicate(timeout=POLL_S)
         except subprocess.TimeoutExpired as unfinished:
-            said = unfinished.stderr or b""
-        text = said if isinstance(said, str) else said.decode(errors="replace")
+            stderr = unfinished.stderr or b""
+        text = stderr if isinstance(stderr, str) else stderr.decode(errors="replace")
         if name == "sbatch" and REPEATS.search(text):
             full = NoRoom(f"{name}: {_words(text)}")
             full.repeated = True

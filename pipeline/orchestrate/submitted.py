@@ -40,7 +40,7 @@ def profile_json(cluster: Cluster) -> dict[str, Any]:
 
 
 def cluster_of(recorded: Mapping[str, Any], sweep: Sweep) -> Cluster:
-    """The cluster with the values of a record, whatever its file says now."""
+    """The cluster with the values of a record, whatever its file contains now."""
     settings = tuple(recorded["settings"])
     return Cluster(recorded["name"], _profile(recorded, sweep), recorded["source"], settings)
 

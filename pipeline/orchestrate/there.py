@@ -38,7 +38,7 @@ class Published:
 
 
 def published(sweep: Sweep, work: Work, begun: frozenset[str]) -> Published:
-    found = Published()
+    status = Published()
     for cell in sweep.cells:
         try:
             if cell.id not in begun:
@@ -47,17 +47,17 @@ def published(sweep: Sweep, work: Work, begun: frozenset[str]) -> Published:
             manifest, wanted = store.verify(folder, deep=False), finished.record(cell)
             why = finished.lacks(folder, manifest, wanted)
         except PermissionError:
-            found.hidden.add(cell.id)
+            status.hidden.add(cell.id)
         except Corrupt:
             continue
         else:
             if why is None:
-                found.done.add(cell.id)
+                status.done.add(cell.id)
                 continue
-            found.outdated[cell.id] = why
+            status.outdated[cell.id] = why
             if finished.outdated_artifact(manifest, wanted) is None:
-                found.trained.add(cell.id)
-    return found
+                status.trained.add(cell.id)
+    return status
 
 
 def unmeasured(
@@ -105,7 +105,7 @@ def _without_measurement(view: cluster.View, cell: Cell) -> tuple[State, str] | 
 
 def _did_its_work(view: cluster.View, cell: Cell) -> bool:
     """Whether the job that was to measure the cell did: then it ended like this for another one of
-    its task, and was not asked for what is lacking."""
+    its task, and what is lacking was not requested of it."""
     at, folder = view.measured_in(cell.id), view.work.cell(cell.id)
     assert at is not None  # the job has ended
     made = cluster.in_job(folder, at.task)

@@ -1,7 +1,7 @@
 """A live table of a sweep's running cells: where each is in its training, and how fast it goes.
 
 Everything in it is read from the cells' folders: metrics are published each epoch, usage every half
-minute. Only which cells run is asked of Slurm, less and less often.
+minute. Only which cells run is requested from Slurm, less and less often.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What was measured, as tables; and what is said of the whole report.
+"""What was measured, as tables; and the text about the whole report.
 
 All of it is plain data (`document`): report.md, index.html and LaTeX write the same.
 """
@@ -224,7 +224,7 @@ def line(group: Group, columns: Iterable[Column], older: Container[str]) -> tupl
 
 
 def shown(technique: str, family: str) -> str:
-    """A technique as tables name it: controls say that they are."""
+    """A technique as tables name it: controls are marked as such."""
     return f"{technique} (control)" if family in CONTROLS else technique
 
 

@@ -121,8 +121,8 @@ def epochs(cell: Cell) -> int:
     they were drawn, or since the base took them from elsewhere."""
     count = cell.recipe.epochs
     for stage in cell.stages:
-        said = about(stage.settings)
-        count = (0 if said.starts_fresh() else count) + said.epochs_of(cell.recipe)
+        settings = about(stage.settings)
+        count = (0 if settings.starts_fresh() else count) + settings.epochs_of(cell.recipe)
     return count
 
 
@@ -135,10 +135,10 @@ def all_epochs(sweep: Sweep, cell: Cell) -> int:
 def before(sweep: Sweep, cell: Cell) -> list[Cell]:
     """The base that a cell's base started from, the one before that, and so on, as far as they are
     cells of the sweep."""
-    found: list[Cell] = []
-    while (start := (found or [cell])[-1].model.start) and start.cell in sweep.by_id:
-        found.append(sweep.by_id[start.cell])
-    return found
+    bases: list[Cell] = []
+    while (start := (bases or [cell])[-1].model.start) and start.cell in sweep.by_id:
+        bases.append(sweep.by_id[start.cell])
+    return bases
 
 
 def starts_anew(cell: Cell) -> bool:

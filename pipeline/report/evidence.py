@@ -121,9 +121,9 @@ def valid_results(
     whole, more = _measurements(
         measured.chosen(done.of_this_artifact(entries, manifest), wanted), cell_id, also_measured
     )
-    found = list(measured.combined(result, whole))
-    if found:
-        return check_results(found, paths.result)
+    measurements = list(measured.combined(result, whole))
+    if measurements:
+        return check_results(measurements, paths.result)
     if damaged or more:
         raise (*damaged, *more)[-1]
     raise FileNotFoundError(paths.measurements)
@@ -156,15 +156,15 @@ def _measurements(
     return whole, damaged
 
 
-def check_results(found: list[Measured], path: Path | str) -> list[Measured]:
+def check_results(measurements: list[Measured], path: Path | str) -> list[Measured]:
     """Raises Corrupt where there is none, or one lacks what every result has."""
-    if not found:
+    if not measurements:
         raise Corrupt(f"{path}: has no measurement")
-    for one, result in found:
+    for one, result in measurements:
         absent = [name for name in measured.REQUIRED if name not in result.measured]
         if absent:
             raise Corrupt(f"{path}: {one.name or 'its measurement'} is without {absent}")
-    return found
+    return measurements
 
 
 def _array(value: Any, kinds: str, dimensions: int) -> numpy.ndarray | None:
@@ -178,8 +178,8 @@ def _samples(value: Any) -> numpy.ndarray | None:
 
 
 def _similarity(values: Mapping[str, Any]) -> dict[str, numpy.ndarray] | None:
-    found = {name: _array(values.get(f"similarity/{name}"), "f", 1) for name in SIMILARITY}
-    known = {name: array for name, array in found.items() if array is not None}
+    arrays = {name: _array(values.get(f"similarity/{name}"), "f", 1) for name in SIMILARITY}
+    known = {name: array for name, array in arrays.items() if array is not None}
     alike = len({len(array) for array in known.values()}) == 1
     return known if alike and len(known) == len(SIMILARITY) else None
 

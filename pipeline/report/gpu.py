@@ -40,7 +40,7 @@ def section(frames: Frames) -> Section | None:
 
 
 def _notes(rows: Iterable[Row]) -> Iterator[Sentence]:
-    """What a runtime did otherwise, with the techniques that this is said of."""
+    """What a runtime did otherwise, with the techniques that it is reported for."""
     of: dict[str, dict[str, None]] = {}
     for row in rows:
         for note in row.runtime_notes:

@@ -81,8 +81,8 @@ class Published:
         Corrupt."""
         measurement = self._measurements[cell_id]
         with store.open_hdf5(self.path, checked=True) as file:
-            found = reading.results_of(file, cell_id, everything=True)
-        return next(result for one, result in found if one.name == measurement)
+            results = reading.results_of(file, cell_id, everything=True)
+        return next(result for one, result in results if one.name == measurement)
 
     @property
     def used(self) -> Used | None:
@@ -98,9 +98,9 @@ class Published:
         return {row.id: row.measurement for row in self.frames.rows}
 
 
-def _compared(found: Frames, sweep: Sweep) -> Frames:
+def _compared(shown: Frames, sweep: Sweep) -> Frames:
     """With the candidates that were not chosen set apart."""
-    return replace(found, set_apart=tuned.set_apart(sweep, found.rows))
+    return replace(shown, set_apart=tuned.set_apart(sweep, shown.rows))
 
 
 # --- writing ---------------------------------------------------------------------------------
@@ -171,8 +171,8 @@ def _put_json(file: h5py.File, name: str, value: Any) -> None:
 def _put_cells(file: h5py.File, chunks: Iterator[Chunk], sweep: Sweep) -> list[Read]:
     """Copies what chunks have to /cells; returns what there is of each cell.
 
-    A result says what the sweep that it was made in called its technique; here it is called what
-    this sweep calls it.
+    A result names its technique as the sweep did that it was made in; here it has the name that
+    this sweep gives it.
     """
     every: list[Read] = []
     target = file.create_group("cells", track_order=True).id
@@ -242,8 +242,8 @@ def _put_similarity_of(file: h5py.File, shown: Frames, cell_id: str) -> None:
     measurement = {row.id: row.measurement for row in shown.compared().rows}
     if cell_id not in measurement:
         raise UserError(f"--similarity {cell_id}: has no result that is shown")
-    found = reading.results_of(file, cell_id, everything=True)
-    result = next(result for one, result in found if one.name == measurement[cell_id])
+    results = reading.results_of(file, cell_id, everything=True)
+    result = next(result for one, result in results if one.name == measurement[cell_id])
     if evidence.of(result).similarity_pairs is None:
         raise UserError(
             f"--similarity {cell_id}: its layers were not compared with each of its base's, which "

@@ -93,13 +93,13 @@ def keys() -> frozenset[str]:
 @cache
 def _named() -> dict[str, list[tuple[str, str]]]:
     """Key -> [(kind, pattern of names)], of the field `netpress`."""
-    found = {}
+    patterns = {}
     for entry in re.split(r"^(?=@)", _bib(), flags=re.M)[1:]:
         key = re.findall(r"@\w+\{([^,\s]+),", entry)[0]
         listed = re.findall(r"^\s*netpress\s*=\s*\{([^}]*)\}", entry, re.M)
         pairs = [part.split() for text in listed for part in text.split(",")]
-        found[key] = [(kind, pattern) for kind, pattern in pairs]
-    return found
+        patterns[key] = [(kind, pattern) for kind, pattern in pairs]
+    return patterns
 
 
 @cache
@@ -232,8 +232,8 @@ def _settings(settings: BaseModel) -> str:
         for name, value in (all_of_them if fields else dict(sorted(all_of_them.items()))).items()
         if name not in fields or value != fields[name].default
     }
-    said = ", ".join(f"{name.replace('_', ' ')} {_said(value)}" for name, value in given.items())
-    return f" ({said})" if said else ""
+    text = ", ".join(f"{name.replace('_', ' ')} {_said(value)}" for name, value in given.items())
+    return f" ({text})" if text else ""
 
 
 def _said(value: Any) -> str:

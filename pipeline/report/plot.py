@@ -366,14 +366,14 @@ def _near(mark: Mark, other: Mark) -> bool:
 
 def _looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     """Family -> (shape, classes): colour and shape as in the figures for papers."""
-    found = {}
+    styles = {}
     for name, drawn in look.looks(rows).items():
         if name in CONTROLS:
-            found[name] = (drawn["marker"], "control")
+            styles[name] = (drawn["marker"], "control")
         else:
             colour = look.COLOURS.index(drawn["color"])
-            found[name] = (drawn["marker"], f"k{colour} f{look.FILLS.index(drawn['fillstyle'])}")
-    return found
+            styles[name] = (drawn["marker"], f"k{colour} f{look.FILLS.index(drawn['fillstyle'])}")
+    return styles
 
 
 # --- in words --------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ Answer = TypeVar("Answer")
 
 
 class Request(NamedTuple):
-    """`made_with`: what its sweep asks its measurement to be made with (`pipeline.done`)."""
+    """`made_with`: what its sweep requires its measurement to be made with (`pipeline.done`)."""
 
     cell: Identity
     paths: CellPaths
@@ -136,8 +136,8 @@ def read_merged_chunk(cells: Sequence[tuple[Path, Identity]]) -> list[Row]:
         return [row for _, named in cells for row in _rows(named, results_of(file, named.id))]
 
 
-def _rows(named: Identity, found: list[Measured]) -> tuple[Row, ...]:
-    return tuple(row(named, result, one) for one, result in found)
+def _rows(named: Identity, results: list[Measured]) -> tuple[Row, ...]:
+    return tuple(row(named, result, one) for one, result in results)
 
 
 def results_of(file: h5py.File, cell_id: str, *, everything: bool = False) -> list[Measured]:
@@ -179,12 +179,12 @@ def _read(request: Request, earlier: Path | None, file: h5py.File | None = None)
 
     recorded = usage.of_cell(paths)
     try:
-        found = valid_results(named.id, paths, made_with, also=keep, also_measured=keep_measured)
+        results = valid_results(named.id, paths, made_with, also=keep, also_measured=keep_measured)
     except FileNotFoundError as error:
         return _read_earlier(named, earlier, file) or Read(error=error, usage=recorded)
     except Corrupt as error:
         return Read(error=error, usage=recorded)
-    return Read(_rows(named, found), usage=recorded, parts=parts)
+    return Read(_rows(named, results), usage=recorded, parts=parts)
 
 
 def _read_earlier(named: Identity, path: Path | None, file: h5py.File | None) -> Read | None:
@@ -195,7 +195,7 @@ def _read_earlier(named: Identity, path: Path | None, file: h5py.File | None) ->
         if named.id not in hdf5.members(source["cells"].id):
             return None
         recorded = typed.parsed("usage", hdf5.value_in(source.id, "usage")).get(named.id)
-        found = results_of(source, named.id, everything=file is not None)
+        results = results_of(source, named.id, everything=file is not None)
         parts = Parts()
         if file is not None:
             group = source["cells"][named.id].id
@@ -203,7 +203,7 @@ def _read_earlier(named: Identity, path: Path | None, file: h5py.File | None) ->
                 h5o.copy(group, b".", alone.id, b"cell")
                 part = Part(named.id, _image(alone), b"cell")
             _take(parts, part, hdf5.Tree.of(group).values(is_measured), file)
-        return Read(_rows(named, found), usage=recorded, parts=parts)
+        return Read(_rows(named, results), usage=recorded, parts=parts)
 
 
 def _artifact_json(manifest: dict[str, Any], paths: CellPaths) -> str:

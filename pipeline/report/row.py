@@ -57,7 +57,7 @@ class Latency(NamedTuple):
 
 PERCENTILES = (50, 90, 99)
 NOTE_CHARACTERS = 300
-NOTED = {"note": "", "left_out": "", "skipped": "skipped, "}  # of a runtime -> said before it
+NOTED = {"note": "", "left_out": "", "skipped": "skipped, "}  # kind of note -> its prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,20 +261,20 @@ def _numbers(measured: Mapping[str, Any], kind: str) -> dict[Series, float]:
 
 
 def _runtime_notes(measured: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a runtime did otherwise than its name says, or left out, and why it was skipped: `NAME:
-    why`."""
-    found = []
+    """What a runtime did otherwise than its name implies, or left out, and why it was skipped:
+    `NAME: why`."""
+    notes = []
     for name, value in sorted(measured.items()):
         _, _, rest = name.partition("/")
         runtime, _, what = rest.rpartition("/")
         if what in NOTED and isinstance(value, str):
-            said = f"{runtime}: {NOTED[what]}{value}"
-            found.append(" ".join(said.split())[:NOTE_CHARACTERS])
-    return tuple(found)
+            note = f"{runtime}: {NOTED[what]}{value}"
+            notes.append(" ".join(note.split())[:NOTE_CHARACTERS])
+    return tuple(notes)
 
 
 def _training_seconds(result: store.Result) -> float | None:
-    """Of all epochs of all stages; None where one does not say."""
+    """Of all epochs of all stages; None where one is not recorded."""
     columns = (stage.columns.get("seconds", ()) for stage in result.history)
     seconds = [_number(value) for column in columns for value in column]
     known = [value for value in seconds if value is not None]

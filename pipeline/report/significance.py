@@ -108,14 +108,14 @@ def sentences(
         if control.family == CHANCE:
             key = (*control.rows[0].setting, control.technique)
             by_control.setdefault(key, []).append((technique, control))
-    for found in by_control.values():
-        yield (_against_chance(found),)
+    for same_control in by_control.values():
+        yield (_against_chance(same_control),)
     yield from ((text,) for text in map(_refined, refined) if text)
 
 
 def _against_chance(pairs: Sequence[tuple[Group, Group]]) -> str:
     """Of the techniques at one operating point the best by held-out images, which the test set has
-    no say in; by the test set, and that is said, where there is no such accuracy. The best of
+    no say in; by the test set, and reported as such, where there is no such accuracy. The best of
     several is chosen on the networks that are then judged, so its interval is one of as many."""
     mine, control, by = _best(pairs)
     at = f"at the operating point of {control.technique}"
@@ -123,13 +123,13 @@ def _against_chance(pairs: Sequence[tuple[Group, Group]]) -> str:
     about = f"On {', '.join(mine.rows[0].setting)}, {mine.technique}, "
     about += f"{one if len(pairs) == 1 else many}, "
     apart = differences(mine, control)
-    found = interval(apart, of=len(pairs))
-    if found is None:
+    difference = interval(apart, of=len(pairs))
+    if difference is None:
         return f"{about}{_unknown(apart)}: whether they differ by more than noise is not known."
     verdict = "so it does not differ from chance by more than noise"
-    if not found.is_noise:
-        verdict = f"so it is {'better' if found.mean > 0 else 'worse'} than chance"
-    text = f"{about}is {_apart(found)} {control.technique}, {verdict}."
+    if not difference.is_noise:
+        verdict = f"so it is {'better' if difference.mean > 0 else 'worse'} than chance"
+    text = f"{about}is {_apart(difference)} {control.technique}, {verdict}."
     if len(pairs) > 1:
         text += (
             f" The interval's level is 1 \N{MINUS SIGN} {ERROR}/{len(pairs)} (Bonferroni), since "
@@ -159,18 +159,18 @@ def _unknown(apart: Sequence[float | None]) -> str:
 
 def _refined(pair: Refined) -> str:
     """ "" where both have fewer than two seeds in common."""
-    found = interval(differences(pair.technique, pair.plain))
-    if found is None:
+    difference = interval(differences(pair.technique, pair.plain))
+    if difference is None:
         return ""
-    above = found.mean > found.deviation
+    above = difference.mean > difference.deviation
     mine, plain = pair.technique.technique, pair.plain.technique
     if pair.epochs != pair.plain_epochs:
         mine = f"{mine}, trained for {pair.epochs} epochs,"
         plain = f"{plain}, trained for {pair.plain_epochs}"
     return (
-        f"On {', '.join(pair.technique.rows[0].setting)}, {mine} is {_apart(found)} {plain}: "
+        f"On {', '.join(pair.technique.rows[0].setting)}, {mine} is {_apart(difference)} {plain}: "
         f"{'' if above else 'not '}above it by more than one standard deviation of the differences "
-        f"({100 * found.deviation:.2f} points)."
+        f"({100 * difference.deviation:.2f} points)."
     )
 
 
@@ -182,10 +182,10 @@ def differences(mine: Group, other: Group) -> list[float | None]:
     ]
 
 
-def _apart(found: Interval) -> str:
+def _apart(difference: Interval) -> str:
     """`0.52 points above (95 % interval ..., n = 3)`, as it stands before a name."""
-    side = "above" if found.mean >= 0 else "below"
-    return f"{abs(100 * found.mean):.2f} points ({found.text}, n = {found.n}) {side}"
+    side = "above" if difference.mean >= 0 else "below"
+    return f"{abs(100 * difference.mean):.2f} points ({difference.text}, n = {difference.n}) {side}"
 
 
 def _points(share: float) -> str:

@@ -57,7 +57,7 @@ def pairs(sweep: Sweep, rows: Iterable[Row]) -> dict[tuple[str, str], list[Pair]
     known: dict[tuple[tuple[str, str], str], list[Group]] = {}
     for group in every:
         known.setdefault((group.rows[0].setting, _point(sweep, group)), []).append(group)
-    found: dict[tuple[str, str], list[Pair]] = {}
+    by_setting: dict[tuple[str, str], list[Pair]] = {}
     for other in every:
         first, point = other.rows[0], _point(sweep, other)
         if first.anew:
@@ -66,8 +66,8 @@ def pairs(sweep: Sweep, rows: Iterable[Row]) -> dict[tuple[str, str], list[Pair]
             for fresh in alike:
                 same = fresh.technique == other.technique or is_alone
                 if same and (pair := _paired(fresh, other)):
-                    found.setdefault(first.setting, []).append(pair)
-    return found
+                    by_setting.setdefault(first.setting, []).append(pair)
+    return by_setting
 
 
 def uses_base(cell: Cell) -> bool:
@@ -102,11 +102,11 @@ def _paired(fresh: Group, other: Group) -> Pair | None:
 
 def section(sweep: Sweep, rows: Sequence[Row]) -> Section | None:
     """None where no base of the sweep starts from other weights, or nothing to compare is there."""
-    found = pairs(sweep, rows)
-    if not found:
+    by_setting = pairs(sweep, rows)
+    if not by_setting:
         return None
-    tables = tuple(_table(*setting, members) for setting, members in found.items())
-    caveats = (text for each in found.items() for text in _caveats(sweep, *each))
+    tables = tuple(_table(*setting, members) for setting, members in by_setting.items())
+    caveats = (text for each in by_setting.items() for text in _caveats(sweep, *each))
     texts = (ABOUT, *((text,) for text in caveats), *((text,) for text in _heads(rows)))
     return Section("starts", "Starting from other weights", texts, tables)
 
@@ -161,13 +161,13 @@ def _share_start(sweep: Sweep, group: Group) -> bool:
 
 
 def _heads(rows: Iterable[Row]) -> Iterator[str]:
-    """What became of the last layer, of each base that says so."""
-    said: dict[tuple[str, str], bool] = {}
+    """What became of the last layer, of each base that records it."""
+    head_anew: dict[tuple[str, str], bool] = {}
     for row in rows:
         start = row.facts.get("weights_from")
         if row.is_base and isinstance(start, dict) and isinstance(start.get("head_anew"), bool):
-            said.setdefault(row.setting, start["head_anew"])
-    for setting, anew in said.items():
+            head_anew.setdefault(row.setting, start["head_anew"])
+    for setting, anew in head_anew.items():
         what = (
             "began anew, since the number of classes is another one"
             if anew

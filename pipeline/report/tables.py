@@ -131,11 +131,11 @@ def print_summary(frames: Frames, file: IO[str] | None = None) -> None:
 
 def _marks(rows: list[Row]) -> dict[str, list[str]]:
     """Technique -> the numbers of the questions that it is the answer to; a base is none."""
-    found: dict[str, list[str]] = {}
+    marks: dict[str, list[str]] = {}
     for number, group in enumerate((smallest(rows, 0.0), smallest(rows), fastest(rows)), 1):
         if group is not None and not group.is_base:
-            found.setdefault(group.technique, []).append(str(number))
-    return found
+            marks.setdefault(group.technique, []).append(str(number))
+    return marks
 
 
 def _summary_table(rows: list[Row], marks: Mapping[str, list[str]]) -> rich.table.Table:

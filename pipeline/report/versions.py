@@ -1,4 +1,4 @@
-"""Results of several versions of netpress in one report: told, and marked.
+"""Results of several versions of netpress in one report: listed, and marked.
 
 A cell that this version has not made yet is shown as an earlier version made it, where that is
 finished. Within a report the newest versions of each stage, and of what stages share, are the
@@ -46,13 +46,13 @@ def behind(rows: Iterable[Row]) -> dict[str, str]:
     for row in rows:
         for name, version in row.versions:
             newest[name] = max(version, newest.get(name, 0))
-    found = {}
+    outdated = {}
     for row in rows:
-        if not row.versions and newest:  # before cells said their versions
-            found[row.id] = "before versions were recorded"
+        if not row.versions and newest:  # before cells recorded their versions
+            outdated[row.id] = "before versions were recorded"
         elif older := [f"{name} {v}" for name, v in row.versions if v < newest[name]]:
-            found[row.id] = ", ".join(older)
-    return found
+            outdated[row.id] = ", ".join(older)
+    return outdated
 
 
 def needs(rows: Sequence[Row]) -> str:

@@ -64,7 +64,7 @@ class Call:
         self.given = torch.zeros(logits.shape, pin_memory=on_gpu)
 
     def _warm(self) -> torch.Tensor:
-        """On a stream of its own, as capturing asks for."""
+        """On a stream of its own, as capturing requires."""
         import torch
 
         if self.pixels.device.type != "cuda":
@@ -105,7 +105,7 @@ class Call:
 
 @contextmanager
 def fastest() -> Iterator[None]:
-    """Whatever training set: the fastest algorithms, of the precision that was asked for."""
+    """Whatever training set: the fastest algorithms, of the requested precision."""
     import torch
     import torch._dynamo
 

@@ -117,15 +117,15 @@ class Loaded:
 
     @property
     def note(self) -> str | None:
-        """What is other than this runtime says of itself."""
+        """What differs from this runtime's description of itself."""
         return self.not_compiled and f"not compiled: {self.not_compiled}"
 
     def run(self, images: np.ndarray) -> np.ndarray:
         return self.calls.run(images)
 
     def _prepared(self, size: int) -> Call:
-        """Compiled; where PyTorch cannot compile this network here, as it is (`not_compiled` says
-        why), but still in one graph."""
+        """Compiled; where PyTorch cannot compile this network here, as it is (`not_compiled` has
+        the reason), but still in one graph."""
         import torch
 
         shape = (size, *self.shape)

@@ -46,8 +46,8 @@ def kernels(model: bytes, shape: Shape) -> Kernels:
     graph = _floats(model).graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     named = [name for node in graph.node if node.op_type in PRODUCTS for name in node.input[1:2]]
-    found = [weights[name] for name in named if name in weights]
-    return share([(False, int(np.prod(tensor.dims))) for tensor in found])
+    tensors = [weights[name] for name in named if name in weights]
+    return share([(False, int(np.prod(tensor.dims))) for tensor in tensors])
 
 
 def _floats(model: bytes) -> onnx.ModelProto:
@@ -64,15 +64,15 @@ def _floats(model: bytes) -> onnx.ModelProto:
 
 
 def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph on float16, logits float32 as before. Since TensorRT 11 what is computed in
-    which precision is what the types of the graph say."""
+    """The same graph on float16, logits float32 as before. Since TensorRT 11 the types of the
+    graph define what is computed in which precision."""
     import onnx
 
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     made = onnx.ModelProto()
     made.CopyFrom(model)
     graph = made.graph
-    del graph.value_info[:]  # said of float32
+    del graph.value_info[:]  # they declare float32
     tensors = [*graph.initializer]
     for node in graph.node:
         for attribute in node.attribute:

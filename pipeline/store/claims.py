@@ -7,7 +7,7 @@ owner. Whoever finds the newest claim released, or its owner gone, makes the nex
 grow: the newest claim is never removed, so that none that is late can pass for new.
 
 Whether an owner is gone is certain on its own machine; on another one only the scheduler knows. An
-owner of whom nobody can tell keeps the lock, and the message names the file to remove.
+owner whose state is unknown keeps the lock, and the message names the file to remove.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class FileLock:
 
     @property
     def remedy(self) -> str:
-        """What to do about an owner of whom nobody can tell whether it is gone."""
+        """What to do about an owner of which it is unknown whether it is gone."""
         return f"; if that process has ended, remove {self.claim}" if self.claim else ""
 
     def _claim(self, is_gone: IsGone) -> bool:
@@ -152,10 +152,10 @@ def _is_free(claim: Path, is_gone: IsGone) -> bool:
         text = claim.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:  # another process has just made the next one
         return False
-    said, _, started = (line.strip() for line in text.partition("\n"))
-    owner = OWNER.match(said)
+    owner_line, _, started = (line.strip() for line in text.partition("\n"))
+    owner = OWNER.match(owner_line)
     if owner is None:  # without hard links, one that is being written
-        return said == RELEASED
+        return owner_line == RELEASED
     lives = lives_here(owner)
     if lives is None:
         return is_gone(owner)
@@ -164,7 +164,7 @@ def _is_free(claim: Path, is_gone: IsGone) -> bool:
 
 def _started(pid: int) -> str:
     """Of a process: its number may be another's by now. Empty where there is no /proc, and for one
-    that has ended and whose parent was not told yet."""
+    that has ended and is not reaped by its parent yet."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

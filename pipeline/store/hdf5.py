@@ -180,12 +180,12 @@ def attribute(group: Group, name: bytes) -> str:
     """The string that is an attribute of a group; ValueError for anything else."""
     if not h5a.exists(group, name):
         raise ValueError(f"the attribute {name.decode()} is missing")
-    found = h5a.open(group, name)
-    kind = found.dtype
-    if found.shape or h5t.check_string_dtype(kind) is None:
+    attr = h5a.open(group, name)
+    kind = attr.dtype
+    if attr.shape or h5t.check_string_dtype(kind) is None:
         raise ValueError(f"the attribute {name.decode()} is not a string")
     value = numpy.empty((), kind)
-    found.read(value)
+    attr.read(value)
     return value.item().decode()
 
 
@@ -193,11 +193,11 @@ def number_attribute(group: Group, name: bytes) -> int:
     """The whole number that is an attribute of a group; ValueError for anything else."""
     if not h5a.exists(group, name):
         raise ValueError(f"the attribute {name.decode()} is missing")
-    found = h5a.open(group, name)
-    if found.shape != () or found.dtype.kind not in "iu":
+    attr = h5a.open(group, name)
+    if attr.shape != () or attr.dtype.kind not in "iu":
         raise ValueError(f"the attribute {name.decode()} is not a whole number")
-    value = numpy.empty((), found.dtype)
-    found.read(value)
+    value = numpy.empty((), attr.dtype)
+    attr.read(value)
     return int(value)
 
 
@@ -225,7 +225,7 @@ def _plain(array: numpy.ndarray) -> Any:
 
 
 def _in_image(image: Image, address: int) -> numpy.ndarray | None:
-    """What `_read` would return, in a twentieth of the time; None where only HDF5 can tell."""
+    """What `_read` would return, in a twentieth of the time; None where only HDF5 can parse it."""
     stored = headers.contiguous(image, address)
     if stored is None:
         return None

@@ -2,7 +2,7 @@
 
 HDF5 takes some twenty times as long to open, describe and close a dataset as to copy its number,
 and a report reads forty of each result. Only headers as h5py writes them by default are parsed
-here; of any other this says None, and HDF5 reads it.
+here; for any other this returns None, and HDF5 reads it.
 
 HDF5 File Format Specification 3.0: superblock (II.A), object header version 1 (IV.A.1.a), messages
 for dataspace (IV.A.2.b), datatype (IV.A.2.d) and data layout (IV.A.2.i).
@@ -56,17 +56,17 @@ class Stored:
 def contiguous(image: Image, address: int) -> Stored | None:
     """The dataset whose header is at this address, where it is stored in one piece."""
     try:
-        found = _messages(image.data, image.base + address)
-        if found is None or found.keys() - {NIL, FILL_VALUE} != {SPACE, TYPE, LAYOUT_TYPE}:
+        messages = _messages(image.data, image.base + address)
+        if messages is None or messages.keys() - {NIL, FILL_VALUE} != {SPACE, TYPE, LAYOUT_TYPE}:
             return None
-        shape = _shape(found[SPACE])
-        version, kind, place, n_bytes = LAYOUT.unpack_from(found[LAYOUT_TYPE])
+        shape = _shape(messages[SPACE])
+        version, kind, place, n_bytes = LAYOUT.unpack_from(messages[LAYOUT_TYPE])
     except struct.error:  # it ends too early
         return None
     offset = image.base + place
     if shape is None or (version, kind) != (3, CONTIGUOUS) or offset + n_bytes > len(image.data):
         return None
-    return Stored(found[TYPE], shape, offset, n_bytes)
+    return Stored(messages[TYPE], shape, offset, n_bytes)
 
 
 def _messages(data: bytes, start: int) -> dict[int, bytes] | None:
@@ -75,15 +75,15 @@ def _messages(data: bytes, start: int) -> dict[int, bytes] | None:
     place, end = start + HEADER.size, start + HEADER.size + size
     if version != 1:
         return None
-    found: dict[int, bytes] = {}
+    messages: dict[int, bytes] = {}
     while place < end:
         kind, length, flags = MESSAGE.unpack_from(data, place)
         place += MESSAGE.size
-        if (kind in found and kind != NIL) or flags & ~CONSTANT or place + length > end:
+        if (kind in messages and kind != NIL) or flags & ~CONSTANT or place + length > end:
             return None
-        found[kind] = data[place : place + length]
+        messages[kind] = data[place : place + length]
         place += length
-    return found
+    return messages
 
 
 def _shape(message: bytes) -> tuple[int, ...] | None:

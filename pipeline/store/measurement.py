@@ -71,14 +71,14 @@ def publish(
         raise ValueError(f"expected the name of a machine in a file name, got {machine!r}")
     digest = hashlib.sha256(data).hexdigest()
     publish_bytes(path, data)
-    said = {
+    manifest = {
         "format": FORMAT,
         "id": cell.id,
         "file": {"bytes": len(data), "sha256": digest},
         "artifact": artifact,
         "made_with": dict(made_with),
     }
-    publish_bytes(path.with_suffix(MANIFEST), sealed_json(said))
+    publish_bytes(path.with_suffix(MANIFEST), sealed_json(manifest))
     return Entry(path, machine, number, len(data), digest, artifact, dict(made_with))
 
 
@@ -122,16 +122,20 @@ def _read(folder: Path, name: str, machine: str, number: int) -> Entry:
     try:
         if len(data) > MANIFEST_BYTES or not is_sealed(data):
             raise ValueError("its checksum does not match")
-        said = json.loads(data)
-        size, digest, artifact = said["file"]["bytes"], said["file"]["sha256"], said["artifact"]
-        whole = said["format"] == FORMAT and said["id"] == folder.parent.name
-        known = isinstance(size, int) and isinstance(said["made_with"], dict)
+        manifest = json.loads(data)
+        size, digest, artifact = (
+            manifest["file"]["bytes"],
+            manifest["file"]["sha256"],
+            manifest["artifact"],
+        )
+        whole = manifest["format"] == FORMAT and manifest["id"] == folder.parent.name
+        known = isinstance(size, int) and isinstance(manifest["made_with"], dict)
         if not (whole and known and SHA256.fullmatch(digest) and SHA256.fullmatch(artifact)):
             raise ValueError("it is of another cell or format")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Corrupt(f"{path}: damaged") from error
     file = folder / (name.removesuffix(MANIFEST) + FILE)
-    return Entry(file, machine, number, size, digest, artifact, said["made_with"])
+    return Entry(file, machine, number, size, digest, artifact, manifest["made_with"])
 
 
 def _check(entry: Entry, deep: bool) -> None:

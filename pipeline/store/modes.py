@@ -148,13 +148,13 @@ def share_with_group(work: paths.Work) -> None:
 
 def _open_up(path: Path) -> None:
     """For the group, where it is ours: others' files in it are theirs to open."""
-    found = path.lstat()
-    if found.st_uid != os.geteuid() or stat.S_ISLNK(found.st_mode):
+    status = path.lstat()
+    if status.st_uid != os.geteuid() or stat.S_ISLNK(status.st_mode):
         return
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         os.chmod(path, 0o777 & ~umask_of(path) | stat.S_ISGID | _sticky(path))
     else:
-        program = found.st_mode & stat.S_IXUSR
+        program = status.st_mode & stat.S_IXUSR
         os.chmod(path, (0o777 if program else 0o666) & ~umask_of(path))
 
 

@@ -129,7 +129,7 @@ class Core:
     tracing: int = field(default_factory=lambda: SHARED["tracing"])
 
     def to_json(self, traced: bool = False) -> dict[str, int]:
-        """Nothing about tracing in version 1, of which cells do not say it."""
+        """Nothing about tracing in version 1, which cells do not record."""
         own = {"tracing": self.tracing} if traced and self.tracing > 1 else {}
         return {"data": self.data, **own, "training": self.training}
 
@@ -222,7 +222,7 @@ class Cell:
 
     @property
     def versions(self) -> dict[str, int]:
-        """Of all that decides its weights; empty for a cell of format 2, which does not say."""
+        """Of all that decides its weights; empty for a cell of format 2, which has none."""
         if self.format == UNVERSIONED:
             return {}
         core = self.core.to_json(self.is_traced)
@@ -290,7 +290,7 @@ class Cell:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], catalog: Catalog) -> Cell:
-        """The cell that `to_json` wrote, in the versions that it says.
+        """The cell that `to_json` wrote, in the versions that it records.
 
         Raises ValueError where the data is no such cell, or means another one to this version.
         """
@@ -334,10 +334,10 @@ class _Named(Frozen):
 
 
 def _core(data: Mapping[str, Any]) -> Core:
-    found = data["core"]
+    versions = data["core"]
     traced = data["stages"] and data["model"].get("own") is not None
-    tracing = found.get("tracing", 1) if traced else SHARED["tracing"]
-    return Core(*map(_version, (found["data"], found["training"], tracing)))
+    tracing = versions.get("tracing", 1) if traced else SHARED["tracing"]
+    return Core(*map(_version, (versions["data"], versions["training"], tracing)))
 
 
 def _version(value: Any) -> int:
@@ -350,5 +350,5 @@ def _version(value: Any) -> int:
 def _lower(now: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Versions of the same parts, none of them newer and one at least older; nearest first."""
     ranges = [range(version, max(0, version - 3), -1) for version in now]
-    found = sorted(itertools.product(*ranges), key=sum, reverse=True)
-    return found[1 : MOST_OLDER + 1]
+    combinations = sorted(itertools.product(*ranges), key=sum, reverse=True)
+    return combinations[1 : MOST_OLDER + 1]

@@ -92,8 +92,8 @@ def _check_size(source: Source, *axes: list[Any]) -> None:
 
 @dataclass(frozen=True)
 class _Exclusions:
-    """The entries of `exclude`, found by what they name: the keys of one entry are one pattern, and
-    a point is looked up once for each pattern, however many entries there are."""
+    """The entries of `exclude`, indexed by what they name: the keys of one entry are one pattern,
+    and a point is looked up once for each pattern, however many entries there are."""
 
     patterns: Mapping[tuple[bool, ...], Mapping[tuple[Any, ...], int]]
 

@@ -24,7 +24,7 @@ MAX_BYTES = 10_000_000
 
 
 class Entry(Frozen):
-    """What the sweep file says of an own network."""
+    """An own network as the sweep file specifies it."""
 
     name: Name
     factory: str
@@ -88,9 +88,9 @@ def _beside(document: Document, name: str) -> Path:
 def files(model: Model) -> dict[str, str]:
     """What `read` looked at, as it takes it again: path -> SHA-256."""
     own, start = model.own, model.start
-    found = {} if own is None else {own.source: own.sha256, own.weights: own.weights_sha256}
-    found |= {} if start is None else {start.source: start.sha256}
-    return {path: sha256 for path, sha256 in found.items() if path and sha256}
+    digests = {} if own is None else {own.source: own.sha256, own.weights: own.weights_sha256}
+    digests |= {} if start is None else {start.source: start.sha256}
+    return {path: sha256 for path, sha256 in digests.items() if path and sha256}
 
 
 def _file(document: Document, name: str, known: Read) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _sha256(path: Path, expected: str) -> str:
 
 
 def _module(name: str) -> dict[str, Any]:
-    """A module that can be imported: of an installed distribution, whose version says what it is,
+    """A module that can be imported: of an installed distribution, whose version identifies it,
     or else by the bytes of its file. Packages are looked into, not imported."""
     top, *rest = name.split(".")
     spec = PathFinder.find_spec(top, sys.path)

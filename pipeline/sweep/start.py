@@ -31,7 +31,7 @@ class _Entry(Frozen):
 
 
 def read(document: Document, at: Key, value: Mapping[str, Any], known: own.Read) -> Start:
-    """What an entry says; of a base, which one is not known yet. UserError where a file is not
+    """What an entry specifies; of a base, which one is not known yet. UserError where a file is not
     there, or where the network brings weights of its own."""
     text = document.check(at, _Entry, {"weights_from": value["weights_from"]}).weights_from
     at = (*at, "weights_from")
@@ -120,20 +120,20 @@ class Bases:
 
     def _found(self, at: Key, text: str, seed: int) -> Point:
         """The base that is meant, which may start from another one."""
-        found = [*self._named(at, text, seed)] if "/" in text else []
+        matches = [*self._named(at, text, seed)] if "/" in text else []
         if "/" not in text:  # ids of others are known only when what these start from is
             free = [p for p, c in self.points.items() if not c.model.start or c.model.start.sha256]
-            found = [point for point in free if self._of(point).id.startswith(text)]
-        if len(found) != 1:
+            matches = [point for point in free if self._of(point).id.startswith(text)]
+        if len(matches) != 1:
             names = [f"{d}/{m}/{BASE}" for d, m, _ in self.points]
             near = nearest(text, dict.fromkeys(names)) if "/" in text else EXPECTED
-            what = "matches several bases" if found else "is no base of this sweep"
+            what = "matches several bases" if matches else "is no base of this sweep"
             raise self.document.error(at, f"{shown(text)} {what}; {near}")
-        if found[0] in self.begun:
+        if matches[0] in self.begun:
             raise self.document.error(
                 at, f"{shown(text)} starts from itself; expected a base that does not"
             )
-        return found[0]
+        return matches[0]
 
     def _named(self, at: Key, text: str, seed: int) -> Iterable[Point]:
         first, second, *rest = text.split("/")

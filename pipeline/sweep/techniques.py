@@ -38,7 +38,7 @@ class Technique:
     label: str
     family: str
     stages: tuple[Stage, ...]
-    at: Key  # where the sweep file asks for it
+    at: Key  # where the sweep file requests it
     tuned: str | None = None  # the operating point, of which this is one candidate
 
 
@@ -113,8 +113,8 @@ def _resolve(source: Source, steps: Sequence[_Step]) -> tuple[Stage, ...]:
 
 
 def _points(source: Source, family: str, chain: list[_Step], at: Key) -> Iterator[Technique]:
-    """The technique, or one for each operating point that `grid` asks for, and of each of them one
-    for each candidate that `tune` asks for."""
+    """The technique, or one for each operating point requested by `grid`, and of each of them one
+    for each candidate requested by `tune`."""
     axes = {key: _axes(source, key, family, chain) for key in ("grid", "tune")}
     for key in set(axes["grid"]) & set(axes["tune"]):
         raise source.error(("tune", family, key), "is in `grid`, too; expected it in one of them")
@@ -137,10 +137,10 @@ def _products(axes: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
 def _axes(source: Source, key: str, family: str, chain: list[_Step]) -> dict[str, list[Any]]:
     """`grid: FAMILY:` or `tune: FAMILY:` checked: {"prune.parameters_kept": [0.5, 0.25]}; empty
     where the file has none."""
-    asked: dict[str, Any] = getattr(source.config, key)
-    if family not in asked:
-        return _rates_of_all(source, family, chain) if key == "tune" and ALL in asked else {}
-    axes, at = asked[family], (key, family)
+    by_family: dict[str, Any] = getattr(source.config, key)
+    if family not in by_family:
+        return _rates_of_all(source, family, chain) if key == "tune" and ALL in by_family else {}
+    axes, at = by_family[family], (key, family)
     if not isinstance(axes, dict) or not axes:
         raise source.error(at, "expected `stage.setting: [values]`")
     settings = source.catalog.stages
@@ -159,8 +159,8 @@ def _axes(source: Source, key: str, family: str, chain: list[_Step]) -> dict[str
 
 def _rates_of_all(source: Source, family: str, chain: list[_Step]) -> dict[str, list[Any]]:
     """`tune: {all: {learning_rate_factor: [...]}}` for one technique: of the stage that fine-tunes,
-    the first where several do. Empty where none does, where `grid` sets it, and where the file says
-    what to try for this technique."""
+    the first where several do. Empty where none does, where `grid` sets it, and where the file
+    specifies what to try for this technique."""
     axes, at = source.config.tune[ALL], ("tune", ALL)
     if ALL in source.config.techniques:  # it is the name of a technique
         return {}

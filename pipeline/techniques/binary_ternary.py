@@ -86,6 +86,6 @@ def _bounded(state: ModelState, step: int, steps: int) -> None:
 def _record(training: Training) -> None:
     from pipeline.models.transforms.binary_ternary import BINARY, choosing
 
-    found = choosing(training.state.network.module).values()
-    ternary = sum(float(each.angle.detach().tan()) < BINARY for each in found)
-    training.columns.setdefault("ternary_layers", []).append(ternary / max(1, len(found)))
+    quantizers = choosing(training.state.network.module).values()
+    ternary = sum(float(each.angle.detach().tan()) < BINARY for each in quantizers)
+    training.columns.setdefault("ternary_layers", []).append(ternary / max(1, len(quantizers)))

@@ -91,8 +91,8 @@ def _fit(book: Codebook, weight: torch.Tensor) -> None:
         weights = scale.square()[:, None].expand_as(flat)
         values = kmeans(ratios[alive], weights[alive], len(values))
         codes[alive] = nearest(ratios[alive], values) + 1
-        found = torch.cat((values.new_zeros(1), values))[codes]
-        scale = _scale((flat * found).sum(1), found.square().sum(1))
+        centres = torch.cat((values.new_zeros(1), values))[codes]
+        scale = _scale((flat * centres).sum(1), centres.square().sum(1))
     largest = float(values.abs().max())
     step = largest / LARGEST if largest else 1.0
     book.set(codes.reshape(weight.shape), values / step, scale * step)
@@ -105,11 +105,11 @@ def _scale(sums: torch.Tensor, counts: torch.Tensor, root: bool = False) -> torc
 
     from pipeline.models.spec import SMALLEST_NORMAL
 
-    found = sums / counts.clamp_min(1e-30)
-    found = found.clamp_min(0).sqrt() if root else found
-    usable = found >= SMALLEST_NORMAL * 1e6  # which is divided by at most 63 yet
-    largest = torch.where(usable, found, 0).amax()
-    return torch.where(usable, found, torch.where(largest > 0, largest, 1.0))
+    scale = sums / counts.clamp_min(1e-30)
+    scale = scale.clamp_min(0).sqrt() if root else scale
+    usable = scale >= SMALLEST_NORMAL * 1e6  # which is divided by at most 63 yet
+    largest = torch.where(usable, scale, 0).amax()
+    return torch.where(usable, scale, torch.where(largest > 0, largest, 1.0))
 
 
 def kmeans(values: torch.Tensor, weights: torch.Tensor, k: int) -> torch.Tensor:

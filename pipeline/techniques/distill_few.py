@@ -136,11 +136,11 @@ def _rows(
 def _outputs(module: nn.Module) -> Iterator[list[torch.Tensor]]:
     import torch
 
-    found: list[torch.Tensor] = []
-    hook = module.register_forward_hook(lambda _, inputs, output: found.append(output))
+    outputs: list[torch.Tensor] = []
+    hook = module.register_forward_hook(lambda _, inputs, output: outputs.append(output))
     try:
         with torch.no_grad():
-            yield found
+            yield outputs
     finally:
         hook.remove()
 

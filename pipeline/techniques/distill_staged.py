@@ -104,9 +104,9 @@ def _fresh(spec: NetworkSpec, maps: list[int], context: Context) -> ModelState:
 
     state = context.fresh(spec)
     own, others = (_channels(each, maps) for each in (state, context.base()))
-    found = network.with_transform(state, adapted.Adapted(own, others))
-    adapted.draw(found.network.module, context.seed)
-    return found
+    student = network.with_transform(state, adapted.Adapted(own, others))
+    adapted.draw(student.network.module, context.seed)
+    return student
 
 
 def _channels(state: ModelState, maps: list[int]) -> tuple[int, ...]:
@@ -114,8 +114,8 @@ def _channels(state: ModelState, maps: list[int]) -> tuple[int, ...]:
 
     device = next(state.network.parameters()).device
     with torch.no_grad():
-        _, found = state.network.eval()(torch.zeros(1, *state.spec.shape, device=device), maps=True)
-    return tuple(found[i].shape[1] for i in maps)
+        _, ends = state.network.eval()(torch.zeros(1, *state.spec.shape, device=device), maps=True)
+    return tuple(ends[i].shape[1] for i in maps)
 
 
 def _objective(
@@ -168,5 +168,5 @@ def _used(output: torch.Tensor, parameters: dict[str, nn.Parameter]) -> set[str]
     gradients = torch.autograd.grad(
         output.sum(), [*parameters.values()], allow_unused=True, retain_graph=True
     )
-    found = zip(parameters, gradients, strict=True)
-    return {name for name, gradient in found if gradient is not None}
+    named_gradients = zip(parameters, gradients, strict=True)
+    return {name for name, gradient in named_gradients if gradient is not None}

@@ -52,7 +52,7 @@ class Size(StageSettings):
 
     @property
     def of(self) -> str:
-        """The setting that says how much stays."""
+        """The setting that defines how much stays."""
         return "parameters_kept" if self.macs_kept is None else "macs_kept"
 
     @property
@@ -87,7 +87,7 @@ class Budget(Size):
 
 
 def cut_groups(stage: str, graph: Graph, budget: Budget) -> list[int]:
-    """Numbers of the groups that may be cut; what stays whole is told in the attempt's log."""
+    """Numbers of the groups that may be cut; the attempt's log lists what stays whole."""
     for line in graph.left:
         terminal.tell(f"{stage}: left whole: {line}", begin="")
     cut = [i for i, group in enumerate(graph.groups) if not group.whole]
@@ -119,16 +119,16 @@ class Rows:
         a filter, the mean."""
         import torch
 
-        found = self.all(group, name, tensor)
-        if len(found) == 1:
-            return found[0]
-        return torch.cat(found, 1) if found[0].dim() > 1 else torch.stack(found).mean(0)
+        blocks = self.all(group, name, tensor)
+        if len(blocks) == 1:
+            return blocks[0]
+        return torch.cat(blocks, 1) if blocks[0].dim() > 1 else torch.stack(blocks).mean(0)
 
     def all(self, group: int, name: str, tensor: str = "weight") -> list[torch.Tensor]:
         """float32 [filters of the group, ...], once for each time that the layer makes them, as a
         grouped convolution does in each of its blocks."""
-        found = self.tensors[f"{name}.{tensor}"].float().cpu()
-        return [found[span] for span in self.spans(group, name)]
+        layer_tensor = self.tensors[f"{name}.{tensor}"].float().cpu()
+        return [layer_tensor[span] for span in self.spans(group, name)]
 
     def spans(self, group: int, name: str) -> Iterator[slice]:
         """Where the filters of the group lie among those of the layer ``name``."""
@@ -189,12 +189,12 @@ def filled(
     sizes: Sizes,
     scores: dict[int, torch.Tensor],
     budget: Budget,
-    found: list[int],
+    initial_counts: list[int],
 ) -> list[int]:
-    """``found`` (see ``counts``) and more filters, a step of a group at a time, the best ones
-    first, as long as the budget has room for any: rounding leaves some of it."""
+    """``initial_counts`` (see ``counts``) and more filters, a step of a group at a time, the
+    best ones first, as long as the budget has room for any: rounding leaves some of it."""
     target, size, steps = budget.kept * sizes.base, sizes.size, sizes.steps
-    counts = list(found)
+    counts = list(initial_counts)
     ranked = {i: score.sort(descending=True).values for i, score in scores.items()}
     grows = True
     while grows:
@@ -234,14 +234,14 @@ def _candidates(
     return found
 
 
-def best(scores: dict[int, torch.Tensor], found: list[int]) -> list[torch.Tensor]:
+def best(scores: dict[int, torch.Tensor], counts: list[int]) -> list[torch.Tensor]:
     """Indices (int64, ascending) of the filters that stay: of each group those with the best
     scores, all where it has none."""
     import torch
 
-    kept = [torch.arange(filters) for filters in found]
+    kept = [torch.arange(filters) for filters in counts]
     for i, score in scores.items():
-        kept[i] = score.topk(found[i]).indices.sort().values
+        kept[i] = score.topk(counts[i]).indices.sort().values
     return kept
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.techniques.context import Context
 
 VERSION = 1
-STEPS = 1000  # parts of the energy that are told apart
+STEPS = 1000  # parts of the energy that are distinguished
 
 
 class Settings(filters.Size):
@@ -73,9 +73,9 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
         if (bias := tensors.pop(f"module.{name}.bias", None)) is not None:
             tensors[f"module.{name}.{2 if inputs else 1}.bias"] = bias
     assert isinstance(transform, Factored)
-    found = network.restore(state.spec.with_transform(transform), tensors)
-    found.network.to(next(state.network.parameters()).device)
-    return found
+    factored = network.restore(state.spec.with_transform(transform), tensors)
+    factored.network.to(next(state.network.parameters()).device)
+    return factored
 
 
 def _decomposed(state: ModelState, method: str) -> dict[str, Parts]:
@@ -127,8 +127,8 @@ def _chosen(
     target = settings.target(base)
 
     def size(step: int) -> int:
-        found = spec.with_transform(_ranks(parts, step / STEPS, settings.multiple))
-        return settings.sizes(found)(found.channels)
+        candidate = spec.with_transform(_ranks(parts, step / STEPS, settings.multiple))
+        return settings.sizes(candidate)(candidate.channels)
 
     if size(0) > target:
         least = size(0) / target * settings.kept

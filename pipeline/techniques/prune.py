@@ -83,8 +83,8 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 
 def scored(state: ModelState, settings: Settings, context: Context) -> dict[int, torch.Tensor]:
     """Number of each group that may be cut -> importance of its filters, larger is better. Each
-    group's mean is 1, so that a ranking over all does not fall for their different sizes; but what
-    Taylor's criterion says is in the same unit, the loss, for all of them."""
+    group's mean is 1, so that a ranking over all does not fall for their different sizes; but
+    Taylor's criterion is in the same unit, the loss, for all of them."""
     from pipeline.models import network
 
     graph = network.graph_of(state.spec)
@@ -98,7 +98,7 @@ def scored(state: ModelState, settings: Settings, context: Context) -> dict[int,
 def _of_weights(
     state: ModelState, graph: Graph, cut: list[int], criterion: str, seed: int
 ) -> dict[int, torch.Tensor]:
-    """By what the weights alone say."""
+    """From the weights alone."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -165,10 +165,10 @@ def _taylor(
     sample = data.sample(context.split.train, images, context.seed).to(device)
     for pixels, labels in data.ordered(sample, TAYLOR_BATCH):
         loss = torch.nn.functional.cross_entropy(network(pixels), labels)
-        found = torch.autograd.grad(loss, [*parameters.values()], allow_unused=True)
+        gradients = torch.autograd.grad(loss, [*parameters.values()], allow_unused=True)
         moved = {
             name: (p.detach() * gradient).reshape(len(p), -1).sum(1)
-            for (name, p), gradient in zip(parameters.items(), found, strict=True)
+            for (name, p), gradient in zip(parameters.items(), gradients, strict=True)
             if gradient is not None
         }
         rows = filters.Rows(graph, channels, moved)

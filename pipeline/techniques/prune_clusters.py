@@ -95,7 +95,7 @@ def _parts(rows: filters.Rows, group: int) -> dict[str, torch.Tensor]:
     """Layer -> float64 [K, D]: what it puts into the channels of the group."""
     import torch
 
-    found = {}
+    parts = {}
     for name in rows.graph.groups[group].producers:
         tensors = [n for n in ("weight", "bias") if f"{name}.{n}" in rows.tensors]
         flat = [
@@ -104,8 +104,8 @@ def _parts(rows: filters.Rows, group: int) -> dict[str, torch.Tensor]:
             else rows.of(group, name, tensor)[:, None]
             for tensor in tensors
         ]
-        found[name] = torch.cat(flat, 1).double()
-    return found
+        parts[name] = torch.cat(flat, 1).double()
+    return parts
 
 
 def _vectors(rows: filters.Rows, group: int) -> torch.Tensor:
@@ -171,14 +171,14 @@ def kmeans(vectors: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
     labels = torch.zeros(len(vectors), dtype=torch.int64)
     for _ in range(LLOYD):
         distance = torch.cdist(vectors, centres)
-        found = distance.argmin(1)
+        assigned = distance.argmin(1)
         for label in range(len(centres)):
-            if not (found == label).any():
-                alone = found.bincount(minlength=len(centres))[found] == 1
-                found[distance[:, label].masked_fill(alone, torch.inf).argmin()] = label
-        if torch.equal(found, labels):
+            if not (assigned == label).any():
+                alone = assigned.bincount(minlength=len(centres))[assigned] == 1
+                assigned[distance[:, label].masked_fill(alone, torch.inf).argmin()] = label
+        if torch.equal(assigned, labels):
             break
-        labels = found
+        labels = assigned
         sums = torch.zeros_like(centres).index_add_(0, labels, vectors)
         centres = sums / labels.bincount(minlength=len(centres))[:, None]
     return labels

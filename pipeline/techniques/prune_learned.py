@@ -24,7 +24,7 @@ class Settings(Trained, filters.Budget):
     1 for the filters with the best scores, ``dE/ds = dE/dz`` (straight through), also where z is
     0. So s grows by what the loss would lose without the filter, step after step, and a closed
     filter that would help opens again. How many are open follows a budget that falls from all to
-    what is asked for over two thirds of the training, by the third power (Zhu and Gupta 2017, whose
+    the requested one over two thirds of the training, by the third power (Zhu and Gupta 2017, whose
     schedule is one of sparsity); one threshold for all layers, ``multiple`` filters of each stay.
     Behind layers whose outputs are summed there is one gate for all of them. Then gates rest, the
     others are trained on, and the closed filters are removed: the network computes the same.
@@ -77,21 +77,21 @@ def _gated(state: ModelState, sizes: filters.Sizes, settings: Settings) -> Model
     cut = filters.cut_groups("prune-learned", graph, settings)
     rows = filters.Rows.of_state(graph, state)
     transform = gated.Gated(state.spec.channels, tuple(cut))
-    found = network.with_transform(state, transform)
+    gated_state = network.with_transform(state, transform)
     with torch.no_grad():
-        for i, gate in gated.gates(found.network.module).items():
+        for i, gate in gated.gates(gated_state.network.module).items():
             parts = [rows.of(i, name).flatten(1) for name in graph.groups[i].producers]
             norm = torch.cat(parts, 1).norm(dim=1)
             gate.score.copy_(PRIOR * norm / norm.mean().clamp_min(1e-12))
-    _counts(found, sizes, settings)
-    return found
+    _counts(gated_state, sizes, settings)
+    return gated_state
 
 
 def _scores(state: ModelState) -> dict[int, torch.Tensor]:
     from pipeline.models.transforms import gated
 
-    found = gated.gates(state.network.module)
-    return {i: gate.score.detach().cpu() for i, gate in found.items()}
+    gates = gated.gates(state.network.module)
+    return {i: gate.score.detach().cpu() for i, gate in gates.items()}
 
 
 def _counts(state: ModelState, sizes: filters.Sizes, settings: Settings) -> list[int]:

@@ -1,4 +1,4 @@
-"""What every stage says about itself by its settings, and what those of several stages share."""
+"""What every stage declares by its settings, and what those of several stages share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StageSettings(Frozen):
 
     def operating_point(self) -> dict[str, Any]:
         """What the network is to become, for comparison with controls: ``parameters_kept``,
-        ``width``, ``model``, or words of a plug-in's own."""
+        ``width``, ``model``, or keys of a plug-in's own."""
         return {}
 
     def models(self) -> tuple[str, ...]:
@@ -85,9 +85,9 @@ class Recorded(StageSettings):
 
 def recorded(settings: Mapping[str, Any], about: Any) -> Recorded:
     """ValueError where the data is none."""
-    found = strictly(Recorded, settings)
-    found._about = strictly(About, about)
-    return found
+    record = strictly(Recorded, settings)
+    record._about = strictly(About, about)
+    return record
 
 
 class Trained(StageSettings):

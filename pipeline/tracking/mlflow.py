@@ -43,10 +43,10 @@ class Mlflow:
         self.client: Any = package.MlflowClient(tracking_uri=uri)
         experiment = self.client.get_experiment_by_name(run.sweep)
         own = experiment.experiment_id if experiment else self.client.create_experiment(run.sweep)
-        found = self.client.search_runs([own], filter_string=f"tags.`{TAG}` = '{run.id}'")
-        self.is_new = not found
-        if found:
-            self.run = found[0].info.run_id
+        runs = self.client.search_runs([own], filter_string=f"tags.`{TAG}` = '{run.id}'")
+        self.is_new = not runs
+        if runs:
+            self.run = runs[0].info.run_id
             return
         made = self.client.create_run(own, run_name=run.name, tags={TAG: run.id})
         self.run = made.info.run_id

@@ -60,6 +60,6 @@ def use_cache(work: paths.Work) -> None:
 
 def _is_private(folder: Path) -> bool:
     """Whether it is a folder of this user, in which nobody else can write; raises OSError."""
-    found = folder.lstat()
-    shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not shared
+    status = folder.lstat()
+    shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not shared

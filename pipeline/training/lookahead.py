@@ -26,8 +26,8 @@ class Lookahead:
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe, kept: Tensors):
-        found = network.state_dict(keep_vars=True).items() if recipe.lookahead else ()
-        named = {n: t for n, t in found if t.is_floating_point()}
+        entries = network.state_dict(keep_vars=True).items() if recipe.lookahead else ()
+        named = {n: t for n, t in entries if t.is_floating_point()}
         self._names, self._live = [*named], [*named.values()]
         self._slow = [t.detach().clone() for t in self._live]
         for name, slow in zip(self._names, self._slow, strict=True):

@@ -32,12 +32,12 @@ def with_rate(objective: Objective, module: nn.Module, weight: float) -> Objecti
 
 def bits_per_weight(module: nn.Module) -> torch.Tensor:
     """[]: mean estimated bits over all weights of a fake-quantized network, differentiable."""
-    found = layers(module).values()
+    quantized_layers = layers(module).values()
     bits = [
         estimated_bits(each.weight, each.weight_quantizer.scale, each.weight_quantizer.limit)
-        for each in found
+        for each in quantized_layers
     ]
-    return torch.stack(bits).sum() / sum(each.weight.numel() for each in found)
+    return torch.stack(bits).sum() / sum(each.weight.numel() for each in quantized_layers)
 
 
 def estimated_bits(weight: torch.Tensor, scale: torch.Tensor, limit: int) -> torch.Tensor:

@@ -35,10 +35,10 @@ def optimize(
 ) -> tuple[int, int]:
     """Rounds the weights of a fake-quantized network anew, in place: the least distortion + price x
     bits a weight. ``importance``: of each layer, see ``of_logits``. (weights moved, weights)."""
-    found = layers(module)
-    total, moved = sum(layer.weight.numel() for layer in found.values()), 0
+    quantized_layers = layers(module)
+    total, moved = sum(layer.weight.numel() for layer in quantized_layers.values()), 0
     for name in importance:
-        layer = found[name]
+        layer = quantized_layers[name]
         scale = layer.weight_quantizer.scale.detach()
         with torch.no_grad():
             integer = (layer.quantized_weight() / by_filter(scale, layer.weight)).round()

@@ -41,9 +41,9 @@ class Source:
 
 def encode(model: bytes) -> bytes:
     """The coded file; the skeleton alone where coding the numbers apart takes more."""
-    found = initializers(model)
-    products = _products(model, found)
-    sources = list(_sources(model, found, products))
+    tensors = initializers(model)
+    products = _products(model, tensors)
+    sources = list(_sources(model, tensors, products))
     whole = _file(model, sources, products)
     if len(model) > PLAIN and len(whole) < len(_lzma(model, USUAL)):
         return whole
@@ -51,11 +51,11 @@ def encode(model: bytes) -> bytes:
 
 
 def _sources(
-    model: bytes, found: list[Numbers], products: dict[Numbers, tuple[Numbers, Numbers]]
+    model: bytes, tensors: list[Numbers], products: dict[Numbers, tuple[Numbers, Numbers]]
 ) -> Iterator[Source]:
     pools: dict[int, list[Numbers]] = {FLOATS: [], INTEGERS: []}
     used = {factor for factors in products.values() for factor in factors}
-    for numbers in found:
+    for numbers in tensors:
         kind = {FLOAT: FLOATS, INT32: INTEGERS}.get(numbers.kind, BYTES)
         if numbers in products or numbers.count < (1 if numbers in used else 4):
             continue
@@ -100,12 +100,12 @@ def _bytes(numbers: np.ndarray, kind: int) -> np.ndarray:
     return np.ascontiguousarray(turned.astype("<u4").view(np.int8).reshape(-1, 4).T)
 
 
-def _products(model: bytes, found: list[Numbers]) -> dict[Numbers, tuple[Numbers, Numbers]]:
+def _products(model: bytes, tensors: list[Numbers]) -> dict[Numbers, tuple[Numbers, Numbers]]:
     """Tensors of floats that are, bit for bit, one of one number times another of their length,
     all before them: the scale of a bias is that of its input times that of its weights."""
     values = {
         n: np.frombuffer(model, "<f4", n.count, n.start)
-        for n in found
+        for n in tensors
         if n.kind == FLOAT and n.count < POOLED
     }
     products: dict[Numbers, tuple[Numbers, Numbers]] = {}

@@ -42,8 +42,8 @@ class Option:
 def of_weights(flat: np.ndarray, dims: tuple[int, ...]) -> tuple[np.ndarray, list[Option]]:
     """(values int8 [K, P, C], options, the best first) for the int8 values of a tensor, under the
     best of the ways to see it as filters, positions and channels."""
-    found = [(view, _options(view, layout)) for view, layout in _views(flat, dims)]
-    return min(found, key=lambda pair: pair[1][0].bits)
+    candidates = [(view, _options(view, layout)) for view, layout in _views(flat, dims)]
+    return min(candidates, key=lambda pair: pair[1][0].bits)
 
 
 def _views(flat: np.ndarray, dims: tuple[int, ...]) -> Iterator[tuple[np.ndarray, int]]:
@@ -68,7 +68,7 @@ def rows(flat: np.ndarray, size: int) -> np.ndarray:
 
 
 def of_bytes(flat: np.ndarray) -> tuple[np.ndarray, list[Option]]:
-    """The same for bytes int8 [n] of numbers, of which those before say how often each occurs."""
+    """The same for bytes int8 [n] of numbers, whose frequencies are estimated from those before."""
     values = rows(flat, 32 if len(flat) < 1 << 14 else ROW)
     k, _, c = values.shape
     alphabet = tuple(np.unique(values).tolist())
@@ -80,18 +80,18 @@ def _options(true: np.ndarray, layout: int) -> list[Option]:
     k, p, c = true.shape
     part, larger = (true[: max(16, n // (p * c))] for n in (TRIED, TRIED_TOGETHER))
     alphabet = tuple(np.unique(true).tolist())  # of all: a plan is for the whole tensor
-    found = _sorted(_plans(np.ascontiguousarray(part), layout, alphabet), part, k)
-    best = next((option.plan for option in found if option.plan.residual), None)
+    options = _sorted(_plans(np.ascontiguousarray(part), layout, alphabet), part, k)
+    best = next((option.plan for option in options if option.plan.residual), None)
     if best is None or min(k, c) < 16 or true.size < 4096 or not _related(true):
-        return found
+        return options
     larger = np.ascontiguousarray(larger)
     plans = [replace(best, filters=len(larger)), *_together(best, larger)]
-    return sorted([*found[1:], *_sorted(plans, larger, k)], key=lambda option: option.bits)
+    return sorted([*options[1:], *_sorted(plans, larger, k)], key=lambda option: option.bits)
 
 
 def _related(true: np.ndarray) -> bool:
-    """Whether what the channels of half of the filters have in common says something of those of
-    the others: the second half of the channels from the first, by least squares."""
+    """Whether what the channels of half of the filters have in common predicts those of the
+    others: the second half of the channels from the first, by least squares."""
     k, p, c = true.shape
     step = -(-k * p * c // TRIED_TOGETHER)
     values = true[::step].reshape(-1, c).astype(np.float64)
@@ -144,7 +144,7 @@ def _plans(true: np.ndarray, layout: int, alphabet: tuple[int, ...]) -> Iterator
 
 
 def _smooth(true: np.ndarray) -> bool:
-    """Whether positions say something of each other: a last one, of all others."""
+    """Whether positions predict each other: the last one, from all others."""
     by_position = true.transpose(1, 0, 2).reshape(true.shape[1], -1).astype(np.float64)
     products = by_position @ by_position.T + np.eye(len(by_position))
     left = 1 / np.linalg.inv(products)[-1, -1]
@@ -207,14 +207,14 @@ def _with_bins(plan: Plan, true: np.ndarray) -> Iterator[Plan]:
 
 
 def with_taps(plan: Plan, true: np.ndarray) -> Plan:
-    """Least squares: what positions before say of each."""
+    """Least squares: each position predicted from those before."""
     by_position = true.transpose(1, 0, 2).reshape(plan.positions, -1).astype(np.float64)
     products = by_position @ by_position.T
     ridge = np.trace(products) / plan.positions * 0.002 + 1
     taps: list[int] = []
     for q in range(1, plan.positions):
-        found = np.linalg.solve(products[:q, :q] + ridge * np.eye(q), products[:q, q])
-        taps += np.clip(np.rint(found * TAP), -127, 127).astype(int).tolist()
+        coefficients = np.linalg.solve(products[:q, :q] + ridge * np.eye(q), products[:q, q])
+        taps += np.clip(np.rint(coefficients * TAP), -127, 127).astype(int).tolist()
     return replace(plan, taps=tuple(taps))
 
 

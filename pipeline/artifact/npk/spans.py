@@ -30,7 +30,7 @@ class Numbers:
 def initializers(model: bytes) -> list[Numbers]:
     """Those of the kinds in WIDTH, in the order of the file; none where it is no ONNX model."""
     try:
-        found = [
+        spans = [
             numbers
             for field, _, start, stop in _fields(model, 0, len(model))
             if field == GRAPH
@@ -40,7 +40,7 @@ def initializers(model: bytes) -> list[Numbers]:
         ]
     except (IndexError, ValueError):
         return []
-    return sorted(found, key=lambda numbers: numbers.start)
+    return sorted(spans, key=lambda numbers: numbers.start)
 
 
 def _numbers(model: bytes, start: int, stop: int) -> Iterator[Numbers]:

@@ -36,8 +36,8 @@ class Adapted(Transform):
 
     def insert(self, module: nn.Module, graph: Graph) -> None:
         pairs = zip(self.own, self.others, strict=True)
-        found = (nn.Conv2d(own, others, 1, bias=False) for own, others in pairs)
-        module.add_module(ADAPTERS, nn.ModuleList(found))
+        convolutions = (nn.Conv2d(own, others, 1, bias=False) for own, others in pairs)
+        module.add_module(ADAPTERS, nn.ModuleList(convolutions))
 
 
 def adapters(module: nn.Module) -> Sequence[nn.Module]:

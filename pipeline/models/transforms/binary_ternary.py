@@ -66,5 +66,5 @@ class ChoosingQuantizer(CoarseQuantizer):
 
 def choosing(module: nn.Module) -> dict[str, ChoosingQuantizer]:
     """Name of layer -> what chooses its levels."""
-    found = {name: layer.weight_quantizer for name, layer in layers(module).items()}
-    return {name: each for name, each in found.items() if isinstance(each, ChoosingQuantizer)}
+    quantizers = {name: layer.weight_quantizer for name, layer in layers(module).items()}
+    return {name: each for name, each in quantizers.items() if isinstance(each, ChoosingQuantizer)}

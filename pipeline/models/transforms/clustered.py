@@ -102,8 +102,8 @@ class Codebook(fakequant.WeightQuantizer):
 
 def codebooks(module: nn.Module) -> dict[str, Codebook]:
     """Name of layer -> what its weights share."""
-    found = {n: layer.weight_quantizer for n, layer in fakequant.layers(module).items()}
-    return {name: book for name, book in found.items() if isinstance(book, Codebook)}
+    quantizers = {n: layer.weight_quantizer for n, layer in fakequant.layers(module).items()}
+    return {name: book for name, book in quantizers.items() if isinstance(book, Codebook)}
 
 
 class _Context(FunctionCtx):

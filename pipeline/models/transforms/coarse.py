@@ -52,7 +52,7 @@ class Coarse(Transform):
 
     @torch.no_grad()
     def begin(self, module: nn.Module, graph: Graph) -> None:
-        """Sets every scale of its own to what the weights ask for."""
+        """Sets every scale of its own to what the weights require."""
         for layer in self.layers(module, graph).values():
             layer.weight_quantizer.scale.copy_(layer.weight_quantizer.widest(layer.weight))
 
@@ -60,11 +60,11 @@ class Coarse(Transform):
         self, module: nn.Module, graph: Graph
     ) -> dict[str, FakeQuantConv2d | FakeQuantLinear]:
         """Those that it rounds."""
-        found = layers(module)
+        quantized_layers = layers(module)
         kept = set(graph.image) if self.eight_bits in ("first-and-last", "first") else set()
         if self.eight_bits in ("first-and-last", "last"):
-            kept |= set(list(found)[-1:])
-        return {name: layer for name, layer in found.items() if name not in kept}
+            kept |= set(list(quantized_layers)[-1:])
+        return {name: layer for name, layer in quantized_layers.items() if name not in kept}
 
 
 class CoarseQuantizer(WeightQuantizer):

@@ -35,10 +35,10 @@ class Gated(Transform):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def insert(self, module: nn.Module, graph: Graph) -> None:
-        found = {i: Gate(self.channels[i]) for i in self.cut}
-        module.add_module(GATES, nn.ModuleDict({str(i): gate for i, gate in found.items()}))
+        gate_of = {i: Gate(self.channels[i]) for i in self.cut}
+        module.add_module(GATES, nn.ModuleDict({str(i): gate for i, gate in gate_of.items()}))
         for name in dict.fromkeys(name for i in self.cut for name in graph.ends(i)):
-            row = [found.get(i, self.channels[i]) for i in graph.filters[name]]
+            row = [gate_of.get(i, self.channels[i]) for i in graph.filters[name]]
             module.get_submodule(name).register_forward_hook(_Closing(row))
 
 
@@ -78,5 +78,5 @@ class _Closing:
 
 def gates(module: nn.Module) -> dict[int, Gate]:
     """Number of a group -> its gates."""
-    found = module.get_submodule(GATES)
-    return {int(i): gate for i, gate in found.named_children() if isinstance(gate, Gate)}
+    submodule = module.get_submodule(GATES)
+    return {int(i): gate for i, gate in submodule.named_children() if isinstance(gate, Gate)}

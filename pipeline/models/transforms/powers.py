@@ -113,5 +113,5 @@ class PowerQuantizer(fakequant.WeightQuantizer):
 
 def quantizers(module: nn.Module) -> dict[str, PowerQuantizer]:
     """Name of layer -> what freezes its weights."""
-    found = {n: layer.weight_quantizer for n, layer in fakequant.layers(module).items()}
-    return {name: each for name, each in found.items() if isinstance(each, PowerQuantizer)}
+    by_layer = {n: layer.weight_quantizer for n, layer in fakequant.layers(module).items()}
+    return {name: each for name, each in by_layer.items() if isinstance(each, PowerQuantizer)}

@@ -78,9 +78,9 @@ def _losing(rows: Iterable[Row]) -> Iterator[Row]:
 
 def _read(rows: Iterable[Row], read: Read) -> Iterator[_Pair]:
     for row in rows:
-        found = read(row.id)
-        if found and found.similarity and found.similarity_pairs is not None:
-            yield _Pair(row, len(found.similarity["cka"]), found.similarity_pairs)
+        evidence = read(row.id)
+        if evidence and evidence.similarity and evidence.similarity_pairs is not None:
+            yield _Pair(row, len(evidence.similarity["cka"]), evidence.similarity_pairs)
 
 
 def _heat(pair: _Pair, side: int) -> Heat:

@@ -1,8 +1,8 @@
 """How every figure looks, and how it becomes bytes: without a display, and always the same ones.
 
-Techniques differ in colour *and* marker, so that they are told apart in grey and by readers who
-see colours differently (Okabe and Ito's palette, dark enough for white paper). Controls are grey
-and hollow.
+Techniques differ in colour *and* marker, so that they are distinguishable in grey and to readers
+who see colours differently (Okabe and Ito's palette, dark enough for white paper). Controls are
+grey and hollow.
 """
 
 from __future__ import annotations
@@ -188,15 +188,15 @@ def _more_fonts() -> tuple[str, ...]:
     """The first of them that is installed. matplotlib keeps a list of fonts, which lacks those that
     were installed since it was made."""
     manager = font_manager.fontManager
-    if not (found := _of_more_fonts(manager)):
+    if not (fonts := _of_more_fonts(manager)):
         known = {font.fname for font in manager.ttflist}
         starts = tuple(_bare(name) for name in MORE_FONTS)
         for path in sorted({*font_manager.findSystemFonts()} - known):
             if _bare(Path(path).stem).startswith(starts):
                 with suppress(OSError, RuntimeError):  # none that can be read
                     manager.addfont(path)
-        found = _of_more_fonts(manager)
-    return found[:1]
+        fonts = _of_more_fonts(manager)
+    return fonts[:1]
 
 
 def _of_more_fonts(manager: font_manager.FontManager) -> tuple[str, ...]:
@@ -353,7 +353,7 @@ def heading(axis: Axes, text: str, more: str = "", most: int = LONGEST_HEADING) 
 
 
 def log_ticks(axis: Axis, say: Callable[[float], str], mirrored_at: float | None = None) -> None:
-    """Ticks of a log axis that has its limits: round numbers, as many as have room, in the words of
+    """Ticks of a log axis that has its limits: round numbers, as many as have room, formatted by
     `say`. `mirrored_at`: a tick is at this number less a round one."""
     low, high = sorted(axis.get_view_interval())
     inside = [tick for tick in _round_numbers(low, high, mirrored_at) if low <= tick <= high]

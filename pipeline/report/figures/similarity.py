@@ -38,9 +38,9 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     names = chosen.techniques([r for r in rows if r.technique != ANEW], MOST_TECHNIQUES)
     by_setting: dict[Setting, list[Alike]] = {}
     for setting, members in chosen.panels(rows).items():
-        found = list(_alike(members, [*names, ANEW], read))
-        if any(each.technique != ANEW for each in found):
-            by_setting[setting] = found
+        similarities = list(_alike(members, [*names, ANEW], read))
+        if any(each.technique != ANEW for each in similarities):
+            by_setting[setting] = similarities
     if not by_setting:
         return None
     marks = _marks(rows, [each for members in by_setting.values() for each in members])
@@ -65,8 +65,8 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
 def _alike(rows: Sequence[Row], names: Iterable[str], read: Read) -> Iterator[Alike]:
     for name in names:
         seeds = chosen.seeds(rows, name)
-        found = [e.similarity for row in seeds if (e := read(row.id)) and e.similarity]
-        same = [each for each in found if len(each["cka"]) == len(found[0]["cka"])]
+        similarities = [e.similarity for row in seeds if (e := read(row.id)) and e.similarity]
+        same = [each for each in similarities if len(each["cka"]) == len(similarities[0]["cka"])]
         if same:
             values = {key: numpy.array([each[key] for each in same]) for key in LABEL}
             yield Alike(name, seeds[0].family, values)

@@ -21,22 +21,22 @@ Setting = tuple[str, str]
 
 def draw(rows: Sequence[Row], sweep: Sweep | None) -> Drawn | None:
     """None where no base starts from other weights, beside the same from fresh ones."""
-    found = dict(list(pairs(sweep, rows).items())[: chosen.MOST_PANELS]) if sweep else {}
-    if not sweep or not found:
+    panels = dict(list(pairs(sweep, rows).items())[: chosen.MOST_PANELS]) if sweep else {}
+    if not sweep or not panels:
         return None
     names = look.families(
-        row for members in found.values() for p in members for row in p.other.rows
+        row for members in panels.values() for p in members for row in p.other.rows
     )
     families = sorted(names, key=lambda name: not _several(rows, name))[:MOST_FAMILIES]
     marks: dict[str, dict] = {"base": BASE}
     marks |= {name: {**look.looks(rows)[name], "linestyle": "-"} for name in families}
     marks[FRESH] = {"color": "#555555", "linestyle": look.DASHES}
     marks["other weights"] = {"color": "#555555", "linestyle": "-"}
-    columns = min(2, len(found))
+    columns = min(2, len(panels))
     width = max(look.PANEL_INCHES[0] * columns, 7.0)
     legend_rows = look.legend_rows(list(marks), width)
-    canvas, axes = look.grid(len(found), columns, look.PANEL_INCHES, legend_rows, width)
-    for axis, (setting, members) in zip(axes, found.items(), strict=True):
+    canvas, axes = look.grid(len(panels), columns, look.PANEL_INCHES, legend_rows, width)
+    for axis, (setting, members) in zip(axes, panels.items(), strict=True):
         look.heading(axis, ", ".join(setting))
         fresh = [row for pair in members for row in pair.fresh.rows]
         other = [row for pair in members for row in pair.other.rows]
@@ -52,8 +52,8 @@ def draw(rows: Sequence[Row], sweep: Sweep | None) -> Drawn | None:
     return Drawn(
         canvas,
         "Accuracy against parameters, by what a base starts from",
-        _caption(sweep, found, families),
-        _alt(found),
+        _caption(sweep, panels, families),
+        _alt(panels),
     )
 
 
@@ -100,8 +100,8 @@ def _parameters(count: float) -> str:
 # --- in words --------------------------------------------------------------------------------
 
 
-def _caption(sweep: Sweep, found: dict, families: Sequence[str]) -> str:
-    every = [pair for members in found.values() for pair in members]
+def _caption(sweep: Sweep, panels: dict, families: Sequence[str]) -> str:
+    every = [pair for members in panels.values() for pair in members]
     seeds = [len(pair.other.rows) for pair in every]
     curves = f" Curves are the operating points of {', '.join(families)}, to the base's."
     curves = curves if families else ""
@@ -118,13 +118,13 @@ def _but(sweep: Sweep, every: Sequence[Pair]) -> str:
     names = left_out(sweep, every)
     without = f"from other weights without the recipe's {', '.join(names)}" if names else ""
     tuned = "with settings that held-out images chose for each"
-    found = [without, tuned if any(pair.is_tuned for pair in every) else ""]
-    return f", but {' and '.join(filter(None, found))}" if any(found) else ""
+    clauses = [without, tuned if any(pair.is_tuned for pair in every) else ""]
+    return f", but {' and '.join(filter(None, clauses))}" if any(clauses) else ""
 
 
-def _alt(found: dict) -> str:
+def _alt(panels: dict) -> str:
     sentences = []
-    for setting, members in found.items():
+    for setting, members in panels.items():
         texts = [
             f"{pair.name} {_accuracy(pair.fresh)} and {_accuracy(pair.other)}" for pair in members
         ]

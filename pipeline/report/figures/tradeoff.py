@@ -63,7 +63,9 @@ ANCHOR: dict[str, Any] = {
 def draw(rows: Sequence[Row], cost: Cost) -> Drawn | None:
     """None where nothing has both an accuracy and this cost."""
     panels = {
-        key: found for key, members in settings(rows).items() if (found := points(members, cost))
+        key: panel_points
+        for key, members in settings(rows).items()
+        if (panel_points := points(members, cost))
     }
     if not panels:
         return None
