@@ -5,9 +5,11 @@ Plain numbers: the page draws them as it does, matplotlib draws them for papers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from pipeline import runtimes
 from pipeline.measure.series import Series
@@ -156,11 +158,13 @@ def far_below(points: Sequence[Point]) -> frozenset[str]:
     press all others together: fewer than half, below a gap of more than ``FAR_POINTS`` points and
     of ``FAR_RANGES`` times the range of what is above it."""
     downwards = sorted(points, key=lambda point: -point.at[1])
-    for count in range(len(downwards) // 2 + 1, len(downwards)):
-        low, high = _reach(downwards[:count])
-        gap = downwards[count - 1].at[1] - downwards[count].at[1]
-        if gap > max(FAR_POINTS, FAR_RANGES * (high - low)):
-            return frozenset(point.group.technique for point in downwards[count:])
+    low, high = math.inf, -math.inf
+    for count, (point, other) in enumerate(pairwise(downwards), 1):
+        values = list(_reached([point]))
+        low, high = min(low, *values), max(high, *values)
+        gap = point.at[1] - other.at[1]
+        if 2 * count > len(downwards) and gap > max(FAR_POINTS, FAR_RANGES * (high - low)):
+            return frozenset(p.group.technique for p in downwards[count:])
     return frozenset()
 
 
