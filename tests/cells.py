@@ -24,7 +24,7 @@ MEASURE = {"repeats": 1, "seconds": 0.1}
 
 def cells(folder: Path, techniques, **more) -> dict[str, Cell]:
     """Technique -> cell, through a sweep file as a user writes it; `more` are other keys of it."""
-    asked = {
+    content = {
         "name": "test",
         "models": [MODEL],
         "datasets": ["digits"],
@@ -33,7 +33,7 @@ def cells(folder: Path, techniques, **more) -> dict[str, Cell]:
         "measure": MEASURE,
     } | more
     path = folder / "test.yaml"
-    path.write_text(yaml.safe_dump(asked))
+    path.write_text(yaml.safe_dump(content))
     return {cell.technique: cell for cell in sweep.load(path, catalog.built_in()).cells}
 
 
@@ -115,9 +115,9 @@ def result(paths: CellPaths) -> store.Result:
     trained = store.read_result(paths.result)
     entries, damaged = store.measurements(paths, deep=True)
     assert not damaged
-    found = [
+    measurements = [
         measured.Measurement(entry.name, one.facts, one.measured)
         for entry in done.of_this_artifact(entries, manifest)
         for one in [store.read_result(entry.path, entry.sha256)]
     ]
-    return next(iter(measured.combined(trained, found)))[1]
+    return next(iter(measured.combined(trained, measurements)))[1]

@@ -12,20 +12,20 @@ from collections.abc import Callable
 def calls(run: Callable[[], object]) -> Counter[str]:
     """Name of a function -> how often it was called while `run` ran, those written in C included.
     A name is short: `value`, `open`, `sha256`."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
 
     def note(frame, event, function):
         if event == "call":
-            found[frame.f_code.co_name] += 1
+            counts[frame.f_code.co_name] += 1
         elif event == "c_call":
-            found[function.__name__] += 1
+            counts[function.__name__] += 1
 
     sys.setprofile(note)
     try:
         run()
     finally:
         sys.setprofile(None)
-    return found
+    return counts
 
 
 def cpu_s(run: Callable[[], object]) -> float:
@@ -50,8 +50,8 @@ def reference_s() -> float:
     """A fixed loop of Python: what the times of a benchmark are compared with."""
 
     def loop() -> None:
-        found: dict[int, str] = {}
+        texts: dict[int, str] = {}
         for i in range(300_000):
-            found[i % 1000] = str(i)
+            texts[i % 1000] = str(i)
 
     return min(cpu_s(loop) for _ in range(5))

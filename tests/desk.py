@@ -53,16 +53,16 @@ class Desk:
     def look(self, *rows: Row) -> state.SweepState:
         view = cluster.View(self.known, self.work, {row.task: row for row in rows})
         states: dict[str, state.CellState] = {}
-        found = there.published(self.asked, self.work, self.work.begun())
+        published = there.published(self.asked, self.work, self.work.begun())
         for cell in self.asked.cells:
             states[cell.id] = state._state(
                 cell,
                 self.work,
-                cell.id in found.done,
+                cell.id in published.done,
                 states.get(cell.base_id),
                 view,
-                found.outdated.get(cell.id),
-                cell.id in found.trained,
+                published.outdated.get(cell.id),
+                cell.id in published.trained,
             )
         return state.SweepState(tuple(states.values()), view)
 

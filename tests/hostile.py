@@ -263,13 +263,13 @@ def attack(
                 drawn = i % draw == 1
                 note("results.h5", _attempt(lambda p=path, d=drawn: _read_results(p, d)))
             elif i % 4 == 0:
-                found = strangers.write(folder / "a", change_model(model, every))
-                note("model.onnx", _attempt(lambda f=found: _run_model(f)))
+                model_folder = strangers.write(folder / "a", change_model(model, every))
+                note("model.onnx", _attempt(lambda f=model_folder: _run_model(f)))
             elif i % 8 == 2:
-                found = strangers.write(folder / "a", model)
+                model_folder = strangers.write(folder / "a", model)
                 text = _text(json_value(manifest, every), every, indent=1) + "\n"
-                (found / "manifest.json").write_bytes(store.with_seal(text.encode()))
-                note("manifest.json", _attempt(lambda f=found: _run_model(f)))
+                (model_folder / "manifest.json").write_bytes(store.with_seal(text.encode()))
+                note("manifest.json", _attempt(lambda f=model_folder: _run_model(f)))
             else:
                 yaml = folder / "mine.yaml"
                 yaml.write_text(_changed_sweep(every))

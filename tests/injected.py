@@ -23,7 +23,7 @@ from pipeline.errors import Corrupt, UserError
 from pipeline.store import TEMPORARY, Busy
 
 KILLED, DONE, SENTENCE, TRACEBACK = 137, 0, 3, 9
-# fails: with the system's error. short: half is written, and that is said. torn: half is written,
+# fails: with the system's error. short: half is written, and reported. torn: half is written,
 # then the process is killed. killed: before it. power: killed, and of what was written and not
 # fsynced a part is lost. names: killed, and folders, renames and removals are lost that happened
 # since their folder was fsynced.
@@ -100,7 +100,7 @@ class Faults:
 def kind_of_file(path: str, root: str) -> str:
     """Its name below the root, without what differs from run to run."""
     parts = [
-        f"{found['name']}.{found['kind']}" if (found := TEMPORARY.fullmatch(part)) else part
+        f"{match['name']}.{match['kind']}" if (match := TEMPORARY.fullmatch(part)) else part
         for part in path.removeprefix(root).split("/")
     ]
     return re.sub(r"[0-9a-f]{16}", "ID", "/".join(parts))

@@ -74,9 +74,9 @@ class Lab:
         return self.ask("run", *arguments, "--threads", 1, "--device", "cpu", **environment)
 
     def json(self, *arguments: object, **environment: str) -> dict:
-        asked = self.ask(*arguments, "--json", **environment)
-        assert (asked.returncode, asked.stderr) == (0, ""), asked.stderr
-        return json.loads(asked.stdout)
+        completed = self.ask(*arguments, "--json", **environment)
+        assert (completed.returncode, completed.stderr) == (0, ""), completed.stderr
+        return json.loads(completed.stdout)
 
     def ids(self, sweep: str, **environment: str) -> dict[str, str]:
         """{technique: cell id} of a sweep with one seed, model and data set."""
@@ -104,12 +104,12 @@ class Lab:
 
     def left_behind(self) -> list[list[str]]:
         """Command lines of processes that still work here."""
-        found = [
+        command_lines = [
             p.info["cmdline"] or []
             for p in psutil.process_iter(["cmdline", "status"])
             if p.info["status"] != psutil.STATUS_ZOMBIE
         ]
-        return [line for line in found if str(self.work.root) in line]
+        return [line for line in command_lines if str(self.work.root) in line]
 
     def times(self, *but: str) -> dict[str, int]:
         """When each file was changed."""
@@ -150,7 +150,7 @@ class Smoke:
 
 
 class Started(subprocess.Popen):
-    """A `netpress run`, and what it said so far on standard error."""
+    """A `netpress run`, and its standard error so far."""
 
     def __init__(self, command, **facts):
         super().__init__(
@@ -225,11 +225,11 @@ def _check_named(names: Path, folder: Path, sums) -> None:
     """The files that `names` names, unless it changes meanwhile, match their SHA-256."""
     try:
         before = names.read_bytes()
-        found = {n: (store.sha256(folder / n), s) for n, s in sums(json.loads(before)).items()}
+        digests = {n: (store.sha256(folder / n), s) for n, s in sums(json.loads(before)).items()}
     except FileNotFoundError:
-        before, found = None, {}
+        before, digests = None, {}
     changed = not names.exists() or names.read_bytes() != before
-    if not changed and any(is_ != said for is_, said in found.values()):
+    if not changed and any(is_ != recorded for is_, recorded in digests.values()):
         raise Corrupt(f"{names}: names what is not there")
 
 

@@ -28,10 +28,10 @@ def sweep(count: int) -> Sweep:
     return results.sweep("many", techniques, seeds=range(count // 100))
 
 
-def publish(asked: Sweep, work: Work) -> None:
-    """A finished cell for each of `asked`; not synced to the disk, which takes the most time."""
+def publish(requested: Sweep, work: Work) -> None:
+    """A finished cell for each requested cell, not synced to disk, which takes the most time."""
     template = _Template()
-    for cell in asked.cells:
+    for cell in requested.cells:
         _write(work.cell(cell.id), template.of(cell))
 
 
@@ -57,15 +57,15 @@ class _Template:
         return ID, json.dumps(self.said, sort_keys=True), self.own, self.base
 
     @staticmethod
-    def marks(cell_id: str, said: str, own: numpy.ndarray, base: numpy.ndarray) -> list[bytes]:
-        return [said.encode(), b"\0" + cell_id.encode(), own.tobytes(), base.tobytes()]
+    def marks(cell_id: str, cell_json: str, own: numpy.ndarray, base: numpy.ndarray) -> list[bytes]:
+        return [cell_json.encode(), b"\0" + cell_id.encode(), own.tobytes(), base.tobytes()]
 
     def of(self, cell: Cell) -> bytes:
-        said = json.dumps(cell.to_json(), sort_keys=True)
+        cell_json = json.dumps(cell.to_json(), sort_keys=True)
         length = len(json.dumps(self.said, sort_keys=True))
-        assert len(said) <= length
+        assert len(cell_json) <= length
         own, base = self.predictions(int(cell.id, 16)), self.predictions(cell.seed)
-        new = self.marks(cell.id, said.ljust(length), base if cell.is_base else own, base)
+        new = self.marks(cell.id, cell_json.ljust(length), base if cell.is_base else own, base)
         data = self.data
         for old, now in zip(self.marks(*self.values()), new, strict=True):
             data = data.replace(old, now)
@@ -73,16 +73,16 @@ class _Template:
 
     def predictions(self, number: int) -> numpy.ndarray:
         """Wrong on 100 images; on others for another number."""
-        found = self.labels.copy()
-        found[(number % IMAGES + numpy.arange(100) * 97) % IMAGES] = number % 10
-        return found
+        predictions = self.labels.copy()
+        predictions[(number % IMAGES + numpy.arange(100) * 97) % IMAGES] = number % 10
+        return predictions
 
 
 def _write(paths: CellPaths, data: bytes) -> None:
     paths.artifact.mkdir(parents=True)
     files = {"result.h5": data, "cell.json": b"{}", "artifact/model.onnx": b"a model"}
-    said = {}
+    entries = {}
     for name, content in files.items():
         (paths.folder / name).write_bytes(content)
-        said[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    paths.manifest.write_bytes(store.manifest_bytes(paths.id, said, {}))
+        entries[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    paths.manifest.write_bytes(store.manifest_bytes(paths.id, entries, {}))

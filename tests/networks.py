@@ -175,21 +175,21 @@ class Bench:
         self.enter()
         whole = self.staged(name, "whole")
         resumed = self.staged(name, "killed", set())
-        found = self.deployed(whole, name)
+        deployed = self.deployed(whole, name)
         split, base = self.split, artifact.load(self.work.cell(self.cells["base"].id).artifact)
         images = torch.cat((split.test.pixels, split.train.pixels))
         with torch.inference_mode():
             simulated = whole.state.network.eval()(images).numpy()
-        session = runtimes.session(found, 1)
-        said = np.concatenate(list(runtimes.logits(session, images.numpy())))
-        ran, right = runtimes.kernels(found), split.test.labels.numpy()
+        session = runtimes.session(deployed, 1)
+        logits = np.concatenate(list(runtimes.logits(session, images.numpy())))
+        ran, right = runtimes.kernels(deployed), split.test.labels.numpy()
         return Row(
-            stored=found.stored_bytes / base.stored_bytes,
+            stored=deployed.stored_bytes / base.stored_bytes,
             macs=self.macs(whole),
-            agreement=float(np.mean(said.argmax(1) == simulated.argmax(1))),
-            apart=float(np.abs(said - simulated).max() / np.ptp(simulated, 0).max()),
-            integer=ran.integer_share if found.quantized else None,
-            accuracy=float(np.mean(said[: len(right)].argmax(1) == right)),
+            agreement=float(np.mean(logits.argmax(1) == simulated.argmax(1))),
+            apart=float(np.abs(logits - simulated).max() / np.ptp(simulated, 0).max()),
+            integer=ran.integer_share if deployed.quantized else None,
+            accuracy=float(np.mean(logits[: len(right)].argmax(1) == right)),
             resumed=resumed.content == whole.content and resumed.curves == whole.curves,
         )
 

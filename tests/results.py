@@ -88,9 +88,9 @@ def measured(cell: Cell, ratio: float = 4.0, drop: float = 0.002, **changed: Any
     random = numpy.random.default_rng(int(cell.id, 16) % 2**32)
     ratio, drop = (1.0, 0.0) if cell.is_base else (ratio, drop)
     base_accuracy = 0.99 + 1e-4 * (cell.seed % 5)
-    found: dict[str, Any] = {f"base_{key}": value for key, value in BASE.items()}
-    found |= {key: type(value)(value / ratio) for key, value in BASE.items()}
-    found |= {
+    values: dict[str, Any] = {f"base_{key}": value for key, value in BASE.items()}
+    values |= {key: type(value)(value / ratio) for key, value in BASE.items()}
+    values |= {
         "base_accuracy": base_accuracy,
         "accuracy": base_accuracy - drop,
         "accuracy_drop": drop,
@@ -113,8 +113,8 @@ def measured(cell: Cell, ratio: float = 4.0, drop: float = 0.002, **changed: Any
         for threads in ("one", "all"):
             for batch, ms in (("batch1", 5.0), ("batch64", 200.0)):
                 samples = factor * ms * random.uniform(0.98, 1.1, 20)
-                found[f"latency/{runtime}/{model}/{threads}/{batch}"] = samples
-    return found | changed
+                values[f"latency/{runtime}/{model}/{threads}/{batch}"] = samples
+    return values | changed
 
 
 def history() -> list[StageHistory]:
@@ -127,7 +127,7 @@ def history() -> list[StageHistory]:
 
 def trained(epochs: int = 8, stages: tuple[str, ...] = ("finetune",)) -> list[StageHistory]:
     """Stages that learn as networks do: fast at first, the second from where the first ended."""
-    found = []
+    histories = []
     for index, stage in enumerate(stages):
         done = numpy.arange(1, epochs + 1) + index * epochs
         columns = {
@@ -136,8 +136,8 @@ def trained(epochs: int = 8, stages: tuple[str, ...] = ("finetune",)) -> list[St
             "held_out_accuracy": 0.99 - 0.8 * numpy.exp(-0.6 * done),
             "held_out_loss": 2.3 * numpy.exp(-0.6 * done) + 0.03,
         }
-        found.append(StageHistory(index, stage, {k: v.tolist() for k, v in columns.items()}))
-    return found
+        histories.append(StageHistory(index, stage, {k: v.tolist() for k, v in columns.items()}))
+    return histories
 
 
 def recorded(
@@ -149,31 +149,31 @@ def recorded(
     channels: int = 3,
     **changed: Any,
 ) -> dict[str, Any]:
-    """`measured` with labels, predictions that are as good as it says, the channels of VGG-16, and
+    """`measured` with labels, predictions of that accuracy, the channels of VGG-16, and
     the images that differ most."""
     widths = numpy.array([64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512])
-    found = measured(cell, ratio, drop)
+    values = measured(cell, ratio, drop)
     labels = numpy.arange(images) % classes
-    own = _wrong(labels, found["accuracy"], classes, seed=int(cell.id, 16) % 2**32)
-    base = own if cell.is_base else _wrong(labels, found["base_accuracy"], classes, cell.seed)
+    own = _wrong(labels, values["accuracy"], classes, seed=int(cell.id, 16) % 2**32)
+    base = own if cell.is_base else _wrong(labels, values["base_accuracy"], classes, cell.seed)
     kept = numpy.ones(13) if cell.is_base else numpy.linspace(0.9, 1 / ratio, 13)
-    found |= {
+    values |= {
         "labels": labels.astype(numpy.uint16),
         "predictions": own,
         "base_predictions": base,
         "channels": (widths * kept).round().astype(numpy.int64),
     }
     if not cell.is_base:
-        found |= _differing(own, base, labels, channels)
-    return found | changed
+        values |= _differing(own, base, labels, channels)
+    return values | changed
 
 
 def _wrong(labels: numpy.ndarray, accuracy: float, classes: int, seed: int) -> numpy.ndarray:
     random = numpy.random.default_rng(seed)
     wrong = random.choice(len(labels), round((1 - accuracy) * len(labels)), replace=False)
-    found = labels.copy()
-    found[wrong] = (found[wrong] + random.integers(1, classes, len(wrong))) % classes
-    return found.astype(numpy.uint16)
+    predictions = labels.copy()
+    predictions[wrong] = (predictions[wrong] + random.integers(1, classes, len(wrong))) % classes
+    return predictions.astype(numpy.uint16)
 
 
 def _differing(own, base, labels, channels: int, count: int = 16) -> dict[str, numpy.ndarray]:
@@ -194,22 +194,22 @@ def _differing(own, base, labels, channels: int, count: int = 16) -> dict[str, n
 
 
 def in_memory(
-    asked: Sweep,
+    sweep: Sweep,
     values: Callable[[Cell], dict[str, Any]] = recorded,
     history: Callable[[Cell], list[StageHistory]] = lambda cell: trained(),
 ) -> tuple[tuple[Row, ...], Callable[[str], Evidence | None]]:
     """The rows of a sweep, and the evidence of its cells, without a file."""
     from pipeline.report import frames  # with pandas, which processes of test_local do without
 
-    by_id = {cell.id: cell for cell in asked.cells}
-    ordered = frames.in_order(asked)
-    found = [row(identity(c), store.Result(c.id, {}, FACTS, [], values(c))) for c in ordered]
+    by_id = {cell.id: cell for cell in sweep.cells}
+    ordered = frames.in_order(sweep)
+    rows = [row(identity(c), store.Result(c.id, {}, FACTS, [], values(c))) for c in ordered]
 
     def evidence(cell_id: str) -> Evidence | None:
         cell = by_id[cell_id]
         return of(store.Result(cell_id, {}, FACTS, history(cell), values(cell)))
 
-    return frames.Frames.of(found, ()).rows, evidence
+    return frames.Frames.of(rows, ()).rows, evidence
 
 
 # --- what lies on disk -----------------------------------------------------------------------
@@ -236,8 +236,10 @@ def measure(cell: Cell, work: Work, machine: str, cpu: str, **values: Any) -> No
         "runtimes": ["onnxruntime"],
         "measured_at": "2026-01-31T12:00:00Z",
     }
-    found = {name: value for name, value in measured(cell, **values).items() if value is not None}
-    data = store.result_bytes(cell.to_json(), facts, [], found)
+    measurement = {
+        name: value for name, value in measured(cell, **values).items() if value is not None
+    }
+    data = store.result_bytes(cell.to_json(), facts, [], measurement)
     artifact = store.artifact_sha256(store.verify(paths)["files"])
     made_with = done.record(cell)
     store.publish_measurement(paths, machine, data, artifact, made_with)
@@ -250,19 +252,19 @@ def _artifact(folder: Path) -> None:
     (folder / "notes" / "classes.txt").write_text("0\n1\n")
 
 
-def markdown(asked: Sweep, work: Work, usages: dict[str, Any] | None = None) -> str:
+def markdown(sweep: Sweep, work: Work, usages: dict[str, Any] | None = None) -> str:
     """report.md, without figures."""
     from pipeline.report import frames, sections, text
 
-    found = frames.read(asked, work)
-    measured = sections.measured(asked, found)
-    return text.report(asked, found, {}, usages or {}, measured)
+    report_frames = frames.read(sweep, work)
+    measured = sections.measured(sweep, report_frames)
+    return text.report(sweep, report_frames, {}, usages or {}, measured)
 
 
 def ran_as_job(cell: Cell, work: Work, wall_s=3600.0, job="7_0", gpus=1, **used: Any) -> None:
-    """One more attempt at a cell, which says what it took."""
+    """One more attempt at a cell, with its resource usage."""
     gib = 2**30
-    said = {
+    usage = {
         "job": job,
         "ended": "now",
         "wall_s": wall_s,
@@ -277,7 +279,7 @@ def ran_as_job(cell: Cell, work: Work, wall_s=3600.0, job="7_0", gpus=1, **used:
             **used,
         },
     }
-    store.publish_json(store.new_attempt(work.cell(cell.id)).usage, said)
+    store.publish_json(store.new_attempt(work.cell(cell.id)).usage, usage)
 
 
 def fail(cell: Cell, work: Work, kind: str, reason: str) -> None:

@@ -152,8 +152,8 @@ def _checkpoints(folder: Path) -> None:
     paths = Work(folder).cell("0" * 16)
     with store.lock_cell(paths):
         kept = Checkpointer(paths.checkpoint, paths.metrics)
-        found = kept.load()
-        training = found.training if found else None
+        loaded = kept.load()
+        training = loaded.training if loaded else None
         if training is None:
             training = Training(network.new(vgg.spec("vgg11", 0.0625, (1, 8, 8), 4, 128, 0.01), 0))
         for epoch in range(training.epoch + 1, 4):
@@ -260,8 +260,8 @@ def _exported_is_sound(folder: Path) -> None:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    found = (p for p in sorted(folder.rglob("*")) if p.is_file())
-    return {str(p.relative_to(folder)): store.sha256(p) for p in found}
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    return {str(p.relative_to(folder)): store.sha256(p) for p in files}
 
 
 def _decode(folder: Path) -> None:

@@ -19,11 +19,11 @@ CLASSES = tuple("abcdefghij")
 
 def model(
     outputs: int = len(CLASSES),
-    said: int = len(CLASSES),
+    declared: int = len(CLASSES),
     kind: int = TensorProto.FLOAT,
     last: tuple[onnx.NodeProto, ...] = (),
 ) -> onnx.ModelProto:
-    """One matrix product [64, outputs]; the graph says that it gives `said` numbers of `kind`.
+    """One matrix product [64, outputs]; the graph declares `declared` numbers of `kind`.
     `last`: nodes from "product" to "logits"."""
     weight = np.random.default_rng(0).normal(0, 0.01, (64, outputs)).astype(np.float32)
     nodes = [
@@ -33,7 +33,7 @@ def model(
         *last,
     ]
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", *SHAPE])
-    logits = helper.make_tensor_value_info("logits", kind, ["batch", said])
+    logits = helper.make_tensor_value_info("logits", kind, ["batch", declared])
     constants = [
         numpy_helper.from_array(weight, "weight"),
     ]

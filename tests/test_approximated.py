@@ -76,10 +76,12 @@ def test_few_images_put_a_pruned_network_right(bench):
         return float((logits(state, pixels).argmax(1) == labels).float().mean())
 
     cut = stages.run(bench, "prune", parameters_kept=0.5)
-    found = {n: stages.run(bench, "distill-few", parameters_kept=0.5, images=n) for n in (10, 100)}
-    assert all(state.spec.channels == cut.spec.channels for state in found.values())
-    right, some, pruned = accuracy(base), accuracy(found[10]), accuracy(cut)
-    assert pruned < 0.2 and some > 0.7 * right and accuracy(found[100]) > 0.9 * right
+    distilled = {
+        n: stages.run(bench, "distill-few", parameters_kept=0.5, images=n) for n in (10, 100)
+    }
+    assert all(state.spec.channels == cut.spec.channels for state in distilled.values())
+    right, some, pruned = accuracy(base), accuracy(distilled[10]), accuracy(cut)
+    assert pruned < 0.2 and some > 0.7 * right and accuracy(distilled[100]) > 0.9 * right
 
 
 def test_residual_networks_are_put_right(bench, summed):
@@ -169,9 +171,9 @@ def test_all_of_the_rank_is_the_same_network(bench):
     for name, shape in zip(names, shapes, strict=True):
         tensors |= low_rank._factors(f"module.{name}", parts[name], shape[1], shape[0])
         del tensors[f"module.{name}.weight"]
-    found = network.restore(base.spec.with_transform(whole), tensors)
+    restored = network.restore(base.spec.with_transform(whole), tensors)
     pixels = split_of(bench).test.pixels[:16]
-    torch.testing.assert_close(logits(found, pixels), logits(base, pixels), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(logits(restored, pixels), logits(base, pixels), rtol=1e-3, atol=1e-4)
 
 
 def test_low_rank_then_integers_is_an_artifact_that_says_the_same(bench, summed, tmp_path):
@@ -185,8 +187,8 @@ def test_low_rank_then_integers_is_an_artifact_that_says_the_same(bench, summed,
         made = artifact.load(tmp_path / str(i))
         pixels = split.test.pixels[:200]
         session = runtimes.session(made, 1)
-        said = np.concatenate([s for s in runtimes.logits(session, pixels.numpy())]).argmax(1)
-        assert np.mean(said == logits(small, pixels).argmax(1).numpy()) >= 0.995
+        classes = np.concatenate([s for s in runtimes.logits(session, pixels.numpy())]).argmax(1)
+        assert np.mean(classes == logits(small, pixels).argmax(1).numpy()) >= 0.995
         assert runtimes.kernels(made).integer_share == 1.0
 
 

@@ -34,8 +34,8 @@ INT8 = ["ptq-int8", "qat-int8", "learned", "seven-bits"]
 FEW = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def graph_of(found: artifact.Artifact):
-    return onnx.load_model_from_string(found.model).graph
+def graph_of(loaded: artifact.Artifact):
+    return onnx.load_model_from_string(loaded.model).graph
 
 
 @pytest.fixture
@@ -62,17 +62,17 @@ print(json.dumps([image.name, image.type, image.shape, logits.type, found]))
 
 @pytest.mark.parametrize("name", ["base", "qat-int8"])
 def test_plain_onnx_runtime_runs_it_on_bytes_of_any_number_of_images(bench, name, tmp_path):
-    found, pixels = deployed(bench, name), split_of(bench).test.pixels.numpy()
+    loaded, pixels = deployed(bench, name), split_of(bench).test.pixels.numpy()
     np.save(tmp_path / "pixels.npy", pixels)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    command = [sys.executable, "-c", PLAIN, str(found.folder / "model.onnx"), "pixels.npy"]
+    command = [sys.executable, "-c", PLAIN, str(loaded.folder / "model.onnx"), "pixels.npy"]
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     image, kind, shape, gives, classes = json.loads(ran.stdout)
     assert (image, kind, gives) == ("images", "tensor(uint8)", "tensor(float)")
     assert shape[1:] == [1, 32, 32] and isinstance(shape[0], str)
     expected = np.concatenate(
-        [s.argmax(1) for s in runtimes.logits(runtimes.session(found, 1), pixels)]
+        [s.argmax(1) for s in runtimes.logits(runtimes.session(loaded, 1), pixels)]
     )
     assert [len(c) for c in classes] == [1, 3, 64, len(pixels)]
     assert classes[3] == expected.tolist() and classes[2] == classes[3][:64]
@@ -91,8 +91,8 @@ def test_normalization_is_inside(bench):
     inner = network.restore(state.spec, state.network.state_dict()).network.module.eval()
     with torch.inference_mode():
         expected = inner(torch.from_numpy(normalized).float()).numpy()
-    [found] = runtimes.logits(runtimes.session(deployed(bench, "base"), 1), pixels.numpy())
-    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+    [logits] = runtimes.logits(runtimes.session(deployed(bench, "base"), 1), pixels.numpy())
+    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_batches_do_not_change_what_is_said(bench):
@@ -109,12 +109,12 @@ def test_batches_do_not_change_what_is_said(bench):
 
 @pytest.mark.parametrize("name", ["base", "ptq-int8"])
 def test_nothing_of_this_machine_is_in_it(bench, name):
-    found = deployed(bench, name)
-    content = found.model + (found.folder / "manifest.json").read_bytes()
+    loaded = deployed(bench, name)
+    content = loaded.model + (loaded.folder / "manifest.json").read_bytes()
     here = {str(CODE), str(Path.home()), sys.prefix, str(bench.folder)}
     for trace in [*here, "site-packages", ".py", "Traceback", "/tmp/"]:
         assert trace.encode() not in content, trace
-    model = onnx.load_model_from_string(found.model)
+    model = onnx.load_model_from_string(loaded.model)
     graph = model.graph
     assert not model.metadata_props and not model.doc_string and not graph.doc_string
     for part in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
@@ -173,9 +173,9 @@ def products(graph):
 @pytest.mark.parametrize("name", INT8)
 def test_every_scale_in_the_graph_is_the_trained_one_to_the_last_bit(bench, name):
     layers = fakequant.layers(made(bench, name).state.network)
-    found = list(products(graph_of(deployed(bench, name))))
-    assert len(found) == len(layers) == 9
-    for (layer_name, layer), (_, image, weight, _) in zip(layers.items(), found, strict=True):
+    operators = list(products(graph_of(deployed(bench, name))))
+    assert len(operators) == len(layers) == 9
+    for (layer_name, layer), (_, image, weight, _) in zip(layers.items(), operators, strict=True):
         assert image[0].dtype == np.float32 and image[1].dtype == np.uint8
         assert (
             image[0] == layer.input_quantizer.scale.item()
@@ -212,15 +212,15 @@ def moved_apart(weight: np.ndarray, unsure: np.ndarray) -> tuple[np.ndarray, np.
     unsure since one of the two is."""
     if weight.shape[1] % 2:
         return np.clip(weight, -64, 64), unsure
-    found, unsure = weight.copy(), unsure.copy()
-    first, second = found[:, ::2], found[:, 1::2]
+    moved, unsure = weight.copy(), unsure.copy()
+    first, second = moved[:, ::2], moved[:, 1::2]
     total = first + second
     excess = np.sign(total) * np.maximum(np.abs(total) - 128, 0)
     first -= np.sign(excess) * np.ceil(np.abs(excess) / 2)
     second -= np.sign(excess) * np.floor(np.abs(excess) / 2)
     both = unsure[:, ::2] | unsure[:, 1::2]
     unsure[:, ::2], unsure[:, 1::2] = both, both
-    return found, unsure
+    return moved, unsure
 
 
 @pytest.mark.parametrize("name", INT8)
@@ -296,16 +296,16 @@ def test_other_shapes_without_normalization_and_with_an_average_at_the_end(
     spoil_filters(state)
     simulated = quantized(state, pixels, pairs=True)  # as artifacts are, right on every CPU
     artifact.write(simulated, tmp_path / "x", {}, pixels.numpy(), tuple("0123456789"))
-    found = artifact.load(tmp_path / "x")
-    ran = runtimes.kernels(found)
+    loaded = artifact.load(tmp_path / "x")
+    ran = runtimes.kernels(loaded)
     assert ran.integer_share == 1.0 and ran.integer == ran.total
-    [said] = runtimes.logits(runtimes.session(found, 1), pixels.numpy())
+    [logits] = runtimes.logits(runtimes.session(loaded, 1), pixels.numpy())
     with torch.inference_mode():
         expected = simulated.network.eval()(pixels).numpy()
         plain = network.fold(state).network.eval()(pixels).numpy()
     spread = np.abs(plain - plain.mean()).max()
-    assert np.abs(said - expected).max() < 0.05 * spread
-    assert np.abs(said - plain).max() < 0.25 * spread
+    assert np.abs(logits - expected).max() < 0.05 * spread
+    assert np.abs(logits - plain).max() < 0.25 * spread
 
 
 def spoil_filters(state) -> None:
@@ -426,12 +426,14 @@ def test_no_nonsense_in_a_manifest_is_more_than_a_sentence(copied, key, value):
     shutil.copytree(copied, spoiled, dirs_exist_ok=True)
     rewrite(spoiled, **{key: value})
     try:
-        found = artifact.load(spoiled)
+        loaded = artifact.load(spoiled)
     except (Corrupt, UserError) as error:
         assert "\n" not in str(error)
     else:  # such as other names for the ten classes
         assert (
-            found.shape == (1, 32, 32) and len(found.classes) == 10 and runtimes.session(found, 1)
+            loaded.shape == (1, 32, 32)
+            and len(loaded.classes) == 10
+            and runtimes.session(loaded, 1)
         )
 
 
@@ -527,13 +529,13 @@ def test_a_model_that_the_runtime_refuses_is_corrupt(copied, tmp_path):
 
 
 def test_image_files_are_classified_by_name_with_a_confidence(bench, tmp_path):
-    split, found = split_of(bench), deployed(bench, "base")
+    split, loaded = split_of(bench), deployed(bench, "base")
     paths = []
     for i in range(5):
         paths.append(tmp_path / f"{i}.png")
         Image.fromarray(split.test.pixels[i, 0].numpy()).save(paths[-1])
-    rows = list(predict(found.folder, paths))
-    [scores] = runtimes.logits(runtimes.session(found, 1), split.test.pixels[:5].numpy())
+    rows = list(predict(loaded.folder, paths))
+    [scores] = runtimes.logits(runtimes.session(loaded, 1), split.test.pixels[:5].numpy())
     shares = torch.softmax(torch.from_numpy(scores), 1).max(1)
     assert [row.image for row in rows] == paths
     assert [row.top[0][0] for row in rows] == [split.classes[k] for k in shares.indices]

@@ -33,9 +33,9 @@ def lab(tmp_path_factory):
 def refused(lab, *arguments: object) -> str:
     """The one sentence, without `netpress: `; checks all the rest."""
     before = lab.times()
-    said = lab.ask(*arguments)
-    assert said.returncode == 2 and said.stdout == "", said
-    *progress, line = said.stderr.splitlines()
+    completed = lab.ask(*arguments)
+    assert completed.returncode == 2 and completed.stdout == "", completed
+    *progress, line = completed.stderr.splitlines()
     assert line.startswith("netpress: ")
     assert progress in ([], ["pets: reading all images, once"])
     assert lab.times() == before
@@ -126,8 +126,8 @@ def test_folders_of_images(lab, break_it, words):
     """Found before anything is trained, even the last image of a large set."""
     pictures(lab)
     break_it(lab.folder / "pictures")
-    asked = put(lab, {"datasets": "[{name: pets, folder: pictures}]"})
-    sentence = refused(lab, "run", asked)
+    sweep = put(lab, {"datasets": "[{name: pets, folder: pictures}]"})
+    sentence = refused(lab, "run", sweep)
     assert [word for word in words if word not in sentence] == [], sentence
 
 
@@ -142,9 +142,9 @@ def test_a_damaged_download_is_named_before_anything_runs(lab):
         (raw / f"{name}-ubyte").write_bytes(b"half of it")
     sweep = put(lab, {"datasets": "[mnist]"})
     before = lab.times()
-    said = lab.ask("run", sweep, NETPRESS_DATA=str(lab.folder / "data"))
-    assert (said.returncode, said.stdout) == (2, "") and lab.times() == before
-    [line] = said.stderr.splitlines()
+    completed = lab.ask("run", sweep, NETPRESS_DATA=str(lab.folder / "data"))
+    assert (completed.returncode, completed.stdout) == (2, "") and lab.times() == before
+    [line] = completed.stderr.splitlines()
     assert line.startswith("netpress: ") and "train-images-idx3-ubyte: damaged" in line
     assert "`netpress fetch SWEEP` brings it anew" in line
 

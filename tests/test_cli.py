@@ -46,8 +46,8 @@ def ask(here, capsys):
 def mine(here):
     """A sweep file, its two cells, and its work root."""
     (here / "mine.yaml").write_text(SWEEP)
-    asked = plan.load_sweep("mine.yaml")
-    return asked.cells, Work(here / "runs")
+    sweep = plan.load_sweep("mine.yaml")
+    return sweep.cells, Work(here / "runs")
 
 
 def sentence(err: str) -> str:
@@ -128,9 +128,9 @@ def test_plan_and_status_as_one_json_object(ask, mine):
     results.publish(cells[0], work)
     results.fail(cells[1], work, "exception", "ValueError: no")
     code, out, err = ask("status", "mine.yaml", "--json")
-    found = json.loads(out)
-    assert (code, err) == (0, "") and found["counts"] == {"done": 1, "failed": 1}
-    assert list(found["cells"][1]) == [
+    status = json.loads(out)
+    assert (code, err) == (0, "") and status["counts"] == {"done": 1, "failed": 1}
+    assert list(status["cells"][1]) == [
         "id",
         "model",
         "dataset",
@@ -140,7 +140,7 @@ def test_plan_and_status_as_one_json_object(ask, mine):
         "attempts",
         "reason",
     ]
-    assert found["cells"][1]["reason"] == "exception: ValueError: no"
+    assert status["cells"][1]["reason"] == "exception: ValueError: no"
 
 
 def test_status_for_people(ask, mine):
@@ -263,8 +263,8 @@ def test_what_the_world_does_is_one_sentence(ask, monkeypatch, error, code, said
         raise error
 
     monkeypatch.setattr(plan, "load_sweep", fails)
-    found, out, err = ask("plan", "quickstart")
-    assert (found, out) == (code, "") and said in err and "Traceback" not in err
+    exit_code, out, err = ask("plan", "quickstart")
+    assert (exit_code, out) == (code, "") and said in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize("kind", ["a file", "a loop", "a dead link", "/dev/null", "below a file"])
@@ -381,11 +381,13 @@ def test_what_is_written_is_private_to_the_user(ask, here):
 
 
 def test_the_command_works_from_anywhere(here):
-    asked = subprocess.run([*NETPRESS, "plan", "quickstart"], capture_output=True, text=True)
-    assert asked.returncode == 0 and "digits/vgg16_bn-w0.25/kd/0" in asked.stdout
-    assert "7 cells, 0 done; 8 jobs" in asked.stdout and asked.stderr == ""
-    asked = subprocess.run([*NETPRESS, "plan", "nothing"], capture_output=True, text=True)
-    assert asked.returncode == 2 and asked.stdout == "" and "Traceback" not in asked.stderr
+    completed = subprocess.run([*NETPRESS, "plan", "quickstart"], capture_output=True, text=True)
+    assert completed.returncode == 0 and "digits/vgg16_bn-w0.25/kd/0" in completed.stdout
+    assert "7 cells, 0 done; 8 jobs" in completed.stdout and completed.stderr == ""
+    completed = subprocess.run([*NETPRESS, "plan", "nothing"], capture_output=True, text=True)
+    assert (
+        completed.returncode == 2 and completed.stdout == "" and "Traceback" not in completed.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -441,8 +443,8 @@ def test_a_full_disk_under_standard_output_is_one_sentence(mine):
 def test_commands_that_are_shown_can_be_pasted(ask, here, name):
     """Those in the table, the report and the sentences, as bash takes them."""
     (here / name).write_text(SWEEP)
-    asked = plan.load_sweep(name)
-    for cell in asked.cells:
+    sweep = plan.load_sweep(name)
+    for cell in sweep.cells:
         results.publish(cell, Work(here / "runs"))
     _, out, _ = ask("run", "--", name)
     [command] = [line for line in out.splitlines() if "netpress export" in line]
@@ -454,7 +456,7 @@ def test_commands_that_are_shown_can_be_pasted(ask, here, name):
     _, _, err = ask("export", "--", name, "kdd")
     listing = next(part for part in err.split("`") if part.startswith("netpress plan"))
     assert "digits/vgg16_bn/kd/0" in shell(listing).stdout
-    assert content.repeat(asked) == f"netpress run {plan.quoted(asked)}"
+    assert content.repeat(sweep) == f"netpress run {plan.quoted(sweep)}"
 
 
 def test_the_commands_of_a_plan_can_be_pasted(ask, here, monkeypatch):

@@ -26,20 +26,20 @@ from tests.test_techniques import split_of
 
 def integers(state) -> dict[str, torch.Tensor]:
     """Name of layer -> its integers [K, ...]."""
-    found = {}
+    by_layer = {}
     for name, layer in fakequant.layers(state.network.module.eval()).items():
         scale = layer.weight_quantizer.scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
-        found[name] = (layer.quantized_weight() / scale).detach().round()
-    return found
+        by_layer[name] = (layer.quantized_weight() / scale).detach().round()
+    return by_layer
 
 
 def in_artifact(state, bench, folder) -> list[np.ndarray]:
     """The int8 weights of the ONNX model, layer by layer."""
     split = split_of(bench)
     artifact.write(state, folder, {}, split.train.pixels[:16].numpy(), split.classes)
-    found = artifact.load(folder)
-    assert found.quantized and found.manifest["needs"]["cpu"] == []
-    model = onnx.load_model_from_string(found.model)
+    loaded = artifact.load(folder)
+    assert loaded.quantized and loaded.manifest["needs"]["cpu"] == []
+    model = onnx.load_model_from_string(loaded.model)
     every = [numpy_helper.to_array(t) for t in model.graph.initializer]
     return [a for a in every if a.dtype == np.int8 and a.ndim > 1]
 
@@ -57,10 +57,10 @@ def test_clusters_are_those_of_lloyd_from_evenly_spread_centres(count, k, seed):
         owner = np.searchsorted((expected[1:] + expected[:-1]) / 2, values)
         for i in set(owner):
             expected[i] = np.average(values[owner == i], weights=weights[owner == i])
-    found = cluster.kmeans(torch.from_numpy(values), torch.from_numpy(weights), k)
-    assert found.numpy() == pytest.approx(expected, abs=1e-9)
+    centres = cluster.kmeans(torch.from_numpy(values), torch.from_numpy(weights), k)
+    assert centres.numpy() == pytest.approx(expected, abs=1e-9)
     each = np.abs(values[:, None] - expected).argmin(1)
-    near = cluster.nearest(torch.from_numpy(values), found).numpy()
+    near = cluster.nearest(torch.from_numpy(values), centres).numpy()
     assert np.abs(values - expected[each]) == pytest.approx(np.abs(values - expected[near]))
 
 
@@ -70,8 +70,8 @@ def test_clusters_of_gaussian_numbers_lose_as_little_as_theory_allows():
     values = torch.randn(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for k, distortion in ((4, 0.1175), (8, 0.03454)):
         centres = cluster.kmeans(values, torch.ones_like(values), k)
-        found = (values - centres[cluster.nearest(values, centres)]).square().mean()
-        assert float(found) == pytest.approx(distortion, rel=0.02)
+        squared_error = (values - centres[cluster.nearest(values, centres)]).square().mean()
+        assert float(squared_error) == pytest.approx(distortion, rel=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +84,11 @@ def shared(bench):
 
 def test_a_layer_has_as_many_values_as_it_may_and_zero_where_it_is_masked(shared, bench, tmp_path):
     masks = {n: masked.mask(x) for n, x in masked.layers(shared.network.module).items()}
-    for name, found in integers(shared).items():
+    for name, weights in integers(shared).items():
         most = 8 if name == "head" else 4
-        assert len(found[masks[name]].unique()) <= most
-        assert not found[~masks[name]].any() and found.abs().max() == clustered.LARGEST
-        assert pairs.largest(found).max() <= pairs.LIMIT
+        assert len(weights[masks[name]].unique()) <= most
+        assert not weights[~masks[name]].any() and weights.abs().max() == clustered.LARGEST
+        assert pairs.largest(weights).max() <= pairs.LIMIT
     values = [len(np.unique(weight)) for weight in in_artifact(shared, bench, tmp_path / "x")]
     assert len(values) == len(masks) and max(values) <= 9 and sorted(values)[-2] <= 5
 
@@ -165,8 +165,8 @@ def test_levels_are_the_nearest_of_the_paper(bits, least):
             if ((a + b) / 2 <= size if b else True) and size < (1.5 * b if b else least / 2)
         ]
         for sign in (1, -1):
-            found = quantizer.nearest(torch.tensor([[sign * size * 0.25]], dtype=torch.float32))
-            assert int(found) == sign * expected, size
+            nearest = quantizer.nearest(torch.tensor([[sign * size * 0.25]], dtype=torch.float32))
+            assert int(nearest) == sign * expected, size
 
 
 @pytest.mark.parametrize("largest", [1.0, 0.99, 0.76, 0.74, 0.375, 1e-3, 1e-38, 0.0])
@@ -241,12 +241,12 @@ def test_weights_are_powers_of_two_and_masked_ones_zero(bench, bits):
     state = stages.run(bench, "sparsify", schedule="one-shot", sparsity=0.5)
     state = stages.run(bench, "quantize-incremental", state, bits=bits, epochs=1)
     magnitudes = {0, *(2**i for i in range(7))} if bits == 5 else {0, 32, 64}
-    for name, found in integers(state).items():
-        assert {*found.abs().unique().tolist()} <= magnitudes
-        assert not found[~masked.mask(state.network.module.get_submodule(name))].any()
+    for name, weights in integers(state).items():
+        assert {*weights.abs().unique().tolist()} <= magnitudes
+        assert not weights[~masked.mask(state.network.module.get_submodule(name))].any()
         scales = network.integers(state).weights[name].scale
         assert len({*scales}) == 1 and math.frexp(scales[0])[0] == 0.5
-        assert pairs.largest(found).max() <= pairs.LIMIT
+        assert pairs.largest(weights).max() <= pairs.LIMIT
 
 
 # --- what comes after ----------------------------------------------------------------------------
@@ -257,16 +257,16 @@ def test_weights_are_powers_of_two_and_masked_ones_zero(bench, bits):
 )
 def test_what_would_change_the_values_is_refused(bench, shared, frozen, stage):
     for state, name in ((shared, "clustered"), (frozen[0], "powers-of-two")):
-        said = "quantized already" if stage == "quantize" else f"are {name} already"
-        with pytest.raises(UserError, match=f"{stage}: .* {said}"):
+        problem = "quantized already" if stage == "quantize" else f"are {name} already"
+        with pytest.raises(UserError, match=f"{stage}: .* {problem}"):
             stages.run(bench, stage, state)
 
 
 def test_finetuning_goes_on_with_what_may_move(bench, shared, frozen):
     for state in (shared, frozen[0]):
-        found = stages.run(bench, "finetune", state, epochs=1, learning_rate_factor=0.1)
-        assert not torch.equal(found.network.module.head.bias, state.network.module.head.bias)
-        for name, each in integers(found).items():
+        finetuned = stages.run(bench, "finetune", state, epochs=1, learning_rate_factor=0.1)
+        assert not torch.equal(finetuned.network.module.head.bias, state.network.module.head.bias)
+        for name, each in integers(finetuned).items():
             assert len(each.unique()) <= len(integers(state)[name].unique())
 
 
@@ -279,10 +279,10 @@ def test_a_codebook_of_no_size_is_refused(transform, said):
 
 
 def test_settings_that_make_no_sense_are_refused_with_what_would(bench):
-    for stage, written, said in (
+    for stage, written, problem in (
         ("cluster", {"k_convolution": 12}, "12 is no power of two; expected 2, 4"),
         ("quantize-incremental", {"bits": 4}, "expected 5 or 3"),
         ("sparsify", {"sparsity": 1.0}, "sparsity"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=problem):
             bench.cells(["x"], define={"x": [{stage: written}]})

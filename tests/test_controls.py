@@ -28,7 +28,7 @@ def asked(tmp_path):
     """A sweep through a file as a user writes it."""
 
     def asked(techniques, seeds=(0,), **more):
-        said = {
+        settings = {
             "name": "test",
             "models": ["vgg16_bn"],
             "datasets": ["mnist"],
@@ -37,7 +37,7 @@ def asked(tmp_path):
             "training": {"epochs": 10},
         } | more
         path = tmp_path / "test.yaml"
-        path.write_text(yaml.safe_dump(said))
+        path.write_text(yaml.safe_dump(settings))
         return sweep.load(path, catalog.built_in())
 
     return asked
@@ -59,22 +59,22 @@ def publish(cells, work, drops):
 
 
 def test_one_place_says_what_controls_are_and_their_descriptions_agree():
-    said = {name for name, (line, _) in TECHNIQUES.items() if line.startswith("control: ")}
-    assert said == CONTROLS
+    described = {name for name, (line, _) in TECHNIQUES.items() if line.startswith("control: ")}
+    assert described == CONTROLS
 
 
 def test_budgets_are_those_that_they_control():
     """In epochs that the weights at the end have gone through, at every operating point."""
-    found: dict[str, set[int]] = {}
+    epochs: dict[str, set[int]] = {}
     for cell in plan.load_sweep("paper").cells:
         if cell.dataset.name == "cifar10":
-            found.setdefault(cell.family, set()).add(controls.epochs(cell))
+            epochs.setdefault(cell.family, set()).add(controls.epochs(cell))
     base, pruned, student = {60}, {120}, {60}
-    assert found["base"] == base and found["ptq-int8"] == base
-    assert found["prune-filters"] == pruned and found["prune-random"] == pruned
-    assert found["pruned-from-scratch"] == found["base-longer"] == pruned
-    assert found["kd"] == found["attention-transfer"] == found["student-alone"] == student
-    assert found["qat-int8"] == {72} and found["small-and-int8"] == {132}
+    assert epochs["base"] == base and epochs["ptq-int8"] == base
+    assert epochs["prune-filters"] == pruned and epochs["prune-random"] == pruned
+    assert epochs["pruned-from-scratch"] == epochs["base-longer"] == pruned
+    assert epochs["kd"] == epochs["attention-transfer"] == epochs["student-alone"] == student
+    assert epochs["qat-int8"] == {72} and epochs["small-and-int8"] == {132}
 
 
 def test_controls_are_trained_as_what_they_control(asked):
@@ -95,7 +95,7 @@ def test_controls_are_trained_as_what_they_control(asked):
 
 @pytest.mark.parametrize("kept", KEPT)
 def test_random_pruning_keeps_as_much_as_pruning_by_weight(kept):
-    """Of the study's network, within a few hundredths of what was asked for."""
+    """Of the study's network, within a few hundredths of what was requested."""
     base = network.new(module_of("vgg16_bn").spec("vgg16_bn", 1.0, (3, 32, 32), 10, 128, 0.02), 0)
     counts = {}
     for criterion in ("l1", "random"):
@@ -136,8 +136,8 @@ def test_each_stands_beside_what_has_its_operating_point(asked, work):
     ]
     cells = asked(names, grid=grid, define=define)
     publish(cells.cells, work, {})
-    found = {(pair.technique.technique, pair.control.technique) for pair in pairs(cells, work)}
-    assert found == {
+    compared = {(pair.technique.technique, pair.control.technique) for pair in pairs(cells, work)}
+    assert compared == {
         ("prune-filters-0.25", "prune-random-0.25"),
         ("mine", "prune-random-0.25"),
         ("kd-0.5", "student-alone"),
@@ -204,10 +204,10 @@ def test_a_control_is_never_the_answer(asked, work):
     assert answer.smallest(rows).technique == answer.fastest(rows).technique == "ptq-int8"
     assert answer.smallest(rows, 0.0).is_base and report.best(rows).technique == "ptq-int8"
     text = results.markdown(cells, work)
-    said, _, rest = text.partition("## Comparison with the study")
-    assert "prune-random" not in said and "base-longer" not in said
+    summary, _, rest = text.partition("## Comparison with the study")
+    assert "prune-random" not in summary and "base-longer" not in summary
     assert "| prune-random (control) |" in rest and "| base-longer (control) |" in rest
-    assert "; the nearest, `ptq-int8`, is 0.40 percentage points below its base." in said
+    assert "; the nearest, `ptq-int8`, is 0.40 percentage points below its base." in summary
 
 
 def test_a_technique_of_ones_own_is_no_control(asked, work):
@@ -249,16 +249,16 @@ def test_a_seed_decides_everything_that_is_random(tmp_path):
 
 
 def test_the_same_small_grid_is_for_all_that_fine_tune(asked):
-    """The rate of the stage that fine-tunes, of techniques that the file says nothing else of."""
+    """The rate of the stage that fine-tunes, of techniques for which the file sets nothing else."""
     names = ["base", "ptq-int8", "qat-int8", "kd", "small-and-int8", "prune-learned", "low-rank"]
     names += ["prune-filters", "prune-random", "distill-few", "base-longer"]
     rates = {"learning_rate_factor": [0.1, 0.5]}
-    found = asked(
+    sweep_ = asked(
         names, tune={"all": rates, "prune-filters": {"prune.parameters_kept": [0.5, 0.2]}}
     )
-    tuned = {cell.family for cell in found.cells if cell.technique in found.tuned}
+    tuned = {cell.family for cell in sweep_.cells if cell.technique in sweep_.tuned}
     assert tuned == {*names} - {"base", "ptq-int8", "kd", "distill-few"}
-    cells = {cell.technique: cell for cell in found.cells}
+    cells = {cell.technique: cell for cell in sweep_.cells}
     stages = cells["small-and-int8-0.1"].stages
     assert [getattr(s.settings, "learning_rate_factor", None) for s in stages] == [None, 0.1, 0.02]
     assert cells["prune-learned-0.1"].stages[0].settings.learning_rate_factor == 0.1
@@ -294,9 +294,9 @@ def test_held_out_images_choose_among_candidates_and_the_test_set_does_not(tmp_p
     drop = {"prune-filters-0.1": 0.05, "prune-filters-0.5": 0.01}
 
     def values(cell):
-        found = results.measured(cell, 4.0, drop.get(cell.technique, 0.002))
+        recorded = results.measured(cell, 4.0, drop.get(cell.technique, 0.002))
         known = held_out.get(cell.technique)
-        return found | ({} if known is None else {"held_out_accuracy": known - 0.01 * cell.seed})
+        return recorded | ({} if known is None else {"held_out_accuracy": known - 0.01 * cell.seed})
 
     rows = results.in_memory(sweep_, values)[0]
     assert tuned.chosen(sweep_, rows) == {"prune-filters": "prune-filters-0.1"}
@@ -323,9 +323,9 @@ def test_what_was_not_chosen_is_in_one_table_and_in_the_list_of_cells(tmp_path):
     )
     sweep_, work = plan.load_sweep(file), Work(tmp_path / "work")
     for cell in sweep_.cells:
-        found = results.recorded(cell, 4.0, 0.001 if cell.technique.endswith("0.5") else 0.05)
+        recorded = results.recorded(cell, 4.0, 0.001 if cell.technique.endswith("0.5") else 0.05)
         held_out = {"held_out_accuracy": 0.8 if cell.technique.endswith("0.5") else 0.9}
-        results.publish(cell, work, found | held_out)
+        results.publish(cell, work, recorded | held_out)
     paths, frames = report.build(sweep_, work, tmp_path / "reports")
     text = paths.markdown.read_text()
     parts = {part.partition("\n")[0]: part for part in text.split("\n## ")}
@@ -356,8 +356,12 @@ def test_intervals_are_those_of_students_t():
             assert significance.t_quantile(probability, degrees) == pytest.approx(expected)
     values = [0.012, -0.003, 0.008, 0.001]
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    found = significance.interval(values)
-    assert (found.low, found.high) == pytest.approx((low, high)) and found.is_noise and found.n == 4
+    interval = significance.interval(values)
+    assert (
+        (interval.low, interval.high) == pytest.approx((low, high))
+        and interval.is_noise
+        and interval.n == 4
+    )
     assert significance.interval([0.1]) is None and significance.interval([0.1, None]) is None
 
 
@@ -376,8 +380,8 @@ def test_a_sentence_says_whether_the_best_pruning_differs_from_chance(tmp_path):
         def values(cell):
             drop = 0.05 - gains.get(cell.technique, (0, 0, 0))[cell.seed]
             held_out = 0.95 if cell.technique == "prune-taylor" else 0.9
-            found = results.measured(cell, 4.0, drop) | {"held_out_accuracy": held_out}
-            return found | ({"accuracy": None} if (cell.technique, cell.seed) == lost else {})
+            measured = results.measured(cell, 4.0, drop) | {"held_out_accuracy": held_out}
+            return measured | ({"accuracy": None} if (cell.technique, cell.seed) == lost else {})
 
         rows = [row for row in results.in_memory(sweep_, values)[0] if row.seed in seeds]
         return [sentence for [sentence] in controls.section(sweep_, rows).about[1:]]
@@ -401,15 +405,15 @@ def test_a_sentence_says_whether_the_best_pruning_differs_from_chance(tmp_path):
 
 def test_refined_distillation_is_compared_at_its_operating_point_and_says_its_epochs(asked):
     widths = [0.5, 0.25]
-    found = asked(
+    sweep_ = asked(
         ["kd", "dkd", "kd-consistent", "prune-filters", "prune-random"],
         seeds=(0, 1),
         grid={"kd": {"distill.width": widths}, "dkd": {"dkd.width": widths}},
     )
-    rows = results.in_memory(found, results.measured)[0]
-    pairs = [(p.technique.technique, p.plain.technique) for p in controls.refined(found, rows)]
+    rows = results.in_memory(sweep_, results.measured)[0]
+    pairs = [(p.technique.technique, p.plain.technique) for p in controls.refined(sweep_, rows)]
     assert pairs == [("dkd-0.5", "kd-0.5"), ("dkd-0.25", "kd-0.25"), ("kd-consistent", "kd-0.5")]
-    said = [sentence for [sentence] in controls.section(found, rows).about[-3:]]
-    assert "epochs" not in said[0] + said[1]
-    assert "kd-consistent, trained for 30 epochs, is 0.00 points" in said[2]
-    assert ") above kd-0.5, trained for 10: not above it" in said[2]
+    sentences = [sentence for [sentence] in controls.section(sweep_, rows).about[-3:]]
+    assert "epochs" not in sentences[0] + sentences[1]
+    assert "kd-consistent, trained for 30 epochs, is 0.00 points" in sentences[2]
+    assert ") above kd-0.5, trained for 10: not above it" in sentences[2]

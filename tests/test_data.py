@@ -153,9 +153,9 @@ def test_digits_of_another_size(tmp_path, digits):
 
 
 def test_digits_need_no_fetching(tmp_path):
-    said = []
-    data.fetch(DIGITS, tmp_path, say=said.append)
-    assert "scikit-learn" in said[0]
+    messages = []
+    data.fetch(DIGITS, tmp_path, say=messages.append)
+    assert "scikit-learn" in messages[0]
 
 
 # --- what came from the internet -------------------------------------------------------------
@@ -171,17 +171,17 @@ has_cifar10_jpeg = pytest.mark.skipif(
 
 @has_mnist
 def test_real_mnist(tmp_path):
-    found = data.load(Dataset(name="mnist"), RECIPE, 0, REAL, tmp_path)
-    assert (len(found.train), len(found.held_out), len(found.test)) == (54000, 6000, 10000)
-    assert (found.shape, found.zero_point, found.flip) == ((1, 28, 28), 33, False)
-    assert found.fingerprint.startswith("ce415c0238013a9b11fb9631115cd71a")
-    assert found.scale == pytest.approx(1 / (0.3081 * 255), rel=2e-3)
-    assert found.test.labels[:5].tolist() == [7, 2, 1, 0, 4]  # in the files' order
+    split = data.load(Dataset(name="mnist"), RECIPE, 0, REAL, tmp_path)
+    assert (len(split.train), len(split.held_out), len(split.test)) == (54000, 6000, 10000)
+    assert (split.shape, split.zero_point, split.flip) == ((1, 28, 28), 33, False)
+    assert split.fingerprint.startswith("ce415c0238013a9b11fb9631115cd71a")
+    assert split.scale == pytest.approx(1 / (0.3081 * 255), rel=2e-3)
+    assert split.test.labels[:5].tolist() == [7, 2, 1, 0, 4]  # in the files' order
     again = data.load(Dataset(name="mnist"), RECIPE, 0, REAL, tmp_path)
-    assert torch.equal(again.train.pixels, found.train.pixels)
-    said = []
-    data.fetch(Dataset(name="mnist"), REAL, say=said.append)
-    assert len(said) == 1 and "verified" in said[0]
+    assert torch.equal(again.train.pixels, split.train.pixels)
+    messages = []
+    data.fetch(Dataset(name="mnist"), REAL, say=messages.append)
+    assert len(messages) == 1 and "verified" in messages[0]
 
 
 @has_cifar10_jpeg
@@ -192,12 +192,12 @@ def test_a_part_of_real_cifar10_jpeg(tmp_path):
             for file in sorted(source.iterdir())[:count]:
                 (tmp_path / "cifar10-jpeg" / part / source.name / file.name).symlink_to(file)
     dataset = Dataset(name="cifar10-jpeg")
-    found = load(dataset, tmp_path)
-    assert found.classes == cifar10.CLASSES
+    split = load(dataset, tmp_path)
+    assert split.classes == cifar10.CLASSES
     assert data.facts(dataset, tmp_path) == (cifar10.CLASSES, (3, 32, 32))
-    assert (len(found.train), len(found.held_out), len(found.test)) == (270, 30, 100)
-    assert found.flip
-    assert 105 < found.zero_point < 135 and 0.014 < found.scale < 0.018
+    assert (len(split.train), len(split.held_out), len(split.test)) == (270, 30, 100)
+    assert split.flip
+    assert 105 < split.zero_point < 135 and 0.014 < split.scale < 0.018
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
@@ -298,14 +298,14 @@ def cifar10_server(server, monkeypatch):
 
 
 def test_mnist_is_fetched_verified_and_parsed(tmp_path, mnist_server):
-    said = []
-    data.fetch(Dataset(name="mnist"), tmp_path, tmp_path / "cache", said.append)
-    assert "downloading" in said[0] and "verified" in said[-1]
-    found = load(Dataset(name="mnist"), tmp_path)
-    assert (len(found.train), len(found.held_out), len(found.test)) == (50, 10, 20)
+    messages = []
+    data.fetch(Dataset(name="mnist"), tmp_path, tmp_path / "cache", messages.append)
+    assert "downloading" in messages[0] and "verified" in messages[-1]
+    split = load(Dataset(name="mnist"), tmp_path)
+    assert (len(split.train), len(split.held_out), len(split.test)) == (50, 10, 20)
     raw = small_mnist()["t10k-images-idx3-ubyte"][16:]
-    assert found.test.pixels.numpy().tobytes() == raw
-    assert found.test.labels.tolist() == [i % 10 for i in range(20)]
+    assert split.test.pixels.numpy().tobytes() == raw
+    assert split.test.labels.tolist() == [i % 10 for i in range(20)]
 
 
 def test_a_damaged_mnist_file_is_refused_and_fetched_anew(tmp_path, mnist_server):
@@ -315,17 +315,17 @@ def test_a_damaged_mnist_file_is_refused_and_fetched_anew(tmp_path, mnist_server
     with pytest.raises(UserError) as caught:
         load(Dataset(name="mnist"), tmp_path)
     assert damaged.name in sentence(caught) and "netpress fetch" in sentence(caught)
-    said = []
-    data.fetch(Dataset(name="mnist"), tmp_path, say=said.append)
-    assert "damaged" in said[0]
+    messages = []
+    data.fetch(Dataset(name="mnist"), tmp_path, say=messages.append)
+    assert "damaged" in messages[0]
     assert damaged.with_name(f"{damaged.name}.corrupt-1").is_file()
     assert len(load(Dataset(name="mnist"), tmp_path).train) == 50
 
 
 def test_mnist_resized(tmp_path, mnist_server):
     data.fetch(Dataset(name="mnist"), tmp_path, say=lambda line: None)
-    found = load(Dataset(name="mnist", size=32), tmp_path)
-    assert found.shape == (1, 32, 32) and found.test.pixels.dtype == torch.uint8
+    split = load(Dataset(name="mnist", size=32), tmp_path)
+    assert split.shape == (1, 32, 32) and split.test.pixels.dtype == torch.uint8
     assert data.facts(Dataset(name="mnist", size=32), tmp_path)[1] == (1, 32, 32)
 
 
@@ -345,14 +345,14 @@ def test_no_network_is_one_sentence(tmp_path, cifar10_server):
 
 def test_cifar10_is_fetched_verified_and_parsed(tmp_path, cifar10_server):
     data.fetch(Dataset(name="cifar10"), tmp_path, say=lambda line: None)
-    found = load(Dataset(name="cifar10"), tmp_path)
-    assert (len(found.train), len(found.held_out), len(found.test)) == (90, 10, 20)
-    assert found.classes == cifar10.CLASSES and found.flip
+    split = load(Dataset(name="cifar10"), tmp_path)
+    assert (len(split.train), len(split.held_out), len(split.test)) == (90, 10, 20)
+    assert split.classes == cifar10.CLASSES and split.flip
     raw = pickle.loads(small_cifar10()["test_batch"])["data"]
-    assert np.array_equal(found.test.pixels.numpy().reshape(20, 3072), raw)
-    said = []
-    data.fetch(Dataset(name="cifar10"), tmp_path, say=said.append)
-    assert len(said) == 1 and "verified" in said[0]
+    assert np.array_equal(split.test.pixels.numpy().reshape(20, 3072), raw)
+    messages = []
+    data.fetch(Dataset(name="cifar10"), tmp_path, say=messages.append)
+    assert len(messages) == 1 and "verified" in messages[0]
 
 
 class Intruder:
@@ -389,17 +389,17 @@ def test_a_file_that_may_not_be_read_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
 def test_a_folder_of_images(tmp_path, mode, channels):
     top = image_folder(tmp_path / "own", mode=mode)
-    found = load(own(top), tmp_path, Recipe(holdout=0.25))
-    assert found.classes == ("cat", "dog") and found.shape == (channels, 8, 8)
+    split = load(own(top), tmp_path, Recipe(holdout=0.25))
+    assert split.classes == ("cat", "dog") and split.shape == (channels, 8, 8)
     assert data.facts(own(top), tmp_path) == (("cat", "dog"), (channels, 8, 8))
-    assert (len(found.train), len(found.held_out), len(found.test)) == (6, 2, 4)
-    assert found.test.labels.tolist() == [0, 0, 1, 1]
+    assert (len(split.train), len(split.held_out), len(split.test)) == (6, 2, 4)
+    assert split.test.labels.tolist() == [0, 0, 1, 1]
     first = np.asarray(Image.open(top / "test/cat/0000.png"))
     assert np.array_equal(
-        found.test.pixels[0].squeeze(0).numpy().reshape(channels, 8, 8),
+        split.test.pixels[0].squeeze(0).numpy().reshape(channels, 8, 8),
         first.reshape(8, 8, channels).transpose(2, 0, 1),
     )
-    assert not found.flip and load(own(top, flip=True), tmp_path).flip
+    assert not split.flip and load(own(top, flip=True), tmp_path).flip
 
 
 def test_a_folder_with_what_lies_about_in_folders(tmp_path):
@@ -423,14 +423,14 @@ def test_linked_folders_are_read_and_each_once(tmp_path):
     (top / "train/cat/same").symlink_to(apart)
     (top / "train/eel").symlink_to(apart)
     (top / "test/eel").symlink_to(apart)
-    found = load(own(top), tmp_path, Recipe(holdout=0.25))
-    counts = {name: 0 for name in found.classes}
-    for part in (found.train, found.held_out):
+    split = load(own(top), tmp_path, Recipe(holdout=0.25))
+    counts = {name: 0 for name in split.classes}
+    for part in (split.train, split.held_out):
         for label in part.labels.tolist():
-            counts[found.classes[label]] += 1
+            counts[split.classes[label]] += 1
     assert counts == {"cat": 4 + 5, "dog": 4, "eel": 5}
-    said = data.unread(own(top), tmp_path)
-    assert any("train/cat" in line and "not followed: back, same" in line for line in said)
+    unread = data.unread(own(top), tmp_path)
+    assert any("train/cat" in line and "not followed: back, same" in line for line in unread)
 
 
 def test_a_link_to_itself_is_one_sentence(tmp_path):
@@ -446,8 +446,8 @@ def test_every_name_that_a_jpeg_or_png_may_have_is_read(tmp_path):
     for i, extension in enumerate(("jfif", "JPE", "apng", "pnm")):
         kind = {"apng": "png", "pnm": "ppm"}.get(extension, "jpeg")
         picture(50 + i).save(top / f"train/cat/other.{extension}", kind)
-    found = load(own(top), tmp_path, Recipe(holdout=0.25))
-    assert len(found.train) + len(found.held_out) == 8 + 4
+    split = load(own(top), tmp_path, Recipe(holdout=0.25))
+    assert len(split.train) + len(split.held_out) == 8 + 4
     assert data.unread(own(top), tmp_path) == []
 
 
@@ -468,16 +468,16 @@ def test_what_is_not_read_is_counted_and_named(tmp_path):
         "own: 3 files in test/cat were not read: .heic (1), .jxl (1), no extension (1)",
     ]
     assert data.unread(own(top), tmp_path) == lines
-    said: list[str] = []
-    data.fetch(own(top), tmp_path, say=said.append)
-    assert said[1:] == lines
+    messages: list[str] = []
+    data.fetch(own(top), tmp_path, say=messages.append)
+    assert messages[1:] == lines
     for tell in (
         lambda say: data.require(own(top), tmp_path, say),
         lambda say: data.prepare(own(top), tmp_path, tmp_path / "cache", say),
     ):
-        said.clear()
-        tell(said.append)
-        assert said[: len(lines)] == lines
+        messages.clear()
+        tell(messages.append)
+        assert messages[: len(lines)] == lines
 
 
 def test_a_thousand_folders_are_not_a_thousand_lines(tmp_path):
@@ -709,8 +709,8 @@ def builder(home: Path, seconds: float):
 
 def test_two_processes_that_need_the_same_set_decode_it_once(tmp_path):
     with builder(tmp_path, 0.5) as one, builder(tmp_path, 0.5) as two:
-        found = [process.communicate(timeout=30)[0].split()[-1] for process in (one, two)]
-    assert found[0] == found[1]
+        fingerprints = [process.communicate(timeout=30)[0].split()[-1] for process in (one, two)]
+    assert fingerprints[0] == fingerprints[1]
     assert (tmp_path / "decoded").read_text() == "x"
     assert (one.returncode, two.returncode) == (0, 0)
 
@@ -744,27 +744,27 @@ def decoded(labels) -> cache.Decoded:
 @settings(max_examples=60, deadline=None)
 @given(labels_of, st.floats(0.02, 0.9), st.integers(0, 2**31), st.none() | st.integers(1, 200))
 def test_train_and_held_out(labels, holdout, seed, images):
-    found = decoded(labels)
-    train, held_out = train_and_held_out(found, images, holdout, seed)
+    decoded_data = decoded(labels)
+    train, held_out = train_and_held_out(decoded_data, images, holdout, seed)
     kept = np.concatenate([train, held_out])
     assert len(set(kept)) == len(kept)
     if images is None:
         assert len(kept) == len(labels)
-    sizes = np.bincount(found.train_labels[kept])
-    held = np.bincount(found.train_labels[held_out], minlength=len(sizes))
-    assert (held >= 1).all() and (held < sizes).all() and len(sizes) == len(found.classes)
+    sizes = np.bincount(decoded_data.train_labels[kept])
+    held = np.bincount(decoded_data.train_labels[held_out], minlength=len(sizes))
+    assert (held >= 1).all() and (held < sizes).all() and len(sizes) == len(decoded_data.classes)
     # in proportion, but for rounding and for the one image that each
     # part must have of every class, and which other classes then lack
     wanted = holdout * sizes
     forced = np.maximum(0, 1 - wanted).sum() + np.maximum(0, 1 - (sizes - wanted)).sum()
     assert (np.abs(held - wanted) <= 1.0 + forced).all()
-    again = train_and_held_out(found, images, holdout, seed)
+    again = train_and_held_out(decoded_data, images, holdout, seed)
     assert np.array_equal(again[0], train) and np.array_equal(again[1], held_out)
 
 
 def test_another_seed_holds_out_other_images():
-    found = decoded([0, 1] * 100)
-    held_out = [tuple(train_and_held_out(found, None, 0.2, seed)[1]) for seed in range(5)]
+    decoded_data = decoded([0, 1] * 100)
+    held_out = [tuple(train_and_held_out(decoded_data, None, 0.2, seed)[1]) for seed in range(5)]
     assert len(set(held_out)) == 5
 
 
@@ -882,18 +882,18 @@ def test_every_shift_and_both_sides_occur_about_equally_often():
 
 def test_without_augmentation_images_are_only_shuffled():
     images = images_of(12)
-    found = epoch(images)
-    labels = torch.cat([label for _, label in found])
+    batches = epoch(images)
+    labels = torch.cat([label for _, label in batches])
     assert sorted(labels.tolist()) == list(range(12)) and labels.tolist() != list(range(12))
-    assert torch.equal(torch.cat([p for p, _ in found]), images.pixels[labels])
+    assert torch.equal(torch.cat([p for p, _ in batches]), images.pixels[labels])
 
 
 @pytest.mark.parametrize(
     ("count", "size", "sizes"), [(12, 4, [4] * 3), (11, 4, [4] * 2), (3, 4, [3]), (1, 1, [1])]
 )
 def test_a_last_short_batch_is_dropped_unless_it_is_the_only_one(count, size, sizes):
-    found = epoch(images_of(count), size, crop=1)
-    assert [len(labels) for _, labels in found] == sizes
+    batches = epoch(images_of(count), size, crop=1)
+    assert [len(labels) for _, labels in batches] == sizes
     assert data.batch_count(count, size) == len(sizes)
 
 
@@ -911,9 +911,9 @@ def test_the_same_seed_gives_the_same_epoch_however_far_it_is_read():
 
 def test_ordered_gives_everything_as_it_lies():
     images = images_of(10)
-    found = list(data.ordered(images, 4))
-    assert [len(labels) for _, labels in found] == [4, 4, 2]
-    assert torch.equal(torch.cat([p for p, _ in found]), images.pixels)
+    batches = list(data.ordered(images, 4))
+    assert [len(labels) for _, labels in batches] == [4, 4, 2]
+    assert torch.equal(torch.cat([p for p, _ in batches]), images.pixels)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -923,10 +923,10 @@ def test_on_a_gpu_no_batch_makes_the_host_wait():
     list(data.batches(images, 16, generator, crop=4, flip=True, fill=100))  # warm up
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = list(data.batches(images, 16, generator, crop=4, flip=True, fill=100))
+        batches = list(data.batches(images, 16, generator, crop=4, flip=True, fill=100))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(found) == 4 and found[0][0].is_cuda
+    assert len(batches) == 4 and batches[0][0].is_cuda
 
 
 # --- image files -----------------------------------------------------------------------------
@@ -934,13 +934,13 @@ def test_on_a_gpu_no_batch_makes_the_host_wait():
 
 def test_read_image_gives_what_is_in_the_file(tmp_path):
     picture(1, (7, 5)).save(tmp_path / "a.png")
-    found = data.read_image(tmp_path / "a.png", (3, 5, 7))
-    assert found.dtype == np.uint8 and found.flags.c_contiguous
-    assert np.array_equal(found, np.asarray(picture(1, (7, 5))).transpose(2, 0, 1))
+    pixels = data.read_image(tmp_path / "a.png", (3, 5, 7))
+    assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous
+    assert np.array_equal(pixels, np.asarray(picture(1, (7, 5))).transpose(2, 0, 1))
     assert data.read_image(str(tmp_path / "a.png"), (1, 5, 7)).shape == (1, 5, 7)
     assert data.read_image(tmp_path / "a.png", (3, 32, 16)).shape == (3, 32, 16)
     both = data.images_from([tmp_path / "a.png"] * 2, (3, 5, 7))
-    assert both.shape == (2, 3, 5, 7) and np.array_equal(both[1], found)
+    assert both.shape == (2, 3, 5, 7) and np.array_equal(both[1], pixels)
     assert data.images_from([], (3, 5, 7)).shape == (0, 3, 5, 7)
 
 
@@ -949,8 +949,8 @@ def test_read_image_takes_every_usual_mode(tmp_path, mode):
     path = tmp_path / ("a.tiff" if mode == "CMYK" else "a.png")
     picture(1).convert("RGB" if mode == "RGB" else mode).save(path)
     for channels in (1, 3):
-        found = data.read_image(path, (channels, 8, 8))
-        assert found.shape == (channels, 8, 8) and found.std() > 10
+        pixels = data.read_image(path, (channels, 8, 8))
+        assert pixels.shape == (channels, 8, 8) and pixels.std() > 10
 
 
 def drawn_on_nothing(mode: str) -> Image.Image:
@@ -985,14 +985,14 @@ def palette(mode: str = "P") -> Image.Image:
 )
 def test_what_is_transparent_is_white(tmp_path, name, image, options, channels):
     image.save(tmp_path / name, **options)
-    found = data.read_image(tmp_path / name, (channels, 8, 8))
-    assert (found[:, :, :4] == 255).all() and (found[:, :, 4:] == 60).all()
+    pixels = data.read_image(tmp_path / name, (channels, 8, 8))
+    assert (pixels[:, :, :4] == 255).all() and (pixels[:, :, 4:] == 60).all()
 
 
 def test_what_is_half_transparent_is_half_white(tmp_path):
     Image.new("RGBA", (4, 4), (100, 0, 200, 51)).save(tmp_path / "a.png")
-    found = data.read_image(tmp_path / "a.png", (3, 4, 4))[:, 0, 0]
-    assert np.abs(found.astype(int) - [224, 204, 244]).max() <= 1
+    pixel = data.read_image(tmp_path / "a.png", (3, 4, 4))[:, 0, 0]
+    assert np.abs(pixel.astype(int) - [224, 204, 244]).max() <= 1
 
 
 def test_read_image_turns_a_photograph_upright(tmp_path):

@@ -112,8 +112,8 @@ def test_every_result_is_plain_hdf5_and_complete(smoke):
             assert json.loads(file.attrs["cell"])["model"]["width"] == 0.125
             facts = json.loads(file.attrs["facts"])
             assert {"versions", "commit", "hardware", "device", "precision"} <= facts.keys()
-            found = {name: len(group["epoch"]) for name, group in file["history"].items()}
-            assert found == STAGES[technique]
+            epochs = {name: len(group["epoch"]) for name, group in file["history"].items()}
+            assert epochs == STAGES[technique]
             for group in file["history"].values():
                 assert set(group) == COLUMNS
                 assert all(len(c) == len(group["epoch"]) for c in group.values())
@@ -161,9 +161,9 @@ def test_plan_and_status_as_json(smoke):
     assert planned.keys() >= {"cells", "jobs", "gpu_hours"}
     assert [job["name"] for job in planned["jobs"]] == ["report"]
     assert planned["cells"][-1]["stages"] == ["prune", "finetune", "quantize"]
-    found = smoke.lab.json("status", "smoke")
-    assert found["counts"] == {"done": 7}
-    assert {(cell["state"], cell["attempts"], cell["reason"]) for cell in found["cells"]} == {
+    status = smoke.lab.json("status", "smoke")
+    assert status["counts"] == {"done": 7}
+    assert {(cell["state"], cell["attempts"], cell["reason"]) for cell in status["cells"]} == {
         ("done", 1, None)
     }
 
@@ -200,10 +200,10 @@ def test_the_exported_model_works_with_and_without_netpress(smoke, tmp_path):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     numpy.save(tmp_path / "images.npy", pixels[:, None])
     images = [tmp_path / f"{i}.png" for i in range(3)]
-    said = smoke.lab.ask("predict", tmp_path / "model", *images)
+    predicted = smoke.lab.ask("predict", tmp_path / "model", *images)
     rows = smoke.lab.json("predict", tmp_path / "model", *images)["predictions"]
-    assert said.returncode == 0 and said.stderr == ""
-    assert [line.split()[:2] for line in said.stdout.splitlines()] == [
+    assert predicted.returncode == 0 and predicted.stderr == ""
+    assert [line.split()[:2] for line in predicted.stdout.splitlines()] == [
         [row["image"], row["class"]] for row in rows
     ]
     plain = subprocess.run(
@@ -225,7 +225,7 @@ STRIKES = [
     ("checkpoint/state-2.safetensors", 1, "before", "worker"),  # the first epoch is not kept yet
     ("checkpoint/index.json", 1, "after", "parent"),  # the first epoch was kept this instant
     ("metrics.h5", 1, "before", "worker"),  # the second was kept, its metrics were not
-    ("checkpoint/model.safetensors", 1, "after", "worker"),  # trained, but no index says so
+    ("checkpoint/model.safetensors", 1, "after", "worker"),  # trained, but no index records it
     ("artifact", 1, "before", "parent"),  # the artifact was written, under another name
     ("manifest.json", 1, "before", "worker"),  # the result is there, the manifest is not
 ]
@@ -250,12 +250,12 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path, smoke):
 def killed_at_chosen_moments(lab: Lab, smoke) -> None:
     cell_id = smoke.ids["small-and-int8"]
     lab.have(smoke.lab, without=[cell_id])
-    asked, cell = lab.sweep("base", "small-and-int8"), lab.work.cell(cell_id)
+    sweep_file, cell = lab.sweep("base", "small-and-int8"), lab.work.cell(cell_id)
     kept: dict[str, list[float]] = {}  # how long each epoch took that was kept before a kill
     with watched(lab.work) as looks:
         for renamed, nth, when, victim in STRIKES:
             at = {"renamed": f"{cell_id}/{renamed}", "nth": nth, "when": when, "victim": victim}
-            ran = lab.run(asked, STRIKE=json.dumps(at))
+            ran = lab.run(sweep_file, STRIKE=json.dumps(at))
             assert ran.returncode == (KILLED if victim == "parent" else 1), (at, ran.stderr)
             until(lambda: not lab.left_behind())
             check_whole(cell)
@@ -263,7 +263,7 @@ def killed_at_chosen_moments(lab: Lab, smoke) -> None:
             now = seconds(cell)
             assert {stage: now.get(stage, [])[: len(kept[stage])] for stage in kept} == kept, at
             kept = now
-        assert lab.run(asked).returncode == 0
+        assert lab.run(sweep_file).returncode == 0
     assert seconds(cell) == kept  # nothing was trained again
     same(lab, smoke.lab, cell_id)
     assert len(looks) > 100
@@ -282,19 +282,19 @@ def seconds(cell) -> dict[str, list[float]]:
 def killed_at_random_moments(lab: Lab, smoke) -> None:
     cell_id = smoke.ids["qat-int8"]
     lab.have(smoke.lab, without=[cell_id])
-    asked = lab.sweep("base", "qat-int8")
+    sweep_file = lab.sweep("base", "qat-int8")
     usage = json.loads(smoke.lab.work.cell(cell_id).attempt(1).usage.read_bytes())
     chance = random.Random(4)
     with watched(lab.work):
         for _ in range(2):
-            with lab.start(asked) as process:
+            with lab.start(sweep_file) as process:
                 process.await_line(": started")
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=chance.uniform(0.2, 1.1) * usage["wall_s"])
                 process.strike(signal.SIGKILL)
             until(lambda: not lab.left_behind())
             check_whole(lab.work.cell(cell_id))
-        assert lab.run(asked).returncode == 0
+        assert lab.run(sweep_file).returncode == 0
     same(lab, smoke.lab, cell_id)
 
 
@@ -303,12 +303,12 @@ def killed_at_random_moments(lab: Lab, smoke) -> None:
 
 def test_interrupted_it_says_how_to_go_on_and_goes_on(lab, smoke):
     cell_id = smoke.ids["base"]
-    asked = lab.sweep("base")
+    sweep_file = lab.sweep("base")
     for words, group, left in [
         (("0-train",), True, ("missing", "started, not finished")),
         (("measure",), False, ("trained", "all but its measurement")),
     ]:
-        with lab.start(asked) as process:
+        with lab.start(sweep_file) as process:
             process.await_line(*words)
             assert process.strike(signal.SIGINT, group) == 130  # as a terminal does, and as `kill`
         assert process.said.endswith(
@@ -316,9 +316,9 @@ def test_interrupted_it_says_how_to_go_on_and_goes_on(lab, smoke):
         )
         assert "Traceback" not in process.said and lab.left_behind() == []
         check_whole(lab.work.cell(cell_id))
-        [state] = lab.json("status", asked)["cells"]
+        [state] = lab.json("status", sweep_file)["cells"]
         assert (state["state"], state["reason"]) == left
-    ran = lab.run(asked)
+    ran = lab.run(sweep_file)
     assert ran.returncode == 0 and "0-train" not in ran.stderr.split("artifact")[0].split(" epoch")
     same(lab, smoke.lab, cell_id)
 
@@ -331,17 +331,17 @@ def test_a_folder_of_images_is_a_data_set(lab):
     for part, count in [("train", 40), ("test", 10)]:
         for name, colour in colours.items():
             draw(lab.folder / "pictures" / part / name, colour, count)
-    asked = lab.sweep("base", name="mine", dataset="{name: colours, folder: pictures}")
+    sweep_file = lab.sweep("base", name="mine", dataset="{name: colours, folder: pictures}")
     training = "training: {epochs: 4, batch_size: 16, learning_rate: 0.02}"
-    text = (lab.folder / asked).read_text()
-    (lab.folder / asked).write_text(re.sub("training: .*", training, text))
-    ran = lab.run(asked)
+    text = (lab.folder / sweep_file).read_text()
+    (lab.folder / sweep_file).write_text(re.sub("training: .*", training, text))
+    ran = lab.run(sweep_file)
     assert ran.returncode == 0, ran.stderr
-    assert lab.json("report", asked)["rows"][0]["accuracy"] == 1.0
+    assert lab.json("report", sweep_file)["rows"][0]["accuracy"] == 1.0
     images = [lab.folder / "pictures" / "test" / name / "0.png" for name in colours]
-    artifact = lab.work.cell(lab.ids(asked)["base"]).artifact
-    found = lab.json("predict", artifact, *images)["predictions"]
-    assert [row["class"] for row in found] == list(colours)
+    artifact = lab.work.cell(lab.ids(sweep_file)["base"]).artifact
+    predictions = lab.json("predict", artifact, *images)["predictions"]
+    assert [row["class"] for row in predictions] == list(colours)
 
 
 def draw(folder, colour, count: int) -> None:

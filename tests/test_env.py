@@ -246,8 +246,8 @@ def test_interrupted_in_the_middle_then_redone(tmp_path, wheels):
             process = start(checkout, "echo", "ran", env=env)
             slow.wait_until_asked_by(process, 120)
             interrupt(process.pid)
-            said, _ = process.communicate(timeout=30)
-            assert (process.returncode != 0, said) == (True, "")
+            stdout, _ = process.communicate(timeout=30)
+            assert (process.returncode != 0, stdout) == (True, "")
             assert links(root) == []
             assert frees_its_lock(root)
 

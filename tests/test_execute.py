@@ -192,7 +192,7 @@ def test_damaged_weights_are_trained_anew_and_come_out_the_same(bench, spoiled):
 
 
 class Killed(BaseException):
-    """Stands for a kill at a moment of which the cell tells."""
+    """Stands for a kill at a moment that the cell reports."""
 
 
 @pytest.mark.parametrize("at", ["artifact", "measure"])
@@ -280,16 +280,16 @@ def test_a_base_that_saw_other_images_is_not_built_upon(bench, work, tmp_path):
                     Image.fromarray(pixels.astype(np.uint8)).save(folder / part / name / f"{i}.png")
 
     draw(12)
-    asked = cells.cells(
+    by_technique = cells.cells(
         tmp_path,
         ["base", "ptq-int8"],
         datasets=[{"name": "mine", "folder": str(folder)}],
         training={"epochs": 1, "batch_size": 4, "crop": 0},
     )
-    cells.run(asked["base"], work)
+    cells.run(by_technique["base"], work)
     draw(14)
     with pytest.raises(UserError, match="mine: its images changed since the base") as told:
-        cells.run(asked["ptq-int8"], work)
+        cells.run(by_technique["ptq-int8"], work)
     kind, reason = failure_kinds.failure_of(told.value)
     assert kind == "exception" and reason.startswith("mine: its images changed")
 
@@ -367,21 +367,21 @@ def test_a_full_disk_is_told_from_other_errors(tmp_path):
     with cells.small_disk(tmp_path / "disk", "1m") as disk:
         error = raised(lambda: fill(disk))
         assert error.errno == errno.ENOSPC
-        said = ("disk_full", f"No space left on device in {disk}")
-        assert failure_kinds.failure_of(error, disk) == said
+        expected = ("disk_full", f"No space left on device in {disk}")
+        assert failure_kinds.failure_of(error, disk) == expected
         error.filename = str(disk / "file")
-        assert failure_kinds.failure_of(error) == said
+        assert failure_kinds.failure_of(error) == expected
 
 
 def test_other_errors_are_named_in_one_line():
-    said = {
+    reasons = {
         ValueError("first\nsecond"): "ValueError: first",
         KeyError("name"): "KeyError: 'name'",
         RuntimeError(""): "RuntimeError: no message",
         UserError("data: expected other"): "data: expected other",
         PermissionError(errno.EACCES, "no"): "PermissionError: [Errno 13] no",
     }
-    for error, reason in said.items():
+    for error, reason in reasons.items():
         assert failure_kinds.failure_of(error) == ("exception", reason)
     assert len(failure_kinds.failure_of(ValueError("x" * 10_000))[1]) < 600
 
@@ -421,14 +421,14 @@ def test_nothing_writes_once_a_failed_attempt_has_returned(bench, work):
 
 
 def test_the_commit_is_that_of_this_checkout():
-    found = origin.commit()
+    commit = origin.commit()
     head = subprocess.run(
         ["git", "-C", str(CODE), "rev-parse", "HEAD"], capture_output=True, text=True
     )
     if head.returncode or not (CODE / ".git").exists():
-        assert found is None
+        assert commit is None
     else:
-        assert found.rstrip("+") == head.stdout.strip()
+        assert commit.rstrip("+") == head.stdout.strip()
 
 
 def test_the_origin_is_that_of_the_start(bench, work, monkeypatch):
@@ -450,13 +450,13 @@ def test_the_origin_is_that_of_the_start(bench, work, monkeypatch):
 
 def test_the_sources_have_a_checksum_of_names_and_content(tmp_path, monkeypatch):
     monkeypatch.setattr(origin, "CODE", tmp_path)
-    found = []
+    checksums = []
     for name, text in (("a.py", "1"), ("a.py", "2"), ("deeper/b.py", "3"), ("notes.txt", "4")):
         path = tmp_path / "pipeline" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-        found.append(origin.code_sha256())
-    assert len(set(found[:3])) == 3 and found[3] == found[2]
+        checksums.append(origin.code_sha256())
+    assert len(set(checksums[:3])) == 3 and checksums[3] == checksums[2]
 
 
 def test_a_package_that_went_away_costs_no_result(monkeypatch):
@@ -517,46 +517,46 @@ def job(folder: Path, work: Work, *ids: str) -> subprocess.CompletedProcess:
 
 def test_a_failing_cell_does_not_stop_the_next_and_each_explains_itself(bench, work, spoken):
     chains = {"good": [{"spoken": {}}], "bad": [{"spoken": {"end": "badly"}}]}
-    asked = bench.cells(["bad", "good"], define=chains)
-    for cell in asked.values():
+    by_name = bench.cells(["bad", "good"], define=chains)
+    for cell in by_name.values():
         store.publish_json(work.cell(cell.id).cell_json, cell.to_json())
     with cells.one_core():
-        ran = job(spoken, work, asked["bad"].id, "0123456789abcdef", asked["good"].id)
+        ran = job(spoken, work, by_name["bad"].id, "0123456789abcdef", by_name["good"].id)
     assert ran.returncode == 1
 
     events = [json.loads(line) for line in ran.stdout.splitlines()]  # nothing but events
     ends = {e["cell"]: e for e in events if e["stage"] in ("done", "failed", "busy")}
-    assert ends[asked["bad"].id] == {
-        "cell": asked["bad"].id,
+    assert ends[by_name["bad"].id] == {
+        "cell": by_name["bad"].id,
         "stage": "failed",
         "kind": "exception",
         "reason": "ValueError: no such",
     }
     assert ends["0123456789abcdef"]["stage"] == "failed"
     assert "cell.json" in ends["0123456789abcdef"]["reason"]
-    assert ends[asked["good"].id]["stage"] == "done" and ends[asked["good"].id]["seconds"] > 0
+    assert ends[by_name["good"].id]["stage"] == "done" and ends[by_name["good"].id]["seconds"] > 0
 
-    for name, cell in asked.items():
+    for name, cell in by_name.items():
         if name != "base":
             log = work.cell(cell.id).attempt(1).log.read_text()
             for line in ("printed by Python", "written by a library", "said by a child"):
                 assert line in log and line not in ran.stdout + ran.stderr
-    failed = work.cell(asked["bad"].id)
+    failed = work.cell(by_name["bad"].id)
     failure = json.loads(failed.attempt(1).failure.read_bytes())
     assert (failure["kind"], failure["reason"]) == ("exception", "ValueError: no such")
     assert "my_spoken.py" in failure["traceback"] and "ValueError" in failure["traceback"]
     assert "Traceback" in failed.attempt(1).log.read_text() and not failed.manifest.exists()
-    assert store.is_done(work.cell(asked["good"].id), deep=True)
-    assert not work.cell(asked["good"].id).attempt(1).failure.exists()
-    assert work.cell(asked["good"].id).attempt(1).log.stat().st_mode & 0o77 == 0
+    assert store.is_done(work.cell(by_name["good"].id), deep=True)
+    assert not work.cell(by_name["good"].id).attempt(1).failure.exists()
+    assert work.cell(by_name["good"].id).attempt(1).log.stat().st_mode & 0o77 == 0
 
     with store.lock_cell(failed):
-        ran = job(spoken, work, asked["bad"].id)
+        ran = job(spoken, work, by_name["bad"].id)
     assert ran.returncode == 1 and json.loads(ran.stdout)["stage"] == "busy"
     assert "is being worked on by" in json.loads(ran.stdout)["reason"]
     assert store.last_attempt(failed).number == 1  # it did not even begin
 
-    ran = job(spoken, work, asked["good"].id)
+    ran = job(spoken, work, by_name["good"].id)
     assert ran.returncode == 0 and json.loads(ran.stdout)["stage"] == "done"
 
 

@@ -34,31 +34,31 @@ def lab(tmp_path):
 
 def test_one_failure_costs_one_cell(lab, smoke):
     lab.have(smoke.lab, without=[smoke.ids["ptq-int8"]])
-    asked = lab.sweep(*REASONS, "ptq-int8", more=DEFINE)
-    ran = lab.run(asked, "--workers", 2, TROUBLE="on")
+    sweep_file = lab.sweep(*REASONS, "ptq-int8", more=DEFINE)
+    ran = lab.run(sweep_file, "--workers", 2, TROUBLE="on")
     assert ran.returncode == 1 and "Traceback" not in ran.stderr
-    ids = lab.ids(asked, TROUBLE="on")
-    found = {c["technique"]: c for c in lab.json("status", asked, TROUBLE="on")["cells"]}
-    assert {t: c["state"] for t, c in found.items()} == {
+    ids = lab.ids(sweep_file, TROUBLE="on")
+    cells = {c["technique"]: c for c in lab.json("status", sweep_file, TROUBLE="on")["cells"]}
+    assert {t: c["state"] for t, c in cells.items()} == {
         "base": "done",
         "ptq-int8": "done",
         **dict.fromkeys(REASONS, "failed"),
     }
-    gaps = {g["id"]: g["reason"] for g in lab.json("report", asked, TROUBLE="on")["gaps"]}
+    gaps = {g["id"]: g["reason"] for g in lab.json("report", sweep_file, TROUBLE="on")["gaps"]}
     report = (lab.folder / "reports/tiny/report.md").read_text()
     for technique, reason in REASONS.items():
         assert gaps[ids[technique]].startswith(reason)
-        assert found[technique]["reason"] == gaps[ids[technique]]
+        assert cells[technique]["reason"] == gaps[ids[technique]]
         assert reason in " ".join(report.split()) and reason in " ".join(ran.stdout.split())
         [line] = [x for x in ran.stderr.splitlines() if f"/{technique}/0: failed after" in x]
         assert reason in line
     log = lab.work.cell(ids["raises"]).attempt(1).log.read_text()
     assert "and a second line" in log and "trouble.py" in log
 
-    again = lab.run(asked, "--workers", 2, TROUBLE="gone")
+    again = lab.run(sweep_file, "--workers", 2, TROUBLE="gone")
     assert again.returncode == 0, again.stderr
     assert "2 of 5 cells are already done" in again.stderr
-    assert lab.json("report", asked, TROUBLE="gone")["gaps"] == []
+    assert lab.json("report", sweep_file, TROUBLE="gone")["gaps"] == []
 
 
 @pytest.fixture
@@ -88,12 +88,12 @@ def test_a_full_disk_costs_the_cells_that_need_more(small_disk, smoke):
     (folder.parent / "reports").mkdir()  # what a report needs is not what is looked at
     (lab.folder / "reports").symlink_to(folder.parent / "reports")
     lab.have(smoke.lab, without=set(smoke.ids.values()) - {smoke.ids["base"]})
-    asked = lab.sweep("base-longer", "ptq-int8")
+    sweep_file = lab.sweep("base-longer", "ptq-int8")
     weights = lab.work.cell(smoke.ids["base"]).model.stat().st_size
     resize(int(3.7 * weights))
-    ran = lab.run(asked)
+    ran = lab.run(sweep_file)
     assert ran.returncode == 1 and "Traceback" not in ran.stderr
-    cells = {c["technique"]: c for c in lab.json("status", asked)["cells"]}
+    cells = {c["technique"]: c for c in lab.json("status", sweep_file)["cells"]}
     assert {t: c["state"] for t, c in cells.items()} == {
         "base": "done",
         "base-longer": "failed",
@@ -107,7 +107,7 @@ def test_a_full_disk_costs_the_cells_that_need_more(small_disk, smoke):
     check_whole(lab.work.cell(cells["base-longer"]["id"]))
 
     resize(32 << 20)
-    again = lab.run(asked)
+    again = lab.run(sweep_file)
     assert again.returncode == 0, again.stderr
     assert "2 of 3 cells are already done" in again.stderr
 
@@ -119,12 +119,12 @@ def test_a_damaged_checkpoint_is_set_aside_and_redone(lab, smoke):
     """All that it trained is in one file, as after a kill while its artifact was written."""
     cell_id = smoke.ids["qat-int8"]
     lab.have(smoke.lab)
-    asked, cell = lab.sweep("qat-int8"), lab.work.cell(cell_id)
+    sweep_file, cell = lab.sweep("qat-int8"), lab.work.cell(cell_id)
     for left in (cell.manifest, cell.result):
         left.unlink()
     shutil.rmtree(cell.artifact)
     damage(cell.model)
-    ran = lab.run(asked)
+    ran = lab.run(sweep_file)
     assert ran.returncode == 0 and "Traceback" not in ran.stderr
     assert cell.model.with_name("model.safetensors.corrupt-1").exists()
     log = store.last_attempt(cell).log.read_text()
@@ -137,14 +137,14 @@ def test_damaged_results_are_named_set_aside_and_redone(lab, smoke):
     """One cell each: its numbers, its model, its manifest."""
     damaged = {"ptq-int8": "result.h5", "kd": "artifact/model.onnx", "qat-int8": "manifest.json"}
     lab.have(smoke.lab)
-    asked = lab.sweep("base", *damaged)
+    sweep_file = lab.sweep("base", *damaged)
     cells = {technique: lab.work.cell(smoke.ids[technique]) for technique in damaged}
     for technique, name in damaged.items():
         damage(cells[technique].folder / name)
-    gaps = {gap["id"]: gap["reason"] for gap in lab.json("report", asked)["gaps"]}
+    gaps = {gap["id"]: gap["reason"] for gap in lab.json("report", sweep_file)["gaps"]}
     assert gaps[smoke.ids["ptq-int8"]].startswith("damaged: result.h5")
     assert gaps[smoke.ids["qat-int8"]].startswith("damaged: manifest.json")
-    ran = lab.run(asked, "--workers", 2)
+    ran = lab.run(sweep_file, "--workers", 2)
     assert ran.returncode == 0 and "Traceback" not in ran.stderr
     assert "1 of 4 cells are already done" in ran.stderr
     assert " epoch " not in ran.stderr  # nothing is trained for it

@@ -61,9 +61,9 @@ def test_a_convolution_is_what_integers_give(bits, learned, seed):
     factors = scales.reshape(1, -1, 1, 1).astype(np.float64) * scale
     bias = np.round(layer.bias.detach().numpy().reshape(1, -1, 1, 1) / factors) * factors
     with torch.no_grad():
-        found = layer(x).numpy()
+        output = layer(x).numpy()
     # A value halfway between two integers may go either way: one step of one weight, at most few.
-    assert np.mean(np.abs(found - (sums * factors + bias)) > 1e-4) < 0.01
+    assert np.mean(np.abs(output - (sums * factors + bias)) > 1e-4) < 0.01
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -87,11 +87,11 @@ def test_a_linear_layer_is_what_integers_give(learned):
 
 def test_values_out_of_range_are_cut_off_at_both_ends():
     layer = conv()
-    found = layer.input_quantizer(torch.tensor([-1e9, 1e9, 0.0]))
-    assert found.tolist() == pytest.approx([-30 * 0.05, 225 * 0.05, 0.0])
+    values = layer.input_quantizer(torch.tensor([-1e9, 1e9, 0.0]))
+    assert values.tolist() == pytest.approx([-30 * 0.05, 225 * 0.05, 0.0])
     layer.weight.data[0] *= 1000
-    found = (layer.quantized_weight()[0] / layer.weight_quantizer.scale[0]).detach()
-    assert float(found.abs().max()) == pytest.approx(127)
+    values = (layer.quantized_weight()[0] / layer.weight_quantizer.scale[0]).detach()
+    assert float(values.abs().max()) == pytest.approx(127)
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -184,8 +184,8 @@ def test_the_gradient_of_the_scale_is_the_slope_where_nothing_rounds_differently
     if not inside.all():  # at an end, the slope is another on either side
         return
     slope = (held(scale + step) - held(scale - step)) / (2 * step)
-    _, found = lsq(x, scale, low, high, 255)
-    assert found.item() == pytest.approx(slope / np.sqrt(len(x) * 255), abs=1e-5, rel=1e-4)
+    _, gradient = lsq(x, scale, low, high, 255)
+    assert gradient.item() == pytest.approx(slope / np.sqrt(len(x) * 255), abs=1e-5, rel=1e-4)
 
 
 def test_every_filter_learns_a_scale_of_its_own():
@@ -248,29 +248,29 @@ def test_a_dead_filter_takes_a_scale_that_its_bias_can_use():
     """Deployed, a bias is a multiple of (input scale x weight scale): with a scale of 1 a filter of
     zeros, which gives nothing but its bias, would lose it."""
     weight = torch.tensor([[0.0, 0.0], [0.127, 0.0], [1e-42, -1e-41], [0.0254, 0.01]])
-    found = fakequant.widest(weight, 127)
-    assert found.tolist() == pytest.approx([0.001, 0.001, 0.001, 0.0002])
-    assert torch.isfinite(1 / found).all()
+    scales = fakequant.widest(weight, 127)
+    assert scales.tolist() == pytest.approx([0.001, 0.001, 0.001, 0.0002])
+    assert torch.isfinite(1 / scales).all()
     assert fakequant.widest(torch.zeros(2, 3), 127).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("bits", [8, 7])
 def test_the_squared_error_of_mse_is_never_above_that_of_minmax(bits):
     state = lively(SPEC, 3)
-    found = {m: quantized(state, m, weight_bits=bits) for m in ("minmax", "mse")}
+    networks = {m: quantized(state, m, weight_bits=bits) for m in ("minmax", "mse")}
     plain = network.fold(state).network.module.state_dict()
-    for name, layer in fakequant.layers(found["minmax"].module).items():
+    for name, layer in fakequant.layers(networks["minmax"].module).items():
         weight = plain[f"{name}.weight"]
         losses = {
             method: (fakequant.layers(net.module)[name].quantized_weight() - weight)
             .square()
             .flatten(1)
-            for method, net in found.items()
+            for method, net in networks.items()
         }
         assert (losses["mse"].mean(1) <= losses["minmax"].mean(1) * (1 + 1e-6)).all()
         if not layer.input_quantizer.exact:
             wide = layer.input_quantizer.scale
-            tight = fakequant.layers(found["mse"].module)[name].input_quantizer.scale
+            tight = fakequant.layers(networks["mse"].module)[name].input_quantizer.scale
             assert 0.24 * wide <= tight <= wide
 
 

@@ -15,9 +15,9 @@ from tests import results
 def rows(drops, seeds=(0,)):
     """One technique for each drop, in accuracy 0..1."""
     drop = {f"t{i}": each for i, each in enumerate(drops)}
-    asked = results.sweep(techniques=tuple(drop), seeds=seeds)
-    return asked, results.in_memory(
-        asked,
+    sweep = results.sweep(techniques=tuple(drop), seeds=seeds)
+    return sweep, results.in_memory(
+        sweep,
         lambda cell: results.measured(
             cell, 2.0 + len(cell.technique), drop.get(cell.technique, 0.0) + 0.001 * cell.seed
         ),
@@ -25,10 +25,10 @@ def rows(drops, seeds=(0,)):
 
 
 def on_page(drops, seeds=(0,)):
-    asked, found = rows(drops, seeds)
-    every = frames.Frames.of(found, ())
-    parts = list(views.parts(sections.measured(asked, every), every))
-    return list(page._shown(asked, every, parts, views.Machines(every)))
+    sweep, measured_rows = rows(drops, seeds)
+    every = frames.Frames.of(measured_rows, ())
+    parts = list(views.parts(sections.measured(sweep, every), every))
+    return list(page._shown(sweep, every, parts, views.Machines(every)))
 
 
 @pytest.mark.parametrize(
@@ -52,10 +52,10 @@ def test_few_techniques_below_a_gap_are_far_below(drops, far):
 
 
 def test_the_figure_for_papers_has_an_arrow_with_its_accuracy():
-    _, found = rows([0.0, 0.01, 0.6], seeds=(0, 1))
-    [far] = [p for p in points.points(found, points.STORED) if p.at[1] < 80]
+    _, measured_rows = rows([0.0, 0.01, 0.6], seeds=(0, 1))
+    [far] = [p for p in points.points(measured_rows, points.STORED) if p.at[1] < 80]
     with look.style():
-        drawn = tradeoff.draw(found, points.STORED)
+        drawn = tradeoff.draw(measured_rows, points.STORED)
         [axis] = drawn.canvas.axes
     low, _ = axis.get_ylim()
     assert low > far.at[1] + 20

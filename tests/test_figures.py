@@ -54,9 +54,9 @@ def some(techniques=("half", "tiny-0.5", "tiny-0.25"), **shape):
 
 
 def test_each_figure_stands_alone_and_has_no_date():
-    found = figures.draw(*some(seeds=(0, 1)))
-    assert {"accuracy-bytes", "accuracy-latency"} <= set(found)
-    for figure in found.values():
+    plots = figures.draw(*some(seeds=(0, 1)))
+    assert {"accuracy-bytes", "accuracy-latency"} <= set(plots)
+    for figure in plots.values():
         text = figure.svg.decode()
         ElementTree.fromstring(text)
         assert "dc:date" not in text and "<script" not in text and b"Date" not in figure.pdf
@@ -95,10 +95,10 @@ def test_39_techniques_differ_in_grey():
 
 def test_controls_are_hollow_and_grey():
     rows, _ = some(("kd", "student-alone", "other"))
-    found = look.looks(rows)
-    assert list(found) == ["kd", "other", "student-alone"]
-    assert found["student-alone"]["markerfacecolor"] == "white"
-    red, green, blue = re.findall("..", to_hex(found["student-alone"]["color"])[1:])
+    styles = look.looks(rows)
+    assert list(styles) == ["kd", "other", "student-alone"]
+    assert styles["student-alone"]["markerfacecolor"] == "white"
+    red, green, blue = re.findall("..", to_hex(styles["student-alone"]["color"])[1:])
     assert red == green == blue
     assert look.dashes("student-alone") == look.DASHES and look.dashes("kd") == "-"
 
@@ -108,9 +108,9 @@ def test_controls_are_hollow_and_grey():
 
 def test_marks_are_where_the_numbers_are():
     rows, evidence = some(("half",), seeds=(0, 1))
-    found = drawn(rows, evidence)
+    plots = drawn(rows, evidence)
     for name, cost in (("accuracy-bytes", tradeoff.STORED), ("accuracy-latency", tradeoff.LATENCY)):
-        axis = found[name].canvas.axes[0]
+        axis = plots[name].canvas.axes[0]
         for technique, marker in (("base", "*"), ("half", look.MARKERS[0])):
             mine = [row for row in rows if row.technique == technique]
             expected = (sum(map(cost.of, mine)) / 2, 50 * sum(row.accuracy for row in mine))
@@ -159,10 +159,10 @@ def test_one_point_below_the_base_is_drawn_only_where_it_is_near():
 def test_names_are_text_in_every_legend():
     names = ("_hidden", "$x^2$", "<script>")
     rows, evidence = some(names)
-    found = drawn(rows, evidence)
+    plots = drawn(rows, evidence)
     for name in ("accuracy-bytes", "training-curves"):
-        assert {"base", *names} <= set(labels(found[name].canvas))
-    lines = [text.get_text() for text in found["latency"].canvas.axes[0].get_yticklabels()]
+        assert {"base", *names} <= set(labels(plots[name].canvas))
+    lines = [text.get_text() for text in plots["latency"].canvas.axes[0].get_yticklabels()]
     assert lines == ["base", *names]
     for figure in figures.draw(rows, evidence).values():
         assert b"<script" not in figure.svg
@@ -175,9 +175,9 @@ def test_a_name_that_is_too_long_loses_its_middle():
 
 def test_names_that_are_alike_when_shortened_stay_apart():
     names = (f"{'a' * 20}{middle}{'b' * 20}" for middle in "xy")
-    found = drawn(*some(tuple(names)))
+    plots = drawn(*some(tuple(names)))
     for name, others in (("latency", 1), ("channels", 1), ("classes", 0)):
-        assert len(found[name].canvas.axes[0].get_yticks()) == others + 2
+        assert len(plots[name].canvas.axes[0].get_yticks()) == others + 2
 
 
 def test_many_techniques_are_dots_and_the_frontier_is_named():
@@ -218,9 +218,9 @@ def test_stages_follow_each_other_in_the_curves():
     figure = drawn(rows, evidence)["training-curves"]
     accuracy, loss = figure.canvas.axes
     stages = results.trained(8, ("prune", "tune"))
-    found = curve(loss, look.COLOURS[0])
-    assert [x for x, _ in found] == [*range(1, 9), 8.5, *range(9, 17)]
-    assert [y for _, y in found if y == y] == pytest.approx(
+    loss_curve = curve(loss, look.COLOURS[0])
+    assert [x for x, _ in loss_curve] == [*range(1, 9), 8.5, *range(9, 17)]
+    assert [y for _, y in loss_curve if y == y] == pytest.approx(
         [y for stage in stages for y in stage.columns["held_out_loss"]]
     )
     errors = [100 * (1 - a) for stage in stages for a in stage.columns["held_out_accuracy"]]
@@ -281,8 +281,8 @@ def test_similarity_has_a_line_a_technique_and_a_band_of_two_bases():
 
     def values(cell):
         alike = numpy.array(cka.get(cell.technique, [1, 1])) - 0.1 * cell.seed
-        found = {"similarity/cka": alike, "similarity/svcca": alike / 2}
-        return results.recorded(cell, channels=1) | ({} if cell.is_base else found)
+        similarities = {"similarity/cka": alike, "similarity/svcca": alike / 2}
+        return results.recorded(cell, channels=1) | ({} if cell.is_base else similarities)
 
     rows, evidence = results.in_memory(sweep, values)
     figure = drawn(rows, evidence)["similarity"]
@@ -301,13 +301,15 @@ def layers_compared(pairs):
     """Values of cells whose layers were compared: technique -> [M, M]."""
 
     def values(cell):
-        found = results.recorded(cell, channels=1, drop=0.01 if cell.technique == "half" else 0.002)
+        recorded = results.recorded(
+            cell, channels=1, drop=0.01 if cell.technique == "half" else 0.002
+        )
         if cell.technique in pairs:
             matrix = pairs[cell.technique] + 0.01 * cell.seed
             alike = numpy.full(max(len(matrix), 2), 0.9)
-            found |= {"similarity/cka": alike, "similarity/svcca": alike}
-            found["similarity/cka_pairs"] = matrix
-        return found
+            recorded |= {"similarity/cka": alike, "similarity/svcca": alike}
+            recorded["similarity/cka_pairs"] = matrix
+        return recorded
 
     return values
 
@@ -374,12 +376,12 @@ def test_of_many_layers_some_are_compared_and_named_by_their_numbers():
         alike = numpy.ones(127)  # every second of them is in the result
         return values(cell) | {"similarity/cka": alike, "similarity/svcca": alike}
 
-    found = drawn(*results.in_memory(results.sweep(techniques=("half",)), of_many_layers))
-    axis = found["layer-pairs"].canvas.axes[0]
+    plots = drawn(*results.in_memory(results.sweep(techniques=("half",)), of_many_layers))
+    axis = plots["layer-pairs"].canvas.axes[0]
     assert axis.collections[0].get_array().shape == (44, 44)
     names = [int(label.get_text()) for label in axis.get_yticklabels()]
     assert (names[0], names[-1], len(names)) == (1, 127, 44)
-    assert {name % 2 for name in names} == {1} and "some are shown" in found["layer-pairs"].caption
+    assert {name % 2 for name in names} == {1} and "some are shown" in plots["layer-pairs"].caption
 
 
 def test_boxes_are_the_percentiles_of_artifact_and_base():
@@ -414,27 +416,29 @@ def test_the_change_of_a_class_is_in_points():
 
 def test_classes_have_the_names_of_a_data_set_that_ships():
     rows, evidence = some(("half",), datasets=("cifar10-jpeg", "own"))
-    found = drawn(rows, evidence)
+    plots = drawn(rows, evidence)
     names = [
-        [x.get_text() for x in axis.get_xticklabels()] for axis in found["classes"].canvas.axes
+        [x.get_text() for x in axis.get_xticklabels()] for axis in plots["classes"].canvas.axes
     ]
     assert names[0][:3] == ["airplane", "automobile", "bird"] and len(names[0]) == 10
     assert names[1] == [str(i) for i in range(10)]
-    said, differing = texts(found["pictures"].canvas.axes[0]), evidence(rows[1].id).differing
-    assert names[0][differing["label"][0]] in said and str(differing["label"][0]) in said
+    shown, differing = texts(plots["pictures"].canvas.axes[0]), evidence(rows[1].id).differing
+    assert names[0][differing["label"][0]] in shown and str(differing["label"][0]) in shown
     assert chosen.class_names("cifar10-jpeg", 2) == ["0", "1"]  # other images under its name
 
 
 def test_pictures_are_shown_as_they_are():
     rows, evidence = some(("half",))
-    found = evidence(rows[1].id).differing
+    differing = evidence(rows[1].id).differing
     axis = drawn(rows, evidence)["pictures"].canvas.axes[0]
     assert len(axis.images) == 8
-    for image, pixels, index in zip(axis.images, found["pixels"], found["index"], strict=False):
+    for image, pixels, index in zip(
+        axis.images, differing["pixels"], differing["index"], strict=False
+    ):
         assert (image.get_array() == pixels.transpose(1, 2, 0)).all()
         assert str(index) in texts(axis)
-    wrong = (found["own"][:8] != found["label"][:8]).sum() + (
-        found["base"][:8] != found["label"][:8]
+    wrong = (differing["own"][:8] != differing["label"][:8]).sum() + (
+        differing["base"][:8] != differing["label"][:8]
     ).sum()
     assert sum("×" in text for text in texts(axis)) == wrong
 
@@ -470,10 +474,10 @@ def test_the_rule_is_said_by_which_something_is_left_out():
 
 def test_a_batch_that_was_not_timed_has_no_panel():
     def values(cell):
-        found = results.recorded(cell)
+        recorded = results.recorded(cell)
         if cell.dataset.name == "a":
-            found = {k: v for k, v in found.items() if not k.endswith("batch1")}
-        return found
+            recorded = {k: v for k, v in recorded.items() if not k.endswith("batch1")}
+        return recorded
 
     rows, evidence = results.in_memory(results.sweep(datasets=("a", "b")), values)
     canvas = drawn(rows, evidence)["latency"].canvas
@@ -487,9 +491,9 @@ def test_evidence_is_read_once_and_of_few_cells():
     rows, evidence = results.in_memory(
         results.sweep(techniques=names, seeds=range(10)), results.measured
     )
-    asked = []
-    dict(figures.drawn(rows, lambda cell_id: asked.append(cell_id) or evidence(cell_id)))
-    assert len(asked) == len(set(asked)) <= 5 * (12 + 1)
+    cell_ids = []
+    dict(figures.drawn(rows, lambda cell_id: cell_ids.append(cell_id) or evidence(cell_id)))
+    assert len(cell_ids) == len(set(cell_ids)) <= 5 * (12 + 1)
 
 
 @pytest.mark.parametrize(
@@ -521,7 +525,7 @@ found = figures.draw(*results.in_memory(results.sweep(techniques=("half", "tiny-
 for name, figure in found.items():
     print(name, *(hashlib.sha256(data).hexdigest() for data in (figure.svg, figure.pdf)))
 """
-    said = {
+    outputs = {
         subprocess.run(
             [sys.executable, "-c", script],
             cwd=CODE,
@@ -532,11 +536,11 @@ for name, figure in found.items():
         ).stdout
         for seed in "12"
     }
-    assert len(said) == 1 and said.pop().count("\n") == 7
+    assert len(outputs) == 1 and outputs.pop().count("\n") == 7
 
 
 def test_a_letter_that_no_font_has_is_no_warning(recwarn, monkeypatch):
-    """And where a font that has it is installed, it is asked for."""
+    """And where a font that has it is installed, it is requested."""
     with look.style():
         canvas, [axis] = look.grid(1, 1, look.PANEL_INCHES)
         look.heading(axis, "猫 \U000e0041")

@@ -41,7 +41,7 @@ def load(dataset: Dataset, root: Path) -> data.Split:
 
 
 def told(dataset: Dataset, root: Path) -> list[str]:
-    """What a run says before it starts."""
+    """The notes that a run reports before it starts."""
     lines: list[str] = []
     data.prepare(dataset, root, root / "cache", lines.append)
     return [line for line in lines if "reading all images" not in line]
@@ -60,14 +60,14 @@ def told(dataset: Dataset, root: Path) -> list[str]:
 def test_most_images_decide_and_the_odd_one_is_told_of(tmp_path, mode, odd, channels, words):
     top = fill(tmp_path / "own", mode)
     noise(5, odd).save(top / "train/cat/0.png")  # the first of all
-    found = load(own(top), tmp_path)
-    assert found.shape == (channels, 8, 8) == data.facts(own(top), tmp_path)[1]
+    split = load(own(top), tmp_path)
+    assert split.shape == (channels, 8, 8) == data.facts(own(top), tmp_path)[1]
     (line,) = told(own(top), tmp_path)
     other = 4 - channels
     assert line == f"own: {words}`channels: {other}` with the data set reads all as " + (
         "grey" if other == 1 else "colour"
     )
-    assert told(own(top), tmp_path) == [line] == list(found.notes)  # of what is in the cache, too
+    assert told(own(top), tmp_path) == [line] == list(split.notes)  # of what is in the cache, too
     assert load(own(top, channels=other), tmp_path).shape == (other, 8, 8)
     assert told(own(top, channels=other), tmp_path) == []
 
@@ -80,10 +80,10 @@ def test_a_palette_of_greys_is_grey(tmp_path, suffix):
         image.putpalette([255 - i // 3 for i in range(768)])
         path.unlink()
         image.save(path.with_suffix(f".{suffix}"))
-    found = load(own(top), tmp_path)
-    assert found.shape == (1, 8, 8) and told(own(top), tmp_path) == []
+    split = load(own(top), tmp_path)
+    assert split.shape == (1, 8, 8) and told(own(top), tmp_path) == []
     first = 255 - np.asarray(noise(len("test") * 100 + len("cat"), "L"))
-    assert np.array_equal(found.test.pixels[0, 0].numpy(), first)
+    assert np.array_equal(split.test.pixels[0, 0].numpy(), first)
 
 
 # --- transparency ----------------------------------------------------------------------------
@@ -130,8 +130,8 @@ def test_formats_are_read_where_pillow_reads_them(tmp_path, suffix, feature):
         pytest.skip(f"this Pillow does not read {suffix}")
     top = fill(tmp_path / "own", suffix=suffix)
     (top / "train/dog/a.heic").write_bytes(b"x")
-    found = load(own(top), tmp_path)
-    assert len(found.train) + len(found.held_out) == 8
+    split = load(own(top), tmp_path)
+    assert len(split.train) + len(split.held_out) == 8
     assert told(own(top), tmp_path) == ["own: 1 file in train/dog was not read: .heic"]
 
 
@@ -184,10 +184,10 @@ def test_images_that_cannot_be_read_are_left_out_where_that_is_asked_for(tmp_pat
         "own: 3 of 12 images cannot be read and are left out (`on_error: skip`): "
         f"{top}/train/cat/0.png, {top}/train/dog/3.png, {top}/test/dog/1.png"
     )
-    found = load(skipping, tmp_path)
-    assert len(found.train) + len(found.held_out) == 6 and found.notes == (line,)
-    assert np.array_equal(found.test.pixels, whole.test.pixels[:3])
-    assert found.test.labels.tolist() == [0, 0, 1]
+    split = load(skipping, tmp_path)
+    assert len(split.train) + len(split.held_out) == 6 and split.notes == (line,)
+    assert np.array_equal(split.test.pixels, whole.test.pixels[:3])
+    assert split.test.labels.tolist() == [0, 0, 1]
     for i in range(2):
         (top / f"test/cat/{i}.png").write_bytes(b"")
     with pytest.raises(UserError, match="own: none of the images in test/cat can be read"):

@@ -63,9 +63,9 @@ def test_it_runs_the_float_network_with_the_deployed_weights(bench, precision, n
     loaded = Cuda(precision, None, "cpu").load(state, 1)
     every = np.arange(len(pixels))
     for some in (slice(1), slice(64), slice(None), slice(0, 70, 7)):
-        found = loaded.run(np.asfortranarray(pixels[some]))
-        assert found.dtype == np.float32 and found.shape == (len(every[some]), 10)
-        assert np.abs(found - wanted[some]).max() <= near * np.abs(wanted).max()
+        logits = loaded.run(np.asfortranarray(pixels[some]))
+        assert logits.dtype == np.float32 and logits.shape == (len(every[some]), 10)
+        assert np.abs(logits - wanted[some]).max() <= near * np.abs(wanted).max()
     assert loaded.calls.of(2) is loaded.calls.of(64) and loaded.calls.of(1) is not loaded.calls.of(
         64
     )
@@ -119,8 +119,8 @@ def test_onnxruntime_gpu_is_the_runtime_of_the_cpu_with_another_provider(bench, 
     model = deployed(bench, "base")
     pixels = split_of(bench).test.pixels[:5].numpy()
     monkeypatch.setattr(onnxruntime_gpu, "providers", lambda: ["CPUExecutionProvider"])
-    found = onnxruntime_gpu.load(model.model, 1).run(pixels)
-    assert np.array_equal(found, runtimes.session(model, 1).run(pixels))
+    logits = onnxruntime_gpu.load(model.model, 1).run(pixels)
+    assert np.array_equal(logits, runtimes.session(model, 1).run(pixels))
     assert onnxruntime_gpu.kernels(model.model, model.shape) == runtimes.kernels(model)
     monkeypatch.undo()  # this distribution has no CUDA: it runs the model on the CPU, and warns
     warned = pytest.warns(UserWarning, match="CUDAExecutionProvider")
@@ -138,9 +138,9 @@ def test_tensorrt_is_given_the_artifacts_graph_in_half_precision(bench):
     kinds = {tensor.data_type for tensor in half.graph.initializer}
     assert onnx.TensorProto.FLOAT not in kinds and onnx.TensorProto.FLOAT16 in kinds
     wanted = runtimes.session(model, 1).run(pixels)
-    found = on_onnxruntime.load(half.SerializeToString(), 1).run(pixels)
-    assert found.dtype == np.float32
-    assert 0 < np.abs(found - wanted).max() <= 0.02 * np.abs(wanted).max()
+    logits = on_onnxruntime.load(half.SerializeToString(), 1).run(pixels)
+    assert logits.dtype == np.float32
+    assert 0 < np.abs(logits - wanted).max() <= 0.02 * np.abs(wanted).max()
     assert tensorrt._sizes(half) == (model.shape, 10)
     assert tensorrt.kernels(model.model, model.shape) == (0, 9, 0.0)
 
@@ -159,7 +159,7 @@ def test_base_and_compressed_are_measured_in_turns(bench, on_cpu):
     )
     ticks: list[str] = []
     with cells.one_core():
-        found = measuring.measure(
+        measured = measuring.measure(
             mine, base, split_of(bench), SHORT, torch.device("cpu"), ticks.append
         )
     name = "pytorch-cuda-fp16"
@@ -167,14 +167,14 @@ def test_base_and_compressed_are_measured_in_turns(bench, on_cpu):
         Series(name, model, "all", batch, "cuda")
         for model, batch in itertools.product(("artifact", "base"), (1, 64, 1024))
     }
-    timed = set(filter(None, map(series.parse, found)))
+    timed = set(filter(None, map(series.parse, measured)))
     assert {one for one in timed if one.runtime == name} == expected
-    assert all(len(found[one.name]) == 2 for one in expected)
-    assert all(found[one.named(THROUGHPUT)] > 0 for one in expected)
-    assert found[f"{FP16}/agreement"] >= 0.98 and found[f"{FP16}/integer_share"] == 0.0
-    assert abs(found[f"{FP16}/accuracy"] - found["accuracy"]) <= 0.02
-    assert name in ticks and gpu.ran(SHORT.runtimes, found) == list(SHORT.runtimes)
-    assert not any(one.startswith("energy/") and "cuda" in one for one in found)  # no card to ask
+    assert all(len(measured[one.name]) == 2 for one in expected)
+    assert all(measured[one.named(THROUGHPUT)] > 0 for one in expected)
+    assert measured[f"{FP16}/agreement"] >= 0.98 and measured[f"{FP16}/integer_share"] == 0.0
+    assert abs(measured[f"{FP16}/accuracy"] - measured["accuracy"]) <= 0.02
+    assert name in ticks and gpu.ran(SHORT.runtimes, measured) == list(SHORT.runtimes)
+    assert not any(one.startswith("energy/") and "cuda" in one for one in measured)  # no card
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
@@ -211,9 +211,9 @@ def test_a_batch_without_room_is_left_out_and_a_model_that_cannot_run_is_skipped
 
     monkeypatch.setitem(runtimes.RUNTIMES, "pytorch-cuda-fp16", Small("fp32", None, "cpu"))
     most, both = 64, contenders(bench, "base")
-    found, why = gpu.measured(both, SHORT, None), "CUDA out of memory. Tried to allocate 2 GiB"
-    assert found[f"{FP16}/left_out"] == f"batches of 1024 and more: {why}"
-    assert {one.batch for one in filter(None, map(series.parse, found))} == {1, 64}
+    measured, why = gpu.measured(both, SHORT, None), "CUDA out of memory. Tried to allocate 2 GiB"
+    assert measured[f"{FP16}/left_out"] == f"batches of 1024 and more: {why}"
+    assert {one.batch for one in filter(None, map(series.parse, measured))} == {1, 64}
     most = 0
     assert gpu.measured(both, SHORT, None) == {f"{FP16}/skipped": why}
 
@@ -252,8 +252,8 @@ def test_energy_is_counted_from_step_to_step_of_the_counter():
         nonlocal runs
         runs += 1
 
-    found = energy.steady(run, 4, 0.01, lambda: runs // 3 * 18.0)
-    assert found.joules_per_image == pytest.approx(1.5) and found.images_per_s > 0
+    reading = energy.steady(run, 4, 0.01, lambda: runs // 3 * 18.0)
+    assert reading.joules_per_image == pytest.approx(1.5) and reading.images_per_s > 0
     assert energy.steady(run, 4, 0.0, None).joules_per_image is None
     assert energy.steady(run, 4, 0.0, lambda: 7.0).joules_per_image is None  # it stands still
     assert energy.steady(run, 4, 0.0, lambda: None).joules_per_image is None

@@ -54,9 +54,9 @@ def test_the_ids_of_the_shipped_study_are_unique_and_stay():
     """If this fails, the results that people have of it are of an earlier version from now on. If
     that is meant, since a version was raised or a setting has another default, accept it here:
     `netpress plan paper --json` has the new ids."""
-    asked = plan.load_sweep("paper")
-    ids = {cell.name: cell.id for cell in asked.cells}
-    assert len(set(ids.values())) == len(asked.cells)
+    paper = plan.load_sweep("paper")
+    ids = {cell.name: cell.id for cell in paper.cells}
+    assert len(set(ids.values())) == len(paper.cells)
     assert {name: ids[name] for name in GOLDEN} == GOLDEN
 
 
@@ -97,11 +97,11 @@ def test_what_follows_from_the_weights_renames_none(file, monkeypatch, part):
 
 
 def test_a_cell_says_the_versions_that_it_is_of(file):
-    found = {cell.technique: cell for cell in sweep.load(file, catalog.built_in()).cells}
+    by_technique = {cell.technique: cell for cell in sweep.load(file, catalog.built_in()).cells}
     core = {"data": SHARED["data"], "training": SHARED["training"]}
-    assert found["base"].versions == found["base"].to_json()["core"] == core
-    assert found["qat-int8"].versions == {**core, "quantize": 2}
-    assert found["qat-int8"].to_json()["stages"][0]["version"] == 2
+    assert by_technique["base"].versions == by_technique["base"].to_json()["core"] == core
+    assert by_technique["qat-int8"].versions == {**core, "quantize": 2}
+    assert by_technique["qat-int8"].to_json()["stages"][0]["version"] == 2
 
 
 # --- earlier versions ------------------------------------------------------------------------
@@ -134,28 +134,28 @@ def test_an_id_of_format_2_is_what_it_was():
 
 def test_older_ids_are_few_differ_and_come_nearest_first(file):
     for cell in sweep.load(file, catalog.built_in()).cells:
-        found = list(cell.older())
-        assert 2 <= len(found) <= 17 and len({cell.id, *(c.id for c in found)}) == len(found) + 1
-        assert found[-1].format == 2 and {c.format for c in found[:-1]} == {3}
-        lost = [sum(cell.versions.values()) - sum(c.versions.values()) for c in found[:-1]]
+        older = list(cell.older())
+        assert 2 <= len(older) <= 17 and len({cell.id, *(c.id for c in older)}) == len(older) + 1
+        assert older[-1].format == 2 and {c.format for c in older[:-1]} == {3}
+        lost = [sum(cell.versions.values()) - sum(c.versions.values()) for c in older[:-1]]
         assert lost == sorted(lost) and lost[0] == 1
-        assert all(c.name == cell.name for c in found)
-    assert found[0].differs_from(cell) and cell.differs_from(cell) == ""
+        assert all(c.name == cell.name for c in older)
+    assert older[0].differs_from(cell) and cell.differs_from(cell) == ""
 
 
 def test_a_missing_cell_says_that_an_older_version_of_it_is_done(bench):
     work = Work(bench.folder / "older")
     base, cell = bench.cells(["base", "ptq-int8"]).values()
-    asked = sweep.Sweep("test", (base, cell), bench.folder / "test.yaml", "")
+    test_sweep = sweep.Sweep("test", (base, cell), bench.folder / "test.yaml", "")
     results.publish(base, work)
     results.publish(aged(cell, quantize=1), work)
-    now = state.find(asked, work).by_id
+    now = state.find(test_sweep, work).by_id
     assert now[base.id].state == "done"
     assert (now[cell.id].state, now[cell.id].reason) == (
         "missing",
         "done by an older version: quantize 1; run makes it anew",
     )
-    assert {job.name for job in plan.plan(asked, work, work.root).jobs} == {cell.id, "report"}
+    assert {job.name for job in plan.plan(test_sweep, work, work.root).jobs} == {cell.id, "report"}
 
 
 def test_where_the_base_is_of_an_older_version_too_the_cell_waits_and_says_so(tmp_path, bench):
@@ -164,12 +164,12 @@ def test_where_the_base_is_of_an_older_version_too_the_cell_waits_and_says_so(tm
     for each in (base, cell):
         *_, old = each.older()
         results.publish(old, work)
-    asked = sweep.Sweep("test", (base, cell), bench.folder / "test.yaml", "")
-    now = state.find(asked, work).by_id
-    said = "done by an older version: cell format 2; run makes it anew"
-    assert (now[base.id].state, now[base.id].reason) == ("missing", said)
+    test_sweep = sweep.Sweep("test", (base, cell), bench.folder / "test.yaml", "")
+    now = state.find(test_sweep, work).by_id
+    reason = "done by an older version: cell format 2; run makes it anew"
+    assert (now[base.id].state, now[base.id].reason) == ("missing", reason)
     assert now[cell.id].state == "waiting"
-    assert now[cell.id].reason == f"its base {base.id} is missing; {said}"
+    assert now[cell.id].reason == f"its base {base.id} is missing; {reason}"
 
 
 def test_a_worker_refuses_a_cell_of_another_version(tmp_path, bench):
@@ -194,8 +194,8 @@ def trained(bench, tmp_path):
 
 
 def look(cell: Cell, work: Work) -> tuple[str, str | None]:
-    [found] = state.states(sweep.Sweep("test", (cell,), work.root / "test.yaml", ""), work)
-    return found.state, found.reason
+    [cell_state] = state.states(sweep.Sweep("test", (cell,), work.root / "test.yaml", ""), work)
+    return cell_state.state, cell_state.reason
 
 
 CHANGES = {
@@ -305,8 +305,8 @@ def test_what_an_earlier_version_measured_in_result_h5_counts(trained):
     assert look(base, work) == ("done", None)
     other = replace(base, measure=base.measure.model_copy(update={"repeats": 2}))
     assert look(other, work) == ("trained", "measured with other settings")
-    asked = sweep.Sweep("test", (base,), work.root / "test.yaml", "")
-    [row] = frames.read(asked, work).rows
+    test_sweep = sweep.Sweep("test", (base,), work.root / "test.yaml", "")
+    [row] = frames.read(test_sweep, work).rows
     assert row.accuracy == result.measured["accuracy"] and row.measurement == ""
     assert row.machine == result.facts["machine"] and row.speedup("all", 1) == 1
     cells.run(other, work)
@@ -316,7 +316,7 @@ def test_what_an_earlier_version_measured_in_result_h5_counts(trained):
     cells.run(other, work)
     assert "accuracy" not in store.read_result(paths.result).measured
     assert look(other, work) == look(base, work) == ("done", None)  # both are still there
-    again = frames.read(asked, work).rows
+    again = frames.read(test_sweep, work).rows
     assert [row.accuracy for row in again] == [row.accuracy]
 
 

@@ -154,10 +154,10 @@ def fits(layers, size) -> bool:
 def test_whatever_the_convolution_the_same_integers_come_out(layers, channels, size, batch, seed):
     assume(fits(layers, size))
     model = qdq(layers, channels, size, seed)
-    found = im2col.rewritten(model)
-    onnx.checker.check_model(found, full_check=True)
+    rewritten = im2col.rewritten(model)
+    onnx.checker.check_model(rewritten, full_check=True)
     images = np.random.default_rng(seed).integers(0, 256, (batch, channels, *size), dtype=np.uint8)
-    assert np.array_equal(outputs(found, images), outputs(model, images))
+    assert np.array_equal(outputs(rewritten, images), outputs(model, images))
     if len(layers) == 1:  # behind a second one, a sum that is rounded up differs by its weight
         exact = integers.logits(model, images).astype(int)
         assert np.abs(outputs(model, images) - exact).max() <= 1  # float32 rounds half-way sums
@@ -165,29 +165,32 @@ def test_whatever_the_convolution_the_same_integers_come_out(layers, channels, s
 
 def test_between_two_products_nothing_is_moved_and_a_pooling_still_fits():
     model = qdq([Layer(8), Layer(16, pooled=True), Layer(8), Layer(4)], 3, (8, 8))
-    found = im2col.rewritten(model)
+    rewritten = im2col.rewritten(model)
     images = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), dtype=np.uint8)
-    assert np.array_equal(outputs(found, images), outputs(model, images))
-    assert kinds(found).count("Gemm") == 4 and "Conv" not in kinds(found)
-    assert kinds(found).count("Transpose") == 4  # into each block, and out of it
-    assert kinds(found).count("Pad") == 4
+    assert np.array_equal(outputs(rewritten, images), outputs(model, images))
+    assert kinds(rewritten).count("Gemm") == 4 and "Conv" not in kinds(rewritten)
+    assert kinds(rewritten).count("Transpose") == 4  # into each block, and out of it
+    assert kinds(rewritten).count("Pad") == 4
 
 
 def test_a_window_that_never_leaves_the_map_needs_no_zeros():
-    found = im2col.rewritten(qdq([Layer(8, (1, 1), pads=(0, 0, 0, 0))], 3, (4, 4)))
-    assert "Gemm" in kinds(found) and "Pad" not in kinds(found)
+    rewritten = im2col.rewritten(qdq([Layer(8, (1, 1), pads=(0, 0, 0, 0))], 3, (4, 4)))
+    assert "Gemm" in kinds(rewritten) and "Pad" not in kinds(rewritten)
 
 
 @pytest.mark.parametrize("size, products", [((8, 8), 1), ((9, 8), 0)])
 def test_maps_that_are_not_small_stay_convolutions(size, products):
-    found = im2col.rewritten(qdq([Layer(8)], 3, size))
-    assert kinds(found).count("Gemm") == products and kinds(found).count("Conv") == 1 - products
+    rewritten = im2col.rewritten(qdq([Layer(8)], 3, size))
+    assert (
+        kinds(rewritten).count("Gemm") == products
+        and kinds(rewritten).count("Conv") == 1 - products
+    )
 
 
 def test_a_convolution_with_few_weights_stays_one(monkeypatch):
     monkeypatch.setattr(im2col, "LEAST", 3 * 3 * 8 * 8)
-    found = im2col.rewritten(qdq([Layer(8), Layer(8)], 3, (4, 4)))
-    assert kinds(found).count("Conv") == 1 and kinds(found).count("Gemm") == 1
+    rewritten = im2col.rewritten(qdq([Layer(8), Layer(8)], 3, (4, 4)))
+    assert kinds(rewritten).count("Conv") == 1 and kinds(rewritten).count("Gemm") == 1
 
 
 def test_groups_and_sizes_that_are_not_known_stay_as_they_are():
@@ -211,15 +214,15 @@ def test_an_artifact_with_large_convolutions_says_the_same_and_counts_the_same(
     """The whole way: written with products and without them, by the same network."""
     state, split = made(bench, "qat-int8").state, split_of(bench)
     sample, pixels = split.train.pixels[:64].numpy(), split.test.pixels.numpy()
-    said, shares = {}, {}
+    logits, shares = {}, {}
     for least in (1, 10**9):
         monkeypatch.setattr(im2col, "LEAST", least)
         folder = tmp_path / str(least)
         artifact.write(state, folder, {"technique": "x"}, sample, split.classes)
-        found = artifact.load(folder)
-        said[least] = np.concatenate(list(runtimes.logits(runtimes.session(found, 1), pixels)))
-        shares[least] = runtimes.kernels(found)
-        model = onnx.load_model_from_string(found.model)
+        loaded = artifact.load(folder)
+        logits[least] = np.concatenate(list(runtimes.logits(runtimes.session(loaded, 1), pixels)))
+        shares[least] = runtimes.kernels(loaded)
+        model = onnx.load_model_from_string(loaded.model)
         assert kinds(model).count("Gemm") == (7 if least == 1 else 1)
-    assert np.array_equal(said[1], said[10**9])
+    assert np.array_equal(logits[1], logits[10**9])
     assert shares[1] == shares[10**9] and shares[1].integer == shares[1].total == 9

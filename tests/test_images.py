@@ -56,8 +56,8 @@ def lab(trained, tmp_path) -> Lab:
 
 
 def looked(lab: Lab) -> tuple[list[Cell], Work, Path]:
-    found = sweep.load(lab.folder / "test.yaml", catalog.built_in())
-    return list(found.cells), lab.work, lab.folder
+    sweep_ = sweep.load(lab.folder / "test.yaml", catalog.built_in())
+    return list(sweep_.cells), lab.work, lab.folder
 
 
 def test_unchanged_images_are_not_mentioned(lab):
@@ -92,11 +92,11 @@ def test_the_same_pixels_in_new_files_are_no_change(lab):
         os.utime(file, (1, 1))
     (note,) = images.notes(*looked(lab))
     assert "may have changed (names, sizes or times of files)" in note
-    said: list[str] = []
-    images.check(*looked(lab), said.append, decode=False)
-    assert len(said) == 1 and "netpress fetch" in said[0]
-    images.check(*looked(lab), said.append)
-    assert said[1:] == ["mine: reading all images, once"]
+    messages: list[str] = []
+    images.check(*looked(lab), messages.append, decode=False)
+    assert len(messages) == 1 and "netpress fetch" in messages[0]
+    images.check(*looked(lab), messages.append)
+    assert messages[1:] == ["mine: reading all images, once"]
     assert images.notes(*looked(lab)) == []  # they were compared
 
 
@@ -115,7 +115,7 @@ def test_a_folder_that_is_elsewhere_is_no_change(lab):
 
 
 def test_results_of_earlier_versions_are_compared_by_run(lab):
-    """Their manifests do not say what they were made of; result.h5 always did."""
+    """Their manifests do not record what they were made of; result.h5 always did."""
     (cell,), work, root = looked(lab)
     store.write_manifest(work.cell(cell.id), {"accuracy": 1.0})
     assert images.notes([cell], work, root) == []
@@ -145,9 +145,9 @@ def test_images_that_change_while_they_are_read_are_not_kept(tmp_path, monkeypat
     decode = folder.decode
 
     def disturbed(*arguments):
-        found = decode(*arguments)
+        decoded = decode(*arguments)
         draw(tmp_path / "images", 4, seed=1)
-        return found
+        return decoded
 
     monkeypatch.setattr(folder, "decode", disturbed)
     mine = Dataset(name="mine", folder=str(tmp_path / "images"))
@@ -162,14 +162,14 @@ def test_images_that_change_while_they_are_read_are_not_kept(tmp_path, monkeypat
 @pytest.fixture
 def mixed(tmp_path):
     """Two seeds, of which the second was made after the images changed."""
-    found, work = results.sweep(techniques=(), seeds=(0, 1)), Work(tmp_path / "work")
-    for cell in found.cells:
+    sweep_, work = results.sweep(techniques=(), seeds=(0, 1)), Work(tmp_path / "work")
+    for cell in sweep_.cells:
         made_of = {
             "dataset_fingerprint": NEW if cell.seed else OLD,
             "started": f"2026-01-0{1 + cell.seed}T00:00:00Z",
         }
         results.publish(cell, work, facts=results.FACTS | made_of)
-    return found, work
+    return sweep_, work
 
 
 def test_a_report_averages_no_cells_of_different_images(mixed, tmp_path, capsys):
@@ -190,12 +190,12 @@ def test_a_report_averages_no_cells_of_different_images(mixed, tmp_path, capsys)
 
 
 def test_a_report_tells_what_was_left_out_and_how_the_rest_was_read(tmp_path):
-    found, work = results.sweep(techniques=(), seeds=(0, 1)), Work(tmp_path / "work")
+    sweep_, work = results.sweep(techniques=(), seeds=(0, 1)), Work(tmp_path / "work")
     line = "pets: 3 of 12 images cannot be read and are left out (`on_error: skip`): <b>.png"
-    for cell in found.cells:
+    for cell in sweep_.cells:
         more = {"image_notes": [line]} if cell.seed else {}
         results.publish(cell, work, facts=results.FACTS | more)
-    paths, _ = report.build(found, work, tmp_path / "reports")
+    paths, _ = report.build(sweep_, work, tmp_path / "reports")
     assert "3 of 12 images cannot be read and are left out" in paths.markdown.read_text()
     page = paths.page.read_text()
     assert "3 of 12 images cannot be read" in page and "&lt;b&gt;.png" in page
@@ -209,10 +209,10 @@ def test_such_a_report_is_made_again_to_the_same_bytes(mixed, tmp_path):
 
 
 def test_cells_of_the_same_images_are_averaged_as_ever(tmp_path):
-    found, work = results.sweep(techniques=(), seeds=(0, 1)), Work(tmp_path / "work")
-    for cell in found.cells:
+    sweep_, work = results.sweep(techniques=(), seeds=(0, 1)), Work(tmp_path / "work")
+    for cell in sweep_.cells:
         results.publish(cell, work, facts=results.FACTS | {"dataset_fingerprint": NEW})
-    paths, listed = report.build(found, work, tmp_path / "reports")
+    paths, listed = report.build(sweep_, work, tmp_path / "reports")
     assert {row.dataset for row in listed.rows} == {"digits"}
     assert {row.other_images_of for row in listed.rows} == {None}
     assert "n = 2" in paths.markdown.read_text()

@@ -33,13 +33,13 @@ def test_a_mapped_data_set_is_the_same_data_set(tmp_path, monkeypatch):
     expected = data.load(dataset, RECIPE, 0, tmp_path, tmp_path / "memory")
     monkeypatch.setattr(cache, "MAPPED", 100)
     for _ in range(2):  # decoded, and from the cache
-        found = data.load(dataset, RECIPE, 0, tmp_path, tmp_path / "mapped")
-        assert found.train.rows is not None and expected.train.rows is None
-        assert (found.zero_point, found.scale) == (expected.zero_point, expected.scale)
-        assert found.fingerprint == expected.fingerprint
-        assert all(map(torch.equal, parts(found), parts(expected)))
+        mapped = data.load(dataset, RECIPE, 0, tmp_path, tmp_path / "mapped")
+        assert mapped.train.rows is not None and expected.train.rows is None
+        assert (mapped.zero_point, mapped.scale) == (expected.zero_point, expected.scale)
+        assert mapped.fingerprint == expected.fingerprint
+        assert all(map(torch.equal, parts(mapped), parts(expected)))
     assert not [p for p in (tmp_path / "mapped").iterdir() if p.name != "data"]  # no leftovers
-    some = data.sample(found.train, 4, 0), data.sample(expected.train, 4, 0)
+    some = data.sample(mapped.train, 4, 0), data.sample(expected.train, 4, 0)
     assert torch.equal(*(images.pixels for images in some))
 
 
@@ -49,11 +49,11 @@ def test_batches_of_a_mapped_data_set_are_those_of_one_in_memory(tmp_path, monke
     monkeypatch.setattr(cache, "MAPPED", 100)
     mapped = data.load(dataset, RECIPE, 0, tmp_path, tmp_path / "mapped").train
     settings = {"crop": 2, "flip": True, "fill": 7}
-    found, expected = (
+    actual, expected = (
         list(data.batches(images, 2, torch.Generator().manual_seed(3), **settings))
         for images in (mapped, memory)
     )
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         assert all(map(torch.equal, one, other))
 
 
@@ -121,7 +121,7 @@ def test_a_network_trains_on_parts_of_large_images_that_lie_in_a_mapped_file(tmp
     fill(tmp_path / "own", train=12)
     training = cells.TRAINING | {"epochs": 2, "batch_size": 4, "train_images": 16}
     sets = [{"name": "own", "folder": str(tmp_path / "own"), "size": 32}]
-    resolve, found = execute.machine, {}
+    resolve, weights = execute.machine, {}
     for how in ("eager", "graphed"):
         made = cells.cells(
             tmp_path, ["base"], datasets=sets, training=training | {"resized_crop": 0.3}
@@ -135,5 +135,5 @@ def test_a_network_trains_on_parts_of_large_images_that_lie_in_a_mapped_file(tmp
                 lambda *given, g=graphed: dataclasses.replace(resolve(*given), graphed=g),
             )
             cells.run(made["base"], work)
-        found[how] = read_model(work.cell(made["base"].id).model).network.state_dict()
-    assert all(torch.equal(t, found["graphed"][name]) for name, t in found["eager"].items())
+        weights[how] = read_model(work.cell(made["base"].id).model).network.state_dict()
+    assert all(torch.equal(t, weights["graphed"][name]) for name, t in weights["eager"].items())

@@ -39,16 +39,16 @@ def cells(line: str) -> int:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The tables of a whole report: study, controls, several seeds, several data sets."""
-    asked = results.sweep(
+    sweep = results.sweep(
         techniques=("qat-int8", "kd", "_x"),
         seeds=(0, 1, 2),
         datasets=("mnist", "cifar10-jpeg", "data_set.1"),
     )
     work = Work(tmp_path_factory.mktemp("work"))
-    for cell in asked.cells:
+    for cell in sweep.cells:
         results.publish(cell, work)
-    found = frames.read(asked, work)
-    return latex.tables(sections.measured(asked, found))
+    report_frames = frames.read(sweep, work)
+    return latex.tables(sections.measured(sweep, report_frames))
 
 
 def test_every_table_of_the_report_is_a_file(made):
@@ -129,10 +129,10 @@ def test_files_have_names_that_can_be_and_none_is_lost():
 
 
 def test_a_report_writes_them_and_takes_old_ones_away(tmp_path):
-    asked, work = results.sweep(), Work(tmp_path / "work")
-    for cell in asked.cells:
+    sweep, work = results.sweep(), Work(tmp_path / "work")
+    for cell in sweep.cells:
         results.publish(cell, work)
-    paths = report.build(asked, work, tmp_path)[0]
+    paths = report.build(sweep, work, tmp_path)[0]
     names = sorted(path.name for path in paths.tables.iterdir())
     assert names == [f"{kind}-digits-vgg16_bn.tex" for kind in ("latency", "results", "simulated")]
     old = paths.latex("results-old")
@@ -140,7 +140,7 @@ def test_a_report_writes_them_and_takes_old_ones_away(tmp_path):
     old.write_text("x")
     before = {path.name: path.read_bytes() for path in paths.tables.glob("*digits*")}
     assert old.name not in before
-    report.build(asked, work, tmp_path)
+    report.build(sweep, work, tmp_path)
     assert {path.name: path.read_bytes() for path in paths.tables.iterdir()} == before
 
 
@@ -161,12 +161,12 @@ def test_they_compile(made, tmp_path):
         "\\documentclass{article}\\usepackage{booktabs}\n"
         f"\\begin{{document}}\n{inputs}\n\\end{{document}}\n"
     )
-    asked = subprocess.run(
+    compiled = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
-    assert asked.returncode == 0, asked.stdout[-2000:]
+    assert compiled.returncode == 0, compiled.stdout[-2000:]
     log = (tmp_path / "all.log").read_text(errors="replace")
     assert "Output written on all.pdf" in log and "Missing character" not in log

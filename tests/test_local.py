@@ -37,9 +37,9 @@ class Bench:
     def let(self, **actions: str) -> None:
         self.actions.write_text(json.dumps(actions))
 
-    def run(self, asked, workers: int | None = 1, **options) -> int:
+    def run(self, sweep, workers: int | None = 1, **options) -> int:
         return local.run(
-            asked,
+            sweep,
             self.work,
             self.work.root,
             device="cpu",
@@ -68,9 +68,9 @@ class Bench:
     def await_trace(self, count: int, what: str = "start") -> list[dict]:
         return until(lambda: len(self.trace(what)) >= count and self.trace(what))
 
-    def states(self, asked) -> dict[str, str]:
+    def states(self, sweep) -> dict[str, str]:
         return {
-            f"{s.cell.technique}/{s.cell.seed}": s.state for s in state.states(asked, self.work)
+            f"{s.cell.technique}/{s.cell.seed}": s.state for s in state.states(sweep, self.work)
         }
 
 
@@ -443,10 +443,10 @@ def test_plain_lines_are_few(capsys):
         lines.event(cell, {"stage": "0-train", "epoch": epoch + 0.5, "epochs": 1000})
     lines.event(cell, {"stage": "measure", "what": "latency"})
     lines.end(cell, "done", None, 65)
-    said = capsys.readouterr().err.splitlines()
-    assert said[0].endswith("base/0: started") and said[1].endswith("0-train, epoch 0/1000")
-    assert said[-2].endswith("measure, latency") and "done after 1 min 5 s; about" in said[-1]
-    assert len(said) < 10
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[0].endswith("base/0: started") and printed[1].endswith("0-train, epoch 0/1000")
+    assert printed[-2].endswith("measure, latency") and "done after 1 min 5 s; about" in printed[-1]
+    assert len(printed) < 10
 
 
 @pytest.mark.parametrize(
@@ -486,8 +486,8 @@ def test_states_come_from_the_disk(bench):
     results.fail(half, bench.work, "out_of_memory", "12 of 8 GiB")
     store.new_attempt(bench.work.cell(third.id))  # killed: it began, and nothing says how it ended
     with store.lock_cell(bench.work.cell(other_base.id)):
-        found = {f"{s.cell.technique}/{s.cell.seed}": s for s in state.states(SIX, bench.work)}
-    assert [(s.state, s.attempts, s.reason) for s in found.values()] == [
+        states = {f"{s.cell.technique}/{s.cell.seed}": s for s in state.states(SIX, bench.work)}
+    assert [(s.state, s.attempts, s.reason) for s in states.values()] == [
         ("done", 0, None),
         ("running", 0, None),
         ("failed", 1, "out of memory: 12 of 8 GiB"),
@@ -495,7 +495,7 @@ def test_states_come_from_the_disk(bench):
         ("missing", 1, "started, not finished"),
         ("waiting", 0, f"its base {other_base.id} is running"),
     ]
-    assert state.to_json(tuple(found.values()))["counts"] == {
+    assert state.to_json(tuple(states.values()))["counts"] == {
         "done": 1,
         "running": 1,
         "failed": 1,

@@ -33,9 +33,9 @@ SPEC = vgg.spec("vgg11_bn", 0.125, (3, 32, 32), 10, 120, 1 / 64)
 
 def integers(layer) -> torch.Tensor:
     scale = layer.weight_quantizer.scale.detach()
-    found = layer.quantized_weight().detach() / scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
-    assert float((found - found.round()).abs().max()) < 1e-3
-    return found.round()
+    levels = layer.quantized_weight().detach() / scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
+    assert float((levels - levels.round()).abs().max()) < 1e-3
+    return levels.round()
 
 
 def aware(transform: Coarse | None = None) -> network.ModelState:
@@ -112,10 +112,10 @@ def test_each_layer_learns_whether_it_is_binary(bench):
             ternary=ternary,
             epochs=3,
         )
-        found = choosing(state.network.module)
+        quantizers = choosing(state.network.module)
         layers = fakequant.layers(state.network.eval().module)
-        assert len(found) == len(layers) - 2
-        levels = {len(integers(layers[name]).unique()) for name in found}
+        assert len(quantizers) == len(layers) - 2
+        levels = {len(integers(layers[name]).unique()) for name in quantizers}
         assert levels == ({3} if part else {2})
         assert all(math.pi / 4 <= angle <= 1.5501 for step in angles for angle in step)
 
@@ -128,9 +128,9 @@ def test_low_bits_have_the_levels_and_the_first_scale_of_lsq(bits, low, high):
         quantizer.scale.fill_(0.1)
     wide = torch.linspace(-3, 3, 60).reshape(1, 60).repeat(2, 1)
     quantizer.mirror[1] = -1
-    found = (quantizer(wide).detach() / 0.1).round()
-    assert (found[0].min(), found[0].max()) == (low, high)
-    assert (found[1].min(), found[1].max()) == (-high, -low)
+    levels = (quantizer(wide).detach() / 0.1).round()
+    assert (levels[0].min(), levels[0].max()) == (low, high)
+    assert (levels[1].min(), levels[1].max()) == (-high, -low)
     narrow = torch.full((2, 3), 0.04, requires_grad=True)
     quantizer(narrow).sum().backward()
     assert torch.equal(narrow.grad, torch.ones(2, 3)) and quantizer.scale.grad.abs().min() > 0
@@ -153,8 +153,8 @@ def test_a_filter_of_zeros_stays_zero_and_has_a_scale_all_the_same(kind):
     ],
 )
 def test_which_layers_keep_their_eight_bits(eight_bits, kept):
-    found = fakequant.layers(aware(Ternary(eight_bits)).network.module)
-    levels = {name: len(integers(layer).unique()) for name, layer in found.items()}
+    layers = fakequant.layers(aware(Ternary(eight_bits)).network.module)
+    levels = {name: len(integers(layer).unique()) for name, layer in layers.items()}
     assert {name for name, count in levels.items() if count > 3} == kept
 
 
@@ -224,17 +224,17 @@ def test_bits_are_reached_step_by_step(settings, bits, epochs):
 
 def test_a_scale_that_learned_too_much_stays_in_reach_of_its_weights():
     state = aware(LowBits(bits=4))
-    found = fakequant.layers(state.network.module)
+    layers = fakequant.layers(state.network.module)
     with torch.no_grad():
-        for layer in found.values():
+        for layer in layers.values():
             layer.weight_quantizer.scale.copy_(layer.weight_quantizer.widest(layer.weight))
             layer.weight_quantizer.scale[0] = -1.0
         coarse.bounded(state, 1, 1)
-    for layer in found.values():
+    for layer in layers.values():
         quantizer = layer.weight_quantizer
-        asked, scale = quantizer.widest(layer.weight), quantizer.scale.detach()
-        assert float(scale[0]) == pytest.approx(0.25 * float(asked[0])) and torch.equal(
-            scale[1:], asked[1:]
+        widest, scale = quantizer.widest(layer.weight), quantizer.scale.detach()
+        assert float(scale[0]) == pytest.approx(0.25 * float(widest[0])) and torch.equal(
+            scale[1:], widest[1:]
         )
 
 
@@ -256,7 +256,7 @@ def test_what_is_deployed_has_the_levels_that_the_technique_says(bench, name, le
         for tensor in tensors
         if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
     ]
-    coarse = [found for found in weights if found <= levels]
+    coarse = [values for values in weights if values <= levels]
     assert len(weights) == 9 and len(coarse) == 7 and set.union(*coarse) >= levels - {-8, -2, 2, 8}
     assert artifact.stored_bytes < 0.6 * artifact.runnable_bytes
 
@@ -282,9 +282,9 @@ def entropy(q: np.ndarray) -> float:
 def test_the_estimate_is_near_the_entropy_of_the_integers(law, spread):
     draw = getattr(np.random.default_rng(0), law)
     weight = torch.from_numpy(draw(0, spread, (64, 40, 3, 3)).astype(np.float32))
-    found = float(estimated_bits(weight, torch.ones(64), 127))
+    estimate = float(estimated_bits(weight, torch.ones(64), 127))
     exact = entropy(weight.round().numpy())
-    assert 0.99 * exact < found < 1.07 * exact + 20
+    assert 0.99 * exact < estimate < 1.07 * exact + 20
 
 
 def test_the_estimate_pulls_to_zero_by_the_bits_between_two_integers():
@@ -301,11 +301,13 @@ def test_the_estimate_pulls_to_zero_by_the_bits_between_two_integers():
 
 
 def test_the_history_has_the_bits_of_the_integers_that_are_stored(bench):
-    found = made(bench, "rate")
-    weights = [integers(layer) for layer in fakequant.layers(found.state.network.module).values()]
+    compressed = made(bench, "rate")
+    weights = [
+        integers(layer) for layer in fakequant.layers(compressed.state.network.module).values()
+    ]
     exact = sum(entropy(q.numpy()) for q in weights) / sum(q.numel() for q in weights)
-    column = found.history[-1].columns["bits_per_weight"]
-    assert len(column) == len(found.history[-1].columns["loss"])
+    column = compressed.history[-1].columns["bits_per_weight"]
+    assert len(column) == len(compressed.history[-1].columns["loss"])
     assert column[-1] == pytest.approx(exact, rel=0.05)
 
 

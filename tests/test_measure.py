@@ -35,9 +35,9 @@ def measured(bench, name: str, settings=ONCE, of=None) -> dict:
     base = measuring.Candidate(made(bench, "base").state, deployed(bench, "base"))
     device, told = torch.device("cpu"), []
     with cells.one_core():
-        found = measuring.measure(mine, base, split_of(bench), settings, device, told.append)
+        values = measuring.measure(mine, base, split_of(bench), settings, device, told.append)
     assert told[0] == "kernels" and "accuracy" in told and len(told) == 4
-    return found
+    return values
 
 
 # --- parameters and operations ---------------------------------------------------------------
@@ -73,9 +73,9 @@ def test_a_pruned_network_is_counted_as_it_is():
 
 
 def test_subnormal_numbers_of_the_deployed_model_are_counted(bench):
-    found = deployed(bench, "base")
-    assert complexity.subnormals(found.model) == 0
-    model = onnx.load_model_from_string(found.model)
+    loaded = deployed(bench, "base")
+    assert complexity.subnormals(loaded.model) == 0
+    model = onnx.load_model_from_string(loaded.model)
     weight = next(t for t in model.graph.initializer if len(t.dims) == 4)
     values = numpy_helper.to_array(weight).copy()
     values.flat[:7] = [1e-40, -1e-39, 1e-45, 0.0, -0.0, 1e-37, 2e-38]
@@ -135,21 +135,21 @@ def test_a_model_that_only_says_that_it_is_quantized_is_a_failure(bench, tmp_pat
 
 
 def test_everything_is_measured_beside_the_base(bench):
-    found = measured(bench, "ptq-int8", Measure(repeats=3, seconds=5))
+    values = measured(bench, "ptq-int8", Measure(repeats=3, seconds=5))
     test = split_of(bench).test
     for name in ("stored_bytes", "runnable_bytes", "parameters", "macs", "test_set_seconds"):
-        assert found[name] > 0 and found[f"base_{name}"] > 0
-    assert found["stored_bytes"] < 0.5 * found["base_stored_bytes"]
+        assert values[name] > 0 and values[f"base_{name}"] > 0
+    assert values["stored_bytes"] < 0.5 * values["base_stored_bytes"]
     labels = test.labels.numpy()
-    assert found["accuracy"] == np.mean(found["predictions"] == labels)
-    assert found["base_accuracy"] == np.mean(found["base_predictions"] == labels)
-    assert found["accuracy_drop"] == found["base_accuracy"] - found["accuracy"]
-    assert found["agreement"] == np.mean(found["predictions"] == found["base_predictions"])
-    assert found["simulated_agreement"] >= 0.999 and len(found["predictions"]) == len(labels)
-    assert np.array_equal(found["labels"], labels) and found["labels"].dtype == np.uint16
-    assert (found["integer_kernels"], found["integer_share"], found["subnormals"]) == (9, 1.0, 0)
-    assert tuple(found["channels"]) == made(bench, "base").state.spec.channels
-    series = {name: samples for name, samples in found.items() if name.startswith("latency/")}
+    assert values["accuracy"] == np.mean(values["predictions"] == labels)
+    assert values["base_accuracy"] == np.mean(values["base_predictions"] == labels)
+    assert values["accuracy_drop"] == values["base_accuracy"] - values["accuracy"]
+    assert values["agreement"] == np.mean(values["predictions"] == values["base_predictions"])
+    assert values["simulated_agreement"] >= 0.999 and len(values["predictions"]) == len(labels)
+    assert np.array_equal(values["labels"], labels) and values["labels"].dtype == np.uint16
+    assert (values["integer_kernels"], values["integer_share"], values["subnormals"]) == (9, 1.0, 0)
+    assert tuple(values["channels"]) == made(bench, "base").state.spec.channels
+    series = {name: samples for name, samples in values.items() if name.startswith("latency/")}
     expected = {
         f"latency/{who}/{threads}/{batch}"
         for who in ("onnxruntime/artifact", "onnxruntime/base", "pytorch/simulated", "pytorch/base")
@@ -190,10 +190,10 @@ def test_no_other_name_is_that_of_a_series(name):
 
 
 def test_a_base_is_measured_against_itself(bench):
-    found = measured(bench, "base")
-    assert found["agreement"] == 1.0 and found["accuracy_drop"] == 0.0
-    assert found["simulated_agreement"] == 1.0 and found["integer_kernels"] == 0
-    assert found["stored_bytes"] == found["base_stored_bytes"]
+    values = measured(bench, "base")
+    assert values["agreement"] == 1.0 and values["accuracy_drop"] == 0.0
+    assert values["simulated_agreement"] == 1.0 and values["integer_kernels"] == 0
+    assert values["stored_bytes"] == values["base_stored_bytes"]
 
 
 def test_measuring_leaves_the_number_of_threads_as_it_was(bench):
@@ -224,11 +224,11 @@ def recorded(log: list, name: str, seconds: float = 0.0):
 
 def test_contenders_take_turns_each_after_runs_that_are_not_timed():
     log: list[str] = []
-    found = latency.interleaved({n: recorded(log, n) for n in "abs"}, 3, 60, spinning={"s"})
+    samples = latency.interleaved({n: recorded(log, n) for n in "abs"}, 3, 60, spinning={"s"})
     warm = [n for n in "abs" for _ in range(latency.WARM_UP)]
     turns = [n for order in ("abs", "bas", "abs") for n in order]  # who spins is always last
     assert log == warm + [n for n in turns for _ in range(latency.UNTIMED + 1)]
-    assert {name: len(ms) for name, ms in found.items()} == {"a": 3, "b": 3, "s": 3}
+    assert {name: len(ms) for name, ms in samples.items()} == {"a": 3, "b": 3, "s": 3}
 
 
 def test_what_is_slow_is_warm_after_one_run():
@@ -243,9 +243,9 @@ def test_what_has_a_budget_stays_within_it_and_the_others_are_timed_as_ever():
     runs = {"quick": recorded(log, "quick"), "slow": recorded(log, "slow", 0.1)}
     budget.begin(1)
     runs["slow"] = latency.Limited(runs["slow"], budget)
-    found = latency.interleaved(runs, repeats=12, seconds=60, spinning={"slow"})
-    assert len(found["quick"]) == 12 and log.count("slow") <= 3
-    assert budget.left_s < 0.1 and len(found.get("slow", ())) == 0
+    samples = latency.interleaved(runs, repeats=12, seconds=60, spinning={"slow"})
+    assert len(samples["quick"]) == 12 and log.count("slow") <= 3
+    assert budget.left_s < 0.1 and len(samples.get("slow", ())) == 0
     budget.begin(2)  # nothing is left for it: it is not even begun
     assert "slow" not in latency.interleaved(runs, repeats=1, seconds=1) and log.count("slow") <= 3
 
@@ -255,8 +255,8 @@ def test_a_long_run_of_a_budget_is_timed_without_runs_before(monkeypatch):
     log: list[str] = []
     budget = latency.Budget(0.22)
     runs = {"slow": latency.Limited(recorded(log, "slow", 0.04), budget)}
-    found = latency.interleaved(runs, repeats=100, seconds=60)
-    assert len(found["slow"]) == log.count("slow") - 1 >= 1  # one to warm up, all others timed
+    samples = latency.interleaved(runs, repeats=100, seconds=60)
+    assert len(samples["slow"]) == log.count("slow") - 1 >= 1  # one to warm up, all others timed
 
 
 def test_the_simulated_network_is_evaluated_on_as_many_images_as_there_is_time_for(bench):
@@ -276,19 +276,19 @@ def test_the_simulated_network_is_evaluated_on_as_many_images_as_there_is_time_f
 
 
 def test_a_sample_is_the_time_of_one_run_in_milliseconds():
-    found = latency.interleaved(
+    samples = latency.interleaved(
         {"slow": recorded([], "slow", 0.02), "fast": recorded([], "fast")}, repeats=5, seconds=60
     )
-    assert 20 <= np.median(found["slow"]) < 200 and found["slow"].min() >= 20
-    assert np.median(found["fast"]) < np.median(found["slow"]) / 4
+    assert 20 <= np.median(samples["slow"]) < 200 and samples["slow"].min() >= 20
+    assert np.median(samples["fast"]) < np.median(samples["slow"]) / 4
 
 
 @pytest.mark.parametrize(
     "repeats, seconds, rounds", [(1, 60, 1), (3, 1e-9, 3), (12, 1e-9, 10), (12, 60, 12)]
 )
 def test_rounds_end_by_number_or_by_time_but_ten_are_made(repeats, seconds, rounds):
-    found = latency.interleaved({"a": recorded([], "a")}, repeats, seconds)
-    assert len(found["a"]) == rounds
+    samples = latency.interleaved({"a": recorded([], "a")}, repeats, seconds)
+    assert len(samples["a"]) == rounds
 
 
 def test_what_a_contender_raises_is_raised():
@@ -303,11 +303,11 @@ def test_what_a_contender_raises_is_raised():
 
 
 def test_the_hardware_is_described_in_plain_json():
-    found = hardware.describe()
-    assert set(found) == {"cpu", "flags", "cores", "machine", "system", "gpu", "gpu_driver"}
-    assert json.loads(json.dumps(found)) == found
-    assert found["cpu"] and set(found["flags"]) <= set(hardware.TELLING_FLAGS)
-    assert found["gpu"] is None or isinstance(found["gpu"], str)
+    description = hardware.describe()
+    assert set(description) == {"cpu", "flags", "cores", "machine", "system", "gpu", "gpu_driver"}
+    assert json.loads(json.dumps(description)) == description
+    assert description["cpu"] and set(description["flags"]) <= set(hardware.TELLING_FLAGS)
+    assert description["gpu"] is None or isinstance(description["gpu"], str)
 
 
 def test_cores_are_those_that_this_process_may_use():
@@ -361,15 +361,15 @@ def test_the_images_on_which_two_differ_most_are_kept_farthest_first():
     labels = random.integers(0, 3, 200)
     images = random.integers(0, 256, (200, 1, 2, 2), np.uint8)
     own, base = random.normal(0, 3, (2, 200, 3)).astype(np.float32)
-    found = measuring._differing(own, base, images, labels)
-    index = found["differing/index"]
-    assert len(index) == 16 and np.array_equal(found["differing/pixels"], images[index])
-    assert np.array_equal(found["differing/own"], own[index].argmax(1))
-    assert np.array_equal(found["differing/base"], base[index].argmax(1))
-    assert np.array_equal(found["differing/label"], labels[index])
+    differing = measuring._differing(own, base, images, labels)
+    index = differing["differing/index"]
+    assert len(index) == 16 and np.array_equal(differing["differing/pixels"], images[index])
+    assert np.array_equal(differing["differing/own"], own[index].argmax(1))
+    assert np.array_equal(differing["differing/base"], base[index].argmax(1))
+    assert np.array_equal(differing["differing/label"], labels[index])
     shares = [torch.from_numpy(x).double().softmax(1).numpy() for x in (own, base)]
     distance = np.abs(shares[0] - shares[1]).sum(1) / 2
-    assert found["differing/distance"] == pytest.approx(distance[index], abs=1e-6)
+    assert differing["differing/distance"] == pytest.approx(distance[index], abs=1e-6)
     differ = set(np.flatnonzero(own.argmax(1) != base.argmax(1)))
     rest = differ - set(index)
     assert set(index) < differ and list(distance[index]) == sorted(distance[index], reverse=True)
@@ -383,5 +383,5 @@ def test_predictions_are_made_in_float32_whatever_trained_the_network(bench):
         expected = network.restore(state.spec, state.network.state_dict()).network.eval()(
             test.pixels
         )
-    found = measuring.predict(state.network, test, torch.device("cpu"))
-    assert torch.equal(found, expected.argmax(1))
+    predictions = measuring.predict(state.network, test, torch.device("cpu"))
+    assert torch.equal(predictions, expected.argmax(1))

@@ -44,8 +44,8 @@ from tests.desk import MEASURING, TRAINING, Desk, train
 )
 def test_every_cell_is_measured_after_it_and_its_base_are_trained(counts, limit, most, trained):
     """`most`: cells in a task; `trained`: bases of which all is trained already."""
-    asked = results.sweep(techniques=tuple(f"t-{i}" for i in range(6)), seeds=range(len(counts)))
-    cells = [c for c in asked.cells if c.is_base or int(c.technique[2:]) < counts[c.seed]]
+    sweep = results.sweep(techniques=tuple(f"t-{i}" for i in range(6)), seeds=range(len(counts)))
+    cells = [c for c in sweep.cells if c.is_base or int(c.technique[2:]) < counts[c.seed]]
     missing = [c for c in cells if c.seed >= trained]
     training = graph.arrays(missing, lambda cell: TRAINING, limit)
     places = measure_jobs.Places().beside(training, single=limit <= 1)
@@ -58,7 +58,7 @@ def test_every_cell_is_measured_after_it_and_its_base_are_trained(counts, limit,
         assert len(array.tasks) <= max(1, limit) and min(array.tasks) == 0
         assert (array.kind == "afterany") is bool(array.after)
         for ids in array.tasks.values():
-            of_task = [asked.by_id[i] for i in ids]
+            of_task = [sweep.by_id[i] for i in ids]
             assert len({cell.base_id for cell in of_task}) == 1 and len(ids) <= most
             for cell in of_task:
                 for each in {cell.id, cell.base_id} & where.keys():
@@ -70,7 +70,7 @@ def test_every_cell_is_measured_after_it_and_its_base_are_trained(counts, limit,
     if tasks <= measure_jobs.MOST_ARRAYS:  # each waits for its own base and cells alone
         for array in waiting:
             [ids] = array.tasks.values()
-            seed = asked.by_id[ids[0]].seed
+            seed = sweep.by_id[ids[0]].seed
             others = {c.id for c in missing if c.seed != seed}
             awaited = {on.rpartition("_")[0] or on for on in array.after if on not in where}
             whole = {a.name: {*a.cells} for a in training if a.name in array.after}
@@ -79,11 +79,11 @@ def test_every_cell_is_measured_after_it_and_its_base_are_trained(counts, limit,
 
 def flags_of(*settings: str) -> dict[str, str]:
     """The options of a job that measures."""
-    asked, work = results.sweep(), Work(Path("/w"))
+    sweep, work = results.sweep(), Work(Path("/w"))
     known = ledger.Ledger(work.sweep("test"))
     cluster_ = profile.load("generic", ["partition=gpu", "constraint=ib", "account=a", *settings])
     made = batch.prepare(
-        batch.Target(asked, work, Path("/d"), cluster_), batch.Chosen.all_of(asked.cells), known
+        batch.Target(sweep, work, Path("/d"), cluster_), batch.Chosen.all_of(sweep.cells), known
     )
     [text] = [item.script for item in made.prepared if item.array.measures]
     lines = [line[10:] for line in text.splitlines() if line.startswith("#SBATCH --")]
@@ -107,9 +107,9 @@ def test_what_jobs_that_measure_request():
         "exclusive": True,
         "options": {"nice": 5},
     }
-    found = flags_of(f"measure={json.dumps(own)}", 'options={"nice":1}')
+    flags = flags_of(f"measure={json.dumps(own)}", 'options={"nice":1}')
     assert (
-        found.items()
+        flags.items()
         >= {
             "partition": "cpu",
             "constraint": "zen3",
@@ -135,10 +135,10 @@ def test_where_there_are_no_jobs_that_measure():
         (["measure=in-job"], False),
         (["measure=null"], True),
     ):
-        found = profile.load("generic", settings).profile
-        assert (found.measure_job is not None) is apart, settings
-        again = found.model_dump(mode="json", exclude_defaults=True)  # as in the ledger
-        assert profile.Profile.model_validate_json(json.dumps(again)) == found
+        loaded = profile.load("generic", settings).profile
+        assert (loaded.measure_job is not None) is apart, settings
+        again = loaded.model_dump(mode="json", exclude_defaults=True)  # as in the ledger
+        assert profile.Profile.model_validate_json(json.dumps(again)) == loaded
     for setting, why in (
         ("measure=elsewhere", "measure: 'elsewhere' is not valid; expected in-job, or a mapping"),
         ("measure.minutes=2", "measure.minutes 2 ends before the signal to checkpoint"),
@@ -152,13 +152,13 @@ def test_where_there_are_no_jobs_that_measure():
 
 
 def test_plan_tells_the_hours_of_both_kinds_of_jobs(tmp_path):
-    asked, work = results.sweep(techniques=("half", "tiny"), seeds=(0, 1)), Work(tmp_path)
-    planned = submit.planned(submit.Target(asked, work, tmp_path, profile.load("sol")))
+    sweep, work = results.sweep(techniques=("half", "tiny"), seeds=(0, 1)), Work(tmp_path)
+    planned = submit.planned(submit.Target(sweep, work, tmp_path, profile.load("sol")))
     assert planned.measure_cpu_hours == pytest.approx(6 * 90 * 8 / 3600)
     total = 24 * planned.gpu_hours + planned.measure_cpu_hours
     assert planned.to_json()["cpu_hours"] == pytest.approx(total)
     both = submit.planned(
-        submit.Target(asked, work, tmp_path, profile.load("sol", ["measure=in-job"]))
+        submit.Target(sweep, work, tmp_path, profile.load("sol", ["measure=in-job"]))
     )
     assert both.gpu_hours - planned.gpu_hours == pytest.approx(6 * 90 / 3600)
     assert both.measure_cpu_hours == 0 and planned.training_share > both.training_share > 0
@@ -178,15 +178,15 @@ def test_plan_tells_the_hours_of_both_kinds_of_jobs(tmp_path):
         assert on == {"base-0", "cells-1"} and len(jobs[f"measure-{n}"]["cells"]) == 3
     assert len(jobs["report"]["depends_on"]) == 4
     with pytest.raises(UserError, match=r"--set measure.cores=12$"):
-        wide = asked.cells[0].measure.model_copy(update={"threads": 12})
-        threads = replace(asked, cells=tuple(replace(c, measure=wide) for c in asked.cells))
+        wide = sweep.cells[0].measure.model_copy(update={"threads": 12})
+        threads = replace(sweep, cells=tuple(replace(c, measure=wide) for c in sweep.cells))
         submit._require_threads(threads, profile.load("sol"))
 
 
 def ran(cell, work, job: str, phases: dict[str, float], wall_s: float, gpus: int) -> None:
     """One more attempt at a cell, in a job with 24 cores, or with 8 where it has no GPU."""
     gib = 2**30
-    said = {
+    record = {
         "job": job,
         "ended": "now",
         "wall_s": wall_s,
@@ -201,24 +201,24 @@ def ran(cell, work, job: str, phases: dict[str, float], wall_s: float, gpus: int
             "gpu_busy": None,
         },
     }
-    store.publish_json(store.new_attempt(work.cell(cell.id)).usage, said)
+    store.publish_json(store.new_attempt(work.cell(cell.id)).usage, record)
 
 
 def test_both_kinds_of_jobs_are_estimated_from_what_they_took(tmp_path):
-    asked, work = results.sweep(seeds=(0, 1)), Work(tmp_path)
-    one, other = asked.cells[:2]
+    sweep, work = results.sweep(seeds=(0, 1)), Work(tmp_path)
+    one, other = sweep.cells[:2]
     for cell in (one, other):
         results.publish(cell, work)
     ran(one, work, "7_0", {"start": 9.0, "train": 60.0, "export": 1.0}, 100.0, gpus=1)
     ran(one, work, "8_0", {"start": 5.0, "evaluate": 10.0, "measure": 30.0}, 45.0, gpus=0)
     # In one job, as before there were two kinds.
     ran(other, work, "9_0", {"train": 60.0, "evaluate": 5.0, "measure": 30.0}, 145.0, gpus=1)
-    times = batch.durations(asked, work, profile.load("sol"))
+    times = batch.durations(sweep, work, profile.load("sol"))
     assert times.guess.overhead_s == pytest.approx(85) and times.guess.measure_s == 40
     assert times.seconds(one) == pytest.approx(105) and times.measuring_s([one] * 3) == 120
-    together = batch.durations(asked, work, profile.load("sol", ["measure=in-job"]))
+    together = batch.durations(sweep, work, profile.load("sol", ["measure=in-job"]))
     assert together.seconds(one) == pytest.approx(145)
-    # What would do is told of the jobs that train, and of their cores where they do not measure.
+    # The advice is about the jobs that train, and about their cores where they do not measure.
     record = usage.of_cell(work.cell(one.id))
     assert (record["job"], record["all"]["wall_s"], record["all"]["gpu_s"]) == ("7_0", 145.0, 100.0)
     [_, advice] = usage.lines(usage.total([record]))
@@ -228,12 +228,12 @@ def test_both_kinds_of_jobs_are_estimated_from_what_they_took(tmp_path):
 
 
 def test_what_is_measured_on_a_gpu_requests_one(tmp_path):
-    asked, work = results.sweep(), Work(tmp_path)
+    plain, work = results.sweep(), Work(tmp_path)
     told = {"runtimes": ("onnxruntime", "pytorch-cuda-fp16")}
-    both = tuple(replace(c, measure=c.measure.model_copy(update=told)) for c in asked.cells)
+    both = tuple(replace(c, measure=c.measure.model_copy(update=told)) for c in plain.cells)
     sol, known = profile.load("sol", ['gpu_options={"nice":3}']), ledger.Ledger(work.sweep("test"))
-    for cells, on_gpu in ((asked.cells, False), (both, True)):
-        sweep = replace(asked, cells=cells)
+    for cells, on_gpu in ((plain.cells, False), (both, True)):
+        sweep = replace(plain, cells=cells)
         made = batch.prepare(
             batch.Target(sweep, work, tmp_path, sol), batch.Chosen.all_of(cells), known
         )
@@ -348,14 +348,14 @@ def test_what_a_job_only_trains_is_measured_by_one_that_comes_after_it(desk):
 
 
 def test_what_there_is_no_room_to_measure_is_left_to_the_follow_up_job(tmp_path):
-    asked, work = results.sweep(techniques=("half",), seeds=(0, 1)), Work(tmp_path)
-    ids = {cell.id for cell in asked.cells}
+    sweep, work = results.sweep(techniques=("half",), seeds=(0, 1)), Work(tmp_path)
+    ids = {cell.id for cell in sweep.cells}
 
     def prepared(most, **more):
         known, limit = ledger.read(work.sweep("test")), room.Limit("a limit", most, 0)
         return batch.prepare(
-            batch.Target(asked, work, tmp_path, profile.load("generic")),
-            batch.Chosen.all_of(asked.cells),
+            batch.Target(sweep, work, tmp_path, profile.load("generic")),
+            batch.Chosen.all_of(sweep.cells),
             known,
             room=limit,
         )
@@ -369,19 +369,19 @@ def test_what_there_is_no_room_to_measure_is_left_to_the_follow_up_job(tmp_path)
     assert few.unmeasured.keys() == ids and len(few.rest) == 2 and few.left_over == 4
     with ledger.locked(work.sweep("test")) as known:
         send._put_off(few, known, send.Sent())
-        trained = [cell.id for cell in asked.cells]
+        trained = [cell.id for cell in sweep.cells]
         entry = {"name": "n", "request": {}, "after": [], "user": "me"}
         known.append("intent", intent="a", kind="cells", tasks={"0": trained}, apart=True, **entry)
         assert not known.put_off and known.measuring_put_off.keys() == ids
         request = Request.from_json(known.measuring_put_off[trained[0]])
-        assert request == batch.durations(asked, work, profile.load("generic")).measuring(
-            asked.cells[0]
+        assert request == batch.durations(sweep, work, profile.load("generic")).measuring(
+            sweep.cells[0]
         )
-        for cell in asked.cells:
+        for cell in sweep.cells:
             train(cell, work)
         known.append("submitted", intent="a", job=7)
         view = cluster.View(known, work, {})
-        states = [state._state(c, work, False, None, view, "no", True) for c in asked.cells]
+        states = [state._state(c, work, False, None, view, "no", True) for c in sweep.cells]
         why = "its measurement is not submitted: a limit is 4, 0 of it used"
         assert {(s.state, s.reason) for s in states} == {("trained", why)}
         [line] = put_off.lines(state.SweepState(tuple(states), view), "s.yaml")
@@ -393,16 +393,16 @@ def test_what_there_is_no_room_to_measure_is_left_to_the_follow_up_job(tmp_path)
 
 
 def test_what_was_refused_is_not_waited_for_and_not_measured(tmp_path):
-    asked, work = results.sweep(techniques=("half",), seeds=(0, 1)), Work(tmp_path)
+    sweep, work = results.sweep(techniques=("half",), seeds=(0, 1)), Work(tmp_path)
     known = ledger.Ledger(work.sweep("test"))
     generic = profile.load("generic")
     made = batch.prepare(
-        batch.Target(asked, work, tmp_path, generic), batch.Chosen.all_of(asked.cells), known
+        batch.Target(sweep, work, tmp_path, generic), batch.Chosen.all_of(sweep.cells), known
     )
     by_name = {item.array.name: item for item in made.prepared}
     left = send._after_others(made, by_name["measure-0"], {"cells-1"})
     assert left.array.after == ("base-0_0",) and "cells-1" not in left.script
-    assert left.array.cells == (asked.cells[0].id,)
+    assert left.array.cells == (sweep.cells[0].id,)
     nothing = send._after_others(made, by_name["measure-1"], {"base-0", "cells-1"})
     assert not nothing.array.tasks
     report = send._after_others(made, by_name["report"], {"measure-0"}).array

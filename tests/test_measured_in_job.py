@@ -216,16 +216,16 @@ def test_the_report_waits_for_a_job_of_another_sweep_that_measures(tmp_path, mon
     states = state.find(mine, desk.work)
     assert states.view.alive_jobs == [8] and not states.view.last
     assert {s.reason for s in states.cells} == {"job 8_0 will measure it"}
-    asked = results.sweep(name="only", techniques=("half",))
+    only = results.sweep(name="only", techniques=("half",))
     with ledger.locked(desk.work.sweep("other")) as known:
-        facts = {"tasks": {"0": [c.id for c in asked.cells]}, "request": {}, "after": []}
+        facts = {"tasks": {"0": [c.id for c in only.cells]}, "request": {}, "after": []}
         known.append("intent", intent="m", kind="measure", user="me", name="m", **facts)
         known.append("submitted", intent="m", job=8)
     desk.work.sweep("test").ledger.unlink()
     desk.work.sweep("test").ledger_count.unlink()
-    states = state.find(asked, desk.work)
+    states = state.find(only, desk.work)
     assert states.view is not None and states.view.alive_jobs == [8]
-    assert all(states.view.will_measure(cell.id) for cell in asked.cells)
+    assert all(states.view.will_measure(cell.id) for cell in only.cells)
 
 
 def test_what_failed_before_it_was_cancelled_has_failed(desk):
@@ -289,26 +289,26 @@ def scripts(sweep, work, *settings: str) -> dict[str, str]:
 
 
 def test_what_is_measured_on_a_gpu_is_where_gpus_are(tmp_path):
-    asked, work = results.sweep(), Work(tmp_path)
+    sweep, work = results.sweep(), Work(tmp_path)
     runtimes = {"runtimes": ("onnxruntime", "pytorch-cuda-fp16")}
-    on_gpu = tuple(replace(c, measure=c.measure.model_copy(update=runtimes)) for c in asked.cells)
+    on_gpu = tuple(replace(c, measure=c.measure.model_copy(update=runtimes)) for c in sweep.cells)
     own = {"partition": "cpu", "qos": "short", "constraint": "zen3", "account": "b", "cores": 4}
     settings = "partition=gpu", "qos=long", "constraint=ib", f"measure={json.dumps(own)}"
     for cells, words in (
-        (asked.cells, {"partition=cpu", "qos=short", "constraint=zen3"}),
+        (sweep.cells, {"partition=cpu", "qos=short", "constraint=zen3"}),
         (on_gpu, {"partition=gpu", "qos=long", "constraint=ib", "gres=gpu:a100:1"}),
     ):
-        text = scripts(replace(asked, cells=cells), work, *settings)["measure-0"]
+        text = scripts(replace(sweep, cells=cells), work, *settings)["measure-0"]
         flags = {line[10:] for line in text.splitlines() if line.startswith("#SBATCH --")}
         given = {f for f in flags if f.split("=")[0] in ("partition", "qos", "constraint", "gres")}
         assert given == words and {"account=b", "cpus-per-task=4"} <= flags
 
 
 def test_so_many_at_once_are_of_jobs_that_measure_as_well(tmp_path):
-    asked, work = results.sweep(seeds=range(40)), Work(tmp_path)
+    sweep, work = results.sweep(seeds=range(40)), Work(tmp_path)
     for at_once in (4, 64):
         settings = f"at_once={at_once}", "time_margin=null"
-        texts = scripts(asked, work, *settings)
+        texts = scripts(sweep, work, *settings)
         shares = {
             name: int(text.partition("#SBATCH --array=")[2].split()[0].partition("%")[2])
             for name, text in texts.items()
@@ -319,7 +319,7 @@ def test_so_many_at_once_are_of_jobs_that_measure_as_well(tmp_path):
         assert measuring and len(measuring) == min(20, at_once // 3)
     planned = [
         submit.planned(
-            submit.Target(asked, work, tmp_path, profile.load("generic", [f"at_once={n}"]))
+            submit.Target(sweep, work, tmp_path, profile.load("generic", [f"at_once={n}"]))
         )
         for n in (1, 200)
     ]

@@ -48,17 +48,17 @@ def two(tmp_path):
 def test_the_machine_that_measured_most_is_shown_and_another_on_request(two):
     sweep, work = two
     _, half, tiny = sweep.cells
-    found = report.as_json(report.read(sweep, work))
-    assert [row["machine"] for row in found["rows"]] == ["A-CPU-2c"] * 3 and not found["gaps"]
-    assert [m["name"] for m in found["machines"]] == ["A-CPU-2c", "board"]
-    board = found["machines"][1]
+    document = report.as_json(report.read(sweep, work))
+    assert [row["machine"] for row in document["rows"]] == ["A-CPU-2c"] * 3 and not document["gaps"]
+    assert [m["name"] for m in document["machines"]] == ["A-CPU-2c", "board"]
+    board = document["machines"][1]
     assert {"cpu": "Cortex-A72", "flags": ["asimd"], "gpu": None}.items() <= board.items()
     assert board["runtimes"] == ["onnxruntime"]
     there = report.as_json(report.read(sweep, work, machine="boa"))
     rows = {row["id"]: row for row in there["rows"]}
     assert 7 < rows[half.id]["speedup"]["batch1"] < 9 and len(rows) == 2
-    elsewhere = {row["id"]: row for row in found["rows"]}[half.id]
-    assert rows[half.id]["accuracy"] == elsewhere["accuracy"]  # lent, and said so
+    elsewhere = {row["id"]: row for row in document["rows"]}[half.id]
+    assert rows[half.id]["accuracy"] == elsewhere["accuracy"]  # lent, and reported as such
     assert rows[half.id]["classified_on"] == "A-CPU-2c" and elsewhere["speedup"]["batch1"] < 5
     [gap] = there["gaps"]
     assert gap["id"] == tiny.id and gap["reason"] == "not measured on board, but on A-CPU-2c"
@@ -203,10 +203,10 @@ def elsewhere(mine, tmp_path):
     """What bench.py writes in the exported folder, with ONNX Runtime and NumPy alone."""
     sweep, work = mine
     folder = benches.export(sweep, work, tmp_path / "bench")
-    found = tmp_path / "measured.json"
+    path = tmp_path / "measured.json"
     clean = {"PATH": os.environ["PATH"]}
-    subprocess.run([sys.executable, "-I", "-c", ALONE, found], cwd=folder, env=clean, check=True)
-    return found
+    subprocess.run([sys.executable, "-I", "-c", ALONE, path], cwd=folder, env=clean, check=True)
+    return path
 
 
 def test_a_folder_without_netpress_measures_and_its_file_is_taken(mine, elsewhere, tmp_path):
@@ -222,7 +222,7 @@ def test_a_folder_without_netpress_measures_and_its_file_is_taken(mine, elsewher
     assert row["accuracy"] > 0.8 and row["classified_on"] != "my-board"
     with pytest.raises(UserError, match="exists already"):
         benches.export(sweep, work, tmp_path / "bench")
-    said = json.loads(elsewhere.read_text())
+    content = json.loads(elsewhere.read_text())
     for change, why in (
         (lambda s: s["cells"][0].update(model_sha256="0" * 64), "is of another model than that"),
         (lambda s: s["cells"][0].update(id="0" * 16), "which is none of test's"),
@@ -231,7 +231,7 @@ def test_a_folder_without_netpress_measures_and_its_file_is_taken(mine, elsewher
         (lambda s: s["machine"].update(name="../../x"), "machine.name"),
         (lambda s: s.update(format=2), "format"),
     ):
-        wrong = json.loads(json.dumps(said))
+        wrong = json.loads(json.dumps(content))
         change(wrong)
         (tmp_path / "wrong.json").write_text(json.dumps(wrong))
         with pytest.raises(UserError, match=why):

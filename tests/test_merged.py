@@ -82,17 +82,17 @@ def published(sweep, work, tmp_path):
 
 def content(group) -> dict[str, object]:
     """Every attribute and dataset below an h5py group, as plain bytes."""
-    found = {f"@{k}": v for k, v in group.attrs.items()}
+    entries = {f"@{k}": v for k, v in group.attrs.items()}
 
     def visit(prefix, members):
         for name, member in members.items():
             if isinstance(member, h5py.Group):
                 visit(f"{prefix}{name}/", member)
             else:
-                found[prefix + name] = (member.dtype, member.shape, member[()].tobytes())
+                entries[prefix + name] = (member.dtype, member.shape, member[()].tobytes())
 
     visit("", group)
-    return found
+    return entries
 
 
 # --- what is in it ---------------------------------------------------------------------------
@@ -103,12 +103,12 @@ def test_a_cell_has_exactly_what_its_result_has(sweep, work, published):
         for cell in frames.in_order(sweep)[:-1]:
             with h5py.File(work.cell(cell.id).result) as own:
                 expected = content(own)
-            found = content(file["cells"][cell.id])
-            artifact = json.loads(found.pop("@artifact"))
-            assert found == expected
+            cell_content = content(file["cells"][cell.id])
+            artifact = json.loads(cell_content.pop("@artifact"))
+            assert cell_content == expected
             manifest = store.read_manifest(work.cell(cell.id))["files"]
             assert {
-                f"artifact/{n}": said for n, said in artifact.items()
+                f"artifact/{n}": entry for n, entry in artifact.items()
             }.items() <= manifest.items()
 
 
@@ -173,8 +173,8 @@ def test_processes_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(hardware, "cores", lambda: 2)
     two = merged.write(sweep, work, tmp_path / "two.h5")
     assert one.path.read_bytes() == two.path.read_bytes()
-    for found in (two.frames, rows):
-        assert found.cells.equals(one.frames.cells) and found.gaps == one.frames.gaps
+    for other in (two.frames, rows):
+        assert other.cells.equals(one.frames.cells) and other.gaps == one.frames.gaps
     assert len(one.frames.cells) == 199 and len(one.frames.gaps) == 1
     named = [row.identity(sweep.by_id[cell_id]) for cell_id in one.frames.ids]
     assert tuple(reading.from_results(two.path, named)) == one.frames.rows
@@ -184,15 +184,15 @@ def test_processes_change_nothing(tmp_path, monkeypatch):
 
 
 def test_what_is_read_back_is_what_was_written(sweep, work, published):
-    found = merged.read(published.path)
-    assert found.sweep.cells == sweep.cells and found.sweep.text == sweep.text
-    assert found.frames.cells.equals(published.frames.cells)
-    assert found.frames.gaps == published.frames.gaps and found.usages == published.usages
-    assert found.used == published.used and found.used.cells == 1
+    read_back = merged.read(published.path)
+    assert read_back.sweep.cells == sweep.cells and read_back.sweep.text == sweep.text
+    assert read_back.frames.cells.equals(published.frames.cells)
+    assert read_back.frames.gaps == published.frames.gaps and read_back.usages == published.usages
+    assert read_back.used == published.used and read_back.used.cells == 1
     for cell in frames.in_order(sweep)[:-1]:
         result = store.read_result(work.cell(cell.id).result)
-        assert str(found.evidence(cell.id)) == str(evidence.of(result))
-    assert found.evidence(frames.in_order(sweep)[-1].id) is None
+        assert str(read_back.evidence(cell.id)) == str(evidence.of(result))
+    assert read_back.evidence(frames.in_order(sweep)[-1].id) is None
 
 
 def test_the_report_is_made_from_it_alone_to_the_same_bytes(sweep, work, tmp_path, monkeypatch):
@@ -239,10 +239,10 @@ def test_what_the_work_root_has_goes_before_what_an_earlier_report_has(sweep, wo
     shutil.rmtree(work.cell(ids[2]).folder)
     shutil.rmtree(work.cell(ids[-1]).folder)
     results.publish(sweep.by_id[ids[-1]], work, values(sweep.by_id[ids[-1]]))
-    found = merged.write(sweep, work, tmp_path / "results.h5", paths.merged).frames
-    assert found.cells["id"].tolist() == [i for i in ids if i != damaged]
-    assert found.cells.set_index("id").accuracy[newer] == 0.125
-    assert [gap.reason.partition(":")[0] for gap in found.gaps] == ["damaged"]
+    merged_frames = merged.write(sweep, work, tmp_path / "results.h5", paths.merged).frames
+    assert merged_frames.cells["id"].tolist() == [i for i in ids if i != damaged]
+    assert merged_frames.cells.set_index("id").accuracy[newer] == 0.125
+    assert [gap.reason.partition(":")[0] for gap in merged_frames.gaps] == ["damaged"]
 
 
 def test_of_an_earlier_report_only_cells_of_the_sweep_are_taken(sweep, work, tmp_path):
@@ -294,16 +294,16 @@ def test_evidence_is_what_was_recorded(sweep, work, tmp_path):
     differing |= {name: numpy.ones(k, numpy.uint16) for name in ("own", "base", "label")}
     measured = values(cell) | {f"differing/{name}": value for name, value in differing.items()}
     results.publish(cell, work, measured)
-    found = merged.write(sweep, work, tmp_path / "results.h5").evidence(cell.id)
-    assert [stage.stage for stage in found.history] == ["train", "finetune"]
-    assert found.labels.tolist() == LABELS.tolist() and found.channels.shape == (13,)
-    assert set(found.differing) == set(differing) and found.differing["pixels"].shape == (
+    recorded = merged.write(sweep, work, tmp_path / "results.h5").evidence(cell.id)
+    assert [stage.stage for stage in recorded.history] == ["train", "finetune"]
+    assert recorded.labels.tolist() == LABELS.tolist() and recorded.channels.shape == (13,)
+    assert set(recorded.differing) == set(differing) and recorded.differing["pixels"].shape == (
         k,
         1,
         8,
         8,
     )
-    assert found.latency[BATCH1].shape == (20,)
+    assert recorded.latency[BATCH1].shape == (20,)
 
 
 @pytest.mark.parametrize(
@@ -317,12 +317,12 @@ def test_evidence_is_what_was_recorded(sweep, work, tmp_path):
 def test_what_makes_no_sense_counts_as_not_there(sweep, work, tmp_path, changed):
     cell = sweep.cells[2]
     results.publish(cell, work, values(cell) | changed)
-    found = merged.write(sweep, work, tmp_path / "results.h5").evidence(cell.id)
+    recorded = merged.write(sweep, work, tmp_path / "results.h5").evidence(cell.id)
     name = next(iter(changed))
     if name == "predictions":
-        assert found.predictions is None and found.labels is None
-    assert found.differing is None
-    assert (BATCH1 in found.latency) != name.startswith("latency")
+        assert recorded.predictions is None and recorded.labels is None
+    assert recorded.differing is None
+    assert (BATCH1 in recorded.latency) != name.startswith("latency")
 
 
 def test_there_is_no_evidence_without_a_valid_result(sweep, work, tmp_path):
@@ -480,9 +480,9 @@ def a_technique_that_speaks(file):
 
 def usage_without_end(file):
     del file["usage"]
-    asked = '{"cores": 1' + "0" * 400 + ', "memory_bytes": 1}'
+    requested = '{"cores": 1' + "0" * 400 + ', "memory_bytes": 1}'
     used = '{"memory_bytes": 1, "cores": 1, "gpu_memory_bytes": 1, "gpu_busy": NaN}'
-    record = f'{{"job": "1", "asked": {asked}, "used": {used}}}'
+    record = f'{{"job": "1", "asked": {requested}, "used": {used}}}'
     hdf5.put(file, "usage", f'{{"{first(file).attrs["id"]}": {record}}}')
 
 
@@ -617,8 +617,8 @@ def test_a_file_built_to_mislead_is_refused(published, change):
 
 def test_another_versions_file_is_told_as_such(published):
     def other_cell(file):
-        said = json.loads(first(file).attrs["cell"])
-        first(file).attrs["cell"] = json.dumps(said | {"recipe": said["recipe"] | {"new": 1}})
+        cell = json.loads(first(file).attrs["cell"])
+        first(file).attrs["cell"] = json.dumps(cell | {"recipe": cell["recipe"] | {"new": 1}})
 
     changed_and_sealed(published.path, other_cell)
     with pytest.raises(UserError, match="made by netpress"):

@@ -114,8 +114,8 @@ def test_uint8_and_float_images_are_the_same_to_a_network():
 def test_pixels_are_normalized_by_one_zero_point_and_one_scale():
     pixels = images((3, 4, 4))
     expected = (pixels.double() - 120) / 64
-    found = Network(torch.nn.Identity(), 120, 1 / 64)(pixels)
-    assert found.dtype == torch.float32 and torch.equal(found.double(), expected)
+    normalized = Network(torch.nn.Identity(), 120, 1 / 64)(pixels)
+    assert normalized.dtype == torch.float32 and torch.equal(normalized.double(), expected)
 
 
 # --- feature maps ----------------------------------------------------------------------------
@@ -253,8 +253,8 @@ def test_folding_keeps_the_outputs(name):
     assert network.fold(folded) is folded
     pixels = images(state.spec.shape, 16)
     with torch.inference_mode():
-        expected, found = state.network(pixels), folded.network(pixels)
-    assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())
+        expected, outputs = state.network(pixels), folded.network(pixels)
+    assert float((outputs - expected).abs().max()) < 1e-4 * float(expected.abs().max())
 
 
 def test_folding_what_has_no_normalization_changes_nothing():
@@ -299,8 +299,8 @@ def test_a_shrunk_network_computes_what_the_masked_one_does(kept):
     pixels = images(state.spec.shape, 3)
     masked = masked_copy(state, kept)
     with torch.inference_mode():
-        expected, found = masked(pixels), small.network.eval()(pixels)
-    assert torch.allclose(found, expected, atol=1e-5, rtol=1e-4)
+        expected, outputs = masked(pixels), small.network.eval()(pixels)
+    assert torch.allclose(outputs, expected, atol=1e-5, rtol=1e-4)
 
 
 def masked_copy(state: network.ModelState, kept) -> torch.nn.Module:

@@ -32,20 +32,20 @@ def pytest_generate_tests(metafunc):
     if "network" in metafunc.fixturenames:
         whole = metafunc.config.getoption("--networks") == "all"
         deployed = metafunc.function is test_it_is_deployed_as_simulated_and_resumes
-        found = pairs(whole) if whole or not deployed else sorted(DEPLOYED)
-        metafunc.parametrize(("network", "technique"), [] if whole and not deployed else found)
+        chosen = pairs(whole) if whole or not deployed else sorted(DEPLOYED)
+        metafunc.parametrize(("network", "technique"), [] if whole and not deployed else chosen)
 
 
 def pairs(whole: bool) -> list[tuple[str, str]]:
     """A network's own stand together, since its base is trained once."""
-    found = [
+    chosen = [
         (network, technique)
         for i, network in enumerate(NETWORKS)
         for j, technique in enumerate(TECHNIQUES)
         if whole or j % len(NETWORKS) == i
     ]
-    assert {t for _, t in found} == set(TECHNIQUES) and {n for n, _ in found} == set(NETWORKS)
-    return found
+    assert {t for _, t in chosen} == set(TECHNIQUES) and {n for n, _ in chosen} == set(NETWORKS)
+    return chosen
 
 
 @pytest.fixture(scope="module")

@@ -144,9 +144,9 @@ def test_the_numbers_of_a_model_are_found_where_they_are():
         "l": np.arange(3),  # int64: stays
     }
     model = onnx_bytes(**arrays)
-    found = initializers(model)
-    assert [model[n.start : n.stop] for n in found] == [a.tobytes() for a in arrays.values()][:4]
-    assert [n.dims for n in found] == [(2, 3), (4,), (5,), (3,)]
+    spans = initializers(model)
+    assert [model[n.start : n.stop] for n in spans] == [a.tobytes() for a in arrays.values()][:4]
+    assert [n.dims for n in spans] == [(2, 3), (4,), (5,), (3,)]
     as_floats = onnx.load_model_from_string(model)
     tensor = as_floats.graph.initializer[2]
     tensor.ClearField("raw_data")

@@ -42,7 +42,7 @@ def cells_of(folder: Path, techniques=("base",), **entry) -> dict[str, Cell]:
     """Technique -> cell, of a sweep file beside the source of the network."""
     if not (folder / "nets.py").exists():
         shutil.copy(NETS, folder)
-    asked = {
+    content = {
         "name": "own",
         "models": [{"name": "mine", "factory": "nets.py:build", **entry}],
         "datasets": ["digits"],
@@ -52,7 +52,7 @@ def cells_of(folder: Path, techniques=("base",), **entry) -> dict[str, Cell]:
         "measure": {"repeats": 1, "seconds": 0.05},
     }
     path = folder / "own.yaml"
-    path.write_text(yaml.safe_dump(asked))
+    path.write_text(yaml.safe_dump(content))
     return {cell.technique: cell for cell in sweep.load(path, catalog.built_in()).cells}
 
 
@@ -86,14 +86,16 @@ def test_sums_gates_concatenations_and_depthwise_filters_are_cut_together(tmp_pa
 
 def test_a_smaller_own_network_is_what_the_factory_builds_cut_to_size(tmp_path):
     base = lively(known(tmp_path))
-    found = prune.apply(base, prune.Settings(parameters_kept=0.5), Given(base, 1))
-    again = network.restore(found.spec, found.network.state_dict())
-    assert network.parameter_count(found.spec) == sum(p.numel() for p in again.network.parameters())
-    assert network.parameter_count(found.spec) <= 0.5 * network.parameter_count(base.spec)
+    pruned = prune.apply(base, prune.Settings(parameters_kept=0.5), Given(base, 1))
+    again = network.restore(pruned.spec, pruned.network.state_dict())
+    assert network.parameter_count(pruned.spec) == sum(
+        p.numel() for p in again.network.parameters()
+    )
+    assert network.parameter_count(pruned.spec) <= 0.5 * network.parameter_count(base.spec)
     pixels = images((1, 32, 32))
     with torch.inference_mode():
         logits, maps = again.network.eval()(pixels, maps=True)
-        assert torch.equal(logits, found.network.eval()(pixels)) and len(maps) == 2
+        assert torch.equal(logits, pruned.network.eval()(pixels)) and len(maps) == 2
     student = module_of("mine").spec("mine", 0.5, (1, 32, 32), 10, 120, 1 / 64)
     assert [c for c in student.channels] == [
         max(8, count // 2) if count > 8 else 8 for count in base.spec.channels
@@ -110,8 +112,8 @@ def test_what_is_not_followed_stays_whole_and_is_named(tmp_path, capsys):
     assert {line.split(": ")[0] for line in graph.left} == {"stem", "seen", "grouped"}
     why = "grouped has 4 groups of channels, and what it reads is not followed"
     assert f"grouped: {why}" in graph.left
-    found = prune.apply(base, prune.Settings(parameters_kept=0.8), Given(base, 1))
-    assert sum(found.spec.channels) < sum(base.spec.channels) == 40
+    pruned = prune.apply(base, prune.Settings(parameters_kept=0.8), Given(base, 1))
+    assert sum(pruned.spec.channels) < sum(base.spec.channels) == 40
     assert f"prune: left whole: {graph.left[0]}\n" in capsys.readouterr().err
 
 
@@ -157,9 +159,9 @@ def test_blocks_are_cut_so_that_their_layer_has_a_multiple_of_filters(tmp_path, 
     settings = prune.Settings(macs_kept=0.6, scope="layer")
     sizes = filters.Sizes.of(base.spec, base.spec, settings)
     assert sizes.steps == (step, step, 8)
-    found = prune.apply(base, settings, Given(base, 1)).spec.channels
-    assert (found[0] < 8) is (step < 8) and found[1] < 16
-    assert found[0] * blocks % 8 == found[1] * blocks % 8 == 0
+    channels = prune.apply(base, settings, Given(base, 1)).spec.channels
+    assert (channels[0] < 8) is (step < 8) and channels[1] < 16
+    assert channels[0] * blocks % 8 == channels[1] * blocks % 8 == 0
     few = prune.Settings(macs_kept=0.15)
     more = filters.filled(sizes, {0: torch.rand(8)}, few, [step, step, 8])
     assert more[0] % step == 0 and (step < more[0] < 8 or step == 8)
@@ -198,8 +200,8 @@ def test_a_normalization_with_an_activation_learns_and_is_folded(tmp_path):
     state.network.eval()
     folded = network.fold(state)
     with torch.inference_mode():
-        found, expected = (n.network.eval()(images((1, 32, 32))) for n in (folded, state))
-    assert torch.allclose(found, expected, atol=1e-5)
+        actual, expected = (n.network.eval()(images((1, 32, 32))) for n in (folded, state))
+    assert torch.allclose(actual, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -279,8 +281,8 @@ def test_a_module_counts_by_the_version_of_its_distribution(tmp_path):
     shutil.copytree(tmp_path, tmp_path / "lib" / "house")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(tmp_path / "lib"))
-        found = cells_of(tmp_path, factory="house.nets:build")["base"].model.own
-    assert found.sha256 and found.source == "house.nets"
+        origin = cells_of(tmp_path, factory="house.nets:build")["base"].model.own
+    assert origin.sha256 and origin.source == "house.nets"
 
 
 def test_a_sweep_is_loaded_again_where_its_files_are_gone(tmp_path):
@@ -308,11 +310,11 @@ def test_a_network_of_which_nothing_is_known_is_estimated_from_its_own_cells(tmp
     other = replace(mine, model=Model(name="vgg11_bn"))
     rows = [(mine, 4.0, 3.0, 30.0), (other, 6.0, None, 1.0)]
     measured = [estimate.Measured(*row) for row in rows]
-    found = estimate._from_cells(measured, "from {} cells")
-    assert found.seconds(mine) == pytest.approx(5 + 30) and found.source == "from 2 cells"
-    assert found.seconds(other) == pytest.approx(5 + 1) and found.measure_s == 3.0
+    guess = estimate._from_cells(measured, "from {} cells")
+    assert guess.seconds(mine) == pytest.approx(5 + 30) and guess.source == "from 2 cells"
+    assert guess.seconds(other) == pytest.approx(5 + 1) and guess.measure_s == 3.0
     unseen = replace(mine, model=Model(name="vgg16_bn"))
-    assert found.seconds(unseen) > 5 + 1
+    assert guess.seconds(unseen) > 5 + 1
 
 
 # --- by the command line -------------------------------------------------------------------------

@@ -28,15 +28,15 @@ def config():
 def pinned(name: str, python: str) -> dict[str, str]:
     """The versions that a file under env/ pins for `python`, by package."""
     lines = (ROOT / "env" / name).read_text().splitlines()
-    found = {}
+    versions = {}
     for line in lines:
         if line and not line.startswith(("#", "-c ")):
             requirement = Requirement(line)
             if not requirement.marker or requirement.marker.evaluate({"python_version": python}):
                 package = canonicalize_name(requirement.name)
-                assert package not in found, f"{name}: two pins of {package} for Python {python}"
-                found[package] = re.fullmatch(r"==([^*,]+)", str(requirement.specifier))[1]
-    return found
+                assert package not in versions, f"{name}: two pins of {package} for Python {python}"
+                versions[package] = re.fullmatch(r"==([^*,]+)", str(requirement.specifier))[1]
+    return versions
 
 
 def ranges(config) -> dict[str, Requirement]:

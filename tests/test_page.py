@@ -60,17 +60,19 @@ def browser():
 
 @pytest.fixture
 def opened(browser):
-    """Opens a page; afterwards nothing may have gone wrong or been asked for in it."""
+    """Opens a page; afterwards nothing may have gone wrong or been requested in it."""
     wrong: list[str] = []
     contexts = []
 
     def opened(path: Path, width: int = 1440, **options):
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **options))
         tab = contexts[-1].new_page()
-        tab.on("console", lambda said: wrong.append(f"console: {said.text}"))
+        tab.on("console", lambda message: wrong.append(f"console: {message.text}"))
         tab.on("pageerror", lambda error: wrong.append(f"error: {error}"))
         tab.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
-        tab.on("request", lambda asked: _is_itself(asked, path) or wrong.append(asked.url[:99]))
+        tab.on(
+            "request", lambda request: _is_itself(request, path) or wrong.append(request.url[:99])
+        )
         tab.goto(path.as_uri())
         return tab
 
@@ -141,7 +143,7 @@ def many(folder: Path, techniques: int, seeds: int, settings: int = 1) -> Path:
     datasets = [f"d{d}" for d in range(settings)]
     sweep = results.sweep(techniques=names, seeds=range(seeds), datasets=datasets)
     count = len(sweep.cells)
-    found = frames.Frames(
+    report_data = frames.Frames(
         tuple(
             replace(measured, **vars(row.identity(cell)), accuracy=0.9 + 0.1 * i / count)
             for i, cell in enumerate(frames.in_order(sweep))
@@ -149,7 +151,7 @@ def many(folder: Path, techniques: int, seeds: int, settings: int = 1) -> Path:
         (),
     )
     path = folder / "index.html"
-    path.write_bytes(page.html(sweep, found, {}, {}, sections.measured(sweep, found)))
+    path.write_bytes(page.html(sweep, report_data, {}, {}, sections.measured(sweep, report_data)))
     return path
 
 
@@ -166,7 +168,7 @@ def head(tab, text: str, table: str = "#results-0-table"):
     return tab.locator(f"{table} thead th", has=tab.get_by_role("button", name=text, exact=True))
 
 
-# --- what it says, without a browser ---------------------------------------------------------
+# --- its text, without a browser -------------------------------------------------------------
 
 
 class _Outline(html.parser.HTMLParser):
@@ -227,8 +229,8 @@ def test_what_a_result_is_called_is_text_everywhere(evil):
     assert len(outline.named("script")) == 1 and len(outline.named("style")) == 1
     assert all(image["src"].startswith("data:image/svg+xml") for image in outline.named("img"))
     text = "".join(outline.texts)
-    for said in (f"d{EVIL}, m{EVIL}", f"exception: no {EVIL}", f"name: test # {EVIL}"):
-        assert said in text
+    for phrase in (f"d{EVIL}, m{EVIL}", f"exception: no {EVIL}", f"name: test # {EVIL}"):
+        assert phrase in text
     for path in (evil.parent / "figures").glob("*.svg"):
         assert "<script" not in path.read_text() and "<img" not in path.read_text()
 
@@ -424,14 +426,14 @@ def test_a_narrow_screen_begins_with_the_columns_that_matter(small, opened):
 def test_without_script_all_is_there_but_the_controls(small, opened):
     tab = opened(small, java_script_enabled=False)
     text = tab.locator("body").inner_text()
-    for said in (
+    for phrase in (
         "Smallest without accuracy loss",
         "kd-0.5",
         "netpress export",
         "exception: no",
         "name: test",
     ):
-        assert said in text
+        assert phrase in text
     assert tab.locator("th button").count() == 0 and not tab.locator(".copy").first.is_visible()
     assert tab.locator("svg.marks").count() == tab.locator("svg.marks >> visible=true").count() == 2
     mark = tab.locator("svg.marks a", has_text="kd-0.5").first
@@ -516,9 +518,9 @@ def test_a_machine_is_chosen_where_there_are_several(opened, tmp_path):
     for cell in sweep.cells:
         hardware = results.FACTS["hardware"] | {"cpu": "B" if cell.technique == "there" else "A"}
         results.publish(cell, work, facts=results.FACTS | {"hardware": hardware})
-    found = frames.read(sweep, work)
+    report_data = frames.read(sweep, work)
     path = tmp_path / "index.html"
-    path.write_bytes(page.html(sweep, found, {}, {}, sections.measured(sweep, found)))
+    path.write_bytes(page.html(sweep, report_data, {}, {}, sections.measured(sweep, report_data)))
     tab = opened(path)
     tab.get_by_label("Machine").select_option("B, 2 cores")
     assert column(tab, 1) == ["there"] and tab.locator("a.mark.off").count() == 2
@@ -628,8 +630,8 @@ def test_ten_thousand_results_open_in_three_seconds(browser, made, shape):
         assert len(column(tab, 1)) == techniques
     marks = tab.locator(".mark").count()
     assert marks <= plot.MOST_MARKS
-    said = tab.locator(".plot .quiet", has_text=f"of {techniques:,} techniques are drawn")
-    assert said.count() == (settings if techniques * settings > plot.MOST_MARKS else 0)
+    notice = tab.locator(".plot .quiet", has_text=f"of {techniques:,} techniques are drawn")
+    assert notice.count() == (settings if techniques * settings > plot.MOST_MARKS else 0)
     tab.close()
 
 

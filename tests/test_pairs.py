@@ -30,41 +30,41 @@ def filled(draw, shape, values) -> torch.Tensor:
 def sums(weight: torch.Tensor) -> torch.Tensor:
     """w1 + w2 of the channels 2i and 2i + 1 at each tap, one by one."""
     flat = weight.reshape(*weight.shape[:2], -1)
-    found = [
+    pair_sums = [
         flat[k, 2 * i, tap] + flat[k, 2 * i + 1, tap]
         for k, i, tap in itertools.product(
             range(flat.shape[0]), range(flat.shape[1] // 2), range(flat.shape[2])
         )
     ]
-    return torch.stack(found)
+    return torch.stack(pair_sums)
 
 
 @given(st.data(), EVEN)
 def test_projected_integers_are_safe_in_pairs_of_channels_at_a_tap(draw, shape):
     weight = filled(draw, shape, INTEGERS)
-    found = pairs.projected(weight)
-    assert found.shape == weight.shape and torch.equal(found, found.round())
-    assert found.abs().max() <= 127 and sums(found).abs().max() <= 128
-    assert pairs.largest(found).max() <= 128
+    projected = pairs.projected(weight)
+    assert projected.shape == weight.shape and torch.equal(projected, projected.round())
+    assert projected.abs().max() <= 127 and sums(projected).abs().max() <= 128
+    assert pairs.largest(projected).max() <= 128
     safe = sums(weight).abs() <= 128
-    assert torch.equal(sums(found)[safe], sums(weight)[safe])
+    assert torch.equal(sums(projected)[safe], sums(weight)[safe])
 
 
 @given(st.data(), ODD)
 def test_where_channels_are_odd_every_integer_is_safe_with_every_other(draw, shape):
     weight = filled(draw, shape, INTEGERS)
-    found = pairs.projected(weight)
-    assert found.abs().max() <= 64
-    assert torch.equal(found, weight.clamp(-64, 64))
+    projected = pairs.projected(weight)
+    assert projected.abs().max() <= 64
+    assert torch.equal(projected, weight.clamp(-64, 64))
     assert torch.equal(pairs.largest(weight), 2 * weight.abs().flatten(1).amax(1))
 
 
 @given(st.data(), EVEN | ODD)
 def test_projecting_keeps_signs_and_leaves_what_is_safe(draw, shape):
     weight = filled(draw, shape, INTEGERS)
-    found = pairs.projected(weight)
-    assert (found * weight >= 0).all() and (found.abs() <= weight.abs()).all()
-    assert torch.equal(pairs.projected(found), found)
+    projected = pairs.projected(weight)
+    assert (projected * weight >= 0).all() and (projected.abs() <= weight.abs()).all()
+    assert torch.equal(pairs.projected(projected), projected)
 
 
 @given(INTEGERS, INTEGERS)
@@ -87,8 +87,8 @@ def test_no_image_overflows_the_sum_of_a_safe_pair(first, second, p, q):
 
 def test_without_the_projection_an_image_does_overflow():
     assert 255 * 127 + 255 * 127 >= 2**15 > 255 * 128
-    found = pairs.projected(torch.tensor([[127.0, 127.0], [127.0, -127.0], [-127.0, -2.0]]))
-    assert found.tolist() == [[64, 64], [127, -127], [-126, -2]]
+    projected = pairs.projected(torch.tensor([[127.0, 127.0], [127.0, -127.0], [-127.0, -2.0]]))
+    assert projected.tolist() == [[64, 64], [127, -127], [-126, -2]]
 
 
 # --- and scales --------------------------------------------------------------------------------
@@ -141,9 +141,9 @@ def test_deployed_weights_are_safe_at_any_scale_and_in_training_too(learned, see
     for mode in (True, False):
         left = made.train(mode)(weight).detach()
         scale = made.scale.detach()
-        found = left / scale.reshape(-1, 1, 1, 1)
-        assert (found - found.round()).abs().max() < 1e-3
-        assert pairs.largest(found.round()).max() <= 128
+        integers = left / scale.reshape(-1, 1, 1, 1)
+        assert (integers - integers.round()).abs().max() < 1e-3
+        assert pairs.largest(integers.round()).max() <= 128
 
 
 def test_gradients_go_straight_through_the_projection():

@@ -92,6 +92,6 @@ def test_shipped_sweeps_lie_next_to_the_code():
 
 def test_reports_are_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = paths.report("quickstart")
-    assert found.markdown == tmp_path / "reports" / "quickstart" / "report.md"
-    assert found.svg("a").parent.parent == found.latex("a").parent.parent == found.folder
+    report = paths.report("quickstart")
+    assert report.markdown == tmp_path / "reports" / "quickstart" / "report.md"
+    assert report.svg("a").parent.parent == report.latex("a").parent.parent == report.folder

@@ -33,10 +33,10 @@ def planned(tmp_path):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_sweep_is_valid_and_opens_with_its_header(name):
-    asked = plan.load_sweep(name)
-    assert asked.name in (name, name.rpartition("-")[0])  # one report for several
-    assert asked.cells and asked.notes == ()
-    head = asked.text.split("\nname:")[0].splitlines()
+    sweep_ = plan.load_sweep(name)
+    assert sweep_.name in (name, name.rpartition("-")[0])  # one report for several
+    assert sweep_.cells and sweep_.notes == ()
+    head = sweep_.text.split("\nname:")[0].splitlines()
     assert all(line.startswith("#") for line in head)
     assert f"netpress run {name}" in "\n".join(head)
     assert plan.listing("sweeps")[name] == head[0].removeprefix("# ")
@@ -71,7 +71,7 @@ def test_the_paper_has_every_control_at_the_operating_points_of_what_it_controls
         points.setdefault(cell.family, set()).add(point)
     assert points["prune-filters"] == points["prune-random"] == points["pruned-from-scratch"]
     assert points["student-alone"] == points["kd"] == points["attention-transfer"]
-    assert {family: len(found) for family, found in points.items() if len(found) > 1} == {
+    assert {family: len(distinct) for family, distinct in points.items() if len(distinct) > 1} == {
         "prune-filters": 4,
         "prune-random": 4,
         "pruned-from-scratch": 4,
@@ -87,19 +87,19 @@ def test_the_paper_has_every_control_at_the_operating_points_of_what_it_controls
 def test_the_frontier_has_every_technique_below_8_bits_at_points_that_trace_it(name, cells):
     """What is coded there ends in `encode`; what bytes can be traded in has several points, its
     control the same; on a laptop nothing is downloaded and the network is small."""
-    asked = plan.load_sweep(name)
-    points = Counter(cell.family for cell in asked.cells)
+    sweep_ = plan.load_sweep(name)
+    points = Counter(cell.family for cell in sweep_.cells)
     families = set(catalog.built_in().techniques)
     coded = {f for f in families if catalog.built_in().techniques[f][-1:] == [{"encode": {}}]}
     assert len(coded) == 10 and coded | {"base", "ptq-int8", "sparse-random"} <= set(points)
-    assert len(asked.cells) == cells and len({cell.id for cell in asked.cells}) == cells
-    plain = {cell.family for cell in asked.cells if "encode" not in {s.name for s in cell.stages}}
+    assert len(sweep_.cells) == cells and len({cell.id for cell in sweep_.cells}) == cells
+    plain = {cell.family for cell in sweep_.cells if "encode" not in {s.name for s in cell.stages}}
     assert plain == {"base", "ptq-int8", "sparse-random"}
     several = {f for f, count in points.items() if count > points["base"]}
     traced = {"deep-compression", "int8-rounded", "rate", "small-and-rate", "small-dense-coded"}
     assert several == traced | {"sparse-random"}
     assert points["sparse-random"] == points["deep-compression"]
-    used = {(cell.dataset.name, cell.model.label) for cell in asked.cells}
+    used = {(cell.dataset.name, cell.model.label) for cell in sweep_.cells}
     assert used == (
         {("digits", "vgg16_bn-w0.25")}
         if name == "frontier-cpu"
@@ -111,9 +111,9 @@ def test_every_technique_there_is_can_be_resolved(tmp_path):
     file = tmp_path / "all.yaml"
     names = ", ".join(catalog.built_in().techniques)
     file.write_text(f"name: all\nmodels: [vgg16_bn]\ndatasets: [digits]\ntechniques: [{names}]\n")
-    asked = plan.load_sweep(file)
-    assert [cell.technique for cell in asked.cells] == list(catalog.built_in().techniques)
-    for cell in asked.cells:
+    sweep_ = plan.load_sweep(file)
+    assert [cell.technique for cell in sweep_.cells] == list(catalog.built_in().techniques)
+    for cell in sweep_.cells:
         assert (
             sweep.Cell.from_json(json.loads(json.dumps(cell.to_json())), catalog.built_in()) == cell
         )
@@ -131,20 +131,20 @@ def test_the_plan_has_the_keys_that_stay(planned):
 
 
 def test_a_job_waits_for_its_base_and_the_report_for_all(planned):
-    found = planned()
-    base, *techniques, report = found.jobs
-    assert base.depends_on == () and base.cells == (found.sweep.cells[0].id,)
+    plan_ = planned()
+    base, *techniques, report = plan_.jobs
+    assert base.depends_on == () and base.cells == (plan_.sweep.cells[0].id,)
     assert {job.depends_on for job in techniques} == {(base.name,)}
-    assert report.cells == () and set(report.depends_on) == {job.name for job in found.jobs[:-1]}
+    assert report.cells == () and set(report.depends_on) == {job.name for job in plan_.jobs[:-1]}
     assert report.script == "netpress report quickstart"
 
 
 def test_what_is_done_costs_no_job(tmp_path):
-    asked, work = results.sweep(techniques=("half",)), Work(tmp_path / "work")
-    base, half = asked.cells
-    before = plan.plan(asked, work, tmp_path)
+    sweep_, work = results.sweep(techniques=("half",)), Work(tmp_path / "work")
+    base, half = sweep_.cells
+    before = plan.plan(sweep_, work, tmp_path)
     results.publish(base, work)
-    after = plan.plan(asked, work, tmp_path)
+    after = plan.plan(sweep_, work, tmp_path)
     assert [job.name for job in after.jobs] == [half.id, "report"]
     assert after.jobs[0].depends_on == () and after.gpu_hours < before.gpu_hours
     assert len(after.to_json()["cells"]) == 2
@@ -152,13 +152,13 @@ def test_what_is_done_costs_no_job(tmp_path):
 
 
 def test_the_script_of_a_job_runs_as_it_stands(planned):
-    """Here only as far as it says that there is nothing to do yet: cell.json is not there."""
+    """Here only as far as it reports that there is nothing to do yet: cell.json is not there."""
     script = planned().jobs[0].script
     assert shlex.split(script)[-5:-1] == ["--work", shlex.split(script)[-4], "--data", "/data"]
-    asked = subprocess.run(
+    completed = subprocess.run(
         ["sh", "-c", f"{script.rsplit(' ', 1)[0]} --help"], capture_output=True, text=True, cwd="/"
     )
-    assert asked.returncode == 0 and "python -m jobs.compress" in asked.stdout
+    assert completed.returncode == 0 and "python -m jobs.compress" in completed.stdout
 
 
 def test_planning_touches_nothing(planned, tmp_path):
@@ -179,8 +179,8 @@ def test_estimates_follow_the_work(planned):
 
 
 def test_a_cell_has_many_names():
-    asked = plan.load_sweep("quickstart")
-    kd = next(cell for cell in asked.cells if cell.technique == "kd")
+    sweep_ = plan.load_sweep("quickstart")
+    kd = next(cell for cell in sweep_.cells if cell.technique == "kd")
     for name in (
         kd.id,
         kd.id[:10],
@@ -189,7 +189,7 @@ def test_a_cell_has_many_names():
         "vgg16_bn/digits/kd/0",
         "digits/vgg16_bn/kd/0",
     ):
-        assert plan.find_cell(asked, name) is kd
+        assert plan.find_cell(sweep_, name) is kd
 
 
 @pytest.mark.parametrize(
@@ -211,26 +211,26 @@ def test_a_cell_that_is_not_there(text, said):
 
 
 def test_a_beginning_that_several_cells_share():
-    asked = results.sweep(techniques=("a", "b", "c"), seeds=range(20))
+    sweep_ = results.sweep(techniques=("a", "b", "c"), seeds=range(20))
     first = {}
-    for cell in asked.cells:
+    for cell in sweep_.cells:
         first.setdefault(cell.id[0], []).append(cell)
     start, cells = max(first.items(), key=lambda item: len(item[1]))
     with pytest.raises(UserError) as raised:
-        plan.find_cell(asked, start)
+        plan.find_cell(sweep_, start)
     assert f"{shlex.quote(start)}" in str(raised.value) and "matches " in str(raised.value)
     assert f"{cells[0].id} ({cells[0].name})" in str(raised.value)
 
 
 def test_a_width_may_be_left_out_where_that_is_clear():
-    asked = results.sweep(models=(("vgg16_bn", 1.0), ("vgg16_bn", 0.5), ("vgg11", 0.5)))
-    wide, narrow, other = asked.cells[:3]
-    assert plan.find_cell(asked, "digits/vgg16_bn/base/0") is wide
-    assert plan.find_cell(asked, "digits/vgg16_bn-w0.5/base/0") is narrow
-    assert plan.find_cell(asked, "digits/vgg11/base/0") is other
-    asked = results.sweep(models=(("vgg16_bn", 0.25), ("vgg16_bn", 0.5)))
+    sweep_ = results.sweep(models=(("vgg16_bn", 1.0), ("vgg16_bn", 0.5), ("vgg11", 0.5)))
+    wide, narrow, other = sweep_.cells[:3]
+    assert plan.find_cell(sweep_, "digits/vgg16_bn/base/0") is wide
+    assert plan.find_cell(sweep_, "digits/vgg16_bn-w0.5/base/0") is narrow
+    assert plan.find_cell(sweep_, "digits/vgg11/base/0") is other
+    sweep_ = results.sweep(models=(("vgg16_bn", 0.25), ("vgg16_bn", 0.5)))
     with pytest.raises(UserError, match="matches .*w0.25/base/0.*w0.5/base/0.*name one of them"):
-        plan.find_cell(asked, "digits/vgg16_bn/base/0")
+        plan.find_cell(sweep_, "digits/vgg16_bn/base/0")
 
 
 # --- without torch, and cheap ----------------------------------------------------------------
@@ -269,9 +269,9 @@ def look(tmp_path, *arguments: str) -> tuple[dict, str]:
         text=True,
         cwd=tmp_path,
     )
-    found = json.loads(ended.stderr.splitlines()[-1])
-    assert (found["code"], found["heavy"]) == (0, []), ended.stderr
-    return found, ended.stdout
+    usage = json.loads(ended.stderr.splitlines()[-1])
+    assert (usage["code"], usage["heavy"]) == (0, []), ended.stderr
+    return usage, ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -288,15 +288,15 @@ def look(tmp_path, *arguments: str) -> tuple[dict, str]:
     ],
 )
 def test_looking_imports_little_and_calls_little(arguments, tmp_path):
-    found, _ = look(tmp_path, *arguments.split(), "--count")
-    assert found["modules"] < MOST_MODULES and found["calls"] < MOST_CALLS, found
+    usage, _ = look(tmp_path, *arguments.split(), "--count")
+    assert usage["modules"] < MOST_MODULES and usage["calls"] < MOST_CALLS, usage
     assert list(tmp_path.iterdir()) == []
 
 
 def test_help_needs_no_models(tmp_path):
     """pydantic takes half of the time of the shortest command."""
-    found, _ = look(tmp_path, "--help", "--count")
-    assert found["modules"] < 200 and found["calls"] < 120_000, found
+    usage, _ = look(tmp_path, "--help", "--count")
+    assert usage["modules"] < 200 and usage["calls"] < 120_000, usage
 
 
 @pytest.mark.alone
@@ -307,21 +307,21 @@ def test_a_plan_costs_in_proportion_to_its_cells(tmp_path):
         file = tmp_path / f"seeds-{seeds}.yaml"
         listed = ", ".join(map(str, range(seeds)))
         file.write_text(seven.replace("seeds: [0]", f"seeds: [{listed}]"))
-        found, out = look(tmp_path, "plan", str(file), "--json")
+        usage, out = look(tmp_path, "plan", str(file), "--json")
         assert len(json.loads(out)["cells"]) == 7 * seeds
-        return found["cpu_s"]
+        return usage["cpu_s"]
 
     assert cost.growth(cpu_s, 250, rounds=2) < cost.MOST_GROWTH
 
 
 def test_cells_that_nobody_began_are_looked_for_together(tmp_path):
-    """However many there are, the file system is asked as often."""
+    """However many there are, the file system is queried as often."""
 
     def asked(seeds: int) -> Counter[str]:
         cells = results.sweep(techniques=("half", "third"), seeds=range(seeds))
-        found = cost.calls(lambda: state.find(cells, Work(tmp_path / "work")))
+        calls = cost.calls(lambda: state.find(cells, Work(tmp_path / "work")))
         names = {"open", "stat", "lstat", "listdir", "scandir"}
-        return Counter({name: found[name] for name in names & set(found)})
+        return Counter({name: calls[name] for name in names & set(calls)})
 
     (tmp_path / "work" / "cells").mkdir(parents=True)
     assert asked(40) == asked(1) and asked(1)["listdir"] == 2  # of cells, and of other sweeps

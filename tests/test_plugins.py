@@ -56,7 +56,7 @@ def loaded(folder: Path) -> sweep.Sweep:
 
 @pytest.fixture
 def written(tmp_path):
-    """Writes a plug-in and a sweep that names it; what loading the sweep says against it."""
+    """Writes a plug-in and a sweep that names it; the error of loading the sweep."""
 
     def written(text: str, more: str = "") -> str:
         (tmp_path / "mine.py").write_text(text)
@@ -104,8 +104,8 @@ def test_its_artifact_predicts_where_the_plug_in_is_not(ran, tmp_path):
     pixels[1::2] = 200
     Image.fromarray(pixels).save(tmp_path / "lying.png")
     elsewhere = Lab(tmp_path / "elsewhere")
-    found = elsewhere.json("predict", to, tmp_path / "lying.png")["predictions"]
-    assert found[0]["class"] in ("lying", "standing")
+    predictions = elsewhere.json("predict", to, tmp_path / "lying.png")["predictions"]
+    assert predictions[0]["class"] in ("lying", "standing")
 
 
 def test_a_report_is_read_where_the_plug_in_is_not(ran, tmp_path):
@@ -134,15 +134,15 @@ def test_reading_a_report_runs_nothing_of_the_file_that_it_names(ran, tmp_path):
 
 
 def test_what_controls_compare_is_the_same_without_the_plug_in(ran):
-    asked = loaded(ran.folder)
+    own_sweep = loaded(ran.folder)
     registry.fill({})
-    for cell in asked.cells:
+    for cell in own_sweep.cells:
         read = Cell.from_json(json.loads(json.dumps(cell.to_json())), catalog.reading())
         assert read.id == cell.id and read.base_id == cell.base_id
         assert read.to_json() == cell.to_json()
         assert controls.epochs(read) == controls.epochs(cell)
         assert controls.operating_point(read) == controls.operating_point(cell)
-    by = {cell.technique: cell for cell in asked.cells}
+    by = {cell.technique: cell for cell in own_sweep.cells}
     assert controls.operating_point(by["half-zeros"]) == {"part": 0.5}
     assert controls.epochs(by["half-zeros"]) == 4 and controls.epochs(by["zeros-int8"]) == 3
     assert controls.belong(by["half-zeros"], by["base-longer"])
@@ -169,8 +169,8 @@ def test_an_edited_plug_in_gives_new_cells_and_the_place_does_not(ran, tmp_path)
     file.write_text(file.read_text() + "# an edit\n")
     edited = loaded(tmp_path / "other")
     assert not {cell.id for cell in edited.cells} & {cell.id for cell in first.values()}
-    said = edited.cells[0].to_json()["plugins"]
-    assert said == [{"source": str(file.resolve()), "sha256": store.sha256(file)}]
+    records = edited.cells[0].to_json()["plugins"]
+    assert records == [{"source": str(file.resolve()), "sha256": store.sha256(file)}]
 
 
 def test_a_plug_in_is_part_of_the_cells_that_use_it_alone(tmp_path):
@@ -194,42 +194,42 @@ def test_a_plug_in_is_part_of_the_cells_that_use_it_alone(tmp_path):
 
 
 def test_a_rehearsal_is_of_the_same_plug_in(ran):
-    asked = loaded(ran.folder)
-    for cell, small in zip(asked.cells, rehearse.sliver(asked).cells, strict=True):
+    own_sweep = loaded(ran.folder)
+    for cell, small in zip(own_sweep.cells, rehearse.sliver(own_sweep).cells, strict=True):
         assert small.plugins == cell.plugins and small.id != cell.id
         assert [s.plugins for s in small.stages] == [s.plugins for s in cell.stages]
 
 
 def test_a_job_reads_the_copy_and_refuses_another(ran, tmp_path):
     work = Work(tmp_path / "runs")
-    asked = loaded(ran.folder)
-    cell = asked.cells[0]
+    own_sweep = loaded(ran.folder)
+    cell = own_sweep.cells[0]
     store.make_folder(work.cell(cell.id).folder)
     store.publish_json(work.cell(cell.id).cell_json, cell.to_json())
     with pytest.raises(UserError, match="is not there"):
         execute.read_cell(work.cell(cell.id), catalog.built_in())
-    plugins.keep(asked.plugins, work)
+    plugins.keep(own_sweep.plugins, work)
     assert execute.read_cell(work.cell(cell.id), catalog.built_in()) == cell
-    copy = work.plugin(asked.plugins[0].sha256)
+    copy = work.plugin(own_sweep.plugins[0].sha256)
     copy.write_text(copy.read_text() + "\n")
     with pytest.raises(UserError, match="is another plug-in than this cell was made for"):
         execute.read_cell(work.cell(cell.id), catalog.built_in())
-    plugins.keep(asked.plugins, work)
+    plugins.keep(own_sweep.plugins, work)
     assert execute.read_cell(work.cell(cell.id), catalog.built_in()) == cell
 
 
 def test_the_report_of_a_job_is_of_the_plug_in_as_it_was(ran, tmp_path):
     """Days may pass, and the file may be the user's next idea, or gone."""
     copied(tmp_path)
-    asked, work = loaded(tmp_path), Work(tmp_path / "runs")
-    plugins.keep(asked.plugins, work)
+    own_sweep, work = loaded(tmp_path), Work(tmp_path / "runs")
+    plugins.keep(own_sweep.plugins, work)
     (tmp_path / "my_plugin.py").unlink()
-    named = {plugin.source: plugin.sha256 for plugin in asked.plugins}
-    again = plan.load_again(asked.path, asked.text, work, named)
-    assert [cell.id for cell in again.cells] == [cell.id for cell in asked.cells]
+    named = {plugin.source: plugin.sha256 for plugin in own_sweep.plugins}
+    again = plan.load_again(own_sweep.path, own_sweep.text, work, named)
+    assert [cell.id for cell in again.cells] == [cell.id for cell in own_sweep.cells]
 
 
-# --- what is said -------------------------------------------------------------------------------
+# --- messages -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -254,8 +254,8 @@ def test_the_report_of_a_job_is_of_the_plug_in_as_it_was(ran, tmp_path):
     ],
 )
 def test_what_is_wrong_with_a_plug_in_is_one_sentence(written, text, problem):
-    said = written(text)
-    assert "own.yaml:6: plugins[0]: " in said and problem in said and "\n" not in said
+    message = written(text)
+    assert "own.yaml:6: plugins[0]: " in message and problem in message and "\n" not in message
 
 
 def test_a_file_that_is_not_there_and_one_named_twice(written):
@@ -266,8 +266,10 @@ def test_a_file_that_is_not_there_and_one_named_twice(written):
 
 def test_a_name_that_two_plug_ins_have(written, tmp_path):
     (tmp_path / "two.py").write_text(ADDED + "STAGES = {'s': S}\n")
-    said = written(ADDED + "STAGES = {'s': S}\n#\n", "  - two.py\n")
-    assert said.endswith("two.py: the stage 's' is in mine.py already; give this one another name")
+    message = written(ADDED + "STAGES = {'s': S}\n#\n", "  - two.py\n")
+    assert message.endswith(
+        "two.py: the stage 's' is in mine.py already; give this one another name"
+    )
 
 
 def test_listings_mark_what_a_plug_in_adds(ran):
@@ -277,9 +279,9 @@ def test_listings_mark_what_a_plug_in_adds(ran):
         ("datasets", "stripes", "own.yaml"),
     ):
         plain = ran.json(what)[what]
-        found = ran.json(what, *named)[what]
-        assert name not in plain and set(found) == {*plain, name}
-        assert found[name].endswith(" (plug-in my_plugin.py)")
+        listed = ran.json(what, *named)[what]
+        assert name not in plain and set(listed) == {*plain, name}
+        assert listed[name].endswith(" (plug-in my_plugin.py)")
 
 
 def test_a_plan_says_what_it_does_not_know_the_cost_of(tmp_path):
@@ -288,9 +290,9 @@ def test_a_plan_says_what_it_does_not_know_the_cost_of(tmp_path):
     assert estimate.notes(loaded(tmp_path).cells) == []
     cheap = sum(map(estimate.gpu_seconds, loaded(tmp_path).cells))
     file.write_text(file.read_text().replace('"one residual block", 0.003', '"one residual block"'))
-    asked = loaded(tmp_path)
-    assert sum(map(estimate.gpu_seconds, asked.cells)) > cheap
-    made = plan.plan(asked, Work(tmp_path / "runs"), tmp_path)
+    own_sweep = loaded(tmp_path)
+    assert sum(map(estimate.gpu_seconds, own_sweep.cells)) > cheap
+    made = plan.plan(own_sweep, Work(tmp_path / "runs"), tmp_path)
     note = "the cost of residual is not known, it counts as a VGG-16 until a cell of it is finished"
     assert made.to_json()["notes"] == [note]
     assert f"note: {note}" in " ".join(" ".join(made.lines()).split())
@@ -348,8 +350,8 @@ def test_an_installed_plug_in_needs_no_line_in_the_sweep(package, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = lab.json("report", "own.yaml", **installed)["rows"]
     assert [row["technique"] for row in rows] == ["base", "half-zeros"]
-    found = lab.json("models", **installed)["models"]["residual"]
-    assert found == "one residual block (plug-in netpress-example 1.0)"
+    description = lab.json("models", **installed)["models"]["residual"]
+    assert description == "one residual block (plug-in netpress-example 1.0)"
     assert "residual" not in lab.json("models")["models"]
     assert lab.json("report", "reports/own")["rows"] == rows  # where it is not installed
     ids = set(lab.ids("own.yaml", **installed).values())
@@ -388,7 +390,7 @@ def test_an_installed_plug_in_that_is_broken_costs_only_those_that_name_it(packa
 
 
 def test_no_file_of_results_names_code_that_netpress_would_run(ran):
-    """What a report has of a plug-in is data: its name, its SHA-256, what its stages said."""
+    """What a report has of a plug-in is data: its name, its SHA-256, what its stages reported."""
     with h5py.File(ran.folder / "reports" / "own" / "results.h5") as file:
         cells = [json.loads(cell.attrs["cell"]) for cell in file["cells"].values()]
     assert all(set(plugin) == {"source", "sha256"} for cell in cells for plugin in cell["plugins"])

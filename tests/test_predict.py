@@ -139,12 +139,12 @@ def test_the_background_of_its_training_is_that_of_its_images(bench, ask, tmp_pa
     seen = []
     for colour in ("black", "white"):
         (folder / "manifest.json").write_bytes(strangers.sealed(manifest | {"background": colour}))
-        [found] = predict.predict(folder, [tmp_path / "a.png"], top=10)
+        [prediction] = predict.predict(folder, [tmp_path / "a.png"], top=10)
         drawn = np.full((1, 1, 32, 32), 255 if colour == "white" else 0, np.uint8)
         drawn[0, 0, 8:24, 8:20] = 0
         [scores] = runtimes.logits(runtimes.session(artifact.load(folder), 1), drawn)
-        assert found.top[0][1] == pytest.approx(artifact.softmax(scores).max(), rel=1e-5)
-        seen.append(found.top)
+        assert prediction.top[0][1] == pytest.approx(artifact.softmax(scores).max(), rel=1e-5)
+        seen.append(prediction.top)
     assert seen[0] != seen[1]
     (folder / "manifest.json").write_bytes(strangers.sealed(manifest | {"background": "no colour"}))
     with pytest.raises(Corrupt, match="not a manifest"):

@@ -28,7 +28,7 @@ LABEL = f"{FROM_ANEW}-from-digits"
 
 
 def load(folder, models, **more) -> sweep.Sweep:
-    asked = {
+    settings = {
         "name": "test",
         "models": models,
         "datasets": ["digits"],
@@ -37,12 +37,12 @@ def load(folder, models, **more) -> sweep.Sweep:
         "measure": small_cells.MEASURE,
     }
     path = folder / "test.yaml"
-    path.write_text(yaml.safe_dump(asked | more))
+    path.write_text(yaml.safe_dump(settings | more))
     return sweep.load(path, catalog.built_in())
 
 
-def by_name(asked: sweep.Sweep) -> dict[str, Cell]:
-    return {cell.name: cell for cell in asked.cells}
+def by_name(loaded: sweep.Sweep) -> dict[str, Cell]:
+    return {cell.name: cell for cell in loaded.cells}
 
 
 # --- which ------------------------------------------------------------------------------------
@@ -50,8 +50,8 @@ def by_name(asked: sweep.Sweep) -> dict[str, Cell]:
 
 def test_a_base_starts_from_that_of_its_own_seed_and_comes_after_it(tmp_path):
     """Its id has the other one's in it; what the other one is called decides nothing."""
-    asked = load(tmp_path, [FROM, small_cells.MODEL], datasets=["mnist", "digits"], seeds=[0, 1])
-    cells, places = by_name(asked), [cell.id for cell in asked.cells]
+    loaded = load(tmp_path, [FROM, small_cells.MODEL], datasets=["mnist", "digits"], seeds=[0, 1])
+    cells, places = by_name(loaded), [cell.id for cell in loaded.cells]
     for seed in (0, 1):
         base, other = (
             cells[f"mnist/{LABEL}/base/{seed}"],
@@ -63,7 +63,7 @@ def test_a_base_starts_from_that_of_its_own_seed_and_comes_after_it(tmp_path):
         again = Cell.from_json(json.loads(json.dumps(base.to_json())), catalog.built_in())
         assert again == base and again.stands_on == other.id
     plain = load(tmp_path, [small_cells.MODEL], datasets=["mnist", "digits"], seeds=[0, 1])
-    assert set(plain.by_id) < set(asked.by_id) and len(asked.cells) == 2 * len(plain.cells)
+    assert set(plain.by_id) < set(loaded.by_id) and len(loaded.cells) == 2 * len(plain.cells)
 
 
 def test_a_base_may_start_from_one_of_a_certain_seed(tmp_path):
@@ -74,10 +74,10 @@ def test_a_base_may_start_from_one_of_a_certain_seed(tmp_path):
     for text, label in ((f"{FROM['weights_from']}/1", LABEL), (other.id, None)):
         models = [small_cells.MODEL, {**FROM, "weights_from": text}]
         apart = none if label else [{**none[0], "model": f"vgg11_bn-w0.125-from-{text}"}]
-        found = load(tmp_path, models, exclude=apart, **both)
-        started = [c for c in found.cells if c.is_base and c.stands_on]
+        loaded = load(tmp_path, models, exclude=apart, **both)
+        started = [c for c in loaded.cells if c.is_base and c.stands_on]
         assert {cell.stands_on for cell in started} == {other.id} and len(started) == 2
-        assert cells[f"mnist/{LABEL}/base/1"].id in found.by_id
+        assert cells[f"mnist/{LABEL}/base/1"].id in loaded.by_id
         assert label in (None, started[0].model.label)
     fewer = [{"dataset": "mnist", "model": "vgg11_bn-w0.125"}, {"seed": 0, "dataset": "mnist"}]
     by_id = [small_cells.MODEL, {**FROM, "weights_from": other.id}]
@@ -93,14 +93,14 @@ def test_a_base_may_start_from_one_of_a_certain_seed(tmp_path):
 
 
 def test_a_base_that_is_started_from_is_a_cell_though_nobody_listed_it(tmp_path):
-    asked = load(
+    loaded = load(
         tmp_path,
         [small_cells.MODEL, FROM],
         datasets=["mnist", "digits"],
         techniques=["prune-filters"],
         exclude=[{"dataset": "digits", "technique": "prune-filters"}],
     )
-    assert "digits/vgg11_bn-w0.125/base/0" in by_name(asked)
+    assert "digits/vgg11_bn-w0.125/base/0" in by_name(loaded)
 
 
 def test_a_file_is_known_by_its_bytes(tmp_path):
@@ -163,9 +163,9 @@ def test_ids_are_of_bases_that_start_from_no_other(tmp_path):
     first = load(tmp_path, [small_cells.MODEL], **data).cells[0]
     apart = [{"dataset": "mnist", "model": f"vgg11_bn-w0.125-from-{first.id}"}]
     models = [small_cells.MODEL, {**FROM, "weights_from": first.id}]
-    found = load(tmp_path, models, exclude=apart, **data)
-    assert {c.stands_on for c in found.cells if c.stands_on} == {first.id}
-    started = next(c for c in found.cells if c.stands_on)
+    loaded = load(tmp_path, models, exclude=apart, **data)
+    assert {c.stands_on for c in loaded.cells if c.stands_on} == {first.id}
+    started = next(c for c in loaded.cells if c.stands_on)
     models.append({**FROM, "weights_from": started.id})
     with pytest.raises(UserError, match="is no base of this sweep; expected .* no other, its id"):
         load(tmp_path, models, exclude=apart, **data)
@@ -177,23 +177,23 @@ def test_ids_are_of_bases_that_start_from_no_other(tmp_path):
 @pytest.fixture
 def chain(tmp_path) -> tuple[sweep.Sweep, Work]:
     """A base, one that starts from it, and what stands on that, all missing."""
-    asked = load(
+    loaded = load(
         tmp_path,
         [small_cells.MODEL, FROM],
         techniques=["base", "prune-filters"],
         exclude=[{"model": "vgg11_bn-w0.125", "technique": "prune-filters"}],
     )
-    return asked, Work(tmp_path / "work")
+    return loaded, Work(tmp_path / "work")
 
 
 def test_jobs_wait_for_the_base_that_theirs_starts_from(chain):
-    asked, work = chain
-    first, second, pruned = asked.cells
-    jobs = {job.name: job.depends_on for job in plan.plan(asked, work, work.root).jobs}
+    loaded, work = chain
+    first, second, pruned = loaded.cells
+    jobs = {job.name: job.depends_on for job in plan.plan(loaded, work, work.root).jobs}
     assert jobs[second.id] == (first.id,) and jobs[pruned.id] == (second.id,)
     request = graph.Request(1, 1)
     for limit, where in ((1001, ["base-0_0", "base-1_0"]), (0, ["base-0", "base-1"])):
-        made = graph.arrays(asked.cells, lambda cell: request, limit)
+        made = graph.arrays(loaded.cells, lambda cell: request, limit)
         assert [array.cells for array in made] == [(first.id,), (second.id,), (pruned.id,)]
         waits = [on for array in made for on in array.after]
         assert [array.kind for array in made] == [None, "aftercorr", "aftercorr"] or waits == where
@@ -201,7 +201,7 @@ def test_jobs_wait_for_the_base_that_theirs_starts_from(chain):
     queued = {first.id: graph.Queued(7, 3)}
     made = graph.arrays([second, pruned], lambda cell: request, 1001, queued=queued)
     assert made[0].after[0].startswith("7") and 3 in made[0].tasks
-    planned = submit.planned(submit.Target(asked, work, work.root, profile.load("generic", ())))
+    planned = submit.planned(submit.Target(loaded, work, work.root, profile.load("generic", ())))
     trains = [job for job in planned.jobs if not job.measures][:3]
     assert [job.cells for job in trains] == [(first.id,), (second.id,), (pruned.id,)]
     assert [job.depends_on for job in trains] == [(), (trains[0].name,), (trains[1].name,)]
@@ -209,59 +209,59 @@ def test_jobs_wait_for_the_base_that_theirs_starts_from(chain):
 
 
 def test_states_name_what_a_base_waits_for(chain):
-    asked, work = chain
-    first, second, pruned = asked.cells
-    found = [(s.state, s.reason) for s in state.states(asked, work)]
-    assert found[1:] == [
+    loaded, work = chain
+    first, second, pruned = loaded.cells
+    state_reasons = [(s.state, s.reason) for s in state.states(loaded, work)]
+    assert state_reasons[1:] == [
         ("waiting", f"its starting base {first.id} is missing"),
         ("waiting", f"its base {second.id} is waiting"),
     ]
     results.fail(first, work, "exception", "ValueError: no")
-    found = [(s.state, s.reason) for s in state.states(asked, work)]
-    assert found[1][0] == found[2][0] == "failed"
-    assert found[1][1] == "its starting base failed: exception: ValueError: no"
+    state_reasons = [(s.state, s.reason) for s in state.states(loaded, work)]
+    assert state_reasons[1][0] == state_reasons[2][0] == "failed"
+    assert state_reasons[1][1] == "its starting base failed: exception: ValueError: no"
     assert gaps.reason(second, work) == "its starting base is missing: exception: ValueError: no"
-    states = state.find(asked, work)
-    chosen = batch.choose(asked, states, lambda one: one.cell.id in (second.id, pruned.id))
+    states = state.find(loaded, work)
+    chosen = batch.choose(loaded, states, lambda one: one.cell.id in (second.id, pruned.id))
     assert chosen == []  # nothing makes what they need
     named = resume.Choice(frozenset({pruned.id}), exceptions=False)
-    assert [resume._is_base_of(cell, named, states) for cell in asked.cells] == [True, True, False]
+    assert [resume._is_base_of(cell, named, states) for cell in loaded.cells] == [True, True, False]
     assert not resume._has_base(second, named, states)
 
 
 def test_why_is_told_of_what_lies_two_below(chain):
-    asked, work = chain
-    results.fail(asked.cells[0], work, "exception", "ValueError: no")
+    loaded, work = chain
+    results.fail(loaded.cells[0], work, "exception", "ValueError: no")
     line = "its base's start is missing: exception: ValueError: no"
-    assert gaps.reason(asked.cells[2], work) == line
+    assert gaps.reason(loaded.cells[2], work) == line
 
 
 def test_a_trained_base_that_lacks_its_measurement_needs_its_start_no_more(chain):
-    asked, work = chain
-    first, second, _ = asked.cells
-    states = state.find(asked, work)
+    loaded, work = chain
+    first, second, _ = loaded.cells
+    states = state.find(loaded, work)
     kept = tuple(
         replace(s, state="trained", reason=None, trained=True) if s.cell.id == second.id else s
         for s in states.cells
     )
     states = state.SweepState(kept)
-    chosen = batch.choose(asked, states, lambda one: one.cell.id == second.id)
+    chosen = batch.choose(loaded, states, lambda one: one.cell.id == second.id)
     assert chosen == [second]
-    named = resume.Choice(frozenset({asked.cells[2].id}), exceptions=False)
+    named = resume.Choice(frozenset({loaded.cells[2].id}), exceptions=False)
     assert resume._has_base(second, named, states)
-    assert [resume._is_base_of(c, named, states) for c in asked.cells] == [False, True, False]
+    assert [resume._is_base_of(c, named, states) for c in loaded.cells] == [False, True, False]
 
 
 def test_images_of_other_channels_are_refused_before_anything_runs(chain, tmp_path):
     from pipeline.orchestrate import local
 
-    asked, work = chain
-    local.require_channels(asked, asked.cells, work.root)
-    first, second, _ = asked.cells
+    loaded, work = chain
+    local.require_channels(loaded, loaded.cells, work.root)
+    first, second, _ = loaded.cells
     colour = test_folders.own(test_folders.fill(tmp_path / "colour"), size=32)
-    asked = replace(asked, cells=(first, replace(second, dataset=colour)))
+    loaded = replace(loaded, cells=(first, replace(second, dataset=colour)))
     with pytest.raises(UserError, match="digits/.*/base/0, whose images have 1 channels and its"):
-        local.require_channels(asked, asked.cells, work.root)
+        local.require_channels(loaded, loaded.cells, work.root)
 
 
 def test_a_rehearsal_starts_from_rehearsed_bases(chain):
@@ -273,18 +273,18 @@ def test_local_workers_make_what_a_base_starts_from_before_it(tmp_path, monkeypa
     from pipeline.orchestrate import local
 
     monkeypatch.chdir(tmp_path)
-    asked = results.sweep(techniques=("half",))
-    base, half = asked.cells
+    sweep = results.sweep(techniques=("half",))
+    base, half = sweep.cells
     start = Start(source="digits/vgg16_bn/base", label="digits", cell=base.id)
     model = base.model.model_copy(update={"start": start})
     second, third = (replace(cell, model=model) for cell in (base, half))
-    asked = replace(asked, cells=(third, second, base))  # in whatever order
+    sweep = replace(sweep, cells=(third, second, base))  # in whatever order
     for action, code, count in (("fail", 1, 1), ("", 0, 3)):
         work = Work(tmp_path / f"work{code}")
         (tmp_path / "actions").write_text(json.dumps({"base": action} if action else {}))
         (tmp_path / "trace").write_text("")
         command = tiny_worker.command(work, tmp_path / "actions", tmp_path / "trace")
-        assert local.run(asked, work, work.root, device="cpu", workers=2, command=command) == code
+        assert local.run(sweep, work, work.root, device="cpu", workers=2, command=command) == code
         lines = map(json.loads, (tmp_path / "trace").read_text().splitlines())
         begun = [line["cell"] for line in lines if line["what"] == "start"]
         assert begun == [cell.name for cell in (base, second, third)][:count]
@@ -297,21 +297,21 @@ def test_a_base_goes_on_from_the_weights_that_it_is_given(bench, tmp_path):
     """From another base and from a file of the same weights: the same network comes out; what was
     trained so is better than what began anew, and says what it came from."""
     work = bench.work
-    asked = load(tmp_path, [small_cells.MODEL, FROM], techniques=["base"])
-    first, second = asked.cells
+    loaded = load(tmp_path, [small_cells.MODEL, FROM], techniques=["base"])
+    first, second = loaded.cells
     assert first.id == bench.base.id
     small_cells.run(second, work)
     facts = small_cells.result(work.cell(second.id)).facts
     assert facts["weights_from"] == {"source": FROM["weights_from"], "head_anew": False}
-    losses = [small_cells.result(work.cell(c.id)).history[0].columns["loss"] for c in asked.cells]
+    losses = [small_cells.result(work.cell(c.id)).history[0].columns["loss"] for c in loaded.cells]
     assert losses[1][0] < 0.5 * losses[0][0]
 
     state = stages.base_of(bench)
     save_file(state.network.state_dict(), tmp_path / "mine.safetensors")
     by_file = load(tmp_path, [{**FROM, "weights_from": "mine.safetensors"}], techniques=["base"])
     for cell in (second, by_file.cells[0]):
-        found = trained.started(network.new(state.spec, 5), cell, work).network.state_dict()
-        assert all(torch.equal(found[n], t) for n, t in state.network.state_dict().items())
+        parameters = trained.started(network.new(state.spec, 5), cell, work).network.state_dict()
+        assert all(torch.equal(parameters[n], t) for n, t in state.network.state_dict().items())
     gone = trained.start_facts(second, Work(tmp_path / "none"), state)
     assert gone == {"weights_from": {"source": FROM["weights_from"]}}  # and the base is kept
     with pytest.raises(trained.NoBase, match=r"its starting base \(digits/.*\) is not there"):
@@ -350,16 +350,16 @@ def test_a_report_compares_both_kinds_of_base_seed_by_seed(tmp_path):
     start = Start(source="mnist/vgg16_bn/base", label="mnist", cell="0" * 16)
     model = fresh.cells[0].model.model_copy(update={"start": start})
     others = tuple(replace(cell, model=model) for cell in fresh.cells if cell.seed < 2)
-    asked = replace(fresh, cells=(*fresh.cells, *others))
+    compared = replace(fresh, cells=(*fresh.cells, *others))
 
     def values(cell):
         kept = float(cell.technique.rpartition("-")[2]) if "-" in cell.technique else 1.0
         gain = 0.02 * (2 - kept) + 0.001 * cell.seed if cell.model.start else 0.0
-        found = results.recorded(cell, 1 / kept, channels=1)
-        return found | {"accuracy": 0.9 + 0.05 * kept + gain}
+        measured = results.recorded(cell, 1 / kept, channels=1)
+        return measured | {"accuracy": 0.9 + 0.05 * kept + gain}
 
-    rows, evidence = results.in_memory(asked, values)
-    section = starts.section(asked, rows)
+    rows, evidence = results.in_memory(compared, values)
+    section = starts.section(compared, rows)
     [table] = section.tables
     assert table.caption == "digits, vgg16_bn-from-mnist"
     shown = {line[0].text: [value.text for value in line[1:]] for line in table.lines}
@@ -367,7 +367,7 @@ def test_a_report_compares_both_kinds_of_base_seed_by_seed(tmp_path):
     assert shown["half-0.25"][4] == "3.55 \u00b1 0.07"
     assert shown["half-0.25"][5] == "2.91 to 4.19"  # 3.55 -+ 12.706 x 0.0707 / sqrt(2)
     with look.style():
-        figure = dict(figures.drawn(rows, evidence, sweep=asked))["pre-training"]
+        figure = dict(figures.drawn(rows, evidence, sweep=compared))["pre-training"]
     [axis] = figure.canvas.axes
     drawn = {
         (line.get_linestyle(), tuple(line.get_xdata())): list(line.get_ydata())
@@ -380,15 +380,15 @@ def test_a_report_compares_both_kinds_of_base_seed_by_seed(tmp_path):
     assert "half-0.25 91.25 % and 94.80 %" in figure.alt and "n = 2" in figure.caption
     assert "trained and compressed in the same way; means" in figure.caption
     fresh_rows = [row for row in rows if not row.anew]
-    assert starts.section(asked, fresh_rows) is None
-    assert "pre-training" not in dict(figures.draw(fresh_rows, evidence, sweep=asked))
+    assert starts.section(compared, fresh_rows) is None
+    assert "pre-training" not in dict(figures.draw(fresh_rows, evidence, sweep=compared))
 
 
 def test_a_report_says_what_else_differs_between_both_kinds_of_base(tmp_path):
     """Held-out images may choose other settings for each, the recipe has what is for fresh weights
     alone, and all seeds may go back to the same ones; what ignores the base is no comparison."""
     anew = ["base-anew", "scratch-e", "pruned-from-scratch", "student-alone"]
-    asked = load(
+    loaded = load(
         tmp_path,
         [small_cells.MODEL, {**FROM, "weights_from": "digits/vgg11_bn-w0.125/base/0"}],
         datasets=["digits", "mnist"],
@@ -404,43 +404,43 @@ def test_a_report_says_what_else_differs_between_both_kinds_of_base(tmp_path):
         held_out = 0.95 if cell.technique.endswith(better) else 0.9
         return results.recorded(cell, channels=1) | {"held_out_accuracy": held_out}
 
-    rows, evidence = results.in_memory(asked, values)
-    apart = tuned.set_apart(asked, rows)
+    rows, evidence = results.in_memory(loaded, values)
+    apart = tuned.set_apart(loaded, rows)
     rows = [row for row in rows if row.id not in apart]
-    section = starts.section(asked, rows)
+    section = starts.section(loaded, rows)
     [table] = section.tables
     chosen = "prune-filters-0.1 (from fresh weights: prune-filters-0.5)"
     assert [line[0].text for line in table.lines] == ["base", chosen, "kd"]
-    said = "\n".join(text for [text] in section.about[1:])
-    assert "for fresh weights alone (whitening, dirac, bias_rate, mixup) is not part" in said
-    assert "held-out images chose the settings for each kind of base" in said
-    assert f"On mnist, {LABEL}, all seeds share one training before" in said
+    about_text = "\n".join(text for [text] in section.about[1:])
+    assert "for fresh weights alone (whitening, dirac, bias_rate, mixup) is not part" in about_text
+    assert "held-out images chose the settings for each kind of base" in about_text
+    assert f"On mnist, {LABEL}, all seeds share one training before" in about_text
     with look.style():
-        figure = dict(figures.drawn(rows, evidence, sweep=asked))["pre-training"]
+        figure = dict(figures.drawn(rows, evidence, sweep=loaded))["pre-training"]
     assert "other weights without the recipe's whitening, dirac, bias_rate, mixup" in figure.caption
     assert "with settings that held-out images chose for each" in figure.caption
 
 
 def test_each_seed_may_have_a_training_before_of_its_own(tmp_path):
-    """Nothing is said then. A file is the same for all of them, and so is what two bases that
+    """There is no note then. A file is the same for all of them, and so is what two bases that
     differ go back to."""
     save_file({"x": torch.ones(1)}, tmp_path / "mine.safetensors")
     with_file = {**FROM, "weights_from": "mine.safetensors"}
     second = {**FROM, "weights_from": "digits/vgg11_bn-w0.125-from-mine/base"}
     for models, shared in (([FROM], False), ([with_file], True), ([with_file, second], True)):
-        asked = load(tmp_path, [small_cells.MODEL, *models], seeds=[0, 1])
-        rows, _ = results.in_memory(asked, results.measured)
-        label = asked.cells[-1].model.label
-        section = starts.section(asked, [r for r in rows if r.model in (label, FROM_ANEW)])
-        said = [text for [text] in section.about if text.startswith(f"On digits, {label}")]
-        assert ["all seeds share one training before" in text for text in said] == [True] * shared
+        loaded = load(tmp_path, [small_cells.MODEL, *models], seeds=[0, 1])
+        rows, _ = results.in_memory(loaded, results.measured)
+        label = loaded.cells[-1].model.label
+        section = starts.section(loaded, [r for r in rows if r.model in (label, FROM_ANEW)])
+        notes = [text for [text] in section.about if text.startswith(f"On digits, {label}")]
+        assert ["all seeds share one training before" in text for text in notes] == [True] * shared
 
 
 def test_epochs_before_a_base_count_where_weights_go_on_from_them(tmp_path):
     """What begins anew has none of them, and those before a file are not known."""
     names = ["prune-filters", "scratch-e", "base-longer"]
     both = {"digits": {"name": "digits", "training": {"epochs": 3}}, "mnist": "mnist"}
-    asked = load(
+    loaded = load(
         tmp_path,
         [small_cells.MODEL, FROM],
         datasets=[*both.values()],
@@ -448,7 +448,7 @@ def test_epochs_before_a_base_count_where_weights_go_on_from_them(tmp_path):
         training={**small_cells.TRAINING, "epochs": 10},
         exclude=[{"dataset": "digits", "model": LABEL}],
     )
-    section = controls.section(asked, results.in_memory(asked, results.measured)[0])
+    section = controls.section(loaded, results.in_memory(loaded, results.measured)[0])
     tables = {table.caption: table for table in section.tables}
     for caption, before in ((f"mnist, {LABEL}", 3), (f"mnist, {FROM_ANEW}", 0)):
         shown = {line[1].text: [v.text for v in line[-2:]] for line in tables[caption].lines}
@@ -457,6 +457,6 @@ def test_epochs_before_a_base_count_where_weights_go_on_from_them(tmp_path):
     [note] = [text for [text] in section.notes if text.startswith("On ")]
     assert note.startswith(f"On mnist, {LABEL}, bases start") and "3 epochs on digits" in note
     save_file({"x": torch.ones(1)}, tmp_path / "mine.safetensors")
-    asked = load(tmp_path, [{**FROM, "weights_from": "mine.safetensors"}], techniques=names)
-    section = controls.section(asked, results.in_memory(asked, results.measured)[0])
+    loaded = load(tmp_path, [{**FROM, "weights_from": "mine.safetensors"}], techniques=names)
+    section = controls.section(loaded, results.in_memory(loaded, results.measured)[0])
     assert "lack those before their first weights, which are not known" in section.notes[-1][0]

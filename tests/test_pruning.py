@@ -1,4 +1,4 @@
-"""What the criteria of pruning say, beside their definitions; budgets in MACs; what a residual sum
+"""The criteria of pruning against their definitions; budgets in MACs; what a residual sum
 makes of them."""
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def summed(monkeypatch) -> network.ModelState:
 
 def scores_of(bench, state, **settings) -> dict[int, torch.Tensor]:
     """What pruning that keeps everything thought of each filter."""
-    found = {}
+    scores = {}
 
     def watched(state, settings, context):
-        found.update(prune.scored(state, settings, context))
+        scores.update(prune.scored(state, settings, context))
         return state
 
     module = stage_module("prune")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "apply", watched)
         stages.run(bench, "prune", state, **settings)
-    return found
+    return scores
 
 
 def gated(state: network.ModelState, group: int, pixels, labels) -> torch.Tensor:
@@ -63,21 +63,21 @@ def gated(state: network.ModelState, group: int, pixels, labels) -> torch.Tensor
 def test_taylors_criterion_is_the_squared_gradient_of_a_gate(bench, summed, folded):
     for state in (stages.base_of(bench), summed):
         state = network.fold(state) if folded else state
-        found = scores_of(bench, state, criterion="taylor", images=64)
+        scores = scores_of(bench, state, criterion="taylor", images=64)
         few = data.sample(split_of(bench).train, 128, 0)
         batches = [*data.ordered(data.sample(few, 64, 1), prune.TAYLOR_BATCH)]
         assert len(batches) == 2
-        for group, score in found.items():
+        for group, score in scores.items():
             expected = sum(gated(state, group, *batch).square() for batch in batches)
             torch.testing.assert_close(score, expected, rtol=1e-3, atol=1e-9)
 
 
 def test_filters_near_the_geometric_median_go_first(bench):
     state = stages.base_of(bench)
-    found = scores_of(bench, state, criterion="fpgm")
+    scores = scores_of(bench, state, criterion="fpgm")
     weight = state.network.module.features[3].conv.weight.detach().flatten(1).numpy()
     expected = np.array([sum(np.linalg.norm(a - b) for b in weight) for a in weight])
-    np.testing.assert_allclose(found[3].numpy(), expected / expected.mean(), rtol=1e-5)
+    np.testing.assert_allclose(scores[3].numpy(), expected / expected.mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "fpgm", "l1"])
@@ -100,8 +100,8 @@ def test_a_budget_is_in_parameters_or_in_macs(bench):
     with pytest.raises(UserError, match="macs_kept stands in place of parameters_kept"):
         bench.cells(["x"], define={"x": chain})
     base = stages.base_of(bench)
-    found = stages.run(bench, "prune", macs_kept=0.5)
-    share = complexity.count(found.spec)[1] / complexity.count(base.spec)[1]
+    pruned = stages.run(bench, "prune", macs_kept=0.5)
+    share = complexity.count(pruned.spec)[1] / complexity.count(base.spec)[1]
     assert 0.4 < share <= 0.5
     with pytest.raises(UserError, match=r"prune\.macs_kept: 0\.001 cannot be reached"):
         stages.run(bench, "prune", macs_kept=0.001)
@@ -184,19 +184,19 @@ def test_learned_gates_reach_the_budget_and_closed_filters_are_as_good_as_gone(b
             seen["open"] = [int(gate.open.sum()) for gate in seen["gates"].values()]
             seen["state"] = now
 
-        found = stages.run(
+        pruned = stages.run(
             bench, "prune-learned", state, watch, epochs=2, multiple=1, **{of: target}
         )
-        reached = complexity.count(found.spec)["pm".index(of[0])] / count
+        reached = complexity.count(pruned.spec)["pm".index(of[0])] / count
         # A filter of the small network, of which there are 40, is several per cent of it.
         assert (0.98 if state is base else 0.8) * target < reached <= target
-        assert seen["open"] == list(found.spec.channels) and min(seen["open"]) >= 1
-        assert not found.spec.transforms
+        assert seen["open"] == list(pruned.spec.channels) and min(seen["open"]) >= 1
+        assert not pruned.spec.transforms
         assert any(gate.score.grad.abs().sum() > 0 for gate in seen["gates"].values())
         pixels = split_of(bench).test.pixels[:16]
         with torch.inference_mode():
             closed = seen["state"].network.eval()(pixels)
-            torch.testing.assert_close(found.network.eval()(pixels), closed, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(pruned.network.eval()(pixels), closed, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["vgg16", "resnet20", "resnet20_a", "mobilenetv2"])

@@ -44,17 +44,17 @@ def test_the_smallest_model_within_a_point_is_the_anchor_to_beat():
 def test_anchors_are_placed_by_the_drop_against_their_own_base():
     rows, every = drawn()
     base = points.base_accuracy(every)
-    found = points.placed(every, "cifar10-jpeg")
-    assert {p.anchor.is_study for p in found} == {True, False}
-    assert all(p.accuracy == base - p.anchor.drop and p.cost == p.anchor.bytes for p in found)
-    assert all(p.anchor.drop is not None for p in found)
-    far = {p.anchor.method: p.below for p in found}
+    placed = points.placed(every, "cifar10-jpeg")
+    assert {p.anchor.is_study for p in placed} == {True, False}
+    assert all(p.accuracy == base - p.anchor.drop and p.cost == p.anchor.bytes for p in placed)
+    assert all(p.anchor.drop is not None for p in placed)
+    far = {p.anchor.method: p.below for p in placed}
     assert far["EPR"] and not far["MIRACLE"]  # 3.4 points below its base, and none
     with look.style():
         axis = tradeoff.draw(rows, points.STORED).canvas.axes[0]
         low, _ = axis.get_ylim()
         arrows = [line for line in axis.lines if line.get_marker() == "v"]
-        assert len(arrows) == sum(p.below for p in found)
+        assert len(arrows) == sum(p.below for p in placed)
         assert all(line.get_ydata()[0] > low for line in arrows)
         assert not tradeoff.draw(rows, points.LATENCY).canvas.axes[0].texts
 

@@ -105,13 +105,13 @@ def test_a_recipe_that_there_is_not_is_one_sentence(name, hint, tmp_path):
 
 
 def test_what_is_for_fresh_weights_does_not_reach_a_training_that_goes_on():
-    asked = recipe(**ALL)
-    assert stage_module("train").Settings().recipe_of(asked) == asked
-    assert stage_module("distill").Settings().recipe_of(asked) == asked
+    full_recipe = recipe(**ALL)
+    assert stage_module("train").Settings().recipe_of(full_recipe) == full_recipe
+    assert stage_module("distill").Settings().recipe_of(full_recipe) == full_recipe
     kept = {k: ALL[k] for k in ("label_smoothing", "flip", "flips", "cutout")}
     for name in ("finetune", "quantize", "sparsify"):
-        found = stage_module(name).Settings(learning_rate_factor=1.0).recipe_of(asked)
-        assert found == recipe(**kept), name
+        continued = stage_module(name).Settings(learning_rate_factor=1.0).recipe_of(full_recipe)
+        assert continued == recipe(**kept), name
 
 
 # --- resumed = uninterrupted -----------------------------------------------------------------
@@ -123,8 +123,8 @@ class Killed(BaseException):
 
 def test_resumed_ends_as_if_never_interrupted_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(lookahead, "EVERY", 3)  # no multiple of it ends an epoch of 4 steps
-    asked = recipe(**ALL)
-    whole = fitted(asked).state.network.state_dict()
+    full_recipe = recipe(**ALL)
+    whole = fitted(full_recipe).state.network.state_dict()
     training = None
     for end in (1, 2, 3):
         torch.manual_seed(end)
@@ -136,7 +136,7 @@ def test_resumed_ends_as_if_never_interrupted_bit_for_bit(tmp_path, monkeypatch)
                 raise Killed
 
         with pytest.raises(Killed):
-            fitted(asked, training, keep=keep)
+            fitted(full_recipe, training, keep=keep)
         training = kept.load().training
     assert training.epoch == 3
     assert all(torch.equal(t, whole[n]) for n, t in training.state.network.state_dict().items())
@@ -144,9 +144,11 @@ def test_resumed_ends_as_if_never_interrupted_bit_for_bit(tmp_path, monkeypatch)
 
 def test_steps_whose_rates_lie_on_the_device_give_the_same_bits():
     """As in a CUDA graph: see tests/test_graphs.py."""
-    asked = recipe(**ALL)
+    full_recipe = recipe(**ALL)
     eager, graphed = (
-        fitted(asked, where=replace(machine(asked, "cpu"), graphed=graphed)).state.network
+        fitted(
+            full_recipe, where=replace(machine(full_recipe, "cpu"), graphed=graphed)
+        ).state.network
         for graphed in (False, True)
     )
     expected = eager.state_dict()
@@ -164,10 +166,10 @@ def test_the_first_convolution_whitens_and_its_negatives_stand_beside():
     assert torch.equal(first[:27], -first[27:54]) and torch.equal(first[54:], before[54:])
     x = state.network.normalize(split().train.pixels)
     seen = F.conv2d(x, first[:27]).transpose(0, 1).flatten(1).numpy()  # without padding
-    found = np.cov(seen)
+    covariance = np.cov(seen)
     variances = np.linalg.eigvalsh(np.cov(F.unfold(x, 3).transpose(0, 1).flatten(1).numpy()))
     expected = np.sort(variances / (variances + initial.SMALLEST))[::-1]
-    assert np.allclose(found, np.diag(expected), atol=1e-2)
+    assert np.allclose(covariance, np.diag(expected), atol=1e-2)
     others = {n: t for n, t in state.network.module.state_dict().items() if n != name}
     assert all(torch.equal(t, plain.network.module.state_dict()[n]) for n, t in others.items())
 
@@ -234,12 +236,12 @@ def test_the_whitening_filters_stay_for_their_part_of_the_steps():
 def test_the_biases_of_normalization_go_faster_by_their_factor_and_nothing_else_does():
     moved = []
     for factor in (1.0, 8.0):
-        asked = recipe(bias_rate=factor, momentum=0.0, weight_decay=0.0)
+        with_factor = recipe(bias_rate=factor, momentum=0.0, weight_decay=0.0)
         net = network.new(SPEC, 0).network
         before = {n: p.detach().clone() for n, p in net.named_parameters()}
-        optim = optimizer(net, asked)
+        optim = optimizer(net, with_factor)
         for group in optim.param_groups:
-            group["lr"] = group_rate(group, asked, 3, 10)
+            group["lr"] = group_rate(group, with_factor, 3, 10)
         for p in net.parameters():
             p.grad = torch.ones_like(p)
         optim.step()
@@ -259,8 +261,8 @@ def average(steps: int, seen: list[torch.Tensor]) -> torch.Tensor:
 
 
 def test_with_lookahead_the_network_ends_as_the_average_of_its_weights_and_statistics():
-    asked = recipe(lookahead=True)
-    start = initial.fresh(SPEC, 0, asked, split().train)
+    with_lookahead = recipe(lookahead=True)
+    start = initial.fresh(SPEC, 0, with_lookahead, split().train)
     names = ("module.features.3.conv.weight", "module.features.3.norm.running_var")
     seen = {n: [start.network.state_dict()[n].clone()] for n in names}
 
@@ -268,16 +270,16 @@ def test_with_lookahead_the_network_ends_as_the_average_of_its_weights_and_stati
         for name, values in seen.items():
             values.append(state.network.state_dict()[name].clone())
 
-    done = fitted(asked, Training(start), after_step=after_step).state.network.state_dict()
+    done = fitted(with_lookahead, Training(start), after_step=after_step).state.network.state_dict()
     for name, values in seen.items():
         assert torch.allclose(done[name].double(), average(12, values), atol=1e-6), name
         assert not torch.allclose(done[name], values[-1], atol=1e-6)
 
 
 def test_lookahead_goes_back_to_the_average_every_few_steps():
-    asked = recipe(lookahead=True)
+    with_lookahead = recipe(lookahead=True)
     net = network.new(SPEC, 0).network
-    made = lookahead.Lookahead(net, asked, {})
+    made = lookahead.Lookahead(net, with_lookahead, {})
     weight = net.module.head.weight
     before = weight.detach().clone()
     with torch.no_grad():
@@ -322,8 +324,8 @@ def test_alternating_flips_mirror_each_image_in_every_other_epoch(monkeypatch):
         seen.append(pixels.clone())
         return losses.labels_only(0.0)(net, pixels, labels)
 
-    asked = recipe(flip=True, flips="alternating", crop=0, epochs=4)
-    course = Course(asked, 4, objective, machine(asked, "cpu"), 7)
+    alternating = recipe(flip=True, flips="alternating", crop=0, epochs=4)
+    course = Course(alternating, 4, objective, machine(alternating, "cpu"), 7)
     fit(Training(network.new(SPEC, 0)), split(), course)
     epochs = torch.cat(seen).view(4, 64, *SHAPE)
     own = split().train.pixels

@@ -97,10 +97,10 @@ def test_the_time_of_training_is_that_of_all_epochs_whoever_made_the_result(work
 def test_the_job_of_the_report_takes_the_sweep_as_it_was(change, work, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(MINE)
-    asked = load_sweep(path)
-    publish_all(asked, work)
+    sweep = load_sweep(path)
+    publish_all(sweep, work)
     places = (str(work.root), str(tmp_path / "reports"), str(tmp_path))
-    job = Report(str(path), asked.text, *places, umask=0o022)
+    job = Report(str(path), sweep.text, *places, umask=0o022)
     change(path)
     before = os.umask(0o077)  # as the job has it
     try:
@@ -112,7 +112,7 @@ def test_the_job_of_the_report_takes_the_sweep_as_it_was(change, work, tmp_path)
     assert made.stat().st_mode & 0o777 == 0o755  # as the user has it
     assert (made / "sweep.yaml").read_text() == MINE
     with open(made / "results.csv", newline="") as file:
-        assert {row["id"] for row in csv.DictReader(file)} == set(asked.by_id)
+        assert {row["id"] for row in csv.DictReader(file)} == set(sweep.by_id)
 
 
 # --- rows ------------------------------------------------------------------------------------
@@ -124,9 +124,9 @@ def test_rows_say_what_was_measured(work):
     values = results.measured(cell, ratio=4.0, drop=0.002)
     results.publish(base, work)
     results.publish(cell, work, values)
-    found = report.as_json(report.read(sweep, work))
-    assert found["gaps"] == [] and all(promised(row) for row in found["rows"])
-    own, row = found["rows"]
+    document = report.as_json(report.read(sweep, work))
+    assert document["gaps"] == [] and all(promised(row) for row in document["rows"])
+    own, row = document["rows"]
     assert (row["id"], row["technique"], row["seed"]) == (cell.id, "half", 0)
     assert row["accuracy"] == values["accuracy"] and math.isclose(row["accuracy_drop"], 0.002)
     assert row["stored_bytes"] == 14_725_000 and isinstance(row["stored_bytes"], int)
@@ -152,10 +152,10 @@ def test_what_was_not_measured_is_null_and_never_nan(work):
             "latency/onnxruntime/artifact/all/batch1": [1.0, math.nan],
         }
         results.publish(cell, work, bare, facts={})
-    found = report.as_json(report.read(sweep, work))
-    json.dumps(found, allow_nan=False)
-    assert all(promised(row) for row in found["rows"])
-    row = found["rows"][1]
+    document = report.as_json(report.read(sweep, work))
+    json.dumps(document, allow_nan=False)
+    assert all(promised(row) for row in document["rows"])
+    row = document["rows"][1]
     assert row["macs"] is None and row["agreement"] is None and row["accuracy_drop"] is None
     assert row["latency_ms"]["batch1"] == {"p50": None, "p90": None, "p99": None}
 
@@ -225,10 +225,10 @@ def test_a_damaged_result_is_a_gap_and_costs_only_itself(work, tmp_path):
     changed[-100] ^= 1
     result.write_bytes(changed)
     _, text = built(sweep, work, tmp_path)
-    found = report.as_json(report.read(sweep, work))
-    assert [row["technique"] for row in found["rows"]] == ["base", "tiny"]
-    assert [gap["id"] for gap in found["gaps"]] == [sweep.cells[1].id]
-    assert found["gaps"][0]["reason"].startswith("damaged: result.h5: its SHA-256")
+    document = report.as_json(report.read(sweep, work))
+    assert [row["technique"] for row in document["rows"]] == ["base", "tiny"]
+    assert [gap["id"] for gap in document["gaps"]] == [sweep.cells[1].id]
+    assert document["gaps"][0]["reason"].startswith("damaged: result.h5: its SHA-256")
     assert "## Gaps" in text and str(tmp_path) not in text
 
 
@@ -331,11 +331,11 @@ def test_without_the_base_there_may_be_no_answer_and_that_is_said(work):
     cell = sweep.cells[1]
     results.publish(cell, work, results.measured(cell, 4.0, 0.3))
     text = results.markdown(sweep, work)
-    said = (
+    sentence = (
         "Smallest without accuracy loss: no measured model qualifies; the nearest, `far`, is 30.00 "
         "percentage points"
     )
-    assert said in text and "1 of 2 cells have a result (seed: 0). 1 is missing and is" in text
+    assert sentence in text and "1 of 2 cells have a result (seed: 0). 1 is missing and is" in text
 
 
 def test_seeds_are_judged_by_their_mean():
@@ -417,8 +417,8 @@ def test_what_each_cell_asked_for_and_used_of_all_its_attempts(work):
     results.publish(half, work)
     results.ran_as_job(half, work, wall_s=1200, job="8_1", gpu_busy=None, gpu_memory_bytes=0)
     results.ran_as_job(bad, work, wall_s=3600, job="9")
-    said = merged.write(sweep, work, work.root / "results.h5").usages
-    text = results.markdown(sweep, work, said).split("## Resource usage")[1]
+    usages = merged.write(sweep, work, work.root / "results.h5").usages
+    text = results.markdown(sweep, work, usages).split("## Resource usage")[1]
     lines = [
         line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| dig")
     ]
@@ -442,14 +442,14 @@ def test_gpu_hours_without_jobs_are_those_of_cells_on_a_gpu(work):
 
 
 def test_usage_of_others_is_not_trusted():
-    said = {
+    record = {
         "job": "1",
         "wall_s": "many",
         "asked": {"cores": 1, "memory_bytes": 1, "gpus": []},
         "used": {},
         "all": "x",
     }
-    assert usage.of_all(said, "wall_s") == usage.gpu_hours([said, {**said, "all": {}}]) == 0
+    assert usage.of_all(record, "wall_s") == usage.gpu_hours([record, {**record, "all": {}}]) == 0
 
 
 def test_cells_of_two_machines_are_counted_apart(work, tmp_path):
@@ -714,6 +714,6 @@ assert not {{"torch", "matplotlib.pyplot"}} & set(sys.modules), "loaded without 
 @settings(max_examples=50)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
 def test_deviation_is_the_samples(values):
-    found = answer.deviation(values)
+    deviation = answer.deviation(values)
     expected = numpy.std(values, ddof=1) if len(values) > 1 else math.nan
-    assert found == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert deviation == pytest.approx(expected, abs=1e-12, nan_ok=True)

@@ -67,13 +67,13 @@ def built(count, folder, out) -> Took:
 
 
 def _memory_bytes(pid: int) -> int:
-    found = 0
+    total = 0
     for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         try:
-            found += process.memory_info().rss
+            total += process.memory_info().rss
         except psutil.NoSuchProcess:  # ended meanwhile
             continue
-    return found
+    return total
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +89,9 @@ def folder(tmp_path_factory):
 def test_what_a_report_costs_grows_as_its_results_do(folder, tmp_path):
     few, more = (built(count, folder, tmp_path / str(count)) for count in (500, 1000))
     each_s, each_bytes = (more.cpu_s - few.cpu_s) / 500, (more.peak_bytes - few.peak_bytes) / 500
-    said = f"{each_s * 1e3:.1f} ms, {each_bytes / 1e3:.0f} kB a result; {few}; {more}"
-    assert more.cpu_s < 2.5 * few.cpu_s, said  # twice the results; times are in bench_report
-    assert more.peak_bytes + each_bytes * (RESULTS - 1000) < MOST_BYTES, said
+    costs = f"{each_s * 1e3:.1f} ms, {each_bytes / 1e3:.0f} kB a result; {few}; {more}"
+    assert more.cpu_s < 2.5 * few.cpu_s, costs  # twice the results; times are in bench_report
+    assert more.peak_bytes + each_bytes * (RESULTS - 1000) < MOST_BYTES, costs
     with open(report("many", tmp_path / "1000").csv) as file:
         assert len(list(csv.reader(file))) == 1001
 

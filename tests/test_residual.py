@@ -147,13 +147,13 @@ def test_a_sum_adds_rounded_numbers():
     points = fakequant.points(module)
     a, b = torch.randn(2, 1, 16, 4, 4)
     with torch.inference_mode():
-        found = module.sum(a, b)
+        output = module.sum(a, b)
     expected = sum(
         (torch.clamp(torch.round(x / p.scale) + p.zero_point, 0, 255) - p.zero_point) * p.scale
         for x, p in ((a, points["sum:0"]), (b, points["sum:1"]))
     )
-    assert torch.allclose(found, expected, atol=1e-6)
-    assert not torch.allclose(found, a + b, atol=1e-3)
+    assert torch.allclose(output, expected, atol=1e-6)
+    assert not torch.allclose(output, a + b, atol=1e-3)
 
 
 # --- the int8 artifact -----------------------------------------------------------------------
@@ -180,23 +180,23 @@ def noisy(count: int) -> torch.Tensor:
 @pytest.mark.parametrize("pairs", [False, True])
 def test_the_artifact_computes_what_the_simulation_does(taught, tmp_path, pairs):
     simulated, pixels = quantized(taught, pairs=pairs), noisy(500)
-    found = written(simulated, tmp_path / "x")
-    said = np.concatenate(list(runtimes.logits(runtimes.session(found, 1), pixels.numpy())))
+    loaded = written(simulated, tmp_path / "x")
+    logits = np.concatenate(list(runtimes.logits(runtimes.session(loaded, 1), pixels.numpy())))
     with torch.inference_mode():
         expected = simulated.network(pixels).numpy()
     assert len(set(expected.argmax(1))) == len(CLASSES)
-    assert np.mean(said.argmax(1) == expected.argmax(1)) >= 0.998
-    assert np.abs(said - expected).max() < 0.05 * np.abs(expected - expected.mean()).max()
+    assert np.mean(logits.argmax(1) == expected.argmax(1)) >= 0.998
+    assert np.abs(logits - expected).max() < 0.05 * np.abs(expected - expected.mean()).max()
 
 
 def test_the_artifact_adds_and_multiplies_integers(taught, tmp_path):
-    found = written(quantized(taught, pairs=True), tmp_path / "x")
-    ran = runtimes.kernels(found)
+    loaded = written(quantized(taught, pairs=True), tmp_path / "x")
+    ran = runtimes.kernels(loaded)
     assert ran.integer == ran.total == 4 and ran.integer_share == 1.0
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3
-    onnxruntime.InferenceSession(found.model, options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(loaded.model, options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert kinds.count("QLinearAdd") == 1 and "Add" not in kinds
 

@@ -92,9 +92,9 @@ def test_a_shrunk_network_computes_what_the_one_with_silent_channels_does(name, 
     pixels = images(state.spec.shape, 3)
     with torch.inference_mode():
         expected = silenced(state, kept)(pixels)
-        found = small.network.eval()(pixels)
+        actual = small.network.eval()(pixels)
     assert not torch.equal(expected, state.network(pixels))
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
 
 
 def silenced(state: network.ModelState, kept) -> torch.nn.Module:
@@ -131,12 +131,12 @@ def test_pruning_cuts_the_first_layers_of_blocks_alone_or_the_sums_as_well(name,
     graph, channels = network.graph_of(base.spec), base.spec.channels
     for groups in ("all", "inner"):
         settings = prune.Settings(parameters_kept=0.6, groups=groups)
-        found = prune.apply(base, settings, Given(base, 1)).spec.channels
-        cut = [i for i, count in enumerate(found) if count < channels[i]]
+        remaining = prune.apply(base, settings, Given(base, 1)).spec.channels
+        cut = [i for i, count in enumerate(remaining) if count < channels[i]]
         summed = [i for i in cut if graph.groups[i].summed]
         assert cut and bool(summed) is (groups == "all")
         target = 0.6 * network.parameter_count(base.spec)
-        small = base.spec.__class__(**{**vars(base.spec), "channels": found})
+        small = base.spec.__class__(**{**vars(base.spec), "channels": remaining})
         assert 0.5 * target < network.parameter_count(small) <= target
     with pytest.raises(UserError, match=r"parameters_kept: 0\.01 cannot be reached"):
         prune.apply(base, prune.Settings(parameters_kept=0.01, groups="inner"), Given(base, 1))
@@ -161,12 +161,12 @@ def test_padded_shortcuts_and_depthwise_filters_are_deployed_as_simulated(name, 
     calibration.calibrate(made.network.module, [made.network.normalize(pixels)], "mse", image)
     made.network.eval()
     artifact.write(made, tmp_path / "x", {}, pixels[:16].numpy(), tuple("abcdefghij"))
-    found = artifact.load(tmp_path / "x")
-    said = np.concatenate(list(runtimes.logits(runtimes.session(found, 1), pixels.numpy())))
+    deployed = artifact.load(tmp_path / "x")
+    logits = np.concatenate(list(runtimes.logits(runtimes.session(deployed, 1), pixels.numpy())))
     with torch.inference_mode():
         expected = made.network(pixels).numpy()
     # Logits differ between images by far more than deployment differs from simulation.
-    assert np.abs(said - expected).max() < 0.1 * np.ptp(expected, 0).max()
-    ran = runtimes.kernels(found)
+    assert np.abs(logits - expected).max() < 0.1 * np.ptp(expected, 0).max()
+    ran = runtimes.kernels(deployed)
     assert ran.integer == ran.total == len(fakequant.layers(made.network.module))
-    assert ran.integer_share == 1.0 and not found.needs_vnni
+    assert ran.integer_share == 1.0 and not deployed.needs_vnni

@@ -43,13 +43,13 @@ def drawn(seed: int, shape: tuple[int, ...], largest: int, without) -> tuple[tor
 def test_rounding_never_costs_more_than_it_saves_and_makes_no_new_value(layer):
     seed, shape, largest, without, price = layer
     integer, importance = drawn(seed, shape, largest, without)
-    found = rounding.rounded_anew(integer, importance, price)
+    rounded = rounding.rounded_anew(integer, importance, price)
     classes = rounding._classes(integer)
-    saved = rounding.coded_bits(integer, classes) - rounding.coded_bits(found, classes)
-    lost = float((importance.double() * (found - integer).double().square()).sum())
+    saved = rounding.coded_bits(integer, classes) - rounding.coded_bits(rounded, classes)
+    lost = float((importance.double() * (rounded - integer).double().square()).sum())
     assert saved >= 0 and lost <= price * saved + 1e-6
-    assert {*found.unique().tolist()} <= {*integer.unique().tolist()}
-    assert (found * integer >= 0).all() and (found.abs() <= integer.abs()).all()
+    assert {*rounded.unique().tolist()} <= {*integer.unique().tolist()}
+    assert (rounded * integer >= 0).all() and (rounded.abs() <= integer.abs()).all()
     assert torch.equal(rounding.rounded_anew(integer, importance, 0.0), integer)
     assert torch.equal(rounding.rounded_anew(integer, importance + 1e12, 1.0), integer)
 
@@ -76,8 +76,8 @@ def test_importance_is_what_a_weight_does_to_the_logits(bench):
     state = stages.run(bench, "quantize")
     pixels = data.sample(split_of(bench).train, 512, 0).pixels
     module, batches = state.network.module, pixels.split(4)
-    found = rounding.of_logits(state.network.eval(), module, batches, 3)
-    assert {n: t.shape for n, t in found.items()} == {
+    importance = rounding.of_logits(state.network.eval(), module, batches, 3)
+    assert {n: t.shape for n, t in importance.items()} == {
         n: layer.weight.shape for n, layer in fakequant.layers(module).items()
     }
     head = fakequant.layers(module)["head"]
@@ -87,8 +87,8 @@ def test_importance_is_what_a_weight_does_to_the_logits(bench):
     handle.remove()
     # Of the last layer it is known: each logit moves by its own input.
     exact = head.input_quantizer(inputs[0]).detach().square().sum(0) / logits.square().sum()
-    assert torch.allclose(found["head"].mean(0), exact, rtol=0.3)
-    assert float(found["head"].mean() / exact.mean()) == pytest.approx(1, rel=0.05)
+    assert torch.allclose(importance["head"].mean(0), exact, rtol=0.3)
+    assert float(importance["head"].mean() / exact.mean()) == pytest.approx(1, rel=0.05)
 
 
 def uncoded(state: network.ModelState) -> network.ModelState:
@@ -125,10 +125,10 @@ def test_what_is_deployed_is_what_was_rounded_and_the_file_is_smaller(bench, tmp
     split = split_of(bench)
     sample = data.sample(split.train, 64, 0).pixels.numpy()
     artifact.write(state, tmp_path / "rounded", {}, sample, split.classes)
-    found = artifact.load(tmp_path / "rounded")
-    assert found.stored_bytes < 0.98 * deployed(bench, "rate").stored_bytes
+    loaded = artifact.load(tmp_path / "rounded")
+    assert loaded.stored_bytes < 0.98 * deployed(bench, "rate").stored_bytes
     pixels = split.test.pixels[:200]
-    scores = np.concatenate([*runtimes.logits(runtimes.session(found, 1), pixels.numpy())])
+    scores = np.concatenate([*runtimes.logits(runtimes.session(loaded, 1), pixels.numpy())])
     agree = (scores.argmax(1) == logits_of(state, pixels).argmax(1).numpy()).mean()
     assert agree >= 0.99
 

@@ -46,16 +46,16 @@ def images():
 
 @pytest.mark.parametrize("name", ["base", "ptq-int8"])
 def test_all_runtimes_name_the_same_classes(bench, name):
-    pixels, found = split_of(bench).test.pixels.numpy(), deployed(bench, name)
-    sessions = {r: runtimes.session(found, 1, r) for r in OF_ARTIFACTS}
+    pixels, deployed_artifact = split_of(bench).test.pixels.numpy(), deployed(bench, name)
+    sessions = {r: runtimes.session(deployed_artifact, 1, r) for r in OF_ARTIFACTS}
     sessions["pytorch"] = runtimes.reference(made(bench, name).state, 1)
-    said = {}
+    predicted = {}
     for runtime, session in sessions.items():
         scores = np.concatenate(list(runtimes.logits(session, pixels)))
         assert scores.shape == (len(pixels), 10) and scores.dtype == np.float32
-        said[runtime] = scores.argmax(1)
-    for runtime, classes in said.items():
-        assert np.mean(classes == said["onnxruntime"]) >= 0.998, runtime
+        predicted[runtime] = scores.argmax(1)
+    for runtime, classes in predicted.items():
+        assert np.mean(classes == predicted["onnxruntime"]) >= 0.998, runtime
 
 
 @pytest.mark.parametrize("name, share", [("base", 0.0), ("ptq-int8", 1.0)])
@@ -71,8 +71,8 @@ def test_a_float_model_is_computed_in_float32(bench, runtime):
     state, pixels = made(bench, "base").state, split_of(bench).test.pixels[:64]
     with torch.inference_mode():
         expected = network.fold(state).network.eval()(pixels).numpy()
-    said = runtimes.session(deployed(bench, "base"), 1, runtime).run(pixels.numpy())
-    assert np.abs(said - expected).max() < 1e-4 * np.abs(expected).max()
+    logits = runtimes.session(deployed(bench, "base"), 1, runtime).run(pixels.numpy())
+    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("runtime", OF_ARTIFACTS)
@@ -157,9 +157,9 @@ def test_a_network_that_cannot_run_is_one_sentence(bench):
 def test_no_other_module_makes_a_session():
     named = re.compile(r"InferenceSession|import openvino|compile_model|import onnxruntime\b")
     files = [p for p in (CODE / "pipeline").rglob("*.py") if p.parent.name != "runtimes"]
-    found = {p.name for p in files if named.search(p.read_text())}
+    file_names = {p.name for p in files if named.search(p.read_text())}
     # These look whether a compute node has it, and run where there is no netpress.
-    assert found == {"doctor.py", "bench.py"}
+    assert file_names == {"doctor.py", "bench.py"}
 
 
 # --- measured ----------------------------------------------------------------------------------
@@ -176,18 +176,20 @@ def test_another_runtime_is_measured_where_the_sweep_names_it(bench):
     base = measuring.Candidate(made(bench, "base").state, deployed(bench, "base"))
     split = split_of(bench)
     with cells.one_core():
-        found = measuring.measure(mine, base, split, BOTH, torch.device("cpu"), lambda what: None)
+        measured = measuring.measure(
+            mine, base, split, BOTH, torch.device("cpu"), lambda what: None
+        )
     who = [(name, model) for name in ("onnxruntime", "openvino") for model in ("artifact", "base")]
-    assert set(filter(None, map(series.parse, found))) == {
+    assert set(filter(None, map(series.parse, measured))) == {
         series.Series(runtime, model, threads, batch)
         for runtime, model in (*who, ("pytorch", "simulated"), ("pytorch", "base"))
         for threads in ("one", "all")
         for batch in (1, 64)
     }
-    assert found["runtimes/openvino/agreement"] >= 0.998
-    assert abs(found["runtimes/openvino/accuracy"] - found["accuracy"]) <= 0.002
-    assert found["runtimes/openvino/integer_share"] == 1.0
-    assert found["runtimes/openvino/test_set_seconds"] > 0
+    assert measured["runtimes/openvino/agreement"] >= 0.998
+    assert abs(measured["runtimes/openvino/accuracy"] - measured["accuracy"]) <= 0.002
+    assert measured["runtimes/openvino/integer_share"] == 1.0
+    assert measured["runtimes/openvino/test_set_seconds"] > 0
 
 
 def test_a_cell_that_names_it_has_it_in_its_result_and_the_report_still_reads_it(bench, tmp_path):
@@ -201,9 +203,9 @@ def test_a_cell_that_names_it_has_it_in_its_result_and_the_report_still_reads_it
     assert result.measured["runtimes/openvino/agreement"] >= 0.98
     assert result.measured["latency/openvino/artifact/all/batch1"].shape == (1,)
     assert {"torch", "onnxruntime", "openvino", "onnx"} <= result.facts["versions"].keys()
-    found = row(identity(cell), result)
-    assert found.latencies[Series("onnxruntime", "artifact", "all", 1)].p50 > 0
-    assert found.latencies[Series("openvino", "artifact", "all", 1)].p50 > 0
+    report_row = row(identity(cell), result)
+    assert report_row.latencies[Series("onnxruntime", "artifact", "all", 1)].p50 > 0
+    assert report_row.latencies[Series("openvino", "artifact", "all", 1)].p50 > 0
     assert not any("openvino" in column for column in frames.COLUMNS)
 
 

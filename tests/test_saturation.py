@@ -20,24 +20,24 @@ from tests.test_techniques import deployed, made, split_of
 PORTABLE = ("ptq-int8", "qat-int8", "small-and-int8")
 
 
-def model_of(found) -> onnx.ModelProto:
-    return onnx.load_model_from_string(found.model)
+def model_of(loaded) -> onnx.ModelProto:
+    return onnx.load_model_from_string(loaded.model)
 
 
 @pytest.mark.parametrize("name", PORTABLE)
 def test_no_sum_of_two_products_overflows_by_default(bench, name):
-    found = deployed(bench, name)
-    assert 0 < saturation.largest_sum(model_of(found)) <= 2**15 - 1
-    assert found.manifest["needs"]["cpu"] == [] and not found.needs_vnni
+    loaded = deployed(bench, name)
+    assert 0 < saturation.largest_sum(model_of(loaded)) <= 2**15 - 1
+    assert loaded.manifest["needs"]["cpu"] == [] and not loaded.needs_vnni
 
 
 @pytest.mark.parametrize("name", PORTABLE)
 def test_every_runtime_gives_the_classes_of_exact_integers(bench, name):
-    found, pixels = deployed(bench, name), split_of(bench).test.pixels.numpy()
-    exact = integers.logits(model_of(found), pixels).argmax(1)
+    loaded, pixels = deployed(bench, name), split_of(bench).test.pixels.numpy()
+    exact = integers.logits(model_of(loaded), pixels).argmax(1)
     assert len(set(exact)) == 10
     for runtime in ("onnxruntime", "openvino"):
-        session = runtimes.session(found, 1, runtime)
+        session = runtimes.session(loaded, 1, runtime)
         own = np.concatenate(list(runtimes.logits(session, pixels))).argmax(1)
         assert np.mean(own == exact) >= 0.999, runtime
 
@@ -45,9 +45,9 @@ def test_every_runtime_gives_the_classes_of_exact_integers(bench, name):
 def test_the_reference_evaluator_gives_them_too(bench):
     from onnx.reference import ReferenceEvaluator
 
-    found, pixels = deployed(bench, "small-and-int8"), split_of(bench).test.pixels.numpy()[:100]
-    exact = integers.logits(model_of(found), pixels)
-    [own] = ReferenceEvaluator(model_of(found)).run(None, {artifact.format.INPUT: pixels})
+    loaded, pixels = deployed(bench, "small-and-int8"), split_of(bench).test.pixels.numpy()[:100]
+    exact = integers.logits(model_of(loaded), pixels)
+    [own] = ReferenceEvaluator(model_of(loaded)).run(None, {artifact.format.INPUT: pixels})
     assert np.array_equal(own.argmax(1), exact.argmax(1))
 
 

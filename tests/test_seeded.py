@@ -25,11 +25,11 @@ def figures(tmp_path_factory):
     return seeded.figures(tmp_path_factory.mktemp("seeded"))
 
 
-def changes(found: dict, golden: dict, exactly: bool) -> dict[str, list[str]]:
+def changes(figures: dict, golden: dict, exactly: bool) -> dict[str, list[str]]:
     """Chain -> what is not as it was: one line a figure."""
     told: dict[str, list[str]] = {}
     for chain, expected in golden.items():
-        mine, lines = found[chain], []
+        mine, lines = figures[chain], []
         for name in ("loss", "held_out_loss"):
             if mine[name] != pytest.approx(expected[name], rel=LOSSES):
                 lines.append(f"{name} {mine[name]}, was {expected[name]}")
@@ -107,47 +107,47 @@ def test_every_stage_has_a_chain_of_its_own():
     ],
 )
 def test_a_figure_that_changed_is_named_with_the_version_to_raise(chains, expected, name, line):
-    found = copy.deepcopy(GOLDEN["chains"])
+    figures = copy.deepcopy(GOLDEN["chains"])
     for chain in chains:
         if name == "loss":
-            found[chain]["loss"] = [1.006 * value for value in found[chain]["loss"]] or [1.0]
+            figures[chain]["loss"] = [1.006 * value for value in figures[chain]["loss"]] or [1.0]
         elif name == "weights":
-            found[chain]["weights"] *= 1.006
+            figures[chain]["weights"] *= 1.006
         elif name == "logarithms":
-            found[chain]["logarithms"] += 0.051
+            figures[chain]["logarithms"] += 0.051
         else:
-            found[chain]["sha256"] = "0" * 64
-    told = changes(found, GOLDEN["chains"], exactly=True)
+            figures[chain]["sha256"] = "0" * 64
+    told = changes(figures, GOLDEN["chains"], exactly=True)
     assert list(told) == [chain for chain in GOLDEN["chains"] if chain in chains]
     text = message(told)
     assert expected in text
     assert all(f"\n{chain}: {line}" in text for chain in chains)
     if name == "sha256":  # what another CPU may do
-        assert changes(found, GOLDEN["chains"], exactly=False) == {}
+        assert changes(figures, GOLDEN["chains"], exactly=False) == {}
 
 
 def test_small_differences_of_another_cpu_are_no_change():
-    found = copy.deepcopy(GOLDEN["chains"])
-    for figures in found.values():
+    chains = copy.deepcopy(GOLDEN["chains"])
+    for figures in chains.values():
         figures["sha256"] = ""
         figures["weights"] *= 1.0005
         figures["logarithms"] += 0.005
         figures["loss"] = [value * 0.999 for value in figures["loss"]]
-    assert changes(found, GOLDEN["chains"], exactly=False) == {}
+    assert changes(chains, GOLDEN["chains"], exactly=False) == {}
 
 
 def test_a_changed_computation_changes_the_figures(tmp_path, monkeypatch):
     """Not only what the comparison says, but that a run notices: another momentum."""
     monkeypatch.setattr(seeded, "CHAINS", {"finetune": seeded.CHAINS["finetune"]})
-    found = seeded.figures(tmp_path, momentum=0.85)
+    figures = seeded.figures(tmp_path, momentum=0.85)
     golden = {name: GOLDEN["chains"][name] for name in ("base", "finetune")}
-    told = changes(found, golden, exactly=False)
+    told = changes(figures, golden, exactly=False)
     assert set(told) == {"base", "finetune"} and "the training core" in message(told)
 
 
 def test_figures_tell_one_way_to_round_from_another():
     """The sum of all weights does not: scales are small beside what they round."""
-    found = {name: figures for name, figures in GOLDEN["chains"].items() if "quantize" in name}
-    seven = {"quantize": found["quantize-7"], "quantize-pairs": found["quantize"]}
-    golden = {name: found[name] for name in seven}
+    chains = {name: figures for name, figures in GOLDEN["chains"].items() if "quantize" in name}
+    seven = {"quantize": chains["quantize-7"], "quantize-pairs": chains["quantize"]}
+    golden = {name: chains[name] for name in seven}
     assert set(changes(seven, golden, exactly=False)) == set(seven)

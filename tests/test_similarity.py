@@ -50,7 +50,7 @@ def test_cka_is_that_of_the_formula_and_unbiased():
     assert similarity.linear_cka(x, y) == pytest.approx(expected, abs=1e-9)
     rotation, _ = torch.linalg.qr(some(20, 20, 2))
     assert similarity.linear_cka(x, 3 * x @ rotation + 5) == pytest.approx(1, abs=1e-5)
-    # More features than samples: the biased one says 0.8 of noise.
+    # More features than samples: the biased one gives 0.8 for noise.
     noise = [similarity.linear_cka(some(50, 400, i), some(50, 400, 100 + i)) for i in range(20)]
     assert abs(np.mean(noise)) < 0.02
     assert np.isnan(similarity.linear_cka(torch.ones(9, 3), some(9, 3, 0)))
@@ -60,9 +60,9 @@ def test_each_layer_is_compared_with_each_in_parts_that_fit_into_memory(monkeypa
     mine, others = [some(30, p, p) for p in (3, 9)], [some(30, p, 50 + p) for p in (5, 2, 7)]
     others[1] = 2 * mine[1][:, :2]
     monkeypatch.setattr(similarity, "BLOCK_BYTES", 8 * 30 * 3 * 7)  # seven lines at a time
-    found = similarity.cka_of_pairs(mine, others)
+    matrix = similarity.cka_of_pairs(mine, others)
     expected = [[unbiased(x.double().numpy(), y.double().numpy()) for y in others] for x in mine]
-    assert found.numpy() == pytest.approx(np.array(expected), abs=1e-9) and found[1, 1] > 0.3
+    assert matrix.numpy() == pytest.approx(np.array(expected), abs=1e-9) and matrix[1, 1] > 0.3
 
 
 class Largest(TorchDispatchMode):
@@ -81,12 +81,12 @@ def test_memory_does_not_grow_with_pairs_of_layers_times_images(monkeypatch):
     layers = [some(48, 3, i) for i in range(40)]
     monkeypatch.setattr(similarity, "BLOCK_BYTES", 8 * 48 * 40 * 4)  # four lines at a time
     with Largest() as largest:
-        found = similarity.cka_of_pairs(layers, layers)
+        matrix = similarity.cka_of_pairs(layers, layers)
     assert largest.n_bytes == similarity.BLOCK_BYTES
     few = similarity.cka_of_pairs(layers[:2], layers[:2])  # all lines at once
     centred = [(x.double() - x.double().mean(0)).numpy() for x in layers[:2]]
     expected = [[unbiased(x, y) for y in centred] for x in centred]
-    for part in (found[:2, :2], few):
+    for part in (matrix[:2, :2], few):
         assert part.numpy() == pytest.approx(np.array(expected), abs=1e-12)
 
 
@@ -130,11 +130,11 @@ def test_layers_of_compressed_networks_are_compared_with_those_of_their_base(ben
         return similarity.of_networks(state, base, images, CPU)
 
     same, folded = like(stages.base_of(bench)), like(network.fold(stages.base_of(bench)))
-    for found in (same, folded):
-        assert set(found) == {"similarity/cka", "similarity/svcca", "similarity/cka_pairs"}
-        assert found["similarity/cka_pairs"].shape == (layers, layers)
+    for values in (same, folded):
+        assert set(values) == {"similarity/cka", "similarity/svcca", "similarity/cka_pairs"}
+        assert values["similarity/cka_pairs"].shape == (layers, layers)
         for name in ("similarity/cka", "similarity/svcca"):
-            assert found[name].shape == (layers,) and np.allclose(found[name], 1, atol=1e-3)
+            assert values[name].shape == (layers,) and np.allclose(values[name], 1, atol=1e-3)
     eight = like(stages.run(bench, "quantize"))
     assert (eight["similarity/cka"] > 0.98).all()
     ranks = like(stages.run(bench, "low-rank", parameters_kept=0.6))

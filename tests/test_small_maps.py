@@ -47,9 +47,9 @@ def test_the_product_is_the_convolution_with_all_its_gradients(size, kernel, bia
     bias = _numbers(40, seed=2) if biased else None
     exact = _gradients(images, weight, bias, torch.autocast("cpu", enabled=False))
     product = _gradients(images, weight, bias, CPU_BF16.autocast())
-    for found, wanted in zip(product, exact, strict=True):
-        assert found.shape == wanted.shape
-        assert (found - wanted).abs().max() < 0.02 * wanted.abs().max()  # bf16: 8 bits
+    for actual, wanted in zip(product, exact, strict=True):
+        assert actual.shape == wanted.shape
+        assert (actual - wanted).abs().max() < 0.02 * wanted.abs().max()  # bf16: 8 bits
 
 
 def test_what_bf16_loses_is_what_the_convolution_loses_too():
@@ -83,9 +83,9 @@ def no_product(monkeypatch):
 def test_every_other_convolution_stays_one(how, no_product):
     images, weight = _numbers(2, 8, 4, 4), _numbers(8, 8 // how.get("groups", 1), 3, 3, seed=1)
     with CPU_BF16.autocast():
-        found = F.conv2d(images, weight, **how)
+        output = F.conv2d(images, weight, **how)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(found, F.conv2d(images, weight, **how))
+        assert torch.equal(output, F.conv2d(images, weight, **how))
 
 
 @pytest.mark.parametrize("weight", [(8, 8, 2, 2), (8, 8, 3, 1)])
@@ -163,8 +163,8 @@ def test_steps_are_those_of_sgd_whatever_the_memory_layout():
         ]
         return torch.optim.SGD(groups, lr=0.001, momentum=0.9, nesterov=True, foreach=False)
 
-    for found, wanted in zip(ours, trained(torch.contiguous_format, plain), strict=True):
-        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6)
+    for parameter, wanted in zip(ours, trained(torch.contiguous_format, plain), strict=True):
+        assert torch.allclose(parameter, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_a_kernel_without_a_gradient_keeps_its_shape_and_its_values():

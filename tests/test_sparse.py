@@ -58,9 +58,9 @@ def test_what_is_masked_is_zero_after_every_kind_of_stage(bench, sparse):
     assert zeros(state) == pytest.approx(0.9, abs=1e-4)
     tuned = stages.run(bench, "finetune", state, epochs=1, learning_rate_factor=2.0)
     quantized = stages.run(bench, "quantize", tuned, aware=True, epochs=1)
-    for found in (tuned, quantized):  # SGD with momentum and weight decay went over both
-        assert same(masks(found), kept)
-        for name, weight in weights(found).items():
+    for trained in (tuned, quantized):  # SGD with momentum and weight decay went over both
+        assert same(masks(trained), kept)
+        for name, weight in weights(trained).items():
             assert not weight[~kept[name]].any() and not weight[~kept[name]].signbit().any()
     moved = [not torch.equal(weights(tuned)[n], before[n]) for n in before]
     assert all(moved)
@@ -69,10 +69,10 @@ def test_what_is_masked_is_zero_after_every_kind_of_stage(bench, sparse):
 def test_in_the_artifact_what_is_masked_is_the_integer_zero(bench, sparse):
     state, _ = sparse
     for how in ({}, {"reduce_range": "on"}, {"calibration": "minmax"}):
-        found = stages.run(bench, "quantize", state, **how)
-        described, plain = network.integers(found), network.plain(found)
+        quantized = stages.run(bench, "quantize", state, **how)
+        described, plain = network.integers(quantized), network.plain(quantized)
         assert not any(name.endswith("mask") for name in plain.network.state_dict())
-        for name, mask in masks(found).items():
+        for name, mask in masks(quantized).items():
             weight = plain.network.module.get_submodule(name).weight
             scale = torch.tensor(described.weights[name].scale)
             integers = (weight / scale.reshape(-1, *[1] * (weight.dim() - 1))).round()
@@ -115,8 +115,8 @@ def test_truth_values_come_back_from_an_eighth_of_the_bytes(shape, seed):
     other = torch.arange(3)
     stored, shapes = bits.packed({"mask": mask, "other": other})
     assert stored["mask"].shape == (-(-mask.numel() // 8),) and stored["other"] is other
-    found = bits.unpacked(stored, shapes)
-    assert torch.equal(found["mask"], mask) and found["mask"].dtype == torch.bool
+    unpacked = bits.unpacked(stored, shapes)
+    assert torch.equal(unpacked["mask"], mask) and unpacked["mask"].dtype == torch.bool
 
 
 @pytest.mark.parametrize("shape", [[9], [2, 9], [10**6, 10**6, 10**6], [-8], [-2, -4], [0], [7, 0]])
@@ -131,9 +131,9 @@ def test_a_model_with_masks_is_stored_with_a_bit_each(sparse, tmp_path):
     stored, mask = tensors_of(content), masks(state)["features.4.conv"]
     assert stored["module.features.4.conv.mask"].shape == (-(-mask.numel() // 8),)
     (tmp_path / "model.safetensors").write_bytes(content)
-    found = checkpoint.read_model(tmp_path / "model.safetensors")
-    assert same(masks(found), masks(state)) and same(weights(found), weights(state))
-    assert checkpoint.model_bytes(found) == content
+    loaded = checkpoint.read_model(tmp_path / "model.safetensors")
+    assert same(masks(loaded), masks(state)) and same(weights(loaded), weights(state))
+    assert checkpoint.model_bytes(loaded) == content
     other = content.replace(b'\\"bits\\":', b'\\"bots\\":')
     assert other != content
     (tmp_path / "model.safetensors").write_bytes(other)
@@ -161,8 +161,8 @@ def test_masks_grow_along_the_cubic_schedule_and_never_shrink(sparse):
 )
 def test_the_ramp_ends_where_it_is_to_end_and_rises_all_along(given_, steps):
     settings_ = sparsify.Settings(**given_)
-    found = {step: sparsify._reached(settings_, step, steps) for step in range(1, steps + 1)}
-    parts = {step: part for step, part in found.items() if part is not None}
+    reached = {step: sparsify._reached(settings_, step, steps) for step in range(1, steps + 1)}
+    parts = {step: part for step, part in reached.items() if part is not None}
     ramp = max(1, round(settings_.ramp * steps))
     assert max(parts) == ramp and parts[ramp] == 1.0
     assert len(parts) == min(settings_.updates, ramp)
@@ -171,35 +171,35 @@ def test_the_ramp_ends_where_it_is_to_end_and_rises_all_along(given_, steps):
 
 def one_shot(bench, **settings):
     """Masked before any training: the mask of the base's own weights."""
-    found = []
+    masks_by_step = []
     stages.run(
         bench,
         "sparsify",
-        watch=lambda now: found.append(masks(now)),
+        watch=lambda now: masks_by_step.append(masks(now)),
         schedule="one-shot",
         **settings,
     )
-    assert all(same(found[0], each) for each in found)
-    return found[0]
+    assert all(same(masks_by_step[0], each) for each in masks_by_step)
+    return masks_by_step[0]
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("ends", ["dense", "sparse"])
 def test_the_largest_weights_stay(bench, scope, ends):
-    found, base = one_shot(bench, scope=scope, ends=ends, sparsity=0.8), stages.base_of(bench)
+    layer_masks, base = one_shot(bench, scope=scope, ends=ends, sparsity=0.8), stages.base_of(bench)
     sizes = {name: weight.abs() for name, weight in weights(base).items()}
-    total = sum(mask.numel() for mask in found.values())
-    assert sum(int(m.sum()) for m in found.values()) == pytest.approx(0.2 * total, abs=5)
-    names = list(found)
+    total = sum(mask.numel() for mask in layer_masks.values())
+    assert sum(int(m.sum()) for m in layer_masks.values()) == pytest.approx(0.2 * total, abs=5)
+    names = list(layer_masks)
     dense = {names[0], names[-1]} if ends == "dense" else set()
-    assert all(bool(found[name].all()) for name in dense)
+    assert all(bool(layer_masks[name].all()) for name in dense)
     cut = [name for name in names if name not in dense]
-    assert not any(bool(found[name].all()) for name in cut)
-    shares = [float(found[name].float().mean()) for name in cut]
+    assert not any(bool(layer_masks[name].all()) for name in cut)
+    shares = [float(layer_masks[name].float().mean()) for name in cut]
     groups = [[name] for name in cut] if scope == "layer" else [cut]
     for group in groups:
-        kept = torch.cat([sizes[name][found[name]] for name in group])
-        gone = torch.cat([sizes[name][~found[name]] for name in group])
+        kept = torch.cat([sizes[name][layer_masks[name]] for name in group])
+        gone = torch.cat([sizes[name][~layer_masks[name]] for name in group])
         assert gone.max() <= kept.min()
     assert (max(shares) - min(shares) < 0.01) is (scope == "layer")
 
@@ -243,6 +243,6 @@ def test_sparser_can_be_done_in_a_second_stage_and_less_sparse_cannot(bench, spa
 
 def test_a_quantized_network_can_be_made_sparse(bench):
     state = stages.run(bench, "quantize")
-    found = stages.run(bench, "sparsify", state, learning_rate_factor=0.02)
-    for layer in fakequant.layers(found.network.module.eval()).values():
+    sparse_state = stages.run(bench, "sparsify", state, learning_rate_factor=0.02)
+    for layer in fakequant.layers(sparse_state.network.module.eval()).values():
         assert not layer.quantized_weight()[~masked.mask(layer)].any()

@@ -496,8 +496,8 @@ def test_done_is_what_the_manifest_says(done):
     artifact = {"model.onnx", "manifest.json", "notes/classes.txt"}
     named = {"cell.json", "result.h5", "metrics.h5", *(f"artifact/{name}" for name in artifact)}
     assert set(manifest["files"]) == named
-    said = manifest["files"]["result.h5"]
-    assert said == {"bytes": done.result.stat().st_size, "sha256": store.sha256(done.result)}
+    entry = manifest["files"]["result.h5"]
+    assert entry == {"bytes": done.result.stat().st_size, "sha256": store.sha256(done.result)}
     assert store.is_done(done) and store.is_done(done, deep=True)
 
 
@@ -652,11 +652,11 @@ def test_a_result_is_read_back_as_it_was(tmp_path, history, values, known):
     data = store.result_bytes({"id": ID, "x": [1, None]}, known, history, values)
     assert data == store.result_bytes({"id": ID, "x": [1, None]}, known, history, values)
     store.publish_bytes(path, data)
-    found = store.read_result(path)
-    assert (found.id, found.cell, found.facts) == (ID, {"id": ID, "x": [1, None]}, known)
-    assert set(found.measured) == set(values)
-    assert all(same(values[name], found.measured[name]) for name in values)
-    assert str(found.history) == str(_sorted(history))
+    result = store.read_result(path)
+    assert (result.id, result.cell, result.facts) == (ID, {"id": ID, "x": [1, None]}, known)
+    assert set(result.measured) == set(values)
+    assert all(same(values[name], result.measured[name]) for name in values)
+    assert str(result.history) == str(_sorted(history))
     assert str(store.read_history(path)) == str(_sorted(history))
 
 
@@ -722,9 +722,9 @@ def test_threads_that_read_at_once_get_what_each_asked_for(tmp_path):
     for path, column in files.items():
         path.write_bytes(store.history_bytes([StageHistory(0, "train", {"loss": column})]))
     with ThreadPoolExecutor(4) as pool:
-        asked = list(files) * 50
-        found = [stages[0].columns["loss"] for stages in pool.map(store.read_history, asked)]
-    assert found == [files[path] for path in asked]
+        requested = list(files) * 50
+        losses = [stages[0].columns["loss"] for stages in pool.map(store.read_history, requested)]
+    assert losses == [files[path] for path in requested]
 
 
 def test_a_result_of_another_checksum_is_corrupt(tmp_path):

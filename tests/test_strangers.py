@@ -97,9 +97,9 @@ def test_what_is_no_regular_file_of_bounded_size_is_a_sentence(found, image, cap
 
 
 def test_a_file_that_is_not_the_one_of_its_manifest_costs_no_memory(found):
-    """Of the size that the manifest says, one gigabyte of nothing."""
-    said = {"bytes": 1 << 30, "sha256": "0" * 64}
-    strangers.write(found, strangers.model(), files={"model.onnx": said})
+    """Of the size that the manifest records, one gigabyte of nothing."""
+    entry = {"bytes": 1 << 30, "sha256": "0" * 64}
+    strangers.write(found, strangers.model(), files={"model.onnx": entry})
     with open(found / "model.onnx", "wb") as file:
         file.truncate(1 << 30)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -110,8 +110,8 @@ def test_a_file_that_is_not_the_one_of_its_manifest_costs_no_memory(found):
 
 @pytest.mark.parametrize("size", [None, -1, 1.5, "9", True, 2**31, 10**30])
 def test_a_size_that_no_model_has_is_no_manifest_of_ours(found, size):
-    said = {"bytes": size, "sha256": "0" * 64}
-    strangers.write(found, strangers.model(), files={"model.onnx": said})
+    entry = {"bytes": size, "sha256": "0" * 64}
+    strangers.write(found, strangers.model(), files={"model.onnx": entry})
     with pytest.raises(Corrupt, match="not a manifest that netpress wrote"):
         artifact.load(found)
 
@@ -136,19 +136,19 @@ def test_export_and_report_copy_no_such_file(bench, tmp_path, put):
 
 
 def test_a_copy_stops_where_the_manifest_says_that_the_file_ends(found, tmp_path):
-    said = json.loads((found / "manifest.json").read_bytes())["files"]["model.onnx"]
+    entry = json.loads((found / "manifest.json").read_bytes())["files"]["model.onnx"]
     with open(found / "model.onnx", "ab") as file:
         file.write(b"more")
     with pytest.raises(Corrupt, match="expected at most"):
-        store.copy_checked(found / "model.onnx", tmp_path / "copy", said["bytes"], said["sha256"])
+        store.copy_checked(found / "model.onnx", tmp_path / "copy", entry["bytes"], entry["sha256"])
 
 
 @pytest.mark.parametrize("size", [0, 1 << 40])
 def test_verify_opens_no_pipe_and_reads_no_terabyte_in_a_report(found, size):
-    said = {"model.onnx": {"bytes": size, "sha256": "0" * 64}, "manifest.json": {}}
+    files = {"model.onnx": {"bytes": size, "sha256": "0" * 64}, "manifest.json": {}}
     (found / "model.onnx").unlink()
     (pipe if size == 0 else sparse)(found / "model.onnx")
-    wrong = report_artifacts.differs(found, said)
+    wrong = report_artifacts.differs(found, files)
     assert "is not a regular file" in wrong or "expected at most" in wrong
 
 
@@ -180,8 +180,8 @@ def test_verify_reads_the_other_files_of_a_report_as_carefully(tmp_path, put):
 def test_what_goes_wrong_while_running_is_a_sentence(
     tmp_path, image, capfd, runtime, content, words
 ):
-    found = strangers.write(tmp_path / "m", content)
-    sentence = refused(capfd, "predict", found, image, image, "--runtime", runtime)
+    model_folder = strangers.write(tmp_path / "m", content)
+    sentence = refused(capfd, "predict", model_folder, image, image, "--runtime", runtime)
     assert any(w in sentence for w in (*words.split("|"), "cannot load it"))
     assert "take it anew" in sentence
 
@@ -213,13 +213,13 @@ def test_what_netpress_does_not_write_is_refused_before_a_runtime_sees_it(
 
 def test_a_small_file_is_not_decoded_to_gigabytes(tmp_path):
     stored = lzma.compress(bytes(1 << 20), preset=1, check=lzma.CHECK_NONE)
-    said = {"bytes": len(stored), "sha256": hashlib.sha256(stored).hexdigest()}
+    entry = {"bytes": len(stored), "sha256": hashlib.sha256(stored).hexdigest()}
     runnable = {"bytes": 2**31 - 1, "sha256": "0" * 64}
-    files = {"model.onnx.xz": said}
-    found = strangers.write(tmp_path / "m", b"", codec="xz", runnable=runnable, files=files)
-    (found / "model.onnx.xz").write_bytes(stored)
+    files = {"model.onnx.xz": entry}
+    model_folder = strangers.write(tmp_path / "m", b"", codec="xz", runnable=runnable, files=files)
+    (model_folder / "model.onnx.xz").write_bytes(stored)
     with pytest.raises(Corrupt, match="bytes that are to become 2,147,483,647"):
-        artifact.load(found)
+        artifact.load(model_folder)
 
 
 def test_images_are_run_as_many_at_a_time_as_memory_allows(tmp_path):
@@ -258,13 +258,13 @@ def test_images_that_nobody_has_are_refused(tmp_path, shape):
 
 def test_names_are_shown_with_what_is_not_printable_escaped(tmp_path, capfd):
     classes = [f"{c}{EVIL}" for c in strangers.CLASSES]
-    found = strangers.write(tmp_path / "m", strangers.model(), classes=classes)
+    model_folder = strangers.write(tmp_path / "m", strangers.model(), classes=classes)
     image = strangers.image(tmp_path / "a\x1b[31m\u2066.png")
-    code, out, err = answer(capfd, "predict", found, image)
+    code, out, err = answer(capfd, "predict", model_folder, image)
     assert (code, err) == (0, "")
     [line] = out.splitlines()
     assert line.isprintable() and ESCAPED in line and r"a\x1b[31m\u2066.png" in line
-    code, out, _ = answer(capfd, "predict", found, image, "--json")
+    code, out, _ = answer(capfd, "predict", model_folder, image, "--json")
     [row] = json.loads(out)["predictions"]
     assert row["class"] in classes and row["image"] == str(image)
 
@@ -285,8 +285,8 @@ def test_a_model_cannot_speak_through_the_runtimes_error(tmp_path, image, capfd)
     unknown = strangers.model()
     unknown.graph.node[-1].op_type = EVIL  # refused before a runtime sees it
     for runtime in ("onnxruntime", "openvino"):
-        found = strangers.write(tmp_path / runtime, unknown)
-        assert ESCAPED in refused(capfd, "predict", found, image, "--runtime", runtime)
+        model_folder = strangers.write(tmp_path / runtime, unknown)
+        assert ESCAPED in refused(capfd, "predict", model_folder, image, "--runtime", runtime)
     named = strangers.fails_while_running()
     named.graph.node[-1].name = EVIL
     line = refused(capfd, "predict", strangers.write(tmp_path / "b", named), image, image)

@@ -71,21 +71,21 @@ def test_ours_stand_beside_with_mean_deviation_and_n(made):
 
 def test_what_it_has_and_we_do_not_is_a_line_without_ours(made):
     section, text = made(techniques=("qat-int8",), leave_out=("qat-int8",))
-    found = [[value.text for value in line] for line in section.tables[0].lines]
-    assert [line[:3] for line in found[1:]] == [
+    texts = [[value.text for value in line] for line in section.tables[0].lines]
+    assert [line[:3] for line in texts[1:]] == [
         ["quantization-aware training", "no result", "0"],
         ["pruning", "no result", "0"],
         ["distillation (soft logits; attention transfer)", "no result", "0"],
     ]
-    assert found[1][7:] == [""] * 6
+    assert texts[1][7:] == [""] * 6
     assert "the int8 artifact has" not in text
 
 
 def test_every_operating_point_of_a_row_is_there_and_what_is_not_in_the_study_comes_last(made):
     section, _ = made(techniques=("prune-filters-0.5", "prune-filters-0.25", "ptq-int8"))
-    said = [(line[0].text, line[1].text) for line in section.tables[0].lines]
-    assert ("pruning", "prune-filters-0.5") in said and ("pruning", "prune-filters-0.25") in said
-    assert said[-1] == (study.NOT_THERE, "ptq-int8")
+    rows = [(line[0].text, line[1].text) for line in section.tables[0].lines]
+    assert ("pruning", "prune-filters-0.5") in rows and ("pruning", "prune-filters-0.25") in rows
+    assert rows[-1] == (study.NOT_THERE, "ptq-int8")
 
 
 def test_controls_are_not_among_its_rows(made):
@@ -117,4 +117,4 @@ def test_what_was_not_measured_is_empty(tmp_path):
     section = study.section(report.read(sweep, work).rows)
     line = lines(section.tables[0])["qat-int8"]
     assert line[7:] == ["0.00100", "90.00", "", "", "", ""]
-    assert all("the int8 artifact" not in part for said in section.about for part in said)
+    assert all("the int8 artifact" not in part for sentence in section.about for part in sentence)

@@ -57,8 +57,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.mark.parametrize("name", profile.shipped())
 def test_the_shipped_profiles_ask_for_an_a100(name):
-    found = profile.load(name).profile
-    assert (found.gres, found.cores, found.memory_gib) == ("gpu:a100:1", 24, 40)
+    shipped = profile.load(name).profile
+    assert (shipped.gres, shipped.cores, shipped.memory_gib) == ("gpu:a100:1", 24, 40)
 
 
 def test_sol_knows_its_charge_and_its_waste():
@@ -118,9 +118,9 @@ def test_a_gpu_is_named_as_sbatch_names_it(text, tmp_path):
     """In a file, where `1` is a number, and with --set."""
     file = tmp_path / "mine.yaml"
     file.write_text(f"gpu: {text}\n")
-    for found in (profile.load(str(file)), profile.load("generic", [f"gpu={text}"])):
-        assert found.profile.gres == f"gpu:{text}"
-        assert found.profile.gpus == int(text.rpartition(":")[2])
+    for loaded in (profile.load(str(file)), profile.load("generic", [f"gpu={text}"])):
+        assert loaded.profile.gres == f"gpu:{text}"
+        assert loaded.profile.gpus == int(text.rpartition(":")[2])
 
 
 @pytest.mark.parametrize("text", ["0", "true", "a100", ":1", "a b:1", "1.5", "[1]", "-1"])
@@ -148,9 +148,9 @@ def test_numbers_for_sbatch_may_stand_without_quotes(tmp_path):
 def test_a_profile_of_ones_own(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("partition: gpu\ncores: 8\ngpu: null\nreport: {partition: cpu}\n")
-    found = profile.load(str(file), ["report.cores=2", "minutes=90"])
-    assert found.name == "mine" and found.profile.gres is None and found.profile.minutes == 90
-    assert (found.profile.report.cores, found.profile.report.partition) == (2, "cpu")
+    mine = profile.load(str(file), ["report.cores=2", "minutes=90"])
+    assert mine.name == "mine" and mine.profile.gres is None and mine.profile.minutes == 90
+    assert (mine.profile.report.cores, mine.profile.report.partition) == (2, "cpu")
     file.write_text("partition: gpu\ncoers: 8\n")
     with pytest.raises(UserError, match=r"mine.yaml:2: coers: unknown key; did you mean 'cores'"):
         profile.load(str(file))
@@ -164,8 +164,8 @@ def test_a_profile_of_ones_own(tmp_path):
 def made(counts, limit, queued=None, pack=None):
     """The arrays for bases with so many techniques each."""
     techniques = tuple(f"t-{i}" for i in range(max(counts, default=0)))
-    asked = results.sweep(techniques=techniques, seeds=tuple(range(len(counts))))
-    cells = [c for c in asked.cells if c.is_base or int(c.technique.split("-")[1]) < counts[c.seed]]
+    sweep = results.sweep(techniques=techniques, seeds=tuple(range(len(counts))))
+    cells = [c for c in sweep.cells if c.is_base or int(c.technique.split("-")[1]) < counts[c.seed]]
     missing = [c for c in cells if not (queued and c.id in queued)]
     return cells, graph.arrays(missing, lambda cell: ASKED, limit, queued=queued, pack=pack)
 
@@ -228,17 +228,17 @@ def test_a_limit_of_a_user_is_found_among_those_of_others(who):
 
 def test_what_becomes_of_the_rest_is_told(tmp_path):
     """By the job that submits it, while that is in the queue; then how it failed."""
-    asked, work = results.sweep(techniques=(), seeds=(0, 1)), Work(tmp_path)
+    sweep, work = results.sweep(techniques=(), seeds=(0, 1)), Work(tmp_path)
     request = {"memory_gib": 4, "minutes": 10, "exclude": []}
     with ledger.locked(work.sweep("test")) as known:
         intend(known, "f1", kind="follow-up", tasks={"0": []})
         known.append("submitted", intent="f1", job=7)
-        left = [[request, [cell.id for cell in asked.cells]]]
+        left = [[request, [cell.id for cell in sweep.cells]]]
         known.append("put_off", reason="limit of 4", requests=left, by={})
 
     def told(*rows):
         view = cluster.View(known, work, {row.task: row for row in rows})
-        states = [state._state(cell, work, False, None, view) for cell in asked.cells]
+        states = [state._state(cell, work, False, None, view) for cell in sweep.cells]
         assert {(s.state, s.reason) for s in states} == {("missing", "not submitted: limit of 4")}
         return list(put_off.lines(state.SweepState(tuple(states), view), "s.yaml"))
 
@@ -287,10 +287,10 @@ def test_ranges():
 def test_the_scripts_are_these():
     """Golden: `ACCEPT_GOLDEN=1 pytest tests/test_submit.py -k scripts` accepts a change."""
     sol = profile.load("sol", ["mail=a@asu.edu", "python=/env/bin/python"])
-    asked = results.sweep(techniques=("half", "tiny"), seeds=(0, 1))
+    sweep = results.sweep(techniques=("half", "tiny"), seeds=(0, 1))
     made = batch.prepare(
-        batch.Target(asked, Work(Path("/scratch/sparky/it's here")), Path("/data"), sol),
-        batch.Chosen.all_of(asked.cells),
+        batch.Target(sweep, Work(Path("/scratch/sparky/it's here")), Path("/data"), sol),
+        batch.Chosen.all_of(sweep.cells),
         ledger.Ledger(Work(Path("/none")).sweep("test")),
     )
     intents = {item.intent: f"INTENT{n}" for n, item in enumerate(made.prepared)}
@@ -365,11 +365,11 @@ def test_a_script_is_the_one_that_submitit_would_write(settings, more):
 
 def flags_of(what, *settings, exclude=()):
     """{option: value} of a job of the sweep (base, cells, report), as it stands in its script."""
-    asked, work = results.sweep(seeds=(0, 1)), Work(Path("/w"))
+    sweep, work = results.sweep(seeds=(0, 1)), Work(Path("/w"))
     known = ledger.Ledger(work.sweep("test"))
     cluster = profile.load("generic", settings)
     made = batch.prepare(
-        batch.Target(asked, work, Path("/d"), cluster), batch.Chosen.all_of(asked.cells), known
+        batch.Target(sweep, work, Path("/d"), cluster), batch.Chosen.all_of(sweep.cells), known
     )
     [text] = [item.script for item in made.prepared if item.array.name.startswith(what)]
     lines = [line[10:] for line in text.splitlines() if line.startswith("#SBATCH --")]
@@ -442,17 +442,17 @@ def test_what_a_profile_cannot_request(setting, reason):
 
 
 def test_python_in_a_container_and_with_arguments(tmp_path):
-    asked, work = results.sweep(), Work(Path("/w"))
+    sweep, work = results.sweep(), Work(Path("/w"))
     (tmp_path / "images").mkdir()
-    own = replace(asked.cells[0], dataset=Dataset(name="own", folder=str(tmp_path / "images")))
-    asked = replace(asked, cells=(own, *asked.cells[1:]))
+    own = replace(sweep.cells[0], dataset=Dataset(name="own", folder=str(tmp_path / "images")))
+    sweep = replace(sweep, cells=(own, *sweep.cells[1:]))
 
     def command(*settings):
         known = ledger.Ledger(work.sweep("test"))
         cluster = profile.load("generic", settings)
         made = batch.prepare(
-            batch.Target(asked, work, Path("/not/there"), cluster, tmp_path / "reports"),
-            batch.Chosen.all_of(asked.cells),
+            batch.Target(sweep, work, Path("/not/there"), cluster, tmp_path / "reports"),
+            batch.Chosen.all_of(sweep.cells),
             known,
         )
         lines = (item.script.splitlines()[-1] for item in (made.prepared[0], made.prepared[-1]))
@@ -475,13 +475,13 @@ def test_python_in_a_container_and_with_arguments(tmp_path):
 
 
 def test_so_many_at_once_are_of_the_whole_submission():
-    asked, work = results.sweep(techniques=("half", "tiny"), seeds=range(100)), Work(Path("/w"))
+    sweep, work = results.sweep(techniques=("half", "tiny"), seeds=range(100)), Work(Path("/w"))
     known = ledger.Ledger(work.sweep("test"))
 
     def shares(*settings):
         sol = profile.load("sol", ["time_margin=null", "measure=in-job", *settings])
         made = batch.prepare(
-            batch.Target(asked, work, Path("/d"), sol), batch.Chosen.all_of(asked.cells), known
+            batch.Target(sweep, work, Path("/d"), sol), batch.Chosen.all_of(sweep.cells), known
         )
         texts = [item.script for item in made.prepared if item.array.cells]
         return [int(text.partition("#SBATCH --array=0-99%")[2].split()[0]) for text in texts]
@@ -511,11 +511,11 @@ def test_the_logs_are_where_submitit_puts_them(tmp_path):
 
 @pytest.mark.parametrize("name", ["a%j", "a\nb", "a\\b"])
 def test_a_folder_that_slurm_would_misread_is_refused(name):
-    asked = results.sweep()
+    sweep = results.sweep()
     with pytest.raises(UserError, match="Slurm cannot write logs"):
         batch.prepare(
-            batch.Target(asked, Work(Path("/w") / name), Path("/d"), profile.load("generic")),
-            batch.Chosen.all_of(asked.cells),
+            batch.Target(sweep, Work(Path("/w") / name), Path("/d"), profile.load("generic")),
+            batch.Chosen.all_of(sweep.cells),
             ledger.Ledger(Work(Path("/n")).sweep("t")),
         )
 
@@ -649,12 +649,12 @@ def test_an_older_job_of_the_same_name_is_not_ours():
 
 
 def sent_with(cluster, work, name="test", intent="a1", **more):
-    asked = replace(results.sweep(techniques=()), name=name)
+    sweep = replace(results.sweep(techniques=()), name=name)
     with ledger.locked(work.sweep(name)) as known:
-        submitted.remember(asked, work)
+        submitted.remember(sweep, work)
         intend(known, intent, profile=submitted.profile_json(cluster), **more)
         known.append("submitted", intent=intent, job=7)
-    return asked
+    return sweep
 
 
 @pytest.fixture
@@ -672,22 +672,22 @@ def test_the_profile_of_the_last_submission_is_found_wherever_it_was_sent(here, 
     mine = profile.load("mine.yaml", ["minutes=45"])
     first = sent_with(profile.load("sol"), Work(here / "runs"))
     assert submitted.last(first).cluster == profile.load("sol")
-    asked = sent_with(mine, Work(here / "scratch"))
-    assert submitted.last(asked).cluster == mine
-    more = submitted.last(asked, ["minutes=50", "cores=4"]).cluster
+    sweep = sent_with(mine, Work(here / "scratch"))
+    assert submitted.last(sweep).cluster == mine
+    more = submitted.last(sweep, ["minutes=50", "cores=4"]).cluster
     assert more == profile.load("mine.yaml", ["minutes=50", "cores=4"])
     with ledger.locked(Work(here / "scratch").sweep("test")) as known:
         intend(known, "b2", profile=submitted.profile_json(more))
         known.append("refused", intent="b2", reason="no")
-    assert submitted.last(asked).cluster == mine
+    assert submitted.last(sweep).cluster == mine
     sent_with(profile.load("sol"), Work(here / "runs"), intent="c3")
-    assert submitted.last(asked).cluster == profile.load("sol")
-    assert submitted.last(replace(asked, name="other")) is None
+    assert submitted.last(sweep).cluster == profile.load("sol")
+    assert submitted.last(replace(sweep, name="other")) is None
 
     monkeypatch.setenv("NETPRESS_PROFILE", "sol")
-    assert submitted.last(asked).notes == ()
+    assert submitted.last(sweep).notes == ()
     monkeypatch.setenv("NETPRESS_PROFILE", "mine.yaml")
-    [note] = submitted.last(asked).notes
+    [note] = submitted.last(sweep).notes
     assert "submitted with profile sol" in note and "--profile mine.yaml" in note
 
 
@@ -710,21 +710,21 @@ def test_a_profile_that_is_gone_counts_as_it_was(here):
     file = here / "mine.yaml"
     file.write_text("cores: 3\nreport: {cores: 2}\n")
     mine = profile.load("mine.yaml", ["minutes=45"])
-    asked = sent_with(mine, Work(here / "runs"))
+    sweep = sent_with(mine, Work(here / "runs"))
     file.unlink()
-    found = submitted.last(asked, ["cores=4"])
-    assert found.cluster.profile == mine.profile.model_copy(update={"cores": 4})
-    [note] = found.notes
+    last = submitted.last(sweep, ["cores=4"])
+    assert last.cluster.profile == mine.profile.model_copy(update={"cores": 4})
+    [note] = last.notes
     assert "mine.yaml is gone" in note
 
 
 def test_a_list_of_work_roots_that_is_damaged_is_one_sentence(here):
-    asked = results.sweep()
-    place = Work(here / "runs").sweep(asked.name)
+    sweep = results.sweep()
+    place = Work(here / "runs").sweep(sweep.name)
     place.folder.mkdir(parents=True)
     place.roots.write_text('{"a": 1}')
     with pytest.raises(UserError, match="roots.json: damaged; expected a JSON list"):
-        submitted.last(asked)
+        submitted.last(sweep)
 
 
 # --- how jobs end ----------------------------------------------------------------------------
@@ -803,8 +803,8 @@ GIB = 1024**3
     ],
 )
 def test_causes(row, more, kind, reason):
-    found = retry.cause(row, **more)
-    assert found.kind == kind and reason in found.reason
+    cause = retry.cause(row, **more)
+    assert cause.kind == kind and reason in cause.reason
 
 
 # All of squeue's and sacct's manual pages, Slurm 20.11 to 25.05.
@@ -851,31 +851,31 @@ def test_every_state_of_slurm_and_what_it_is_for_a_cell(name, tmp_path):
     """None makes a cell done; one that is not known is shown as it is, its job left alone."""
     from pipeline.orchestrate import state
 
-    asked, work = results.sweep(techniques=()), Work(tmp_path)
-    [cell] = asked.cells
+    sweep, work = results.sweep(techniques=()), Work(tmp_path)
+    [cell] = sweep.cells
     with ledger.locked(work.sweep("test")) as known:
         intend(known, cells=(cell.id,), request={"memory_gib": 1, "minutes": 1, "exclude": []})
         known.append("submitted", intent="a1", job=7)
     view = cluster.View(known, work, {"7_0": Row(7, 0, name, nodes="n1")})
-    found = state._state(cell, work, False, None, view)
-    assert found.state in ("running", "queued", "failed", "cancelled", "missing")
+    cell_state = state._state(cell, work, False, None, view)
+    assert cell_state.state in ("running", "queued", "failed", "cancelled", "missing")
     assert view.in_queue(cell.id) is (name not in slurm.FINAL)
     if name in slurm.IN_QUEUE:
-        assert found.state == slurm.IN_QUEUE[name] and "job 7_0" in found.reason
+        assert cell_state.state == slurm.IN_QUEUE[name] and "job 7_0" in cell_state.reason
         assert (
             name in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "FROBNICATED")
-            or name.lower() in found.reason
+            or name.lower() in cell_state.reason
         )
     elif name in slurm.FINAL:
-        assert found.state not in ("running", "queued") and found.reason
+        assert cell_state.state not in ("running", "queued") and cell_state.reason
     else:
-        assert name == "FROBNICATED" in found.reason and found.state == "running"
+        assert name == "FROBNICATED" in cell_state.reason and cell_state.state == "running"
 
 
 def test_a_busy_cell_is_known_by_the_event_of_its_job(tmp_path):
     """Not by words in a log, which a user's own code may print as well."""
-    asked, work = results.sweep(techniques=("half",)), Work(tmp_path)
-    first, second = asked.cells
+    sweep, work = results.sweep(techniques=("half",)), Work(tmp_path)
+    first, second = sweep.cells
     with ledger.locked(work.sweep("test")) as known:
         ids = (first.id, second.id)
         intend(known, cells=ids, request={"memory_gib": 1, "minutes": 1, "exclude": []})
@@ -904,10 +904,10 @@ def test_memory_of_a_gpu_is_a_kind_of_its_own_and_reads_as_before():
 
 def test_resume_leaves_out_its_own_advice_and_nothing_else(tmp_path):
     """By what a line is for: the name of the sweep's file is in other lines too."""
-    asked = replace(results.sweep(), path=tmp_path / "netpress resume.yaml")
+    sweep = replace(results.sweep(), path=tmp_path / "netpress resume.yaml")
     work, sol = Work(tmp_path), profile.load("generic")
-    states = tuple(state.CellState(cell, "failed", 1, "x") for cell in asked.cells)
-    nothing, sent = batch.Batch(asked, work, tmp_path, sol), send.Sent({"netpress-a": 7})
+    states = tuple(state.CellState(cell, "failed", 1, "x") for cell in sweep.cells)
+    nothing, sent = batch.Batch(sweep, work, tmp_path, sol), send.Sent({"netpress-a": 7})
     submitted = submit.Submitted(nothing, state.SweepState(states), sent)
     *others, hint, last = submit.lines(submitted)
     assert "submits them again" in hint.text and "shows the progress" in last.text
@@ -934,12 +934,12 @@ def test_the_functions_of_jobs_are_passed_in(tmp_path):
     from jobs.follow_up import FollowUp, functions
     from jobs.task import Task
 
-    asked, work = results.sweep(seeds=(0, 1)), Work(tmp_path)
+    sweep, work = results.sweep(seeds=(0, 1)), Work(tmp_path)
     known, limit = ledger.Ledger(work.sweep("test")), room.Limit("a limit", 4, 1)
     made = [
         batch.prepare(
-            batch.Target(asked, work, tmp_path, profile.load("generic")),
-            batch.Chosen.all_of(asked.cells),
+            batch.Target(sweep, work, tmp_path, profile.load("generic")),
+            batch.Chosen.all_of(sweep.cells),
             known,
             room=limited,
         )
@@ -1002,9 +1002,9 @@ def test_what_overrides_a_script_is_not_passed_on(monkeypatch):
     monkeypatch.setenv("SBATCH_PARTITION", "gpu")
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "1")
     monkeypatch.setenv("SLURM_CONF", "/c")
-    found = slurm.environment()
-    assert "SBATCH_PARTITION" not in found and "SLURM_MEM_PER_NODE" not in found
-    assert found["SLURM_CONF"] == "/c" and found["SLURM_BITSTR_LEN"] == "0"
+    environment = slurm.environment()
+    assert "SBATCH_PARTITION" not in environment and "SLURM_MEM_PER_NODE" not in environment
+    assert environment["SLURM_CONF"] == "/c" and environment["SLURM_BITSTR_LEN"] == "0"
 
 
 def test_who_we_are_is_not_what_the_environment_says(monkeypatch):
@@ -1121,11 +1121,11 @@ def test_a_single_job_in_the_queue_is_waited_for():
 
 def test_a_single_job_is_named_as_slurm_names_it(tmp_path):
     single = profile.load("generic", ["max_array_size=0"])
-    asked = results.sweep(techniques=("quick",), seeds=(0,))
+    sweep = results.sweep(techniques=("quick",), seeds=(0,))
     work = Work(tmp_path)
-    known = ledger.read(work.sweep(asked.name))
+    known = ledger.read(work.sweep(sweep.name))
     sent = batch.prepare(
-        batch.Target(asked, work, tmp_path, single), batch.Chosen.all_of(asked.cells), known
+        batch.Target(sweep, work, tmp_path, single), batch.Chosen.all_of(sweep.cells), known
     )
     base, quick, measured, report = sent.prepared
     for item in sent.prepared:
@@ -1179,7 +1179,7 @@ def used(cell, work, wall_s=100.0, training_s=60.0, epochs=2, gpu_bytes=0, job="
     from pipeline import store
 
     results.publish(cell, work)
-    said = {
+    record = {
         "job": job,
         "ended": "now",
         "wall_s": wall_s,
@@ -1194,42 +1194,42 @@ def used(cell, work, wall_s=100.0, training_s=60.0, epochs=2, gpu_bytes=0, job="
             **more,
         },
     }
-    store.publish_json(store.new_attempt(work.cell(cell.id)).usage, said)
+    store.publish_json(store.new_attempt(work.cell(cell.id)).usage, record)
 
 
 def test_estimates_come_from_the_best_there_is(tmp_path):
     from pipeline.orchestrate import estimate, rehearse
 
-    asked, work = results.sweep(seeds=(0, 1)), Work(tmp_path)
-    cell = asked.cells[0]
-    assert estimate.best(asked, work).source == estimate.SOURCE
-    half = estimate.best(asked, work, "h100:1")
+    sweep, work = results.sweep(seeds=(0, 1)), Work(tmp_path)
+    cell = sweep.cells[0]
+    assert estimate.best(sweep, work).source == estimate.SOURCE
+    half = estimate.best(sweep, work, "h100:1")
     assert "one H100 of 989 TFLOP/s" in half.source and half.scale < 0.4
-    assert "not in the table" in estimate.best(asked, work, "z9:1").source
-    assert "any kind of GPU" in estimate.best(asked, work, "1").source
+    assert "not in the table" in estimate.best(sweep, work, "z9:1").source
+    assert "any kind of GPU" in estimate.best(sweep, work, "1").source
 
-    small, root = rehearse.sliver(asked), rehearse.root(work)
+    small, root = rehearse.sliver(sweep), rehearse.root(work)
     used(small.cells[0], root)
-    assert estimate.best(asked, work, "a100:1", small, root).source == estimate.SOURCE
+    assert estimate.best(sweep, work, "a100:1", small, root).source == estimate.SOURCE
     used(small.cells[1], root, gpu_bytes=GIB)
-    assert "1 cells rehearsed on a GPU" in estimate.best(asked, work, "a100:1", small, root).source
+    assert "1 cells rehearsed on a GPU" in estimate.best(sweep, work, "a100:1", small, root).source
 
-    used(asked.cells[1], work)  # on a CPU, which says nothing of a GPU
-    assert "rehearsed on a GPU" in estimate.best(asked, work, "a100:1", small, root).source
-    assert "1 finished cells" in estimate.best(asked, work, None, small, root).source
+    used(sweep.cells[1], work)  # on a CPU, which is no evidence for a GPU
+    assert "rehearsed on a GPU" in estimate.best(sweep, work, "a100:1", small, root).source
+    assert "1 finished cells" in estimate.best(sweep, work, None, small, root).source
     used(cell, work, gpu_bytes=GIB)
-    found = estimate.best(asked, work, "a100:1", small, root)
-    assert found.source == "from 1 finished cells of this sweep"
-    assert found.seconds(cell) == pytest.approx(100.0)
+    best = estimate.best(sweep, work, "a100:1", small, root)
+    assert best.source == "from 1 finished cells of this sweep"
+    assert best.seconds(cell) == pytest.approx(100.0)
 
 
-def arrays_for(asked, work, *settings):
+def arrays_for(sweep, work, *settings):
     """{name: (wall time, tasks)} of what would be sent with a profile for an A100, where jobs
     measure what they train."""
     known = ledger.Ledger(work.sweep("test"))
     sol = profile.load("sol", ["measure=in-job", *settings])
     made = batch.prepare(
-        batch.Target(asked, work, work.root, sol), batch.Chosen.all_of(asked.cells), known
+        batch.Target(sweep, work, work.root, sol), batch.Chosen.all_of(sweep.cells), known
     )
     arrays = [item.array for item in made.prepared if item.array.cells]
     return {a.name: (a.request.minutes, [len(ids) for ids in a.tasks.values()]) for a in arrays}
@@ -1238,57 +1238,57 @@ def arrays_for(asked, work, *settings):
 def test_wall_time_and_packs_follow_the_estimates(tmp_path):
     """Two minutes a cell, by arithmetic: ten minutes for one, an hour's worth in one job."""
     names = tuple(f"t-{n}" for n in range(40))
-    asked, work = results.sweep(techniques=names, seeds=(0, 1)), Work(tmp_path)
-    found = arrays_for(asked, work)
-    assert found["base-0"] == (10, [1, 1])  # for these, the others wait
-    (first_s, first), (second_s, second) = found["cells-1"], found["cells-2"]
+    sweep, work = results.sweep(techniques=names, seeds=(0, 1)), Work(tmp_path)
+    arrays = arrays_for(sweep, work)
+    assert arrays["base-0"] == (10, [1, 1])  # for these, the others wait
+    (first_s, first), (second_s, second) = arrays["cells-1"], arrays["cells-2"]
     assert first == [30, 30] and second == [10, 10]
     assert (first_s, second_s) == (182, 62)  # three times that, and the signal's lead
     # At most the profile's minutes, of which a pack makes full use.
-    shorter = arrays_for(asked, work, "minutes=60")
+    shorter = arrays_for(sweep, work, "minutes=60")
     assert shorter["cells-1"] == shorter["cells-2"] == (56, [9, 9, 9, 9, 4])
-    assert arrays_for(asked, work, "time_margin=1")["cells-1"][0] == 62
-    never = {minutes for minutes, _ in arrays_for(asked, work, "time_margin=null").values()}
+    assert arrays_for(sweep, work, "time_margin=1")["cells-1"][0] == 62
+    never = {minutes for minutes, _ in arrays_for(sweep, work, "time_margin=null").values()}
     assert never == {240}
-    alone = replace(asked, pack=Pack(minutes=0))
+    alone = replace(sweep, pack=Pack(minutes=0))
     assert {n for _, tasks in arrays_for(alone, work).values() for n in tasks} == {1}
     bases = arrays_for(results.sweep(techniques=(), seeds=range(40)), work)
     assert bases == {"base-0": (177, [29, 11])}  # nothing waits for one of them
-    together = arrays_for(replace(asked, pack=Pack(minutes=5)), work)
+    together = arrays_for(replace(sweep, pack=Pack(minutes=5)), work)
     assert together["base-0"][1] == [2] and together["cells-1"][1][0] == 2
 
 
 def test_of_what_little_is_known_requests_all_the_minutes_and_is_alone(tmp_path):
     """No GPU, an unknown one, a data set or a network of one's own, until cells are finished."""
-    asked, work = results.sweep(techniques=("half", "tiny")), Work(tmp_path)
+    sweep, work = results.sweep(techniques=("half", "tiny")), Work(tmp_path)
     own = results.sweep(techniques=("half", "tiny"), datasets=("leaves",), checked=False)
-    for cells, settings in ((asked, ["gpu=null"]), (asked, ["gpu=z9:1"]), (own, [])):
-        found = arrays_for(cells, work, *settings)
-        assert list(found.values()) == [(240, [1]), (240, [1, 1])], settings
-    used(asked.cells[0], work, wall_s=400.0)  # 340 s of them before and after its epochs
-    found = arrays_for(asked, work, "gpu=null")
-    assert found == {"base-0": (22, [1]), "cells-1": (36, [2])}  # (400, 2 x 340) x 3 + 120 s
+    for cells, settings in ((sweep, ["gpu=null"]), (sweep, ["gpu=z9:1"]), (own, [])):
+        arrays = arrays_for(cells, work, *settings)
+        assert list(arrays.values()) == [(240, [1]), (240, [1, 1])], settings
+    used(sweep.cells[0], work, wall_s=400.0)  # 340 s of them before and after its epochs
+    arrays = arrays_for(sweep, work, "gpu=null")
+    assert arrays == {"base-0": (22, [1]), "cells-1": (36, [2])}  # (400, 2 x 340) x 3 + 120 s
 
 
 def test_cells_of_different_length_are_in_different_arrays(tmp_path):
-    asked = results.sweep(techniques=(), seeds=range(5), models=(("vgg16_bn", 4.0),))
+    sweep = results.sweep(techniques=(), seeds=range(5), models=(("vgg16_bn", 4.0),))
     long = [
         replace(cell, recipe=cell.recipe.model_copy(update={"epochs": 6000}))
-        for cell in asked.cells[:2]
+        for cell in sweep.cells[:2]
     ]
-    found = arrays_for(replace(asked, cells=(*long, *asked.cells[2:])), Work(tmp_path))
-    assert found["base-0"][1] == [1, 1] and found["base-0"][0] == 96
-    assert found["base-1"] == (21, [3])  # one job for the three
+    arrays = arrays_for(replace(sweep, cells=(*long, *sweep.cells[2:])), Work(tmp_path))
+    assert arrays["base-0"][1] == [1, 1] and arrays["base-0"][0] == 96
+    assert arrays["base-1"] == (21, [3])  # one job for the three
 
 
 def test_what_was_used_and_a_better_request(tmp_path):
     from pipeline import usage
 
-    asked, work = results.sweep(seeds=(0, 1)), Work(tmp_path)
-    assert usage.read(asked.cells, work) is None
-    used(asked.cells[0], work)
-    used(asked.cells[1], work, job=None)  # a local run asked for nothing
-    seen = usage.read(asked.cells, work)
+    sweep, work = results.sweep(seeds=(0, 1)), Work(tmp_path)
+    assert usage.read(sweep.cells, work) is None
+    used(sweep.cells[0], work)
+    used(sweep.cells[1], work, job=None)  # a local run requested nothing
+    seen = usage.read(sweep.cells, work)
     first, second = usage.lines(seen, threads=4)
     assert first == "At most 3.0 of 40 GiB and 2.5 of 24 cores were used (1 job)."
     assert second == "This would do: --set cores=4 --set memory_gib=4"
@@ -1299,32 +1299,32 @@ def test_what_was_used_and_a_better_request(tmp_path):
         "This would do: --set memory_gib=4; also --set cores=4, once the sweep has `measure: "
         "{threads: 4}`: without it, all threads are as many as the cores that are requested"
     )
-    used(asked.cells[0], work, job=None, memory_bytes=GIB)  # finished outside of jobs, later
-    assert next(usage.lines(usage.read(asked.cells, work))) == first
-    alone = usage.of_cell(work.cell(asked.cells[0].id))
+    used(sweep.cells[0], work, job=None, memory_bytes=GIB)  # finished outside of jobs, later
+    assert next(usage.lines(usage.read(sweep.cells, work))) == first
+    alone = usage.of_cell(work.cell(sweep.cells[0].id))
     alone["request"] = {"cores": 24, "memory_bytes": 40 * GIB, "gpus": 1, "minutes": 240}
     better = usage.request(usage.total([{**alone, "all": {"wall_s": 600.0}}]))
     assert better == [("cores", 4), ("memory_gib", 4), ("minutes", 20)]
-    said = usage.of_cell(work.cell(asked.cells[0].id))
-    assert said["all"] == {
+    record = usage.of_cell(work.cell(sweep.cells[0].id))
+    assert record["all"] == {
         "attempts": 2,
         "wall_s": 100.0,
         "gpu_s": 100.0,
         "cpu_s": 2400.0,
         "training_gpu_s": 60.0,
     }
-    assert [*usage.costs([said])] == [
+    assert [*usage.costs([record])] == [
         "0.028 GPU-hours and 0.667 CPU-hours (cores × time).",
         "60% of the GPU time was training; start and measurement took the rest.",
     ]
-    charged = {**said, "all": {**said["all"], "charge": 1.64}}
+    charged = {**record, "all": {**record["all"], "charge": 1.64}}
     assert [*usage.costs([charged])][2] == "1.6 units of fair share were charged for it."
-    assert len([*usage.costs([charged, said])]) == 2  # of one, it is not known
+    assert len([*usage.costs([charged, record])]) == 2  # of one, it is not known
 
 
 def test_what_a_sweep_costs_and_what_would_lower_that(tmp_path):
-    sol, asked, work = profile.load("sol"), results.sweep(seeds=(0, 1)), Work(tmp_path)
-    planned = submit.planned(submit.Target(asked, work, tmp_path, replace(sol)))
+    sol, sweep, work = profile.load("sol"), results.sweep(seeds=(0, 1)), Work(tmp_path)
+    planned = submit.planned(submit.Target(sweep, work, tmp_path, replace(sol)))
     training = planned.cpu_hours - planned.measure_cpu_hours
     assert training == pytest.approx(24 * planned.gpu_hours)
     assert 0 < planned.training_share < 1
@@ -1332,15 +1332,15 @@ def test_what_a_sweep_costs_and_what_would_lower_that(tmp_path):
     assert "at 59 an hour a job: cores 24, memory 10, GPUs 25" in text
     [line, *_] = planned.savings
     assert line.startswith("--set cores=12: 47 units an hour instead of 59, the GPU's part")
-    used(asked.cells[0], work)  # cells that ran know better
+    used(sweep.cells[0], work)  # cells that ran know better
     assert any(
         "--set cores=4" in s
-        for s in submit.planned(submit.Target(asked, work, tmp_path, sol)).savings
+        for s in submit.planned(submit.Target(sweep, work, tmp_path, sol)).savings
     )
     sol = profile.load("sol", ["measure=in-job"])
-    found = submit.planned(submit.Target(asked, work, tmp_path, sol)).savings
-    assert not any("--set cores" in s for s in found)  # that would change what is measured
-    [line] = [line for line in found if "memory_gib" in line]
+    savings = submit.planned(submit.Target(sweep, work, tmp_path, sol)).savings
+    assert not any("--set cores" in s for s in savings)  # that would change what is measured
+    [line] = [line for line in savings if "memory_gib" in line]
     assert line.startswith("--set memory_gib=4: 50 units an hour instead of 59, as 1 finished")
     data = planned.to_json()
     assert data["cpu_hours"] and data["charge_parts"]["GPUs"] == 25
@@ -1445,8 +1445,8 @@ def test_a_report_that_was_never_sent_or_refused(tmp_path):
     with ledger.locked(known.paths) as known:
         intend(known, "i1", kind="report", reports=str(tmp_path / "reports"))
         known.append("refused", intent="i1", reason="submit limit")
-    found = report_job.look(known, {}, True)
-    assert (found.state, found.reason) == ("failed", "submit limit")
+    report_state = report_job.look(known, {}, True)
+    assert (report_state.state, report_state.reason) == ("failed", "submit limit")
     old = Work(tmp_path / "b")
     with ledger.locked(old.sweep("test")) as known:  # of a version that did not say where
         intend(known, "i1", kind="report")
@@ -1496,10 +1496,10 @@ def test_the_job_of_a_report_says_what_became_of_it(tmp_path):
 def test_a_rehearsal_is_the_same_matrix_in_small():
     from pipeline.orchestrate import rehearse
 
-    asked = results.sweep(techniques=("half", "tiny"))
-    small = rehearse.sliver(asked)
-    assert [cell.name for cell in small.cells] == [cell.name for cell in asked.cells]
-    assert not {cell.id for cell in small.cells} & {cell.id for cell in asked.cells}
+    sweep = results.sweep(techniques=("half", "tiny"))
+    small = rehearse.sliver(sweep)
+    assert [cell.name for cell in small.cells] == [cell.name for cell in sweep.cells]
+    assert not {cell.id for cell in small.cells} & {cell.id for cell in sweep.cells}
     assert all(c.recipe.epochs == 1 and c.recipe.train_images == 256 for c in small.cells)
     assert small.cells[1].base_id == small.cells[0].id and small.name == "test-rehearsal"
 
@@ -1512,10 +1512,10 @@ def test_a_cell_that_another_job_may_hold_is_left_alone(tmp_path):
     from pipeline import store
 
     cell = Work(tmp_path).cell("0" * 16)
-    asked = []
+    queried = []
 
     def lives(job):
-        asked.append(job)
+        queried.append(job)
         return job == "7_1"
 
     store.make_folder(cell.folder)
@@ -1524,8 +1524,8 @@ def test_a_cell_that_another_job_may_hold_is_left_alone(tmp_path):
         pass
     with store.lock_cell(cell, "7_1", lives):  # our own job, requeued: its first run is over
         assert cell.lock.read_text().endswith("in job 7_1\n")
-    assert cell.lock.read_text() == "" and asked == ["7_1"]
+    assert cell.lock.read_text() == "" and queried == ["7_1"]
     cell.lock.write_text("process 1 on another-node in job 7_2\n")
     with store.lock_cell(cell, "8_0", lives):
         pass
-    assert asked == ["7_1", "7_2"]
+    assert queried == ["7_1", "7_2"]

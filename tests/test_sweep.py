@@ -74,16 +74,16 @@ def load(tmp_path):
     return load
 
 
-def names(found: sweep.Sweep) -> list[str]:
-    return [cell.name for cell in found.cells]
+def names(loaded: sweep.Sweep) -> list[str]:
+    return [cell.name for cell in loaded.cells]
 
 
 # --- what a sweep file becomes ---------------------------------------------------------------
 
 
 def test_the_matrix_has_bases_first_and_every_default(load):
-    found = load(HEAD + "seeds: [0, 1]\n")
-    assert names(found) == [
+    loaded = load(HEAD + "seeds: [0, 1]\n")
+    assert names(loaded) == [
         "mnist/vgg16_bn/base/0",
         "mnist/vgg16_bn/base/1",
         "mnist/vgg16_bn/ptq-int8/0",
@@ -91,12 +91,12 @@ def test_the_matrix_has_bases_first_and_every_default(load):
         "mnist/vgg16_bn/ptq-int8/1",
         "mnist/vgg16_bn/prune-filters/1",
     ]
-    assert found.name == "mine" and found.notes == () and found.profile is None
-    pruned = found.cells[3]
+    assert loaded.name == "mine" and loaded.notes == () and loaded.profile is None
+    pruned = loaded.cells[3]
     assert pruned.stages == (Stage("prune", Prune()), Stage("finetune", Finetune()))
     assert pruned.recipe == Recipe() and pruned.measure == Measure()
-    assert pruned.base_id == found.cells[0].id == found.cells[0].base_id != pruned.id
-    assert found.by_id[pruned.id] is pruned
+    assert pruned.base_id == loaded.cells[0].id == loaded.cells[0].base_id != pruned.id
+    assert loaded.by_id[pruned.id] is pruned
 
 
 def test_seeds_default_to_one(load):
@@ -105,14 +105,14 @@ def test_seeds_default_to_one(load):
 
 def test_a_data_set_may_be_trained_on_differently(load):
     ours = "[{name: mnist, training: {epochs: 3, crop: 2}}, cifar10]"
-    found = load(HEAD.replace("[mnist]", ours) + "training: {epochs: 9, batch_size: 64}\n")
-    recipes = {cell.dataset.name: cell.recipe for cell in found.cells}
+    loaded = load(HEAD.replace("[mnist]", ours) + "training: {epochs: 9, batch_size: 64}\n")
+    recipes = {cell.dataset.name: cell.recipe for cell in loaded.cells}
     assert recipes == {
         "mnist": Recipe(epochs=3, crop=2, batch_size=64),
         "cifar10": Recipe(epochs=9, batch_size=64),
     }
     same = load(HEAD + "training: {epochs: 3, crop: 2, batch_size: 64}\n")
-    assert found.by_id.keys() > same.by_id.keys()  # it is no part of the data set, nor of the id
+    assert loaded.by_id.keys() > same.by_id.keys()  # it is no part of the data set, nor of the id
 
 
 @pytest.mark.parametrize(
@@ -130,27 +130,27 @@ def test_what_is_wrong_with_the_training_on_a_data_set_is_told(load, training, p
 
 
 def test_settings_reach_the_cells(load):
-    found = load(
+    loaded = load(
         HEAD.replace("[vgg16_bn]", "[{name: vgg16_bn, width: 0.25}, vgg11]")
         + "training: {epochs: 3, learning_rate: 1e-3, compile: on, flip: false}\n"
         + "measure: {repeats: 7}\nprofile: sol\npack: {minutes: 60}\n"
     )
-    assert {cell.model.label for cell in found.cells} == {"vgg16_bn-w0.25", "vgg11"}
-    recipe = found.cells[0].recipe
+    assert {cell.model.label for cell in loaded.cells} == {"vgg16_bn-w0.25", "vgg11"}
+    recipe = loaded.cells[0].recipe
     assert (recipe.epochs, recipe.learning_rate, recipe.compile) == (3, 0.001, "on")
-    assert recipe.flip is False and found.cells[0].measure.repeats == 7
-    assert found.profile == "sol" and found.pack.minutes == 60
+    assert recipe.flip is False and loaded.cells[0].measure.repeats == 7
+    assert loaded.profile == "sol" and loaded.pack.minutes == 60
 
 
 def test_a_base_that_nobody_listed_is_still_a_cell(load):
-    found = load(HEAD.replace("base, ", ""))
-    assert names(found)[0] == "mnist/vgg16_bn/base/0" and len(found.cells) == 3
+    loaded = load(HEAD.replace("base, ", ""))
+    assert names(loaded)[0] == "mnist/vgg16_bn/base/0" and len(loaded.cells) == 3
 
 
 def test_exclude_leaves_cells_out(load):
     text = HEAD.replace("[mnist]", "[mnist, cifar10]") + "seeds: [0, 1]\n"
-    found = load(text + "exclude: [{dataset: mnist, technique: ptq-int8}, {seed: 1}]\n")
-    assert names(found) == [
+    loaded = load(text + "exclude: [{dataset: mnist, technique: ptq-int8}, {seed: 1}]\n")
+    assert names(loaded) == [
         "mnist/vgg16_bn/base/0",
         "cifar10/vgg16_bn/base/0",
         "mnist/vgg16_bn/prune-filters/0",
@@ -161,16 +161,16 @@ def test_exclude_leaves_cells_out(load):
 
 def test_excluding_all_techniques_of_a_base_that_is_not_asked_for_drops_it(load):
     text = HEAD.replace("base, ", "").replace("[mnist]", "[mnist, cifar10]")
-    found = load(text + "exclude: [{dataset: mnist}]\n")
-    assert {cell.dataset.name for cell in found.cells} == {"cifar10"}
+    loaded = load(text + "exclude: [{dataset: mnist}]\n")
+    assert {cell.dataset.name for cell in loaded.cells} == {"cifar10"}
 
 
 def test_define_makes_a_technique(load):
-    found = load(
+    loaded = load(
         HEAD.replace("base,", "tiny,")
         + "define:\n  tiny:\n  - prune: {parameters_kept: 0.18}\n  - finetune\n  - quantize:\n"
     )
-    tiny = found.cells[1]
+    tiny = loaded.cells[1]
     assert [stage.name for stage in tiny.stages] == ["prune", "finetune", "quantize"]
     assert tiny.stages[0].settings.parameters_kept == 0.18 and tiny.family == "tiny"
 
@@ -192,10 +192,10 @@ def test_a_stage_that_stands_for_several_becomes_them(load):
 def test_tune_makes_candidates_of_each_operating_point(load):
     grid = "grid: {prune-filters: {prune.parameters_kept: [0.5, 0.25]}}\n"
     tune = "tune: {prune-filters: {finetune.epochs: [1, 2]}}\n"
-    found = load(HEAD + grid + tune)
-    mine = [c for c in found.cells if c.family == "prune-filters"]
-    assert {c.technique for c in mine} == set(found.tuned)
-    assert list(found.tuned.items())[:2] == [
+    loaded = load(HEAD + grid + tune)
+    mine = [c for c in loaded.cells if c.family == "prune-filters"]
+    assert {c.technique for c in mine} == set(loaded.tuned)
+    assert list(loaded.tuned.items())[:2] == [
         ("prune-filters-0.5-1", "prune-filters-0.5"),
         ("prune-filters-0.5-2", "prune-filters-0.5"),
     ]
@@ -211,8 +211,8 @@ def test_tune_makes_candidates_of_each_operating_point(load):
 
 
 def test_grid_makes_operating_points(load):
-    found = load(HEAD + GRID + "{prune.parameters_kept: [0.5, 0.25], finetune.epochs: [1, 2]}}")
-    points = [cell for cell in found.cells if cell.family == "prune-filters"]
+    loaded = load(HEAD + GRID + "{prune.parameters_kept: [0.5, 0.25], finetune.epochs: [1, 2]}}")
+    points = [cell for cell in loaded.cells if cell.family == "prune-filters"]
     assert [cell.technique for cell in points] == [
         "prune-filters-0.5-1",
         "prune-filters-0.5-2",
@@ -257,35 +257,35 @@ def test_exclude_matches_a_family_and_a_point(load):
 
 def test_a_folder_is_relative_to_the_sweep_file(load, tmp_path):
     (tmp_path / "photos").mkdir()
-    found = load(HEAD.replace("[mnist]", "[{name: photos, folder: photos, size: 32, flip: true}]"))
-    dataset = found.cells[0].dataset
+    loaded = load(HEAD.replace("[mnist]", "[{name: photos, folder: photos, size: 32, flip: true}]"))
+    dataset = loaded.cells[0].dataset
     assert dataset == Dataset(name="photos", folder=str(tmp_path / "photos"), size=32, flip=True)
 
 
 def test_a_data_set_that_is_a_folder_may_lie_elsewhere(load, tmp_path):
-    found = load(HEAD.replace("[mnist]", f"[{{name: cifar10-jpeg, folder: {tmp_path}}}]"))
-    assert found.cells[0].dataset.folder == str(tmp_path)
+    loaded = load(HEAD.replace("[mnist]", f"[{{name: cifar10-jpeg, folder: {tmp_path}}}]"))
+    assert loaded.cells[0].dataset.folder == str(tmp_path)
 
 
 def test_merge_keys_and_aliases_work_as_in_safe_load(load):
-    found = load(
+    loaded = load(
         HEAD.replace("base,", "a, b,")
         + "define:\n  a: [prune: &p {criterion: l2, parameters_kept: 0.5}]\n"
         + "  b: [prune: {<<: *p, parameters_kept: 0.1}]\n"
     )
-    settings = [cell.stages[0].settings for cell in found.cells if cell.technique == "b"]
+    settings = [cell.stages[0].settings for cell in loaded.cells if cell.technique == "b"]
     assert settings == [Prune(criterion="l2", parameters_kept=0.1)]
 
 
 def test_anchors_stand_under_keys_of_their_own_and_merge_in_order(load):
-    found = load(
+    loaded = load(
         "x-short: &short {epochs: 7, batch_size: 16}\nx-long: &long {epochs: 70, crop: 2}\n"
         + HEAD
         + "training: {<<: [*short, *long], batch_size: 32}\n"
     )
-    recipe = found.cells[0].recipe
+    recipe = loaded.cells[0].recipe
     assert (recipe.epochs, recipe.batch_size, recipe.crop) == (7, 32, 2)
-    assert [cell.id for cell in found.cells] == [
+    assert [cell.id for cell in loaded.cells] == [
         cell.id for cell in load(HEAD + "training: {epochs: 7, batch_size: 32, crop: 2}\n").cells
     ]
 
@@ -317,7 +317,7 @@ def test_what_the_sweep_gives_cannot_be_changed(load):
 # --- what is wrong, in a sentence ------------------------------------------------------------
 
 WRONG = [
-    # added at line 5; where and what the sentence says
+    # added at line 5; location and text of the message
     ("seeds: 3", "5: seeds: expected a list, got 3"),
     ('seeds: "0"', "5: seeds: expected a list, got the text '0'"),
     ('seeds: ["0"]', "5: seeds[0]: expected a whole number, got the text '0'"),
@@ -529,9 +529,9 @@ def test_a_matrix_that_is_too_large(load):
 def test_cells_are_built_and_named_in_proportion_to_their_number(load):
     def named(count: int) -> None:
         seeds = ", ".join(map(str, range(count)))
-        found = load(f"{HEAD}seeds: [{seeds}]\n")
-        ids = {cell.id for cell in found.cells} | {cell.base_id for cell in found.cells}
-        assert len(ids) == len(found.cells) == 3 * count
+        loaded = load(f"{HEAD}seeds: [{seeds}]\n")
+        ids = {cell.id for cell in loaded.cells} | {cell.base_id for cell in loaded.cells}
+        assert len(ids) == len(loaded.cells) == 3 * count
 
     few, many = (cost.calls(lambda n=n: named(n)) for n in (100, 200))
     assert many["openssl_sha256"] - few["openssl_sha256"] == 600  # its id and its base's

@@ -64,8 +64,8 @@ def test_each_stage_trains_its_own_layers_and_the_head_comes_last(bench):
     def watch(now):
         steps.append({n: p.detach().clone() for n, p in now.network.module.named_parameters()})
 
-    found = stages.run(bench, "distill-staged", watch=watch, stages=2, epochs=1, width=0.5)
-    assert len(steps) == 3 * 8 and not found.spec.transforms
+    student = stages.run(bench, "distill-staged", watch=watch, stages=2, epochs=1, width=0.5)
+    assert len(steps) == 3 * 8 and not student.spec.transforms
     trained = []
     for part in range(3):
         first, last = steps[8 * part], steps[8 * part + 7]
@@ -82,7 +82,7 @@ def test_each_stage_trains_its_own_layers_and_the_head_comes_last(bench):
         backbone[1] | {"adapters.1.weight"},
         {"head.weight", "head.bias"},
     ]
-    assert found.spec.channels[0] == 8
+    assert student.spec.channels[0] == 8
 
 
 def test_a_staged_student_counts_all_its_epochs_and_has_enough_maps(bench):

@@ -194,12 +194,12 @@ def deployed(bench, name: str) -> artifact.Artifact:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_output_keeps_its_shape(bench, name):
-    found = made(bench, name)
+    compressed = made(bench, name)
     images = split_of(bench).test.pixels[:3]
     with torch.inference_mode():
-        logits = found.state.network.eval()(images)
+        logits = compressed.state.network.eval()(images)
     assert logits.shape == (3, 10) and torch.isfinite(logits).all()
-    assert found.state.spec.shape == (1, 32, 32) and found.state.spec.classes == 10
+    assert compressed.state.spec.shape == (1, 32, 32) and compressed.state.spec.classes == 10
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in RESUMED_LIKE_ANOTHER])
@@ -219,7 +219,7 @@ def test_killed_at_each_epoch_and_stage_it_ends_with_the_same_weights_and_histor
     begun = sum(1 for h in whole.history if "." in h.stage)  # a stage's second training, or third
     assert (
         len(epochs) == 2 * len(set(epochs)) + begun
-    )  # told at each kill and resumption, made once
+    )  # reported at each kill and resumption, made once
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -238,23 +238,25 @@ def weight_bytes(bench, name: str) -> int:
 
 @pytest.mark.parametrize("name", DEPLOYED)
 def test_the_artifact_has_little_beside_its_weights(bench, name):
-    found, weights = deployed(bench, name), weight_bytes(bench, name)
+    deployed_artifact, weights = deployed(bench, name), weight_bytes(bench, name)
     if made(bench, name).state.spec.has("encoded"):
-        assert found.stored_bytes < found.runnable_bytes
+        assert deployed_artifact.stored_bytes < deployed_artifact.runnable_bytes
     else:
-        assert found.stored_bytes == found.runnable_bytes
-    assert 0.98 * weights < found.runnable_bytes < 1.05 * weights + 30_000
+        assert deployed_artifact.stored_bytes == deployed_artifact.runnable_bytes
+    assert 0.98 * weights < deployed_artifact.runnable_bytes < 1.05 * weights + 30_000
 
 
 @pytest.mark.parametrize("name", DEPLOYED)
 def test_the_artifact_says_what_the_network_says(bench, name):
-    split, found = split_of(bench), made(bench, name)
+    split, compressed = split_of(bench), made(bench, name)
     images = torch.cat((split.train.pixels, split.test.pixels))
     with torch.inference_mode():
-        expected = found.state.network.eval()(images).argmax(1).numpy()
+        expected = compressed.state.network.eval()(images).argmax(1).numpy()
     session = runtimes.session(deployed(bench, name), 1)
-    said = np.concatenate([scores.argmax(1) for scores in runtimes.logits(session, images.numpy())])
-    assert np.mean(said == expected) >= 0.999
+    predicted = np.concatenate(
+        [scores.argmax(1) for scores in runtimes.logits(session, images.numpy())]
+    )
+    assert np.mean(predicted == expected) >= 0.999
 
 
 @pytest.mark.parametrize("name", DEPLOYED)
@@ -294,12 +296,12 @@ def test_a_registry_is_read_without_torch():
 @pytest.mark.parametrize("criterion", ["l1", "l2", "bn-scale", "random"])
 @pytest.mark.parametrize("kept", [0.7, 0.25, 0.06])
 def test_pruning_reaches_its_target_in_multiples_of_eight(bench, scope, criterion, kept):
-    found = pruned(bench, scope=scope, criterion=criterion, parameters_kept=kept)
-    count = network.parameter_count(found.spec)
+    pruned_state = pruned(bench, scope=scope, criterion=criterion, parameters_kept=kept)
+    count = network.parameter_count(pruned_state.spec)
     target = kept * network.parameter_count(made(bench, "base").state.spec)
     assert (0.4 if scope == "layer" else 0.7) * target < count <= target
-    assert all(channels % 8 == 0 and channels >= 8 for channels in found.spec.channels)
-    assert count == sum(p.numel() for p in found.network.parameters())
+    assert all(channels % 8 == 0 and channels >= 8 for channels in pruned_state.spec.channels)
+    assert count == sum(p.numel() for p in pruned_state.network.parameters())
 
 
 def pruned(bench, seed=1, state=None, **settings):
@@ -331,11 +333,11 @@ def test_random_filters_differ_by_seed_and_others_do_not(bench):
 
 def test_the_filters_that_stay_are_those_that_matter_most(bench):
     base = made(bench, "base").state
-    found = pruned(bench, criterion="l1", scope="layer", parameters_kept=0.4)
+    pruned_state = pruned(bench, criterion="l1", scope="layer", parameters_kept=0.4)
     norms = base.network.module.features[4].conv.weight.abs().sum((1, 2, 3))
-    best = norms.topk(found.spec.channels[4]).indices.sort().values
+    best = norms.topk(pruned_state.spec.channels[4]).indices.sort().values
     scale = base.network.module.features[4].norm.weight[best]
-    assert torch.equal(found.network.module.features[4].norm.weight, scale)
+    assert torch.equal(pruned_state.network.module.features[4].norm.weight, scale)
 
 
 def test_one_share_for_every_layer_keeps_the_proportions(bench):
@@ -441,10 +443,10 @@ def test_controls_have_the_shape_and_the_budget_of_what_they_control(bench):
 def test_training_that_sees_the_rounding_changes_the_weights_and_calibration_does_not(bench):
     folded = network.fold(made(bench, "base").state).network.state_dict()
     for name, same in (("ptq-int8", True), ("qat-int8", False), ("learned", False)):
-        found = made(bench, name).state.network.state_dict()
+        weights = made(bench, name).state.network.state_dict()
         assert (
             torch.equal(
-                found["module.features.3.conv.weight"], folded["module.features.3.conv.weight"]
+                weights["module.features.3.conv.weight"], folded["module.features.3.conv.weight"]
             )
             is same
         )
@@ -534,8 +536,10 @@ def test_chains_that_make_no_sense_end_with_a_sentence(bench, chain, said):
 
 def test_a_quantized_network_can_be_cut_and_tuned_further(bench):
     chain = [{"quantize": {}}, {"prune": {"parameters_kept": 0.6}}, {"finetune": {"epochs": 1}}]
-    found = staged(bench.cells(["x"], define={"x": chain})["x"], beside(bench, "odd")).state
-    assert found.spec.has("fake-quantized") and complexity.count(found.spec)[0] < 100_000
+    pruned_state = staged(bench.cells(["x"], define={"x": chain})["x"], beside(bench, "odd")).state
+    assert (
+        pruned_state.spec.has("fake-quantized") and complexity.count(pruned_state.spec)[0] < 100_000
+    )
 
 
 # --- settings that all training shares -------------------------------------------------------
@@ -654,8 +658,8 @@ def test_a_stage_may_train_several_times_and_is_resumed_in_each(bench, tmp_path,
         catalog.built_in.cache_clear()
     trained = [(0, "twice", 2), (0, "twice.2", 1), (0, "twice.3", 2)]
     for made_once in (whole, killed):
-        found = [(h.index, h.stage, len(h.columns["loss"])) for h in made_once.history]
-        assert found == trained
+        stage_epochs = [(h.index, h.stage, len(h.columns["loss"])) for h in made_once.history]
+        assert stage_epochs == trained
     one, two = (m.state.network.state_dict() for m in (whole, killed))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert [h.columns["loss"] for h in whole.history] == [h.columns["loss"] for h in killed.history]

@@ -105,8 +105,8 @@ def test_the_learning_rate_comes_near_its_peak_and_ends_near_zero(recipe, steps)
 
 def test_the_schedules_by_hand():
     linear = Recipe(learning_rate=1.0, warmup=0.2)
-    found = [learning_rate(linear, step, 10) for step in range(10)]
-    assert found == pytest.approx(
+    rates = [learning_rate(linear, step, 10) for step in range(10)]
+    assert rates == pytest.approx(
         [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
     )
     cosine = linear.model_copy(update={"schedule": "cosine"})
@@ -239,8 +239,8 @@ def test_a_tiny_network_learns_its_images_by_heart():
     assert done.columns["accuracy"][-1] > 0.95 and done.columns["held_out_accuracy"][-1] == 1.0
     loss, accuracy = evaluate(done.state.network, split().train, HERE)
     assert accuracy == 1.0 and loss < 0.1
-    found = predict(done.state.network, split().test, HERE.device)
-    assert torch.equal(found, split().test.labels)
+    predicted = predict(done.state.network, split().test, HERE.device)
+    assert torch.equal(predicted, split().test.labels)
 
 
 def test_every_epoch_leaves_a_row_and_is_kept():
@@ -369,9 +369,9 @@ def run(kind, folder, killed_after=(), precision="fp32") -> Training:
     for end in (*killed_after, None):
         torch.manual_seed(12345)  # a new process has another global generator
         kept = Checkpointer(folder / "checkpoint", folder / "metrics.h5")
-        found = kept.load()
-        training = found.training if found else Training(KINDS[kind]())
-        assert found is None or found.history == (StageHistory(0, "before", {"loss": [2.0]}),)
+        snapshot = kept.load()
+        training = snapshot.training if snapshot else Training(KINDS[kind]())
+        assert snapshot is None or snapshot.history == (StageHistory(0, "before", {"loss": [2.0]}),)
 
         def keep(now, kept=kept, end=end):
             kept.save(Snapshot(1, "train", now, (StageHistory(0, "before", {"loss": [2.0]}),)))
@@ -452,10 +452,10 @@ def test_two_states_are_kept_and_nothing_else_lies_about(kept):
 def test_a_damaged_state_is_set_aside_and_the_one_before_is_used(kept):
     flip_a_bit(kept / "checkpoint" / "state-3.safetensors")
     again = open_again(kept)
-    found = again.load()
-    assert found.training.epoch == 2
+    snapshot = again.load()
+    assert snapshot.training.epoch == 2
     assert states(kept) == ["index.json", "state-2.safetensors", "state-3.safetensors.corrupt-1"]
-    again.save(found, wait=True)  # goes on: the whole one must not make room for the damaged one
+    again.save(snapshot, wait=True)  # goes on: the whole one must not make room for the damaged one
     assert open_again(kept).load().training.epoch == 2
     whole = [name for name in states(kept) if name.endswith("safetensors")]
     assert whole == ["state-2.safetensors", "state-3.safetensors"]
@@ -513,7 +513,7 @@ def test_a_full_disk_is_an_oserror_and_the_state_before_stays(tmp_path):
         kept.save(Snapshot(0, "train", training, ()), wait=True)
         before = states(disk)
         training.epoch = 2
-        kept.save(Snapshot(0, "train", training, ()))  # in the background: told at the next
+        kept.save(Snapshot(0, "train", training, ()))  # in the background: reported at the next
         with pytest.raises(OSError) as caught:
             kept.save(Snapshot(0, "train", training, ()))
         assert caught.value.errno == errno.ENOSPC
@@ -541,9 +541,9 @@ def test_what_is_saved_is_a_copy_that_training_goes_on_beside(tmp_path):
         training.state.network.module.head.weight.zero_()
     training.columns["loss"].append(0.0)
     kept.wait()
-    found = open_again(tmp_path).load().training
-    assert torch.equal(found.state.network.module.head.weight, expected)
-    assert len(found.columns["loss"]) == 1
+    restored = open_again(tmp_path).load().training
+    assert torch.equal(restored.state.network.module.head.weight, expected)
+    assert len(restored.columns["loss"]) == 1
     assert len(store.read_history(tmp_path / "metrics.h5")[0].columns["loss"]) == 1
 
 
@@ -571,11 +571,11 @@ def test_in_the_end_the_final_weights_alone_are_left_and_are_a_state(tmp_path):
     path = tmp_path / "checkpoint" / "model.safetensors"
     kept.finish(Snapshot(1, "done", Training(training.state), past), path)
     assert states(tmp_path) == ["index.json", "model.safetensors"]
-    found = open_again(tmp_path).load()
-    assert (found.index, found.stage, found.history) == (1, "done", past)
+    snapshot = open_again(tmp_path).load()
+    assert (snapshot.index, snapshot.stage, snapshot.history) == (1, "done", past)
     read = checkpoint.read_model(path)
     for name, tensor in training.state.network.state_dict().items():
-        assert torch.equal(found.training.state.network.state_dict()[name], tensor)
+        assert torch.equal(snapshot.training.state.network.state_dict()[name], tensor)
         assert torch.equal(read.network.state_dict()[name], tensor)
 
 

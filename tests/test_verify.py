@@ -57,7 +57,7 @@ class Shared:
 
     def change(self, change) -> None:
         """results.h5 by another hand, sealed again. The files made from it count as right: what is
-        asked here is whether its numbers are."""
+        tested here is whether its numbers are."""
         before = self.paths.merged.read_bytes()
         with h5py.File(self.paths.merged, "r+") as file:
             change(file["cells"][self.small])
@@ -104,15 +104,15 @@ def flip(path, place=-1000):
 
 def test_an_untouched_report_holds(shared):
     before = {p: p.stat().st_mtime_ns for p in shared.folder.rglob("*")}
-    found = shared.checks(speed=True)
-    timed = [check for check in found if " speed, " in check.what]  # in a few milliseconds
-    assert {check.outcome for check in found if check not in timed} == {OK, NOTE}
-    said = {check.what: check for check in found}
+    checks = shared.checks(speed=True)
+    timed = [check for check in checks if " speed, " in check.what]  # in a few milliseconds
+    assert {check.outcome for check in checks if check not in timed} == {OK, NOTE}
+    by_what = {check.what: check for check in checks}
     named = f"artifacts/{shared.small} digits/vgg11_bn-w0.125/ptq-int8/0"
-    assert "0 of 450 predictions differ" in said[f"{named} accuracy"].why
-    assert said[f"{named} integer kernels"].why == "100.0% of the work"
-    assert {"results.h5", "results.csv", "report.md", "index.html"} <= set(said)
-    speeds = [check for what, check in said.items() if what.startswith(f"{named} speed")]
+    assert "0 of 450 predictions differ" in by_what[f"{named} accuracy"].why
+    assert by_what[f"{named} integer kernels"].why == "100.0% of the work"
+    assert {"results.h5", "results.csv", "report.md", "index.html"} <= set(by_what)
+    speeds = [check for what, check in by_what.items() if what.startswith(f"{named} speed")]
     assert len(speeds) == 5 and "against its base, on" in speeds[0].why
     assert speeds[1:] == timed and all("recorded" in check.why for check in timed)
     assert {p: p.stat().st_mtime_ns for p in shared.folder.rglob("*")} == before
@@ -120,11 +120,11 @@ def test_an_untouched_report_holds(shared):
 
 def test_a_base_that_is_not_there_is_made_with_random_weights(shared):
     shutil.rmtree(shared.paths.artifact(shared.sweep.cells[0].id))
-    found = shared.checks(accuracy=False, speed=True)
-    assert any("a base of its shape with random weights" in check.why for check in found)
-    assert [check.what for check in found if check.outcome == UNCHECKED] == ["artifacts"]
-    assert "1 of 2 results" in found[-1].why and "netpress run test.yaml" in found[-1].why
-    assert not [c for c in found if c.outcome == DIFFERS and " speed, " not in c.what]
+    checks = shared.checks(accuracy=False, speed=True)
+    assert any("a base of its shape with random weights" in check.why for check in checks)
+    assert [check.what for check in checks if check.outcome == UNCHECKED] == ["artifacts"]
+    assert "1 of 2 results" in checks[-1].why and "netpress run test.yaml" in checks[-1].why
+    assert not [c for c in checks if c.outcome == DIFFERS and " speed, " not in c.what]
 
 
 def test_the_random_base_has_the_recorded_shape(shared, bench):
@@ -140,8 +140,8 @@ def test_the_random_base_has_the_recorded_shape(shared, bench):
 
 def asked(*arguments, capsys):
     code = main(["verify", *map(str, arguments)])
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
 
 
 def test_the_command_says_a_line_each_and_ends_with_zero(shared, capsys, monkeypatch):
@@ -156,11 +156,11 @@ def test_the_command_says_a_line_each_and_ends_with_zero(shared, capsys, monkeyp
 def test_json_is_one_object(shared, capsys):
     flip(shared.paths.csv)
     code, out, _ = asked(shared.folder, "--json", "--no-speed", "--no-accuracy", capsys=capsys)
-    found = json.loads(out)["checks"]
+    checks = json.loads(out)["checks"]
     assert code == 1
-    assert [c["what"] for c in found if c["found"] == DIFFERS] == ["results.csv"]
-    assert all(set(check) == {"what", "found", "why"} for check in found)
-    assert not any(check["what"].endswith(" accuracy") for check in found)
+    assert [c["what"] for c in checks if c["found"] == DIFFERS] == ["results.csv"]
+    assert all(set(check) == {"what", "found", "why"} for check in checks)
+    assert not any(check["what"].endswith(" accuracy") for check in checks)
 
 
 @pytest.mark.parametrize("name", ["nothing", "a-file", "empty"])
@@ -201,8 +201,8 @@ def test_a_file_that_is_missing_or_too_many_is_found(shared):
     drawn[0].unlink()
     stray = shared.paths.figures / "stray.svg"
     stray.write_text("<svg/>")
-    found = shared.wrong(accuracy=False)
-    assert found == {
+    differences = shared.wrong(accuracy=False)
+    assert differences == {
         shared.paths.name(drawn[0]): "cannot be read (No such file or directory)",
         "figures/stray.svg": "is not part of this report",
     }
@@ -222,9 +222,9 @@ def test_a_figure_of_another_matplotlib_is_not_called_changed(shared, kind, mark
     path = next(p for p in shared.paths.drawn_or_set() if p.suffix == kind)
     changed = path.read_bytes().replace(mark, mark + b" ", 1)
     path.write_bytes(verify.files.DRAWN_BY.sub(b"Matplotlib v0.1", changed))
-    found = {check.what: check for check in shared.checks(accuracy=False)}
-    assert found[shared.paths.name(path)].outcome == UNCHECKED
-    assert "drawn by matplotlib 0.1, here is" in found[shared.paths.name(path)].why
+    by_what = {check.what: check for check in shared.checks(accuracy=False)}
+    assert by_what[shared.paths.name(path)].outcome == UNCHECKED
+    assert "drawn by matplotlib 0.1, here is" in by_what[shared.paths.name(path)].why
     path.write_bytes(changed)
     assert shared.wrong(accuracy=False) == {shared.paths.name(path): "is not what results.h5 gives"}
 
@@ -241,9 +241,9 @@ def test_figures_in_the_page_of_another_matplotlib_may_differ_but_its_text_may_n
         return verify.files.IN_PAGE.sub(redrawn, page)
 
     shared.paths.page.write_bytes(other(b"Matplotlib v0.1"))
-    found = {check.what: check for check in shared.checks(accuracy=False)}
-    assert found["index.html"].outcome == UNCHECKED
-    assert "drawn by matplotlib 0.1, here is" in found["index.html"].why
+    by_what = {check.what: check for check in shared.checks(accuracy=False)}
+    assert by_what["index.html"].outcome == UNCHECKED
+    assert "drawn by matplotlib 0.1, here is" in by_what["index.html"].why
     shared.paths.page.write_bytes(other(b"Matplotlib v0.1").replace(b"</h1>", b"!</h1>", 1))
     assert "index.html" in shared.wrong(accuracy=False)
     shared.paths.page.write_bytes(other(rb"\g<0>"))  # this one's own version drew something else
@@ -274,8 +274,8 @@ def test_files_added_to_an_artifact_and_strange_ones_are_found(shared):
     (shared.paths.artifact(shared.small) / "more.bin").write_bytes(b"x")
     (shared.paths.artifacts / ("0" * 16)).mkdir()
     (shared.paths.artifacts / "notes.txt").write_text("x")
-    found = shared.wrong()
-    assert sorted(found.values()) == [
+    differences = shared.wrong()
+    assert sorted(differences.values()) == [
         "more.bin is not part of it",
         "results.h5 has no such result",
         "results.h5 has no such result",
@@ -298,9 +298,11 @@ def test_a_link_in_place_of_a_model_is_found(shared):
 
 def test_an_accuracy_that_was_improved_is_found(shared):
     shared.change(lambda cell: put(cell, "measure/accuracy", 0.999))
-    found = shared.wrong(accuracy=False)
-    assert set(found) == {f"{shared.small} accuracy"}
-    assert found[f"{shared.small} accuracy"].startswith("0.999 recorded, its predictions give")
+    differences = shared.wrong(accuracy=False)
+    assert set(differences) == {f"{shared.small} accuracy"}
+    assert differences[f"{shared.small} accuracy"].startswith(
+        "0.999 recorded, its predictions give"
+    )
 
 
 def test_predictions_that_were_improved_with_it_are_found_by_measuring(shared):
@@ -324,14 +326,14 @@ def test_predictions_that_were_improved_with_it_are_found_by_measuring(shared):
 
 def test_fewer_bytes_than_there_are_are_found(shared):
     shared.change(lambda cell: put(cell, "measure/stored_bytes", 10))
-    found = shared.wrong(accuracy=False)
-    assert [why for what, why in found.items() if what.endswith("stored_bytes")]
+    differences = shared.wrong(accuracy=False)
+    assert [why for what, why in differences.items() if what.endswith("stored_bytes")]
 
 
 def test_integer_kernels_that_did_not_run_are_found(shared):
     shared.change(lambda cell: put(cell, "measure/integer_share", 0.5))
-    found = shared.wrong(accuracy=False)
-    assert list(found.values()) == ["100.0% of the work here, 50.0% recorded"]
+    differences = shared.wrong(accuracy=False)
+    assert list(differences.values()) == ["100.0% of the work here, 50.0% recorded"]
 
 
 def test_labels_of_another_test_set_are_found(shared):
@@ -352,11 +354,11 @@ def test_a_model_that_is_slower_than_recorded_is_found(shared):
     from pipeline.models.spec import NetworkSpec
 
     mine = shared.paths.artifact(cell.id)
-    said = artifact.load(shared.paths.artifact(cell.base_id)).manifest
-    spec = NetworkSpec.from_json(said["network"])
+    manifest = artifact.load(shared.paths.artifact(cell.base_id)).manifest
+    spec = NetworkSpec.from_json(manifest["network"])
     large = replace(spec, channels=tuple(4 * c for c in spec.channels))
     blank = numpy.zeros((1, *spec.shape), numpy.uint8)
-    artifact.write(network.new(large, 0), mine, {}, blank, tuple(said["classes"]))
+    artifact.write(network.new(large, 0), mine, {}, blank, tuple(manifest["classes"]))
     files = {p.name: {"bytes": p.stat().st_size, "sha256": store.sha256(p)} for p in mine.iterdir()}
 
     def larger(group):
@@ -370,8 +372,8 @@ def test_a_model_that_is_slower_than_recorded_is_found(shared):
                 put(group, f"measure/latency/onnxruntime/artifact/{threads}/{batch}", [3.0] * 10)
 
     shared.change(larger)
-    found = shared.wrong(accuracy=False, speed=True)
-    assert len(found) == 4 and all("3.00 recorded" in why for why in found.values())
+    differences = shared.wrong(accuracy=False, speed=True)
+    assert len(differences) == 4 and all("3.00 recorded" in why for why in differences.values())
 
     def elsewhere(group):
         facts = json.loads(measured(group).attrs["facts"])
@@ -408,14 +410,14 @@ def images(folder: Path, random) -> None:
 
 def test_images_that_are_not_here_are_named_with_what_brings_them(tmp_path):
     images(tmp_path / "pictures", numpy.random.default_rng(0))
-    asked = cells.cells(
+    by_technique = cells.cells(
         tmp_path,
         ["base"],
         datasets=[{"name": "leaves", "folder": "pictures"}],
         training={"epochs": 1, "batch_size": 16},
     )
     work = Work(tmp_path / "work")
-    cells.run(asked["base"], work)
+    cells.run(by_technique["base"], work)
     sweep = plan.load_sweep(tmp_path / "test.yaml")
     paths, _ = report.build(sweep, work, tmp_path / "reports", 10_000_000)
 
@@ -427,9 +429,9 @@ def test_images_that_are_not_here_are_named_with_what_brings_them(tmp_path):
             if c.what.endswith("accuracy")
         )
 
-    found = accuracy(tmp_path / "elsewhere")
-    assert found.outcome == UNCHECKED
-    assert "netpress fetch test.yaml" in found.why and f"{tmp_path}/elsewhere/leaves" in found.why
+    check = accuracy(tmp_path / "elsewhere")
+    assert check.outcome == UNCHECKED
+    assert "netpress fetch test.yaml" in check.why and f"{tmp_path}/elsewhere/leaves" in check.why
     shutil.move(tmp_path / "pictures", tmp_path / "elsewhere" / "leaves")
     assert accuracy(tmp_path / "elsewhere").outcome == OK
 
@@ -462,7 +464,7 @@ def test_artifacts_up_to_a_size_are_put_there_and_stale_ones_go(shared, tmp_path
     assert there(paths) == set() and not paths.artifacts.exists()
     assert there(built(size)) == {small} and there(built(size - 1)) == set()
     assert there(built(10_000_000)) == {base, small}
-    assert there(built(None)) == {base, small}  # not asked for, but still what they were
+    assert there(built(None)) == {base, small}  # not requested, but still what they were
     flip(paths.artifact(base) / "model.onnx")
     shutil.copytree(paths.artifact(small), paths.artifacts / ("0" * 16))
     (paths.artifacts / "notes").write_text("x")

@@ -36,8 +36,8 @@ def main(rounds: int = 5) -> None:
         large = folder / "large.yaml"
         seeds = f"seeds: [{', '.join(map(str, range(SEEDS)))}]"
         large.write_text(plan.load_sweep("quickstart").text.replace("seeds: [0]", seeds))
-        found, _ = look(folder, "plan", str(large), "--json")
-        show("plan of 10,003 cells", found["cpu_s"], reference_s)
+        usage, _ = look(folder, "plan", str(large), "--json")
+        show("plan of 10,003 cells", usage["cpu_s"], reference_s)
     show("env/run true", min(_env_run_s() for _ in range(rounds)), reference_s)
 
 

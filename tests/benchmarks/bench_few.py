@@ -33,12 +33,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    found: dict[tuple[str, str], list[float]] = {}
+    accuracies: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for cell in _cells(Path(folder), options):
             for key, accuracy in _accuracies(cell, Work(Path(folder) / "work")).items():
-                found.setdefault(key, []).append(accuracy)
-    for (technique, ridge), values in found.items():
+                accuracies.setdefault(key, []).append(accuracy)
+    for (technique, ridge), values in accuracies.items():
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
         mean = statistics.mean(values)
         print(f"{technique:10} ridge {ridge:6}  held out {100 * mean:6.2f} % ({100 * spread:.2f})")

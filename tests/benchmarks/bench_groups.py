@@ -209,7 +209,7 @@ def difference(spec: NetworkSpec, kept: list[torch.Tensor] | None = None) -> flo
     the one in which no layer reads them."""
     state, kept = network.new(spec, 0), kept or halves(spec)
     _enliven(state.network)
-    found, graph = network.shrink(state, kept).network.module, network.graph_of(spec)
+    smaller, graph = network.shrink(state, kept).network.module, network.graph_of(spec)
     alive = [_alive(*each) for each in zip(kept, spec.channels, strict=True)]
     silent, unread = (copy.deepcopy(state.network.module) for _ in range(2))
     for name, groups in graph.filters.items():
@@ -221,7 +221,7 @@ def difference(spec: NetworkSpec, kept: list[torch.Tensor] | None = None) -> flo
         weight = layer.get_parameter("weight")
         weight[:, ~stays.repeat_interleave(weight.shape[1] // len(stays))] = 0
     images = torch.randn(2, *spec.shape, generator=torch.Generator().manual_seed(0)).double()
-    logits, *others = (module.double().eval()(images) for module in (found, silent, unread))
+    logits, *others = (module.double().eval()(images) for module in (smaller, silent, unread))
     return max(float((logits - o).abs().max() / o.abs().max()) for o in others)
 
 
@@ -249,22 +249,22 @@ def _alive(kept: torch.Tensor, count: int) -> torch.Tensor:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=MODELS)
-    found: list[bool | None] = []
+    agreements: list[bool | None] = []
     print("| network | groups | layers | parameters, M | MACs, M | apart | | whole, and why |")
     print("|---|---|---|---|---|---|---|---|")
     for given in parser.parse_args().models:
         name, _, side = given.partition("@")
         line, agrees = compared(name, int(side or 64))
-        found.append(agrees)
+        agreements.append(agrees)
         print(f"| {given} | {line} |{' WRONG' if agrees is False else ''}", flush=True)
-    print(summary(found))
-    return 1 if False in found else 0
+    print(summary(agreements))
+    return 1 if False in agreements else 0
 
 
-def summary(found: list[bool | None]) -> str:
-    """Of what `compared` said of each network."""
-    line = f"{found.count(True)} agree, {found.count(None)} not comparable"
-    return line + (f", {found.count(False)} WRONG" if False in found else "")
+def summary(agreements: list[bool | None]) -> str:
+    """Counts of the agreements that `compared` returned."""
+    line = f"{agreements.count(True)} agree, {agreements.count(None)} not comparable"
+    return line + (f", {agreements.count(False)} WRONG" if False in agreements else "")
 
 
 def compared(name: str, side: int) -> tuple[str, bool | None]:

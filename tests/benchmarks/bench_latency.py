@@ -27,13 +27,13 @@ EAGER = "base in PyTorch eager"
 
 
 def main() -> int:
-    asked = _parser().parse_args()
-    sweep, work = load_sweep(asked.sweep), Work(paths.work_root())
+    arguments = _parser().parse_args()
+    sweep, work = load_sweep(arguments.sweep), Work(paths.work_root())
     flags = " ".join(hardware.cpu_flags())
     print(f"{hardware.describe()['cpu']}, {hardware.cores()} cores, {flags}")
     done = [c for c in sweep.cells if work.cell(c.id).manifest.exists()]
     for base_id, cells in groupby(sorted(done, key=lambda c: (c.base_id, c.technique)), _base):
-        _race(work, base_id, list(cells), asked)
+        _race(work, base_id, list(cells), arguments)
     return 0
 
 
@@ -41,7 +41,7 @@ def _base(cell) -> str:
     return cell.base_id
 
 
-def _race(work, base_id, cells, asked) -> None:
+def _race(work, base_id, cells, arguments) -> None:
     base = work.cell(base_id)
     network = read_model(base.model).network.eval()
     artifacts = {c.technique: artifact.load(work.cell(c.id).artifact) for c in cells}
@@ -54,7 +54,9 @@ def _race(work, base_id, cells, asked) -> None:
             contenders = {n: session_of(a, threads, images) for n, a in artifacts.items()}
             contenders[EAGER] = _eager(network, torch.from_numpy(images))
             with torch.inference_mode():
-                timed = latency.interleaved(contenders, asked.repeats, asked.seconds, [EAGER])
+                timed = latency.interleaved(
+                    contenders, arguments.repeats, arguments.seconds, [EAGER]
+                )
             _print(timed, threads, batch)
 
 

@@ -87,8 +87,8 @@ def main() -> None:
 
 
 def _tell(speeds: Row) -> None:
-    for name, found in speeds.items():
-        print(f"{name:20} {statistics.median(found):8.1f} images/s")
+    for name, rates in speeds.items():
+        print(f"{name:20} {statistics.median(rates):8.1f} images/s")
     for what in ("epoch", "input"):
         pairs = zip(speeds[f"{what}, netpress"], speeds[f"{what}, DataLoader"], strict=True)
         print(f"{what}: {statistics.median(a / b for a, b in pairs):.2f} times the DataLoader's")

@@ -51,7 +51,7 @@ def main() -> None:
         print(json.dumps(_rows(dataset, int(seed), options)), flush=True)
         return
     runs = [(dataset, seed) for dataset in options.datasets for seed in options.seeds]
-    rows = [row for found in _processes(runs, options) for row in found]
+    rows = [row for process_rows in _processes(runs, options) for row in process_rows]
     for row in rows:
         print("{dataset:13} {seed} {technique:15} {mode:5} {held_out:.4f} {test:.4f}".format(**row))
     _print_differences(rows)

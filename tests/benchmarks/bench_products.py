@@ -30,17 +30,17 @@ def main() -> int:
     parser.add_argument("sweep")
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=10.0, help="a series, at most")
-    asked = parser.parse_args()
-    sweep, work = load_sweep(asked.sweep), Work(paths.work_root())
+    arguments = parser.parse_args()
+    sweep, work = load_sweep(arguments.sweep), Work(paths.work_root())
     print(f"{'':32}{'threads':>8}{'batch':>6}{'without':>10}{'with':>10}{'gain':>7}{'rounds':>8}")
     for cell in sweep.cells:
         if work.cell(cell.id).manifest.exists():
             with tempfile.TemporaryDirectory() as folder:
-                _race(cell, read_model(work.cell(cell.id).model), Path(folder), asked)
+                _race(cell, read_model(work.cell(cell.id).model), Path(folder), arguments)
     return 0
 
 
-def _race(cell, state, folder: Path, asked) -> None:
+def _race(cell, state, folder: Path, arguments) -> None:
     least, written = im2col.LEAST, {}
     for name, weights in (("with", least), ("without", float("inf"))):
         im2col.LEAST = weights
@@ -51,7 +51,7 @@ def _race(cell, state, folder: Path, asked) -> None:
         for batch in (1, 64):
             images = images_of(state.spec.shape, batch)
             contenders = {n: session_of(a, threads, images) for n, a in written.items()}
-            timed = latency.interleaved(contenders, asked.repeats, asked.seconds)
+            timed = latency.interleaved(contenders, arguments.repeats, arguments.seconds)
             ms = {name: float(np.median(samples)) for name, samples in timed.items()}
             name = f"{cell.dataset.name} {cell.technique}"
             print(

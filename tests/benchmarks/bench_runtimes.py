@@ -29,14 +29,14 @@ def main() -> None:
     parser.add_argument("--exact", type=int, default=0, metavar="N")
     options = parser.parse_args()
     for folder in options.artifacts:
-        found = artifact.load(folder)
-        model = onnx.load_model_from_string(found.model)
-        name = found.manifest["dataset"]
+        loaded = artifact.load(folder)
+        model = onnx.load_model_from_string(loaded.model)
+        name = loaded.manifest["dataset"]
         split = data.load(Dataset(name=name), Recipe(), 0, data_root(), Work(work_root()).cache)
         pixels, labels = split.test.pixels.numpy(), split.test.labels.numpy()
         print(f"{folder}: {name}, largest sum of two products {saturation.largest_sum(model):,}")
         classes = {
-            runtime: inference.timed_logits(found, pixels, runtime)[0].argmax(1)
+            runtime: inference.timed_logits(loaded, pixels, runtime)[0].argmax(1)
             for runtime in ("onnxruntime", "openvino")
         }
         first = next(iter(classes.values()))

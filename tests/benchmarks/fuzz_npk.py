@@ -3,8 +3,8 @@ more memory than it may.
 
     env/run python -m tests.benchmarks.fuzz_npk [MUTATIONS] [SEED]
 
-Most mutations have checksums that fit again, and many change what is said of tensors, or the coded
-values: those that a checksum finds say little.
+Most mutations have checksums that fit again, and many change descriptions of tensors, or the coded
+values: those that a checksum catches test little.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 from pipeline.artifact.npk import decode as npk
 from pipeline.artifact.npk.encode import encode
 
-# Beside what grows with the model: slices, tables, and what is said of tensors.
+# Beside what grows with the model: slices, tables, and descriptions of tensors.
 SPARE = 64 << 20
 
 
@@ -60,7 +60,7 @@ def mutated(coded: bytes, rng: np.random.Generator) -> bytes:
     way = rng.integers(6)
     if way == 0:
         return bytes(_changed(bytearray(coded), rng))
-    if way == 1:  # what is said of tensors, unpacked
+    if way == 1:  # descriptions of tensors, unpacked
         plans = bytearray(npk.unpack(memoryview(parts[0]), npk.PLANS_BYTES))
         plans = _changed(plans, rng)
         parts[0] = bytearray(npk.PACKED.pack(0, len(plans))) + plans

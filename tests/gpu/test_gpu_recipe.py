@@ -18,8 +18,8 @@ pytestmark = [
 def test_with_all_settings_a_graph_gives_the_weights_of_the_eager_loop(capsys):
     ended = []
     for how in ("off", "auto"):
-        asked = recipe(**ALL, compile=how, epochs=6)
-        done = fitted(asked, where=machine(asked, "cuda")).state.network
+        settings = recipe(**ALL, compile=how, epochs=6)
+        done = fitted(settings, where=machine(settings, "cuda")).state.network
         ended.append({n: t.cpu() for n, t in done.state_dict().items()})
     assert "captured" not in capsys.readouterr().err
     assert all(torch.equal(t, ended[1][n]) for n, t in ended[0].items())

@@ -76,9 +76,9 @@ def test_it_computes_the_network_compiled_and_in_one_graph(model, precision):
     images, one = pixels(64), loaded(model, precision)
     wanted = expected(made(model), images)
     for count in (1, 40, 64):
-        found = one.run(images[:count])
-        assert found.shape == (count, 10) and found.dtype == np.float32
-        assert np.abs(found - wanted[:count]).max() <= NEAR[precision] * np.abs(wanted).max()
+        logits = one.run(images[:count])
+        assert logits.shape == (count, 10) and logits.dtype == np.float32
+        assert np.abs(logits - wanted[:count]).max() <= NEAR[precision] * np.abs(wanted).max()
     assert one.note is None
     assert all(one.calls.of(count).graph is not None for count in (1, 64))
 
@@ -165,12 +165,12 @@ def test_the_hardware_names_the_card():
 def test_a_cell_is_measured_on_the_gpu_beside_its_base(tmp_path):
     told = {"measure": cells.MEASURE | {"runtimes": ["onnxruntime", "pytorch-cuda-bf16"]}}
     made_of = cells.cells(tmp_path, ["base", "ptq-int8"], **told)
-    work, found = Work(tmp_path / "work"), {}
+    work, results = Work(tmp_path / "work"), {}
     for name, cell in made_of.items():
         with store.lock_cell(work.cell(cell.id)):
             execute.run_cell(cell, work, work.root, device="cuda")
-        found[name] = cells.result(work.cell(cell.id))
-    measured, facts = found["ptq-int8"].measured, found["ptq-int8"].facts
+        results[name] = cells.result(work.cell(cell.id))
+    measured, facts = results["ptq-int8"].measured, results["ptq-int8"].facts
     assert "runtimes/pytorch-cuda-bf16/skipped" not in measured
     assert measured["runtimes/pytorch-cuda-bf16/agreement"] >= 0.95
     timed = [one for one in map(series.parse, measured) if one and one.device == "cuda"]
@@ -182,6 +182,6 @@ def test_a_cell_is_measured_on_the_gpu_beside_its_base(tmp_path):
     assert (largest.named(ENERGY) in measured) == (energy.of_gpu() is not None)
     assert facts["hardware"]["gpu"] == torch.cuda.get_device_name(0)
     assert facts["machine"].endswith(hardware.machine_name(facts["hardware"]["gpu"], None)[:24])
-    rows = [row(identity(made_of[name]), result) for name, result in found.items()]
+    rows = [row(identity(made_of[name]), result) for name, result in results.items()]
     [table] = reported.section(Frames.of(rows, ())).tables
     assert [line[0].text for line in table.lines] == ["base", "ptq-int8"]

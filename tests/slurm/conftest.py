@@ -156,7 +156,7 @@ def started(*settings: str) -> Iterator[Box]:
 
 @dataclass
 class Desk:
-    """A folder of a user's, and the command line in it; counts what SLURM is asked."""
+    """A folder of a user's, and the command line in it; counts the calls of SLURM's commands."""
 
     box: Box
     folder: Path
@@ -198,8 +198,8 @@ class Desk:
         out, err = process.communicate(timeout=120)
         assert code is None or process.returncode == code, f"{process.returncode}\n{out}\n{err}"
         assert "Traceback" not in err, err
-        said = [s for s in err.splitlines() if not s.startswith("netpress: note: ")]
-        return out, "\n".join(said)
+        messages = [s for s in err.splitlines() if not s.startswith("netpress: note: ")]
+        return out, "\n".join(messages)
 
     def submit(self, sweep: str, *more: str, code: int = 0) -> tuple[str, str]:
         return self.netpress("submit", sweep, *SMALL, *more, code=code)
@@ -208,14 +208,14 @@ class Desk:
         return self.netpress("resume", sweep, *SMALL, *more)[0]
 
     def status(self, sweep: str) -> dict[str, dict]:
-        """technique/seed -> what status --json says of it."""
-        found = json.loads(self.netpress("status", sweep, "--json")[0])
-        return {f"{c['technique']}/{c['seed']}": c for c in found["cells"]}
+        """technique/seed -> its entry in status --json."""
+        document = json.loads(self.netpress("status", sweep, "--json")[0])
+        return {f"{c['technique']}/{c['seed']}": c for c in document["cells"]}
 
     def cell(self, sweep: str, name: str) -> CellPaths:
         """The folder of a cell, by technique/seed; asks no scheduler."""
-        found = json.loads(self.netpress("plan", sweep, "--json")[0])["cells"]
-        [cell] = [c["id"] for c in found if f"{c['technique']}/{c['seed']}" == name]
+        cells = json.loads(self.netpress("plan", sweep, "--json")[0])["cells"]
+        [cell] = [c["id"] for c in cells if f"{c['technique']}/{c['seed']}" == name]
         return self.work.cell(cell)
 
     def states(self, sweep: str) -> dict[str, str]:
@@ -235,9 +235,9 @@ class Desk:
         deadline = time.monotonic() + seconds
         while True:
             before, again = self._queue(), time.monotonic() + LOOK_S
-            if wanted(found := look()):
-                return found
-            assert time.monotonic() < deadline, json.dumps(found, indent=1) + before
+            if wanted(value := look()):
+                return value
+            assert time.monotonic() < deadline, json.dumps(value, indent=1) + before
             while self._queue() == before and time.monotonic() < again:
                 time.sleep(0.5)
 
@@ -251,7 +251,7 @@ class Desk:
         return self.until_all(sweep, "done", "failed", "cancelled", "missing", seconds=seconds)
 
     def counted(self) -> Counter[str]:
-        """Slurm's commands that were run since the last time this was asked."""
+        """Slurm's commands that were run since the last call of this."""
         lines = self.calls.read_text().splitlines() if self.calls.exists() else []
         self.calls.unlink(missing_ok=True)
         return Counter(line.split()[0] for line in lines)

@@ -1,4 +1,4 @@
-"""The commands after `submit`, which are not told again what it was told."""
+"""The commands after `submit`, which need not be given its settings again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cells_in_queue(desk) -> set[str]:
     """Partition, memory and time of the jobs that make cells."""
     lines = desk.box.ask("squeue", "-h", "-t", "PD", "-o", "%j|%P %m %l").splitlines()
     jobs = (line.split("|") for line in lines)
-    return {asked for name, asked in jobs if not name.endswith("-report")}
+    return {resources for name, resources in jobs if not name.endswith("-report")}
 
 
 def test_commands_that_name_no_profile_take_that_of_the_submission(desk):
@@ -62,7 +62,7 @@ def test_commands_that_name_no_profile_take_that_of_the_submission(desk):
     assert "export NETPRESS_TEST_SETUP=1" in script
     assert desk.states(sweep) == {"base/60": "queued", "quick/60": "waiting"}
 
-    # Another one is taken where it is asked for, and from then on.
+    # Another one is taken where it is requested, and from then on.
     desk.netpress("cancel", sweep)
     desk.until_all(sweep, "cancelled", seconds=30)
     desk.netpress("submit", sweep, "--profile", "generic", *SMALL, *LATER)
@@ -92,11 +92,11 @@ def test_a_report_that_failed_is_told_and_sent_again(desk):
     assert report_state(desk, sweep)["state"] in ("queued", "running")
     reports = desk.folder / "reports"
     reports.write_text("in the way")
-    found = until_report(desk, sweep, "failed")
-    assert str(reports) in found["reason"] and found["reason"].startswith("exception: ")
-    assert str(reports) in Path(found["log"]).read_text()
+    status = until_report(desk, sweep, "failed")
+    assert str(reports) in status["reason"] and status["reason"].startswith("exception: ")
+    assert str(reports) in Path(status["log"]).read_text()
     out, _ = desk.netpress("status", sweep)
-    assert f"Report: failed: {found['reason']} (log: {found['log']})\n" in out
+    assert f"Report: failed: {status['reason']} (log: {status['log']})\n" in out
     assert f"`netpress submit {sweep}` submits it again" in out
 
     # As long as it would fail again, nothing is sent; then submit sends it, and it alone.
@@ -122,8 +122,8 @@ def test_a_report_whose_job_could_say_nothing(desk):
     desk.submit(sweep, "--set", 'setup=["sleep 1"]', "--set", "report.memory_gib=1", *LATER)
     report = desk.jobs("speechless")[-1]
     desk.netpress("cancel", sweep)
-    found = until_report(desk, sweep, "cancelled")
-    assert found["reason"] == "cancelled by `netpress cancel`"
+    status = until_report(desk, sweep, "cancelled")
+    assert status["reason"] == "cancelled by `netpress cancel`"
     assert "Nothing to submit" in desk.netpress("submit", sweep)[0]
     # Held until Slurm, which looks every second, has seen it.
     hold = "import time; held = bytearray(2 << 30); time.sleep(30)"
@@ -132,8 +132,8 @@ def test_a_report_whose_job_could_say_nothing(desk):
     assert "the report, after all others" in desk.netpress("resume", sweep, *more)[0]
     again = desk.jobs("speechless")[-1]
     assert again != report
-    found = until_report(desk, sweep, "failed")
-    assert found["reason"].startswith("out of memory: ") and found["reason"].endswith(" of 1 GiB")
+    status = until_report(desk, sweep, "failed")
+    assert status["reason"].startswith("out of memory: ") and status["reason"].endswith(" of 1 GiB")
     desk.netpress("submit", sweep, "--set", "setup=[]")
     last = desk.jobs("speechless")[-1]
     assert "MinMemoryNode=2G" in desk.box.ask("scontrol", "show", "job", str(last))

@@ -37,23 +37,23 @@ def test_a_time_limit_that_is_waited_for(desk):
     # USR2 from Slurm before the limit: a checkpoint, a requeue, and on from there.
     wait_for(lambda: "Restarts=1" in restarts(desk, jobs["limit"]), 90)
     desk.box.ask("scontrol", "update", f"jobid={jobs['limit']}_0", "TimeLimit=60")
-    found = desk.settled(some)["base/20"]
-    assert found["state"] == "done" and found["attempts"] == 2
+    status = desk.settled(some)["base/20"]
+    assert status["state"] == "done" and status["attempts"] == 2
     goes_on(cell, f"{jobs['limit']}_0", epochs)
 
     # Nothing was made: another round of the same length would end like this one.
-    found = desk.settled(none)["base/21"]
-    assert found["state"] == "failed" and "not finish a single epoch" in found["reason"]
+    status = desk.settled(none)["base/21"]
+    assert status["state"] == "failed" and "not finish a single epoch" in status["reason"]
     assert "Restarts=0" in restarts(desk, jobs["nothing"])
     assert "480 minutes instead of 240" in desk.resume(none, *LATER)
 
-    # Not told of it, and killed by it.
-    found = desk.settled(deaf)["base/22"]
+    # Not notified of it, and killed by it.
+    status = desk.settled(deaf)["base/22"]
     assert "TIMEOUT" in desk.box.ask("squeue", "-ht", "all", "-o", "%T", "-j", str(jobs["deaf"]))
-    assert found["state"] == "failed"
-    assert found["reason"].startswith(f"time limit: job {jobs['deaf']}_0 was ended by it before")
-    said = desk.resume(deaf, *LATER, "--set", "minutes_cap=300")
-    assert "300 minutes instead of 240" in said
+    assert status["state"] == "failed"
+    assert status["reason"].startswith(f"time limit: job {jobs['deaf']}_0 was ended by it before")
+    output = desk.resume(deaf, *LATER, "--set", "minutes_cap=300")
+    assert "300 minutes instead of 240" in output
     desk.netpress("cancel", deaf)
     assert "300 minutes instead" not in desk.resume(deaf, "--set", "minutes_cap=300", *LATER)
 
@@ -72,8 +72,8 @@ def test_a_cell_that_comes_to_the_limit_of_its_estimate_gets_more_time(desk):
         desk.box.ask("scancel", "--signal=USR2", f"{job}_0")
         wait_for(lambda: "Restarts=1" in desk.box.ask(*show))
         wait_for(lambda: "TimeLimit=00:15:00" in desk.box.ask(*show))  # the last that it does
-    found = desk.settled(sweep)["base/24"]
-    assert found["state"] == "done"
+    status = desk.settled(sweep)["base/24"]
+    assert status["state"] == "done"
 
 
 def test_a_requeue_that_slurm_refuses_is_resumed(desk):
@@ -84,8 +84,8 @@ def test_a_requeue_that_slurm_refuses_is_resumed(desk):
     halt(cell)
     desk.box.ask("scontrol", "update", f"jobid={job}_0", "Requeue=0")
     desk.box.ask("scancel", "--signal=USR2", f"{job}_0")
-    found = desk.settled(sweep)["base/23"]
-    assert found["state"] == "failed" and "Slurm did not requeue job" in found["reason"]
+    status = desk.settled(sweep)["base/23"]
+    assert status["state"] == "failed" and "Slurm did not requeue job" in status["reason"]
     assert "job " in desk.resume(sweep)
     assert desk.settled(sweep)["base/23"]["state"] == "done"
     assert cell.attempt(2).folder.exists() and not cell.attempt(3).folder.exists()
@@ -95,17 +95,17 @@ def test_out_of_memory_by_control_groups(strict_desk):
     desk = strict_desk
     sweep = desk.sweep("strict", techniques="[base, quick]")
     desk.submit(sweep, "--set", "memory_gib=1", *held(700))
-    found = desk.settled(sweep)
+    statuses = desk.settled(sweep)
     job = desk.jobs("strict")[0]
     states = ("sacct", "-nPj", f"{job}_0", "-o", "State")
     wait_for(lambda: "OUT_OF_MEMORY" in desk.box.ask(*states), 20)
-    assert found["base/0"]["state"] == "failed"
-    assert found["base/0"]["reason"] == "out of memory: 1.0 of 1 GiB"
-    assert found["quick/0"]["reason"] == "its base is failed: out of memory: 1.0 of 1 GiB"
+    assert statuses["base/0"]["state"] == "failed"
+    assert statuses["base/0"]["reason"] == "out of memory: 1.0 of 1 GiB"
+    assert statuses["quick/0"]["reason"] == "its base is failed: out of memory: 1.0 of 1 GiB"
     out = desk.netpress("resume", sweep, *SMALL, *LATER, "--set", "memory_gib=1")[0]
     assert "2 GiB instead of 1" in out
     desk.netpress("cancel", sweep)
-    # At the cap there is no next time, and it says so.
+    # At the cap there is no next time, and it reports so.
     capped = ("--set", "memory_gib=1", "--set", "memory_cap_gib=1")
     desk.netpress("resume", sweep, *SMALL, *capped)
 
@@ -127,12 +127,12 @@ def test_jobs_without_arrays_without_scontrol_and_without_a_log(desk):
     halt(first)
     halt(other).go_on()
     desk.box.ask("scancel", "--signal=USR2", str(jobs[0]))
-    found = desk.settled(sweep)
-    assert found["base/71"]["state"] == found["quick/71"]["state"] == "done"
-    assert found["base/70"]["state"] == "failed"
+    statuses = desk.settled(sweep)
+    assert statuses["base/71"]["state"] == statuses["quick/71"]["state"] == "done"
+    assert statuses["base/70"]["state"] == "failed"
     assert (
         "scontrol is not on PATH in the job, so it cannot be requeued"
-        in (found["base/70"]["reason"])
+        in (statuses["base/70"]["reason"])
     )
     wait_for(lambda: (desk.folder / "reports" / "single" / "index.html").exists())
     single = ("--set", "max_array_size=0", *LATER)

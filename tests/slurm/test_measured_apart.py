@@ -43,15 +43,15 @@ def test_what_is_trained_is_measured_by_a_job_of_its_own(desk):
     desk.until_all(sweep, "cancelled", seconds=30)
     assert not in_queue(desk, "apart") and not queue(desk, "apart")
     desk.resume(sweep, *APART, "--set", "options={}", *BROKEN)
-    found = desk.settled(sweep)
-    assert {c["state"] for c in found.values()} == {"failed"}
+    statuses = desk.settled(sweep)
+    assert {c["state"] for c in statuses.values()} == {"failed"}
     for name in ("base/90", "quick/90"):
-        reason = found[name]["reason"]
+        reason = statuses[name]["reason"]
         assert reason.startswith("its measurement failed: set-up failed with exit code 1")
         assert reason.endswith("; its training is kept"), reason
-        assert store.is_done(desk.work.cell(found[name]["id"]))
-        assert found[name]["attempts"] == 1
-    assert "training" not in found["broken/90"]["reason"]
+        assert store.is_done(desk.work.cell(statuses[name]["id"]))
+        assert statuses[name]["attempts"] == 1
+    assert "training" not in statuses["broken/90"]["reason"]
     wait_for(lambda: not queue(desk, "apart"))
 
     # Resumed, what is trained is only measured: one job for both, and the report after it.
@@ -62,7 +62,7 @@ def test_what_is_trained_is_measured_by_a_job_of_its_own(desk):
     sent = kinds(desk, "apart")[before:]
     assert [(kind, sorted(made)) for kind, made in sent] == [("measure", both), ("report", [])]
     assert both != every
-    found = desk.until(sweep, lambda c: [x["state"] for x in c.values()].count("done") == 2)
+    statuses = desk.until(sweep, lambda c: [x["state"] for x in c.values()].count("done") == 2)
     for cell_id in both:
         cell = desk.work.cell(cell_id)
         [entry], damaged = store.measurements(cell, deep=True)

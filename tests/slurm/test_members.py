@@ -98,15 +98,15 @@ def test_a_base_of_one_member_is_used_by_the_jobs_of_the_other(members):
     base = ann.cell(first, "base/70")
     assert owners(base.folder) == {ANN} and store.verify(base)
 
-    # Bob's profile says nothing of it: the work root is shared, whoever submits.
+    # Bob's profile does not mention it: the work root is shared, whoever submits.
     second = bob.sweep("second", techniques="[base, quick]", seeds="[70]")
     bob.submit(second)
-    found = bob.settled(second)
-    assert {name: now["state"] for name, now in found.items()} == {
+    settled = bob.settled(second)
+    assert {name: now["state"] for name, now in settled.items()} == {
         "base/70": "done",
         "quick/70": "done",
     }
-    assert found["base/70"]["attempts"] == 1
+    assert settled["base/70"]["attempts"] == 1
     quick = bob.cell(second, "quick/70")
     assert owners(quick.folder) == {BOB} and store.verify(quick)
     users = ann.box.ask("sacct", "-anXo", "user").split()

@@ -35,12 +35,12 @@ def limited(desk, which: tuple[str, ...], **limits: int):
 
 def queue(desk, name: str) -> dict[str, list[str]]:
     """{what a job is for: its state and dependency}, of this sweep's jobs in the queue."""
-    found: dict[str, list[str]] = {}
+    jobs: dict[str, list[str]] = {}
     for line in desk.box.ask("squeue", "-rh", "-t", "PD,R", "-o", "%j|%T|%E").splitlines():
         job, state, after = line.split("|")
         if what := re.match(rf"netpress-\w+-{name}-([a-z-]+)", job):
-            found.setdefault(what[1].rstrip("-"), []).append(f"{state} {after}")
-    return found
+            jobs.setdefault(what[1].rstrip("-"), []).append(f"{state} {after}")
+    return jobs
 
 
 def test_what_there_is_room_for_is_submitted_and_a_job_submits_the_rest(desk):
@@ -61,9 +61,9 @@ def test_what_there_is_room_for_is_submitted_and_a_job_submits_the_rest(desk):
         assert f"job {follow_up} submits them when there is room" in out
         now = queue(desk, "room")
         assert len(now["base"]) == 2 and f"afterany:{follow_up}" in now["report"][0]
-        found = desk.status(sweep)
-        assert [cell["state"] for cell in found.values()] == ["queued"] * 2 + ["missing"] * 5
-        assert found["base/6"]["reason"].startswith("not submitted: MaxSubmitJobsPerUser of QOS")
+        status = desk.status(sweep)
+        assert [cell["state"] for cell in status.values()] == ["queued"] * 2 + ["missing"] * 5
+        assert status["base/6"]["reason"].startswith("not submitted: MaxSubmitJobsPerUser of QOS")
         out, _ = desk.netpress("status", sweep)
         assert f"job {follow_up} submits them when there is room" in out and "Report:" not in out
         # Another call finds no more room, and makes no second one of anything.
@@ -196,8 +196,8 @@ def test_the_tightest_limit_is_found_wherever_it_stands(desk, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", desk.env["SLURM_CONF"])
 
     def tightest(*settings: str) -> tuple[str, int] | None:
-        found = room.tightest(profile.load("generic", settings).profile)
-        return found and (found.name, found.room)
+        limit = room.tightest(profile.load("generic", settings).profile)
+        return limit and (limit.name, limit.room)
 
     assert tightest() is None
     places = {

@@ -20,8 +20,8 @@ def measured(desk, *arguments: str) -> tuple[str, float, int]:
     used = desk.folder / "used.json"
     program = (str(HERE / "measured.py"), str(used), str(NETPRESS))
     out, _ = desk.netpress(*arguments, program=program)
-    found = json.loads(used.read_bytes())
-    return out, found["cpu_s"], found["peak_bytes"]
+    usage = json.loads(used.read_bytes())
+    return out, usage["cpu_s"], usage["peak_bytes"]
 
 
 def grown(desk, name: str, count: int) -> str:

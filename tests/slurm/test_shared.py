@@ -41,10 +41,10 @@ def test_two_sweeps_share_their_base(desk):
     }
     assert f"--dependency=aftercorr:{base}\n" in scripts[other]
     assert f"--dependency=afterany:{base}:{quick}:{other}\n" in scripts[report]
-    found = desk.status(second)
-    assert found["base/40"]["state"] == "queued"
-    assert f"job {base}_0 of sweep first" in found["base/40"]["reason"]
-    assert {found[name]["state"] for name in ("quick/40", "quick2/40")} == {"waiting"}
+    statuses = desk.status(second)
+    assert statuses["base/40"]["state"] == "queued"
+    assert f"job {base}_0 of sweep first" in statuses["base/40"]["reason"]
+    assert {statuses[name]["state"] for name in ("quick/40", "quick2/40")} == {"waiting"}
     assert "Nothing to submit" in desk.submit(second, *LATER)[0]
     assert "Nothing to submit" in desk.resume(second, *LATER)
 
@@ -82,8 +82,10 @@ def test_a_cell_in_two_jobs_on_two_nodes(desk, lines):
     second = desk.box.ask("sbatch", "--parsable", "--nodelist=n2", str(folder.script))
     ended = ("squeue", "-ht", "all", "-o", "%T", "-j", f"{second}_0")
     wait_for(lambda: desk.box.ask(*ended) == "FAILED", 60)
-    said = f"netpress: cell {cell.id} is being worked on by process {held.pid} on n1 in job {first}"
-    assert said in folder.err(f"{second}_0").read_text()
+    message = (
+        f"netpress: cell {cell.id} is being worked on by process {held.pid} on n1 in job {first}"
+    )
+    assert message in folder.err(f"{second}_0").read_text()
     held.go_on()
     assert desk.settled(sweep)[f"base/{seed}"]["state"] == "done"
     assert store.last_attempt(cell).number == 1 and store.verify(cell)
@@ -107,16 +109,16 @@ def test_a_job_that_was_requeued_while_its_old_run_goes_on(desk, lines):
         held.go_on()
         wait_for(lambda: not Path(f"/proc/{held.pid}").exists(), 30)
         assert "started again elsewhere" in cell.attempt(1).log.read_text()
-        found = desk.settled(sweep)[f"base/{seed}"]
+        status = desk.settled(sweep)[f"base/{seed}"]
     finally:
         desk.box("revive-node", "n1")
-    assert found["state"] == "done" and found["attempts"] == 2 and store.verify(cell)
+    assert status["state"] == "done" and status["attempts"] == 2 and store.verify(cell)
     assert "Restarts=1" in restarts(desk, job)
     goes_on(cell, f"{job}_0", epochs)
 
 
 def test_what_is_killed_from_outside_is_resumed(desk):
-    """The worker, srun, the batch script: none of them can say a word, and none is the cell's
+    """The worker, srun, the batch script: none of them can report anything, and none is the cell's
     fault."""
     victims = ("worker", "srun", "script")
     sweep = desk.sweep("killed", techniques="[base]", seeds="[50, 51, 52]", epochs=LONG)
@@ -127,8 +129,8 @@ def test_what_is_killed_from_outside_is_resumed(desk):
         task = line["SLURM_ARRAY_TASK_ID"]
         os.kill({"worker": line["parent"], **children_of_script(line)}[name], signal.SIGKILL)
         assert int(task) == victims.index(name)
-    found = desk.settled(sweep)
-    for now in found.values():
+    statuses = desk.settled(sweep)
+    for now in statuses.values():
         assert now["state"] == "failed" and "was killed from outside" in now["reason"], now
     # Recorded by the report's job, which nobody has killed.
     wait_for(lambda: all(cell.attempt(1).failure.exists() for cell in cells.values()))
@@ -136,17 +138,17 @@ def test_what_is_killed_from_outside_is_resumed(desk):
     assert out.count(": again, it ended with killed: job ") == 3
     # A second one at once has nothing left to do.
     assert "Nothing to submit" in desk.resume(sweep)
-    found = desk.settled(sweep)
-    assert {now["state"] for now in found.values()} == {"done"}
-    assert {now["attempts"] for now in found.values()} == {2}
+    statuses = desk.settled(sweep)
+    assert {now["state"] for now in statuses.values()} == {"done"}
+    assert {now["attempts"] for now in statuses.values()} == {2}
 
 
 def ancestors(pid: int) -> dict:
     """The parent of a process, and its job's environment."""
     text = Path(f"/proc/{pid}/environ").read_text()
-    found = dict(line.partition("=")[::2] for line in text.split("\0") if line)
+    environment = dict(line.partition("=")[::2] for line in text.split("\0") if line)
     status = Path(f"/proc/{pid}/status").read_text()
-    return {**found, "parent": int(status.partition("PPid:")[2].split()[0])}
+    return {**environment, "parent": int(status.partition("PPid:")[2].split()[0])}
 
 
 def children_of_script(env: dict) -> dict[str, int]:
@@ -172,10 +174,10 @@ def test_a_node_that_fails_is_left_out_next_time(desk):
         desk.box.ask("scontrol", "update", f"jobid={job}_0", "Requeue=0")
         try:
             desk.box("kill-node", node, "--now")
-            found = desk.settled(sweep)["base/55"]
+            status = desk.settled(sweep)["base/55"]
         finally:
             desk.box("revive-node", node)
-        assert found["state"] == "failed" and f"node {node} failed" in found["reason"]
+        assert status["state"] == "failed" and f"node {node} failed" in status["reason"]
         out, err = desk.netpress("resume", sweep, *SMALL)
         assert f"without {', '.join(gone)}" in out
         new = desk.jobs("nodes")[-2]

@@ -59,8 +59,8 @@ def test_a_whole_sweep_with_dependencies_and_its_report(desk):
     counted = desk.counted()
     assert counted["squeue"] == 1 and counted["sacct"] == 0
 
-    found = desk.settled(sweep)
-    assert {cell["state"] for cell in found.values()} == {"done"}
+    statuses = desk.settled(sweep)
+    assert {cell["state"] for cell in statuses.values()} == {"done"}
     report = desk.folder / "reports" / "whole" / "report.md"
     deadline = time.monotonic() + 60
     while not report.exists() and time.monotonic() < deadline:
@@ -69,8 +69,10 @@ def test_a_whole_sweep_with_dependencies_and_its_report(desk):
     rows = json.loads(desk.netpress("report", sweep, "--json")[0])
     assert len(rows["rows"]) == 4 and rows["gaps"] == []
 
-    # What was used stands beside what was asked.
-    usage = json.loads(store.last_attempt(desk.work.cell(found["quick/0"]["id"])).usage.read_text())
+    # The resources used are recorded beside those requested.
+    usage = json.loads(
+        store.last_attempt(desk.work.cell(statuses["quick/0"]["id"])).usage.read_text()
+    )
     assert usage["request"] == {
         "cores": 1,
         "memory_bytes": 2 * 1024**3,
@@ -81,8 +83,8 @@ def test_a_whole_sweep_with_dependencies_and_its_report(desk):
     assert usage["epochs"] == 1 and usage["wall_s"] > 0
     planned = desk.netpress("plan", sweep, "--profile", "generic", *SMALL)[0]
     assert "finished cells of this sweep" in planned
-    said = desk.netpress("logs", sweep, "vgg16_bn-w0.125/digits/quick/0")[0]
-    assert "0-finetune, epoch 1/1" in said
+    log = desk.netpress("logs", sweep, "vgg16_bn-w0.125/digits/quick/0")[0]
+    assert "0-finetune, epoch 1/1" in log
     desk.counted()
     assert set(desk.states(sweep).values()) == {"done"}
     assert desk.counted() == {"squeue": 1}
@@ -139,8 +141,8 @@ def test_a_warning_that_is_no_time_limit_is_no_reason_to_give_up(desk):
     now = desk.status(sweep)["base/0"]
     assert now["state"] in ("queued", "running") and str(job) in now["reason"]
     epochs = len(store.read_history(cell.metrics)[0].columns["epoch"])
-    found = desk.settled(sweep)["base/0"]
-    assert found["state"] == "done" and "Restarts=2" in restarts(desk, job)
+    status = desk.settled(sweep)["base/0"]
+    assert status["state"] == "done" and "Restarts=2" in restarts(desk, job)
     goes_on(cell, f"{job}_0", epochs)
 
 
@@ -181,8 +183,8 @@ def test_preemption_costs_nothing(desk):
         "sleep 3",
     )
     wait_for(lambda: "Restarts=1" in restarts(desk, job), 90)
-    found = desk.settled(sweep)["base/0"]
-    assert found["state"] == "done" and found["attempts"] == 2
+    status = desk.settled(sweep)["base/0"]
+    assert status["state"] == "done" and status["attempts"] == 2
     goes_on(cell, f"{job}_0", epochs)
 
 
@@ -196,11 +198,11 @@ def test_a_node_that_dies(desk):
     node = desk.box.ask("squeue", "-h", "-o", "%N", "-j", f"{job}_0")
     try:
         desk.box("kill-node", node, "--now")
-        found = desk.settled(sweep)
+        statuses = desk.settled(sweep)
     finally:
         desk.box("revive-node", node)
-    assert {c["state"] for c in found.values()} == {"done"}
-    assert found["base/0"]["attempts"] == 2
+    assert {c["state"] for c in statuses.values()} == {"done"}
+    assert statuses["base/0"]["attempts"] == 2
     goes_on(cell, f"{job}_0", epochs)
 
 
@@ -208,11 +210,11 @@ def test_out_of_memory_is_named_and_gets_more(desk):
     sweep = desk.sweep("memory", techniques="[base, quick]")
     more = ("--set", "memory_gib=1", *held(700))  # PyTorch has half a GiB before it trains
     desk.submit(sweep, *more)
-    found = desk.settled(sweep)
-    assert found["base/0"]["state"] == "failed"
-    assert found["base/0"]["reason"].startswith("out of memory: 1.")
-    assert found["base/0"]["reason"].endswith(" of 1 GiB")
-    assert found["quick/0"]["state"] == "failed" and "its base" in found["quick/0"]["reason"]
+    statuses = desk.settled(sweep)
+    assert statuses["base/0"]["state"] == "failed"
+    assert statuses["base/0"]["reason"].startswith("out of memory: 1.")
+    assert statuses["base/0"]["reason"].endswith(" of 1 GiB")
+    assert statuses["quick/0"]["state"] == "failed" and "its base" in statuses["quick/0"]["reason"]
     desk.counted()
     out = desk.netpress("resume", sweep, *SMALL, *more)[0]
     assert "2 GiB instead of 1" in out
@@ -235,24 +237,26 @@ def test_failures_cost_themselves_and_are_named(desk):
     assert "job " in desk.submit(wrong, *LATER)[0] and len(in_queue(desk, "wrong")) == 2
     desk.netpress("cancel", wrong)
 
-    found = desk.settled(setup)
-    assert found["base/7"]["state"] == "failed"
-    assert "set-up failed with exit code 127: module load nonsense/1.0" in found["base/7"]["reason"]
-    assert "setup" in found["base/7"]["reason"] and found["quick2/7"]["state"] == "failed"
+    statuses = desk.settled(setup)
+    assert statuses["base/7"]["state"] == "failed"
+    assert (
+        "set-up failed with exit code 127: module load nonsense/1.0" in statuses["base/7"]["reason"]
+    )
+    assert "setup" in statuses["base/7"]["reason"] and statuses["quick2/7"]["state"] == "failed"
     job = desk.jobs("setup")[0]
     ended = ("sacct", "-nPX", "-j", f"{job}_0", "-o", "State,ExitCode")
     wait_for(lambda: "FAILED|66:0" in desk.box.ask(*ended), 20)
 
-    found = desk.settled(sweep)
-    assert found["quick/0"]["state"] == "done" == found["base/0"]["state"]
-    assert found["broken/0"]["state"] == "failed"
-    assert "cannot be reached" in found["broken/0"]["reason"]
+    statuses = desk.settled(sweep)
+    assert statuses["quick/0"]["state"] == "done" == statuses["base/0"]["state"]
+    assert statuses["broken/0"]["state"] == "failed"
+    assert "cannot be reached" in statuses["broken/0"]["reason"]
     out = desk.resume(sweep)
     assert "left alone" in out and "Nothing to submit" in out
     assert "Submitted" not in out and len(desk.jobs("broken")) == len(set(desk.jobs("broken")))
     report = desk.netpress("report", sweep)[0]
     assert "cannot be reached" in report
-    again = desk.resume(sweep, found["broken/0"]["id"])
+    again = desk.resume(sweep, statuses["broken/0"]["id"])
     assert "again" in again and "job " in again
     assert desk.states(setup) == {"base/7": "failed", "quick2/7": "failed"}
     assert "job " in desk.resume(setup, "--set", "setup=[]")
@@ -262,16 +266,16 @@ def test_failures_cost_themselves_and_are_named(desk):
 def test_cancel_one_cell_and_all(desk):
     sweep = desk.sweep("cancel", techniques="[base, quick]", seeds="[0, 1, 2]")
     desk.submit(sweep, *LATER)
-    found = desk.status(sweep)
-    assert found["base/0"]["state"] == "queued" and found["quick/0"]["state"] == "waiting"
+    statuses = desk.status(sweep)
+    assert statuses["base/0"]["state"] == "queued" and statuses["quick/0"]["state"] == "waiting"
     # A pending array task that is cancelled alone leaves no trace in Slurm: the ledger has it.
-    out, _ = desk.netpress("cancel", sweep, found["base/0"]["id"])
+    out, _ = desk.netpress("cancel", sweep, statuses["base/0"]["id"])
     assert "1 cell cancelled" in out
-    # Until Slurm has taken it out of its list, which can take seconds, it is not said to wait.
+    # Until Slurm has taken it out of its list, which can take seconds, it is not reported to wait.
     assert "`netpress cancel`" in desk.status(sweep)["base/0"]["reason"]
-    found = desk.until(sweep, lambda c: c["base/0"]["state"] == "cancelled", 20)
-    assert found["base/0"]["reason"] == "cancelled by `netpress cancel`"
-    assert found["base/1"]["state"] == "queued"
+    statuses = desk.until(sweep, lambda c: c["base/0"]["state"] == "cancelled", 20)
+    assert statuses["base/0"]["reason"] == "cancelled by `netpress cancel`"
+    assert statuses["base/1"]["state"] == "queued"
     # The same behind our back, which we cannot tell from a record that is lost.
     job = desk.jobs("cancel")[0]
     desk.box.ask("scancel", f"{job}_1")
@@ -318,20 +322,20 @@ def test_submit_killed_at_every_step_and_called_again(desk):
 def in_queue(desk, name: str, kind: str = "cells") -> list[tuple[str, ...]]:
     """The cells of each task that Slurm itself has in its queue, by the job's name."""
     entries = {e["name"]: e for e in desk.ledger(name) if e["event"] == "intent"}
-    found = []
+    tasks = []
     for line in desk.box.ask("squeue", "-rh", "-t", "PD,R", "-o", "%j %K").splitlines():
         job, index = line.split()
         if job in entries and entries[job]["kind"] == kind:
-            found.append(tuple(entries[job]["tasks"][index]))
-    return found
+            tasks.append(tuple(entries[job]["tasks"][index]))
+    return tasks
 
 
 def test_two_submits_at_once(desk):
     sweep = desk.sweep("twice", techniques="[base, quick]", seeds="[0, 1]")
     both = [desk.start("submit", sweep, *SMALL, *LATER) for _ in range(2)]
-    said = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    outs = [out for out, _ in said]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    outs = [out for out, _ in outputs]
     assert sum("Nothing to submit" in out for out in outs) == 1
     assert len(in_queue(desk, "twice")) == 4
 
@@ -379,9 +383,9 @@ def test_without_accounting(desk):
         shim.chmod(0o755)
     with desk.box.configured(MinJobAge="2"):
         wait_for(lambda: desk.box.ask("squeue", "-h", "-t", "all", "-o", "%F") == "", 60)
-        found = desk.status(sweep)
-        assert found["base/5"]["state"] == "done" and found["broken/5"]["state"] == "failed"
-        assert "cannot be reached" in found["broken/5"]["reason"]
+        statuses = desk.status(sweep)
+        assert statuses["base/5"]["state"] == "done" and statuses["broken/5"]["state"] == "failed"
+        assert "cannot be reached" in statuses["broken/5"]["reason"]
 
 
 def test_jobs_that_left_the_queue_and_the_trap_of_unknown_bases(desk):
@@ -392,9 +396,12 @@ def test_jobs_that_left_the_queue_and_the_trap_of_unknown_bases(desk):
     with desk.box.configured(MinJobAge="2"):
         wait_for(lambda: desk.box.ask("squeue", "-h", "-t", "all", "-o", "%F") == "", 60)
         desk.counted()
-        found = desk.status(sweep)
-        assert found["base/6"]["state"] == "failed" and "set-up failed" in found["base/6"]["reason"]
-        assert found["quick/6"]["state"] == "failed"
+        statuses = desk.status(sweep)
+        assert (
+            statuses["base/6"]["state"] == "failed"
+            and "set-up failed" in statuses["base/6"]["reason"]
+        )
+        assert statuses["quick/6"]["state"] == "failed"
         assert desk.counted() == {"squeue": 1, "sacct": 1}
         # Slurm lets a job that depends on a failed and forgotten one run at once.
         plain = ("sbatch", "--parsable", "-o", "/dev/null", "--mem=10")
@@ -416,8 +423,8 @@ def test_a_dependent_whose_base_failed_is_not_left_behind(desk):
     desk.submit(sweep, "--set", 'setup=["false"]')
     job = desk.jobs("never")[1]
     wait_for(lambda: "CANCELLED" in desk.box.ask("sacct", "-nXo", "State", "-j", str(job)), 60)
-    found = desk.settled(sweep)
-    assert found["quick/9"]["reason"].startswith("its base is failed: set-up failed")
+    statuses = desk.settled(sweep)
+    assert statuses["quick/9"]["reason"].startswith("its base is failed: set-up failed")
 
 
 def test_without_python_on_the_login_node(desk):
@@ -449,8 +456,8 @@ def test_a_pack_runs_its_cells_one_after_the_other(desk):
         "pack", techniques="[base, broken, quick]", seeds="[12]", more="pack: {minutes: 60}\n"
     )
     desk.submit(sweep)
-    found = desk.settled(sweep)
-    states = {name: cell["state"] for name, cell in found.items()}
+    statuses = desk.settled(sweep)
+    states = {name: cell["state"] for name, cell in statuses.items()}
     assert states == {"base/12": "done", "broken/12": "failed", "quick/12": "done"}
     assert [len(job) for job in tasks_of(desk, "pack")] == [1, 2]
 
