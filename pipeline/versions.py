@@ -15,7 +15,8 @@ from __future__ import annotations
 SHARED = {
     "data": 2,  # pixels, their order, the split: pipeline/data
     "training": 2,  # pipeline/training; since 2, gradients of folded networks are clipped
-    "artifact": 2,  # pipeline/artifact
+    # pipeline/artifact; since 3, integers end where a clipped activation does
+    "artifact": 3,
     # How a network of the user's own is taken apart, pipeline/models/tracing.py and coupling.py: in
     # the id of what is made of its base. Since 2, grouped convolutions and splits are cut.
     "tracing": 2,

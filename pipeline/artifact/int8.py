@@ -51,11 +51,12 @@ def int8_model(state: ModelState, integers: Integers, calibration: np.ndarray) -
     import onnx
     from onnxruntime import quantization as ort
 
-    from pipeline.artifact import im2col
+    from pipeline.artifact import clipping, im2col
     from pipeline.models.network import graph_of, plain
 
     floats = exported(plain(state))
-    overrides = _overrides(ir.from_proto(floats), integers)
+    parsed = ir.from_proto(floats)
+    overrides, limits = _overrides(parsed, integers), clipping.limits(parsed.graph)
     strip_metadata(floats)
     # The exporter has folded constants and inferred shapes already, which is what ONNX Runtime's
     # pre-processing would do; this is its own sign that it need not warn.
@@ -78,6 +79,7 @@ def int8_model(state: ModelState, integers: Integers, calibration: np.ndarray) -
     if graph_of(state.spec).image:  # else the network computes with the image before it rounds it
         _feed_integers(whole.graph)
     _leave_as_floats(whole.graph)
+    clipping.restore(whole.graph, limits)
     passes.RemoveUnusedNodesPass()(whole)
     model = im2col.rewritten(ir.to_proto(whole))
     strip_metadata(model)

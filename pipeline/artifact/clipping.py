@@ -1,0 +1,99 @@
+"""Activations that saturate: their limits, kept in integers.
+
+ONNX Runtime's quantizer takes a Relu or Clip out of the graph where a QuantizeLinear follows, since
+rounding to uint8 saturates as well. It does not look whether it saturates at the same numbers: with
+a learned scale the integers reach beyond the 6 of a ReLU6, and where tensors that are concatenated
+share a zero point, below the 0 of a ReLU. Here the limits come back, as a Clip of the integers
+themselves: rounding is monotonic, so that this gives the integers of the clipped numbers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+SATURATING = ("Relu", "Clip")
+LEAST, MOST = 0, 255  # of uint8
+
+
+class Limits(NamedTuple):
+    """Of what an activation gives."""
+
+    low: float
+    high: float
+
+    def of(self, other: Limits) -> Limits:
+        """Of this activation after one with these limits."""
+        low, high = (min(max(value, self.low), self.high) for value in other)
+        return Limits(low, high)
+
+
+def limits(graph: ir.Graph) -> dict[str, Limits]:
+    """Name of each tensor that a Relu or Clip of this float graph gives -> its limits."""
+    by_name: dict[str, Limits] = {}
+    for node in graph:
+        if node.op_type not in SATURATING:
+            continue
+        before, after = node.inputs[0], node.outputs[0]
+        assert before is not None and before.name is not None and after.name is not None
+        low, high = (0.0, np.inf) if node.op_type == "Relu" else _bounds(node)
+        one = Limits(low, high)
+        by_name[after.name] = one.of(by_name[before.name]) if before.name in by_name else one
+    return by_name
+
+
+def _bounds(clip: ir.Node) -> tuple[float, float]:
+    low, high = ([*clip.inputs, None, None])[1:3]
+    return _number(low, -np.inf), _number(high, np.inf)
+
+
+def _number(value: ir.Value | None, otherwise: float) -> float:
+    if value is None:
+        return otherwise
+    assert value.const_value is not None  # the exporter writes limits that are tensors otherwise
+    return float(value.const_value.numpy())
+
+
+def restore(graph: ir.Graph, by_name: dict[str, Limits]) -> None:
+    """Clips each rounded tensor [N, ...] of a quantized graph whose limits are narrower than those
+    of uint8 at its scale and zero point. What still has its Relu or Clip needs none."""
+    for rounding in [node for node in graph if node.op_type == "QuantizeLinear"]:
+        tensor, scale, zero_point = rounding.inputs
+        maker = None if tensor is None else tensor.producer()
+        if tensor is None or tensor.name not in by_name or maker is None:
+            continue
+        if maker.op_type in SATURATING:
+            continue
+        integers = [
+            _rounded(limit, _constant(scale), _constant(zero_point))
+            for limit in by_name[tensor.name]
+        ]
+        if integers != [LEAST, MOST]:
+            _clip(graph, rounding, integers)
+
+
+def _constant(value: ir.Value | None) -> np.ndarray:
+    assert value is not None and value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _rounded(limit: float, scale: np.ndarray, zero_point: np.ndarray) -> int:
+    steps = np.rint(np.float32(limit) / scale.astype(np.float32)) + float(zero_point)
+    return int(np.clip(steps, LEAST, MOST))
+
+
+def _clip(graph: ir.Graph, rounding: ir.Node, integers: list[int]) -> None:
+    tape, rounded = ir.tape.Tape(), rounding.outputs[0]
+    ends = [
+        tape.initializer(ir.tensor(np.array(value, np.uint8), name=f"{rounded.name}_{name}"))
+        for name, value in zip(("least", "most"), integers, strict=True)
+    ]
+    uses = list(rounded.uses())
+    clipped = tape.op("Clip", [rounded, *ends])
+    for end in ends:
+        graph.register_initializer(end)
+    for node, index in uses:
+        node.replace_input_with(index, clipped)
+    graph.insert_after(rounding, tape.nodes)
