@@ -53,7 +53,18 @@ GRID = {
     "sparse-random": {"sparsify.ends": ["sparse"]},
     "low-rank": {"low-rank.parameters_kept": [0.5], "low-rank.multiple": [2]},
 }
-MORE = {"own": {"distill-staged": {"distill-staged.stages": [2]}}}  # it has no more maps
+MORE = {
+    "own": {"distill-staged": {"distill-staged.stages": [2]}},  # it has no more maps
+    # Its depthwise filters differ so much in size that one scale a layer, or few weights of so
+    # small a network, leave one answer for all images; answers near to each other show nothing.
+    "mobilenetv2": {
+        "inq-5": {"quantize-incremental.scales": ["filter"]},
+        "inq-3": {"quantize-incremental.share": [2.0]},
+        "deep-compression": {"sparsify.ends": ["sparse"], "sparsify.sparsity": [0.7]},
+        "sparse-random": {"sparsify.ends": ["sparse"], "sparsify.sparsity": [0.7]},
+        "small-and-rate": {**FINE, "rate.learning_rate_factor": [0.1]},
+    },
+}
 # As many weights as the base has, all of them floats, in no coded form.
 AS_LARGE = {"base", "base-longer", "base-anew", "sparse-random"}
 # As many weights, of fewer bits: by these transforms.

@@ -108,6 +108,34 @@ def test_what_is_concatenated_keeps_its_own_limits_at_a_shared_zero_point(tmp_pa
     assert np.abs(logits - expected).max() < 0.01 * np.ptp(expected)
 
 
+LIMITED = """
+import torch.nn.functional as F
+from torch import nn
+
+
+class Limited(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 16, 3, 2, 1), nn.Linear(16, 10)
+
+    def forward(self, x):
+        return F.relu(self.head(F.relu(self.stem(x)).mean((2, 3)))).clamp(max=0.1)
+
+
+def build():
+    return Limited()
+"""
+
+
+def test_limited_logits_stay_limited(tmp_path):
+    (tmp_path / "nets.py").write_text(LIMITED)
+    state, pixels = lively(known(tmp_path)), images((1, 32, 32), 32)
+    simulated = quantized(state, pixels, pairs=True)
+    _, logits, expected = logits_and_simulated(simulated, pixels, tmp_path / "x")
+    assert (expected.min(), expected.max()) == (0, np.float32(0.1))
+    assert np.abs(logits - expected).max() < 0.01
+
+
 def test_limits_of_one_activation_after_another():
     relu = Limits(0.0, np.inf)
     assert Limits(-1.0, 6.0).of(relu) == (0.0, 6.0)

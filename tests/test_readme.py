@@ -68,6 +68,5 @@ def test_the_files_and_sweeps_that_it_names_are_there():
     files = [f for f in files if "/" in f or f in ("LICENSE", "setup.cfg")]
     assert len(files) > 8
     assert [f for f in files if not (ROOT / f).exists()] == []
-    for sweep in ["quickstart", "paper", "smoke"]:
-        assert f"`{sweep}`" in README
-        assert (ROOT / "jobs" / "sweeps" / f"{sweep}.yaml").is_file()
+    sweeps = {path.stem for path in (ROOT / "jobs" / "sweeps").glob("*.yaml")}
+    assert len(sweeps) > 10 and [name for name in sweeps if f"`{name}`" not in README] == []

@@ -4,7 +4,8 @@ ONNX Runtime's quantizer takes a Relu or Clip out of the graph where a QuantizeL
 rounding to uint8 saturates as well. It does not look whether it saturates at the same numbers: with
 a learned scale the integers reach beyond the 6 of a ReLU6, and where tensors that are concatenated
 share a zero point, below the 0 of a ReLU. Here the limits come back, as a Clip of the integers
-themselves: rounding is monotonic, so that this gives the integers of the clipped numbers.
+themselves: rounding is monotonic, so that this gives the integers of the clipped numbers. Logits
+are not rounded, so theirs come back as a Clip of floats.
 """
 
 from __future__ import annotations
@@ -58,13 +59,10 @@ def _number(value: ir.Value | None, otherwise: float) -> float:
 
 def restore(graph: ir.Graph, by_name: dict[str, Limits]) -> None:
     """Clips each rounded tensor [N, ...] of a quantized graph whose limits are narrower than those
-    of uint8 at its scale and zero point. What still has its Relu or Clip needs none."""
+    of uint8 at its scale and zero point, and its output."""
     for rounding in [node for node in graph if node.op_type == "QuantizeLinear"]:
         tensor, scale, zero_point = rounding.inputs
-        maker = None if tensor is None else tensor.producer()
-        if tensor is None or tensor.name not in by_name or maker is None:
-            continue
-        if maker.op_type in SATURATING:
+        if tensor is None or tensor.name not in by_name:
             continue
         integers = [
             _rounded(limit, _constant(scale), _constant(zero_point))
@@ -72,6 +70,9 @@ def restore(graph: ir.Graph, by_name: dict[str, Limits]) -> None:
         ]
         if integers != [LEAST, MOST]:
             _clip(graph, rounding, integers)
+    name = graph.outputs[0].name
+    if name in by_name:
+        _clip_output(graph, by_name[name])
 
 
 def _constant(value: ir.Value | None) -> np.ndarray:
@@ -97,3 +98,22 @@ def _clip(graph: ir.Graph, rounding: ir.Node, integers: list[int]) -> None:
     for node, index in uses:
         node.replace_input_with(index, clipped)
     graph.insert_after(rounding, tape.nodes)
+
+
+def _clip_output(graph: ir.Graph, limits: Limits) -> None:
+    """The same numbers where the activation is still there."""
+    tape, whole = ir.tape.Tape(), graph.outputs[0]
+    name, whole.name = whole.name, f"{whole.name}_whole"
+    ends = [
+        None
+        if np.isinf(value)
+        else tape.initializer(ir.tensor(np.array(value, np.float32), name=f"{name}_{which}"))
+        for which, value in zip(("least", "most"), limits, strict=True)
+    ]
+    clipped = tape.op("Clip", [whole, *ends])
+    clipped.name, clipped.shape, clipped.type = name, whole.shape, whole.type
+    for end in ends:
+        if end is not None:
+            graph.register_initializer(end)
+    graph.extend(tape.nodes)
+    graph.outputs[0] = clipped

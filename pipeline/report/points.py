@@ -156,14 +156,20 @@ def placed(points: Sequence[Point], dataset: str) -> list[Placed]:
 def far_below(points: Sequence[Point]) -> frozenset[str]:
     """Names of techniques that are drawn at the lower edge, since a scale that reached them would
     press all others together: fewer than half, below a gap of more than ``FAR_POINTS`` points and
-    of ``FAR_RANGES`` times the range of what is above it."""
+    of ``FAR_RANGES`` times the range of what is above it. Never the base, nor what is above it."""
     downwards = sorted(points, key=lambda point: -point.at[1])
     low, high = math.inf, -math.inf
+    based = all(not point.group.is_base for point in downwards)
     for count, (point, other) in enumerate(pairwise(downwards), 1):
+        based = based or point.group.is_base
         values = list(_reached([point]))
         low, high = min(low, *values), max(high, *values)
         gap = point.at[1] - other.at[1]
-        if 2 * count > len(downwards) and gap > max(FAR_POINTS, FAR_RANGES * (high - low)):
+        if (
+            based
+            and 2 * count > len(downwards)
+            and gap > max(FAR_POINTS, FAR_RANGES * (high - low))
+        ):
             return frozenset(p.group.technique for p in downwards[count:])
     return frozenset()
 

@@ -99,11 +99,11 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
         [{"dkd": {}}],
     ),
     "kd-consistent": (
-        "the same student on the teacher's crops, mixup, long schedule (Beyer et al. 2022)",
+        "the same student, on mixed-up images alone, three times the epochs (Beyer et al. 2022)",
         [{"distill-consistent": {}}],
     ),
     "distill-staged": (
-        "the same student by stagewise feature mimicking, then its head (Gao et al. 2018)",
+        "the same student, feature maps stage by stage, then the head (Gao et al. 2018)",
         [{"distill-staged": {}}],
     ),
     "distill-few": (
@@ -115,7 +115,7 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
         [{"low-rank": {"parameters_kept": 0.25}}, {"finetune": {}}],
     ),
     "small-and-int8": (
-        "a sixteenth of the parameters, distilled while fine-tuned, then int8 as qat-int8",
+        "a sixteenth of the parameters, fine-tuned with distillation, then quantization-aware",
         [
             {"prune": {"parameters_kept": 0.0625}},
             {"finetune": {"teacher": "base"}},
@@ -155,11 +155,11 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
         [{"binary-ternary": {}}, {"encode": {}}],
     ),
     "rate": (
-        "int8, trained with a rate term for few coded bits (Oktay et al. 2020)",
+        "int8, with estimated coded bits added to the loss (Oktay et al. 2020)",
         [{"rate": {}}, {"encode": {}}],
     ),
     "small-and-rate": (
-        "a sixteenth of the parameters, distilled while fine-tuned, then as rate",
+        "a sixteenth of the parameters, fine-tuned with distillation, then the stages of rate",
         [
             {"prune": {"parameters_kept": 0.0625}},
             {"finetune": {"teacher": "base"}},
@@ -177,11 +177,11 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
         [{"sparsify": {"sparsity": 0.95, "criterion": "random"}}],
     ),
     "pruned-from-scratch": (
-        "control: the shape of prune-filters, trained from scratch twice as long (scratch-B)",
+        "control: the shape of prune-filters, from scratch for twice the epochs (scratch-B)",
         [{"prune": {"parameters_kept": 0.25}}, {"train": {"share": 2.0}}],
     ),
     "scratch-e": (
-        "control: the same shape, trained from scratch as long as the base (Liu et al. 2019)",
+        "control: the same shape, from scratch for the base's epochs (scratch-E, Liu et al. 2019)",
         [{"prune": {"parameters_kept": 0.25}}, {"train": {}}],
     ),
     "base-anew": (

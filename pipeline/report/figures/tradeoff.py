@@ -154,6 +154,7 @@ def _panel(panel: Panel, cost: Cost, most: int) -> int:
     kept = {id(point) for point in marked}
     others = [point for point in panel.points if id(point) not in kept]
     _scale(panel)
+    _one_point_band(axis, panel.points)
     _dots(panel, others, most - len(marked) - MOST_SEED_DOTS)
     for point in marked:
         mark = BASE if point.group.is_base else panel.marks[point.family]
@@ -163,7 +164,6 @@ def _panel(panel: Panel, cost: Cost, most: int) -> int:
             _mark(axis, point, mark, panel.seeds)
     _join_operating_points(axis, marked, panel.marks)
     _step(axis, best)
-    _one_point_band(axis, panel.points)
     _anchors_of(panel)
     look.log_ticks(axis.xaxis, cost.tick)
     axis.set_xlabel(cost.axis)
@@ -252,17 +252,9 @@ def _mark(axis: Axes, point: Point, mark: dict, seeds: bool) -> None:
 
 
 def _arrow(panel: Panel, point: Point, mark: dict) -> None:
-    """At the lower edge, with its accuracy."""
+    """At the lower edge; the caption has its accuracy."""
     place = (point.at[0], panel.edge)
     panel.axis.plot(*place, linestyle="none", zorder=3, **mark | {"marker": "v"})
-    panel.axis.annotate(
-        f"{METRIC['accuracy'].show(point.at[1] / 100)} %",
-        place,
-        xytext=(6, -2),
-        textcoords="offset points",
-        fontsize=6.5,
-        color=mark["color"],
-    )
 
 
 def _dots(panel: Panel, points: Sequence[Point], most: int) -> None:
@@ -355,7 +347,7 @@ def _caption(
         )
     sentences += [
         f"{', '.join(key)}: {about}" if len(panels) > 1 else about
-        for key, points in panels.items()
+        for key, points in list(panels.items())[:MOST_PANELS]
         if (about := about_far(points))
     ]
     if anchors:
