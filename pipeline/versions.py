@@ -18,7 +18,8 @@ SHARED = {
     # pipeline/artifact; since 3, integers end where a clipped activation does
     "artifact": 3,
     # How a network of the user's own is taken apart, pipeline/models/tracing.py and coupling.py: in
-    # the id of what is made of its base. Since 2, grouped convolutions and splits are cut.
-    "tracing": 2,
+    # the id of what is made of its base. Since 2, grouped convolutions and splits are cut; since 3,
+    # parts of one tensor are rounded alike.
+    "tracing": 3,
     "measurement": 2,  # pipeline/measure; since 2, each layer is compared with each of the base
 }

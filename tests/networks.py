@@ -54,12 +54,15 @@ GRID = {
     "low-rank": {"low-rank.parameters_kept": [0.5], "low-rank.multiple": [2]},
 }
 MORE = {
-    "own": {"distill-staged": {"distill-staged.stages": [2]}},  # it has no more maps
+    "own": {
+        "distill-staged": {"distill-staged.stages": [2]},  # it has no more maps
+        "dkd": {"dkd.learning_rate_factor": [0.25]},
+    },
     # Its depthwise filters differ so much in size that one scale a layer, or few weights of so
     # small a network, leave one answer for all images; answers near to each other show nothing.
     "mobilenetv2": {
         "inq-5": {"quantize-incremental.scales": ["filter"]},
-        "inq-3": {"quantize-incremental.share": [2.0]},
+        "inq-3": {"quantize-incremental.learning_rate_factor": [0.1]},
         "deep-compression": {"sparsify.ends": ["sparse"], "sparsify.sparsity": [0.7]},
         "sparse-random": {"sparsify.ends": ["sparse"], "sparsify.sparsity": [0.7]},
         "small-and-rate": {**FINE, "rate.learning_rate_factor": [0.1]},

@@ -126,6 +126,11 @@ def _overrides(model: ir.Model, integers: Integers) -> dict[str, list[dict]]:
         for tensor in _handed(_input(readers[layer], int(operand or 0))):
             if overrides.setdefault(_named(tensor), decided) != decided:
                 raise AssertionError(f"{name}: reads a tensor that another one rounds otherwise")
+    for node in model.graph:
+        parts = [overrides.get(_named(part)) for part in node.outputs]
+        if node.op_type == "Split" and parts[0] and all(part == parts[0] for part in parts):
+            for tensor in _handed(_input(node)):  # all are rounded alike, so the whole can be
+                overrides.setdefault(_named(tensor), parts[0])
     return overrides
 
 

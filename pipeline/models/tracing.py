@@ -307,7 +307,8 @@ class Points:
 
 def points(whole: fx.GraphModule) -> Points:
     """Which quantization points read the same numbers: those of one tensor, those that are handed
-    them by a maximum or a reshape, and those of a concatenation, whose parts are rounded alike."""
+    them by a maximum or a reshape, those that read parts of one tensor, and those of a
+    concatenation, whose parts are rounded alike."""
     same: dict[fx.Node, fx.Node] = {}
     spread: set[fx.Node] = set()
 
@@ -354,6 +355,7 @@ def _reads(whole: fx.GraphModule) -> Iterator[tuple[str, fx.Node]]:
 def _source(whole: fx.GraphModule, node: fx.Node) -> fx.Node:
     """The node that made the numbers of this one, which are handed on as they are."""
     while True:
+        node = _whole(whole, node)
         passes = _calls(node, PASSING_CALLS)
         if node.op == "call_module":
             passes = isinstance(whole.get_submodule(str(node.target)), PASSING_MODULES)
@@ -361,6 +363,16 @@ def _source(whole: fx.GraphModule, node: fx.Node) -> fx.Node:
         if not passes or not isinstance(before, fx.Node):
             return node
         node = before
+
+
+def _whole(whole: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The tensor that this one is a part of; itself where it is none."""
+    parts = node.args[0] if node.target is operator.getitem else None
+    if not isinstance(parts, fx.Node) or parts.op != "call_module":
+        return node
+    source = parts.args[0]
+    is_parts = isinstance(whole.get_submodule(str(parts.target)), Parts)
+    return source if is_parts and isinstance(source, fx.Node) else node
 
 
 def _parts(node: fx.Node) -> list[fx.Node]:
