@@ -61,6 +61,7 @@ MORE = {
     # Its depthwise filters differ so much in size that one scale a layer, or few weights of so
     # small a network, leave one answer for all images; answers near to each other show nothing.
     "mobilenetv2": {
+        "dkd": {"dkd.learning_rate_factor": [0.25]},
         "inq-5": {"quantize-incremental.scales": ["filter"]},
         "inq-3": {"quantize-incremental.learning_rate_factor": [0.1]},
         "deep-compression": {"sparsify.ends": ["sparse"], "sparsify.sparsity": [0.7]},
