@@ -63,7 +63,7 @@ MORE = {
     "mobilenetv2": {
         "dkd": {"dkd.learning_rate_factor": [0.25]},
         "inq-5": {"quantize-incremental.scales": ["filter"]},
-        "inq-3": {"quantize-incremental.learning_rate_factor": [0.1]},
+        "inq-3": {"quantize-incremental.learning_rate_factor": [0.3]},
         "deep-compression": {"sparsify.ends": ["sparse"], "sparsify.sparsity": [0.7]},
         "sparse-random": {"sparsify.ends": ["sparse"], "sparsify.sparsity": [0.7]},
         "small-and-rate": {**FINE, "rate.learning_rate_factor": [0.1]},
