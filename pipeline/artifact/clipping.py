@@ -51,10 +51,8 @@ def _bounds(clip: ir.Node) -> tuple[float, float]:
 
 
 def _number(value: ir.Value | None, otherwise: float) -> float:
-    if value is None:
-        return otherwise
-    assert value.const_value is not None  # the exporter writes limits that are tensors otherwise
-    return float(value.const_value.numpy())
+    # What is no constant the exporter writes as other operators.
+    return otherwise if value is None else float(_constant(value))
 
 
 def restore(graph: ir.Graph, by_name: dict[str, Limits]) -> None:
@@ -86,34 +84,34 @@ def _rounded(limit: float, scale: np.ndarray, zero_point: np.ndarray) -> int:
 
 
 def _clip(graph: ir.Graph, rounding: ir.Node, integers: list[int]) -> None:
-    tape, rounded = ir.tape.Tape(), rounding.outputs[0]
-    ends = [
-        tape.initializer(ir.tensor(np.array(value, np.uint8), name=f"{rounded.name}_{name}"))
-        for name, value in zip(("least", "most"), integers, strict=True)
-    ]
+    rounded = rounding.outputs[0]
     uses = list(rounded.uses())
-    clipped = tape.op("Clip", [rounded, *ends])
-    for end in ends:
-        graph.register_initializer(end)
+    clip = _node(graph, rounded, [np.array(value, np.uint8) for value in integers])
     for node, index in uses:
-        node.replace_input_with(index, clipped)
-    graph.insert_after(rounding, tape.nodes)
+        node.replace_input_with(index, clip.outputs[0])
+    graph.insert_after(rounding, clip)
 
 
 def _clip_output(graph: ir.Graph, limits: Limits) -> None:
     """The same numbers where the activation is still there."""
-    tape, whole = ir.tape.Tape(), graph.outputs[0]
+    whole = graph.outputs[0]
     name, whole.name = whole.name, f"{whole.name}_whole"
-    ends = [
-        None
-        if np.isinf(value)
-        else tape.initializer(ir.tensor(np.array(value, np.float32), name=f"{name}_{which}"))
-        for which, value in zip(("least", "most"), limits, strict=True)
-    ]
-    clipped = tape.op("Clip", [whole, *ends])
+    clip = _node(graph, whole, [None if np.isinf(v) else np.array(v, np.float32) for v in limits])
+    clipped = clip.outputs[0]
     clipped.name, clipped.shape, clipped.type = name, whole.shape, whole.type
-    for end in ends:
-        if end is not None:
-            graph.register_initializer(end)
-    graph.extend(tape.nodes)
+    graph.append(clip)
     graph.outputs[0] = clipped
+
+
+def _node(graph: ir.Graph, value: ir.Value, ends: list[np.ndarray | None]) -> ir.Node:
+    """A Clip of the value, not yet in the graph; None: no limit."""
+    tape = ir.tape.Tape()
+    limits = [
+        None if end is None else tape.initializer(ir.tensor(end, name=f"{value.name}_{which}"))
+        for which, end in zip(("least", "most"), ends, strict=True)
+    ]
+    tape.op("Clip", [value, *limits])
+    for limit in tape.initializers:
+        graph.register_initializer(limit)
+    [clip] = tape.nodes
+    return clip

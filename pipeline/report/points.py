@@ -185,13 +185,14 @@ def about_far(points: Sequence[Point]) -> str:
 
 def least_and_most(points: Sequence[Point]) -> tuple[float, float]:
     """Of all means and their deviations, %, without what is far below."""
-    far = far_below(points)
-    return _reach([point for point in points if point.group.technique not in far])
-
-
-def _reach(points: Sequence[Point]) -> tuple[float, float]:
-    values = list(_reached(points))
+    values = list(_reached(in_view(points)))
     return min(values), max(values)
+
+
+def in_view(points: Sequence[Point]) -> list[Point]:
+    """Those that are not far below."""
+    far = far_below(points)
+    return [point for point in points if point.group.technique not in far]
 
 
 def _reached(points: Iterable[Point]) -> Iterator[float]:

@@ -25,6 +25,7 @@ from pipeline.report.points import (
     base_accuracy,
     far_below,
     frontier,
+    in_view,
     least_and_most,
     placed,
     points,
@@ -189,8 +190,7 @@ def _scale(panel: Panel) -> None:
     xs = [point.at[0] for point in panel.points] + [placed.cost for placed in panel.anchors]
     ys = [*least_and_most(panel.points), *(placed.accuracy for placed in near)]
     if panel.seeds:
-        near_by = [point for point in panel.points if point.group.technique not in panel.far]
-        ys += [accuracy for point in near_by for accuracy in point.accuracies]
+        ys += [accuracy for point in in_view(panel.points) for accuracy in point.accuracies]
     ratio = max(max(xs) / min(xs), 1.2) ** 0.08
     room = max(0.12 * (max(ys) - min(ys)), 0.05)
     panel.axis.set_xlim(min(xs) / ratio, max(xs) * ratio)
@@ -311,9 +311,8 @@ def _one_point_band(axis: Axes, points: Sequence[Point]) -> None:
 
 def _reaches_one_point(points: Sequence[Point]) -> bool:
     """Whether something loses half a point: otherwise the line would press all marks together."""
-    base, far = base_accuracy(points), far_below(points)
-    near_by = (point.at[1] for point in points if point.group.technique not in far)
-    return base is not None and min(near_by) <= base - 0.5
+    base = base_accuracy(points)
+    return base is not None and min(point.at[1] for point in in_view(points)) <= base - 0.5
 
 
 ABOUT_ANCHORS = (
