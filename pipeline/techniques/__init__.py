@@ -107,7 +107,7 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
         [{"distill-staged": {}}],
     ),
     "distill-few": (
-        "filter pruning, corrected by least squares on 500 unlabelled images (Li et al. 2020)",
+        "filter pruning, layers fitted by least squares to 500 unlabelled images (Li et al. 2020)",
         [{"distill-few": {"parameters_kept": 0.25}}],
     ),
     "low-rank": (

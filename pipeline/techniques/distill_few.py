@@ -1,7 +1,8 @@
-"""Few-sample distillation: filters removed, and each layer's output put right by least squares.
+"""Few-sample distillation: filters removed, and each layer put right by least squares.
 
-X [P, K]: a layer's output in the smaller network, of P = images x pixels; Y [P, K]: the same
-filters' in the whole one. Q [K, K], c [K].
+Z [P, K]: a layer's output in the smaller network, of P = images x pixels; Y [P, K]: the same
+filters' in the whole one. X [P, D]: what the correction is a linear function of, Z itself or the
+layer's inputs (D = input channels x kernel); its coefficients [D, K], and an offset c [K].
 """
 
 from __future__ import annotations
@@ -22,21 +23,29 @@ if TYPE_CHECKING:
     from pipeline.models.spec import Graph
     from pipeline.techniques.context import Context
 
-VERSION = 1
+VERSION = 2
 BATCH = 64
 RIDGE = 1e-2  # of the mean square of X: what is not seen in so few images stays as it is
+ROWS = 16  # equations for each unknown are enough: beyond them pixels are sampled
+VALUES = 2**25  # of X at once
 
 
 class Settings(filters.Budget):
-    """FSKD (Li et al. 2020, arXiv 1812.01839; the number from memory): after each convolution of a
-    pruned network a 1x1 convolution Q is fitted, ``min |X Q' + 1 c' - Y|^2``, layer after layer in
-    the order of the data, so that each sees what those before it were made to give; Q and c are
-    then absorbed into the convolution, ``W <- Q W``, ``b <- Q b + c``. Batch normalization is
+    """Each layer of a pruned network is fitted to what it gave in the whole one, in the order of
+    the data, so that each sees what those before it were made to give. Batch normalization is
     folded first, as Y is what the next layer is to see. No labels, no gradients, no epochs.
 
-    The offset c, and the ridge that pulls Q towards the identity where there are fewer pixels than
-    unknowns, are this project's. The whole network is the one that this stage is given. Depthwise
-    convolutions, and the last layer, stay as they are.
+    ``solve: outputs`` is FSKD (Li et al. 2020, arXiv 1812.01839; the number from memory): a 1x1
+    convolution Q after each convolution, ``min |Z Q' + 1 c' - Y|^2``, absorbed as ``W <- Q W``,
+    ``b <- Q b + c``. ``solve: weights`` is the reconstruction of He, Zhang and Sun (2017, arXiv
+    1707.06168, section 3.1; from memory): all weights of a layer, ``min |X W' + 1 b' - Y|^2``, on
+    pixels sampled from each image. Which filters go is ``criterion``'s choice here, not their
+    lasso's.
+
+    The offset c, the linear layers (with ``weights``), and the ridge that pulls the solution
+    towards the weights as they were, where there are fewer equations than unknowns, are this
+    project's. The whole network is the one that this stage is given. Depthwise and grouped
+    convolutions stay as they are.
     """
 
     cites: ClassVar[tuple[str, ...]] = ("li2020few",)
@@ -47,6 +56,12 @@ class Settings(filters.Budget):
     scope: Literal["global", "layer"] = Field("global", description="as in prune")
     images: int = Field(500, ge=1, le=1_000_000, description="unlabelled, of the training set")
     per_class: bool = Field(False, description="so many images of each class, not in all")
+    solve: Literal["outputs", "weights"] = Field(
+        "weights", description="for a 1x1 convolution after each layer, or for all of its weights"
+    )
+
+    def references(self) -> tuple[str, ...]:
+        return (*self.cites, "he2017channel") if self.solve == "weights" else self.cites
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
@@ -61,7 +76,7 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
     whole.network.to(device).eval()
     small = network.shrink(whole, kept)
     small.network.eval()
-    _align(whole, small, kept, _batches(settings, context))
+    _align(whole, small, kept, _batches(settings, context), settings.solve, context.seed)
     return small
 
 
@@ -83,35 +98,47 @@ def _align(
     small: ModelState,
     kept: list[torch.Tensor],
     batches: Callable[[], Iterator[torch.Tensor]],
+    solve: str,
+    seed: int = 0,
 ) -> None:
-    """Each convolution of ``small``, in the order of the data, as near to ``whole`` as a 1x1 after
-    it can bring it."""
+    """Each layer of ``small``, in the order of the data, as near to ``whole`` as least squares can
+    bring it."""
+    import torch
+
     from pipeline.models import network
 
     graph = network.graph_of(whole.spec)
-    for name in _convolutions(small, next(batches())[:1]):
+    images = sum(map(len, batches()))
+    random = torch.Generator().manual_seed(seed)
+    for name in _layers(small, next(batches())[:1], solve):
         mine, others = (state.network.module.get_submodule(name) for state in (small, whole))
         rows = _rows(graph, whole, kept, name)
         moments = _Moments()
-        with _outputs(mine) as own, _outputs(others) as wanted:
+        with _calls(mine) as own, _calls(others) as wanted:
             for pixels in batches():
                 small.network(pixels)
                 whole.network(pixels)
-                expected = wanted.pop()
-                moments.add(own.pop(), expected if rows is None else expected[:, rows])
-        _absorb(mine, *moments.solved(offset=mine.bias is not None))
+                (inputs, output), (_, expected) = own.pop(), wanted.pop()
+                gap = (expected if rows is None else expected[:, rows]).double() - output
+                if solve == "outputs":
+                    moments.add(_by_pixel(output), _by_pixel(gap))
+                    continue
+                for x, y in _of_weights(mine, inputs, gap, images, random):
+                    moments.add(x, y)
+        _absorb(mine, *moments.solved(offset=mine.bias is not None), solve)
 
 
-def _convolutions(state: ModelState, pixels: torch.Tensor) -> list[str]:
-    """Names, in the order in which they run; those that mix channels."""
+def _layers(state: ModelState, pixels: torch.Tensor, solve: str) -> list[str]:
+    """Names, in the order in which they run, of those that mix channels and can be fitted."""
     import torch
     from torch import nn
 
+    kinds = (nn.Conv2d, nn.Linear) if solve == "weights" else nn.Conv2d
     names: list[str] = []
     hooks = [
         module.register_forward_hook(lambda *_, name=name: names.append(name))
         for name, module in state.network.module.named_modules()
-        if isinstance(module, nn.Conv2d) and module.groups == 1
+        if isinstance(module, kinds) and getattr(module, "groups", 1) == 1
     ]
     with torch.no_grad():
         state.network(pixels)
@@ -133,36 +160,68 @@ def _rows(
 
 
 @contextmanager
-def _outputs(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+def _calls(module: nn.Module) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Its input and output at each call."""
     import torch
 
-    outputs: list[torch.Tensor] = []
-    hook = module.register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hook = module.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output)))
     try:
         with torch.no_grad():
-            yield outputs
+            yield calls
     finally:
         hook.remove()
+
+
+def _by_pixel(maps: torch.Tensor) -> torch.Tensor:
+    """[N, K, h, w] as [N h w, K]."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _of_weights(
+    layer: nn.Module,
+    inputs: torch.Tensor,
+    gap: torch.Tensor,
+    images: int,
+    random: torch.Generator,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """X [P, D], what the weights of a layer are multiplied with, and Y - Z [P, K], in parts. Of so
+    many pixels of each of these images as make ``ROWS`` equations for each unknown of a filter."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    if not isinstance(layer, nn.Conv2d):
+        yield inputs.flatten(0, -2), gap.flatten(0, -2)
+        return
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = functional.pad(inputs, layer._reversed_padding_repeated_twice, mode)
+    unknowns, pixels = layer.weight[0].numel(), gap[0, 0].numel()
+    wanted = min(pixels, -(-ROWS * unknowns // images))
+    some = torch.randperm(pixels, generator=random)[:wanted].to(gap.device)
+    size = max(1, VALUES // (unknowns * pixels))
+    for part, its_gap in zip(padded.split(size), gap.split(size), strict=True):
+        known = functional.unfold(part, layer.kernel_size, layer.dilation, stride=layer.stride)
+        yield known[..., some].mT.flatten(0, 1), its_gap.flatten(2)[..., some].mT.flatten(0, 1)
 
 
 class _Moments:
     """Sums over P of what least squares need, in float64."""
 
     def __init__(self) -> None:
-        self.count = 0.0
+        self.count = 0
         self.sums: list[torch.Tensor] = []
 
-    def add(self, own: torch.Tensor, wanted: torch.Tensor) -> None:
-        """Both [N, K, h, w]."""
-        x, y = (each.permute(0, 2, 3, 1).flatten(0, 2).double() for each in (own, wanted))
-        gap = y - x
+    def add(self, x: torch.Tensor, gap: torch.Tensor) -> None:
+        """X [P, D] and Y - Z [P, K]."""
+        x, gap = x.double(), gap.double()
         new = [x.sum(0), gap.sum(0), x.T @ x, x.T @ gap]
         self.sums = [a + b for a, b in zip(self.sums, new, strict=True)] if self.sums else new
         self.count += len(x)
 
     def solved(self, offset: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """(Q, c), float64: Q' = 1 + (X'X + ridge)^-1 X'(Y - X), of what varies about the means; of
-        X and Y as they are without an ``offset``, c is 0."""
+        """(B [D, K], c [K]), float64, of ``Z + X B + 1 c'``: B = (X'X + ridge)^-1 X'(Y - Z), of
+        what varies about the means; of X and Y as they are without an ``offset``, c is 0."""
         import torch
 
         x, gap = (each / self.count * offset for each in self.sums[:2])
@@ -171,15 +230,22 @@ class _Moments:
         eye = torch.eye(len(x), dtype=x.dtype, device=x.device)
         ridge = RIDGE * squares.diagonal().mean().clamp_min(1e-12)
         change = torch.linalg.solve(squares + ridge * eye, products)
-        return eye + change.T, gap - change.T @ x
+        return change, gap - change.T @ x
 
 
-def _absorb(layer: nn.Module, q: torch.Tensor, c: torch.Tensor) -> None:
+def _absorb(layer: nn.Module, change: torch.Tensor, c: torch.Tensor, solve: str) -> None:
+    """``outputs``: Q = 1 + B' after the layer; ``weights``: B' added to them."""
     import torch
 
     weight = layer.get_parameter("weight")
+    bias = None if layer.bias is None else layer.get_parameter("bias")
     with torch.no_grad():
+        if solve == "weights":
+            weight.add_(change.T.reshape(weight.shape))
+            if bias is not None:
+                bias.add_(c)
+            return
+        q = torch.eye(len(change), dtype=change.dtype, device=change.device) + change.T
         weight.copy_(torch.einsum("ij,jabc->iabc", q, weight.double()))
-        if layer.bias is not None:
-            bias = layer.get_parameter("bias")
+        if bias is not None:
             bias.copy_(q @ bias.double() + c)

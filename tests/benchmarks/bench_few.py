@@ -1,15 +1,17 @@
-"""The ridge of `distill-few`, chosen on images that were held out: no test image is looked at.
+"""Few-sample distillation on images that were held out: no test image is looked at.
 
     env/run python -m tests.benchmarks.bench_few [--dataset digits] [--width 0.25] [--epochs 12]
 
-Trains a base for each seed and cuts it to half of its parameters; prints the accuracy on the
-held-out images after the cut alone (``none``) and with each ridge, for some counts of unlabelled
-images: mean and standard deviation over seeds.
+Trains a base for each seed and cuts it; prints the accuracy on the held-out images of the base,
+after the cut alone, after fine-tuning for as many epochs (`finetuned`), and of `distill-few` with
+each ridge, for some counts of unlabelled images and what least squares solve for: mean and standard
+deviation over seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -22,8 +24,7 @@ from pipeline.paths import Work, data_root
 from pipeline.sweep import Cell
 from pipeline.techniques import distill_few
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-IMAGES = (10, 50, 500)
+SOLVE = ("outputs", "weights")
 
 
 def main() -> None:
@@ -32,33 +33,44 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--train-images", type=int, help="of the training set")
+    parser.add_argument("--kept", type=float, default=0.5, help="of the parameters")
+    parser.add_argument("--images", type=int, nargs="+", default=[10, 50, 500])
+    parser.add_argument("--ridges", type=float, nargs="+", default=[1e-3, 1e-2, 1e-1])
     options = parser.parse_args()
     accuracies: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for cell in _cells(Path(folder), options):
-            for key, accuracy in _accuracies(cell, Work(Path(folder) / "work")).items():
+            work = Work(Path(folder) / "work")
+            for key, accuracy in _accuracies(cell, work, options.ridges).items():
                 accuracies.setdefault(key, []).append(accuracy)
     for (technique, ridge), values in accuracies.items():
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
         mean = statistics.mean(values)
-        print(f"{technique:10} ridge {ridge:6}  held out {100 * mean:6.2f} % ({100 * spread:.2f})")
+        print(f"{technique:16} ridge {ridge:6}  held out {100 * mean:6.2f} % ({100 * spread:.2f})")
 
 
 def _cells(folder: Path, options: argparse.Namespace) -> tuple[Cell, ...]:
-    define = {f"few-{n}": [{"distill-few": {"parameters_kept": 0.5, "images": n}}] for n in IMAGES}
-    define["cut-alone"] = [{"prune": {"parameters_kept": 0.5}}]
+    cut = {"parameters_kept": options.kept}
+    define = {
+        "cut-alone": [{"prune": cut}],
+        "finetuned": [{"prune": cut}, {"finetune": {}}],
+        **{
+            f"few-{solve}-{count}": [{"distill-few": {**cut, "images": count, "solve": solve}}]
+            for solve in SOLVE
+            for count in options.images
+        },
+    }
+    training = {"epochs": options.epochs, "batch_size": 64, "learning_rate": 0.05, "holdout": 0.25}
+    if options.train_images:
+        training["train_images"] = options.train_images
     request = {
         "name": "few",
         "models": [{"name": "vgg16_bn", "width": options.width}],
         "datasets": [options.dataset],
         "seeds": options.seeds,
         "techniques": ["base", *define],
-        "training": {
-            "epochs": options.epochs,
-            "batch_size": 64,
-            "learning_rate": 0.05,
-            "holdout": 0.25,
-        },
+        "training": training,
         "define": define,
     }
     path = folder / "few.yaml"
@@ -66,24 +78,22 @@ def _cells(folder: Path, options: argparse.Namespace) -> tuple[Cell, ...]:
     return sweep.load(path, catalog.built_in()).cells
 
 
-def _accuracies(cell: Cell, work: Work) -> dict[tuple[str, str], float]:
+def _accuracies(cell: Cell, work: Work, ridges: list[float]) -> dict[tuple[str, str], float]:
     paths = work.cell(cell.id)
     with store.lock_cell(paths):
         if cell.is_base:
             execute.run_cell(cell, work, data_root())
-        ridges = RIDGES if cell.technique.startswith("few-") else (None,)
+        tried = ridges if cell.technique.startswith("few-") else [None]
         return {
             (cell.technique, "none" if ridge is None else f"{ridge:g}"): _held_out(
                 cell, work, ridge
             )
-            for ridge in ridges
+            for ridge in tried
         }
 
 
 def _held_out(cell: Cell, work: Work, ridge: float | None) -> float:
     """Accuracy of the cell's network on the held-out images, nothing of it kept."""
-    import shutil
-
     paths = work.cell(cell.id)
     distill_few.RIDGE = distill_few.RIDGE if ridge is None else ridge
     run = execute._Run(cell, work, paths, data_root(), "auto", lambda event: None)
