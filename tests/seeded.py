@@ -45,7 +45,7 @@ CHAINS: dict[str, list[dict[str, dict]]] = {
     "distill-blended": [{"distill-consistent": {"soft": 0.5, "epochs": 2}}],
     "distill-by-stages": [{"distill-staged": {"stages": 2}}],
     "few": [{"distill-few": {"parameters_kept": 0.4, "images": 50}}],
-    "few-outputs": [{"distill-few": {"parameters_kept": 0.4, "images": 50, "solve": "outputs"}}],
+    "few-weights": [{"distill-few": {"parameters_kept": 0.4, "images": 50, "solve": "weights"}}],
     "tucker": [{"low-rank": {"parameters_kept": 0.4}}],
     "svd": [{"low-rank": {"macs_kept": 0.5, "method": "svd"}}],
     "quantize": [{"quantize": {"reduce_range": "off"}}],

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import statistics
 from dataclasses import replace
 
 import pytest
 
-from pipeline.report import cards, frames, page, plot, points, sections, views
+from pipeline.report import answer, cards, frames, page, plot, points, sections, views
 from pipeline.report.figures import look, tradeoff
 from tests import results
 
@@ -89,6 +90,12 @@ def test_names_of_answers_near_to_each_other_stand_at_different_heights():
 
 
 def test_a_card_has_the_deviation_apart():
-    fact = cards.Fact("accuracy", "98.67 ± 0.44 %", "")
-    assert (fact.mean, fact.deviation, fact.unit) == ("98.67", "± 0.44", "%")
-    assert cards.Fact("size", "0.75 MB", "").deviation == ""
+    group = answer.Group(tuple(r for r in rows([0.02], seeds=(0, 1))[1] if r.technique == "t0"))
+    facts = {fact.label: fact for fact in cards.facts(group)}
+    accuracy = facts["accuracy"]
+    values = [100 * row.accuracy for row in group.rows]
+    assert (accuracy.mean, accuracy.unit) == (f"{statistics.mean(values):.2f}", "%")
+    assert accuracy.deviation == f"{statistics.stdev(values):.2f}" != "0.00"
+    assert accuracy.value == f"{accuracy.mean} ± {accuracy.deviation} %"
+    assert accuracy.change.endswith("lower") and accuracy.is_worse
+    assert facts["size"].deviation == "" and facts["size"].value == f"{facts['size'].mean} MB"

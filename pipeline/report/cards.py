@@ -21,7 +21,7 @@ from pipeline.report.answer import (
     smallest,
 )
 from pipeline.report.document import Code, Sentence
-from pipeline.report.metrics import METRIC, latency_key
+from pipeline.report.metrics import METRIC, Metric, latency_key
 from pipeline.report.row import Row
 from pipeline.sweep import Sweep
 
@@ -34,21 +34,16 @@ class Fact:
     """A number of a model, and how it differs from its base's; "" where that is not known."""
 
     label: str
-    value: str
-    change: str
+    mean: str
+    unit: str
+    change: str = ""
+    deviation: str = ""
 
     @property
-    def mean(self) -> str:
-        return self.value.split(" ")[0]
-
-    @property
-    def deviation(self) -> str:
-        """`± 0.44`; "" without one."""
-        return self.value.removeprefix(self.mean).removesuffix(self.unit).strip()
-
-    @property
-    def unit(self) -> str:
-        return self.value.rsplit(" ", 1)[-1]
+    def value(self) -> str:
+        """`98.67 ± 0.44 %`"""
+        spread = f" ± {self.deviation}" if self.deviation else ""
+        return f"{self.mean}{spread} {self.unit}"
 
     @property
     def is_worse(self) -> bool:
@@ -123,11 +118,20 @@ def _card(
 
 def facts(group: Group) -> Iterator[Fact]:
     """Size, speed and accuracy; what was not measured is left out."""
-    yield Fact("size", f"{METRIC['stored_bytes'].say(group.stored_bytes)}", _ratio(group))
+    yield _fact("size", METRIC["stored_bytes"], group.stored_bytes, _ratio(group))
     took = mean(LATENCY.of(row) for row in group.rows)
     if took == took:
-        yield Fact("latency, batch 1", LATENCY.say(took), _speed(group))
-    yield Fact("accuracy", f"{_accuracy(group)} %", "" if group.is_base else _points(group))
+        yield _fact("latency, batch 1", LATENCY, took, _speed(group))
+    accuracies = [row.accuracy for row in group.rows]
+    change = "" if group.is_base else _points(group)
+    yield _fact("accuracy", METRIC["accuracy"], mean(accuracies), change, deviation(accuracies))
+
+
+def _fact(
+    label: str, metric: Metric, value: float, change: str, spread: float | None = None
+) -> Fact:
+    shown, deviation = metric.show(value), metric.show_deviation(value, spread)
+    return Fact(label, shown, metric.unit, change, deviation)
 
 
 def _ratio(group: Group) -> str:
@@ -154,11 +158,6 @@ def _points(group: Group) -> str:
     if float(drop) == 0:
         return "as the base"
     return f"{drop} points {'lower' if group.drop > 0 else 'higher'}"
-
-
-def _accuracy(group: Group) -> str:
-    accuracies = [row.accuracy for row in group.rows]
-    return METRIC["accuracy"].show(mean(accuracies), deviation(accuracies))
 
 
 # --- in words --------------------------------------------------------------------------------

@@ -65,9 +65,14 @@ class Metric:
             return ""
         spec = _spec(self.format, self.scaled(value))
         text = _unsigned_zero(format(self.scaled(value), spec))
+        spread = self.show_deviation(value, deviation)
+        return f"{text} ± {spread}" if spread else text
+
+    def show_deviation(self, value: float, deviation: float | None) -> str:
+        """The deviation alone, with the digits of `value`; "" where there is none."""
         if not deviation or math.isnan(deviation):
-            return text
-        return f"{text} ± {format(self.scaled(deviation), spec)}"
+            return ""
+        return format(self.scaled(deviation), _spec(self.format, self.scaled(value)))
 
     def say(self, value: float | None) -> str:
         """`value` with its unit, for a sentence."""

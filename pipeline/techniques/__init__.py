@@ -108,7 +108,7 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
     ),
     "distill-few": (
         "filter pruning, layers fitted by least squares to 500 unlabelled images (Li et al. 2020)",
-        [{"distill-few": {"parameters_kept": 0.25}}],
+        [{"distill-few": {"parameters_kept": 0.25, "solve": "weights"}}],
     ),
     "low-rank": (
         "low-rank factorization of convolutions (Kim et al. 2016), fine-tuned",

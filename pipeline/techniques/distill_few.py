@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.models.spec import Graph
     from pipeline.techniques.context import Context
 
-VERSION = 2
+VERSION = 1
 BATCH = 64
 RIDGE = 1e-2  # of the mean square of X: what is not seen in so few images stays as it is
 ROWS = 16  # equations for each unknown are enough: beyond them pixels are sampled
@@ -57,7 +57,9 @@ class Settings(filters.Budget):
     images: int = Field(500, ge=1, le=1_000_000, description="unlabelled, of the training set")
     per_class: bool = Field(False, description="so many images of each class, not in all")
     solve: Literal["outputs", "weights"] = Field(
-        "weights", description="for a 1x1 convolution after each layer, or for all of its weights"
+        "outputs",
+        description="for a 1x1 convolution after each layer, or for all of its weights",
+        exclude_if=lambda value: value == "outputs",  # as cells before there was a choice have it
     )
 
     def references(self) -> tuple[str, ...]:
