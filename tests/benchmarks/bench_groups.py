@@ -65,6 +65,12 @@ MODELS = [
     "timm:hgnetv2_b0",
     "timm:rexnet_100",
     "timm:convnext_atto",
+    "timm:legacy_seresnet18",
+    "timm:selecsls42",
+    "timm:mobileone_s0",
+    "timm:efficientnet_lite0",
+    "timm:semnasnet_075",
+    "timm:resnet14t",
 ]
 WITHOUT_INIT = {"googlenet", "inception_v3"}  # their own initialization takes half a minute
 
