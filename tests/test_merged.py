@@ -14,7 +14,7 @@ import h5py
 import numpy
 import pytest
 
-from pipeline import cli, hardware, report, store
+from pipeline import __version__, cli, hardware, report, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure.series import Series
 from pipeline.orchestrate import plan
@@ -621,7 +621,7 @@ def test_another_versions_file_is_told_as_such(published):
         first(file).attrs["cell"] = json.dumps(cell | {"recipe": cell["recipe"] | {"new": 1}})
 
     changed_and_sealed(published.path, other_cell)
-    with pytest.raises(UserError, match="made by netpress"):
+    with pytest.raises(UserError, match=f"made by netpress {__version__}, this is other code: "):
         merged.read(published.path)
     changed_and_sealed(published.path, lambda file: file.attrs.modify("format", 99))
     with pytest.raises(UserError, match="format 99, this netpress reads 1"):

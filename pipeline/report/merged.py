@@ -301,8 +301,9 @@ def _sweep(file: h5py.File, path: Path, missing: dict[str, dict[str, Any]]) -> S
         try:
             cells.append(Cell.from_json(stored, known))
         except ValueError as error:
+            this = "other code" if version == __version__ else __version__
             raise UserError(
-                f"{path}: made by netpress {version[:20]}, this is {__version__}: {error}"
+                f"{path}: made by netpress {version[:20]}, this is {this}: {error}"
             ) from error
     if [cell.id for cell in cells] != order:
         raise ValueError("a cell has another one's id")
