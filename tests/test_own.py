@@ -20,7 +20,7 @@ from pipeline.orchestrate import estimate, plan
 from pipeline.paths import Work
 from pipeline.sweep import Cell, Model
 from pipeline.sweep import own as entries
-from pipeline.techniques import filters, prune
+from pipeline.techniques import distill_few, filters, prune
 from pipeline.versions import SHARED
 from tests import cells as small_cells
 from tests.benchmarks import bench_groups
@@ -63,6 +63,24 @@ def known(folder: Path, function: str = "build", **arguments):
     plugins.keep_own([cell.model], work)
     catalog.built_in().of_cell(json.loads(json.dumps(cell.to_json())), work.cell(cell.id))
     return module_of("mine").spec("mine", 1.0, (1, 32, 32), 10, 120, 1 / 64)
+
+
+def test_few_images_fit_linear_layers_on_every_pixel(tmp_path):
+    """Channels stand last there, and a layer that is called twice is fitted to both calls."""
+    whole = lively(known(tmp_path, "mixer"))
+    groups = network.graph_of(whole.spec).groups
+    assert [group.producers for group in groups if not group.whole] == [("widen",)]
+    kept = [
+        torch.arange(0, count, 1 if group.whole else 2)
+        for group, count in zip(groups, whole.spec.channels, strict=True)
+    ]
+    cut, right = (network.shrink(whole, kept) for _ in range(2))
+    pixels = images((1, 32, 32), 64)
+    distill_few._align(whole, right, kept, lambda: iter(pixels.split(16)), "weights")
+    with torch.inference_mode():
+        wanted, *others = (s.network.eval()(pixels) for s in (whole, right, cut))
+    gaps = [float((each - wanted).square().mean()) for each in others]
+    assert gaps[0] < 0.2 * gaps[1]
 
 
 # --- what is cut together ----------------------------------------------------------------------

@@ -7,7 +7,7 @@ layer's inputs (D = input channels x kernel); its coefficients [D, K], and an of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -120,13 +120,16 @@ def _align(
             for pixels in batches():
                 small.network(pixels)
                 whole.network(pixels)
-                (inputs, output), (_, expected) = own.pop(), wanted.pop()
-                gap = (expected if rows is None else expected[:, rows]).double() - output
-                if solve == "outputs":
-                    moments.add(_by_pixel(output), _by_pixel(gap))
-                    continue
-                for x, y in _of_weights(mine, inputs, gap, images, random):
-                    moments.add(x, y)
+                for (inputs, output), (_, expected) in zip(own, wanted, strict=True):
+                    if rows is not None:
+                        expected = expected.index_select(_axis(mine), rows)
+                    gap = expected.double() - output
+                    if solve == "outputs":
+                        moments.add(_by_pixel(output), _by_pixel(gap))
+                    else:
+                        moments.add_all(_of_weights(mine, inputs, gap, images, random))
+                own.clear()
+                wanted.clear()
         _absorb(mine, *moments.solved(offset=mine.bias is not None), solve)
 
 
@@ -159,6 +162,13 @@ def _rows(
         return None
     rows = network.of_axis(graph.filters[name], whole.spec.channels, kept)
     return rows.to(next(whole.network.parameters()).device)
+
+
+def _axis(layer: nn.Module) -> int:
+    """Where the channels of its output are."""
+    from torch import nn
+
+    return -1 if isinstance(layer, nn.Linear) else 1
 
 
 @contextmanager
@@ -220,6 +230,10 @@ class _Moments:
         new = [x.sum(0), gap.sum(0), x.T @ x, x.T @ gap]
         self.sums = [a + b for a, b in zip(self.sums, new, strict=True)] if self.sums else new
         self.count += len(x)
+
+    def add_all(self, parts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        for x, gap in parts:
+            self.add(x, gap)
 
     def solved(self, offset: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(B [D, K], c [K]), float64, of ``Z + X B + 1 c'``: B = (X'X + ridge)^-1 X'(Y - Z), of

@@ -147,6 +147,22 @@ class Branching(Attention):
         return super().forward(x if x.mean() > 0 else -x)
 
 
+class Mixer(nn.Module):
+    """Linear layers on every pixel, channels last; one is called twice, and so not cut."""
+
+    def __init__(self, colours: int, classes: int):
+        super().__init__()
+        self.stem = nn.Conv2d(colours, 16, 4, 4)
+        self.widen, self.narrow = nn.Linear(16, 48), nn.Linear(48, 16)
+        self.again, self.head = nn.Linear(16, 16), nn.Linear(16, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        x = x + self.narrow(torch.relu(self.widen(x)))
+        x = self.again(torch.relu(self.again(x)))
+        return self.head(x.mean((1, 2)))
+
+
 def build(width: int = 16, colours: int = 1, classes: int = 10, side: int = 32) -> nn.Module:
     return Mixed(colours, classes, width, side)
 
@@ -161,6 +177,10 @@ def parted(colours: int = 1, classes: int = 10, timm: bool = False) -> nn.Module
     from timm.layers import BatchNormAct2d
 
     return Parted(colours, classes, BatchNormAct2d)
+
+
+def mixer(colours: int = 1, classes: int = 10) -> nn.Module:
+    return Mixer(colours, classes)
 
 
 def branching(colours: int = 1, classes: int = 10) -> nn.Module:
