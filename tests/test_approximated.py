@@ -52,7 +52,8 @@ def test_least_squares_are_those_of_numpy_and_are_absorbed(monkeypatch):
     for offset in (True, False):
         moments = distill_few._Moments()
         for part in range(5):
-            own, wanted = (distill_few._by_pixel(each[part : part + 1]) for each in (x, y))
+            both = (each[part : part + 1] for each in (x, y))
+            own, wanted = (distill_few._by_pixel(torch.nn.Conv2d(6, 6, 1), b) for b in both)
             moments.add(own, wanted.double() - own)
         change, c = moments.solved(offset)
         q = torch.eye(6, dtype=torch.float64) + change.T
@@ -99,6 +100,16 @@ def test_weights_that_gave_an_output_come_back(monkeypatch, layer, bias):
     distill_few._absorb(wrong, *moments.solved(bias), "weights")
     for mine, others in zip(wrong.parameters(), right.parameters(), strict=True):
         torch.testing.assert_close(mine, others, rtol=1e-4, atol=1e-5)
+
+
+def test_so_many_images_of_each_class_or_all_that_it_has():
+    labels = torch.tensor([0] * 90 + [1] * 7 + [2] * 3)
+    images = data.Images(torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1), labels)
+    some = data.sample_of_each(images, 5, 0)
+    assert some.labels.bincount().tolist() == [5, 5, 3]
+    assert torch.equal(labels[some.pixels.flatten().long()], some.labels)
+    assert torch.equal(some.pixels, data.sample_of_each(images, 5, 0).pixels)
+    assert not torch.equal(some.pixels, data.sample_of_each(images, 5, 1).pixels)
 
 
 def test_few_images_put_a_pruned_network_right(bench):

@@ -65,22 +65,28 @@ def known(folder: Path, function: str = "build", **arguments):
     return module_of("mine").spec("mine", 1.0, (1, 32, 32), 10, 120, 1 / 64)
 
 
-def test_few_images_fit_linear_layers_on_every_pixel(tmp_path):
-    """Channels stand last there, and a layer that is called twice is fitted to both calls."""
-    whole = lively(known(tmp_path, "mixer"))
-    groups = network.graph_of(whole.spec).groups
-    assert [group.producers for group in groups if not group.whole] == [("widen",)]
-    kept = [
-        torch.arange(0, count, 1 if group.whole else 2)
-        for group, count in zip(groups, whole.spec.channels, strict=True)
-    ]
-    cut, right = (network.shrink(whole, kept) for _ in range(2))
-    pixels = images((1, 32, 32), 64)
-    distill_few._align(whole, right, kept, lambda: iter(pixels.split(16)), "weights")
-    with torch.inference_mode():
-        wanted, *others = (s.network.eval()(pixels) for s in (whole, right, cut))
-    gaps = [float((each - wanted).square().mean()) for each in others]
-    assert gaps[0] < 0.2 * gaps[1]
+@pytest.mark.parametrize("solve", ["outputs", "weights"])
+def test_few_images_fit_layers_called_twice_and_before_work_in_place(tmp_path, solve):
+    """And linear layers on every pixel, whose channels stand last."""
+    pixels, found = images((1, 32, 32), 64), {}
+    for inplace in (False, True):
+        whole = lively(known(tmp_path, "mixer", inplace=inplace))
+        groups = network.graph_of(whole.spec).groups
+        assert [group.producers for group in groups if not group.whole] == [("widen",)]
+        kept = [
+            torch.arange(0, count, 1 if group.whole else 2)
+            for group, count in zip(groups, whole.spec.channels, strict=True)
+        ]
+        cut, right = (network.shrink(whole, kept) for _ in range(2))
+        distill_few._align(whole, right, kept, lambda: iter(pixels.split(16)), solve)
+        with torch.inference_mode():
+            found[inplace] = [s.network.eval()(pixels) for s in (whole, right, cut)]
+    for plain, in_place in zip(*found.values(), strict=True):
+        torch.testing.assert_close(plain, in_place)
+    if solve == "weights":
+        wanted, *others = found[True]
+        gaps = [float((each - wanted).square().mean()) for each in others]
+        assert gaps[0] < 0.2 * gaps[1]
 
 
 # --- what is cut together ----------------------------------------------------------------------

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     )
     from pipeline.data.cache import Decoded
     from pipeline.data.pictures import images_from, read_image
-    from pipeline.data.split import Images, Split, sample
+    from pipeline.data.split import Images, Split, sample, sample_of_each
     from pipeline.sweep import Dataset, Recipe
 
 __all__ = [
@@ -66,6 +66,7 @@ __all__ = [
     "read_image",
     "require",
     "sample",
+    "sample_of_each",
     "unread",
 ]
 
@@ -144,6 +145,7 @@ _ELSEWHERE = {
     "images_from": "pictures",
     "read_image": "pictures",
     "sample": "split",
+    "sample_of_each": "split",
 }
 
 

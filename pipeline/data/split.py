@@ -136,7 +136,18 @@ def sliver(labels: np.ndarray, images: int | None, order: np.ndarray, least: int
 def sample(images: Images, count: int, seed: int) -> Images:
     """About `count` of `images`, stratified, the same for the same seed."""
     labels = images.labels.cpu().numpy()
-    index = torch.from_numpy(sliver(labels, count, ranking(len(labels), "sample", seed)))
+    return _at(images, sliver(labels, count, ranking(len(labels), "sample", seed)))
+
+
+def sample_of_each(images: Images, count: int, seed: int) -> Images:
+    """`count` of each class, or all where it has fewer; the same for the same seed."""
+    labels = images.labels.cpu().numpy()
+    counts = np.minimum(count, np.bincount(labels))
+    return _at(images, first_of_each(labels, counts, ranking(len(labels), "sample", seed)))
+
+
+def _at(images: Images, numbers: np.ndarray) -> Images:
+    index = torch.from_numpy(numbers)
     return Images(images.at(index.to(images.pixels.device)), images.labels[index])
 
 

@@ -107,7 +107,8 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
         [{"distill-staged": {}}],
     ),
     "distill-few": (
-        "filter pruning, layers fitted by least squares to 500 unlabelled images (Li et al. 2020)",
+        "filter pruning, layers fitted by least squares to 500 unlabelled images (after Li et al. "
+        "2020 and He et al. 2017)",
         [{"distill-few": {"parameters_kept": 0.25, "solve": "weights"}}],
     ),
     "low-rank": (

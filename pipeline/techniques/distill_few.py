@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from pipeline.models.spec import Graph
     from pipeline.techniques.context import Context
 
-VERSION = 1
+VERSION = 2  # since 2 right behind activations in place, and of all calls of a layer
 BATCH = 64
 RIDGE = 1e-2  # of the mean square of X: what is not seen in so few images stays as it is
 ROWS = 16  # equations for each unknown are enough: beyond them pixels are sampled
 VALUES = 2**25  # of X at once
+UNKNOWNS = 8192  # of a filter: with more, X'X alone would take more than half a GiB
 
 
 class Settings(filters.Budget):
@@ -42,10 +43,11 @@ class Settings(filters.Budget):
     pixels sampled from each image. Which filters go is ``criterion``'s choice here, not their
     lasso's.
 
-    The offset c, the linear layers (with ``weights``), and the ridge that pulls the solution
-    towards the weights as they were, where there are fewer equations than unknowns, are this
-    project's. The whole network is the one that this stage is given. Depthwise and grouped
-    convolutions stay as they are.
+    The offset c, the linear layers (with ``weights``), and the ridge, 1 % of the mean square of X,
+    that pulls the solution towards the weights as they were, are this project's. A layer with more
+    than 8,192 weights a filter gets the 1x1. The whole network is the one that this stage is
+    given. Depthwise and grouped convolutions stay as they are. Labels serve to draw a stratified
+    sample, and for nothing else.
     """
 
     cites: ClassVar[tuple[str, ...]] = ("li2020few",)
@@ -55,7 +57,9 @@ class Settings(filters.Budget):
     )
     scope: Literal["global", "layer"] = Field("global", description="as in prune")
     images: int = Field(500, ge=1, le=1_000_000, description="unlabelled, of the training set")
-    per_class: bool = Field(False, description="so many images of each class, not in all")
+    per_class: bool = Field(
+        False, description="so many images of each class, or all that it has, not in all"
+    )
     solve: Literal["outputs", "weights"] = Field(
         "outputs",
         description="for a 1x1 convolution after each layer, or for all of its weights",
@@ -84,14 +88,14 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 
 def _scores(state: ModelState, settings: Settings, context: Context) -> dict[int, torch.Tensor]:
     chosen = {name: getattr(settings, name) for name in ("criterion", "scope", "groups")}
-    return prune.scored(state, prune.Settings(**chosen), context)
+    return prune.scored(state, prune.Settings(**chosen), context, "distill-few")
 
 
 def _batches(settings: Settings, context: Context) -> Callable[[], Iterator[torch.Tensor]]:
     from pipeline import data
 
-    images = settings.images * (len(context.split.classes) if settings.per_class else 1)
-    sample = data.sample(context.split.train, images, context.seed).to(context.machine.device)
+    drawn = data.sample_of_each if settings.per_class else data.sample
+    sample = drawn(context.split.train, settings.images, context.seed).to(context.machine.device)
     return lambda: (pixels for pixels, _ in data.ordered(sample, BATCH))
 
 
@@ -115,6 +119,8 @@ def _align(
     for name in _layers(small, next(batches())[:1], solve):
         mine, others = (state.network.module.get_submodule(name) for state in (small, whole))
         rows = _rows(graph, whole, kept, name)
+        many = mine.get_parameter("weight")[0].numel() > UNKNOWNS
+        fit = "outputs" if many else solve
         moments = _Moments()
         with _calls(mine) as own, _calls(others) as wanted:
             for pixels in batches():
@@ -124,13 +130,13 @@ def _align(
                     if rows is not None:
                         expected = expected.index_select(_axis(mine), rows)
                     gap = expected.double() - output
-                    if solve == "outputs":
-                        moments.add(_by_pixel(output), _by_pixel(gap))
+                    if fit == "outputs":
+                        moments.add(_by_pixel(mine, output), _by_pixel(mine, gap))
                     else:
                         moments.add_all(_of_weights(mine, inputs, gap, images, random))
                 own.clear()
                 wanted.clear()
-        _absorb(mine, *moments.solved(offset=mine.bias is not None), solve)
+        _absorb(mine, *moments.solved(offset=mine.bias is not None), fit)
 
 
 def _layers(state: ModelState, pixels: torch.Tensor, solve: str) -> list[str]:
@@ -177,7 +183,9 @@ def _calls(module: nn.Module) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]
     import torch
 
     calls: list[tuple[torch.Tensor, torch.Tensor]] = []
-    hook = module.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output)))
+    hook = module.register_forward_hook(  # copies: what comes after may work in place
+        lambda _, inputs, output: calls.append((inputs[0].clone(), output.clone()))
+    )
     try:
         with torch.no_grad():
             yield calls
@@ -185,9 +193,9 @@ def _calls(module: nn.Module) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]
         hook.remove()
 
 
-def _by_pixel(maps: torch.Tensor) -> torch.Tensor:
-    """[N, K, h, w] as [N h w, K]."""
-    return maps.permute(0, 2, 3, 1).flatten(0, 2)
+def _by_pixel(layer: nn.Module, maps: torch.Tensor) -> torch.Tensor:
+    """[N, K, h, w] as [N h w, K]; of a linear layer [N, ..., K]."""
+    return maps.movedim(_axis(layer), -1).flatten(0, -2)
 
 
 def _of_weights(
@@ -204,7 +212,7 @@ def _of_weights(
     from torch.nn import functional
 
     if not isinstance(layer, nn.Conv2d):
-        yield inputs.flatten(0, -2), gap.flatten(0, -2)
+        yield inputs.flatten(0, -2), _by_pixel(layer, gap)
         return
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = functional.pad(inputs, layer._reversed_padding_repeated_twice, mode)
@@ -262,6 +270,6 @@ def _absorb(layer: nn.Module, change: torch.Tensor, c: torch.Tensor, solve: str)
                 bias.add_(c)
             return
         q = torch.eye(len(change), dtype=change.dtype, device=change.device) + change.T
-        weight.copy_(torch.einsum("ij,jabc->iabc", q, weight.double()))
+        weight.copy_(torch.tensordot(q, weight.double(), 1))
         if bias is not None:
             bias.copy_(q @ bias.double() + c)

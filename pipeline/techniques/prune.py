@@ -81,22 +81,24 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
     return network.shrink(state, kept)
 
 
-def scored(state: ModelState, settings: Settings, context: Context) -> dict[int, torch.Tensor]:
+def scored(
+    state: ModelState, settings: Settings, context: Context, stage: str = "prune"
+) -> dict[int, torch.Tensor]:
     """Number of each group that may be cut -> importance of its filters, larger is better. Each
     group's mean is 1, so that a ranking over all does not fall for their different sizes; but
     Taylor's criterion is in the same unit, the loss, for all of them."""
     from pipeline.models import network
 
     graph = network.graph_of(state.spec)
-    cut = filters.cut_groups("prune", graph, settings)
+    cut = filters.cut_groups(stage, graph, settings)
     if settings.criterion == "taylor":
         return _taylor(state, graph, cut, settings.images, context)
-    scores = _of_weights(state, graph, cut, settings.criterion, context.seed)
+    scores = _of_weights(state, graph, cut, settings.criterion, context.seed, stage)
     return {i: score / score.mean().clamp_min(1e-12) for i, score in scores.items()}
 
 
 def _of_weights(
-    state: ModelState, graph: Graph, cut: list[int], criterion: str, seed: int
+    state: ModelState, graph: Graph, cut: list[int], criterion: str, seed: int, stage: str
 ) -> dict[int, torch.Tensor]:
     """From the weights alone."""
     import torch
@@ -111,7 +113,7 @@ def _of_weights(
         if criterion == "random":
             scores[i] = torch.rand(len(weight), generator=generator) + 0.5
         elif criterion == "bn-scale":
-            scores[i] = _bn_scale(rows, i)
+            scores[i] = _bn_scale(rows, i, stage)
         elif criterion == "fpgm":
             scores[i] = _distances(weight)
         else:
@@ -119,14 +121,14 @@ def _of_weights(
     return scores
 
 
-def _bn_scale(rows: filters.Rows, group: int) -> torch.Tensor:
+def _bn_scale(rows: filters.Rows, group: int, stage: str) -> torch.Tensor:
     import torch
 
     norms = rows.graph.groups[group].norms
     scales = [rows.of(group, name) for name in norms if f"{name}.weight" in rows.tensors]
     if not scales:
         raise UserError(
-            "prune.criterion: bn-scale needs a model with batch normalization; expected l1 or l2"
+            f"{stage}.criterion: bn-scale needs a model with batch normalization; expected l1 or l2"
         )
     return torch.stack(scales).abs().mean(0)
 

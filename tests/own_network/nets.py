@@ -150,15 +150,15 @@ class Branching(Attention):
 class Mixer(nn.Module):
     """Linear layers on every pixel, channels last; one is called twice, and so not cut."""
 
-    def __init__(self, colours: int, classes: int):
+    def __init__(self, colours: int, classes: int, inplace: bool):
         super().__init__()
-        self.stem = nn.Conv2d(colours, 16, 4, 4)
+        self.inplace, self.stem = inplace, nn.Conv2d(colours, 16, 4, 4)
         self.widen, self.narrow = nn.Linear(16, 48), nn.Linear(48, 16)
         self.again, self.head = nn.Linear(16, 16), nn.Linear(16, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x).permute(0, 2, 3, 1)
-        x = x + self.narrow(torch.relu(self.widen(x)))
+        x = F.relu(self.stem(x), self.inplace).permute(0, 2, 3, 1)
+        x = x + self.narrow(F.relu(self.widen(x), self.inplace))
         x = self.again(torch.relu(self.again(x)))
         return self.head(x.mean((1, 2)))
 
@@ -179,8 +179,8 @@ def parted(colours: int = 1, classes: int = 10, timm: bool = False) -> nn.Module
     return Parted(colours, classes, BatchNormAct2d)
 
 
-def mixer(colours: int = 1, classes: int = 10) -> nn.Module:
-    return Mixer(colours, classes)
+def mixer(colours: int = 1, classes: int = 10, inplace: bool = False) -> nn.Module:
+    return Mixer(colours, classes, inplace)
 
 
 def branching(colours: int = 1, classes: int = 10) -> nn.Module:
