@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.transforms.functional import resized_crop
 
-from pipeline import data, execute
+from pipeline import data, execute, store
 from pipeline.data import cache
 from pipeline.errors import UserError
 from pipeline.paths import Work
@@ -137,3 +137,21 @@ def test_a_network_trains_on_parts_of_large_images_that_lie_in_a_mapped_file(tmp
             cells.run(made["base"], work)
         weights[how] = read_model(work.cell(made["base"].id).model).network.state_dict()
     assert all(torch.equal(t, weights["graphed"][name]) for name, t in weights["eager"].items())
+
+
+def test_a_part_of_a_mapped_test_set_is_measured(tmp_path, monkeypatch):
+    """As many images as the sweep names, and those: the figures of one in memory."""
+    fill(tmp_path / "own", train=12)
+    training = cells.TRAINING | {"epochs": 1, "batch_size": 4, "train_images": 16, "test_images": 2}
+    sets = [{"name": "own", "folder": str(tmp_path / "own"), "size": 32}]
+    base = cells.cells(tmp_path, ["base"], datasets=sets, training=training)["base"]
+    measured = {}
+    for how, limit in (("memory", 2**30), ("mapped", 100)):
+        monkeypatch.setattr(cache, "MAPPED", limit)
+        split = data.load(base.dataset, base.recipe, 0, tmp_path, tmp_path / how / "cache")
+        assert (split.test.rows is not None) == (how == "mapped") and len(split.test) == 2
+        work = Work(tmp_path / how)
+        cells.run(base, work)
+        measured[how] = store.read_result(work.cell(base.id).result).measured
+    for name in ("labels", "predictions", "accuracy", "simulated_accuracy"):
+        assert np.array_equal(measured["mapped"][name], measured["memory"][name])

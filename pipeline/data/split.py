@@ -42,6 +42,10 @@ class Images:
         rows = index if self.rows is None else self.rows.index_select(0, index)
         return self.pixels.index_select(0, rows)
 
+    def array(self) -> np.ndarray:
+        """All pixels, uint8 [N, C, H, W]; of a part of a mapped file a copy."""
+        return (self.pixels if self.rows is None else self.pixels[self.rows]).numpy()
+
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(pixels, labels) of all as they lie, the last short batch included."""
         if self.rows is None:

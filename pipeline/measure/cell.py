@@ -102,7 +102,7 @@ def _kernels(mine: Candidate) -> dict[str, object]:
 
 def _accuracy(mine: Candidate, base: Candidate, split: Split) -> dict:
     """The artifacts', on the whole test set."""
-    images, labels = split.test.pixels.numpy(), split.test.labels.numpy()
+    images, labels = split.test.array(), split.test.labels.numpy()
     own_logits, own_seconds = inference.timed_logits(mine.artifact, images)
     base_logits, base_seconds = inference.timed_logits(base.artifact, images)
     own, others = own_logits.argmax(1), base_logits.argmax(1)
@@ -119,7 +119,7 @@ def _accuracy(mine: Candidate, base: Candidate, split: Split) -> dict:
 
 def _seconds(mine: Candidate, base: Candidate, split: Split, settings: Measure) -> dict:
     """What this machine takes for the test set, where its predictions are known already."""
-    images = split.test.pixels.numpy()
+    images = split.test.array()
     own, others = (inference.timed_logits(one.artifact, images)[1] for one in (mine, base))
     return {"test_set_seconds": own, "base_test_set_seconds": others} | {
         f"runtimes/{name}/test_set_seconds": inference.timed_logits(mine.artifact, images, name)[1]
@@ -152,7 +152,7 @@ def _simulated(
 
 def _some(network: torch.nn.Module, test: Images, most: int, device: torch.device) -> np.ndarray:
     index = torch.from_numpy(spaced(len(test.labels), most))
-    return predict(network, Images(test.pixels[index], test.labels[index]), device).numpy()
+    return predict(network, Images(test.at(index), test.labels[index]), device).numpy()
 
 
 def _held_out(mine: Candidate, base: Candidate, split: Split, device: torch.device) -> dict:
@@ -169,7 +169,7 @@ def _held_out(mine: Candidate, base: Candidate, split: Split, device: torch.devi
 def _elsewhere(mine: Candidate, split: Split, settings: Measure, measured: dict) -> dict:
     """The artifact on the other runtimes that the sweep names: accuracy, and agreement with its own
     predictions on the default runtime (0..1)."""
-    images, labels = split.test.pixels.numpy(), split.test.labels.numpy()
+    images, labels = split.test.array(), split.test.labels.numpy()
     values: dict[str, float] = {}
     for runtime in runtimes.on_cpu(settings.runtimes)[1:]:
         scores, seconds = inference.timed_logits(mine.artifact, images, runtime)
@@ -264,7 +264,7 @@ def _on_gpu(
     tick: Callable[[str], None],
 ) -> dict:
     """Both on the runtimes of a GPU that the sweep names, where there is one."""
-    pixels, labels = split.test.pixels.numpy(), split.test.labels.numpy()
+    pixels, labels = split.test.array(), split.test.labels.numpy()
     test = gpu.Test(pixels, labels, measured["predictions"])
     contenders: dict[Model, gpu.Contender] = {"artifact": gpu.Contender(mine.artifact, mine.state)}
     if base is not mine:

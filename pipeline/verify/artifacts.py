@@ -292,7 +292,7 @@ class Bench:
         split = self._split(cell)
         if split.fingerprint != result.facts.get("dataset_fingerprint"):
             raise UserError(f"{split.name}: its images here are not those that were measured")
-        return split.test.pixels.numpy(), split.test.labels.numpy()
+        return split.test.array(), split.test.labels.numpy()
 
     def _split(self, cell: Cell) -> Split:
         from pipeline import data
