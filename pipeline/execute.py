@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline import artifact, data, done, hardware, measuring, origin, runtimes, store, trained
+from pipeline.artifact.float import refuse_unexportable
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure.inference import require_threads
 from pipeline.models import module_of, network
@@ -180,6 +181,8 @@ class _Run:
             self.split.scale,
         )
         fresh = network.new(spec, self.cell.seed)
+        if self.cell.model.own is not None:
+            refuse_unexportable(fresh, self.cell.model.label)
         return (
             fresh if self.cell.model.start is None else trained.started(fresh, self.cell, self.work)
         )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.transforms.functional import resized_crop
 
-from pipeline import data, execute, store
+from pipeline import data, execute
 from pipeline.data import cache
 from pipeline.errors import UserError
 from pipeline.paths import Work
@@ -152,6 +152,6 @@ def test_a_part_of_a_mapped_test_set_is_measured(tmp_path, monkeypatch):
         assert (split.test.rows is not None) == (how == "mapped") and len(split.test) == 2
         work = Work(tmp_path / how)
         cells.run(base, work)
-        measured[how] = store.read_result(work.cell(base.id).result).measured
+        measured[how] = cells.result(work.cell(base.id)).measured
     for name in ("labels", "predictions", "accuracy", "simulated_accuracy"):
         assert np.array_equal(measured["mapped"][name], measured["memory"][name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -148,6 +149,42 @@ def test_what_cannot_be_traced_trains_but_is_not_pruned(tmp_path):
         assert base.network(images((1, 32, 32))).shape == (4, 10)
     with pytest.raises(UserError, match=r"^prune: no filters .* can be removed \(all of it: "):
         prune.apply(base, prune.Settings(), Given(base, 1))
+    with pytest.raises(UserError, match=r"mine: width 0\.5: it cannot be made narrower, since it"):
+        module_of("mine").spec("mine", 0.5, (1, 32, 32), 10, 120, 1 / 64)
+    with pytest.raises(UserError, match=r"gives \[2, 7\] for two images of \[1, 32, 32\]"):
+        known(tmp_path, "branching", classes=7)
+
+
+def test_what_cannot_be_deployed_is_refused_before_it_is_trained(tmp_path):
+    """Control flow on values; where it is on sizes, it is trained, quantized and deployed."""
+    work, events = Work(tmp_path / "runs"), []
+
+    def run(technique: str, **arguments):
+        cell = cells_of(
+            tmp_path, ["base", "ptq-int8"], factory="nets.py:branching", arguments=arguments
+        )[technique]
+        plugins.keep_own([cell.model], work)
+        catalog.built_in().of_cell(json.loads(json.dumps(cell.to_json())), work.cell(cell.id))
+        small_cells.run(cell, work, events.append)
+        return small_cells.result(work.cell(cell.id)).measured
+
+    with pytest.raises(UserError, match=r"^model mine: PyTorch's exporter cannot make an ONNX"):
+        run("base")
+    assert not [event for event in events if "epoch" in event]
+    run("base", values=False)
+    measured = run("ptq-int8", values=False)
+    assert measured["integer_share"] >= 0.9 and measured["simulated_agreement"] >= 0.97
+
+
+def test_functional_dropouts_drop_in_training(tmp_path):
+    state = network.new(known(tmp_path, "dropping"), 0)
+    kinds = {type(module) for module in state.network.module.modules()}
+    assert {torch.nn.Dropout2d, torch.nn.AlphaDropout} <= kinds
+    pixels = images((1, 32, 32))
+    dropping, steady = state.network.train(), copy.deepcopy(state.network).eval()
+    with torch.no_grad():
+        assert not torch.equal(dropping(pixels), dropping(pixels))
+        assert torch.equal(steady(pixels), steady(pixels))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifact import operators
 from pipeline.artifact.format import INPUT, OUTPUT
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     import onnx
@@ -21,6 +22,19 @@ def float_model(state: ModelState) -> onnx.ModelProto:
     model = exported(fold(plain(state)))
     strip_metadata(model)
     return model
+
+
+def refuse_unexportable(state: ModelState, label: str) -> None:
+    """UserError where no artifact can be made of such a network: told before it is trained."""
+    try:
+        float_model(state)
+    except Exception as error:  # whatever the exporter raises at a user's code
+        cause = error.__cause__ or error
+        line = (str(cause).strip().splitlines() or [""])[0][:200]
+        raise UserError(
+            f"model {label}: PyTorch's exporter cannot make an ONNX graph of it "
+            f"({type(cause).__name__}: {line}), so it could not be deployed"
+        ) from error
 
 
 def exported(state: ModelState) -> onnx.ModelProto:

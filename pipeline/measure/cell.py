@@ -96,7 +96,7 @@ def _kernels(mine: Candidate) -> dict[str, object]:
         "integer_kernels": ran.integer,
         "integer_share": ran.integer_share,
         "subnormals": complexity.subnormals(mine.artifact.model),
-        "channels": np.array(mine.state.spec.channels),
+        "channels": np.array(mine.state.spec.channels, np.int64),
     }
 
 

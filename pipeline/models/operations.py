@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 POINTWISE = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Identity),
-    nn.Dropout,
+    *(nn.Dropout, nn.AlphaDropout),
 )
 UNARY_MODULES = (
     *POINTWISE,

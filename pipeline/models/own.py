@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import nn
@@ -68,6 +68,11 @@ class OwnModel:
             raise UserError(f"model {name}: width {width:g}: an own network can only be narrower")
         known = self.known(shape, classes)
         channels = known.channels
+        if width < 1 and known.traced is None:
+            raise UserError(
+                f"model {name}: width {width:g}: it cannot be made narrower, since it cannot be "
+                f"traced ({known.graph.left[0]})"
+            )
         if width < 1:
             channels = tuple(known.narrowed(i, width) for i in range(len(channels)))
         pixels = self.own.pixels
@@ -99,14 +104,10 @@ class OwnModel:
         try:
             traced = tracing.traced(module, shape)
         except NotTraceable as error:
+            self._refuse_other(self._called(shape), shape, classes)
             return _Known(None, Graph((), (), (), left=(f"all of it: {error}",)), (), {})
         [gives] = [n for n in traced.graph.nodes if n.op == "output"]
-        output_shape = operations.shape_of(gives.args[0])
-        if output_shape != (2, classes):
-            self._refuse(
-                f"gives {list(output_shape or ())} for two images of {list(shape)}, expected "
-                f"logits [2, {classes}]; `arguments` are what it is called with"
-            )
+        self._refuse_other(operations.shape_of(gives.args[0]), shape, classes)
         coupled = coupling.coupled(traced.whole)
         points = tracing.points(traced.whole)
         graph = Graph(
@@ -120,6 +121,22 @@ class OwnModel:
             left=coupled.left,
         )
         return _Known(traced, graph, coupled.channels, coupled.parts)
+
+    def _called(self, shape: Shape) -> tuple[int, ...] | None:
+        """The shape of what it gives for two images; None where that is no tensor."""
+        with torch.no_grad():
+            try:
+                logits = self.made().eval()(torch.zeros(2, *shape))
+            except Exception as error:  # whatever a user's code raises
+                self._refuse(f"raises {type(error).__name__} when called: {_line(error)}")
+        return tuple(logits.shape) if isinstance(logits, torch.Tensor) else None
+
+    def _refuse_other(self, output: tuple[int, ...] | None, shape: Shape, classes: int) -> None:
+        if output != (2, classes):
+            self._refuse(
+                f"gives {list(output or ())} for two images of {list(shape)}, expected "
+                f"logits [2, {classes}]; `arguments` are what it is called with"
+            )
 
     # --- what the user gave ----------------------------------------------------------------------
 
@@ -136,16 +153,19 @@ class OwnModel:
                 with torch.device("cpu"):
                     module = factory(**self.own.arguments).to(on)
         except Exception as error:
-            line = (str(error).strip().splitlines() or [""])[0][:200]
             raise UserError(
-                f"factory {self.own.label}: raises {type(error).__name__}: {line}"
+                f"factory {self.own.label}: raises {type(error).__name__}: {_line(error)}"
             ) from error
         if not isinstance(module, nn.Module):
             self._refuse(f"gives {type(module).__name__}; expected a torch.nn.Module")
         return module
 
-    def _refuse(self, problem: str) -> None:
+    def _refuse(self, problem: str) -> NoReturn:
         raise UserError(f"factory {self.own.label}: {problem}")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 def load(own: Own, copy: Path | None) -> Callable[[], ModuleType]:

@@ -38,6 +38,11 @@ MOST_MAPS = 4
 BY_CHANCE = {"StochasticDepth", "DropPath", "DropBlock2d"}
 # timm's normalization with an activation in it: two operations, of which one is folded.
 NORM_ACTS = {"BatchNormAct2d"}
+DROPOUTS: dict[Any, type[nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout2d: nn.Dropout2d,
+    F.alpha_dropout: nn.AlphaDropout,
+}
 # Its linear layer, which differs from PyTorch's own under TorchScript alone.
 LINEAR = "timm.layers.linear.Linear"
 
@@ -223,12 +228,12 @@ def _flat(made: _Rewriter, node: fx.Node) -> fx.Node | None:
 
 def _dropout(made: _Rewriter, node: fx.Node) -> fx.Node | None:
     """As a module it knows whether the network is in training; a traced call does not."""
-    if not _calls(node, (F.dropout,)) or not isinstance(node.args[0], fx.Node):
+    if not _calls(node, tuple(DROPOUTS)) or not isinstance(node.args[0], fx.Node):
         return None
     part = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-    if not isinstance(part, float):
+    if not isinstance(part, (int, float)):
         return None
-    return made.put(node, "dropout", nn.Dropout(part), (node.args[0],))
+    return made.put(node, "dropout", DROPOUTS[node.target](part), (node.args[0],))
 
 
 def _pool(made: _Rewriter, node: fx.Node) -> fx.Node | None:

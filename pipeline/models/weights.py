@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.models.network import ModelState
+from pipeline.terminal import tell
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which training scripts keep weights
 
@@ -81,6 +82,10 @@ def fill(
             f"{list(wanted[wrong[0]].shape)}"
         )
         raise UserError(f"{source}: is not of {builds}: {what}")
+    beyond = [name for name in tensors if name not in wanted]
+    if beyond:
+        more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
+        tell(f"{source}: {beyond[0]}{more}: in the file, but not in {builds}; not used")
     module.load_state_dict(
         {n: wanted[n] if n in left else tensors.get(n, wanted[n]) for n in wanted}
     )

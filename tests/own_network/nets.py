@@ -141,10 +141,24 @@ def blocks(colours: int = 1, classes: int = 10, blocks: int = 8, each: int = 8) 
 
 
 class Branching(Attention):
-    """What it does depends on the values of the image."""
+    """What it does depends on the values of the image, or, which can be exported, on its size."""
+
+    def __init__(self, colours: int, classes: int, values: bool):
+        super().__init__(colours, classes)
+        self.values = values
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x if x.mean() > 0 else -x)
+        positive = x.mean() > 0 if self.values else x.shape[2] > 8
+        return super().forward(x if positive else -x)
+
+
+class Dropping(Attention):
+    """All functional dropouts; nothing else depends on training."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.dropout2d(torch.relu(self.stem(x)), 0.25, self.training)
+        x = F.alpha_dropout(x.mean((2, 3)), p=0.5, training=self.training)
+        return self.head(x)
 
 
 class Mixer(nn.Module):
@@ -183,8 +197,12 @@ def mixer(colours: int = 1, classes: int = 10, inplace: bool = False) -> nn.Modu
     return Mixer(colours, classes, inplace)
 
 
-def branching(colours: int = 1, classes: int = 10) -> nn.Module:
-    return Branching(colours, classes)
+def branching(colours: int = 1, classes: int = 10, values: bool = True) -> nn.Module:
+    return Branching(colours, classes, values)
+
+
+def dropping(colours: int = 1, classes: int = 10) -> nn.Module:
+    return Dropping(colours, classes)
 
 
 def number() -> int:
