@@ -75,7 +75,7 @@ def _module(path: Path, source: Path, sha256: str | None) -> tuple[ModuleType, s
     digest = hashlib.sha256(content).hexdigest()
     if sha256 is not None and digest != sha256:
         raise UserError(
-            f"{path}: is another plug-in than this cell was made for (SHA-256 {digest[:12]}..., "
+            f"{path}: is another file than this cell was made for (SHA-256 {digest[:12]}..., "
             f"expected {sha256[:12]}... of {source}); load its sweep again"
         )
     if digest not in _files:
@@ -86,7 +86,7 @@ def _module(path: Path, source: Path, sha256: str | None) -> tuple[ModuleType, s
 def _content(path: Path, source: Path) -> bytes:
     try:
         if not path.is_file():
-            named = "" if path == source else f" (a copy of the plug-in {source})"
+            named = "" if path == source else f" (a copy of {source})"
             raise UserError(f"{path}: is not there{named}; expected a Python file")
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path}: is larger than {MAX_BYTES:,} bytes; expected a Python file")
@@ -107,7 +107,7 @@ def _imported(path: Path, content: bytes, sha256: str) -> ModuleType:
         problem = str(error).strip().splitlines() or [""]
         line = _line(error, str(path))
         raise UserError(
-            f"{path}:{line}: the plug-in cannot be imported: {type(error).__name__}: {problem[0]}"
+            f"{path}:{line}: cannot be imported: {type(error).__name__}: {problem[0]}"
         ) from error
     return module
 

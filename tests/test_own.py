@@ -348,7 +348,16 @@ def test_a_module_counts_by_the_version_of_its_distribution(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(tmp_path / "lib"))
         origin = cells_of(tmp_path, factory="house.nets:build")["base"].model.own
-    assert origin.sha256 and origin.source == "house.nets"
+        assert origin.sha256 and origin.source == "house.nets"
+        about = tmp_path / "lib" / "house-1.5.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: house\nVersion: 1.5\n")
+        ours = cells_of(tmp_path, factory="house.nets:build")["base"].model.own
+        assert ours.version == "1.5" and ours.sha256 is None
+        (about / "direct_url.json").write_text(
+            '{"url": "file:///h", "dir_info": {"editable": true}}'
+        )
+        assert cells_of(tmp_path, factory="house.nets:build")["base"].model.own == origin
 
 
 def test_a_sweep_is_loaded_again_where_its_files_are_gone(tmp_path):

@@ -212,7 +212,7 @@ def test_a_job_reads_the_copy_and_refuses_another(ran, tmp_path):
     assert execute.read_cell(work.cell(cell.id), catalog.built_in()) == cell
     copy = work.plugin(own_sweep.plugins[0].sha256)
     copy.write_text(copy.read_text() + "\n")
-    with pytest.raises(UserError, match="is another plug-in than this cell was made for"):
+    with pytest.raises(UserError, match="is another file than this cell was made for"):
         execute.read_cell(work.cell(cell.id), catalog.built_in())
     plugins.keep(own_sweep.plugins, work)
     assert execute.read_cell(work.cell(cell.id), catalog.built_in()) == cell
@@ -235,9 +235,9 @@ def test_the_report_of_a_job_is_of_the_plug_in_as_it_was(ran, tmp_path):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("x = 1\n\ny = x.z\n", "HERE/mine.py:3: the plug-in cannot be imported: AttributeError"),
-        ("def f(:\n", "HERE/mine.py:1: the plug-in cannot be imported: SyntaxError"),
-        ("import sys\nsys.exit(3)\n", "HERE/mine.py:2: the plug-in cannot be imported: SystemExit"),
+        ("x = 1\n\ny = x.z\n", "HERE/mine.py:3: cannot be imported: AttributeError"),
+        ("def f(:\n", "HERE/mine.py:1: cannot be imported: SyntaxError"),
+        ("import sys\nsys.exit(3)\n", "HERE/mine.py:2: cannot be imported: SystemExit"),
         ("x = 1\n", "HERE/mine.py: adds nothing; expected one of STAGES, TECHNIQUES, MODELS"),
         (ADDED + "STAGES = {'prune': S}\n", "the stage 'prune' is in netpress already"),
         ("MODELS = {'vgg11': (1, '')}\n", "MODELS: 'vgg11': lacks spec, build, graph"),

@@ -6,6 +6,7 @@ Nothing of it is imported here: `netpress plan` reads a file's bytes, or finds a
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -113,8 +114,9 @@ def _sha256(path: Path, expected: str) -> str:
 
 
 def _module(name: str) -> dict[str, Any]:
-    """A module that can be imported: of an installed distribution, whose version identifies it,
-    or else by the bytes of its file. Packages are looked into, not imported."""
+    """A module that can be imported: of an installed distribution, whose version identifies it, or
+    else, as of one that is installed in editable mode, by the bytes of its file. Packages are
+    looked into, not imported."""
     top, *rest = name.split(".")
     spec = PathFinder.find_spec(top, sys.path)
     for part in rest:
@@ -125,7 +127,17 @@ def _module(name: str) -> dict[str, Any]:
             f"{shown(name)} cannot be imported here; expected a module, or a file such as "
             "nets.py:build"
         )
+    version = _version(top)
+    if version is not None:
+        return {"source": name, "version": version}
+    return {"source": name, "sha256": _sha256(Path(spec.origin), "a Python file")}
+
+
+def _version(distribution: str) -> str | None:
+    """None where it is not installed, or where its files are its author's, who changes them."""
     try:
-        return {"source": name, "version": metadata.version(top)}
+        installed = metadata.distribution(distribution)
     except metadata.PackageNotFoundError:
-        return {"source": name, "sha256": _sha256(Path(spec.origin), "a Python file")}
+        return None
+    direct = json.loads(installed.read_text("direct_url.json") or "{}")  # PEP 610
+    return None if direct.get("dir_info", {}).get("editable") else installed.version
