@@ -200,7 +200,10 @@ TECHNIQUES: dict[str, tuple[str, list[dict[str, dict[str, Any]]]]] = {
 ANEW = "base-anew"  # with which similarity is compared
 CHANCE = "prune-random"  # what any choice of filters has to be better than
 # Refinements, and what they have to be better than.
-PLAIN = {"dkd": "kd", "distill-staged": "kd", "kd-consistent": "kd"}
+PLAIN = {
+    **{"dkd": "kd", "distill-staged": "kd", "kd-consistent": "kd"},
+    "distill-few": "prune-filters",  # the same filters go: fine-tuned instead, with all labels
+}
 CONTROLS = frozenset(
     {
         CHANCE,
