@@ -496,6 +496,8 @@ def test_what_is_wrong_with_an_entry_is_a_sentence_with_its_place(tmp_path, entr
             r"gives \[2, 7\] for two images of \[1, 32, 32\], expected logits",
         ),
         ("build", {"depth": 7}, r"nets\.py:build: raises TypeError: .*'depth'"),
+        ("normalized", {"new": True}, r"nets\.py:normalized: free: computes its weight anew"),
+        ("normalized", {"new": False}, r"nets\.py:normalized: free: computes its weight anew"),
     ],
 )
 def test_a_factory_that_builds_something_else_is_a_sentence(

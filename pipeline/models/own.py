@@ -101,6 +101,12 @@ class OwnModel:
     def _look(self, shape: Shape, classes: int) -> _Known:
         with torch.device("meta"):
             module = self.made()
+        for name, layer in module.named_modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)) and "weight" not in layer._parameters:
+                self._refuse(
+                    f"{name}: computes its weight anew at each call (weight or spectral "
+                    "normalization, for example), which is not supported"
+                )
         try:
             traced = tracing.traced(module, shape)
         except NotTraceable as error:

@@ -205,5 +205,12 @@ def dropping(colours: int = 1, classes: int = 10) -> nn.Module:
     return Dropping(colours, classes)
 
 
+def normalized(colours: int = 1, classes: int = 10, new: bool = True) -> nn.Module:
+    net = Attention(colours, classes)
+    norm = nn.utils.parametrizations.weight_norm if new else nn.utils.weight_norm
+    net.free = norm(net.free)
+    return net
+
+
 def number() -> int:
     return 3
