@@ -20,7 +20,7 @@ from pipeline.report.document import Code, Column, Section, Sentence, Table
 from pipeline.report.frames import Frames
 from pipeline.report.metrics import SPEEDUP, speedup_key
 from pipeline.report.points import STORED
-from pipeline.sweep import Cell, Sweep
+from pipeline.sweep import Cell, Model, Sweep
 from pipeline.techniques import about
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MOST_SETTINGS = 4  # pairs of data set and model
 MOST_LINES = 20  # of a table; more are cut to the frontier
 MOST_TECHNIQUES = 30
+PRETRAINED = "hubens2020pretraining"  # of a model that starts from other weights
 COLUMNS = (
     Column("accuracy, %", "accuracy"),
     Column("drop, points", "accuracy_drop"),
@@ -68,9 +69,8 @@ def paper(sweep: Sweep, frames: Frames, figures: Mapping[str, Figure]) -> str:
 
 def cited(sweep: Sweep) -> list[str]:
     """Keys of the sources of all that the sweep uses, each once, in the order of the text."""
-    names = [("dataset", cell.dataset.name) for cell in sweep.cells]
-    names += [("model", cell.model.name) for cell in sweep.cells]
-    keys = [key for kind, name in names for key in sources(kind, name)]
+    keys = [key for cell in sweep.cells for key in sources("dataset", cell.dataset.name)]
+    keys += [key for cell in sweep.cells for key in _of_model(cell.model)]
     keys += [key for cell in sweep.cells for key in _of_stages(cell)]
     return list(dict.fromkeys(keys))
 
@@ -105,6 +105,11 @@ def _named() -> dict[str, list[tuple[str, str]]]:
 @cache
 def _bib() -> str:
     return bibliography().read_text(encoding="utf-8")
+
+
+def _of_model(model: Model) -> list[str]:
+    """With the source of the comparison that a base with other weights is made for."""
+    return [*sources("model", model.name), *([PRETRAINED] if model.start else [])]
 
 
 def _of_stages(cell: Cell) -> list[str]:
@@ -195,9 +200,9 @@ def _method(sweep: Sweep, frames: Frames) -> Iterator[str]:
 def _data(sweep: Sweep) -> str:
     """Which networks on which data, each with its source."""
     datasets = dict.fromkeys(cell.dataset.name for cell in sweep.cells)
-    models = dict.fromkeys((cell.model.label, cell.model.name) for cell in sweep.cells)
+    models = {cell.model.label: cell.model for cell in sweep.cells}
     on = _listed(latex.escape(n) + _cite(sources("dataset", n)) for n in datasets)
-    of = _listed(latex.escape(label) + _cite(sources("model", n)) for label, n in models)
+    of = _listed(latex.escape(label) + _cite(_of_model(each)) for label, each in models.items())
     return f"Networks: {of}; data: {on}."
 
 
