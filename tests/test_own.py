@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from pipeline.orchestrate import estimate, plan
 from pipeline.paths import Work
 from pipeline.sweep import Cell, Model
 from pipeline.sweep import own as entries
-from pipeline.techniques import distill_few, filters, prune
+from pipeline.techniques import distill_few, filters, prune, train
 from pipeline.versions import SHARED
 from tests import cells as small_cells
 from tests.benchmarks import bench_groups
@@ -140,6 +141,11 @@ def test_what_is_not_followed_stays_whole_and_is_named(tmp_path, capsys):
     pruned = prune.apply(base, prune.Settings(parameters_kept=0.8), Given(base, 1))
     assert sum(pruned.spec.channels) < sum(base.spec.channels) == 40
     assert f"prune: left whole: {graph.left[0]}\n" in capsys.readouterr().err
+    split = SimpleNamespace(shape=(1, 32, 32), classes=range(10), zero_point=120, scale=1 / 64)
+    cell = SimpleNamespace(model=Model(name="mine"))
+    student = train.student_spec(SimpleNamespace(cell=cell, split=split), None, 0.5)
+    assert sum(student.channels) < 40
+    assert f"width 0.5: left whole: {graph.left[0]}\n" in capsys.readouterr().err
 
 
 def test_what_cannot_be_traced_trains_but_is_not_pruned(tmp_path):

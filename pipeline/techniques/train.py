@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from pipeline import models
+from pipeline import models, terminal
 from pipeline.errors import UserError
 from pipeline.techniques.settings import Trained
 
@@ -84,10 +84,13 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
 
 
 def student_spec(context: Context, model: str | None, width: float) -> NetworkSpec:
-    """The specification of another network for the cell's data, ``width`` times as wide."""
+    """The specification of another network for the cell's data, ``width`` times as wide; the
+    attempt's log lists what cannot be made narrower."""
+    from pipeline.models import network
+
     cell, split = context.cell, context.split
     name = model or cell.model.name
-    return models.module_of(name).spec(
+    spec = models.module_of(name).spec(
         name,
         cell.model.width * width,
         split.shape,
@@ -95,3 +98,6 @@ def student_spec(context: Context, model: str | None, width: float) -> NetworkSp
         split.zero_point,
         split.scale,
     )
+    for line in network.graph_of(spec).left if width < 1 else ():
+        terminal.tell(f"width {width:g}: left whole: {line}", begin="")
+    return spec
