@@ -84,6 +84,12 @@ def outdated(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
     return None if same else "measured with other settings"
 
 
+def is_whole(made: Mapping[str, Any]) -> bool:
+    """Whether a measurement that was made like this has accuracy as well: what bench.py gave has
+    times alone."""
+    return "measure" in made
+
+
 def in_result(manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What the measurement in result.h5 was made with; None where there is none in it, as in all
     that were made since measurements have files of their own."""

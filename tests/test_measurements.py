@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -17,7 +18,8 @@ from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import bench as benches
 from pipeline.orchestrate import measure, plan
 from pipeline.paths import Work
-from pipeline.report import figures, merged
+from pipeline.report import figures, measured, merged
+from pipeline.report.metrics import METRIC
 from pipeline.timeline import Timeline, line
 from tests import cells, results
 
@@ -96,6 +98,41 @@ def test_what_is_added_to_a_report_stands_beside_what_it_has(two, tmp_path):
     assert len([row for row in again.every if row.machine == "board"]) == 3
     with h5py.File(paths.merged) as file:
         assert list(file[f"cells/{tiny.id}/measurements"]) == ["board-1", "board-2"]
+
+
+def test_times_alone_of_a_machine_that_has_accuracy_take_nothing_away(two, tmp_path):
+    """As bench.py, or a measurement without the images, gives them on the same kind of machine."""
+    sweep, work = two
+    paths, frames = report.build(sweep, work, tmp_path / "out")
+    tiny = sweep.cells[2]
+    before = {row.id: row for row in frames.rows}[tiny.id]
+    facts = {"machine": "A-CPU-2c", "hardware": {"cpu": "A CPU", "cores": 2}}
+    values = {k: v for k, v in results.measured(tiny, 7.0).items() if k.startswith("latency/")}
+    remeasure.put(paths.merged, [(tiny.id, facts, values)])
+    after = {row.id: row for row in report.read_folder(paths.folder).rows}[tiny.id]
+    assert after.accuracy == before.accuracy
+    assert measured.CLASSIFIED_ON not in after.facts and after.measurement == "A-CPU-2c-1"
+    speedup = METRIC["speedup_all_batch1"]
+    assert speedup.of(after) != speedup.of(before)
+
+
+def test_the_last_measurement_with_accuracy_is_kept_beside_times_alone():
+    wanted = done._record({"repeats": 200}, None)
+    older, fits = {**wanted, "measure": {"repeats": 100}}, wanted
+    times = {"measurement": wanted["measurement"]}
+
+    def chosen(*made_with):
+        entries = [
+            SimpleNamespace(machine="A-2c", name=str(i), made_with=made)
+            for i, made in enumerate(made_with)
+        ]
+        return [entry.name for entry in measured.chosen(entries, wanted)]
+
+    assert chosen(older, times) == ["0", "1"]
+    assert chosen(older, older, times, times) == ["1", "3"]
+    assert chosen(fits, times) == ["0"]
+    assert chosen(times) == ["0"]
+    assert chosen(times, older) == ["1"]
 
 
 def test_a_measurement_that_leads_out_of_the_file_is_refused(two, tmp_path):

@@ -5,7 +5,7 @@ L: layers with channels; N: images of the test set; K: the images that differ mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -130,14 +130,14 @@ def valid_results(
 
 
 def _measurements(
-    chosen: Mapping[str, store.MeasurementEntry],
+    chosen: Iterable[store.MeasurementEntry],
     cell_id: str,
     also: Callable[[bytes, store.Result, str], None],
 ) -> tuple[list[measured.Measurement], list[Corrupt]]:
     """(those that can be read, why others cannot): a damaged one costs itself."""
     whole: list[measured.Measurement] = []
     damaged: list[Corrupt] = []
-    for entry in chosen.values():
+    for entry in chosen:
 
         def keep(content: bytes, result: store.Result, name: str = entry.name) -> None:
             if result.id == cell_id:

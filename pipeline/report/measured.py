@@ -61,9 +61,11 @@ def in_result(result: store.Result) -> Measurement | None:
 
 def chosen(
     entries: Iterable[MeasurementEntry], wanted: Mapping[str, Any]
-) -> dict[str, MeasurementEntry]:
-    """Machine -> the measurement that is shown of it; `entries` are oldest first."""
+) -> list[MeasurementEntry]:
+    """The measurement that is shown of each machine, and before it, where that one has times alone,
+    the last of the same machine that has accuracy as well; `entries` are oldest first."""
     best: dict[str, MeasurementEntry] = {}
+    whole: dict[str, MeasurementEntry] = {}
     fits: set[str] = set()
     for entry in entries:
         fit = done.outdated(entry.made_with, wanted) is None
@@ -71,28 +73,38 @@ def chosen(
             best[entry.machine] = entry
         if fit:
             fits.add(entry.machine)
-    return best
+        if done.is_whole(entry.made_with):
+            whole[entry.machine] = entry
+    lent = [whole[m] for m, entry in best.items() if m in whole and whole[m] is not entry]
+    lent = [entry for entry in lent if not done.is_whole(best[entry.machine].made_with)]
+    return [*lent, *best.values()]
 
 
 def combined(
     result: store.Result, measurements: Sequence[Measurement]
 ) -> Iterator[tuple[Measurement, store.Result]]:
-    """The result as each machine measured it, that of result.h5 first. What a machine could not
-    measure, which had no images, is of the first one that could."""
+    """The result as each machine measured it, that of result.h5 first; of several of one machine,
+    oldest first, the last. What it could not measure, since it had no images, is of an earlier one
+    of the same machine, or else of the first machine that could."""
     own = in_result(result)
     if own and not measurements:
         yield own, result
         return
-    every = {m.machine: m for m in ([own] if own else [])}
-    every |= {m.machine: m for m in measurements}
-    # The same from a work root and from a report.
-    ordered = sorted(every.values(), key=lambda m: (m.name != IN_RESULT, m.machine))
-    complete = [m for m in ordered if "accuracy" in m.measured]
-    for one in ordered:
+    every = [*([own] if own else []), *measurements]
+    complete = _of_machines(m for m in every if "accuracy" in m.measured)
+    for one in _of_machines(every).values():
         if "accuracy" in one.measured:
             yield one, _with(result, one)
         elif complete:
-            yield one, _with(result, one, complete[0])
+            same = complete.get(one.machine)
+            yield one, _with(result, one, same or next(iter(complete.values())))
+
+
+def _of_machines(measurements: Iterable[Measurement]) -> dict[str, Measurement]:
+    """The last of each machine, that of result.h5 first, then by name: the same from a work root
+    and from a report."""
+    every = {m.machine: m for m in measurements}
+    return dict(sorted(every.items(), key=lambda item: (item[1].name != IN_RESULT, item[0])))
 
 
 def _with(
@@ -106,12 +118,9 @@ def _with(
     facts |= {name: one.facts[name] for name in OF_MACHINE if name in one.facts}
     facts["seconds"] = _sum(result.facts.get("seconds"), one.facts.get("seconds"))
     facts["phases"] = {**(one.facts.get("phases") or {}), **(result.facts.get("phases") or {})}
-    if classified is not None:
-        facts[CLASSIFIED_ON] = classified.machine
-    elif (other := str(one.facts.get("accuracy_of", "")).rpartition("-")[0]) not in (
-        "",
-        one.machine,
-    ):
+    borrowed = str(one.facts.get("accuracy_of", "")).rpartition("-")[0]
+    other = borrowed if classified is None else classified.machine
+    if other not in ("", one.machine):
         facts[CLASSIFIED_ON] = other
     return replace(result, facts=facts, measured={**static, **lent, **one.measured})
 
