@@ -15,8 +15,9 @@ import yaml
 from safetensors.torch import save_file
 
 from pipeline import catalog, plugins, registry, sweep
+from pipeline.data import Images
 from pipeline.errors import UserError
-from pipeline.measure import complexity
+from pipeline.measure import complexity, similarity
 from pipeline.models import module_of, network, own
 from pipeline.orchestrate import estimate, plan
 from pipeline.paths import Work
@@ -28,6 +29,7 @@ from tests import cells as small_cells
 from tests.benchmarks import bench_groups
 from tests.lab import Lab
 from tests.test_models import images, lively
+from tests.test_similarity import svcca as svcca_of_numpy
 from tests.test_techniques import Given
 
 TINY = [{"prune": {"parameters_kept": 0.5}}, {"finetune": {}}, {"quantize": {"aware": True}}]
@@ -89,6 +91,29 @@ def test_few_images_fit_layers_called_twice_and_before_work_in_place(tmp_path, s
         wanted, *others = found[True]
         gaps = [float((each - wanted).square().mean()) for each in others]
         assert gaps[0] < 0.2 * gaps[1]
+
+
+@pytest.mark.parametrize(("function", "size"), [("mixer", (8, 8)), ("tokens", (64,))])
+def test_layers_on_every_pixel_or_token_are_compared(tmp_path, function, size):
+    """Their channels stand last: they are pooled over pixels, and cut layers stay comparable."""
+    mine, base = (network.new(known(tmp_path, function), seed) for seed in (0, 1))
+    assert similarity._sizes(base)["widen"] == size and similarity._sizes(base)["stem"] == (8, 8)
+    pixels = images((1, 32, 32), 40)
+    alike = similarity.of_networks(
+        mine, base, Images(pixels, torch.zeros(40, dtype=torch.long)), torch.device("cpu")
+    )
+    layers = similarity._common(mine, base)
+    kept = {}
+    for state in (mine, base):
+        hook = state.network.module.widen.register_forward_hook(
+            lambda _, inputs, output, name=id(state): kept.setdefault(name, output)
+        )
+        with torch.no_grad():
+            state.network.eval()(pixels)
+        hook.remove()
+    flat = [output.flatten(0, -2) for output in kept.values()]
+    expected = svcca_of_numpy(*(each.double().numpy() for each in flat))
+    assert alike[similarity.SVCCA][layers.index("widen")] == pytest.approx(expected, abs=1e-4)
 
 
 # --- what is cut together ----------------------------------------------------------------------

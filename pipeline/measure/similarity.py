@@ -1,7 +1,8 @@
 """How alike two networks are, layer by layer, by what they make of the same images.
 
 x [n, p] and y [n, q]: activations of two layers on n images, in rows. Maps [N, K, h, w] become rows
-in two ways, see ``of_networks``.
+in two ways, see ``of_networks``. What a linear layer gives for each pixel or token, [N, ..., K], is
+looked at as [N, K, ...].
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def _common(mine: ModelState, base: ModelState) -> list[str]:
 
 
 def _sizes(state: ModelState) -> dict[str, tuple[int, ...]]:
-    """Module -> height and width of its output, in the order in which they run."""
+    """Module -> height and width of its output (or as many sizes as it has beside its channels), in
+    the order in which they run."""
     graph, sizes = graph_of(state.spec), {}
     normalized = dict(graph.norms)
     # A layer that became several is looked at under its own name.
@@ -108,8 +110,11 @@ def _outputs(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, tor
     outputs: dict[str, torch.Tensor] = {}
 
     def keep(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        last = isinstance(module, nn.Linear)
         return module.register_forward_hook(
-            lambda _, inputs, output: outputs.update({name: output})
+            lambda _, inputs, output: outputs.update(
+                {name: output.movedim(-1, 1) if last and output.dim() > 2 else output}
+            )
         )
 
     inner = network.get_submodule("module")
@@ -122,16 +127,17 @@ def _outputs(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, tor
 
 
 def _pooled(output: torch.Tensor) -> torch.Tensor:
-    """[N, K, h, w] or [N, K] -> float32 [N, K s s]."""
+    """[N, K, ...] -> float32 [N, K s s]; of one size beside the channels [N, K s]."""
     if output.dim() == 2 or max(output.shape[2:]) <= SIDE:
         return output.flatten(1).float()
-    return F.adaptive_avg_pool2d(output.float(), SIDE).flatten(1)
+    if output.dim() == 4:
+        return F.adaptive_avg_pool2d(output.float(), SIDE).flatten(1)
+    return F.adaptive_avg_pool1d(output.float().flatten(2), SIDE).flatten(1)
 
 
 def _pixels(output: torch.Tensor) -> torch.Tensor:
-    """[N, K, h, w] or [N, K] -> float64 [N h w, K]."""
-    flat = output if output.dim() == 2 else output.permute(0, 2, 3, 1).flatten(0, 2)
-    return flat.double()
+    """[N, K, ...] -> float64 [N x what there is of each channel, K]."""
+    return output.movedim(1, -1).flatten(0, -2).double()
 
 
 # --- CKA -------------------------------------------------------------------------------------

@@ -177,6 +177,19 @@ class Mixer(nn.Module):
         return self.head(x.mean((1, 2)))
 
 
+class Tokens(nn.Module):
+    """A linear layer on a row of tokens."""
+
+    def __init__(self, colours: int, classes: int):
+        super().__init__()
+        self.stem, self.widen = nn.Conv2d(colours, 16, 4, 4), nn.Linear(16, 24)
+        self.head = nn.Linear(24, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x)).flatten(2).transpose(1, 2)
+        return self.head(torch.relu(self.widen(x)).mean(1))
+
+
 def build(width: int = 16, colours: int = 1, classes: int = 10, side: int = 32) -> nn.Module:
     return Mixed(colours, classes, width, side)
 
@@ -195,6 +208,10 @@ def parted(colours: int = 1, classes: int = 10, timm: bool = False) -> nn.Module
 
 def mixer(colours: int = 1, classes: int = 10, inplace: bool = False) -> nn.Module:
     return Mixer(colours, classes, inplace)
+
+
+def tokens(colours: int = 1, classes: int = 10) -> nn.Module:
+    return Tokens(colours, classes)
 
 
 def branching(colours: int = 1, classes: int = 10, values: bool = True) -> nn.Module:
