@@ -136,6 +136,12 @@ def test_few_images_put_a_pruned_network_right(bench):
     assert all(reached["weights", n] >= reached["outputs", n] for n in (10, 100)), reached
 
 
+def test_a_masked_network_is_refused_since_its_zeros_would_be_filled(bench):
+    masked = stages.run(bench, "sparsify", epochs=1, sparsity=0.5)
+    with pytest.raises(UserError, match="^distill-few: would fill the zeros of a masked network"):
+        stages.run(bench, "distill-few", masked, parameters_kept=0.5, images=10)
+
+
 def test_residual_networks_are_put_right(bench, summed):
     """Of a network that is cut nowhere, nothing changes; cut inside of the block, its sums are
     nearer to what they were; cut in the sums as well, shapes are those of pruning."""

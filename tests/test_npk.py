@@ -228,6 +228,43 @@ def test_a_tensor_that_is_said_to_be_large_is_refused_before_it_is_made():
         npk.filled(b"", [npk.Stream(0, (huge,))], [npk.Span(0, 16, 1)], 16, npk.Words(data[:0]))
 
 
+def written(plan: npk.Plan) -> npk.Reader:
+    """As a file has a plan, whatever it says."""
+    out = bytearray()
+
+    def count(value: int) -> None:
+        while value > 127:
+            out.append(value & 127 | 128)
+            value >>= 7
+        out.append(value)
+
+    for name in npk.NUMBERS:
+        count(getattr(plan, name))
+    for values in (plan.weights, plan.bias, plan.taps):
+        count(len(values))
+        for value in values:
+            count(2 * value if value >= 0 else -2 * value - 1)
+    count(len(plan.alphabet))
+    for before, value in zip((-129, *plan.alphabet), plan.alphabet, strict=False):
+        count(value - before - 1)
+    return npk.Reader(bytes(out))
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"residual": 1, "alphabet": (0, 200)},  # no int8
+        {"filters": 8, "channels": 1 << 16, "positions": 1 << 6, "weights": (0, 0, 1, 0)},
+    ],
+)
+def test_a_plan_that_no_tensor_has_is_refused_where_it_is_read(hostile):
+    [plan, *_] = all_plans(onnx_bytes(w=normal(np.random.default_rng(0), (64, 16, 3, 3))))
+    sound = replace(plan, taps=(), predictors=0, groups=1, bias=(0,))
+    assert npk.read_plan(written(sound)) == sound
+    with pytest.raises(ValueError, match="as none can be"):
+        npk.read_plan(written(replace(sound, **hostile)))
+
+
 def test_what_a_plan_takes_is_what_it_was_estimated_to_take():
     values = np.ascontiguousarray(related(np.random.default_rng(0)).reshape(64, 64, 9))
     true = np.ascontiguousarray(values.transpose(0, 2, 1))

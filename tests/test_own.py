@@ -19,11 +19,14 @@ from pipeline.data import Images
 from pipeline.errors import UserError
 from pipeline.measure import complexity, similarity
 from pipeline.models import module_of, network, own
+from pipeline.models.transforms.binary import Binary
+from pipeline.models.transforms.fakequant import FakeQuantized
+from pipeline.models.transforms.masked import Masked
 from pipeline.orchestrate import estimate, plan
 from pipeline.paths import Work
 from pipeline.sweep import Cell, Model
 from pipeline.sweep import own as entries
-from pipeline.techniques import distill_few, filters, prune, train
+from pipeline.techniques import distill_few, filters, prune, sparsify, train
 from pipeline.versions import SHARED
 from tests import cells as small_cells
 from tests.benchmarks import bench_groups
@@ -103,17 +106,28 @@ def test_layers_on_every_pixel_or_token_are_compared(tmp_path, function, size):
         mine, base, Images(pixels, torch.zeros(40, dtype=torch.long)), torch.device("cpu")
     )
     layers = similarity._common(mine, base)
-    kept = {}
+    flat = []
     for state in (mine, base):
-        hook = state.network.module.widen.register_forward_hook(
-            lambda _, inputs, output, name=id(state): kept.setdefault(name, output)
+        state.network.module.widen.register_forward_hook(
+            lambda _, inputs, output: flat.append(output.flatten(0, -2))
         )
         with torch.no_grad():
             state.network.eval()(pixels)
-        hook.remove()
-    flat = [output.flatten(0, -2) for output in kept.values()]
     expected = svcca_of_numpy(*(each.double().numpy() for each in flat))
     assert alike[similarity.SVCCA][layers.index("widen")] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_the_first_and_the_last_layer_are_those_that_run_first_and_last(tmp_path, traced):
+    """Not those that read the image itself, where the network normalizes it, nor as registered."""
+    spec = known(tmp_path, "disordered", branches=not traced)
+    graph = network.graph_of(spec)
+    assert graph.image == () and bool(graph.groups) == traced
+    assert graph.first_and_last(["head", "middle", "stem"]) == ({"stem"}, "head")
+    state = network.with_transform(network.new(spec, 0), Masked())
+    assert sparsify._cut(state, sparsify.Settings(sparsity=0.5)) == ["middle"]
+    quantized = network.with_transform(network.new(spec, 0), FakeQuantized(learned=True))
+    assert [*Binary().layers(quantized.network.module, graph)] == ["middle"]
 
 
 # --- what is cut together ----------------------------------------------------------------------
@@ -350,6 +364,7 @@ def test_an_id_has_the_bytes_and_the_arguments_but_not_the_place(tmp_path):
 
 def test_how_it_is_taken_apart_is_in_the_id_of_all_but_its_base(tmp_path, monkeypatch):
     """Cells of the first way do not say it, and are read as they were."""
+    latest = SHARED["tracing"]
     now = cells_of(tmp_path, ("base", "prune-filters"))
     assert (
         now["prune-filters"].versions["tracing"] == SHARED["tracing"]
@@ -357,10 +372,12 @@ def test_how_it_is_taken_apart_is_in_the_id_of_all_but_its_base(tmp_path, monkey
     )
     monkeypatch.setitem(SHARED, "tracing", 1)
     before = cells_of(tmp_path, ("base", "prune-filters"))
+    monkeypatch.setitem(SHARED, "tracing", latest - 1)
+    lately = cells_of(tmp_path, ("base", "prune-filters"))
     monkeypatch.undo()
     assert before["base"].id == now["base"].id == now["prune-filters"].base_id
     assert before["prune-filters"].id != now["prune-filters"].id
-    assert before["prune-filters"].id in {cell.id for cell in now["prune-filters"].older()}
+    assert lately["prune-filters"].id in {cell.id for cell in now["prune-filters"].older()}
     for cell in (*before.values(), *now.values()):
         data = json.loads(json.dumps(cell.to_json()))
         again = Cell.from_json(data, catalog.built_in())

@@ -210,6 +210,11 @@ def test_no_layer_dies_where_all_are_ranked_together():
     assert kept == [95, 5]  # a tenth of its share of 50
 
 
+def test_of_many_small_layers_each_keeps_a_weight():
+    scores = [torch.rand(10, 10, generator=torch.Generator().manual_seed(i)) for i in range(10)]
+    assert [int(mask.sum()) for mask in sparsify._kept_of_all(scores, 5)] == [1] * 10
+
+
 def test_random_masks_are_of_the_same_size_and_differ_by_seed(bench):
     first, again, other = (one_shot(bench, criterion="random", seed=s) for s in (1, 1, 2))
     assert same(first, again) and not same(first, other)

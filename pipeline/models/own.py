@@ -10,7 +10,7 @@ Images [N, C, H, W]; logits [N, classes].
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
@@ -110,8 +110,10 @@ class OwnModel:
         try:
             traced = tracing.traced(module, shape)
         except NotTraceable as error:
-            self._refuse_other(self._called(shape), shape, classes)
-            return _Known(None, Graph((), (), (), left=(f"all of it: {error}",)), (), {})
+            output, ends = self._called(shape)
+            self._refuse_other(output, shape, classes)
+            graph = Graph((), (), (), left=(f"all of it: {error}",), run_ends=ends)
+            return _Known(None, graph, (), {})
         [gives] = [n for n in traced.graph.nodes if n.op == "output"]
         self._refuse_other(operations.shape_of(gives.args[0]), shape, classes)
         coupled = coupling.coupled(traced.whole)
@@ -125,17 +127,23 @@ class OwnModel:
             outputs=coupled.outputs,
             inputs=coupled.inputs,
             left=coupled.left,
+            run_ends=_ends(tracing.weighted(traced.whole)),
         )
         return _Known(traced, graph, coupled.channels, coupled.parts)
 
-    def _called(self, shape: Shape) -> tuple[int, ...] | None:
-        """The shape of what it gives for two images; None where that is no tensor."""
+    def _called(self, shape: Shape) -> tuple[tuple[int, ...] | None, tuple[str, str] | None]:
+        """The shape of what it gives for two images, None where that is no tensor; and its layers
+        that run first and last."""
+        module, ran = self.made().eval(), list[str]()
+        for name, layer in module.named_modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
         with torch.no_grad():
             try:
-                logits = self.made().eval()(torch.zeros(2, *shape))
+                logits = module(torch.zeros(2, *shape))
             except Exception as error:  # whatever a user's code raises
                 self._refuse(f"raises {type(error).__name__} when called: {_line(error)}")
-        return tuple(logits.shape) if isinstance(logits, torch.Tensor) else None
+        return tuple(logits.shape) if isinstance(logits, torch.Tensor) else None, _ends(ran)
 
     def _refuse_other(self, output: tuple[int, ...] | None, shape: Shape, classes: int) -> None:
         if output != (2, classes):
@@ -168,6 +176,10 @@ class OwnModel:
 
     def _refuse(self, problem: str) -> NoReturn:
         raise UserError(f"factory {self.own.label}: {problem}")
+
+
+def _ends(layers: Sequence[str]) -> tuple[str, str] | None:
+    return (layers[0], layers[-1]) if layers else None
 
 
 def _line(error: Exception) -> str:

@@ -106,7 +106,8 @@ class Graph:
     read the image itself. ``maps``: modules at whose outputs the blocks end, for attention.
     ``outputs`` and ``inputs``: layers whose filters, or input channels, are of several groups (a
     padded shortcut, a concatenation) -> numbers of these groups, in the order of the channels.
-    ``left``: lines about what stays whole, and why.
+    ``run_ends``: of a network that was traced, the layers that run first and last. ``left``: lines
+    about what stays whole, and why.
     """
 
     groups: tuple[Group, ...]
@@ -117,6 +118,14 @@ class Graph:
     outputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     left: tuple[str, ...] = ()
+    run_ends: tuple[str, str] | None = None
+
+    def first_and_last(self, layers: Iterable[str]) -> tuple[frozenset[str], str]:
+        """Of these weighted layers, in the order in which they were registered: those that read the
+        image, or run first where it is computed with before, and the one that gives the logits."""
+        ends = self.run_ends or (None, [*layers][-1])
+        first = self.image or ((ends[0],) if ends[0] is not None else ())
+        return frozenset(first), ends[1]
 
     def parted(self, first: Mapping[str, str], last: Mapping[str, str]) -> Graph:
         """Where layers became several, one after the other: by their names before, the one that
@@ -141,6 +150,11 @@ class Graph:
             shared=tuple(readers(names) for names in self.shared),
             outputs={last.get(name, name): groups for name, groups in self.outputs.items()},
             inputs={first.get(name, name): groups for name, groups in self.inputs.items()},
+            run_ends=self.run_ends
+            and (
+                first.get(self.run_ends[0], self.run_ends[0]),
+                last.get(self.run_ends[1], self.run_ends[1]),
+            ),
         )
 
     @cached_property

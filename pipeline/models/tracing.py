@@ -345,6 +345,12 @@ def points(whole: fx.GraphModule) -> Points:
     return Points(tuple(shared), tuple(image))
 
 
+def weighted(whole: fx.GraphModule) -> list[str]:
+    """Names of the convolutions and linear layers, in the order in which they run."""
+    called = [str(node.target) for node in whole.graph.nodes if node.op == "call_module"]
+    return [n for n in called if isinstance(whole.get_submodule(n), (nn.Conv2d, nn.Linear))]
+
+
 def _reads(whole: fx.GraphModule) -> Iterator[tuple[str, fx.Node]]:
     """Name of each quantization point, and the node that it reads."""
     for node in whole.graph.nodes:

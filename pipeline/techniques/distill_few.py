@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from pipeline.errors import UserError
 from pipeline.techniques import filters, prune, refuse_settled
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
     from pipeline.models import network
 
     refuse_settled(state, "distill-few")
+    if state.spec.has("masked"):
+        raise UserError(
+            "distill-few: would fill the zeros of a masked network; expected it before sparsify"
+        )
     scores = _scores(state, settings, context)
     base, by_layer = context.base().spec, settings.scope == "layer"
     kept = filters.kept("distill-few", state.spec, base, scores, settings, by_layer)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.models.network import ModelState
     from pipeline.techniques.context import Context
 
-VERSION = 1
+VERSION = 2  # since 2, no layer loses all of its weights
 FLOOR = 0.1  # of the part that is kept of all weights: as much of each layer is kept in any case
 
 
@@ -119,8 +119,8 @@ def _cut(state: ModelState, settings: Settings) -> list[str]:
     names = list(masked.layers(state.network.module))
     if settings.ends == "sparse":
         return names
-    kept = {*network.graph_of(state.spec).image, names[-1]}
-    return [name for name in names if name not in kept]
+    first, last = network.graph_of(state.spec).first_and_last(names)
+    return [name for name in names if name not in first and name != last]
 
 
 def _scores(layers: Sequence[Any], criterion: str, seed: int) -> list[torch.Tensor]:
@@ -141,7 +141,7 @@ def _scores(layers: Sequence[Any], criterion: str, seed: int) -> list[torch.Tens
 
 
 def _kept_of_all(scores: Sequence[torch.Tensor], kept: int) -> list[torch.Tensor]:
-    """Those that are kept, ``kept`` of all; of no layer fewer than FLOOR of its share."""
+    """Those that are kept, ``kept`` of all; of no layer fewer than FLOOR of its share, nor none."""
     import torch
 
     share = FLOOR * kept / sum(score.numel() for score in scores)
@@ -150,7 +150,8 @@ def _kept_of_all(scores: Sequence[torch.Tensor], kept: int) -> list[torch.Tensor
         torch.where(floor & (score >= 0), torch.inf, score)
         for score, floor in zip(scores, floors, strict=True)
     ]
-    all_kept = _kept(torch.cat([score.flatten() for score in raised]), kept)
+    least = sum(int(torch.isinf(score).sum()) for score in raised)
+    all_kept = _kept(torch.cat([score.flatten() for score in raised]), max(kept, least))
     parts = all_kept.split([score.numel() for score in scores])
     return [part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)]
 

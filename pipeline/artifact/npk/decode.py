@@ -455,8 +455,9 @@ def _possible(plan: Plan) -> bool:
         and len(plan.taps) in (0, p * (p - 1) // 2)
         and len(plan.weights) == 4
         and len(plan.bias) in (1, p)
-        and (plan.residual == 1 or (len(plan.alphabet) > 0 and plan.alphabet[-1] < 128))
-        and (plan.weights[2] == 0 or 8 <= plan.filters <= 1 << 20)
+        and (plan.residual == 1 or len(plan.alphabet) > 0)
+        and (len(plan.alphabet) == 0 or plan.alphabet[-1] < 128)
+        and (plan.weights[2] == 0 or (8 <= plan.filters <= 1 << 20 and p * c <= BLOCK))
         and (not together or p * c <= SLICE)
         and plan.predictors <= c
         and plan.predictors * c <= SLICE
@@ -567,8 +568,10 @@ def decode(data: bytes, size: int | None = None) -> bytes:
             return _decode(data, size)
     except ValueError:
         raise
-    except (lzma.LZMAError, EOFError, struct.error, AssertionError) as error:
+    except (lzma.LZMAError, EOFError, struct.error, AssertionError, OverflowError) as error:
         raise ValueError(f"it is damaged ({error})") from error
+    except MemoryError as error:
+        raise ValueError("there is not enough memory for what it says that it has") from error
     except BaseException as error:
         # What a panic in constriction becomes derives from BaseException alone.
         if type(error).__name__ != "PanicException":

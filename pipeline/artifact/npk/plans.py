@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.artifact.npk.decode import (
+    BLOCK,
     LOWEST,
     MEAN,
     OCTAVE,
@@ -229,7 +230,7 @@ def fitted(plan: Plan, true: np.ndarray) -> Plan:
     p = plan.positions if own_bias else 1
     index = position % p
     chosen = [i for i in range(4) if features[i].std() > 0.01]
-    if not 8 <= plan.filters <= 1 << 20:
+    if not 8 <= plan.filters <= 1 << 20 or plan.positions * plan.channels > BLOCK:
         chosen = [i for i in chosen if i != 2]
     n = len(chosen)
     center = features[chosen].mean(1, keepdims=True)

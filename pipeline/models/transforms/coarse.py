@@ -61,9 +61,10 @@ class Coarse(Transform):
     ) -> dict[str, FakeQuantConv2d | FakeQuantLinear]:
         """Those that it rounds."""
         quantized_layers = layers(module)
-        kept = set(graph.image) if self.eight_bits in ("first-and-last", "first") else set()
+        first, last = graph.first_and_last(quantized_layers)
+        kept = set(first) if self.eight_bits in ("first-and-last", "first") else set()
         if self.eight_bits in ("first-and-last", "last"):
-            kept |= set(list(quantized_layers)[-1:])
+            kept.add(last)
         return {name: layer for name, layer in quantized_layers.items() if name not in kept}
 
 
