@@ -55,7 +55,9 @@ def report(folder: Path, data_root: Path, cache: Path, say: Say) -> None:
     measurements = []
     for i, cell in enumerate(cells):
         say(f"[{i + 1}/{len(cells)}] {cell.name}")
-        measurements.append((cell.id, *_measured(bench, cell)))
+        with hardware.using(cell.measure.threads):
+            inference.require_threads(cell.measure.threads)
+            measurements.append((cell.id, *_measured(bench, cell)))
     put(paths.merged, measurements)
 
 
@@ -134,14 +136,26 @@ def add(folder: Path, path: Path) -> None:
         model = paths.artifact(cell.id)
         if cell.id not in published.frames.ids or not model.is_dir():
             raise UserError(f"{path}: has cell {cell.id}, whose model is not in {folder}")
-        digest = hashlib.sha256(artifact.load(model).model).hexdigest()
-        if digest != cell.model_sha256:
-            raise UserError(
-                f"{path}: is of another model than that of {cell.id}: its SHA-256 is "
-                f"{cell.model_sha256}, expected {digest}"
-            )
+        base = published.sweep.by_id[cell.id].base_id
+        for cell_id, given, expected in (
+            (cell.id, cell.model_sha256, hashlib.sha256(artifact.load(model).model).hexdigest()),
+            (base, cell.base_sha256, _recorded(published, base)),
+        ):
+            if expected is not None and given != expected:
+                raise UserError(
+                    f"{path}: is of another model than that of {cell_id}: its SHA-256 is "
+                    f"{given}, expected {expected}"
+                )
         measurements.append((cell.id, facts, benches.latencies(cell)))
     put(paths.merged, measurements)
+
+
+def _recorded(published: merged.Published, cell_id: str) -> str | None:
+    """SHA-256 of a model as the report has it; None where it has none, or stores it coded."""
+    if cell_id not in published.frames.ids:
+        return None
+    file = published.artifact(cell_id).get(artifact.MODEL)
+    return None if file is None else str(file["sha256"])
 
 
 # --- a model ---------------------------------------------------------------------------------
@@ -166,8 +180,9 @@ def deployed(mine: Artifact, base: Artifact, settings: Measure) -> dict[str, Any
         for batch in BATCHES:
             images = inference.any_images(mine.shape, batch)
             runs = {key: inference.run_of(s, images) for key, s in sessions.items()}
+            beside = [key for key in runs if key[0] != runtimes.DEFAULT]
             for (runtime, model), ms in latency.interleaved(
-                runs, settings.repeats, settings.seconds
+                runs, settings.repeats, settings.seconds, spinning=beside
             ).items():
                 values[Series(runtime, model, threads, batch).name] = ms
     contenders = {model: gpu.Contender(one, None) for model, one in pairs[: 1 + (base is not mine)]}

@@ -246,6 +246,21 @@ def elsewhere(mine, tmp_path):
     return path
 
 
+def test_the_same_file_is_taken_by_a_report_with_models(mine, elsewhere, tmp_path):
+    sweep, work = mine
+    paths, _ = report.build(sweep, work, tmp_path / "out", artifact_bytes=10**9)
+    remeasure.add(paths.folder, elsewhere)
+    rows = {row.machine: row for row in report.read_folder(paths.folder).every}
+    assert set(rows) == {*report.read(sweep, work).machines, "my-board"}
+    content = json.loads(elsewhere.read_text())
+    for name in ("model_sha256", "base_sha256"):
+        content["cells"][0][name] = "0" * 64
+        (tmp_path / "wrong.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="is of another model than that of"):
+            remeasure.add(paths.folder, tmp_path / "wrong.json")
+        content = json.loads(elsewhere.read_text())
+
+
 def test_a_folder_without_netpress_measures_and_its_file_is_taken(mine, elsewhere, tmp_path):
     sweep, work = mine
     [base] = sweep.cells

@@ -83,7 +83,7 @@ BESIDE = tuple(
 
 def results(frames: Frames, columns: Sequence[Column] = RESULTS) -> Section:
     about = (
-        "Measured on the deployable artifact: its bytes on disk, its own accuracy on the whole "
+        "Measured on the deployable artifact: its bytes on disk, its own accuracy on the "
         f"test set, its speed on ONNX Runtime. {_about_spread(frames)}"
     )
     return Section("results", "Results", ((about,),), tables(frames, columns), RESULTS_NOTES)

@@ -187,7 +187,7 @@ def _method(sweep: Sweep, frames: Frames) -> Iterator[str]:
     yield _techniques(sweep)
     yield latex.escape(
         "Size is the bytes of the artifact's files as they are stored; accuracy is the artifact's "
-        "own on the whole test set; latency is measured on ONNX Runtime, warmed up and interleaved "
+        "own on the test set; latency is measured on ONNX Runtime, warmed up and interleaved "
         "with the base in one process."
     )
     hardware = [
