@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import bench as benches
 from pipeline.orchestrate import measure, plan
 from pipeline.paths import Work
-from pipeline.report import figures, measured, merged
+from pipeline.report import content, figures, frames, measured, merged
 from pipeline.report.metrics import METRIC
 from pipeline.timeline import Timeline, line
 from tests import cells, results
@@ -66,6 +67,17 @@ def test_the_machine_that_measured_most_is_shown_and_another_on_request(two):
     assert gap["id"] == tiny.id and gap["reason"] == "not measured on board, but on A-CPU-2c"
     with pytest.raises(UserError, match=r"--machine 'bord': .*board"):
         report.read(sweep, work, machine="bord")
+
+
+def test_times_of_several_machines_in_one_table_are_named(two):
+    sweep, work = two
+    read = report.read(sweep, work)
+    assert "times and speedups are of several" not in content.counts(sweep, read)
+    first, *others = read.rows
+    apart = frames.Frames.of((*others, dataclasses.replace(first, machine="board")), ())
+    assert "are of several (cells): A-CPU-2c (2), board (1); `--machine NAME`" in content.counts(
+        sweep, apart
+    )
 
 
 def test_a_report_keeps_every_machine_and_compares_them(two, tmp_path):

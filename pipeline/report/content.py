@@ -5,6 +5,7 @@ All of it is plain data (`document`): report.md, index.html and LaTeX write the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 
 from pipeline import runtimes
@@ -241,9 +242,22 @@ def counts(sweep: Sweep, frames: Frames) -> str:
     gaps = f" {are} listed below with the reason." if missing else ""
     changed = "".join(f" {sentence}" for sentence in images.sentences(frames.rows))
     about = [versions.sentence(frames.rows), versions.needs(frames.rows), _lent(frames.rows)]
+    about.append(_several_machines(frames.rows))
     notes = "".join(f" {line}" for line in about if line)
     results = f"{done:,} of {done + missing:,} cells have a result ({seeds(sweep)})."
     return f"{results}{gaps}{changed}{notes}"
+
+
+def _several_machines(rows: Sequence[Row]) -> str:
+    """Where no machine measured all cells, so that a mean over seeds may be of several."""
+    cells = Counter(row.machine for row in rows)
+    if len(cells) < 2:
+        return ""
+    named = ", ".join(f"{name} ({count:,})" for name, count in cells.most_common())
+    return (
+        f"No machine measured all of them, so times and speedups are of several (cells): {named}; "
+        "`--machine NAME` shows those of one."
+    )
 
 
 def _lent(rows: Sequence[Row]) -> str:
