@@ -45,17 +45,18 @@ def _report(folder: Path, files: Sequence[Path]) -> int:
     from pipeline import remeasure
 
     data_root, cache = paths.data_root(), paths.Work(paths.work_root()).cache
+    whole = True
     if files:
         for file in files:
             remeasure.add(folder, file)
     else:
-        remeasure.report(folder, data_root, cache, terminal.tell)
+        whole = remeasure.report(folder, data_root, cache, terminal.tell)
     from pipeline import report
 
     made, frames = report.rebuild(folder)
     report.print_summary(frames)
     show_line(f"Report: {made.page}")
-    return 0
+    return 0 if whole else 1
 
 
 def _artifact(folder: Path) -> int:

@@ -40,9 +40,10 @@ Found = tuple[str, dict[str, Any], dict[str, Any]]  # cell's id, facts, what was
 # --- a report --------------------------------------------------------------------------------
 
 
-def report(folder: Path, data_root: Path, cache: Path, say: Say) -> None:
-    """Measures every model that lies in the report, and adds it to its results.h5. Raises UserError
-    where there is none, Corrupt where one is not the report's own."""
+def report(folder: Path, data_root: Path, cache: Path, say: Say) -> bool:
+    """Measures every model that lies in the report, and adds it to its results.h5; a model that
+    cannot be measured costs itself, and the answer is whether there is none. Raises UserError where
+    there is no model, Corrupt where one is not the report's own."""
     paths = ReportPaths(folder)
     published = merged.read(paths.merged)
     bench = Bench(published, paths, data_root, cache)
@@ -55,10 +56,14 @@ def report(folder: Path, data_root: Path, cache: Path, say: Say) -> None:
     measurements = []
     for i, cell in enumerate(cells):
         say(f"[{i + 1}/{len(cells)}] {cell.name}")
-        with hardware.using(cell.measure.threads):
+        try:
             inference.require_threads(cell.measure.threads)
-            measurements.append((cell.id, *_measured(bench, cell)))
+            with hardware.using(cell.measure.threads):
+                measurements.append((cell.id, *_measured(bench, cell)))
+        except UserError as error:
+            say(f"[{i + 1}/{len(cells)}] {cell.name}: not measured: {error}")
     put(paths.merged, measurements)
+    return len(measurements) == len(cells)
 
 
 def _measured(bench: Bench, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -273,6 +273,26 @@ def test_the_same_file_is_taken_by_a_report_with_models(mine, elsewhere, tmp_pat
         content = json.loads(elsewhere.read_text())
 
 
+def test_a_reports_models_are_measured_again_and_one_that_cannot_be_costs_itself(
+    mine, tmp_path, monkeypatch
+):
+    sweep, work = mine
+    paths, _ = report.build(sweep, work, tmp_path / "out", artifact_bytes=10**9)
+    lines: list[str] = []
+    with cells.one_core():  # the machine that it was measured on before
+        assert remeasure.report(paths.folder, tmp_path / "no-images", work.cache, lines.append)
+    [row] = report.read_folder(paths.folder).rows
+    assert row.measurement.endswith("-2") and row.accuracy > 0.8 and len(lines) == 1
+
+    def fails(bench, cell):
+        raise UserError("its base cannot be made")
+
+    monkeypatch.setattr(remeasure, "_measured", fails)
+    assert not remeasure.report(paths.folder, work.root, work.cache, lines.append)
+    assert lines[-1].endswith("not measured: its base cannot be made")
+    assert [row] == list(report.read_folder(paths.folder).rows)
+
+
 def test_a_folder_without_netpress_measures_and_its_file_is_taken(mine, elsewhere, tmp_path):
     sweep, work = mine
     [base] = sweep.cells
