@@ -533,6 +533,7 @@ def test_what_is_wrong_with_an_entry_is_a_sentence_with_its_place(tmp_path, entr
         cells_of(tmp_path, **entry)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")  # which users still have
 @pytest.mark.parametrize(
     ("function", "arguments", "sentence"),
     [
