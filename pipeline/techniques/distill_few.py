@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pipeline.models.spec import Graph
     from pipeline.techniques.context import Context
 
+    Call = tuple[torch.Tensor, torch.Tensor]  # what a layer read, and what it gave
+
 VERSION = 2  # since 2 right behind activations in place, and of all calls of a layer
 BATCH = 64
 RIDGE = 1e-2  # of the mean square of X: what is not seen in so few images stays as it is
@@ -131,14 +133,8 @@ def _align(
             for pixels in batches():
                 small.network(pixels)
                 whole.network(pixels)
-                for (inputs, output), (_, expected) in zip(own, wanted, strict=True):
-                    if rows is not None:
-                        expected = expected.index_select(_axis(mine), rows)
-                    gap = expected.double() - output
-                    if fit == "outputs":
-                        moments.add(_by_pixel(mine, output), _by_pixel(mine, gap))
-                    else:
-                        moments.add_all(_of_weights(mine, inputs, gap, images, random))
+                for calls in zip(own, wanted, strict=True):
+                    moments.add_all(_equations(mine, fit, *calls, rows, images, random))
                 own.clear()
                 wanted.clear()
         _absorb(mine, *moments.solved(offset=mine.bias is not None), fit)
@@ -183,11 +179,11 @@ def _axis(layer: nn.Module) -> int:
 
 
 @contextmanager
-def _calls(module: nn.Module) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+def _calls(module: nn.Module) -> Iterator[list[Call]]:
     """Its input and output at each call."""
     import torch
 
-    calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+    calls: list[Call] = []
     hook = module.register_forward_hook(  # copies: what comes after may work in place
         lambda _, inputs, output: calls.append((inputs[0].clone(), output.clone()))
     )
@@ -201,6 +197,25 @@ def _calls(module: nn.Module) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]
 def _by_pixel(layer: nn.Module, maps: torch.Tensor) -> torch.Tensor:
     """[N, K, h, w] as [N h w, K]; of a linear layer [N, ..., K]."""
     return maps.movedim(_axis(layer), -1).flatten(0, -2)
+
+
+def _equations(
+    layer: nn.Module,
+    solve: str,
+    own: Call,
+    wanted: Call,
+    rows: torch.Tensor | None,
+    images: int,
+    random: torch.Generator,
+) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    """X [P, D] and Y - Z [P, K] of a call in both networks, in parts."""
+    (inputs, output), (_, expected) = own, wanted
+    if rows is not None:
+        expected = expected.index_select(_axis(layer), rows)
+    gap = expected.double() - output
+    if solve == "outputs":
+        return [(_by_pixel(layer, output), _by_pixel(layer, gap))]
+    return _of_weights(layer, inputs, gap, images, random)
 
 
 def _of_weights(
