@@ -14,6 +14,8 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from pipeline.errors import first_line
+
 if TYPE_CHECKING:
     import onnx
 
@@ -139,7 +141,7 @@ def _inferred(
     try:
         known = onnx.shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True)
     except Exception as error:  # of several types, by what is wrong
-        raise ValueError(f"its shapes do not fit together ({_line(error)})") from error
+        raise ValueError(f"its shapes do not fit together ({first_line(error)})") from error
     values = [*known.graph.input, *known.graph.value_info, *known.graph.output]
     sizes: Sizes = {}
     item_bytes: dict[str, float] = {}
@@ -241,7 +243,3 @@ def _bytes(
             if last.get(name, -1) <= i:
                 alive.pop(name, None)
     return int(peak), int(kept)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

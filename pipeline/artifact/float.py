@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifact import operators
 from pipeline.artifact.format import INPUT, OUTPUT
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -30,10 +30,9 @@ def refuse_unexportable(state: ModelState, label: str) -> None:
         float_model(state)
     except Exception as error:  # whatever the exporter raises at a user's code
         cause = error.__cause__ or error
-        line = (str(cause).strip().splitlines() or [""])[0][:200]
         raise UserError(
             f"model {label}: PyTorch's exporter cannot make an ONNX graph of it "
-            f"({type(cause).__name__}: {line}), so it could not be deployed"
+            f"({type(cause).__name__}: {first_line(cause)}), so it could not be deployed"
         ) from error
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import nn
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.models import coupling, operations, tracing, weights
 from pipeline.models.layers import Parts, multiple_of
 from pipeline.models.spec import Graph, NetworkSpec
@@ -142,7 +142,7 @@ class OwnModel:
             try:
                 logits = module(torch.zeros(2, *shape))
             except Exception as error:  # whatever a user's code raises
-                self._refuse(f"raises {type(error).__name__} when called: {_line(error)}")
+                self._refuse(f"raises {type(error).__name__} when called: {first_line(error)}")
         return tuple(logits.shape) if isinstance(logits, torch.Tensor) else None, _ends(ran)
 
     def _refuse_other(self, output: tuple[int, ...] | None, shape: Shape, classes: int) -> None:
@@ -168,7 +168,7 @@ class OwnModel:
                     module = factory(**self.own.arguments).to(on)
         except Exception as error:
             raise UserError(
-                f"factory {self.own.label}: raises {type(error).__name__}: {_line(error)}"
+                f"factory {self.own.label}: raises {type(error).__name__}: {first_line(error)}"
             ) from error
         if not isinstance(module, nn.Module):
             self._refuse(f"gives {type(module).__name__}; expected a torch.nn.Module")
@@ -180,10 +180,6 @@ class OwnModel:
 
 def _ends(layers: Sequence[str]) -> tuple[str, str] | None:
     return (layers[0], layers[-1]) if layers else None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 def load(own: Own, copy: Path | None) -> Callable[[], ModuleType]:

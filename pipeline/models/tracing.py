@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from pipeline.errors import first_line
 from pipeline.models.layers import Parts, Sum
 from pipeline.models.operations import (
     CONCATENATIONS,
@@ -112,8 +113,7 @@ def traced(module: nn.Module, shape: Shape) -> Traced:
         with torch.no_grad():
             ShapeProp(whole).propagate(torch.zeros((2, *shape), device="meta"))
     except Exception as error:  # whatever a user's code raises when its values are not there
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise NotTraceable(line) from error
+        raise NotTraceable(first_line(error)) from error
     made = _Rewriter(whole, {id(part) for norm in parted for part in norm.children()})
     made.rewrite()
     return Traced(whole.graph, made.added, made.maps, whole)

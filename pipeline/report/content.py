@@ -241,8 +241,8 @@ def counts(sweep: Sweep, frames: Frames) -> str:
     are = "1 is missing and is" if missing == 1 else f"{missing:,} are missing and are"
     gaps = f" {are} listed below with the reason." if missing else ""
     changed = "".join(f" {sentence}" for sentence in images.sentences(frames.rows))
-    about = [versions.sentence(frames.rows), versions.needs(frames.rows), _lent(frames.rows)]
-    about.append(_several_machines(frames.rows))
+    sentences = (versions.sentence, versions.needs, _lent, _several_machines)
+    about = [sentence(frames.rows) for sentence in sentences]
     notes = "".join(f" {line}" for line in about if line)
     results = f"{done:,} of {done + missing:,} cells have a result ({seeds(sweep)})."
     return f"{results}{gaps}{changed}{notes}"

@@ -75,8 +75,8 @@ def chosen(
             fits.add(entry.machine)
         if done.is_whole(entry.made_with):
             whole[entry.machine] = entry
-    lent = [whole[m] for m, entry in best.items() if m in whole and whole[m] is not entry]
-    lent = [entry for entry in lent if not done.is_whole(best[entry.machine].made_with)]
+    times_alone = [m for m, entry in best.items() if not done.is_whole(entry.made_with)]
+    lent = [whole[machine] for machine in times_alone if machine in whole]
     return [*lent, *best.values()]
 
 
