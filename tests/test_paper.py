@@ -6,15 +6,13 @@ import re
 import shutil
 import subprocess
 
-import pytest
-
 from pipeline.orchestrate.plan import load_sweep
 from pipeline.report import paper
 from pipeline.report.figures import look, tradeoff
 from pipeline.report.frames import Frames
 from pipeline.report.points import STORED
 from pipeline.techniques import CONTROLS, TECHNIQUES
-from tests import results
+from tests import results, tex
 
 EVIL = r"a_b & 50% $x$ #1 {y} ~ ^ \input{/etc/passwd} <script>"
 
@@ -61,8 +59,8 @@ def test_a_table_of_many_lines_is_cut_to_the_frontier_and_says_so():
     assert len(re.findall(r"^t\d\d\d & ", text, re.M)) < paper.MOST_LINES
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex here: nothing is compiled")
 def test_it_compiles(tmp_path):
+    tex.needed()
     sweep = results.sweep(
         techniques=("kd", EVIL), datasets=("mnist", f"d{EVIL}"), seeds=(0, 1), checked=False
     )

@@ -1,6 +1,8 @@
-r"""The report's tables for LaTeX: a tabular each, for \input, in the style of booktabs.
+r"""The report's tables for LaTeX: a tabular each, for \input, written by pandas' Styler: rules of
+booktabs, numbers aligned at the decimal point by siunitx.
 
-    \usepackage{booktabs}
+    \usepackage{booktabs,siunitx}
+    \sisetup{separate-uncertainty,table-align-uncertainty=false}
 
 Everything is escaped: no name or number can be a command, a comment or an end of a line.
 """
@@ -9,10 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from pipeline.report.document import Section, Table
+
+if TYPE_CHECKING:
+    import pandas
 
 ESCAPED = {
     "\\": r"\textbackslash{}",
@@ -35,6 +41,13 @@ ESCAPED = {
     "\u2212": "$-$",
 }
 ACCENTED = "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝßàáâãäåæçèéêëìíîïñòóôõöøùúûüýÿ"
+NUMBER = re.compile(r"(-?[0-9][0-9,]*(?:\.[0-9]+)?)(?: ± ([0-9][0-9,]*(?:\.[0-9]+)?))?")
+TOP = r"\toprule"
+REQUIRED = (
+    r"% \usepackage{booktabs,siunitx} \sisetup{separate-uncertainty,table-align-uncertainty=false}"
+    "\n"
+    r"% where it is too wide: \resizebox{\textwidth}{!}{\input{...}} of graphicx"
+)
 MOST_LETTERS = 64  # of a file's name, with those of `paths.checked_name` only
 
 
@@ -51,21 +64,28 @@ def tables(sections: Iterable[Section]) -> dict[str, str]:
 
 
 def tabular(section: Section, table: Table) -> str:
+    """A `tabular` whose columns of numbers are siunitx's; what is no number in one is its text."""
+    from pandas import DataFrame
+
     numbers = table.are_numbers
     lines = [
-        f"% {comment(section.title)}: {comment(table.caption)}",
-        r"% \usepackage{booktabs}; where it is too wide, "
-        r"\resizebox{\textwidth}{!}{\input{...}} of graphicx",
-        rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in numbers)}}}",
-        r"\toprule",
-        *_groups(table),
-        _row(map(_heading, (column.heading for column in table.columns), numbers)),
-        r"\midrule",
-        *(_row(_cell(value.text) for value in line) for line in table.lines),
-        r"\bottomrule",
-        r"\end{tabular}",
+        [
+            _number(value.text) if number else _cell(value.text)
+            for value, number in zip(line, numbers, strict=True)
+        ]
+        for line in table.lines
     ]
-    return "\n".join(lines) + "\n"
+    frame = DataFrame(lines, columns=_columns(table), dtype=str)
+    formats = [
+        _format([line[i] for line in lines]) if number else "l" for i, number in enumerate(numbers)
+    ]
+    text = frame.style.hide(axis="index").to_latex(
+        column_format="".join(formats), hrules=True, multicol_align="c", siunitx=True
+    )
+    return (
+        f"% {comment(section.title)}: {comment(table.caption)}\n"
+        f"{REQUIRED}\n{_with_rules(text, table)}"
+    )
 
 
 def escape(text: str) -> str:
@@ -91,31 +111,61 @@ def file_name(text: str) -> str:
     return f"{kept[: MOST_LETTERS - 9]}-{digest}"
 
 
-def _groups(table: Table) -> Iterator[str]:
-    """The upper line of the heading, and a rule below each group; nothing where there is none."""
+def _columns(table: Table) -> pandas.Index:
+    """The headings, below those of the groups where there are any."""
+    import pandas
+
+    headings = [_heading(column.heading) for column in table.columns]
     if not any(column.group for column in table.columns):
-        return
-    cells, rules, last = [], [], 0
+        return pandas.Index(headings)
+    return pandas.MultiIndex.from_arrays(
+        [[escape(column.group) for column in table.columns], headings]
+    )
+
+
+def _with_rules(tabular: str, table: Table) -> str:
+    """With a rule below each group of the heading, which Styler has no name for."""
+    rules, last = [], 0
     for name, members in groupby(table.columns, lambda column: column.group):
         first, last = last + 1, last + len(list(members))
-        cells.append(rf"\multicolumn{{{last - first + 1}}}{{c}}{{{escape(name)}}}")
         if name:
             rules.append(rf"\cmidrule(lr){{{first}-{last}}}")
-    yield rf"{' & '.join(cells)} \\"
-    yield " ".join(rules)
+    top = f"{TOP}\n"
+    before, after = tabular.split(top, 1)
+    groups, below = after.split("\n", 1) if rules else ("", after)
+    return f"{before}{top}{groups}\n{' '.join(rules)}\n{below}" if rules else tabular
 
 
-def _row(cells: Iterable[str]) -> str:
-    return rf"{' & '.join(cells)} \\"
-
-
-def _heading(text: str, number: bool) -> str:
+def _heading(text: str) -> str:
     """One part below the other, as columns of numbers are narrow."""
     parts = [_cell(part) for part in text.split(", ")]
     if len(parts) == 1:
         return parts[0]
     stacked = r"\\".join(parts)
-    return rf"\shortstack[{'r' if number else 'l'}]{{{stacked}}}"
+    return rf"\begin{{tabular}}[b]{{@{{}}c@{{}}}}{stacked}\end{{tabular}}"
+
+
+def _number(text: str) -> str:
+    """As siunitx reads it: a number and its uncertainty; in braces what is none."""
+    match = NUMBER.fullmatch(text)
+    if match is None:
+        return f"{{{escape(text)}}}" if text else ""
+    middle, deviation = (part and part.replace(",", "") for part in match.groups())
+    return rf"{middle} \pm {deviation}" if deviation else middle
+
+
+def _format(numbers: Sequence[str]) -> str:
+    """A column as wide as its numbers: most digits before and behind the point, and the sign."""
+    numbers = [text for text in numbers if text and not text.startswith("{")]
+    middles = [text.split(" ")[0] for text in numbers]
+    sign = "-" if any(text.startswith("-") for text in middles) else ""
+    parts = [text.lstrip("-").partition(".") for text in middles]
+    whole = max((len(part[0]) for part in parts), default=1)
+    decimals = max((len(part[2]) for part in parts), default=0)
+    deviations = [float(text.split(" ")[2]) for text in numbers if r"\pm" in text]
+    digits = len(f"{max(deviations) * 10**decimals:.0f}") if deviations else 0
+    uncertainty = f"({digits})" if digits else ""  # in units of the last decimal
+    return f"S[table-format={sign}{whole}.{decimals}{uncertainty}]"
 
 
 def _cell(text: str) -> str:

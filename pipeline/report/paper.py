@@ -42,8 +42,14 @@ PREAMBLE = r"""\documentclass[10pt,twocolumn]{article}
 \IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}
 \usepackage[a4paper,margin=18mm]{geometry}
 \usepackage{booktabs}
+\usepackage{siunitx}
+\sisetup{separate-uncertainty,table-align-uncertainty=false}
 \usepackage{graphicx}
 \setlength{\emergencystretch}{3em}
+\renewcommand{\topfraction}{0.9}
+\renewcommand{\dbltopfraction}{0.9}
+\renewcommand{\dblfloatpagefraction}{0.9}
+\renewcommand{\textfraction}{0.05}
 \date{}"""
 
 
@@ -267,10 +273,12 @@ def _table(section: Section, table: Table) -> str:
     caption = latex.escape(
         f"Results on {table.caption}. The drop is against the base, the speedup at batch 1.{rule}"
     )
+    deviations = any("±" in value.text for line in shown.lines for value in line)
+    kind, width = ("table*", "0.8\\textwidth") if deviations else ("table", "\\columnwidth")
     return (
-        f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n"
-        "\\resizebox{\\columnwidth}{!}{%\n"
-        f"{latex.tabular(section, shown).rstrip()}}}\n\\end{{table}}"
+        f"\\begin{{{kind}}}\n\\centering\n\\caption{{{caption}}}\n"
+        f"\\resizebox{{{width}}}{{!}}{{%\n"
+        f"{latex.tabular(section, shown).rstrip()}}}\n\\end{{{kind}}}"
     )
 
 
