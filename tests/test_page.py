@@ -523,9 +523,65 @@ def test_a_machine_is_chosen_where_there_are_several(opened, tmp_path):
     path.write_bytes(page.html(sweep, report_data, {}, {}, sections.measured(sweep, report_data)))
     tab = opened(path)
     tab.get_by_label("Machine").select_option("B, 2 cores")
-    assert column(tab, 1) == ["there"] and tab.locator("a.mark.off").count() == 2
+    assert column(tab, 1) == ["there"] and tab.locator("a.mark:visible").count() == 1
+    tab.get_by_label("Machine").select_option("A, 2 cores")
+    assert len(column(tab, 1)) == 2 and tab.locator("a.mark:visible").count() == 2
     tab.get_by_label("Machine").select_option("")
-    assert len(column(tab, 1)) == 3 and tab.locator("a.mark.off").count() == 0
+    assert len(column(tab, 1)) == 3 and tab.locator("a.mark:visible").count() == 3
+
+
+def test_answers_and_marks_are_of_the_machine_that_is_chosen(opened, tmp_path):
+    ratios = {"ten": (10.0, 0.002), "two": (2.0, 0.0)}
+    work, sweep = Work(tmp_path / "work"), results.sweep(techniques=tuple(ratios))
+    built(tmp_path, ratios)
+    for cell in sweep.cells:  # on the board the small one is the slow one
+        values = results.measured(cell, ratios.get(cell.technique, (1.0, 0.0))[0])
+        slow = 3.0 if cell.technique == "ten" else 1.0
+        times = {name: slow * value for name, value in values.items() if "artifact/all" in name}
+        results.measure(cell, work, "board", "Cortex-A72", **values | times)
+    path = report.build(sweep, work, tmp_path / "reports")[0].page
+    tab = opened(path)
+    fastest = tab.locator(".shown:visible article").nth(2)
+    assert fastest.locator(".model").text_content() == "ten"
+    here = fastest.locator("dd").nth(1).text_content()
+    tab.locator("select[name=machine]").select_option(label="board (Cortex-A72, 4 cores)")
+    assert tab.locator(".shown:visible").count() == 1
+    there = fastest.locator("dd").nth(1).text_content()
+    assert fastest.locator(".model").text_content() == "ten" and "faster" in here + there
+    assert float(there.split()[0]) == pytest.approx(3 * float(here.split()[0]), rel=0.2)
+    tab.locator("a.mark:visible").first.focus()
+    assert there.split(" ms")[0] in tab.locator("#tip").text_content()
+    tab.keyboard.press("Enter")
+    row = tab.locator("tr:target")
+    assert row.locator("th").text_content() == "ten on board" and row.is_visible()
+    tab.emulate_media(media="print")
+    assert tab.locator(".shown:visible").count() == 1
+
+
+def test_what_a_machine_did_not_measure_is_said(opened, tmp_path):
+    datasets = ("mnist", "digits")
+    path = built(tmp_path, {"two": (2.0, 0.0)}, datasets=datasets)
+    sweep, work = results.sweep(techniques=("two",), datasets=datasets), Work(tmp_path / "work")
+    for cell in sweep.cells:
+        if cell.dataset.name == "digits":
+            results.measure(cell, work, "board", "Cortex-A72")
+    tab = opened(report.build(sweep, work, path.parent.parent)[0].page)
+    tab.locator("select[name=machine]").select_option(label="board (Cortex-A72, 4 cores)")
+    text = tab.locator(".shown:visible").text_content()
+    assert "Nothing of it was measured on board (Cortex-A72, 4 cores)." in text
+    tab.get_by_label("Data set").select_option("digits")
+    assert tab.locator(".shown:visible article").count() == 3
+
+
+def test_it_opens_with_the_first_that_has_an_answer(opened, tmp_path):
+    sweep = results.sweep(techniques=("two",), datasets=("mnist", "digits"))
+    work = Work(tmp_path / "work")
+    for cell in sweep.cells:
+        if cell.is_base or cell.dataset.name == "digits":
+            results.publish(cell, work)
+    tab = opened(report.build(sweep, work, tmp_path / "reports")[0].page)
+    assert tab.get_by_label("Data set").input_value() == "digits"
+    assert tab.locator(".shown:visible h3").all_text_contents() == ["digits, vgg16_bn"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

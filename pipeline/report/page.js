@@ -203,8 +203,8 @@
       }
       for (const node of about) node.classList.toggle("gone", !fits(node));
       MACHINE.chosen = machine ? machine.value : "";
-      for (const mark of document.querySelectorAll("a.mark[data-on]"))
-        mark.classList.toggle("off", !here(mark.dataset.on));
+      for (const one of shown)
+        one.classList.toggle("elsewhere", (one.dataset.on || "") !== MACHINE.chosen);
       changed();
     }
     form.addEventListener("submit", (event) => event.preventDefault());
@@ -275,7 +275,7 @@
         const dx = box.left + box.width * mark.x / 100 - event.clientX;
         const dy = box.top + box.height * mark.y / 100 - event.clientY;
         const far = dx * dx + dy * dy;
-        if (far < least && !mark.node.classList.contains("off")) { best = mark; least = far; }
+        if (far < least) { best = mark; least = far; }
       }
       return best;
     }

@@ -27,6 +27,7 @@ from pipeline.report.document import Code, Section
 from pipeline.report.frames import Frames
 from pipeline.report.jobs import Usage
 from pipeline.report.plot import Plot
+from pipeline.report.row import Row
 from pipeline.report.views import Machines, Part, clean, slug
 from pipeline.sweep import Sweep
 
@@ -50,13 +51,20 @@ DRAWN_ABOVE = "accuracy-bytes"  # which the page draws itself, at its top
 
 @dataclass(frozen=True)
 class Shown:
-    """What the first screen has of one (data set, model). `plot`: None where it has no figure;
-    `rows`: technique -> the id of its row."""
+    """What the first screen has of one (data set, model), as one machine measured it. `plot`: None
+    where it has no figure; `rows`: technique -> the id of its row; `on`: the machine's number, ""
+    for what is shown where none is chosen."""
 
     id: str
     answer: Answer
     plot: Plot | None
     rows: Mapping[str, str]
+    on: str = ""
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether a compressed model is the answer to a question."""
+        return any(card.group and not card.group.is_base for card in self.answer.cards)
 
 
 def html(
@@ -77,6 +85,7 @@ def html(
     tables = [*(view for part in (*parts, gaps, *used) for view in part.tables), every_cell]
     machines = Machines(frames)
     shown = list(_shown(sweep, compared, parts, machines))
+    whole = [one for one in shown if not one.on]
     style = _file("page.css") + "".join(rule for view in tables for rule in view.hiding)
     script = _file("page.js")
     page = (
@@ -91,9 +100,10 @@ def html(
             counts=content.counts(sweep, frames),
             shown=shown,
             shapes={plot.NAMES[name]: path for name, path in plot.SHAPES.items()},
-            plots_left_out=len(shown) - sum(one.plot is not None for one in shown),
-            datasets=list(dict.fromkeys(one.answer.dataset for one in shown)),
-            models=list(dict.fromkeys(one.answer.model for one in shown)),
+            opened=next((one for one in whole if one.has_answer), next(iter(whole), None)),
+            plots_left_out=len(whole) - sum(one.plot is not None for one in whole),
+            datasets=list(dict.fromkeys(one.answer.dataset for one in whole)),
+            models=list(dict.fromkeys(one.answer.model for one in whole)),
             machines=machines,
             several_seeds=content.several_seeds(frames),
             names_of={"study": plot.NAMES["s"], "ours": plot.NAMES["o"]},
@@ -120,18 +130,29 @@ def html(
 def _shown(
     sweep: Sweep, frames: Frames, parts: Sequence[Part], machines: Machines
 ) -> Iterator[Shown]:
-    """In the order of the tables of results, which is that of the answers."""
+    """In the order of the tables of results, which is that of the answers; each pair of data set
+    and model first as the report shows it, then as each of several machines measured it."""
     tables = [view for part in parts if part.id == "results" for view in part.tables]
-    rows = settings(frames.rows)
-    plots = min(len(tables), plot.MOST_PLOTS)
-    answers = zip(cards.answers(sweep, frames.rows), tables, strict=True)
-    for i, (answer, table) in enumerate(answers):
-        members = rows[answer.dataset, answer.model]
-        drawn = plot.plot(members, answer, table, machines, plots) if i < plots else None
-        ids: dict[str, str] = {}
-        for j, line in enumerate(table.about):  # those of other machines come last
-            ids.setdefault(line.group.technique, table.row_id(j))
-        yield Shown(f"shown-{i}", answer, drawn, ids)
+    ways = [("", settings(frames.rows)), *_by_machine(frames, machines)]
+    most = plot.MOST_PLOTS // len(ways)
+    plots = len(ways) * min(len(tables), most)
+    for i, (setting, table) in enumerate(zip(settings(frames.rows), tables, strict=True)):
+        for number, measured in ways:
+            rows = measured.get(setting, [])
+            ids = table.row_ids(machines, number)
+            answer = next(iter(cards.answers(sweep, rows)), Answer(*setting, (), ()))
+            drawn = plot.plot(rows, answer, ids, plots) if i < most else None
+            yield Shown(f"shown-{i}{number and '-'}{number}", answer, drawn, ids, number)
+
+
+def _by_machine(
+    frames: Frames, machines: Machines
+) -> Iterator[tuple[str, Mapping[tuple[str, str], list[Row]]]]:
+    """(number, pair of data set and model -> rows) of each machine, where there are several."""
+    if len(machines.names) > 1:
+        for number, name in enumerate(machines.names):
+            own = [row for row in frames.every if views.machine_of(row) == name]
+            yield str(number), settings(own)
 
 
 def _first_lines(tables: int) -> int:

@@ -7,7 +7,7 @@ size; colours are the style sheet's. A mark is a link to its row, which every re
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -18,7 +18,6 @@ from pipeline.report.figures import look
 from pipeline.report.metrics import METRIC
 from pipeline.report.points import MOST_MARKS, STORED, Placed, Point, base_accuracy, frontier, size
 from pipeline.report.row import Row
-from pipeline.report.views import Machines, View
 from pipeline.techniques import CONTROLS
 
 MOST_PLOTS = 100
@@ -75,7 +74,7 @@ NAMES = {name: f"mark-{i}" for i, name in enumerate(SHAPES)}  # as ids
 class Mark:
     """`x`, `y`, `low`, `high` in % of the plot, from the left and from above; `low` and `high` are
     the deviation's, "" without one. `lines`: what it stands for; `href`: its row, "" where it has
-    none; `numbers`: of the answers that it is; `on`: as `Machines.of`; `name_dy`: of its name."""
+    none; `numbers`: of the answers that it is; `name_dy`: of its name."""
 
     x: str
     y: str
@@ -86,7 +85,6 @@ class Mark:
     low: str = ""
     high: str = ""
     numbers: str = ""
-    on: str = ""
     name_dy: int = NAME_HEIGHTS[0]
 
     @property
@@ -196,15 +194,15 @@ def _place(percent: float) -> str:
 
 
 def plot(
-    rows: Sequence[Row], answer: Answer, table: View, machines: Machines, plots: int
+    rows: Sequence[Row], answer: Answer, row_ids: Mapping[str, str], plots: int
 ) -> Plot | None:
-    """`table`: of the results, whose rows the marks are links to; `plots`: of the whole page. None
+    """`row_ids`: technique -> the row that its mark is a link to; `plots`: of the whole page. None
     where nothing has both an accuracy and a size."""
     every = points.points(rows, STORED)
     if not every:
         return None
     anchors = points.placed(every, answer.dataset)
-    drawing = _Drawing(rows, every, answer, table, machines, Scale.of(every, anchors))
+    drawing = _Drawing(rows, every, answer, row_ids, Scale.of(every, anchors))
     chosen = _chosen(every, answer, max(20, MOST_MARKS // plots))
     best = points.thinned(frontier(every), len(chosen))
     base, scale = base_accuracy(every), drawing.scale
@@ -245,15 +243,13 @@ class _Drawing:
         rows: Sequence[Row],
         every: Sequence[Point],
         answer: Answer,
-        table: View,
-        machines: Machines,
+        row_ids: Mapping[str, str],
         scale: Scale,
     ):
-        self.answer, self.scale, self.machines = answer, scale, machines
+        self.answer, self.scale, self.row_ids = answer, scale, row_ids
         self.best = {id(point) for point in frontier(every)}
         self.far = points.far_below(every)
         self.looks = dict(list(_looks(rows).items())[:MOST_FAMILIES])
-        self.row_ids = {line.group.technique: table.row_id(i) for i, line in enumerate(table.about)}
 
     def mark(self, point: Point) -> Mark:
         x, y = point.at
@@ -275,7 +271,6 @@ class _Drawing:
             low,
             high,
             self._numbers(point.group),
-            self.machines.anywhere(point.group.rows),
         )
 
     def anchor(self, placed: Placed) -> Mark:

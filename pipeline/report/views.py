@@ -18,6 +18,7 @@ from pipeline.report.answer import groups
 from pipeline.report.document import Column, Line, Section, Sentence, Table, Value, spread
 from pipeline.report.frames import Frames
 from pipeline.report.metrics import METRIC
+from pipeline.report.points import on_frontier
 from pipeline.report.provenance import machine
 from pipeline.report.row import Row
 
@@ -67,10 +68,6 @@ class Machines:
             return ""
         numbers = (self._number.get(machine_of(row), "") for row in rows)
         return " ".join(dict.fromkeys(number for number in numbers if number))
-
-    def anywhere(self, rows: Iterable[Row]) -> str:
-        """Those that measured any of the cells of these rows."""
-        return self.of(other for row in rows for other in self._of_cell.get(row.id, [row]))
 
 
 def machine_of(row: Row) -> str:
@@ -140,6 +137,14 @@ class View(Table):
 
     def row_id(self, i: int) -> str:
         return f"{self.name}-r{i}"
+
+    def row_ids(self, machines: Machines, machine: str = "") -> dict[str, str]:
+        """Technique -> the id of its first row, or of its first of a machine (by its number)."""
+        ids: dict[str, str] = {}
+        for i, line in enumerate(self.about):
+            if not machine or machine in self._on(i, machines).split():
+                ids.setdefault(line.group.technique, self.row_id(i))
+        return ids
 
     @property
     def folds(self) -> bool:
@@ -247,10 +252,12 @@ def _elsewhere(table: Table, frames: Frames) -> Table:
     ]
     lines, about = list(table.lines), list(table.about)
     for name in dict.fromkeys(row.machine for row in others):
-        for group in groups(row for row in others if row.machine == name):
+        members = [row for row in others if row.machine == name]
+        best = on_frontier(members)
+        for group in groups(members):
             first, *rest = content.line(group, table.columns[2:], ())
             lines.append((Value(f"{first.text} on {name}"), *rest))
-            about.append(Line(group, False))
+            about.append(Line(group, group.technique in best))
     return replace(table, lines=tuple(lines), about=tuple(about))
 
 
