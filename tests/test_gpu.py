@@ -22,7 +22,7 @@ from pipeline.measure.series import ENERGY, THROUGHPUT, Series
 from pipeline.models.network import fold, plain
 from pipeline.paths import Work
 from pipeline.report import gpu as reported
-from pipeline.report import json_rows, latex, provenance, views
+from pipeline.report import content, json_rows, latex, provenance, views
 from pipeline.report.frames import Frames
 from pipeline.report.measured import _without_times
 from pipeline.report.row import _runtime_notes, identity, row
@@ -381,6 +381,34 @@ def test_a_report_shows_what_a_gpu_made_of_it():
     }
     assert views.machine_of(rows[0]) == "A CPU, 2 cores, NVIDIA H200"
     assert ("GPU", "NVIDIA H200, driver 580.65") in provenance._machines(Frames.of(rows, ()))
+
+
+def test_a_report_shows_the_energy_of_a_cpu_where_it_is_told():
+    cells = results.sweep(techniques=("half",)).cells
+    joules = {"base": 0.0123, "half": 0.006}
+    rows = []
+    for cell in cells:
+        measured = results.measured(cell)
+        for batch, factor in ((1, 2.0), (64, 1.0)):
+            series_of = Series("onnxruntime", "artifact", "all", batch)
+            measured[series_of.named(ENERGY)] = factor * joules[cell.technique]
+        rows.append(
+            row(identity(cell), results.store.Result(cell.id, {}, results.FACTS, [], measured))
+        )
+    section = content.results(Frames.of(rows, ()))
+    [table] = section.tables
+    energy = [i for i, column in enumerate(table.columns) if column.group == "energy"]
+    assert [table.columns[i].heading for i in energy] == [
+        "energy an image, batch 1, mJ",
+        "energy an image, batch 64, mJ",
+    ]
+    shown = [[line[i].text for i in energy] for line in table.lines]
+    assert shown == [["24.6", "12.3"], ["12.0", "6.00"]]
+    assert content.ABOUT_ENERGY in section.notes
+    assert json_rows.row_json(rows[1])["joules_per_image"] == {"batch1": 0.012, "batch64": 0.006}
+    none = content.results(Frames.of([replace(one, joules_per_image={}) for one in rows], ()))
+    assert content.ABOUT_ENERGY not in none.notes
+    assert not any(column.group == "energy" for column in none.tables[0].columns)
 
 
 def test_a_report_without_a_gpu_has_no_such_section():

@@ -22,6 +22,7 @@ from pipeline.report.metrics import (
     OVER_REFERENCE,
     SIMULATED,
     SPEEDUP,
+    joules_key,
     latency_key,
     speedup_key,
 )
@@ -46,11 +47,13 @@ def _latency_columns() -> Iterator[Column]:
                 yield Column(f"{label}, batch {batch}, p{p}", key, "latency, ms")
 
 
+ENERGY = "energy"
 RESULTS = (
     *_columns("accuracy", "accuracy", "accuracy_drop", "agreement"),
     *_columns("size", "stored_bytes", "stored_ratio", "runnable_bytes"),
     *_columns("complexity", "parameters", "macs", "macs_ratio"),
     *_columns("speed", "speedup_all_batch1", "speedup_all_batch64", "test_set_seconds"),
+    *_columns(ENERGY, *map(joules_key, BATCHES)),
     *_columns("quantization", "integer_share"),
     Column("epochs", "training_epochs", "cost"),
     Column("s", "training_seconds", "cost"),
@@ -83,11 +86,21 @@ BESIDE = tuple(
 
 
 def results(frames: Frames, columns: Sequence[Column] = RESULTS) -> Section:
+    """With a note on energy where any was measured."""
     about = (
         "Measured on the deployable artifact: its bytes on disk, its own accuracy on the "
         f"test set, its speed on ONNX Runtime. {_about_spread(frames)}"
     )
-    return Section("results", "Results", ((about,),), tables(frames, columns), RESULTS_NOTES)
+    made = tables(frames, columns)
+    has_energy = any(column.group == ENERGY for table in made for column in table.columns)
+    notes = (*RESULTS_NOTES, *([ABOUT_ENERGY] if has_energy else []))
+    return Section("results", "Results", ((about,),), made, notes)
+
+
+ABOUT_ENERGY: Sentence = (
+    "Energy an image is that of the CPU's packages and their memory (RAPL) during calls back to "
+    "back on all threads, idle power included.",
+)
 
 
 RESULTS_NOTES: tuple[Sentence, ...] = (

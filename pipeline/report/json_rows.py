@@ -13,7 +13,14 @@ from pipeline.measure.series import BATCHES, Model, Series, Threads
 from pipeline.report import gpu
 from pipeline.report.frames import Frames
 from pipeline.report.measured import CLASSIFIED_ON
-from pipeline.report.metrics import METRIC, OVER_REFERENCE, SIMULATED, SPEEDUP, speedup_key
+from pipeline.report.metrics import (
+    METRIC,
+    OVER_REFERENCE,
+    SIMULATED,
+    SPEEDUP,
+    joules_key,
+    speedup_key,
+)
 from pipeline.report.row import PERCENTILES, Row
 
 # Beside the keys that DESIGN.md promises; all of them are metrics of the one table.
@@ -98,6 +105,7 @@ def row_json(row: Row) -> dict[str, Any]:
         OVER_REFERENCE: _speedup(row, OVER_REFERENCE, "all"),
         "simulated_latency_ms": _latency(row, runtimes.REFERENCE, "simulated", "all"),
         SIMULATED: _speedup(row, SIMULATED, "all"),
+        "joules_per_image": {f"batch{b}": METRIC[joules_key(b)].of(row) for b in BATCHES},
         "gpu": gpu.as_json(row),
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from pipeline import runtimes
 from pipeline.measure.series import BATCHES, Model, Series, Threads
 from pipeline.report.row import PERCENTILES, Row
 
@@ -147,6 +148,28 @@ def _speedup(read: Callable, threads: Threads, batch: int, row: Row) -> float | 
     return read(row, threads, batch)
 
 
+def joules_key(batch: int) -> str:
+    return f"joules_per_image_batch{batch}"
+
+
+def _energies() -> tuple[Metric, ...]:
+    """Of the CPU's packages and their memory, on all threads; where RAPL tells it."""
+    return tuple(
+        Metric(
+            joules_key(batch),
+            f"energy an image, batch {batch}",
+            "mJ",
+            "lower",
+            read=partial(_joules, Series(runtimes.DEFAULT, "artifact", "all", batch)),
+        )
+        for batch in BATCHES
+    )
+
+
+def _joules(series: Series, row: Row) -> float | None:
+    return row.joules_per_image.get(series)
+
+
 METRICS = (
     Metric("accuracy", "accuracy", "%", "higher", ".2f"),
     Metric("base_accuracy", "base accuracy", "%", "higher", ".2f"),
@@ -176,6 +199,7 @@ METRICS = (
     Metric("training_seconds", "training time", "s", "lower"),
     Metric("seconds", "total time", "s", "lower"),
     Metric("peak_memory_bytes", "peak memory", "MB", "lower"),
+    *_energies(),
 )
 # Of two cells, of two numbers of one, or of one GPU: no columns of results.csv, but in tables.
 COMPARED = (
