@@ -21,8 +21,8 @@ from pipeline.measure import energy, gpu, series
 from pipeline.measure.series import ENERGY, THROUGHPUT, Series
 from pipeline.models.network import fold, plain
 from pipeline.paths import Work
-from pipeline.report import gpu as reported
 from pipeline.report import content, json_rows, latex, provenance, views
+from pipeline.report import gpu as reported
 from pipeline.report.frames import Frames
 from pipeline.report.measured import _without_times
 from pipeline.report.row import _runtime_notes, identity, row
