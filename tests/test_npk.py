@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -217,6 +218,24 @@ def test_the_sums_of_matrix_products_are_exact_so_their_order_is_of_no_matter():
 def test_damaged_and_hostile_files_are_one_sentence_and_take_no_memory():
     told = fuzz_npk.run(200, seed=1)
     assert sum(told.values()) == 200 and len(told) > 10
+
+
+def test_invented_descriptions_take_no_memory_either():
+    told = fuzz_npk.run_invented(12, seed=3, most=1 << 17)
+    assert sum(told.values()) == 12 and "the model" not in told
+
+
+def test_planes_of_numbers_are_decoded_one_after_the_other():
+    rng = np.random.default_rng(0)
+    size = 24 << 20
+    plan = npk.Plan(size // 4, 1, first=1 << 16, alphabet=(0,), layout=1)
+    stream = npk.Stream(npk.FLOATS, (plan,) * 4)
+    words = npk.Words(memoryview(rng.bytes(4)))
+    tracemalloc.start()
+    npk.filled(b"", [stream], [npk.Span(0, size, 1)], size, words)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * size
 
 
 def test_a_tensor_that_is_said_to_be_large_is_refused_before_it_is_made():

@@ -1,10 +1,11 @@
 """Damaged and hostile coded models: each gives the model or a ValueError of one line, and takes no
 more memory than it may.
 
-    env/run python -m tests.benchmarks.fuzz_npk [MUTATIONS] [SEED]
+    env/run python -m tests.benchmarks.fuzz_npk [MUTATIONS] [SEED] [INVENTED]
 
 Most mutations have checksums that fit again, and many change descriptions of tensors, or the coded
-values: those that a checksum catches test little.
+values: those that a checksum catches test little. Then INVENTED files whose tensors, of up to
+32 MiB, are described by numbers drawn at random within what a decoder accepts.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ import sys
 import tracemalloc
 import zlib
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from pipeline.artifact.npk import decode as npk
-from pipeline.artifact.npk.encode import encode
+from pipeline.artifact.npk.encode import _described, encode
 
 # Beside what grows with the model: slices, tables, and descriptions of tensors.
 SPARE = 64 << 20
+LARGEST = 32 << 20  # that is invented
 
 
 def onnx_bytes(**arrays: np.ndarray) -> bytes:
@@ -93,6 +96,58 @@ def _changed(data: bytearray, rng: np.random.Generator) -> bytearray:
     return data
 
 
+def invented(rng: np.random.Generator, most: int) -> bytes:
+    """A file of one tensor, or of four with the bytes of numbers, of at most ``most`` bytes."""
+    width = int(rng.choice([1, 4]))
+    plans = [_plan(rng, most // width)]
+    while len(plans) < width:
+        same = {name: getattr(plans[0], name) for name in ("filters", "channels", "positions")}
+        plan = replace(_drawn(rng, *same.values()), layout=int(rng.integers(3)))
+        if npk._possible(plan):
+            plans.append(plan)
+    size = width * plans[0].size
+    kind = npk.BYTES if width == 1 else int(rng.choice([npk.FLOATS, npk.INTEGERS]))
+    streams = [npk.Stream(kind, tuple(plans))]
+    described = _described(streams, [npk.Span(0, size, 1)])
+    coded = bytes(size // 8 * 4)  # the first symbol of each: others would soon be damaged values
+    parts = [npk.PACKED.pack(0, len(part)) + part for part in (described, b"")] + [coded]
+    sizes = [*map(len, parts), *map(zlib.crc32, parts)]
+    head = npk.HEAD.pack(npk.MAGIC, npk.VERSION, size, bytes(32), *sizes)
+    return b"".join([head, npk.CHECK.pack(zlib.crc32(head)), *parts])
+
+
+def _plan(rng: np.random.Generator, most: int) -> npk.Plan:
+    """One that a decoder accepts, and most often a large one."""
+    while True:
+        positions = int(rng.choice([1, 9, 128, rng.integers(1, 129)]))
+        channels = int(2 ** rng.uniform(0, 16))
+        filters = int(most * rng.uniform(0.5, 1)) // (channels * positions)
+        plan = _drawn(rng, filters, channels, positions)
+        if filters > 0 and npk._possible(plan):
+            return plan
+
+
+def _drawn(rng: np.random.Generator, filters: int, channels: int, positions: int) -> npk.Plan:
+    numbers = {
+        name: int(rng.choice([0, 1, most, rng.integers(most + 1)]))
+        for name, most in npk.NUMBERS.items()
+    }
+    numbers |= {"filters": filters, "channels": channels, "positions": positions}
+    numbers["groups"] = int(rng.choice([1, 2, min(channels, 64)]))
+    numbers["predictors"] = int(rng.choice([0, min(channels, 128)]))
+    numbers["first"] = int(rng.choice([1, 1 << 16]))
+    values = rng.choice(256, int(rng.integers(1, 257)), replace=False) - 128
+    taps = positions * (positions - 1) // 2 * int(rng.integers(2))
+    taps = taps if taps <= 1 << 10 else 0
+    return npk.Plan(
+        **numbers,
+        weights=tuple(rng.choice([-127, 0, 9, 127], 4).tolist()),
+        bias=tuple(rng.integers(-npk.LOWEST, npk.LOWEST, positions).tolist()),
+        taps=tuple(rng.integers(-127, 128, taps).tolist()),
+        alphabet=tuple(sorted(values.tolist())),
+    )
+
+
 def outcome(data: bytes, model: bytes) -> str:
     """What decoding gives; AssertionError where it is neither the model nor one sentence."""
     size = npk.HEAD.unpack_from(data)[2] if len(data) >= npk.HEAD.size else 0
@@ -121,12 +176,18 @@ def run(mutations: int, seed: int) -> Counter[str]:
     return Counter(outcome(mutated(coded, rng), model) for _ in range(mutations))
 
 
+def run_invented(files: int, seed: int, most: int) -> Counter[str]:
+    """Of files that have no model: each ends in a sentence."""
+    rng = np.random.default_rng(seed)
+    return Counter(outcome(invented(rng, most), b"") for _ in range(files))
+
+
 def main() -> None:
-    mutations, seed = (*map(int, sys.argv[1:]), *(10_000, 0)[len(sys.argv) - 1 :])
-    told = run(mutations, seed)
+    mutations, seed, files = (*map(int, sys.argv[1:]), *(10_000, 0, 20)[len(sys.argv) - 1 :])
+    told = run(mutations, seed) + run_invented(files, seed, LARGEST)
     for message, count in told.most_common():
         print(f"{count:6}  {message}")
-    print(f"{sum(told.values()):6}  mutations, none of them anything else")
+    print(f"{sum(told.values()):6}  files, none of them anything else")
 
 
 if __name__ == "__main__":

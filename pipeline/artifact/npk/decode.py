@@ -632,13 +632,15 @@ def filled(
     model[at:] = skeleton[taken:]
     whole = np.frombuffer(model, np.uint8)
     for number, stream in enumerate(streams, 1):
-        tensors = [Tensor(plan, words).run() for plan in stream.plans]
         into = [
             whole[at : at + span.size]
             for at, span in zip(places, spans, strict=True)
             if span.source == number
         ]
-        place(stream, tensors, into)
+        for plane, plan in enumerate(stream.plans):  # one at a time, as each is a quarter of them
+            place(Tensor(plan, words).run(), plan, into, plane, len(stream.plans))
+        if stream.kind != BYTES:
+            join(stream.kind, into)
     if not words.decoder.maybe_exhausted():
         raise ValueError("more follows its coded values")
     for at, span in zip(places, spans, strict=True):
@@ -670,27 +672,30 @@ def _check_sizes(skeleton: bytes, streams: list[Stream], spans: list[Span], size
             raise ValueError("a tensor has other sizes than its bytes")
 
 
-def place(stream: Stream, tensors: list[np.ndarray], into: list[np.ndarray]) -> None:
-    """Writes a stream's bytes into the parts of the model that have them; a tensor that is one of
-    these as a whole is written without a copy."""
-    plan = stream.plans[0]
+def place(
+    tensor: np.ndarray, plan: Plan, into: list[np.ndarray], plane: int = 0, width: int = 1
+) -> None:
+    """Writes a tensor's bytes into the parts of the model that have them: each into every
+    ``width``-th byte, from byte ``plane`` on; one that is a part as a whole without a copy."""
     axes = LAYOUTS[plan.layout]
-    if stream.kind == BYTES and [part.size for part in into] == [plan.size]:
-        shape = [tensors[0].shape[axis] for axis in axes]
-        into[0].view(np.int8).reshape(shape)[...] = tensors[0].transpose(axes)
+    if width == 1 and [part.size for part in into] == [plan.size]:
+        shape = [tensor.shape[axis] for axis in axes]
+        into[0].view(np.int8).reshape(shape)[...] = tensor.transpose(axes)
         return
-    flat = [
-        values.transpose(LAYOUTS[plan.layout]).reshape(-1).view(np.uint8)
-        for plan, values in zip(stream.plans, tensors, strict=True)
-    ]
-    done, width = 0, len(flat)
+    flat = tensor.transpose(axes).reshape(-1).view(np.uint8)
+    done = 0
     for part in into:
-        for at in range(0, part.size, 1 << 16):
-            count = min(1 << 16, part.size - at) // width
-            planes = np.stack([plane[done : done + count] for plane in flat])
-            some = planes[0] if width == 1 else numbers(stream.kind, planes)
-            part[at : at + count * width] = some.astype(some.dtype.newbyteorder("<")).view(np.uint8)
-            done += count
+        count = part.size // width
+        part[plane::width] = flat[done : done + count]
+        done += count
+
+
+def join(kind: int, into: list[np.ndarray]) -> None:
+    """Makes numbers of the planes of their bytes, in place."""
+    for part in into:
+        for at in range(0, part.size, 1 << 18):
+            some = part[at : at + (1 << 18)]
+            some[:] = numbers(kind, some.reshape(-1, 4).T).astype("<u4").view(np.uint8)
 
 
 def main() -> None:
