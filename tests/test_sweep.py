@@ -255,6 +255,17 @@ def test_exclude_matches_a_family_and_a_point(load):
     assert names(all_of_them)[1:] == ["mnist/vgg16_bn/ptq-int8/0"]
 
 
+def test_exclude_matches_all_widths_of_a_model_and_each_alone(load):
+    models = HEAD.replace("models: [vgg16_bn]", "models: [vgg16_bn, {name: vgg16_bn, width: 0.5}]")
+    assert models != HEAD
+    half = load(models + "exclude: [{model: vgg16_bn-w1}]\n")
+    assert {cell.model.label for cell in half.cells} == {"vgg16_bn-w0.5"}
+    full = load(models + "exclude: [{model: vgg16_bn-w0.5}]\n")
+    assert {cell.model.label for cell in full.cells} == {"vgg16_bn"}
+    with pytest.raises(UserError, match="excludes every cell"):
+        load(models + "exclude: [{model: vgg16_bn}]\n")
+
+
 def test_a_folder_is_relative_to_the_sweep_file(load, tmp_path):
     (tmp_path / "photos").mkdir()
     loaded = load(HEAD.replace("[mnist]", "[{name: photos, folder: photos, size: 32, flip: true}]"))

@@ -135,8 +135,10 @@ def _exclusions(
 
 
 def _model_names(model: Model) -> Names:
-    """What an entry may call it: `vgg16_bn` stands for each of its widths."""
-    return tuple({model.name, model.label})
+    """What an entry may call it: `vgg16_bn` stands for each of its widths, `vgg16_bn-w1` for the
+    full one alone, whose label has no width."""
+    full = {f"{model.name}-w1"} if model.label == model.name else set()
+    return tuple({model.name, model.label, *full})
 
 
 def _technique_names(technique: Technique) -> Names:
