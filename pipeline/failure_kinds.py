@@ -47,19 +47,23 @@ _NO_MEMORY = (
     "can't allocate memory",
     "Failed to allocate memory",
     "bad_alloc",
-    "ALLOC_FAILED",
     "Cannot allocate memory",
 )
 
 
+# How CUDA reports it where PyTorch's allocator takes no part: a context, a kernel that is loaded.
+_NO_GPU_MEMORY = ("ALLOC_FAILED", "CUDA error: out of memory", "CUDA out of memory")
+
+
 def _out_of_memory(error: BaseException) -> bool:
     own = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return own or any(text in str(error) for text in _NO_MEMORY)
+    return own or any(text in str(error) for text in (*_NO_MEMORY, *_NO_GPU_MEMORY))
 
 
 def _gpu_out_of_memory(error: BaseException) -> bool:
     """PyTorch has an error of its own for a GPU's memory; CUDA's libraries have a status."""
-    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
+    own = isinstance(error, torch.OutOfMemoryError)
+    return own or any(text in str(error) for text in _NO_GPU_MEMORY)
 
 
 def _disk_full(error: BaseException) -> bool:

@@ -433,9 +433,9 @@ def page_template() -> Path:
     return CODE / "pipeline" / "report"
 
 
-def bench_script() -> Path:
-    """What measures exported models without netpress."""
-    return CODE / "pipeline" / "measure" / "bench.py"
+def bench_scripts() -> tuple[Path, ...]:
+    """What measures exported models without netpress: a script, and what it imports from beside."""
+    return CODE / "pipeline" / "measure" / "bench.py", CODE / "pipeline" / "quota.py"
 
 
 def published_results() -> Path:

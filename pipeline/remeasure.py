@@ -41,9 +41,9 @@ Found = tuple[str, dict[str, Any], dict[str, Any]]  # cell's id, facts, what was
 
 
 def report(folder: Path, data_root: Path, cache: Path, say: Say) -> bool:
-    """Measures every model that lies in the report, and adds it to its results.h5; a model that
-    cannot be measured costs itself, and the answer is whether there is none. Raises UserError where
-    there is no model, Corrupt where one is not the report's own."""
+    """Measures every model that lies in the report, and adds each to its results.h5 as it comes; a
+    model that cannot be measured, or is not the report's own, costs itself, and the answer is
+    whether there is none. Raises UserError where there is no model."""
     paths = ReportPaths(folder)
     published = merged.read(paths.merged)
     bench = Bench(published, paths, data_root, cache)
@@ -53,17 +53,19 @@ def report(folder: Path, data_root: Path, cache: Path, say: Say) -> bool:
         raise UserError(
             f"{folder}: has no models to measure; `netpress report SWEEP --artifacts MB` adds them"
         )
-    measurements = []
+    measured = 0
     for i, cell in enumerate(cells):
         say(f"[{i + 1}/{len(cells)}] {cell.name}")
         try:
             inference.require_threads(cell.measure.threads)
             with hardware.using(cell.measure.threads):
-                measurements.append((cell.id, *_measured(bench, cell)))
-        except UserError as error:
+                one = (cell.id, *_measured(bench, cell))
+        except (UserError, Corrupt) as error:
             say(f"[{i + 1}/{len(cells)}] {cell.name}: not measured: {error}")
-    put(paths.merged, measurements)
-    return len(measurements) == len(cells)
+        else:
+            put(paths.merged, [one])
+            measured += 1
+    return measured == len(cells)
 
 
 def _measured(bench: Bench, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -114,15 +116,18 @@ def _facts(settings: Measure, began: float, values: dict[str, Any]) -> dict[str,
 
 @store.shared()
 def put(path: Path, measurements: Iterable[Found]) -> None:
-    """Adds measurements to a results.h5 that was read before."""
+    """Adds measurements to a results.h5 that was read before; one that it has counts once."""
 
     def change(file: h5py.File) -> None:
         for cell_id, facts, measured in measurements:
             group = file["cells"][cell_id].require_group("measurements")
             earlier = [name for name in group if name.rpartition("-")[0] == facts["machine"]]
+            described = json.dumps(facts, sort_keys=True, allow_nan=False)
+            if any(group[name].attrs.get("facts") == described for name in earlier):
+                continue
             number = 1 + max((int(name.rpartition("-")[2]) for name in earlier), default=0)
             one = group.create_group(f"{facts['machine']}-{number}")
-            one.attrs["facts"] = json.dumps(facts, sort_keys=True, allow_nan=False)
+            one.attrs["facts"] = described
             for name, value in sorted(measured.items()):
                 hdf5.put(one, f"measure/{name}", value)
         file.attrs.modify("format", merged.FORMAT)

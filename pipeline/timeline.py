@@ -1,4 +1,5 @@
-"""Where a cell's time goes: start, compile, train, export, evaluate, measure; told by its events.
+"""Where a cell's time goes, told by its events: `prepare` is what a stage does around its training
+(pruning, calibration, clustering).
 
 Imports nothing heavy.
 """
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-PHASES = ("start", "compile", "train", "export", "evaluate", "measure")  # in their order
+PHASES = ("start", "prepare", "compile", "train", "export", "evaluate", "measure")  # in their order
 
 
 class Timeline:
@@ -46,7 +47,9 @@ def phase_of(event: Mapping[str, Any]) -> str | None:
         return "evaluate" if event.get("what") == "accuracy" else "measure"
     if stage == "compile" or event.get("what") == "compile":
         return "compile"
-    return "train" if stage[:1].isdecimal() else None
+    if not stage[:1].isdecimal():
+        return None
+    return "train" if "epoch" in event or event.get("what") == "train" else "prepare"
 
 
 def mean(timelines: Iterable[Mapping[str, float]]) -> dict[str, float]:

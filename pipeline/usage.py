@@ -174,7 +174,7 @@ def _measured(record: dict) -> bool:
 def _only_measures(record: dict) -> bool:
     """Whether it is of a job that measured what another had trained, and requested less."""
     phases = record.get("phases") or {}
-    return "measure" in phases and not {"train", "export"} & phases.keys()
+    return "measure" in phases and not {"prepare", "train", "export"} & phases.keys()
 
 
 def _charges(records: Sequence[dict]) -> dict[str, float]:

@@ -236,6 +236,23 @@ def test_the_largest_half_is_frozen_first_and_all_in_the_end(frozen, bench):
     assert all(bool((q.levels != FREE).all()) for q in powers.quantizers(state.network).values())
 
 
+def test_as_many_are_frozen_where_most_of_their_levels_are_zero(bench):
+    state = stages.run(bench, "sparsify", schedule="one-shot", sparsity=0.5)
+    seen = []
+
+    def watch(state):
+        layers = fakequant.layers(state.network.module)
+        quantizers = powers.quantizers(state.network.module)
+        kept = {name: int(masked.mask(layers[name]).sum()) for name in quantizers}
+        free = {name: int((each.levels == FREE).sum()) for name, each in quantizers.items()}
+        seen.append({name: 1 - free[name] / kept[name] for name in free})
+
+    stages.run(bench, "quantize-incremental", state, watch=watch, bits=3, epochs=1)
+    for number, portion in enumerate(quantize_incremental.PORTIONS):
+        shares = list(seen[8 * number].values())
+        assert min(shares) > portion - 0.02 and max(shares) < portion + 0.02
+
+
 @pytest.mark.parametrize("bits", [5, 3])
 def test_weights_are_powers_of_two_and_masked_ones_zero(bench, bits):
     state = stages.run(bench, "sparsify", schedule="one-shot", sparsity=0.5)

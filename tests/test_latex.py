@@ -127,6 +127,7 @@ def test_text_stands_for_itself(text):
         ("a\nb", "a b"),
         ("☃", "[U+2603]"),
         ("×", r"$\times$"),
+        ("two †", r"two \textdagger{}"),
         ("kd-0.5", "kd-0.5"),
         ("<script>", r"\textless{}script\textgreater{}"),
     ],

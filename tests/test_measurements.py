@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -262,8 +263,10 @@ def test_the_same_file_is_taken_by_a_report_with_models(mine, elsewhere, tmp_pat
     sweep, work = mine
     paths, _ = report.build(sweep, work, tmp_path / "out", artifact_bytes=10**9)
     remeasure.add(paths.folder, elsewhere)
+    remeasure.add(paths.folder, elsewhere)  # which counts once
     rows = {row.machine: row for row in report.read_folder(paths.folder).every}
     assert set(rows) == {*report.read(sweep, work).machines, "my-board"}
+    assert rows["my-board"].measurement == "my-board-1"
     content = json.loads(elsewhere.read_text())
     for name in ("model_sha256", "base_sha256"):
         content["cells"][0][name] = "0" * 64
@@ -284,13 +287,31 @@ def test_a_reports_models_are_measured_again_and_one_that_cannot_be_costs_itself
     [row] = report.read_folder(paths.folder).rows
     assert row.measurement.endswith("-2") and row.accuracy > 0.8 and len(lines) == 1
 
-    def fails(bench, cell):
-        raise UserError("its base cannot be made")
+    for error in (UserError("its base cannot be made"), Corrupt("ONNX Runtime cannot run it")):
 
-    monkeypatch.setattr(remeasure, "_measured", fails)
-    assert not remeasure.report(paths.folder, work.root, work.cache, lines.append)
-    assert lines[-1].endswith("not measured: its base cannot be made")
+        def fails(bench, cell, error=error):
+            raise error
+
+        monkeypatch.setattr(remeasure, "_measured", fails)
+        assert not remeasure.report(paths.folder, work.root, work.cache, lines.append)
+        assert lines[-1].endswith(f"not measured: {error}")
     assert [row] == list(report.read_folder(paths.folder).rows)
+
+
+def test_a_model_that_cannot_run_elsewhere_costs_itself(mine, tmp_path):
+    sweep, work = mine
+    folder = benches.export(sweep, work, tmp_path / "bench")
+    request = json.loads((folder / "bench.json").read_text())
+    [good] = request["cells"]
+    broken = hashlib.sha256(b"no model").hexdigest()
+    (folder / "models" / f"{broken}.onnx").write_bytes(b"no model")
+    bad = [{**good, "model": broken}, {**good, "model": "0" * 64}]
+    (folder / "bench.json").write_text(json.dumps({**request, "cells": [bad[0], good, bad[1]]}))
+    path, clean = tmp_path / "measured.json", {"PATH": os.environ["PATH"]}
+    command = [sys.executable, "-I", "-c", ALONE, path]
+    ran = subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True)
+    assert ran.returncode == 1 and ran.stderr.count("  not measured: ") == 2
+    assert benches.add(sweep, work, path) == ("my-board", 1)
 
 
 def test_a_folder_without_netpress_measures_and_its_file_is_taken(mine, elsewhere, tmp_path):
@@ -330,10 +351,11 @@ def test_a_folder_without_netpress_measures_and_its_file_is_taken(mine, elsewher
 
 
 def test_a_timeline_gives_each_moment_to_a_phase():
-    now = iter([0.0, 2.0, 12.0, 13.0, 15.0, 20.0])
+    now = iter([0.0, 2.0, 3.0, 12.0, 13.0, 15.0, 20.0])
     timeline = Timeline(lambda: next(now))
     for event in (
         {"stage": "0-train"},
+        {"stage": "0-train", "epoch": 0, "epochs": 1},
         {"stage": "0-train", "epoch": 1, "epochs": 1},  # the same phase: no look at the clock
         {"stage": "artifact"},
         {"stage": "measure", "what": "accuracy"},
@@ -341,9 +363,10 @@ def test_a_timeline_gives_each_moment_to_a_phase():
     ):
         timeline.event(event)
     seconds = timeline.seconds()
-    assert seconds == {"start": 2, "train": 10, "export": 1, "evaluate": 2, "measure": 5}
+    spent = {"start": 2, "prepare": 1, "train": 9, "export": 1, "evaluate": 2, "measure": 5}
+    assert seconds == spent
     assert line([seconds, {**seconds, "train": 20.0}]) == (
-        "start 2 s, train 15 s (60%), export 1 s, evaluate 2 s, measure 5 s"
+        "start 2 s, prepare 1 s, train 14.5 s (57%), export 1 s, evaluate 2 s, measure 5 s"
     )
 
 

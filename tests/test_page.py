@@ -558,6 +558,54 @@ def test_answers_and_marks_are_of_the_machine_that_is_chosen(opened, tmp_path):
     assert tab.locator(".shown:visible").count() == 1
 
 
+def test_seeds_of_several_machines_are_told_apart(opened, tmp_path):
+    """A measured two of three seeds of one technique, and most cells; B all of them."""
+    ratios = {"two": (2.0, 0.0), "ten": (10.0, 0.002)}
+    sweep = results.sweep(techniques=tuple(ratios), seeds=(0, 1, 2))
+    work = Work(tmp_path / "work")
+    for cell in sweep.cells:
+        ratio, drop = ratios.get(cell.technique, (1.0, 0.0))
+        values = results.measured(cell, ratio, drop + 0.001 * cell.seed)
+        lacks = cell.technique == "two" and cell.seed == 2
+        unmeasured = {name: value for name, value in values.items() if name in TRAINED}
+        results.publish(cell, work, unmeasured if lacks else values)
+        if cell.technique == "two" or cell.is_base:
+            results.measure(cell, work, "board", "Cortex-A72", **values)
+    tab = opened(report.build(sweep, work, tmp_path / "reports")[0].page)
+    lines = [" ".join(texts) for texts in zip(column(tab, 1), column(tab, 2), strict=True)]
+    assert lines == ["base 3", "ten 3", "two on A-CPU-2c 2"]
+    machine = tab.locator("select[name=machine]")
+    machine.select_option(label="board (Cortex-A72, 4 cores)")
+    assert column(tab, 1) == ["base on board", "two on board"] and column(tab, 2) == ["3", "3"]
+    tab.locator("a.mark:visible").first.focus()
+    tab.keyboard.press("Enter")
+    assert tab.locator("tr:target th").text_content() == "two on board"
+    tab.reload()  # as one opens a link that was passed on
+    assert machine.input_value() == "1" and tab.locator("tr:target").is_visible()
+    machine.select_option("")
+    assert column(tab, 1)[:3] == ["base", "two", "ten"] and len(column(tab, 1)) == 6
+
+
+TRAINED = ("stored_bytes", "runnable_bytes", "parameters", "macs")
+
+
+def test_columns_that_only_another_machine_has_are_there(opened, tmp_path):
+    ratios = {"two": (2.0, 0.0)}
+    built(tmp_path, ratios)
+    sweep, work = results.sweep(techniques=("two",)), Work(tmp_path / "work")
+    energy = "energy/onnxruntime/artifact/all/batch1"
+    for cell in sweep.cells:
+        results.measure(cell, work, "board", "Cortex-A72", **{energy: 0.0123})
+    tab = opened(report.build(sweep, work, tmp_path / "reports")[0].page)
+    tab.locator("select[name=machine]").select_option(label="board (Cortex-A72, 4 cores)")
+    heads = tab.locator("#results-0-table tr.columns th").all_text_contents()
+    at = 1 + next(i for i, text in enumerate(heads) if text.startswith("energy an image, batch 1,"))
+    assert column(tab, at) == ["12.3", "12.3"]
+    simulated = tab.locator("#simulated")
+    assert "Measured on A CPU, 2 cores, whichever machine is chosen" in simulated.text_content()
+    assert column(tab, 1, "#simulated-0-table") == ["base", "two"]
+
+
 def test_what_a_machine_did_not_measure_is_said(opened, tmp_path):
     datasets = ("mnist", "digits")
     path = built(tmp_path, {"two": (2.0, 0.0)}, datasets=datasets)

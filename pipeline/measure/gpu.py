@@ -8,6 +8,7 @@ room are left out (`runtimes/NAME/left_out`). Calls are from host to host. Image
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -65,10 +66,12 @@ def measured(
 
 
 def _leave_room() -> None:
-    """What PyTorch keeps of a GPU's memory would be missing to the next runtime."""
+    """What PyTorch keeps of a GPU's memory would be missing to the next runtime. Sessions are
+    parts of reference cycles, so that they have to be collected first."""
     import torch
 
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -1,6 +1,7 @@
 """A folder that measures a sweep's models on a machine without netpress, and what comes back.
 
     bench.py            needs ONNX Runtime and NumPy alone; writes one file
+    quota.py            how many processors a container may use; bench.py imports it
     bench.json          which models there are, and how they are measured
     models/SHA256.onnx  each in its runnable form
 
@@ -100,8 +101,8 @@ def advice(sweep: Sweep) -> str:
 
 
 def _fill(folder: Path, cells: Sequence[Cell], work: paths.Work) -> None:
-    script = paths.bench_script()
-    shutil.copyfile(script, folder / script.name)
+    for script in paths.bench_scripts():
+        shutil.copyfile(script, folder / script.name)
     models = store.make_folder(folder / "models")
     written: dict[str, dict[str, Any]] = {}
     for cell_id in dict.fromkeys(i for cell in cells for i in (cell.base_id, cell.id)):

@@ -206,19 +206,24 @@ def several_seeds(frames: Frames) -> bool:
     return any(len(group.rows) > 1 for group in groups(frames.rows))
 
 
-def tables(frames: Frames, columns: Sequence[Column]) -> tuple[Table, ...]:
-    """One a (data set, model); a line a technique, a column each that has any number."""
+def tables(
+    frames: Frames, columns: Sequence[Column], every: Iterable[Row] = ()
+) -> tuple[Table, ...]:
+    """One a (data set, model); a line a technique, a column each that has any number, in `every` as
+    well."""
+    others = settings(every)
     return tuple(
-        _table_of_rows(*setting, rows, columns) for setting, rows in settings(frames.rows).items()
+        _table_of_rows(*setting, rows, columns, others.get(setting, ()))
+        for setting, rows in settings(frames.rows).items()
     )
 
 
 def _table_of_rows(
-    dataset: str, model: str, rows: Sequence[Row], columns: Sequence[Column]
+    dataset: str, model: str, rows: Sequence[Row], columns: Sequence[Column], others: Iterable[Row]
 ) -> Table:
     older, best = versions.behind(rows), points.on_frontier(rows)
-    numbers = {column: [METRIC[column.key].of(row) for row in rows] for column in columns}
-    present = [c for c in columns if any(number is not None for number in numbers[c])]
+    known = [*rows, *others]
+    present = [c for c in columns if any(METRIC[c.key].of(row) is not None for row in known)]
     head = (Column("technique"), Column("n"), *present)
     every = groups(rows)
     lines = (line(group, present, older) for group in every)

@@ -10,8 +10,7 @@
   const number = (text) => parseFloat(text.replaceAll(",", ""));  // "1,234 ± 5": 1234; "": NaN
 
   const MACHINE = { chosen: "" };
-  const here = (numbers) => !numbers || !MACHINE.chosen ||
-    numbers.split(" ").includes(MACHINE.chosen);
+  const here = (number) => !number || !MACHINE.chosen || number === MACHINE.chosen;
 
   function fromRow(row) {
     const texts = [...row.cells].map((cell) => cell.textContent);
@@ -129,6 +128,10 @@
         filtered = any;
         return show();
       },
+      on(id) {
+        const line = lines.find((one) => one.id === id);
+        return line && line.on;
+      },
       reveal(id) {
         const line = lines.find((one) => one.id === id);
         if (!line) return;
@@ -213,7 +216,11 @@
     document.documentElement.classList.toggle("choosing", Boolean(dataset));
     return {
       update,
-      show(node) {  // a row of what is not chosen
+      show(node, on) {  // a row of what is not chosen
+        if (machine && !here(on)) {
+          machine.value = [...machine.options].some((one) => one.value === on) ? on : "";
+          update();
+        }
         const there = node.closest("[data-dataset]");
         if (!there || fits(there)) return;
         if (dataset) dataset.value = there.dataset.dataset;
@@ -355,7 +362,7 @@
   function reveal(id) {
     const table = tables.find((one) => id.startsWith(`${one.setting.id}-r`));
     if (!table) return;
-    if (choice) choice.show(table.setting);
+    if (choice) choice.show(table.setting, table.on(id));
     table.reveal(id);
   }
   document.addEventListener("click", (event) => {

@@ -100,7 +100,7 @@ def html(
             counts=content.counts(sweep, frames),
             shown=shown,
             shapes={plot.NAMES[name]: path for name, path in plot.SHAPES.items()},
-            opened=next((one for one in whole if one.has_answer), next(iter(whole), None)),
+            opened=_opened([one for one in shown if one.on == machines.first] or whole),
             plots_left_out=len(whole) - sum(one.plot is not None for one in whole),
             datasets=list(dict.fromkeys(one.answer.dataset for one in whole)),
             models=list(dict.fromkeys(one.answer.model for one in whole)),
@@ -143,6 +143,11 @@ def _shown(
             answer = next(iter(cards.answers(sweep, rows)), Answer(*setting, (), ()))
             drawn = plot.plot(rows, answer, ids, plots) if i < most else None
             yield Shown(f"shown-{i}{number and '-'}{number}", answer, drawn, ids, number)
+
+
+def _opened(shown: Sequence[Shown]) -> Shown | None:
+    """Which of them is in sight at first: the first that has an answer."""
+    return next((one for one in shown if one.has_answer), next(iter(shown), None))
 
 
 def _by_machine(

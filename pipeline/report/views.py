@@ -24,6 +24,8 @@ from pipeline.report.row import Row
 
 UPRIGHT_COLUMNS = 9
 FOLDED_FROM = 12  # lines
+MIXED = "mixed"  # in the place of a machine's number; what is of several is none's
+BY_MACHINE = ("results", "machines", "gpu")  # ids of the sections with lines for each machine
 EVERY_CELL = (
     "accuracy",
     "accuracy_drop",
@@ -49,25 +51,27 @@ def slug(name: str) -> str:
 
 
 class Machines:
-    """The machines that measured, numbered as they come, the one that is shown first. `first`: its
-    number where cells were measured on several, so that one has to be chosen; else ""."""
+    """The machines that measured, the one that measured most first. `first`: its number where cells
+    were measured on several, so that one has to be chosen; else "". `shown`: those whose numbers
+    the report's other sections have."""
 
     def __init__(self, frames: Frames):
         every = frames.every or frames.rows
-        names = dict.fromkeys(map(machine_of, (*frames.rows, *every)))
+        called = {row.machine: machine_of(row) for row in every}
+        names = dict.fromkeys(called.get(name, "") for name in frames.machines)
         self.names = [name for name in names if name]
         self._number = {name: str(i) for i, name in enumerate(self.names)}
-        self._of_cell: dict[str, list[Row]] = {}
-        for row in every:
-            self._of_cell.setdefault(row.id, []).append(row)
-        self.first = "0" if any(len(rows) > 1 for rows in self._of_cell.values()) else ""
+        several = len(every) > len({row.id for row in every})
+        self.first = "0" if several and len(self.names) > 1 else ""
+        self.shown = [n for n in self.names if n in set(map(machine_of, frames.rows))]
 
     def of(self, rows: Iterable[Row]) -> str:
-        """Those of these rows: `0 2`; "" where there are not several to choose from."""
-        if len(self.names) < 2:
+        """The number of the one that all of these rows are of, MIXED where of several; "" where
+        there are not several to choose from."""
+        numbers = {self._number.get(machine_of(row), MIXED) for row in rows}
+        if len(self.names) < 2 or not numbers:
             return ""
-        numbers = (self._number.get(machine_of(row), "") for row in rows)
-        return " ".join(dict.fromkeys(number for number in numbers if number))
+        return numbers.pop() if len(numbers) == 1 else MIXED
 
 
 def machine_of(row: Row) -> str:
@@ -100,8 +104,12 @@ class Lined:
     cells: tuple[Markup, ...]
 
 
+@dataclass(frozen=True)
 class View(Table):
-    """A table as the page has it, `name` being its id there; the first column stays in sight."""
+    """A table as the page has it, `name` being its id there; the first column stays in sight.
+    `by_machine`: whether its lines are shown and hidden with the machine that is chosen."""
+
+    by_machine: bool = False
 
     @property
     def heads(self) -> Iterator[dict[str, str]]:
@@ -142,7 +150,7 @@ class View(Table):
         """Technique -> the id of its first row, or of its first of a machine (by its number)."""
         ids: dict[str, str] = {}
         for i, line in enumerate(self.about):
-            if not machine or machine in self._on(i, machines).split():
+            if not machine or machine == self._on(i, machines):
                 ids.setdefault(line.group.technique, self.row_id(i))
         return ids
 
@@ -166,7 +174,8 @@ class View(Table):
         return bool(self.about) and self.about[i].on_frontier
 
     def _on(self, i: int, machines: Machines) -> str:
-        return machines.of(self.about[i].group.rows) if self.about else ""
+        known = self.by_machine and self.about
+        return machines.of(self.about[i].group.rows) if known else ""
 
     def cell(self, i: int, value: Value) -> Markup:
         if not self.are_numbers[i]:
@@ -205,6 +214,11 @@ class Part:
     controls: bool = False
 
     @property
+    def by_machine(self) -> bool:
+        """Whether it has lines for each machine, so that one can be chosen."""
+        return self.id in BY_MACHINE
+
+    @property
     def wide(self) -> bool:
         """Whether paper is turned for it."""
         return any(len(view.columns) > UPRIGHT_COLUMNS for view in self.tables)
@@ -222,11 +236,21 @@ def parts(measured: Sequence[Section], frames: Frames) -> Iterator[Part]:
     by_id = {section.id: section for section in measured}
     for section in measured:
         if section.id == "results":
-            whole = _beside(section, by_id["latency"])
+            whole = _beside(
+                _with_columns(section, frames, content.RESULTS),
+                _with_columns(by_id["latency"], frames, content.LATENCY),
+            )
             tables = tuple(_elsewhere(table, frames) for table in whole.tables)
             yield part(replace(whole, tables=tables), controls=True)
         elif section.id != "latency":
             yield part(section)
+
+
+def _with_columns(section: Section, frames: Frames, columns: Sequence[Column]) -> Section:
+    """With the columns that machines have whose rows are not shown, too."""
+    if len(frames.every) <= len(frames.rows):
+        return section
+    return replace(section, tables=content.tables(frames, columns, frames.every))
 
 
 def _beside(section: Section, other: Section) -> Section:
@@ -243,18 +267,16 @@ def _beside(section: Section, other: Section) -> Section:
 
 
 def _elsewhere(table: Table, frames: Frames) -> Table:
-    """With what other machines measured than those whose rows are shown."""
-    shown = {(row.id, row.machine) for row in frames.rows}
-    others = [
-        row
-        for row in frames.every
-        if row.setting == (table.dataset, table.model) and (row.id, row.machine) not in shown
-    ]
+    """With all that a machine measured of a technique, where that is not what is shown of it."""
+    shown = {frozenset((row.id, row.machine) for row in line.group.rows) for line in table.about}
+    own = [row for row in frames.every if row.setting == (table.dataset, table.model)]
     lines, about = list(table.lines), list(table.about)
-    for name in dict.fromkeys(row.machine for row in others):
-        members = [row for row in others if row.machine == name]
+    for name in frames.machines:
+        members = [row for row in own if row.machine == name]
         best = on_frontier(members)
         for group in groups(members):
+            if frozenset((row.id, row.machine) for row in group.rows) in shown:
+                continue
             first, *rest = content.line(group, table.columns[2:], ())
             lines.append((Value(f"{first.text} on {name}"), *rest))
             about.append(Line(group, group.technique in best))
@@ -262,14 +284,13 @@ def _elsewhere(table: Table, frames: Frames) -> Table:
 
 
 def part(section: Section, controls: bool = False) -> Part:
-    views = (_view(f"{section.id}-{i}", table) for i, table in enumerate(section.tables))
+    views = (_view(f"{section.id}-{i}", section.id, t) for i, t in enumerate(section.tables))
     return Part(section.id, section.title, section.about, tuple(views), section.notes, controls)
 
 
-def _view(id: str, table: Table) -> View:
-    return View(
-        id, table.caption, table.columns, table.lines, table.dataset, table.model, table.about
-    )
+def _view(id: str, section: str, table: Table) -> View:
+    parts = (table.caption, table.columns, table.lines, table.dataset, table.model, table.about)
+    return View(id, *parts, by_machine=section in BY_MACHINE)
 
 
 def gaps(gaps: Sequence[Gap]) -> Part:

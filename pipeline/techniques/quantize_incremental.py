@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipeline.models.network import ModelState
     from pipeline.techniques.context import Context
 
-VERSION = 1
+VERSION = 2
 PORTIONS = (0.5, 0.75, 0.875)  # of a layer's weights are frozen when the others are trained
 
 
@@ -85,10 +85,13 @@ def _free(state: ModelState, settings: Settings, context: Context) -> ModelState
 
 
 def _frozen(state: ModelState, portion: float) -> ModelState:
+    """``portion``: of PORTIONS, or all. Counted from what is free: weights that are frozen at zero
+    cannot be told from those that a mask holds there."""
     from pipeline.models.transforms import powers
     from pipeline.models.transforms.fakequant import layers
 
+    before = max((other for other in PORTIONS if other < portion), default=0.0)
     weighted = layers(state.network.module)
     for name, quantizer in powers.quantizers(state.network.module).items():
-        quantizer.freeze(weighted[name].weight.detach(), portion)
+        quantizer.freeze(weighted[name].weight.detach(), (portion - before) / (1 - before))
     return state

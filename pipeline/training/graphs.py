@@ -9,6 +9,7 @@ A CPU has no graphs: there the same code runs step by step, which is how it is t
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -95,8 +96,10 @@ class Steps:
             beside.wait_stream(main)
             with torch.cuda.stream(beside):
                 following = self._next()
-            self.step(*self.now)
-            main.wait_stream(beside)
+            try:
+                self.step(*self.now)
+            finally:  # else the capture of a step that fails could not end, nor free its memory
+                main.wait_stream(beside)
         else:
             following = self._next()
             self.step(*self.now)
@@ -119,28 +122,32 @@ def captured(
     function: Callable[[], Any], device: torch.device, name: str
 ) -> Callable[[], Any] | None:
     """What runs ``function`` again and returns what it returned, in the same tensors; None, and a
-    line for the user, where it cannot be captured. Raises OutOfMemoryError."""
+    line for the user, where it cannot be captured: also where a graph's own memory is too much."""
     if device.type != "cuda":
         for _ in range(WARM_UP):
             function()
         return function
     try:
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(WARM_UP):
-                function()
-        torch.cuda.current_stream().wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile: checkpoints are written in one.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            results = function()
-    except torch.OutOfMemoryError:
-        raise
+        return _captured(function)
     except Exception as error:  # compilers have none that all others are of
         line = first_line(error)
-        tell(f"{name} cannot be captured in a CUDA graph, so it runs without one ({line})")
-        return None
+    gc.collect()  # the error's frames are left: what the capture took is free for the eager steps
+    torch.cuda.empty_cache()
+    tell(f"{name} cannot be captured in a CUDA graph, so it runs without one ({line})")
+    return None
+
+
+def _captured(function: Callable[[], Any]) -> Callable[[], Any]:
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(WARM_UP):
+            function()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may use the device meanwhile: checkpoints are written in one.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        results = function()
 
     def replay() -> Any:
         graph.replay()

@@ -101,7 +101,11 @@ def fit(
     Starts from ``training`` as it is: continued from a checkpoint, it ends with the same weights as
     one that was never stopped (same seed, device and threads: bit for bit). Raises Diverged.
     """
-    return _Loop(training, split, course, hooks or Hooks()).run()
+    loop = _Loop(training, split, course, hooks or Hooks())
+    try:
+        return loop.run()
+    finally:
+        loop.release()
 
 
 class _Loop:
@@ -146,6 +150,11 @@ class _Loop:
         if self.course.machine.graphed:  # its gradients would keep its memory
             self.optim.zero_grad(set_to_none=True)
         return training
+
+    def release(self) -> None:
+        """Nothing can be called any more. What it calls refers to it, and garbage is collected
+        seldom: a GPU would keep its graphs, images and momentum while the next stage trains."""
+        vars(self).clear()
 
     def _row(self) -> dict[str, float]:
         """One epoch, and what is recorded of it: a value for each of METRICS."""

@@ -28,6 +28,7 @@ from pipeline.errors import Corrupt, UserError
 from pipeline.measure.series import BATCHES, THREADS, Threads
 from pipeline.paths import ReportPaths, shell_word
 from pipeline.report import artifacts as report_artifacts
+from pipeline.report.measured import CLASSIFIED_ON
 from pipeline.report.merged import Published
 from pipeline.report.row import Row
 from pipeline.sweep import Cell
@@ -161,7 +162,16 @@ def _accuracy(bench: Bench, what: str, cell: Cell, loaded: Artifact, result: sto
         f"{share:.2%} here, {float(numpy.mean(recorded == known)):.2%} recorded; "
         f"{changed} of {len(known)} predictions differ"
     )
-    return Check(what, *_judged(changed, len(known), loaded, _other_machine(result), message))
+    other = _other_machine(result) or _lent(result)
+    return Check(what, *_judged(changed, len(known), loaded, other, message))
+
+
+def _lent(result: store.Result) -> str:
+    """Where predictions are of another machine than the times, and not of the same kind of CPU."""
+    facts = result.facts if isinstance(result.facts, dict) else {}
+    if CLASSIFIED_ON not in facts or "accuracy_of" in facts:
+        return ""
+    return f"predicted on {facts[CLASSIFIED_ON]}"
 
 
 def _elsewhere(

@@ -88,11 +88,11 @@ class PowerQuantizer(fakequant.WeightQuantizer):
 
     @torch.no_grad()
     def freeze(self, weight: torch.Tensor, portion: float) -> None:
-        """The largest of the free weights get their levels, until ``portion`` of all that are not
-        zero have them (section 2.2). What is zero has its level at once."""
+        """The largest ``portion`` of the weights that are free get their levels (section 2.2). What
+        is zero has its level at once."""
         self.levels.masked_fill_((self.levels == FREE) & (weight == 0), 0)
-        free, alive = self.levels == FREE, weight != 0
-        missing = max(0, round(portion * int(alive.sum())) - int((alive & ~free).sum()))
+        free = self.levels == FREE
+        missing = round(portion * int(free.sum()))
         size = torch.where(free, weight.abs(), -1).flatten()
         chosen = torch.zeros_like(size, dtype=torch.bool)
         chosen[size.sort(descending=True, stable=True).indices[:missing]] = True
