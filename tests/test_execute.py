@@ -350,6 +350,10 @@ def test_memory_of_a_gpu_is_told_from_memory_of_the_machine():
     wrapped = Corrupt("a model cannot be read")
     wrapped.__cause__ = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
     assert failure_kinds.failure_of(wrapped)[0] == "gpu_out_of_memory"
+    for line in ("CUDA error: out of memory\nCUDA kernel errors might be", "CUDA out of memory."):
+        unusable = UserError("device: cannot use 'cuda' here")
+        unusable.__cause__ = RuntimeError(line)  # of a GPU that others fill up
+        assert failure_kinds.failure_of(unusable)[0] == "gpu_out_of_memory"
     assert failure_kinds.failure_of(MemoryError("of CUDA.bin"))[0] == "out_of_memory"
 
 

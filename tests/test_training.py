@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from pipeline.training import checkpoint, losses
 from pipeline.training.checkpoint import Checkpointer, Snapshot
 from pipeline.training.loop import Course, Diverged, Hooks, Training, evaluate, fit, seeded
 from pipeline.training.recipe import LARGEST_GRADIENT, learning_rate, machine, optimizer
+from pipeline.training.step import Step
 from tests import cells
 
 SHAPE = (1, 8, 8)
@@ -241,6 +243,37 @@ def test_a_tiny_network_learns_its_images_by_heart():
     assert accuracy == 1.0 and loss < 0.1
     predicted = predict(done.state.network, split().test, HERE.device)
     assert torch.equal(predicted, split().test.labels)
+
+
+@pytest.mark.parametrize("graphed", [False, True])
+def test_what_a_training_needed_is_freed_when_it_ends(graphed):
+    """Without a collection of garbage, which is rare: the next stage trains on the same GPU."""
+    here = replace(HERE, graphed=graphed)
+
+    def alive() -> int:
+        return sum(type(one) is Step for one in gc.get_objects())  # has the graph, and the network
+
+    gc.collect()
+    gc.disable()
+    try:
+        fit(Training(network.new(SPEC, 0)), split(), Course(RECIPE, 1, PLAIN, here, 0))
+        assert alive() == 0
+        hasty = RECIPE.model_copy(update={"learning_rate": 1e30})
+        with pytest.raises(Diverged):
+            fit(Training(network.new(SPEC, 0)), split(), Course(hasty, 2, PLAIN, here, 0))
+        assert alive() == 0
+    finally:
+        gc.enable()
+
+
+def test_large_images_are_evaluated_few_at_a_time():
+    def batches(side: int, count: int = 1100) -> list[int]:
+        pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(count, -1, -1, -1)
+        made = data.evaluated(data.Images(pixels, torch.zeros(count, dtype=torch.int64)))
+        return [len(labels) for _, labels in made]
+
+    assert batches(32) == batches(64) == [500, 500, 100]
+    assert set(batches(224, 80)) == {40} and set(batches(4096, 3)) == {1}
 
 
 def test_every_epoch_leaves_a_row_and_is_kept():

@@ -9,6 +9,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy
@@ -442,6 +443,11 @@ def test_a_few_predictions_may_differ_on_other_hardware_and_none_on_the_same(sha
     assert judge(0, 10_000, loaded, "", "") == (OK, "")
     assert judge(1, 10_000, loaded, "", "")[0] == DIFFERS
     assert judge(20, 10_000, loaded, "other flags", "")[0] == OK
+    lent = SimpleNamespace(facts={"classified_on": "a board"})
+    assert verify.artifacts._lent(lent) == "predicted on a board"  # the times are of another one
+    assert verify.artifacts._lent(SimpleNamespace(facts={})) == ""
+    same_kind = {"classified_on": "n1", "accuracy_of": "n1-1"}
+    assert verify.artifacts._lent(SimpleNamespace(facts=same_kind)) == ""
     beyond = judge(21, 10_000, loaded, "other flags", "")[0]
     assert beyond == (UNCHECKED if hardware.saturates() else DIFFERS)
 

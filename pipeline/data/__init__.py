@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         batch_count,
         batches,
         draw,
+        evaluated,
         ordered,
     )
     from pipeline.data.cache import Decoded
@@ -61,6 +62,7 @@ __all__ = [
     "images_from",
     "is_folder",
     "load",
+    "evaluated",
     "ordered",
     "prepare",
     "read_image",
@@ -141,6 +143,7 @@ _ELSEWHERE = {
     "batch_count": "augment",
     "batches": "augment",
     "draw": "augment",
+    "evaluated": "augment",
     "ordered": "augment",
     "images_from": "pictures",
     "read_image": "pictures",

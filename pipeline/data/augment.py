@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.data.split import Images
 
+EVALUATION_BATCH, EVALUATION_PIXELS = 500, 500 * 64 * 64
 TRIES = 10  # boxes that are drawn for an image
 WIDEST = 4 / 3
 
@@ -122,6 +123,13 @@ def batches(
 def ordered(images: Images, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(pixels, labels) of all images as they lie, the last short batch included."""
     return images.batches(batch_size)
+
+
+def evaluated(images: Images) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same in batches for networks that are not trained, of fewer images where these are large:
+    the feature maps of 500 photographs of 224 x 224 pixels take more memory than a job has."""
+    height, width = images.pixels.shape[-2:]
+    return images.batches(max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // (height * width))))
 
 
 def _moved(pixels: Tensor, shifts: Tensor, mirrored: Tensor, crop: int, fill: int) -> Tensor:

@@ -15,14 +15,13 @@ import torch
 
 from pipeline import hardware, runtimes
 from pipeline.artifact import Artifact, softmax
-from pipeline.data import Images, Split, ordered
+from pipeline.data import Images, Split, evaluated
 from pipeline.measure import accuracy, complexity, energy, gpu, inference, latency, similarity
 from pipeline.measure.series import BATCHES, ENERGY, THREADS, Model, Series, Threads
 from pipeline.measure.spaced import spaced
 from pipeline.models.network import ModelState
 from pipeline.sweep import Measure
 
-EVALUATION_BATCH = 500
 DIFFERING = 16  # images that are kept to be looked at, as far as they fit into
 DIFFERING_BYTES = 1 << 26
 SIMULATED_ACCURACY = 1 / 3  # of the seconds for the simulated network; the rest times it
@@ -211,10 +210,7 @@ def predict(network: torch.nn.Module, images: Images, device: torch.device) -> t
     # TF32, which cuDNN takes for float32 unless told otherwise, has 10 bits of mantissa. What is
     # not named here is off within, cuDNN itself as well.
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        classes = [
-            network(batch).argmax(1).cpu()
-            for batch, _ in ordered(images.to(device), EVALUATION_BATCH)
-        ]
+        classes = [network(batch).argmax(1).cpu() for batch, _ in evaluated(images.to(device))]
     return torch.cat(classes)
 
 

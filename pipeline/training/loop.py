@@ -34,7 +34,6 @@ METRICS = (
     "seconds",
     "images_per_second",
 )
-EVALUATION_BATCH = 500
 # Of a training: for fewer, on a GPU, compiling takes longer than it saves. Of VGG-16 on an H200 at
 # batch 512 it saves 1.3 ms a step, and takes 5 s though its cache is warm.
 COMPILED_STEPS = 5_000
@@ -133,6 +132,7 @@ class _Loop:
             called, self.held_out, machine
         )
         self.stepping = self._eager
+        self.captured: graphs.Steps | None = None
 
     def run(self) -> Training:
         training = self.training
@@ -154,6 +154,8 @@ class _Loop:
     def release(self) -> None:
         """Nothing can be called any more. What it calls refers to it, and garbage is collected
         seldom: a GPU would keep its graphs, images and momentum while the next stage trains."""
+        if self.captured is not None:
+            self.captured.graph = None
         vars(self).clear()
 
     def _row(self) -> dict[str, float]:
@@ -243,6 +245,7 @@ class _Loop:
             for group in self.optim.param_groups
         ]
         steps = graphs.Steps(self.step, self._batch, len(self.train), self.size, rates)
+        self.captured = steps
         machine, plain = self.course.machine, self.course.objective
         for objective in ([compiling.compiled(plain)] if self._pays() else []) + [plain]:
             self.step.objective = objective
@@ -289,7 +292,7 @@ def summed(network: nn.Module, images: data.Images, machine: Machine) -> torch.T
     """[2], on the device: sum of the cross entropies, number of images classified right."""
     network.eval()
     total = torch.zeros(2, device=machine.device)
-    for batch, labels in data.ordered(images, EVALUATION_BATCH):
+    for batch, labels in data.evaluated(images):
         with machine.autocast():
             logits = network(batch)
         loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
