@@ -21,7 +21,7 @@ from pipeline.report.answer import (
     smallest,
 )
 from pipeline.report.document import Code, Sentence
-from pipeline.report.metrics import METRIC, Metric, latency_key
+from pipeline.report.metrics import METRIC, Metric, latency_key, of_size
 from pipeline.report.row import Row
 from pipeline.sweep import Sweep
 
@@ -118,7 +118,8 @@ def _card(
 
 def facts(group: Group) -> Iterator[Fact]:
     """Size, speed and accuracy; what was not measured is left out."""
-    yield _fact("size", METRIC["stored_bytes"], group.stored_bytes, _ratio(group))
+    stored = group.stored_bytes
+    yield _fact("size", of_size(stored), stored, _ratio(group))
     took = mean(LATENCY.of(row) for row in group.rows)
     if took == took:
         yield _fact("latency, batch 1", LATENCY, took, _speed(group))
@@ -180,7 +181,7 @@ def _nearest(near: Group | None) -> Sentence:
 def _numbers(group: Group) -> str:
     accuracies = [row.accuracy for row in group.rows]
     accuracy = METRIC["accuracy"].show(mean(accuracies), deviation(accuracies))
-    stored = METRIC["stored_bytes"].say(group.stored_bytes)
+    stored = of_size(group.stored_bytes).say(group.stored_bytes)
     seeds = f" (n = {len(accuracies)})" if len(accuracies) > 1 else ""
     return f"{accuracy} %{seeds} in {stored}"
 
