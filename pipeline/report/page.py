@@ -156,7 +156,7 @@ def _by_machine(
     """(number, pair of data set and model -> rows) of each machine, where there are several."""
     if len(machines.names) > 1:
         for number, name in enumerate(machines.names):
-            own = [row for row in frames.every if views.machine_of(row) == name]
+            own = [row for row in frames.every or frames.rows if views.machine_of(row) == name]
             yield str(number), settings(own)
 
 
