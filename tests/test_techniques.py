@@ -16,7 +16,7 @@ import torch
 
 from pipeline import artifact, catalog, data, execute, failure_kinds, hardware, runtimes, store
 from pipeline.errors import UserError
-from pipeline.measure import complexity
+from pipeline.measure import complexity, similarity
 from pipeline.models import network
 from pipeline.models.transforms import fakequant, pairs
 from pipeline.models.transforms.fakequant import FakeQuantized
@@ -220,6 +220,17 @@ def test_killed_at_each_epoch_and_stage_it_ends_with_the_same_weights_and_histor
     assert (
         len(epochs) == 2 * len(set(epochs)) + begun
     )  # reported at each kill and resumption, made once
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_layers_are_compared_with_the_bases_and_its_work_is_counted(bench, name):
+    """What is measured of the network itself, whatever its transforms are."""
+    state, images = made(bench, name).state, split_of(bench).test
+    alike = similarity.of_networks(state, made(bench, "base").state, images, torch.device("cpu"))
+    assert alike["similarity/cka"].shape == alike["similarity/svcca"].shape
+    assert np.isfinite(alike["similarity/cka"]).all() and alike["similarity/cka"].max() <= 1.001
+    parameters, macs = complexity.count(state.spec)
+    assert 0 < parameters == network.parameter_count(state.spec) and macs > 0
 
 
 @pytest.mark.parametrize("name", NAMES)

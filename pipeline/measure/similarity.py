@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from pipeline.data import Images, ordered, sample
 from pipeline.measure.spaced import spaced
 from pipeline.models.network import ModelState, graph_of
+from pipeline.models.transforms.factored import Factored
 
 IMAGES = 2000
 BATCH = 250
@@ -87,7 +88,7 @@ def _sizes(state: ModelState) -> dict[str, tuple[int, ...]]:
     graph, sizes = graph_of(state.spec), {}
     normalized = dict(graph.norms)
     # A layer that became several is looked at under its own name.
-    parts = [part for t in state.spec.transforms for part in getattr(t, "layers", ())]
+    parts = [p for t in state.spec.transforms if isinstance(t, Factored) for p in t.layers]
 
     def whole(name: str) -> str:
         return next((part for part in parts if name.startswith(f"{part}.")), name)
