@@ -104,8 +104,9 @@ def test_what_is_added_to_a_report_stands_beside_what_it_has(two, tmp_path):
     tiny = sweep.cells[2]
     facts = {"machine": "board", "hardware": {"cpu": "Cortex-A72", "cores": 4}}
     values = {k: v for k, v in results.measured(tiny, 2.0).items() if k.startswith("latency/")}
-    for _ in range(2):
-        remeasure.put(paths.merged, [(tiny.id, facts, values)])
+    for day in ("01", "02", "02"):  # what it has counts once
+        at = {"measured_at": f"2026-01-{day}T12:00:00Z"}
+        remeasure.put(paths.merged, [(tiny.id, facts | at, values)])
     again = report.read_folder(paths.folder)
     assert again.machines == ["A-CPU-2c", "board"] and again.rows == frames.rows
     assert len([row for row in again.every if row.machine == "board"]) == 3
