@@ -78,14 +78,8 @@ def cores() -> int:
     """Those this process may use, not those of the machine: a SLURM job, or a container with a CPU
     quota, has a part of it. A part of a processor counts for nothing: what a quota stops in the
     middle of a batch would be measured as its latency."""
-    visible = _visible_cores()
+    visible = quota.usable()
     return visible if _requested is None else min(_requested, visible)
-
-
-def _visible_cores() -> int:
-    whole = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    limit = quota.cores()
-    return max(1, min(whole or 1, int(limit) if limit is not None else whole or 1))
 
 
 def training_cores() -> int:

@@ -7,6 +7,7 @@ it, version 1 in `cpu.cfs_quota_us` and `cpu.cfs_period_us`, version 2 in `cpu.m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -19,6 +20,13 @@ def cores(mount: Path = MOUNT, membership: Path = MEMBERSHIP) -> float | None:
     where there is none. `mount`: where control groups are mounted; `membership`: the file that
     names the process's own."""
     return min(_quotas(mount, membership), default=None)
+
+
+def usable() -> int:
+    """Whole processors that this process may use, by its affinity and its quota, at least one."""
+    whole = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limit = cores()
+    return max(1, min(whole or 1, int(limit) if limit is not None else whole or 1))
 
 
 def _quotas(mount: Path, membership: Path) -> Iterator[float]:

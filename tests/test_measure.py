@@ -319,7 +319,7 @@ def test_cores_are_those_that_this_process_may_use():
 
 def test_all_threads_are_those_requested_whatever_the_machine_shows(monkeypatch):
     """Where a cluster does not bind a job to its cores, or a job has more than it measures with."""
-    monkeypatch.setattr(hardware, "_visible_cores", lambda: 48)
+    monkeypatch.setattr(hardware.quota, "usable", lambda: 48)
     monkeypatch.setattr(hardware, "_requested", None)
     assert inference.thread_count("all") == 48 and inference.thread_count("one") == 1
     hardware.request(24)
@@ -331,7 +331,7 @@ def test_all_threads_are_those_requested_whatever_the_machine_shows(monkeypatch)
     inference.require_threads(24)
     with pytest.raises(UserError, match="measure.threads: 25 are more than the 24 cores"):
         inference.require_threads(25)
-    monkeypatch.setattr(hardware, "_visible_cores", lambda: 2)
+    monkeypatch.setattr(hardware.quota, "usable", lambda: 2)
     assert hardware.cores() == 2  # no job has what is not there
     settings = Measure(threads=4)
     assert settings.decides()["threads"] == 4 and "threads" not in Measure().decides()

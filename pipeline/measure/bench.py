@@ -49,6 +49,7 @@ FLAGS = (
 
 def main() -> int:
     options = _options()
+    sys.path.insert(0, str(FOLDER))  # where an isolated interpreter does not look
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some builds of ONNX Runtime send it
     request = json.loads((FOLDER / "bench.json").read_text(encoding="utf-8"))
     measured: list[dict[str, Any]] = []
@@ -196,12 +197,10 @@ def _cpuinfo() -> dict[str, str]:
 
 def _cores() -> int:
     """As netpress counts them: what a quota stops in a run would be measured as its latency."""
-    sys.path.insert(0, str(FOLDER))  # where an isolated interpreter does not look
-    import quota  # type: ignore[import-not-found]
+    import quota  # type: ignore[import-not-found]  # beside this file
 
-    whole = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    limit = quota.cores()
-    return max(1, min(whole or 1, int(limit) if limit is not None else whole or 1))
+    cores: int = quota.usable()
+    return cores
 
 
 def _versions() -> dict[str, str]:

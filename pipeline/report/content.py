@@ -85,13 +85,15 @@ BESIDE = tuple(
 )
 
 
-def results(frames: Frames, columns: Sequence[Column] = RESULTS) -> Section:
-    """With a note on energy where any was measured."""
+def results(
+    frames: Frames, columns: Sequence[Column] = RESULTS, every: Iterable[Row] = ()
+) -> Section:
+    """With a note on energy where any was measured; `every`: as `tables` has it."""
     about = (
         "Measured on the deployable artifact: its bytes on disk, its own accuracy on the "
         f"test set, its speed on ONNX Runtime. {_about_spread(frames)}"
     )
-    made = tables(frames, columns)
+    made = tables(frames, columns, every)
     has_energy = any(column.group == ENERGY for table in made for column in table.columns)
     notes = (*RESULTS_NOTES, *([ABOUT_ENERGY] if has_energy else []))
     return Section("results", "Results", ((about,),), made, notes)
@@ -134,12 +136,14 @@ def _about_spread(frames: Frames) -> str:
     )
 
 
-def latency(frames: Frames) -> Section:
+def latency(frames: Frames, every: Iterable[Row] = ()) -> Section:
     about = (
         "Latency is in milliseconds for one batch on ONNX Runtime, as median (p50), 90th and 99th "
         "percentile of single calls."
     )
-    return Section("latency", "Latency of the artifact", ((about,),), tables(frames, LATENCY))
+    return Section(
+        "latency", "Latency of the artifact", ((about,),), tables(frames, LATENCY, every)
+    )
 
 
 def simulated(frames: Frames) -> Section | None:

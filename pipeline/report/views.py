@@ -216,7 +216,7 @@ class Part:
     @property
     def by_machine(self) -> bool:
         """Whether it has lines for each machine, so that one can be chosen."""
-        return self.id in BY_MACHINE
+        return all(view.by_machine for view in self.tables)
 
     @property
     def wide(self) -> bool:
@@ -234,23 +234,16 @@ def parts(measured: Sequence[Section], frames: Frames) -> Iterator[Part]:
     """As in report.md, but with latency in the tables of results, where it can be hidden, and with
     a line for each machine that measured a technique."""
     by_id = {section.id: section for section in measured}
+    if measured and len(frames.every) > len(frames.rows):  # with the columns that only others have
+        by_id["results"] = content.results(frames, every=frames.every)
+        by_id["latency"] = content.latency(frames, frames.every)
     for section in measured:
         if section.id == "results":
-            whole = _beside(
-                _with_columns(section, frames, content.RESULTS),
-                _with_columns(by_id["latency"], frames, content.LATENCY),
-            )
+            whole = _beside(by_id["results"], by_id["latency"])
             tables = tuple(_elsewhere(table, frames) for table in whole.tables)
             yield part(replace(whole, tables=tables), controls=True)
         elif section.id != "latency":
             yield part(section)
-
-
-def _with_columns(section: Section, frames: Frames, columns: Sequence[Column]) -> Section:
-    """With the columns that machines have whose rows are not shown, too."""
-    if len(frames.every) <= len(frames.rows):
-        return section
-    return replace(section, tables=content.tables(frames, columns, frames.every))
 
 
 def _beside(section: Section, other: Section) -> Section:
