@@ -374,7 +374,8 @@ def test_a_model_that_is_slower_than_recorded_is_found(shared):
 
     shared.change(larger)
     differences = shared.wrong(accuracy=False, speed=True)
-    assert len(differences) == 4 and all("3.00 recorded" in why for why in differences.values())
+    assert len(differences) == 4, differences
+    assert all("3.00 recorded" in why for why in differences.values())
 
     def elsewhere(group):
         facts = json.loads(measured(group).attrs["facts"])
