@@ -299,7 +299,9 @@ _EXPECTED = {
     "none_required": "nothing",
 }
 # What it adds to the place of an error: of a key, or by which of several types it was read.
-_OF_PYDANTIC = re.compile(r"\[key\]|(function-(after|before|plain|wrap)|tuple)\[.*|constrained-str")
+_OF_PYDANTIC = re.compile(
+    r"\[(key|one|list)\]|(function-(after|before|plain|wrap)|tuple)\[.*|constrained-str"
+)
 _BOUND = {
     "greater_than": ("gt", "more than"),
     "greater_than_equal": ("ge", "at least"),

@@ -55,7 +55,7 @@ WEIGHT = torch.tensor([[1.0, -0.5, 0.1, -0.2, 0.6, 0.0], [-2.0, 2.0, 2.0, -2.0, 
 def test_ternary_weights_are_those_of_the_paper():
     """Li et al. (2016), equations 3 to 6, by hand: the means are 0.4 and 2, so the thresholds are
     0.28 and 1.4; above the first are 1, 0.5 and 0.6, whose mean is 0.7."""
-    quantizer, weight = TernaryQuantizer(2, 1), WEIGHT.clone().requires_grad_()
+    quantizer, weight = TernaryQuantizer(2), WEIGHT.clone().requires_grad_()
     left = quantizer.train()(weight)
     assert quantizer.scale.tolist() == pytest.approx([0.7, 2.0])
     assert left[0].tolist() == pytest.approx([0.7, -0.7, 0, 0, 0.7, 0])
@@ -63,6 +63,32 @@ def test_ternary_weights_are_those_of_the_paper():
     assert torch.equal(quantizer.eval()(left.detach()), left.detach())  # rounded, they stay
     (left * torch.arange(12.0).reshape(2, 6)).sum().backward()
     assert weight.grad.flatten().tolist() == list(range(12))  # straight through
+
+
+def test_a_higher_threshold_leaves_more_zeros_and_rounded_weights_stay():
+    """By hand: at 1.3 the limits are 0.52 and 2.6, so nothing is left of a filter of equal |w|. Of
+    Gaussian weights 42 % are zero at the paper's threshold, 70 % at 1.3 (the normal distribution
+    up to 0.7 and 1.3 times its mean |w|, the square root of 2 / pi)."""
+    quantizer = TernaryQuantizer(2, 1.3).train()
+    assert quantizer(WEIGHT)[0].tolist() == pytest.approx([0.8, 0, 0, 0, 0.8, 0])
+    assert not quantizer(WEIGHT)[1].any()
+    weight = torch.randn(8, 10_000, generator=torch.Generator().manual_seed(0))
+    for threshold, zeros in ((0.7, 0.424), (1.3, 0.700)):
+        quantizer = TernaryQuantizer(8, threshold).train()
+        left = quantizer(weight)
+        assert (left == 0).double().mean().item() == pytest.approx(zeros, abs=0.005)
+        assert torch.equal(quantizer.eval()(left), left)
+
+
+def test_a_threshold_is_described_where_it_is_not_the_papers():
+    """Those that were made before there was a choice stay as they are, byte for byte."""
+    older = {"name": "ternary", "eight_bits": "first-and-last"}
+    assert transforms.to_json(Ternary()) == older and transforms.from_json(older) == Ternary()
+    sparser = Ternary(threshold=1.25)
+    assert transforms.to_json(sparser) == {**older, "threshold": 1.25}
+    assert transforms.from_json(transforms.to_json(sparser)) == sparser
+    with pytest.raises(ValueError, match="threshold: from 0 to 10"):
+        Ternary(threshold=float("nan"))
 
 
 def test_binary_weights_are_those_of_the_paper():
@@ -86,7 +112,7 @@ def test_the_angle_goes_from_ternary_weights_to_binary_ones():
         left = quantizer.train()(weight)
         zeros.append(int((left == 0).sum()))
         assert torch.equal(quantizer.eval()(left.detach()), left.detach())  # rounded, they stay
-        twin = {math.pi / 4: TernaryQuantizer(8, 1), 1.54: BinaryQuantizer(8, 1)}.get(angle)
+        twin = {math.pi / 4: TernaryQuantizer(8), 1.54: BinaryQuantizer(8, 1)}.get(angle)
         assert twin is None or torch.allclose(twin.train()(weight), left, atol=1e-6)
     assert zeros == sorted(zeros, reverse=True) and zeros[0] > zeros[2] > zeros[3] == 0
     quantizer, weight = ChoosingQuantizer(1), torch.tensor([[0.0, 0.5, -2.0]], requires_grad=True)

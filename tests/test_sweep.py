@@ -255,6 +255,17 @@ def test_exclude_matches_a_family_and_a_point(load):
     assert names(all_of_them)[1:] == ["mnist/vgg16_bn/ptq-int8/0"]
 
 
+def test_exclude_matches_each_of_a_list(load):
+    grid = "grid: {prune-filters: {prune.parameters_kept: [0.5, 0.25, 0.125]}}\n"
+    every = load(HEAD + grid + "seeds: [0, 1]\n").cells
+    left = load(
+        HEAD + grid + "seeds: [0, 1]\n"
+        "exclude: [{technique: [prune-filters-0.5, prune-filters-0.125], seed: [1]}]\n"
+    ).cells
+    gone = {(cell.technique, cell.seed) for cell in every} - {(c.technique, c.seed) for c in left}
+    assert gone == {("prune-filters-0.5", 1), ("prune-filters-0.125", 1)}
+
+
 def test_exclude_matches_all_widths_of_a_model_and_each_alone(load):
     models = HEAD.replace("models: [vgg16_bn]", "models: [vgg16_bn, {name: vgg16_bn, width: 0.5}]")
     assert models != HEAD
@@ -370,6 +381,11 @@ WRONG = [
     ("exclude: [{}]", "5: exclude[0]: names nothing; expected dataset, model, technique or seed"),
     ("exclude: [{data: mnist}]", "5: exclude[0].data: unknown key; did you mean 'dataset'?"),
     ("exclude: [{dataset: mnst}]", "5: exclude[0].dataset: 'mnst' is not in this sweep; did you"),
+    (
+        "exclude: [{seed: []}]",
+        "5: exclude[0]: names nothing; expected dataset, model, technique or",
+    ),
+    ("exclude: [{model: [1]}]", "5: exclude[0].model[0]: expected text, got 1"),
     ("exclude: [{seed: 7}]", "5: exclude[0].seed: 7 is not in this sweep; valid: 0"),
     ("exclude: [{seed: '0'}]", "5: exclude[0].seed: expected a whole number, got the text '0'"),
     ("exclude: [{dataset: mnist}]", "5: exclude: excludes every cell; leave at least one"),

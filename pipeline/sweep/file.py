@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from pipeline import paths
 from pipeline.errors import UserError
@@ -31,11 +31,20 @@ if TYPE_CHECKING:
 MAX_CELLS = 500_000  # planned in a minute, in 1.5 GB
 
 
+T = TypeVar("T")
+OneOrMore = Annotated[
+    Annotated[T, Tag("[one]")] | Annotated[list[T], Tag("[list]")],
+    Discriminator(lambda value: "[list]" if isinstance(value, list) else "[one]"),
+]
+
+
 class Exclude(Frozen):
-    dataset: str | None = None
-    model: str | None = None
-    technique: str | None = None
-    seed: int | None = None
+    """What an axis is called, or a list of it; None: all."""
+
+    dataset: OneOrMore[str] | None = None
+    model: OneOrMore[str] | None = None
+    technique: OneOrMore[str] | None = None
+    seed: OneOrMore[int] | None = None
 
 
 class SweepFile(Frozen):

@@ -118,20 +118,28 @@ def _exclusions(
     }
     patterns: dict[tuple[bool, ...], dict[tuple[Any, ...], int]] = {}
     for i, entry in enumerate(source.config.exclude):
-        values = tuple(getattr(entry, key) for key in axes)
-        if all(value is None for value in values):
+        values = [_each(getattr(entry, key)) for key in axes]
+        if [] in values or not any(values):
             raise source.error(
                 ("exclude", i), "names nothing; expected dataset, model, technique or seed"
             )
-        for (key, axis), value in zip(axes.items(), values, strict=True):
-            if value is not None and value not in axis:
-                raise source.error(
-                    ("exclude", i, key),
-                    f"{shown(value)} is not in this sweep; {nearest(value, map(str, axis))}",
-                )
-        named = tuple(value is not None for value in values)
-        patterns.setdefault(named, {}).setdefault(values, i)
+        for (key, axis), names in zip(axes.items(), values, strict=True):
+            for name in names or ():
+                if name not in axis:
+                    raise source.error(
+                        ("exclude", i, key),
+                        f"{shown(name)} is not in this sweep; {nearest(name, map(str, axis))}",
+                    )
+        named = tuple(names is not None for names in values)
+        entries = patterns.setdefault(named, {})
+        for point in itertools.product(*(dict.fromkeys(names or [None]) for names in values)):
+            entries.setdefault(point, i)
     return _Exclusions(patterns)
+
+
+def _each(named: Any) -> list[Any] | None:
+    """What an entry of `exclude` names on an axis; None: nothing, so that it is about all of it."""
+    return named if named is None or isinstance(named, list) else [named]
 
 
 def _model_names(model: Model) -> Names:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import Field
+
 from pipeline.techniques import coarse
 
 if TYPE_CHECKING:
@@ -18,8 +20,18 @@ class Settings(coarse.CoarseSettings):
 
     cites: ClassVar[tuple[str, ...]] = ("li2016ternary",)
 
+    # Left out where it is the default: cells that are older keep their ids.
+    threshold: float = Field(
+        0.7,
+        ge=0,
+        le=10,
+        exclude_if=lambda value: value == 0.7,
+        description="part of the mean |w| up to which a weight is zero; 0.7: least squared error",
+    )
+
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
     from pipeline.models.transforms.ternary import Ternary
 
-    return coarse.trained(state, settings, context, "ternary", Ternary(settings.eight_bits))
+    transform = Ternary(settings.eight_bits, settings.threshold)
+    return coarse.trained(state, settings, context, "ternary", transform)

@@ -8,7 +8,7 @@ them on it again.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline import registry
@@ -99,8 +99,21 @@ class Transform:
         return None
 
 
+YOUNG = {"young": True}
+
+
+def young(default: Any) -> Any:
+    """A field that is younger than many artifacts: at its default no description has it, so theirs
+    stay byte for byte what they are."""
+    return field(default=default, metadata=YOUNG)
+
+
 def to_json(transform: Transform) -> dict[str, Any]:
-    return {"name": transform.name, **asdict(transform)}  # type: ignore[call-overload]
+    described = asdict(transform)  # type: ignore[call-overload]
+    for each in fields(transform):  # type: ignore[arg-type]
+        if each.metadata == YOUNG and described[each.name] == each.default:
+            del described[each.name]
+    return {"name": transform.name, **described}
 
 
 def from_json(data: dict[str, Any]) -> Transform:
