@@ -13,6 +13,7 @@ from pipeline.models.transforms.fakequant import usable
 
 THRESHOLD = 0.7  # of the mean |w|: near the best for Gaussian and for uniform weights
 MOST_THRESHOLD = 10.0
+LARGEST_STAYS = 0.999  # of the largest |w|: above 1 a threshold may be above all of them
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class TernaryQuantizer(CoarseQuantizer):
         return straight(weight, exact.sign() * self.above(exact) * by_filter(scale, weight))
 
     def above(self, weight: torch.Tensor) -> torch.Tensor:
-        """bool [K, ...]: those that are not zero."""
+        """bool [K, ...]: those that are not zero; at least the largest of a filter."""
         size = weight.abs()
-        return size > by_filter(self.threshold * size.flatten(1).mean(1), weight)
+        each = size.flatten(1)
+        limit = torch.minimum(self.threshold * each.mean(1), LARGEST_STAYS * each.amax(1))
+        return size > by_filter(limit, weight)
