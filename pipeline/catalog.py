@@ -73,6 +73,10 @@ class Catalog:
         models = settings.models() if isinstance(settings, StageSettings) else ()
         return self._origins([("stages", stage), *(("models", model) for model in models)])
 
+    def discards(self, settings: BaseModel) -> bool:
+        """Whether a stage with these settings keeps nothing of the network that it is given."""
+        return isinstance(settings, StageSettings) and settings.discards()
+
     def finetunes(self, settings: BaseModel, recipe: Recipe) -> bool:
         """Whether a stage with these settings goes on training what it is given, at a rate of its
         own, `learning_rate_factor`."""

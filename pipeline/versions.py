@@ -20,7 +20,8 @@ SHARED = {
     # How a network of the user's own is taken apart, pipeline/models/tracing.py and coupling.py: in
     # the id of what is made of its base. Since 2, grouped convolutions and splits are cut; since 3,
     # parts of one tensor are rounded alike; since 4, which layers are first and last is that of the
-    # run.
-    "tracing": 4,
+    # run; since 5, padding by reflection stays in low-rank factors, and prune-learned keeps filters
+    # before activations that are not zero at zero.
+    "tracing": 5,
     "measurement": 2,  # pipeline/measure; since 2, each layer is compared with each of the base
 }

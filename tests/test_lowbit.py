@@ -23,6 +23,7 @@ from pipeline.models.transforms.ternary import Ternary, TernaryQuantizer
 from pipeline.sweep import Recipe
 from pipeline.techniques import coarse, lowbits, rate
 from pipeline.training import checkpoint
+from pipeline.training.loop import Diverged
 from pipeline.training.rate import bits_per_weight, estimated_bits
 from tests import stages
 from tests.test_models import images, lively
@@ -344,3 +345,12 @@ def test_a_larger_rate_takes_fewer_bits(bench):
     free, rated = (float(bits_per_weight(r.state.network.module).detach()) for r in runs)
     assert rated < 0.8 * free
     assert rate.Settings(rate=30.0).recipe_of(Recipe()) == rate.Settings().recipe_of(Recipe())
+
+
+def test_a_training_that_leaves_a_range_that_is_none_ends_with_its_epoch(bench):
+    """Whichever stage it is of: fine-tuning after two bits, at a rate that is far too high."""
+    low = stages.run(bench, "lowbits", bits=2)
+    epochs = []
+    with pytest.raises(Diverged, match=r"a learned range of .* in epoch \d; try a smaller"):
+        stages.run(bench, "finetune", low, epochs.append, learning_rate_factor=20.0, epochs=5)
+    assert len(epochs) < 5 * 8

@@ -19,14 +19,25 @@ from pipeline.data import Images
 from pipeline.errors import UserError
 from pipeline.measure import complexity, similarity
 from pipeline.models import module_of, network, own
+from pipeline.models.transforms import gated
 from pipeline.models.transforms.binary import Binary
+from pipeline.models.transforms.factored import Factored
 from pipeline.models.transforms.fakequant import FakeQuantized
 from pipeline.models.transforms.masked import Masked
 from pipeline.orchestrate import estimate, plan
 from pipeline.paths import Work
 from pipeline.sweep import Cell, Model
 from pipeline.sweep import own as entries
-from pipeline.techniques import distill_few, filters, prune, sparsify, train
+from pipeline.techniques import (
+    distill_few,
+    filters,
+    low_rank,
+    prune,
+    prune_clusters,
+    prune_learned,
+    sparsify,
+    train,
+)
 from pipeline.versions import SHARED
 from tests import cells as small_cells
 from tests.benchmarks import bench_groups
@@ -94,6 +105,58 @@ def test_few_images_fit_layers_called_twice_and_before_work_in_place(tmp_path, s
         wanted, *others = found[True]
         gaps = [float((each - wanted).square().mean()) for each in others]
         assert gaps[0] < 0.2 * gaps[1]
+
+
+def test_filters_of_one_direction_and_depthwise_ones_behind_them_are_merged_without_loss(tmp_path):
+    """Half of the channels are 3 times the others before a depthwise convolution, whose bias grows
+    with that, and half as large as these behind it."""
+    whole = lively(known(tmp_path, "separable"))
+    module = whole.network.module
+    with torch.no_grad():
+        for layer, times, bias_times in ((module.stem, 3.0, 3.0), (module.depthwise, 0.5, 1.5)):
+            layer.weight[4:] = times * layer.weight[:4]
+            layer.bias[4:] = bias_times * layer.bias[:4]
+    few = replace(whole.spec, channels=(4, 8))
+    kept = network.parameter_count(few) / network.parameter_count(whole.spec)
+    settings = prune_clusters.Settings(parameters_kept=kept + 1e-9, multiple=1)
+    pixels = images(whole.spec.shape)
+    with torch.inference_mode():
+        before = whole.network.eval()(pixels)
+        merged = prune_clusters.apply(whole, settings, Given(whole, 1))
+        assert merged.spec.channels[0] == 4
+        torch.testing.assert_close(merged.network.eval()(pixels), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding_mode", ["reflect", "circular"])
+def test_factors_pad_as_the_convolution_does(tmp_path, padding_mode):
+    whole = lively(known(tmp_path, "separable", padding_mode=padding_mode))
+    parts = low_rank._decomposed(whole, "tucker")["last"]
+    tensors = dict(whole.network.state_dict()) | low_rank._factors("module.last", parts, 8, 8)
+    tensors["module.last.2.bias"] = tensors.pop("module.last.bias")
+    del tensors["module.last.weight"]
+    spec = whole.spec.with_transform(Factored(("last",), (8,), (8,)))
+    parted = network.restore(spec, tensors)
+    pixels = images(whole.spec.shape)
+    logits = (state.network.eval()(pixels) for state in (parted, whole))
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+
+
+def test_gates_are_where_closed_channels_are_zero_for_those_that_read_them(tmp_path, capsys):
+    """What a sigmoid makes of zero would be lost with the filter."""
+    settings = prune_learned.Settings(parameters_kept=0.5, multiple=1)
+
+    def gated_groups(act: str) -> list[int]:
+        state = lively(known(tmp_path, "separable", act=act))
+        graph = network.graph_of(state.spec)
+        sizes = filters.Sizes.of(state.spec, state.spec, settings)
+        gates = gated.gates(prune_learned._gated(state, sizes, settings).network.module)
+        assert all(gate.open.all() for gate in gates.values())
+        return [graph.groups[i].producers[0] for i in gates]
+
+    assert gated_groups("ReLU") == gated_groups("Hardswish") == ["stem", "last"]
+    capsys.readouterr()
+    assert gated_groups("Sigmoid") == ["last"]
+    assert "left whole: stem: what is behind it makes something else" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("function", "size"), [("mixer", (8, 8)), ("tokens", (64,))])

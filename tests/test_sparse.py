@@ -90,6 +90,15 @@ def test_filters_can_be_cut_out_of_a_masked_network(bench, sparse):
     assert zeros(tuned) == zeros(cut) > 0.8
 
 
+def test_filters_of_a_masked_network_are_not_merged(bench, sparse):
+    state, _ = sparse
+    with pytest.raises(UserError, match="merging would fill the zeros of a masked network"):
+        stages.run(bench, "prune-clusters", state, parameters_kept=0.5)
+    cut = stages.run(bench, "prune-clusters", state, parameters_kept=0.5, rest="drop")
+    for layer in masked.layers(cut.network.module).values():
+        assert not layer.weight[~masked.mask(layer)].any()
+
+
 def test_the_gradient_of_what_is_masked_is_no_part_of_the_norm_that_is_clipped(bench, sparse):
     state = network.fold(sparse[0])
     module, last = state.network.module, [*masked.layers(state.network.module).values()][4]
@@ -202,6 +211,14 @@ def test_the_largest_weights_stay(bench, scope, ends):
         gone = torch.cat([sizes[name][~layer_masks[name]] for name in group])
         assert gone.max() <= kept.min()
     assert (max(shares) - min(shares) < 0.01) is (scope == "layer")
+
+
+@given(st.lists(st.integers(-1, 3), min_size=1, max_size=30), st.integers(1, 30))
+def test_as_many_stay_as_were_requested_also_where_weights_are_equal(scores, count):
+    score = torch.tensor(scores, dtype=torch.float32)
+    kept = sparsify._kept(score, count)
+    assert int(kept.sum()) == min(count, len(scores))
+    assert kept.all() or score[kept].min() >= score[~kept].max()
 
 
 def test_no_layer_dies_where_all_are_ranked_together():

@@ -9,7 +9,7 @@ from pipeline.errors import UserError
 from pipeline.sweep import Recipe
 from pipeline.techniques import distill_staged, stage_module
 from pipeline.training import losses
-from tests import stages
+from tests import cells, stages
 from tests.test_techniques import split_of
 
 
@@ -95,3 +95,20 @@ def test_a_staged_student_counts_all_its_epochs_and_has_enough_maps(bench):
     assert distill_staged._maps(spec, spec, 2) == [1, 4]
     with pytest.raises(UserError, match=r"stages: 6, but vgg11_bn has 5 feature maps"):
         distill_staged._maps(spec, spec, 6)
+
+
+@pytest.mark.parametrize(
+    "chain, stage",
+    [
+        ([{"prune": {}}, {"train": {"width": 0.5}}], "train"),
+        *(([{"quantize": {}}, {student: {}}], student) for student in ("distill", "dkd")),
+    ],
+)
+def test_a_student_is_the_first_of_its_stages(tmp_path, chain, stage):
+    """What stands before it would be done for nothing; the shape of a pruned network is trained by
+    `train` without a width."""
+    sentence = rf"define\.mine\[1\]\.{stage}: {stage} starts from another network, so the stages"
+    with pytest.raises(UserError, match=sentence):
+        cells.cells(tmp_path, ["base", "mine"], define={"mine": chain})
+    kept = [{"prune": {}}, {"train": {}}]
+    assert "mine" in cells.cells(tmp_path, ["base", "mine"], define={"mine": kept})

@@ -35,6 +35,11 @@ class ModelState:
         for transform in self.spec.transforms:
             transform.after_step(self.network.module)
 
+    def flaw(self) -> str | None:
+        """What training made of it that no network can be computed with; None: nothing."""
+        flaws = (transform.flaw(self.network.module) for transform in self.spec.transforms)
+        return next((flaw for flaw in flaws if flaw is not None), None)
+
 
 def build(spec: NetworkSpec) -> Network:
     """A module of this shape with fresh weights (from torch's global generator)."""

@@ -102,6 +102,12 @@ def _resolve(source: Source, steps: Sequence[_Step]) -> tuple[Stage, ...]:
     stages: list[Stage] = []
     for step in steps:
         settings = source.document.check(step.at, source.catalog.stages[step.stage], step.written)
+        if stages and source.catalog.discards(settings):
+            raise source.error(
+                step.at,
+                f"{step.stage} starts from another network, so the stages before it would have no "
+                "effect; expected it first",
+            )
         expand = source.catalog.expanders.get(step.stage)
         for name, expanded in expand(settings) if expand else [(step.stage, settings)]:
             if not isinstance(expanded, BaseModel):

@@ -33,6 +33,9 @@ class Student(Trained):
 
     _known = field_validator("student")(lambda name: known_model(name))
 
+    def discards(self) -> bool:
+        return True
+
     def operating_point(self) -> dict[str, Any]:
         return given(width=self.width, model=self.student)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
+from pipeline.errors import UserError
 from pipeline.techniques import filters, refuse_settled
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.models.spec import Graph
     from pipeline.techniques.context import Context
 
-VERSION = 1
+VERSION = 2  # since then, channels behind depthwise convolutions are compared with their biases
 LLOYD = 50  # rounds of k-means
 
 
@@ -34,7 +35,9 @@ class Settings(filters.Budget):
     project's own. Filters are compared by direction, with the normalization's scale and shift in
     them: v_j = r v_i with r > 0 means that channel j is r times channel i, whatever the images,
     through a ReLU as well. So merging adds r times the next layer's weights for j to those for i,
-    r = |v_j| / |v_i|, and loses nothing where directions are equal.
+    r = |v_j| / |v_i|, and loses nothing where directions are equal. A depthwise convolution with
+    weights d_j and bias b_j multiplies what the layer before it did: behind v_j its row is
+    [d_j, b_j / |v_j|], and the ratio of the channels is the product of both layers'.
 
     How many clusters a layer has follows from one threshold for all of them: the distance at which
     Ward's method (1963), which merges the two clusters whose union adds least to the sum of
@@ -62,18 +65,20 @@ def apply(state: ModelState, settings: Settings, context: Context) -> ModelState
     from pipeline.models import network
 
     refuse_settled(state, "prune-clusters")
+    if settings.rest == "merge" and state.spec.has("masked"):
+        raise UserError(
+            "prune-clusters: merging would fill the zeros of a masked network; expected it before "
+            "sparsify, or `rest: drop`"
+        )
     graph = network.graph_of(state.spec)
     cut = filters.cut_groups("prune-clusters", graph, settings)
     rows = _folded(state)
-    filters_of = {i: _vectors(rows, i) for i in cut}
-    trees = {i: _merges(vectors) for i, vectors in filters_of.items()}
+    filters_of = {i: _filters(rows, i) for i in cut}
+    trees = {i: _merges(each.vectors) for i, each in filters_of.items()}
     sizes = filters.Sizes.of(state.spec, context.base().spec, settings)
     scores = {i: _scores(tree) for i, tree in trees.items()}
     counts = filters.counts("prune-clusters", state.spec.channels, sizes, scores, settings)
-    clusters = {
-        i: _clusters(rows, i, vectors, _cut_at(trees[i], counts[i]))
-        for i, vectors in filters_of.items()
-    }
+    clusters = {i: _clusters(each, _cut_at(trees[i], counts[i])) for i, each in filters_of.items()}
     if settings.rest == "merge":
         _merge(state, graph, clusters)
     kept = [
@@ -91,28 +96,41 @@ def _folded(state: ModelState) -> filters.Rows:
     return filters.Rows.of_state(network.graph_of(folded.spec), folded)
 
 
-def _parts(rows: filters.Rows, group: int) -> dict[str, torch.Tensor]:
-    """Layer -> float64 [K, D]: what it puts into the channels of the group."""
+class _Filters(NamedTuple):
+    """Of a group, float64: ``vectors`` u [K, D], all its producers in one row, of length 1 (a
+    filter of zeros is one); ``size`` [K], how large its channels are by them."""
+
+    vectors: torch.Tensor
+    size: torch.Tensor
+
+
+def _filters(rows: filters.Rows, group: int) -> _Filters:
     import torch
 
-    parts = {}
-    for name in rows.graph.groups[group].producers:
-        tensors = [n for n in ("weight", "bias") if f"{name}.{n}" in rows.tensors]
-        flat = [
-            rows.of(group, name, tensor).flatten(1)
-            if tensor == "weight"
-            else rows.of(group, name, tensor)[:, None]
-            for tensor in tensors
-        ]
-        parts[name] = torch.cat(flat, 1).double()
-    return parts
+    producers = rows.graph.groups[group].producers
+    depthwise = [name for name in producers if _is_depthwise(rows, name)]
+    summed = [_row(rows, group, name) for name in producers if name not in depthwise]
+    parts = [torch.cat(summed, 1)] if summed else []
+    size = torch.ones(rows.channels[group], dtype=torch.float64)
+    for part in parts:
+        size = part.norm(dim=1)
+    for name in depthwise:
+        parts.append(_row(rows, group, name, torch.where(size > 0, size, 1.0)))
+        size = size * parts[-1].norm(dim=1)
+    return _Filters(torch.nn.functional.normalize(torch.cat(parts, 1), dim=1), size)
 
 
-def _vectors(rows: filters.Rows, group: int) -> torch.Tensor:
-    """u [K, D], all producers of the group in one row; a filter of zeros is one."""
+def _row(
+    rows: filters.Rows, group: int, name: str, size: torch.Tensor | float = 1.0
+) -> torch.Tensor:
+    """float64 [K, D]: what the layer puts into the channels of the group, its bias for inputs of
+    this ``size`` [K]."""
     import torch
 
-    return torch.nn.functional.normalize(torch.cat([*_parts(rows, group).values()], 1), dim=1)
+    parts = [rows.of(group, name).flatten(1).double()]
+    if f"{name}.bias" in rows.tensors:
+        parts.append((rows.of(group, name, "bias").double() / size)[:, None])
+    return torch.cat(parts, 1)
 
 
 class _Tree(NamedTuple):
@@ -148,11 +166,10 @@ def _cut_at(tree: _Tree, count: int) -> list[list[int]]:
     return [*members.values()]
 
 
-def _clusters(
-    rows: filters.Rows, group: int, vectors: torch.Tensor, members: list[list[int]]
-) -> Clusters:
+def _clusters(of: _Filters, members: list[list[int]]) -> Clusters:
     import torch
 
+    vectors, size = of
     centres = torch.stack([vectors[each].mean(0) for each in members])
     labels = kmeans(vectors, centres)
     kept = torch.empty(len(vectors), dtype=torch.int64)
@@ -160,7 +177,8 @@ def _clusters(
         inside = (labels == label).nonzero().flatten()
         distance = torch.cdist(vectors[inside], vectors[inside].mean(0, keepdim=True))
         kept[inside] = inside[distance.argmin()]
-    return Clusters(kept, _ratio(rows, group, kept))
+    ratio = torch.where(size[kept] > 0, size / size[kept].clamp_min(1e-30), 0.0)
+    return Clusters(kept, ratio)
 
 
 def kmeans(vectors: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
@@ -182,20 +200,6 @@ def kmeans(vectors: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
         sums = torch.zeros_like(centres).index_add_(0, labels, vectors)
         centres = sums / labels.bincount(minlength=len(centres))[:, None]
     return labels
-
-
-def _ratio(rows: filters.Rows, group: int, kept: torch.Tensor) -> torch.Tensor:
-    """[K]: |v_j| / |v_i| of each filter j and the one that stands for it. A depthwise convolution
-    multiplies what the layer before it did, where others are summed."""
-    import torch
-
-    parts, ratio = _parts(rows, group), torch.ones(len(kept), dtype=torch.float64)
-    depthwise = [n for n in parts if n in rows.graph.filters and _is_depthwise(rows, n)]
-    summed = [part for name, part in parts.items() if name not in depthwise]
-    for part in (*([torch.cat(summed, 1)] if summed else []), *(parts[n] for n in depthwise)):
-        norm = part.norm(dim=1)
-        ratio *= torch.where(norm[kept] > 0, norm / norm[kept].clamp_min(1e-30), 0.0)
-    return ratio
 
 
 def _is_depthwise(rows: filters.Rows, name: str) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pipeline import terminal
+from pipeline.errors import UserError
 from pipeline.techniques import filters, refuse_settled
 from pipeline.techniques.settings import Factor, Trained
 
@@ -11,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.models.network import ModelState
+    from pipeline.models.spec import Graph
     from pipeline.techniques.context import Context
 
 VERSION = 1
@@ -27,7 +31,9 @@ class Settings(Trained, filters.Budget):
     the requested one over two thirds of the training, by the third power (Zhu and Gupta 2017, whose
     schedule is one of sparsity); one threshold for all layers, ``multiple`` filters of each stay.
     Behind layers whose outputs are summed there is one gate for all of them. Then gates rest, the
-    others are trained on, and the closed filters are removed: the network computes the same.
+    others are trained on, and the closed filters are removed: the network computes the same. What
+    an activation behind them makes of zero has to be zero for that; filters before a sigmoid, which
+    makes it a half, all stay.
 
     That filters are chosen by something learned under a budget is after Li, Zhu and Sun (2019),
     whose paper could not be had; scores that are trained straight through are those of movement
@@ -76,8 +82,10 @@ def _gated(state: ModelState, sizes: filters.Sizes, settings: Settings) -> Model
     graph = network.graph_of(state.spec)
     cut = filters.cut_groups("prune-learned", graph, settings)
     rows = filters.Rows.of_state(graph, state)
-    transform = gated.Gated(state.spec.channels, tuple(cut))
-    gated_state = network.with_transform(state, transform)
+    gated_state = network.with_transform(state, gated.Gated(state.spec.channels, tuple(cut)))
+    if constant := _constant(gated_state):
+        cut = _without(constant, cut, graph)
+        gated_state = network.with_transform(state, gated.Gated(state.spec.channels, tuple(cut)))
     with torch.no_grad():
         for i, gate in gated.gates(gated_state.network.module).items():
             parts = [rows.of(i, name).flatten(1) for name in graph.groups[i].producers]
@@ -85,6 +93,55 @@ def _gated(state: ModelState, sizes: filters.Sizes, settings: Settings) -> Model
             gate.score.copy_(PRIOR * norm / norm.mean().clamp_min(1e-12))
     _counts(gated_state, sizes, settings)
     return gated_state
+
+
+def _constant(state: ModelState) -> set[int]:
+    """Groups whose channels are read as something else than zero when all gates are closed."""
+    import torch
+
+    from pipeline.models import network
+    from pipeline.models.transforms import gated
+
+    module, channels = state.network.module.eval(), state.spec.channels
+    gates = gated.gates(module)
+    constant: set[int] = set()
+
+    def watched(groups: tuple[int, ...]) -> Callable[..., None]:
+        def look(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            along = -1 if isinstance(layer, torch.nn.Linear) else 1
+            wide = inputs[0].shape[along] // sum(channels[i] for i in groups)
+            parts = inputs[0].split([channels[i] * wide for i in groups], along)
+            constant.update(i for i, part in zip(groups, parts, strict=True) if part.any())
+
+        return look
+
+    hooks = [
+        module.get_submodule(name).register_forward_pre_hook(watched(groups))
+        for name, groups in network.graph_of(state.spec).readers.items()
+    ]
+    blank = torch.zeros(1, *state.spec.shape, dtype=torch.uint8)
+    with torch.inference_mode():
+        for gate in gates.values():
+            gate.open.fill_(False)
+        state.network.eval()(blank.to(next(module.parameters()).device))
+        for gate in gates.values():
+            gate.open.fill_(True)
+    for hook in hooks:
+        hook.remove()
+    return constant & set(gates)
+
+
+def _without(constant: set[int], cut: Sequence[int], graph: Graph) -> list[int]:
+    """The groups that can be cut all the same; the attempt's log lists the others."""
+    for i in sorted(constant):
+        why = "what is behind it makes something else of zero"
+        terminal.tell(f"prune-learned: left whole: {graph.groups[i].producers[0]}: {why}", begin="")
+    if constant >= set(cut):
+        raise UserError(
+            "prune-learned: no filters of this network can be removed: behind all of them is an "
+            "activation that is not zero at zero; expected prune, which has no gates"
+        )
+    return [i for i in cut if i not in constant]
 
 
 def _scores(state: ModelState) -> dict[int, torch.Tensor]:

@@ -16,11 +16,7 @@ from pipeline.techniques.settings import Factor, Trained
 
 if TYPE_CHECKING:
     from pipeline.models.network import ModelState
-    from pipeline.models.transforms.fakequant import (
-        FakeQuantized,
-        InputQuantizer,
-        WeightQuantizer,
-    )
+    from pipeline.models.transforms.fakequant import FakeQuantized
     from pipeline.techniques.context import Context
 
 VERSION = 2  # since 2, by default, no product of the 8-bit weights can saturate
@@ -141,18 +137,8 @@ def settled(state: ModelState, stage: str) -> ModelState:
 
 def with_ranges(state: ModelState, stage: str) -> ModelState:
     """The state itself; Diverged where ``stage`` trained a range until it was none."""
-    from pipeline.models.transforms.fakequant import layers, points
     from pipeline.training.loop import Diverged
 
-    module = state.network.module
-    quantizers: list[tuple[str, WeightQuantizer | InputQuantizer]] = [
-        *((name, layer.weight_quantizer) for name, layer in layers(module).items()),
-        *points(module).items(),
-    ]
-    for name, quantizer in quantizers:
-        if quantizer.scale.min() <= 0:
-            raise Diverged(
-                f"a learned range of {name} is not positive any more; "
-                f"try a smaller {stage}.learning_rate_factor"
-            )
+    if (flaw := state.flaw()) is not None:
+        raise Diverged(f"{flaw}; try a smaller {stage}.learning_rate_factor")
     return state

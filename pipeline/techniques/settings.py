@@ -28,6 +28,10 @@ class StageSettings(Frozen):
     def starts_fresh(self) -> bool:
         return self.fresh
 
+    def discards(self) -> bool:
+        """Whether nothing of the network that it is given stays, not even its shape."""
+        return False
+
     def epochs_of(self, recipe: Recipe) -> int:
         """Epochs that the stage trains for."""
         return 0

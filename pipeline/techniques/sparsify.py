@@ -162,12 +162,17 @@ def _kept_of_each(scores: Sequence[torch.Tensor], kept: int) -> list[torch.Tenso
 
 
 def _kept(score: torch.Tensor, count: int) -> torch.Tensor:
-    """True at the ``count`` largest."""
+    """True at the ``count`` largest; of equal ones at the first."""
     import torch
 
     if count >= score.numel():
         return torch.ones_like(score, dtype=torch.bool)
-    return score > score.flatten().kthvalue(score.numel() - count).values
+    flat = score.flatten()
+    least = flat.kthvalue(score.numel() - count + 1).values
+    kept = flat > least
+    ties = (flat == least).nonzero().flatten()
+    kept[ties[: count - int(kept.sum())]] = True
+    return kept.reshape(score.shape)
 
 
 def _check_reachable(state: ModelState, settings: Settings) -> None:

@@ -29,6 +29,9 @@ class Settings(Trained):
 
     _known = field_validator("model")(lambda name: known_model(name))
 
+    def discards(self) -> bool:
+        return self.width is not None or self.model is not None
+
     def operating_point(self) -> dict[str, Any]:
         return given(width=self.width, model=self.model)
 

@@ -168,6 +168,10 @@ class _Loop:
         loss, accuracy = self.evaluated()
         if len(self.held_out) and not math.isfinite(loss):  # the last step may have done it
             raise _diverged(loss, self.training.epoch, self.course.recipe)
+        if (flaw := self.training.state.flaw()) is not None:
+            raise Diverged(
+                f"{flaw} in epoch {self.training.epoch + 1}; try a smaller learning rate"
+            )
         return row | {
             "epoch": self.training.epoch + 1,
             "held_out_loss": loss,

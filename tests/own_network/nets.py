@@ -190,6 +190,24 @@ class Tokens(nn.Module):
         return self.head(torch.relu(self.widen(x)).mean(1))
 
 
+class Separable(nn.Module):
+    """A depthwise convolution, and one that reads what a padding of its own kind adds; all have
+    biases, none is normalized."""
+
+    def __init__(self, colours: int, classes: int, padding_mode: str, act: str):
+        super().__init__()
+        self.stem, self.depthwise = (
+            nn.Conv2d(colours, 8, 3, 1, 1),
+            nn.Conv2d(8, 8, 3, 1, 1, groups=8),
+        )
+        self.last = nn.Conv2d(8, 8, 3, 1, 1, padding_mode=padding_mode)
+        self.act, self.head = getattr(nn, act)(), nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.depthwise(torch.relu(self.stem(x)))
+        return self.head(torch.relu(self.last(self.act(x))).mean((2, 3)))
+
+
 class Disordered(nn.Module):
     """Normalizes the image itself; what runs last is registered first."""
 
@@ -229,6 +247,12 @@ def parted(colours: int = 1, classes: int = 10, timm: bool = False) -> nn.Module
 
 def mixer(colours: int = 1, classes: int = 10, inplace: bool = False) -> nn.Module:
     return Mixer(colours, classes, inplace)
+
+
+def separable(
+    colours: int = 1, classes: int = 10, padding_mode: str = "zeros", act: str = "ReLU"
+) -> nn.Module:
+    return Separable(colours, classes, padding_mode, act)
 
 
 def tokens(colours: int = 1, classes: int = 10) -> nn.Module:

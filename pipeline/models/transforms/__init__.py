@@ -94,6 +94,11 @@ class Transform:
         """How the artifact computes in integers; None where it computes in floats."""
         return None
 
+    def flaw(self, module: nn.Module) -> str | None:
+        """What training made of it that no network can be computed with; None: nothing. Asked
+        after each epoch."""
+        return None
+
     def codec_of_artifact(self) -> str | None:
         """The codec of the stored form; None where that is the runnable model itself."""
         return None

@@ -49,7 +49,8 @@ class Factored(Transform):
 def _chain(conv: nn.Conv2d, inputs: int, outputs: int) -> nn.Sequential:
     """Bias, if any, at its end."""
     where: dict[str, Any] = {"device": conv.weight.device}
-    how: dict[str, Any] = {n: getattr(conv, n) for n in ("stride", "padding", "dilation")}
+    names = ("stride", "padding", "dilation", "padding_mode")
+    how: dict[str, Any] = {name: getattr(conv, name) for name in names}
     size: Any = conv.kernel_size
     reduced = [nn.Conv2d(conv.in_channels, inputs, 1, bias=False, **where)] if inputs else []
     core = nn.Conv2d(inputs or conv.in_channels, outputs, size, bias=False, **how, **where)

@@ -79,6 +79,16 @@ class FakeQuantized(Transform):
         name = f"{layer}.weight_quantizer.scale"
         return {**tensors, name: usable(tensors[name] * factor.abs())}
 
+    def flaw(self, module: nn.Module) -> str | None:
+        quantizers: list[tuple[str, WeightQuantizer | InputQuantizer]] = [
+            *((name, layer.weight_quantizer) for name, layer in layers(module).items()),
+            *points(module).items(),
+        ]
+        for name, quantizer in quantizers:
+            if quantizer.scale.min() <= 0:
+                return f"a learned range of {name} is not positive any more"
+        return None
+
     def integers(self, module: nn.Module) -> Integers:
         return Integers(
             weights={
