@@ -213,7 +213,7 @@ def report(
         most_bytes = None if artifact_mb is None else int(artifact_mb * 1e6)
         if earlier and not paths.ReportPaths(earlier).merged.is_file():
             raise UserError(f"--with {earlier}: expected the folder of a report, with results.h5")
-        look = partial(report.read, sweep, work, earlier, machine)
+        look = partial(report.read, sweep, work, earlier, machine, to)
         chosen = similarity_of and plan.find_cell(sweep, similarity_of).id
         make = partial(report.build, sweep, work, to, most_bytes, earlier, machine, chosen)
     if as_json:

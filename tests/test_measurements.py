@@ -149,6 +149,60 @@ def test_the_last_measurement_with_accuracy_is_kept_beside_times_alone():
     assert chosen(times, older) == ["1"]
 
 
+def put_elsewhere(paths, cell, ratio, day="02", machine="board"):
+    """As `measure REPORT --add` puts times of another machine into a report."""
+    facts = {
+        "machine": machine,
+        "hardware": {"cpu": "Cortex-A72", "cores": 4},
+        "measured_at": f"2026-02-{day}T12:00:00Z",
+    }
+    every = results.measured(cell, ratio)
+    values = {name: value for name, value in every.items() if name.startswith("latency/")}
+    remeasure.put(paths.merged, [(cell.id, facts, values)])
+
+
+def names(paths, cell):
+    with h5py.File(paths.merged) as file:
+        return list(file[f"cells/{cell.id}"].get("measurements", ()))
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_a_new_report_keeps_what_was_added_to_the_one_before(two, tmp_path, over):
+    """To the one that it replaces, or to another that --with names."""
+    sweep, work = two
+    base, half, tiny = sweep.cells
+    old = report.build(sweep, work, tmp_path / "out")[0]
+    put_elsewhere(old, half, 16.0)  # after what the work root has of the board
+    put_elsewhere(old, tiny, 2.0, machine="other")
+    before = report.read_folder(old.folder)
+    out, earlier = (tmp_path / "out", None) if over else (tmp_path / "new", old.folder)
+    for _ in range(2):  # each once
+        paths, listed = report.build(sweep, work, out, earlier=earlier)
+        assert names(paths, half) == ["board-1", "board-2"] and names(paths, tiny) == ["other-1"]
+        assert names(paths, base) == ["board-1"]
+        again = report.read_folder(paths.folder)
+        assert listed == again and again.every == before.every
+        assert report.read(sweep, work, earlier, out=out).every == before.every
+    # Of another artifact, it is no addition.
+    (work.cell(tiny.id).artifact / "model.onnx").write_bytes(b"another model")
+    store.write_manifest(work.cell(tiny.id), {done.MADE_WITH: done.record(tiny)})
+    report.build(sweep, work, out, earlier=earlier)
+    assert names(paths, tiny) == []
+
+
+def test_of_several_reports_each_gives_what_it_has(two, tmp_path):
+    """The work root has nothing any more: one has the cell, and both a measurement of their own."""
+    sweep, work = two
+    tiny = sweep.cells[2]
+    one, other = (report.build(sweep, work, tmp_path / name)[0] for name in ("one", "other"))
+    put_elsewhere(one, tiny, 2.0, machine="first")
+    put_elsewhere(other, tiny, 2.0, machine="second")
+    shutil.rmtree(work.root)
+    report.build(sweep, work, tmp_path / "other", earlier=one.folder)
+    assert names(other, tiny) == ["first-1", "second-1"]
+    assert len(report.read_folder(other.folder).every) == 7
+
+
 def test_a_measurement_that_leads_out_of_the_file_is_refused(two, tmp_path):
     sweep, work = two
     paths, _ = report.build(sweep, work, tmp_path / "out")

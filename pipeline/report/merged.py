@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -110,12 +110,12 @@ def write(
     sweep: Sweep,
     work: Work,
     path: Path,
-    earlier: Path | None = None,
+    earlier: Sequence[Path] = (),
     machine: str | None = None,
     similarity_of: str | None = None,
 ) -> Published:
     """Publish `path` from what there is of `sweep`, and return what is in it. `earlier`: as in
-    `reading.from_work`; it can be `path` itself. `machine`: by its whole name, the one shown.
+    `reading.from_work`; one can be `path` itself. `machine`: by its whole name, the one shown.
 
     The same results give the same bytes, whatever the order in which they came. Raises OSError
     where it cannot be written, UserError where layers of `similarity_of` were not compared; what
@@ -274,6 +274,13 @@ def read(path: Path) -> Published:
     rows = reading.from_results(path, [identity(c) for c in cells if c.id not in gaps])
     result = Frames.of(rows, [Gap(c, gaps[c.id]) for c in cells if c.id in gaps])
     return Published(path, sweep, result, usages, similarity_of).on(machine)
+
+
+def ids_in(path: Path) -> frozenset[str]:
+    """Of the cells with a result, in a file whose seal was checked; raises as `read`."""
+    with store.open_hdf5(path, checked=True) as file:
+        _check(file, path)
+        return frozenset(hdf5.members(file["cells"].id))
 
 
 def _check(file: h5py.File, path: Path) -> None:
