@@ -63,7 +63,7 @@ def report(folder: Path, data_root: Path, cache: Path, say: Say) -> bool:
         except (UserError, Corrupt) as error:
             say(f"[{i + 1}/{len(cells)}] {cell.name}: not measured: {error}")
         else:
-            put(paths.merged, [one])
+            put(paths, [one])
             measured += 1
     return measured == len(cells)
 
@@ -115,11 +115,20 @@ def _facts(settings: Measure, began: float, values: dict[str, Any]) -> dict[str,
 
 
 @store.shared()
-def put(path: Path, measurements: Iterable[Found]) -> None:
-    """Adds measurements to a results.h5 that was read before; one that it has counts once."""
+def put(paths: ReportPaths, measurements: Iterable[Found]) -> None:
+    """Adds measurements to the results.h5 of a report, which was read before; one that it has
+    counts once. Raises UserError where a new report has no such cell any more."""
+    with store.lock_folder(paths.lock):
+        _put(paths.merged, measurements)
+
+
+def _put(path: Path, measurements: Iterable[Found]) -> None:
+    """The same with the lock held."""
 
     def change(file: h5py.File) -> None:
         for cell_id, facts, measured in measurements:
+            if cell_id not in file["cells"]:
+                raise UserError(f"{path}: has no result of {cell_id} any more, so none is added")
             group = file["cells"][cell_id].require_group("measurements")
             earlier = [name for name in group if name.rpartition("-")[0] == facts["machine"]]
             described = json.dumps(facts, sort_keys=True, allow_nan=False)
@@ -135,17 +144,24 @@ def put(path: Path, measurements: Iterable[Found]) -> None:
     store.change_hdf5(path, change)
 
 
+@store.shared()
 def add(folder: Path, path: Path) -> None:
     """What bench.py measured of models that lie in the report; raises UserError where the file is
     none, or is of other models."""
     paths, file = ReportPaths(folder), benches.read(path)
+    with store.lock_folder(paths.lock):
+        _put(paths.merged, _checked(file, paths, path))
+
+
+def _checked(file: benches.Measured, paths: ReportPaths, path: Path) -> list[Found]:
+    """What is in the file, each of a model in the report."""
     published = merged.read(paths.merged)
     facts = benches.facts_of(file)
     measurements = []
     for cell in file.cells:
         model = paths.artifact(cell.id)
         if cell.id not in published.frames.ids or not model.is_dir():
-            raise UserError(f"{path}: has cell {cell.id}, whose model is not in {folder}")
+            raise UserError(f"{path}: has cell {cell.id}, whose model is not in {paths.folder}")
         base = published.sweep.by_id[cell.id].base_id
         for cell_id, given, expected in (
             (cell.id, cell.model_sha256, hashlib.sha256(artifact.load(model).model).hexdigest()),
@@ -157,7 +173,7 @@ def add(folder: Path, path: Path) -> None:
                     f"{given}, expected {expected}"
                 )
         measurements.append((cell.id, facts, benches.latencies(cell)))
-    put(paths.merged, measurements)
+    return measurements
 
 
 def _recorded(published: merged.Published, cell_id: str) -> str | None:

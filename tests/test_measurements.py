@@ -19,7 +19,7 @@ from pipeline import done, remeasure, report, same_kind, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import bench as benches
 from pipeline.orchestrate import measure, plan
-from pipeline.paths import Work
+from pipeline.paths import CODE, Work
 from pipeline.report import content, figures, frames, measured, merged
 from pipeline.report.metrics import METRIC
 from pipeline.timeline import Timeline, line
@@ -106,7 +106,7 @@ def test_what_is_added_to_a_report_stands_beside_what_it_has(two, tmp_path):
     values = {k: v for k, v in results.measured(tiny, 2.0).items() if k.startswith("latency/")}
     for day in ("01", "02", "02"):  # what it has counts once
         at = {"measured_at": f"2026-01-{day}T12:00:00Z"}
-        remeasure.put(paths.merged, [(tiny.id, facts | at, values)])
+        remeasure.put(paths, [(tiny.id, facts | at, values)])
     again = report.read_folder(paths.folder)
     assert again.machines == ["A-CPU-2c", "board"] and again.rows == frames.rows
     assert len([row for row in again.every if row.machine == "board"]) == 3
@@ -122,7 +122,7 @@ def test_times_alone_of_a_machine_that_has_accuracy_take_nothing_away(two, tmp_p
     before = {row.id: row for row in frames.rows}[tiny.id]
     facts = {"machine": "A-CPU-2c", "hardware": {"cpu": "A CPU", "cores": 2}}
     values = {k: v for k, v in results.measured(tiny, 7.0).items() if k.startswith("latency/")}
-    remeasure.put(paths.merged, [(tiny.id, facts, values)])
+    remeasure.put(paths, [(tiny.id, facts, values)])
     after = {row.id: row for row in report.read_folder(paths.folder).rows}[tiny.id]
     assert after.accuracy == before.accuracy
     assert measured.CLASSIFIED_ON not in after.facts and after.measurement == "A-CPU-2c-1"
@@ -158,7 +158,7 @@ def put_elsewhere(paths, cell, ratio, day="02", machine="board"):
     }
     every = results.measured(cell, ratio)
     values = {name: value for name, value in every.items() if name.startswith("latency/")}
-    remeasure.put(paths.merged, [(cell.id, facts, values)])
+    remeasure.put(paths, [(cell.id, facts, values)])
 
 
 def names(paths, cell):
@@ -329,6 +329,53 @@ def test_the_same_file_is_taken_by_a_report_with_models(mine, elsewhere, tmp_pat
         with pytest.raises(UserError, match="is of another model than that of"):
             remeasure.add(paths.folder, tmp_path / "wrong.json")
         content = json.loads(elsewhere.read_text())
+
+
+ADD = "import sys; from pipeline import cli; sys.exit(cli.main(sys.argv[1:]))"
+
+
+def test_what_is_added_by_several_at_once_is_there_of_each(mine, elsewhere, tmp_path):
+    sweep, work = mine
+    paths, _ = report.build(sweep, work, tmp_path / "out", artifact_bytes=10**9)
+    content = json.loads(elsewhere.read_text())
+    every = [f"board-{i}" for i in range(4)]
+    for name in every:
+        content["machine"]["name"] = name
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    lock = paths.lock
+    lock.write_text("of a process that was killed")
+    os.chmod(lock, 0o600)
+    environment = {**os.environ, "PYTHONPATH": str(CODE)}
+    adding = [
+        subprocess.Popen(
+            [sys.executable, "-c", ADD, "measure", paths.folder, "--add", f"{name}.json"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
+        for name in every
+    ]
+    assert [process.wait() for process in adding] == [0] * 4
+    assert {*every} < {*report.read_folder(paths.folder).machines}
+    assert not lock.exists() and not any(".tmp-" in name for name in os.listdir(paths.folder))
+
+
+def test_a_report_that_another_process_changes_is_waited_for(two, tmp_path, monkeypatch):
+    sweep, work = two
+    paths, _ = report.build(sweep, work, tmp_path / "out")
+    monkeypatch.setattr(store.locks, "WAIT_S", 0.2)
+    before = paths.merged.read_bytes()
+    with store.lock_folder(paths.lock):
+        for change in (
+            lambda: report.build(sweep, work, tmp_path / "out"),
+            lambda: report.rebuild(paths.folder),
+            lambda: put_elsewhere(paths, sweep.cells[2], 2.0),
+        ):
+            with pytest.raises(UserError, match=f"is being changed by process {os.getpid()} on"):
+                change()
+    assert paths.merged.read_bytes() == before
+    put_elsewhere(paths, sweep.cells[2], 2.0)
+    assert paths.merged.read_bytes() != before
 
 
 def test_a_reports_models_are_measured_again_and_one_that_cannot_be_costs_itself(

@@ -17,7 +17,7 @@ import pytest
 from pipeline import __version__, cli, hardware, report, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure.series import Series
-from pipeline.orchestrate import plan
+from pipeline.orchestrate import local, plan
 from pipeline.paths import Work
 from pipeline.report import evidence, frames, merged, reading, row
 from pipeline.store import hdf5
@@ -256,7 +256,7 @@ def test_of_an_earlier_report_only_cells_of_the_sweep_are_taken(sweep, work, tmp
 
 
 def test_without_its_work_root_a_report_keeps_its_results_and_models_and_that_is_said(
-    sweep, work, tmp_path, capsys
+    sweep, work, tmp_path, capsys, monkeypatch
 ):
     """As with a mistyped work root, or a new one."""
     paths = report.build(sweep, work, tmp_path / "reports", artifact_bytes=10**9)[0]
@@ -271,6 +271,8 @@ def test_without_its_work_root_a_report_keeps_its_results_and_models_and_that_is
     assert {name for name in before if before[name] != after.get(name)} == {"gaps"}
     assert models and all(p.read_bytes() == data for p, data in models.items())
     assert report.read(sweep, none, out=tmp_path / "reports").rows == listed.rows
+    monkeypatch.chdir(tmp_path)
+    assert local._report(sweep, none) == 1  # what `run` did not make is not done
     with pytest.raises(UserError, match="--machine 'no-such'"):
         report.build(sweep, none, tmp_path / "new", machine="no-such")
     assert not (tmp_path / "new" / "shared").exists()

@@ -122,7 +122,7 @@ def in_work(
     whole, more = _measurements(
         measured.chosen(done.of_this_artifact(entries, manifest), wanted), cell_id, also_measured
     )
-    if any("accuracy" in one.measured for one in (result, *whole)):
+    if any("accuracy" in values for values in (result.measured, *(m.measured for m in whole))):
         return result, whole
     if damaged or more:
         raise (*damaged, *more)[-1]
