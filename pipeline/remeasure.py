@@ -23,7 +23,7 @@ from pipeline.measure.series import BATCHES, THREADS, Model, Series
 from pipeline.orchestrate import bench as benches
 from pipeline.paths import ReportPaths
 from pipeline.report import artifacts, merged
-from pipeline.report.measured import TIMES
+from pipeline.report.measured import OF_CPU, TIMES
 from pipeline.store import hdf5
 from pipeline.sweep import Cell, Measure
 from pipeline.verify.artifacts import Bench
@@ -100,8 +100,8 @@ def _own(bench: Bench, cell: Cell) -> Artifact:
 
 def _kept(result: store.Result) -> dict[str, Any]:
     """What no machine decides, and what only the network in PyTorch yields."""
-    timed = ("runtimes/", *TIMES)
-    return {name: value for name, value in result.measured.items() if not name.startswith(timed)}
+    own = (*TIMES, *OF_CPU)
+    return {name: value for name, value in result.measured.items() if not name.startswith(own)}
 
 
 def _facts(settings: Measure, began: float, values: dict[str, Any]) -> dict[str, Any]:

@@ -130,6 +130,23 @@ def test_times_alone_of_a_machine_that_has_accuracy_take_nothing_away(two, tmp_p
     assert speedup.of(after) != speedup.of(before)
 
 
+def test_times_of_another_cpu_borrow_nothing_that_a_cpu_decides(two, tmp_path):
+    sweep, work = two
+    half = sweep.cells[1]
+    beside = {"integer_share": 0.75, "integer_kernels": 3, "runtimes/openvino/accuracy": 0.5}
+    beside |= {"runtimes/openvino/note": "in bf16"}
+    results.publish(half, work, results.measured(half, **beside))
+    alone = {"integer_share": None, "integer_kernels": None}  # as bench.py measures
+    results.measure(half, work, "board", "Cortex-A72", accuracy=None, agreement=None, **alone)
+    paths, _ = report.build(sweep, work, tmp_path / "out")
+    every = report.read_folder(paths.folder).every
+    rows = {row.machine: row for row in every if row.id == half.id}
+    own, board = rows["A-CPU-2c"], rows["board"]
+    assert (own.integer_share, own.integer_kernels) == (0.75, 3) and own.runtime_notes
+    assert (board.integer_share, board.integer_kernels) == (None, None)
+    assert not board.runtime_notes and board.accuracy == own.accuracy
+
+
 def test_the_last_measurement_with_accuracy_is_kept_beside_times_alone():
     wanted = done._record({"repeats": 200}, None)
     older, fits = {**wanted, "measure": {"repeats": 100}}, wanted

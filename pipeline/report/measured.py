@@ -17,6 +17,8 @@ from pipeline.store import MeasurementEntry
 REQUIRED = ("accuracy", "stored_bytes")
 IN_RESULT = ""  # the name of the measurement in result.h5
 TIMES = (*(f"{kind}/" for kind in KINDS), "test_set_seconds", "base_test_set_seconds")
+# What else the CPU decides, and nobody else's stands for; predictions are lent, and that is said.
+OF_CPU = ("integer_kernels", "integer_share", "runtimes/")
 # Facts that are of the machine that measured, in the place of those of the one that trained.
 OF_MACHINE = (
     "machine",
@@ -112,7 +114,7 @@ def _with(
 ) -> store.Result:
     if one.name == IN_RESULT:
         return result
-    lent = {} if classified is None else _without_times(classified.measured)
+    lent = {} if classified is None else _lent(classified, one.machine)
     static = {} if in_result(result) else result.measured
     facts = {**result.facts, TRAINED_ON: result.facts.get("hardware")}
     facts |= {name: one.facts[name] for name in OF_MACHINE if name in one.facts}
@@ -125,8 +127,9 @@ def _with(
     return replace(result, facts=facts, measured={**static, **lent, **one.measured})
 
 
-def _without_times(measured: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in measured.items() if not name.startswith(TIMES)}
+def _lent(classified: Measurement, to: str) -> dict[str, Any]:
+    own = TIMES if classified.machine == to else (*TIMES, *OF_CPU)
+    return {n: value for n, value in classified.measured.items() if not n.startswith(own)}
 
 
 def _sum(*seconds: float | None) -> float | None:

@@ -109,7 +109,8 @@ def _kernels(what: str, loaded: Artifact, result: store.Result) -> Check:
     if same(recorded, share):
         return Check(what, OK, f"{share:.1%} of the work")
     shares = f"{share:.1%} of the work here, {_share(recorded)} recorded"
-    if other := _other_machine(result):
+    timed_elsewhere = "of a machine that only timed it" if recorded is None else ""
+    if other := _other_machine(result) or (CLASSIFIED_ON in result.facts and timed_elsewhere):
         return Check(what, UNCHECKED, f"{shares}; {other}")
     return Check(what, DIFFERS, shares)
 
