@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from pipeline import artifact, hardware, origin, runtimes, store
+from pipeline import artifact, done, hardware, origin, runtimes, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import accuracy, gpu, inference, latency
 from pipeline.measure.series import BATCHES, THREADS, Model, Series
@@ -47,8 +47,8 @@ def report(folder: Path, data_root: Path, cache: Path, say: Say) -> bool:
     paths = ReportPaths(folder)
     published = merged.read(paths.merged)
     bench = Bench(published, paths, data_root, cache)
-    done = set(published.frames.ids)
-    cells = [published.sweep.by_id[f.name] for f in artifacts.present(paths) if f.name in done]
+    known = set(published.frames.ids)
+    cells = [published.sweep.by_id[f.name] for f in artifacts.present(paths) if f.name in known]
     if not cells:
         raise UserError(
             f"{folder}: has no models to measure; `netpress report SWEEP --artifacts MB` adds them"
@@ -76,7 +76,7 @@ def _measured(bench: Bench, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]
     try:
         images, labels = bench.images_of(cell, result)
     except UserError:  # another machine's accuracy stands
-        return _facts(cell.measure, began, values), values
+        return _facts(cell, began, values), values
     own = inference.timed_logits(mine, images)
     classes = own[0].argmax(1)
     others = result.measured.get("base_predictions")
@@ -88,7 +88,7 @@ def _measured(bench: Bench, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]
             "labels": labels.astype(numpy.uint16),
             "test_set_seconds": own[1],
         }
-    return _facts(cell.measure, began, values), {**_kept(result), **values}
+    return _facts(cell, began, values), {**_kept(result), **values}
 
 
 def _own(bench: Bench, cell: Cell) -> Artifact:
@@ -104,10 +104,11 @@ def _kept(result: store.Result) -> dict[str, Any]:
     return {name: value for name, value in result.measured.items() if not name.startswith(own)}
 
 
-def _facts(settings: Measure, began: float, values: dict[str, Any]) -> dict[str, Any]:
-    ran = gpu.ran(settings.runtimes, values)
+def _facts(cell: Cell, began: float, values: dict[str, Any]) -> dict[str, Any]:
+    ran = gpu.ran(cell.measure.runtimes, values)
     return {
         **origin.loaded().facts(),
+        done.MADE_WITH: done.record(cell),
         **hardware.machine(on_gpu=bool(runtimes.on_gpu(ran))),
         "runtimes": ran,
         "seconds": time.time() - began,
@@ -156,6 +157,7 @@ def add(folder: Path, path: Path) -> None:
 def _checked(file: benches.Measured, paths: ReportPaths, path: Path) -> list[Found]:
     """What is in the file, each of a model in the report."""
     published = merged.read(paths.merged)
+    benches.check_once(file, path)
     facts = benches.facts_of(file)
     measurements = []
     for cell in file.cells:
@@ -172,6 +174,7 @@ def _checked(file: benches.Measured, paths: ReportPaths, path: Path) -> list[Fou
                     f"{path}: is of another model than that of {cell_id}: its SHA-256 is "
                     f"{given}, expected {expected}"
                 )
+        benches.check_name(file, cell, published.measurements(cell.id), path)
         measurements.append((cell.id, facts, benches.latencies(cell)))
     return measurements
 

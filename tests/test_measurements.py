@@ -348,6 +348,56 @@ def test_the_same_file_is_taken_by_a_report_with_models(mine, elsewhere, tmp_pat
         content = json.loads(elsewhere.read_text())
 
 
+def named_as(path, name, **machine):
+    """The file with another machine's name; None: after its CPU, as without --name."""
+    content = json.loads(path.read_text())
+    content["machine"] |= {"name": name, **machine}
+    changed = path.with_name(f"as-{name}.json")
+    changed.write_text(json.dumps(content))
+    return changed
+
+
+def test_a_file_is_shown_in_a_report_as_in_the_work_root_and_overrides_no_other_machine(
+    mine, elsewhere, tmp_path
+):
+    sweep, work = mine
+    [base] = sweep.cells
+    paths, before = report.build(sweep, work, tmp_path / "out", artifact_bytes=10**9)
+    result = cells.result(work.cell(base.id))
+    own = named_as(elsewhere, result.facts["machine"])  # as on the same kind of machine
+    content = json.loads(elsewhere.read_text())
+    (tmp_path / "twice.json").write_text(json.dumps({**content, "cells": 2 * content["cells"]}))
+    first = content["cells"][0]["latency_ms"]
+    first["artifact/all/batch1"] = [1e-6] * len(first["artifact/all/batch1"])
+    (tmp_path / "other-values.json").write_text(json.dumps(content))
+    adds = (
+        lambda path: benches.add(sweep, work, path),
+        lambda path: remeasure.add(paths.folder, path),
+    )
+    for add in adds:
+        with pytest.raises(UserError, match="is called .*, as another that measured cell"):
+            add(own)
+        with pytest.raises(UserError, match="a cell more than once"):
+            add(tmp_path / "twice.json")
+        add(elsewhere)
+        with pytest.raises(UserError, match="is called my-board, as another"):
+            add(named_as(elsewhere, "my-board", cpu="another CPU"))
+        with pytest.raises(UserError, match="is called my-board, as another"):
+            add(tmp_path / "other-values.json")
+        again = {**json.loads(elsewhere.read_text()), "measured_at": "2100-01-01T00:00:00Z"}
+        (tmp_path / "again.json").write_text(json.dumps(again))
+        add(tmp_path / "again.json")
+    read = report.read(sweep, work)
+    assert read.rows == before.rows == report.read_folder(paths.folder).rows
+    board = {row.machine: row for row in read.every}["my-board"]
+    assert board.facts["measured_at"].startswith("2100")
+    assert read.every == report.read_folder(paths.folder).every
+    # What came into a report before such names were refused is not shown in a machine's place.
+    file = benches.read(own)
+    remeasure.put(paths, [(base.id, benches.facts_of(file), benches.latencies(file.cells[0]))])
+    assert report.read_folder(paths.folder).rows == before.rows
+
+
 ADD = "import sys; from pipeline import cli; sys.exit(cli.main(sys.argv[1:]))"
 
 

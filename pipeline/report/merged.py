@@ -39,6 +39,7 @@ from pipeline.paths import Work, checked_name
 from pipeline.report import content, evidence, frames, reading, tuned
 from pipeline.report.evidence import Evidence
 from pipeline.report.frames import Frames
+from pipeline.report.measured import Measurement
 from pipeline.report.reading import Chunk, Parts, Read
 from pipeline.report.row import identity
 from pipeline.store import hdf5, typed
@@ -83,6 +84,11 @@ class Published:
         with store.open_hdf5(self.path, checked=True) as file:
             results = reading.results_of(file, cell_id, everything=True)
         return next(result for one, result in results if one.name == measurement)
+
+    def measurements(self, cell_id: str) -> list[Measurement]:
+        """All of a cell that has a result, without what is large. Raises Corrupt."""
+        with store.open_hdf5(self.path, checked=True) as file:
+            return reading.measurements_of(file, cell_id)
 
     @property
     def used(self) -> Used | None:

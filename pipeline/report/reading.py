@@ -28,11 +28,11 @@ import h5py
 import numpy
 from h5py import h5d, h5f, h5g, h5o, h5p, h5s, h5t
 
-from pipeline import garbage, hardware, store, usage
+from pipeline import done, garbage, hardware, store, usage
 from pipeline.errors import Corrupt
 from pipeline.paths import CellPaths
 from pipeline.report.evidence import Measured, check_results, in_work, is_row_evidence
-from pipeline.report.measured import Measurement, combined
+from pipeline.report.measured import Measurement, combined, in_result
 from pipeline.report.row import Identity, Row, row
 from pipeline.store import hdf5, typed
 
@@ -152,7 +152,15 @@ def results_of(file: h5py.File, cell_id: str, *, everything: bool = False) -> li
     result = store.result_in(tree, everything, wanted)
     if result.id != cell_id:
         raise Corrupt(f"{file.filename}: is of cell {result.id}")
-    return check_results(list(combined(result, list(_measurements(tree, wanted)))), file.filename)
+    every = combined(result, list(_measurements(tree, wanted)), done.record_of_json(result.cell))
+    return check_results(list(every), file.filename)
+
+
+def measurements_of(file: h5py.File, cell_id: str) -> list[Measurement]:
+    """All of a cell in an open results.h5, as far as a row needs them."""
+    tree = hdf5.Tree.of(file["cells"][cell_id].id)
+    own = in_result(store.result_in(tree, False, is_row_evidence))
+    return [*([own] if own else []), *_measurements(tree, is_row_evidence)]
 
 
 @dataclass(frozen=True)
@@ -191,7 +199,7 @@ def _read(request: Request, earlier: Sequence[_Earlier], file: h5py.File | None 
         found, added = _found(request, earlier, everything)
         pieces = _numbered(found.pieces, added)
         measurements = [piece.measurement for piece in pieces]
-        every = list(combined(found.result, measurements))
+        every = list(combined(found.result, measurements, made_with))
         rows = _rows(named, check_results(every, paths.result))
     except (FileNotFoundError, Corrupt) as error:
         return Read(error=error, usage=usage.of_cell(paths))
