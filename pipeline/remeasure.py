@@ -2,7 +2,7 @@
 
 Of a report there are no networks in PyTorch, so nothing simulated is timed, and a base that is not
 in the report is one of its shape with random weights, as in `verify`. Where this machine lacks the
-images, accuracy stays that of the machine that had them.
+images, or cannot know what the base predicts on it, accuracy stays that of the machine that did.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.report import artifacts, merged
 from pipeline.report.measured import OF_CPU, TIMES
 from pipeline.store import hdf5
 from pipeline.sweep import Cell, Measure
-from pipeline.verify.artifacts import Bench
+from pipeline.verify.artifacts import Bench, elsewhere
 
 if TYPE_CHECKING:
     import h5py
@@ -77,18 +77,45 @@ def _measured(bench: Bench, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]
         images, labels = bench.images_of(cell, result)
     except UserError:  # another machine's accuracy stands
         return _facts(cell, began, values), values
-    own = inference.timed_logits(mine, images)
-    classes = own[0].argmax(1)
-    others = result.measured.get("base_predictions")
-    if isinstance(others, numpy.ndarray) and others.shape == labels.shape:
-        values |= accuracy.of_predictions(classes, others, labels)
-        values |= {
-            "predictions": classes.astype(numpy.uint16),
-            "base_predictions": others,
-            "labels": labels.astype(numpy.uint16),
-            "test_set_seconds": own[1],
-        }
+    own, own_s = _classified(mine, images)
+    theirs, theirs_s = _of_base(bench, cell, result, images, (own, own_s))
+    if theirs is None or theirs.shape != labels.shape:
+        return _facts(cell, began, values), values
+    values |= accuracy.of_predictions(own, theirs, labels)
+    values |= {
+        "predictions": own.astype(numpy.uint16),
+        "base_predictions": theirs.astype(numpy.uint16),
+        "labels": labels.astype(numpy.uint16),
+        "test_set_seconds": own_s,
+        **({} if theirs_s is None else {"base_test_set_seconds": theirs_s}),
+    }
     return _facts(cell, began, values), {**_kept(result), **values}
+
+
+def _classified(model: Artifact, images: numpy.ndarray) -> tuple[numpy.ndarray, float]:
+    """(classes [N], seconds for all)."""
+    logits, seconds = inference.timed_logits(model, images)
+    return logits.argmax(1), seconds
+
+
+def _of_base(
+    bench: Bench,
+    cell: Cell,
+    result: store.Result,
+    images: numpy.ndarray,
+    own: tuple[numpy.ndarray, float],
+) -> tuple[numpy.ndarray | None, float | None]:
+    """The same of the cell's base: a drop compares predictions of one machine. Those that are
+    recorded are this machine's as well where it is of the same kind; None where nothing is."""
+    if cell.is_base:
+        return own
+    base = bench.own_base(cell)
+    if base is not None:
+        return _classified(base, images)
+    recorded = result.measured.get("base_predictions")
+    if not isinstance(recorded, numpy.ndarray) or elsewhere(result):
+        return None, None
+    return recorded, None
 
 
 def _own(bench: Bench, cell: Cell) -> Artifact:
