@@ -250,6 +250,24 @@ def test_what_is_no_list_is_a_sentence(text, sweep, work, made):
         report.build(sweep, work, made.folder.parent)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "sparse", "full"])
+def test_a_list_that_cannot_be_read_whole_is_a_sentence(kind, sweep, work, made):
+    made.listing.unlink()
+    if kind == "pipe":
+        os.mkfifo(made.listing)  # which nobody writes to
+    elif kind == "sparse":
+        with open(made.listing, "wb") as file:
+            file.truncate(20 << 30)
+    else:
+        made.listing.write_text('{"netpress_report": [' + "[]," * 5_000_000 + "[]]}")
+    for make in (
+        lambda: report.rebuild(made.folder),
+        lambda: report.build(sweep, work, made.folder.parent),
+    ):
+        with pytest.raises(UserError, match="files.json: is not the list"):
+            make()
+
+
 def test_a_report_without_a_list_is_made_anew_and_loses_nothing(sweep, work, made):
     before = files(made.folder)
     made.listing.unlink()
