@@ -158,13 +158,16 @@ for command in cli_cluster.COMMANDS:
     help="A report's folder, for results that are not in the work root.",
 )
 @click.option(
-    "--machine", metavar="NAME", help="Whose measurements are shown [that which measured most]."
+    "--machine",
+    metavar="NAME",
+    help="Whose measurements are shown; a report's folder remembers it, '' restores the default "
+    "[that which measured most].",
 )
 @click.option(
     "--similarity",
     "similarity_of",
     metavar="CELL",
-    help="Whose layers are compared with each of its base's [of what loses most].",
+    help="Whose layers are compared with each of its base's; as --machine [of what loses most].",
 )
 @click.option(
     "--mlflow",

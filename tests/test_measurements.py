@@ -83,7 +83,7 @@ def test_times_of_several_machines_in_one_table_are_named(two):
 
 def test_a_report_keeps_every_machine_and_compares_them(two, tmp_path):
     sweep, work = two
-    paths, _ = report.build(sweep, work, tmp_path / "out")
+    paths, frames = report.build(sweep, work, tmp_path / "out")
     text, page = paths.markdown.read_text(), paths.page.read_text()
     assert "Speed by machine" in text and "| kd | board | 1 |" in text
     assert '<option value="0" selected>A CPU, 2 cores</option>' in page
@@ -96,6 +96,14 @@ def test_a_report_keeps_every_machine_and_compares_them(two, tmp_path):
     assert [row.machine for row in report.read_folder(paths.folder).rows] == ["board"] * 2
     text = paths.markdown.read_text()
     assert "not measured on board" in text and "Accuracy is as A-CPU-2c measured it" in text
+    for machine, cells_of in (("A-CPU", 3), ("", 3), (None, 2)):
+        shown = report.read_folder(paths.folder, machine)
+        assert (len(shown.rows), len(shown.gaps)) == (cells_of, 3 - cells_of)
+    report.rebuild(paths.folder, machine="")  # the default again
+    assert {p: p.read_bytes() for p in before if p != paths.merged} == {
+        p: data for p, data in before.items() if p != paths.merged
+    }
+    assert report.read_folder(paths.folder) == frames
 
 
 def test_what_is_added_to_a_report_stands_beside_what_it_has(two, tmp_path):

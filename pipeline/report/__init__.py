@@ -62,15 +62,16 @@ def build(
     where it is none. After it, the report that lies there already counts in the same way: what was
     added to it, or was removed from the work root since, exists nowhere else.
 
-    `machine`: whose measurements are shown; UserError where it measured none. None: of the machine
-    that measured most.
+    `machine`: whose measurements are shown; UserError where it measured none. None or "": of the
+    machine that measured most.
 
     `similarity_of`: the id of the cell whose layers are compared, each with each of its base's;
-    UserError where it has no such result. None: of the technique that loses most.
+    UserError where it has no such result. None or "": of the technique that loses most.
     """
     from pipeline.report import artifacts, frames, merged, versions
     from pipeline.report.owned import Owned
 
+    machine, similarity_of = machine or None, similarity_of or None
     named, paths = _named(earlier), report(sweep.name, out)
     with store.lock_folder(paths.lock):
         owned = Owned.of(paths)
@@ -105,7 +106,7 @@ def rebuild(
     folder: Path, machine: str | None = None, similarity_of: str | None = None
 ) -> tuple[ReportPaths, Frames]:
     """Write the report in `folder` anew from its results.h5 alone, to the same bytes. `machine`,
-    `similarity_of`: as in `build`; results.h5 remembers them.
+    `similarity_of`: as in `build`; results.h5 remembers them until they are "".
 
     Raises FileNotFoundError where there is none, Corrupt, and UserError where another version of
     netpress wrote it or somebody else's file is in the way.
@@ -178,14 +179,14 @@ def read(
 
     sources = Sources.of(_named(earlier), _own(report(sweep.name, out)))
     sweep = versions.with_older(sweep, work, sources.ids)
-    return frames.read(sweep, work, sources.paths).on(machine, sweep)
+    return frames.read(sweep, work, sources.paths).on(machine or None, sweep)
 
 
 def read_folder(folder: Path, machine: str | None = None) -> Frames:
     """The same, of the results.h5 in a report's folder; raises as `rebuild`."""
     from pipeline.report import merged
 
-    return merged.read(ReportPaths(folder).merged).on(machine).frames
+    return merged.read(ReportPaths(folder).merged, machine).frames
 
 
 def sweep_of(folder: Path) -> Sweep:

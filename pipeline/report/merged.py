@@ -230,15 +230,18 @@ def _gap_json(gap: Gap) -> dict[str, Any]:
 
 
 def show(published: Published, machine: str | None, similarity_of: str | None) -> Published:
-    """Have results.h5 remember which machine, and whose layers, are shown; raises as `Frames.on`
-    and `write`."""
-    name = None if machine is None else published.frames.named(machine)
+    """Have results.h5 remember which machine, and whose layers, are shown; "" forgets it. Raises as
+    `Frames.on` and `write`."""
+    name = machine and published.frames.named(machine)
 
     def put(file: h5py.File) -> None:
-        if name is not None:
+        for key, value in ((MACHINE, name), (SIMILARITY_OF, similarity_of)):
+            if value == "":
+                file.attrs.pop(key, None)
+        if name:
             file.attrs[MACHINE] = name
-        if similarity_of is not None:
-            _put_similarity_of(file, published.on(name).frames, similarity_of)
+        if similarity_of:
+            _put_similarity_of(file, read(published.path, name).frames, similarity_of)
 
     store.change_hdf5(published.path, put)
     return read(published.path)
@@ -261,18 +264,20 @@ def _put_similarity_of(file: h5py.File, shown: Frames, cell_id: str) -> None:
 # --- reading ---------------------------------------------------------------------------------
 
 
-def read(path: Path) -> Published:
-    """What `write` put into `path`, without a work root.
+def read(path: Path, shown: str | None = None) -> Published:
+    """What `write` put into `path`, without a work root. `shown`: the machine, as `Frames.on`; ""
+    for the one that measured most, None for the one that the file remembers.
 
     Raises FileNotFoundError; UserError where another version of netpress wrote it; Corrupt for
     everything else that is not such a file, whole.
     """
     with store.open_hdf5(path) as file:
         _check(file, path)
-        machine, similarity_of = (
+        remembered, similarity_of = (
             hdf5.attribute(file.id, name.encode()) if name in file.attrs else None
             for name in (MACHINE, SIMILARITY_OF)
         )
+        machine = remembered if shown is None else shown or None
         missing, usages = _json(file, "gaps"), _json(file, "usage")
         sweep = _sweep(file, path, {gap["cell"]["id"]: gap["cell"] for gap in missing})
     gaps = {gap["cell"]["id"]: gap["reason"] for gap in missing}
