@@ -98,7 +98,8 @@ def _held(path: Path) -> Iterator[None]:
             if lock.take():
                 try:
                     if _is_at(path, descriptor):  # its last holder may have removed it since
-                        _sign(descriptor, lock.owner)
+                        with contextlib.suppress(OSError):  # it is for the message alone
+                            _sign(descriptor, lock.owner)
                         yield
                         return
                 finally:
