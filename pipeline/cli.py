@@ -158,13 +158,16 @@ for command in cli_cluster.COMMANDS:
     help="A report's folder, for results that are not in the work root.",
 )
 @click.option(
-    "--machine", metavar="NAME", help="Whose measurements are shown [that which measured most]."
+    "--machine",
+    metavar="NAME",
+    help="Whose measurements are shown; a report's folder remembers it, '' restores the default "
+    "[that which measured most].",
 )
 @click.option(
     "--similarity",
     "similarity_of",
     metavar="CELL",
-    help="Whose layers are compared with each of its base's [of what loses most].",
+    help="Whose layers are compared with each of its base's; as --machine [of what loses most].",
 )
 @click.option(
     "--mlflow",
@@ -213,7 +216,7 @@ def report(
         most_bytes = None if artifact_mb is None else int(artifact_mb * 1e6)
         if earlier and not paths.ReportPaths(earlier).merged.is_file():
             raise UserError(f"--with {earlier}: expected the folder of a report, with results.h5")
-        look = partial(report.read, sweep, work, earlier, machine)
+        look = partial(report.read, sweep, work, earlier, machine, to)
         chosen = similarity_of and plan.find_cell(sweep, similarity_of).id
         make = partial(report.build, sweep, work, to, most_bytes, earlier, machine, chosen)
     if as_json:

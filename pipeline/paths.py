@@ -255,6 +255,11 @@ class ReportPaths:
         return self.folder / "files.json"
 
     @property
+    def lock(self) -> Path:
+        """There while a process writes the report; without flock, its claims stay beside it."""
+        return self.folder / ".lock"
+
+    @property
     def always(self) -> tuple[Path, ...]:
         """The files that every report has."""
         return (

@@ -2,7 +2,7 @@
 
 Of a report there are no networks in PyTorch, so nothing simulated is timed, and a base that is not
 in the report is one of its shape with random weights, as in `verify`. Where this machine lacks the
-images, accuracy stays that of the machine that had them.
+images, or cannot know what the base predicts on it, accuracy stays that of the machine that did.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from pipeline import artifact, hardware, origin, runtimes, store
+from pipeline import artifact, done, hardware, origin, runtimes, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import accuracy, gpu, inference, latency
 from pipeline.measure.series import BATCHES, THREADS, Model, Series
 from pipeline.orchestrate import bench as benches
 from pipeline.paths import ReportPaths
 from pipeline.report import artifacts, merged
-from pipeline.report.measured import TIMES
+from pipeline.report.measured import OF_CPU, TIMES
 from pipeline.store import hdf5
 from pipeline.sweep import Cell, Measure
-from pipeline.verify.artifacts import Bench
+from pipeline.verify.artifacts import Bench, elsewhere
 
 if TYPE_CHECKING:
     import h5py
@@ -47,8 +47,8 @@ def report(folder: Path, data_root: Path, cache: Path, say: Say) -> bool:
     paths = ReportPaths(folder)
     published = merged.read(paths.merged)
     bench = Bench(published, paths, data_root, cache)
-    done = set(published.frames.ids)
-    cells = [published.sweep.by_id[f.name] for f in artifacts.present(paths) if f.name in done]
+    known = set(published.frames.ids)
+    cells = [published.sweep.by_id[f.name] for f in artifacts.present(paths) if f.name in known]
     if not cells:
         raise UserError(
             f"{folder}: has no models to measure; `netpress report SWEEP --artifacts MB` adds them"
@@ -63,7 +63,7 @@ def report(folder: Path, data_root: Path, cache: Path, say: Say) -> bool:
         except (UserError, Corrupt) as error:
             say(f"[{i + 1}/{len(cells)}] {cell.name}: not measured: {error}")
         else:
-            put(paths.merged, [one])
+            put(paths, [one])
             measured += 1
     return measured == len(cells)
 
@@ -76,19 +76,46 @@ def _measured(bench: Bench, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]
     try:
         images, labels = bench.images_of(cell, result)
     except UserError:  # another machine's accuracy stands
-        return _facts(cell.measure, began, values), values
-    own = inference.timed_logits(mine, images)
-    classes = own[0].argmax(1)
-    others = result.measured.get("base_predictions")
-    if isinstance(others, numpy.ndarray) and others.shape == labels.shape:
-        values |= accuracy.of_predictions(classes, others, labels)
-        values |= {
-            "predictions": classes.astype(numpy.uint16),
-            "base_predictions": others,
-            "labels": labels.astype(numpy.uint16),
-            "test_set_seconds": own[1],
-        }
-    return _facts(cell.measure, began, values), {**_kept(result), **values}
+        return _facts(cell, began, values), values
+    own, own_s = _classified(mine, images)
+    theirs, theirs_s = _of_base(bench, cell, result, images, (own, own_s))
+    if theirs is None or theirs.shape != labels.shape:
+        return _facts(cell, began, values), values
+    values |= accuracy.of_predictions(own, theirs, labels)
+    values |= {
+        "predictions": own.astype(numpy.uint16),
+        "base_predictions": theirs.astype(numpy.uint16),
+        "labels": labels.astype(numpy.uint16),
+        "test_set_seconds": own_s,
+        **({} if theirs_s is None else {"base_test_set_seconds": theirs_s}),
+    }
+    return _facts(cell, began, values), {**_kept(result), **values}
+
+
+def _classified(model: Artifact, images: numpy.ndarray) -> tuple[numpy.ndarray, float]:
+    """(classes [N], seconds for all)."""
+    logits, seconds = inference.timed_logits(model, images)
+    return logits.argmax(1), seconds
+
+
+def _of_base(
+    bench: Bench,
+    cell: Cell,
+    result: store.Result,
+    images: numpy.ndarray,
+    own: tuple[numpy.ndarray, float],
+) -> tuple[numpy.ndarray | None, float | None]:
+    """The same of the cell's base: a drop compares predictions of one machine. Those that are
+    recorded are this machine's as well where it is of the same kind; None where nothing is."""
+    if cell.is_base:
+        return own
+    base = bench.own_base(cell)
+    if base is not None:
+        return _classified(base, images)
+    recorded = result.measured.get("base_predictions")
+    if not isinstance(recorded, numpy.ndarray) or elsewhere(result):
+        return None, None
+    return recorded, None
 
 
 def _own(bench: Bench, cell: Cell) -> Artifact:
@@ -100,14 +127,15 @@ def _own(bench: Bench, cell: Cell) -> Artifact:
 
 def _kept(result: store.Result) -> dict[str, Any]:
     """What no machine decides, and what only the network in PyTorch yields."""
-    timed = ("runtimes/", *TIMES)
-    return {name: value for name, value in result.measured.items() if not name.startswith(timed)}
+    own = (*TIMES, *OF_CPU)
+    return {name: value for name, value in result.measured.items() if not name.startswith(own)}
 
 
-def _facts(settings: Measure, began: float, values: dict[str, Any]) -> dict[str, Any]:
-    ran = gpu.ran(settings.runtimes, values)
+def _facts(cell: Cell, began: float, values: dict[str, Any]) -> dict[str, Any]:
+    ran = gpu.ran(cell.measure.runtimes, values)
     return {
         **origin.loaded().facts(),
+        done.MADE_WITH: done.record(cell),
         **hardware.machine(on_gpu=bool(runtimes.on_gpu(ran))),
         "runtimes": ran,
         "seconds": time.time() - began,
@@ -115,11 +143,20 @@ def _facts(settings: Measure, began: float, values: dict[str, Any]) -> dict[str,
 
 
 @store.shared()
-def put(path: Path, measurements: Iterable[Found]) -> None:
-    """Adds measurements to a results.h5 that was read before; one that it has counts once."""
+def put(paths: ReportPaths, measurements: Iterable[Found]) -> None:
+    """Adds measurements to the results.h5 of a report, which was read before; one that it has
+    counts once. Raises UserError where a new report has no such cell any more."""
+    with store.lock_folder(paths.lock):
+        _put(paths.merged, measurements)
+
+
+def _put(path: Path, measurements: Iterable[Found]) -> None:
+    """The same with the lock held."""
 
     def change(file: h5py.File) -> None:
         for cell_id, facts, measured in measurements:
+            if cell_id not in file["cells"]:
+                raise UserError(f"{path}: has no result of {cell_id} any more, so none is added")
             group = file["cells"][cell_id].require_group("measurements")
             earlier = [name for name in group if name.rpartition("-")[0] == facts["machine"]]
             described = json.dumps(facts, sort_keys=True, allow_nan=False)
@@ -135,17 +172,25 @@ def put(path: Path, measurements: Iterable[Found]) -> None:
     store.change_hdf5(path, change)
 
 
+@store.shared()
 def add(folder: Path, path: Path) -> None:
     """What bench.py measured of models that lie in the report; raises UserError where the file is
     none, or is of other models."""
     paths, file = ReportPaths(folder), benches.read(path)
+    with store.lock_folder(paths.lock):
+        _put(paths.merged, _checked(file, paths, path))
+
+
+def _checked(file: benches.Measured, paths: ReportPaths, path: Path) -> list[Found]:
+    """What is in the file, each of a model in the report."""
     published = merged.read(paths.merged)
+    benches.check_once(file, path)
     facts = benches.facts_of(file)
     measurements = []
     for cell in file.cells:
         model = paths.artifact(cell.id)
         if cell.id not in published.frames.ids or not model.is_dir():
-            raise UserError(f"{path}: has cell {cell.id}, whose model is not in {folder}")
+            raise UserError(f"{path}: has cell {cell.id}, whose model is not in {paths.folder}")
         base = published.sweep.by_id[cell.id].base_id
         for cell_id, given, expected in (
             (cell.id, cell.model_sha256, hashlib.sha256(artifact.load(model).model).hexdigest()),
@@ -156,8 +201,9 @@ def add(folder: Path, path: Path) -> None:
                     f"{path}: is of another model than that of {cell_id}: its SHA-256 is "
                     f"{given}, expected {expected}"
                 )
+        benches.check_name(file, cell, published.measurements(cell.id), path)
         measurements.append((cell.id, facts, benches.latencies(cell)))
-    put(paths.merged, measurements)
+    return measurements
 
 
 def _recorded(published: merged.Published, cell_id: str) -> str | None:

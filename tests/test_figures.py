@@ -366,6 +366,8 @@ def test_a_report_remembers_whose_layers_it_compares(tmp_path, capsys):
     assert cli.main([*command, "digits/vgg16_bn/dkd/1"]) == 2
     assert "were not compared with each of its base's" in capsys.readouterr().err
     assert paths.merged.read_bytes() == before
+    assert cli.main([*command, ""]) == 0  # the default again
+    assert paths.svg("layer-pairs").read_bytes() == default
 
 
 def test_of_many_layers_some_are_compared_and_named_by_their_numbers():

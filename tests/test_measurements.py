@@ -19,7 +19,7 @@ from pipeline import done, remeasure, report, same_kind, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import bench as benches
 from pipeline.orchestrate import measure, plan
-from pipeline.paths import Work
+from pipeline.paths import CODE, Work
 from pipeline.report import content, figures, frames, measured, merged
 from pipeline.report.metrics import METRIC
 from pipeline.timeline import Timeline, line
@@ -83,7 +83,7 @@ def test_times_of_several_machines_in_one_table_are_named(two):
 
 def test_a_report_keeps_every_machine_and_compares_them(two, tmp_path):
     sweep, work = two
-    paths, _ = report.build(sweep, work, tmp_path / "out")
+    paths, frames = report.build(sweep, work, tmp_path / "out")
     text, page = paths.markdown.read_text(), paths.page.read_text()
     assert "Speed by machine" in text and "| kd | board | 1 |" in text
     assert '<option value="0" selected>A CPU, 2 cores</option>' in page
@@ -96,6 +96,14 @@ def test_a_report_keeps_every_machine_and_compares_them(two, tmp_path):
     assert [row.machine for row in report.read_folder(paths.folder).rows] == ["board"] * 2
     text = paths.markdown.read_text()
     assert "not measured on board" in text and "Accuracy is as A-CPU-2c measured it" in text
+    for machine, cells_of in (("A-CPU", 3), ("", 3), (None, 2)):
+        shown = report.read_folder(paths.folder, machine)
+        assert (len(shown.rows), len(shown.gaps)) == (cells_of, 3 - cells_of)
+    report.rebuild(paths.folder, machine="")  # the default again
+    assert {p: p.read_bytes() for p in before if p != paths.merged} == {
+        p: data for p, data in before.items() if p != paths.merged
+    }
+    assert report.read_folder(paths.folder) == frames
 
 
 def test_what_is_added_to_a_report_stands_beside_what_it_has(two, tmp_path):
@@ -106,7 +114,7 @@ def test_what_is_added_to_a_report_stands_beside_what_it_has(two, tmp_path):
     values = {k: v for k, v in results.measured(tiny, 2.0).items() if k.startswith("latency/")}
     for day in ("01", "02", "02"):  # what it has counts once
         at = {"measured_at": f"2026-01-{day}T12:00:00Z"}
-        remeasure.put(paths.merged, [(tiny.id, facts | at, values)])
+        remeasure.put(paths, [(tiny.id, facts | at, values)])
     again = report.read_folder(paths.folder)
     assert again.machines == ["A-CPU-2c", "board"] and again.rows == frames.rows
     assert len([row for row in again.every if row.machine == "board"]) == 3
@@ -122,12 +130,29 @@ def test_times_alone_of_a_machine_that_has_accuracy_take_nothing_away(two, tmp_p
     before = {row.id: row for row in frames.rows}[tiny.id]
     facts = {"machine": "A-CPU-2c", "hardware": {"cpu": "A CPU", "cores": 2}}
     values = {k: v for k, v in results.measured(tiny, 7.0).items() if k.startswith("latency/")}
-    remeasure.put(paths.merged, [(tiny.id, facts, values)])
+    remeasure.put(paths, [(tiny.id, facts, values)])
     after = {row.id: row for row in report.read_folder(paths.folder).rows}[tiny.id]
     assert after.accuracy == before.accuracy
     assert measured.CLASSIFIED_ON not in after.facts and after.measurement == "A-CPU-2c-1"
     speedup = METRIC["speedup_all_batch1"]
     assert speedup.of(after) != speedup.of(before)
+
+
+def test_times_of_another_cpu_borrow_nothing_that_a_cpu_decides(two, tmp_path):
+    sweep, work = two
+    half = sweep.cells[1]
+    beside = {"integer_share": 0.75, "integer_kernels": 3, "runtimes/openvino/accuracy": 0.5}
+    beside |= {"runtimes/openvino/note": "in bf16"}
+    results.publish(half, work, results.measured(half, **beside))
+    alone = {"integer_share": None, "integer_kernels": None}  # as bench.py measures
+    results.measure(half, work, "board", "Cortex-A72", accuracy=None, agreement=None, **alone)
+    paths, _ = report.build(sweep, work, tmp_path / "out")
+    every = report.read_folder(paths.folder).every
+    rows = {row.machine: row for row in every if row.id == half.id}
+    own, board = rows["A-CPU-2c"], rows["board"]
+    assert (own.integer_share, own.integer_kernels) == (0.75, 3) and own.runtime_notes
+    assert (board.integer_share, board.integer_kernels) == (None, None)
+    assert not board.runtime_notes and board.accuracy == own.accuracy
 
 
 def test_the_last_measurement_with_accuracy_is_kept_beside_times_alone():
@@ -147,6 +172,60 @@ def test_the_last_measurement_with_accuracy_is_kept_beside_times_alone():
     assert chosen(fits, times) == ["0"]
     assert chosen(times) == ["0"]
     assert chosen(times, older) == ["1"]
+
+
+def put_elsewhere(paths, cell, ratio, day="02", machine="board"):
+    """As `measure REPORT --add` puts times of another machine into a report."""
+    facts = {
+        "machine": machine,
+        "hardware": {"cpu": "Cortex-A72", "cores": 4},
+        "measured_at": f"2026-02-{day}T12:00:00Z",
+    }
+    every = results.measured(cell, ratio)
+    values = {name: value for name, value in every.items() if name.startswith("latency/")}
+    remeasure.put(paths, [(cell.id, facts, values)])
+
+
+def names(paths, cell):
+    with h5py.File(paths.merged) as file:
+        return list(file[f"cells/{cell.id}"].get("measurements", ()))
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_a_new_report_keeps_what_was_added_to_the_one_before(two, tmp_path, over):
+    """To the one that it replaces, or to another that --with names."""
+    sweep, work = two
+    base, half, tiny = sweep.cells
+    old = report.build(sweep, work, tmp_path / "out")[0]
+    put_elsewhere(old, half, 16.0)  # after what the work root has of the board
+    put_elsewhere(old, tiny, 2.0, machine="other")
+    before = report.read_folder(old.folder)
+    out, earlier = (tmp_path / "out", None) if over else (tmp_path / "new", old.folder)
+    for _ in range(2):  # each once
+        paths, listed = report.build(sweep, work, out, earlier=earlier)
+        assert names(paths, half) == ["board-1", "board-2"] and names(paths, tiny) == ["other-1"]
+        assert names(paths, base) == ["board-1"]
+        again = report.read_folder(paths.folder)
+        assert listed == again and again.every == before.every
+        assert report.read(sweep, work, earlier, out=out).every == before.every
+    # Of another artifact, it is no addition.
+    (work.cell(tiny.id).artifact / "model.onnx").write_bytes(b"another model")
+    store.write_manifest(work.cell(tiny.id), {done.MADE_WITH: done.record(tiny)})
+    report.build(sweep, work, out, earlier=earlier)
+    assert names(paths, tiny) == []
+
+
+def test_of_several_reports_each_gives_what_it_has(two, tmp_path):
+    """The work root has nothing any more: one has the cell, and both a measurement of their own."""
+    sweep, work = two
+    tiny = sweep.cells[2]
+    one, other = (report.build(sweep, work, tmp_path / name)[0] for name in ("one", "other"))
+    put_elsewhere(one, tiny, 2.0, machine="first")
+    put_elsewhere(other, tiny, 2.0, machine="second")
+    shutil.rmtree(work.root)
+    report.build(sweep, work, tmp_path / "other", earlier=one.folder)
+    assert names(other, tiny) == ["first-1", "second-1"]
+    assert len(report.read_folder(other.folder).every) == 7
 
 
 def test_a_measurement_that_leads_out_of_the_file_is_refused(two, tmp_path):
@@ -275,6 +354,103 @@ def test_the_same_file_is_taken_by_a_report_with_models(mine, elsewhere, tmp_pat
         with pytest.raises(UserError, match="is of another model than that of"):
             remeasure.add(paths.folder, tmp_path / "wrong.json")
         content = json.loads(elsewhere.read_text())
+
+
+def named_as(path, name, **machine):
+    """The file with another machine's name; None: after its CPU, as without --name."""
+    content = json.loads(path.read_text())
+    content["machine"] |= {"name": name, **machine}
+    changed = path.with_name(f"as-{name}.json")
+    changed.write_text(json.dumps(content))
+    return changed
+
+
+def test_a_file_is_shown_in_a_report_as_in_the_work_root_and_overrides_no_other_machine(
+    mine, elsewhere, tmp_path
+):
+    sweep, work = mine
+    [base] = sweep.cells
+    paths, before = report.build(sweep, work, tmp_path / "out", artifact_bytes=10**9)
+    result = cells.result(work.cell(base.id))
+    own = named_as(elsewhere, result.facts["machine"])  # as on the same kind of machine
+    content = json.loads(elsewhere.read_text())
+    (tmp_path / "twice.json").write_text(json.dumps({**content, "cells": 2 * content["cells"]}))
+    first = content["cells"][0]["latency_ms"]
+    first["artifact/all/batch1"] = [1e-6] * len(first["artifact/all/batch1"])
+    (tmp_path / "other-values.json").write_text(json.dumps(content))
+    adds = (
+        lambda path: benches.add(sweep, work, path),
+        lambda path: remeasure.add(paths.folder, path),
+    )
+    for add in adds:
+        with pytest.raises(UserError, match="is called .*, as another that measured cell"):
+            add(own)
+        with pytest.raises(UserError, match="a cell more than once"):
+            add(tmp_path / "twice.json")
+        add(elsewhere)
+        with pytest.raises(UserError, match="is called my-board, as another"):
+            add(named_as(elsewhere, "my-board", cpu="another CPU"))
+        with pytest.raises(UserError, match="is called my-board, as another"):
+            add(tmp_path / "other-values.json")
+        again = {**json.loads(elsewhere.read_text()), "measured_at": "2100-01-01T00:00:00Z"}
+        (tmp_path / "again.json").write_text(json.dumps(again))
+        add(tmp_path / "again.json")
+    read = report.read(sweep, work)
+    assert read.rows == before.rows == report.read_folder(paths.folder).rows
+    board = {row.machine: row for row in read.every}["my-board"]
+    assert board.facts["measured_at"].startswith("2100")
+    assert read.every == report.read_folder(paths.folder).every
+    # What came into a report before such names were refused is not shown in a machine's place.
+    file = benches.read(own)
+    remeasure.put(paths, [(base.id, benches.facts_of(file), benches.latencies(file.cells[0]))])
+    assert report.read_folder(paths.folder).rows == before.rows
+
+
+ADD = "import sys; from pipeline import cli; sys.exit(cli.main(sys.argv[1:]))"
+
+
+def test_what_is_added_by_several_at_once_is_there_of_each(mine, elsewhere, tmp_path):
+    sweep, work = mine
+    paths, _ = report.build(sweep, work, tmp_path / "out", artifact_bytes=10**9)
+    content = json.loads(elsewhere.read_text())
+    every = [f"board-{i}" for i in range(4)]
+    for name in every:
+        content["machine"]["name"] = name
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    lock = paths.lock
+    lock.write_text("of a process that was killed")
+    os.chmod(lock, 0o600)
+    environment = {**os.environ, "PYTHONPATH": str(CODE)}
+    adding = [
+        subprocess.Popen(
+            [sys.executable, "-c", ADD, "measure", paths.folder, "--add", f"{name}.json"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
+        for name in every
+    ]
+    assert [process.wait() for process in adding] == [0] * 4
+    assert {*every} < {*report.read_folder(paths.folder).machines}
+    assert not lock.exists() and not any(".tmp-" in name for name in os.listdir(paths.folder))
+
+
+def test_a_report_that_another_process_changes_is_waited_for(two, tmp_path, monkeypatch):
+    sweep, work = two
+    paths, _ = report.build(sweep, work, tmp_path / "out")
+    monkeypatch.setattr(store.locks, "WAIT_S", 0.2)
+    before = paths.merged.read_bytes()
+    with store.lock_folder(paths.lock):
+        for change in (
+            lambda: report.build(sweep, work, tmp_path / "out"),
+            lambda: report.rebuild(paths.folder),
+            lambda: put_elsewhere(paths, sweep.cells[2], 2.0),
+        ):
+            with pytest.raises(UserError, match=f"is being changed by process {os.getpid()} on"):
+                change()
+    assert paths.merged.read_bytes() == before
+    put_elsewhere(paths, sweep.cells[2], 2.0)
+    assert paths.merged.read_bytes() != before
 
 
 def test_a_reports_models_are_measured_again_and_one_that_cannot_be_costs_itself(

@@ -17,7 +17,7 @@ import pytest
 from pipeline import __version__, cli, hardware, report, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure.series import Series
-from pipeline.orchestrate import plan
+from pipeline.orchestrate import local, plan
 from pipeline.paths import Work
 from pipeline.report import evidence, frames, merged, reading, row
 from pipeline.store import hdf5
@@ -239,7 +239,7 @@ def test_what_the_work_root_has_goes_before_what_an_earlier_report_has(sweep, wo
     shutil.rmtree(work.cell(ids[2]).folder)
     shutil.rmtree(work.cell(ids[-1]).folder)
     results.publish(sweep.by_id[ids[-1]], work, values(sweep.by_id[ids[-1]]))
-    merged_frames = merged.write(sweep, work, tmp_path / "results.h5", paths.merged).frames
+    merged_frames = merged.write(sweep, work, tmp_path / "results.h5", [paths.merged]).frames
     assert merged_frames.cells["id"].tolist() == [i for i in ids if i != damaged]
     assert merged_frames.cells.set_index("id").accuracy[newer] == 0.125
     assert [gap.reason.partition(":")[0] for gap in merged_frames.gaps] == ["damaged"]
@@ -253,6 +253,55 @@ def test_of_an_earlier_report_only_cells_of_the_sweep_are_taken(sweep, work, tmp
     listed = report.build(fewer, none, tmp_path / "reports", earlier=paths.folder)[1]
     assert [row.seed for row in listed.rows] == [1, 1]
     assert len(listed.gaps) == 4
+
+
+def test_without_its_work_root_a_report_keeps_its_results_and_models_and_that_is_said(
+    sweep, work, tmp_path, capsys, monkeypatch
+):
+    """As with a mistyped work root, or a new one."""
+    paths = report.build(sweep, work, tmp_path / "reports", artifact_bytes=10**9)[0]
+    before = h5py_content(paths.merged)
+    models = {p: p.read_bytes() for p in paths.artifacts.rglob("*") if p.is_file()}
+    assert not capsys.readouterr().err
+    none = Work(tmp_path / "none")
+    listed = report.build(sweep, none, tmp_path / "reports")[1]
+    told = capsys.readouterr().err
+    assert f"5 of 5 results are not in {none.root} and are kept as {paths.folder} had" in told
+    after = h5py_content(paths.merged)
+    assert {name for name in before if before[name] != after.get(name)} == {"gaps"}
+    assert models and all(p.read_bytes() == data for p, data in models.items())
+    assert report.read(sweep, none, out=tmp_path / "reports").rows == listed.rows
+    monkeypatch.chdir(tmp_path)
+    assert local._report(sweep, none) == 1  # what `run` did not make is not done
+    with pytest.raises(UserError, match="--machine 'no-such'"):
+        report.build(sweep, none, tmp_path / "new", machine="no-such")
+    assert not (tmp_path / "new" / "shared").exists()
+
+
+def test_a_report_keeps_no_result_of_a_cell_that_left_the_sweep(sweep, work, tmp_path, capsys):
+    report.build(sweep, work, tmp_path / "reports", artifact_bytes=10**9)
+    path = tmp_path / "shared-sweep.yaml"
+    path.write_text(SWEEP.replace("[base, ptq-int8, kd]", "[base, kd]").replace("[0, 1]", "[1, 2]"))
+    paths, listed = report.build(plan.load_sweep(path), work, tmp_path / "reports")
+    assert [row.seed for row in listed.rows] == [1] and not capsys.readouterr().err
+    with h5py.File(paths.merged) as file:
+        assert list(file["cells"]) == listed.ids == [p.name for p in paths.artifacts.iterdir()]
+
+
+def test_a_damaged_report_is_made_anew_and_one_of_a_later_version_is_not(sweep, work, tmp_path):
+    paths = report.build(sweep, work, tmp_path / "reports")[0]
+    whole = paths.merged.read_bytes()
+    paths.merged.write_bytes(whole[:-1] + b"x")
+    report.build(sweep, work, tmp_path / "reports")
+    assert paths.merged.read_bytes() == whole
+    store.change_hdf5(paths.merged, lambda file: file.attrs.modify("format", 99))
+    later = paths.merged.read_bytes()
+    for make in (report.build, report.read):
+        with pytest.raises(UserError, match="format 99, this netpress reads"):
+            make(sweep, work, out=tmp_path / "reports")
+    with pytest.raises(UserError, match="format 99"):
+        report.check_folder(sweep, tmp_path / "reports")
+    assert paths.merged.read_bytes() == later
 
 
 def test_models_of_an_earlier_report_stay_where_the_work_root_has_none(sweep, work, tmp_path):

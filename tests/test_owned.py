@@ -186,7 +186,7 @@ def test_a_model_is_not_replaced_while_another_file_lies_with_it(sweep, work, ma
 
 def test_what_an_earlier_report_made_goes(sweep, work, made):
     for cell in sweep.cells:
-        work.cell(cell.id).manifest.unlink()
+        work.cell(cell.id).result.write_bytes(b"damaged")
     before = set(files(made.folder))
     report.build(sweep, work, made.folder.parent)
     after = set(files(made.folder))
@@ -214,9 +214,10 @@ def test_killed_after_any_file_the_next_report_knows_what_is_its_own(sweep, work
 
 
 def final(paths: ReportPaths) -> set[str]:
-    """All files but temporaries."""
+    """All files but temporaries, and the lock of a dead process."""
     there = files(paths.folder) if paths.folder.exists() else {}
-    return {name for name in there if ".tmp-" not in name and ".old-" not in name}
+    passing = (".tmp-", ".old-", paths.lock.name)
+    return {name for name in there if not any(part in name for part in passing)}
 
 
 def _die_at(number: int) -> None:
@@ -247,6 +248,24 @@ def test_what_is_no_list_is_a_sentence(text, sweep, work, made):
     made.listing.write_text(text)
     with pytest.raises(UserError, match="files.json: is not the list"):
         report.build(sweep, work, made.folder.parent)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "sparse", "full"])
+def test_a_list_that_cannot_be_read_whole_is_a_sentence(kind, sweep, work, made):
+    made.listing.unlink()
+    if kind == "pipe":
+        os.mkfifo(made.listing)  # which nobody writes to
+    elif kind == "sparse":
+        with open(made.listing, "wb") as file:
+            file.truncate(20 << 30)
+    else:
+        made.listing.write_text('{"netpress_report": [' + "[]," * 5_000_000 + "[]]}")
+    for make in (
+        lambda: report.rebuild(made.folder),
+        lambda: report.build(sweep, work, made.folder.parent),
+    ):
+        with pytest.raises(UserError, match="files.json: is not the list"):
+            make()
 
 
 def test_a_report_without_a_list_is_made_anew_and_loses_nothing(sweep, work, made):

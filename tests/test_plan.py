@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import catalog, paths, sweep
+from pipeline import catalog, paths, store, sweep
 from pipeline.errors import UserError
 from pipeline.orchestrate import estimate, plan, state
 from pipeline.paths import Work
@@ -208,6 +209,15 @@ def test_a_cell_that_is_not_there(text, said):
     with pytest.raises(UserError) as raised:
         plan.find_cell(plan.load_sweep("paper"), text)
     assert said in str(raised.value)
+
+
+def test_the_advice_for_a_reports_cells_names_the_sweep_as_it_was_called(tmp_path):
+    merged = tmp_path / "ref" / "results.h5"
+    store.publish_bytes(merged, b"")
+    for name in ("references-cpu", "mine.yaml"):
+        sweep_ = dataclasses.replace(results.sweep(), path=merged / name)
+        with pytest.raises(UserError, match=f"`netpress plan {name}` lists them"):
+            plan.find_cell(sweep_, "zz")
 
 
 def test_a_beginning_that_several_cells_share():

@@ -16,12 +16,13 @@ import numpy
 import pytest
 from PIL import Image
 
-from pipeline import artifact, hardware, report, store, verify
+from pipeline import artifact, hardware, remeasure, report, store, verify
 from pipeline.cli import main
 from pipeline.errors import Corrupt
 from pipeline.orchestrate import plan
 from pipeline.paths import CODE, ReportPaths, Work
-from pipeline.report import artifacts, merged
+from pipeline.report import artifacts, merged, reading
+from pipeline.report.measured import CLASSIFIED_ON
 from pipeline.sweep import Sweep
 from pipeline.verify import DIFFERS, NOTE, OK, UNCHECKED
 from pipeline.verify import files as verify_files
@@ -98,6 +99,55 @@ def flip(path, place=-1000):
     data = bytearray(path.read_bytes())
     data[place] ^= 1
     path.write_bytes(data)
+
+
+# --- measured again --------------------------------------------------------------------------
+
+
+def of_another_cpu(cell) -> None:
+    """All that is recorded, as if another kind of CPU had predicted another class of one image."""
+    facts = json.loads(measured(cell).attrs["facts"])
+    facts |= {"machine": "other-1c", "hardware": {**facts["hardware"], "flags": ["sve"]}}
+    measured(cell).attrs["facts"] = json.dumps(facts)
+    classes = measured(cell)["measure/base_predictions"][()]
+    classes[0] = (classes[0] + 1) % 10
+    put(cell, "measure/base_predictions", classes)
+
+
+def measured_here(shared) -> store.Result:
+    """The compressed cell, of this machine."""
+    with cells.one_core():
+        nowhere = shared.folder / "nowhere"
+        assert remeasure.report(shared.folder, nowhere, shared.work.cache, lambda line: None)
+    with store.open_hdf5(shared.paths.merged) as file:
+        every = reading.results_of(file, shared.small, everything=True)
+    return next(result for _, result in every if result.facts["machine"] != "other-1c")
+
+
+def test_a_drop_that_is_measured_again_is_of_one_machine(shared):
+    base = merged.read(shared.paths.merged).result(shared.sweep.cells[0].id)
+    shared.change(of_another_cpu)
+    result = measured_here(shared).measured
+    assert (result["base_predictions"] == base.measured["predictions"]).all()
+    assert result["base_accuracy"] == base.measured["accuracy"]
+    assert result["base_accuracy"] - result["accuracy"] == result["accuracy_drop"]
+    assert result["base_test_set_seconds"] > 0
+
+
+def test_without_the_base_a_drop_is_that_of_the_same_kind_of_cpu(shared):
+    shutil.rmtree(shared.paths.artifact(shared.sweep.cells[0].id))
+    recorded = merged.read(shared.paths.merged).result(shared.small).measured["base_predictions"]
+    result = measured_here(shared)
+    assert (result.measured["base_predictions"] == recorded).all()
+    assert CLASSIFIED_ON not in result.facts
+
+
+def test_without_the_base_another_cpus_drop_stays_that_cpus(shared):
+    shutil.rmtree(shared.paths.artifact(shared.sweep.cells[0].id))
+    shared.change(of_another_cpu)
+    result = measured_here(shared)
+    assert result.facts[CLASSIFIED_ON] == "other-1c"
+    assert any(name.startswith("latency/") for name in result.measured)
 
 
 # --- all is well -----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -24,6 +24,7 @@ from pipeline.errors import Corrupt, UserError
 from pipeline.measure.series import Model, Series, Threads
 from pipeline.orchestrate.export import new_folder, taken
 from pipeline.orchestrate.plan import quoted
+from pipeline.report.measured import Measurement, in_result
 from pipeline.store import typed
 from pipeline.sweep import Cell, Sweep
 from pipeline.versions import SHARED
@@ -159,9 +160,7 @@ def add(sweep: Sweep, work: paths.Work, path: Path) -> tuple[str, int]:
 def _checked(
     file: Measured, sweep: Sweep, work: paths.Work, path: Path
 ) -> Iterator[tuple[Cell, _Cell]]:
-    ids = [measured.id for measured in file.cells]
-    if len(set(ids)) < len(ids):
-        raise UserError(f"{path}: has a cell more than once; expected each once")
+    check_once(file, path)
     models: dict[str, str] = {}
     for measured in file.cells:
         cell = sweep.by_id.get(measured.id)
@@ -178,7 +177,51 @@ def _checked(
                     f"{path}: is of another model than that of {cell.name} ({cell.id}): its "
                     f"SHA-256 is {digest}, expected {models[cell_id]}"
                 )
+        check_name(file, measured, _measurements(work.cell(cell.id), file), path)
         yield cell, measured
+
+
+def check_once(file: Measured, path: Path) -> None:
+    """Raises UserError where the file has a cell twice."""
+    ids = [measured.id for measured in file.cells]
+    if len(set(ids)) < len(ids):
+        raise UserError(f"{path}: has a cell more than once; expected each once")
+
+
+def check_name(file: Measured, cell: _Cell, others: Iterable[Measurement], path: Path) -> None:
+    """Raises UserError where the file's machine is called as another one of `others`, which
+    measured the cell: one of the two would not be shown. The same one may measure again."""
+    facts = facts_of(file)
+    for other in others:
+        if other.machine == facts["machine"] and not _is_of_bench(other, facts, cell):
+            raise UserError(
+                f"{path}: its machine is called {other.machine}, as another that measured cell "
+                f"{cell.id}; expected a name of its own: `python bench.py --name NAME`, or as "
+                "`name` of `machine` in the file"
+            )
+
+
+def _is_of_bench(other: Measurement, facts: Mapping[str, Any], cell: _Cell) -> bool:
+    """Whether bench.py measured it, on a machine of the same kind; at the same moment, the same."""
+    described, own = other.facts.get("hardware") or {}, facts["hardware"]
+    kind = ("cpu", "flags", "cores")
+    if other.facts.keys() != facts.keys() or any(described.get(k) != own[k] for k in kind):
+        return False
+    values = latencies(cell)
+    same = values.keys() == other.measured.keys() and all(
+        ms.tolist() == other.measured[name].tolist() for name, ms in values.items()
+    )
+    return same or other.facts != facts
+
+
+def _measurements(cell: paths.CellPaths, file: Measured) -> Iterator[Measurement]:
+    """What the work root has of the cell under the name of the file's machine."""
+    own = in_result(store.read_result(cell.result, with_history=False))
+    yield from [own] if own else []
+    for entry in store.measurements(cell)[0]:
+        if entry.machine == facts_of(file)["machine"]:
+            read = store.read_result(entry.path, entry.sha256, with_history=False)
+            yield Measurement(entry.name, read.facts, read.measured)
 
 
 def _model_sha256(cell: paths.CellPaths, path: Path) -> str:

@@ -178,7 +178,7 @@ def _report(sweep: Sweep, work: paths.Work) -> int:
         terminal.show(f"Report: {made.page}")
         if best := report.best(frames.compared().rows):
             _print_best(sweep, work, sweep.by_id[best.id])
-    return 1 if frames.gaps else 0
+    return 0 if all(is_done(cell, work) for cell in sweep.cells) else 1
 
 
 def _check_report(sweep: Sweep) -> None:

@@ -181,7 +181,10 @@ def _can_be(folder: str | None) -> bool:
 
 
 def called(sweep: Sweep) -> str:
-    """What the user types for this sweep: the name of one that ships, else the path."""
+    """What the user types for this sweep: the name of one that ships, else the path; of one in a
+    report's results.h5, whose path cannot exist, what it was called there."""
+    if sweep.path.parent.is_file():
+        return sweep.path.name
     ships = sweep.path.parent == paths.shipped_sweeps()
     return sweep.path.stem if ships else str(sweep.path)
 

@@ -7,10 +7,12 @@ Never imports torch. pandas and matplotlib are loaded when a report is made, so 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline import store
+from pipeline import store, terminal
+from pipeline.errors import Corrupt
 from pipeline.paths import ReportPaths, Work, references, report
 from pipeline.report.answer import best
 
@@ -56,31 +58,37 @@ def build(
     where one in the work root is damaged.
 
     `earlier`: the folder of a report whose results stand in for those that the work root does not
-    have (any more). Raises as `rebuild` where it is none.
+    have (any more), and whose measurements of the same artifacts are added. Raises as `rebuild`
+    where it is none. After it, the report that lies there already counts in the same way: what was
+    added to it, or was removed from the work root since, exists nowhere else.
 
-    `machine`: whose measurements are shown; UserError where it measured none. None: of the machine
-    that measured most.
+    `machine`: whose measurements are shown; UserError where it measured none. None or "": of the
+    machine that measured most.
 
     `similarity_of`: the id of the cell whose layers are compared, each with each of its base's;
-    UserError where it has no such result. None: of the technique that loses most.
+    UserError where it has no such result. None or "": of the technique that loses most.
     """
     from pipeline.report import artifacts, frames, merged, versions
     from pipeline.report.owned import Owned
 
-    results, reported = _results_of(earlier)
-    sweep = versions.with_older(sweep, work, reported)
-    paths = report(sweep.name, out)
-    owned = Owned.of(paths)
-    owned.begin()
-    if machine is not None:  # before anything is written
-        machine = frames.read(sweep, work, results).named(machine)
-    published = merged.write(sweep, work, paths.merged, results, machine, similarity_of)
-    files = made(published, paths)
-    models = artifacts.wanted(published, work, paths, artifact_bytes)
-    owned.claim([*_names(paths, files), *artifacts.names(paths, models)])
-    _publish(files, owned)
-    artifacts.publish(models, published, work, owned, only=artifact_bytes is not None)
-    owned.publish()
+    machine, similarity_of = machine or None, similarity_of or None
+    named, paths = _named(earlier), report(sweep.name, out)
+    with store.lock_folder(paths.lock):
+        owned = Owned.of(paths)
+        mine = _own(paths)
+        sources = Sources.of(named, mine)
+        sweep = versions.with_older(sweep, work, sources.ids)
+        if machine is not None:  # before anything is written
+            machine = frames.read(sweep, work, sources.paths).named(machine)
+        owned.begin()
+        published = merged.write(sweep, work, paths.merged, sources.paths, machine, similarity_of)
+        files = made(published, paths)
+        models = artifacts.wanted(published, work, paths, artifact_bytes)
+        owned.claim([*_names(paths, files), *artifacts.names(paths, models)])
+        _publish(files, owned)
+        artifacts.publish(models, published, work, owned, only=artifact_bytes is not None)
+        owned.publish()
+    _tell_kept(published.frames, work, paths, mine.ids - named.ids)
     return paths, published.frames
 
 
@@ -88,7 +96,9 @@ def check_folder(sweep: Sweep, out: Path | None = None) -> None:
     """Raises UserError where `build` would, as far as it is known before there are results."""
     from pipeline.report.owned import Owned
 
-    Owned.of(report(sweep.name, out))
+    paths = report(sweep.name, out)
+    Owned.of(paths)
+    _own(paths)
 
 
 @store.shared()
@@ -96,7 +106,7 @@ def rebuild(
     folder: Path, machine: str | None = None, similarity_of: str | None = None
 ) -> tuple[ReportPaths, Frames]:
     """Write the report in `folder` anew from its results.h5 alone, to the same bytes. `machine`,
-    `similarity_of`: as in `build`; results.h5 remembers them.
+    `similarity_of`: as in `build`; results.h5 remembers them until they are "".
 
     Raises FileNotFoundError where there is none, Corrupt, and UserError where another version of
     netpress wrote it or somebody else's file is in the way.
@@ -105,15 +115,16 @@ def rebuild(
     from pipeline.report.owned import Owned
 
     paths = ReportPaths(folder)
-    owned = Owned.of(paths)
-    published = merged.read(paths.merged)
-    if machine is not None or similarity_of is not None:
-        published = merged.show(published, machine, similarity_of)
-    owned.clear()
-    files = made(published, paths)
-    owned.claim(_names(paths, files))
-    _publish(files, owned)
-    owned.publish()
+    with store.lock_folder(paths.lock):
+        owned = Owned.of(paths)
+        published = merged.read(paths.merged)
+        if machine is not None or similarity_of is not None:
+            published = merged.show(published, machine, similarity_of)
+        owned.clear()
+        files = made(published, paths)
+        owned.claim(_names(paths, files))
+        _publish(files, owned)
+        owned.publish()
     return paths, published.frames
 
 
@@ -156,21 +167,26 @@ def _publish(files: dict[Path, bytes], owned: Owned) -> None:
 
 
 def read(
-    sweep: Sweep, work: Work, earlier: Path | None = None, machine: str | None = None
+    sweep: Sweep,
+    work: Work,
+    earlier: Path | None = None,
+    machine: str | None = None,
+    out: Path | None = None,
 ) -> Frames:
-    """The rows and gaps of a sweep. `earlier`, `machine`: as in `build`."""
+    """The rows and gaps of a sweep, those that `build` shows; `earlier`, `machine`, `out` as
+    there."""
     from pipeline.report import frames, versions
 
-    results, reported = _results_of(earlier)
-    sweep = versions.with_older(sweep, work, reported)
-    return frames.read(sweep, work, results).on(machine, sweep)
+    sources = Sources.of(_named(earlier), _own(report(sweep.name, out)))
+    sweep = versions.with_older(sweep, work, sources.ids)
+    return frames.read(sweep, work, sources.paths).on(machine or None, sweep)
 
 
 def read_folder(folder: Path, machine: str | None = None) -> Frames:
     """The same, of the results.h5 in a report's folder; raises as `rebuild`."""
     from pipeline.report import merged
 
-    return merged.read(ReportPaths(folder).merged).on(machine).frames
+    return merged.read(ReportPaths(folder).merged, machine).frames
 
 
 def sweep_of(folder: Path) -> Sweep:
@@ -180,15 +196,52 @@ def sweep_of(folder: Path) -> Sweep:
     return merged.read(ReportPaths(folder).merged).sweep
 
 
-def _results_of(folder: Path | None) -> tuple[Path | None, frozenset[str]]:
-    """results.h5 of a report, and the ids of its results. Read once whole: whoever takes a cell
-    from it later trusts its seal."""
+@dataclass(frozen=True)
+class Sources:
+    """Each a results.h5 whose seal was checked, in the order in which they are asked for a cell;
+    and the ids of the results in them."""
+
+    paths: tuple[Path, ...] = ()
+    ids: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, *each: Sources) -> Sources:
+        paths = dict.fromkeys(path for one in each for path in one.paths)
+        return cls(tuple(paths), frozenset[str]().union(*(one.ids for one in each)))
+
+
+def _named(folder: Path | None) -> Sources:
+    """The results.h5 of a report that the user names. Read once whole: whoever takes a cell from it
+    later trusts it."""
     from pipeline.report import merged
 
     if folder is None:
-        return None, frozenset()
+        return Sources()
     published = merged.read(ReportPaths(folder).merged)
-    return published.path, frozenset(row.id for row in published.frames.rows)
+    return Sources((published.path,), frozenset(row.id for row in published.frames.rows))
+
+
+def _own(paths: ReportPaths) -> Sources:
+    """That of the report which a new one replaces. One that is damaged has nothing to keep;
+    raises UserError where another version of netpress wrote it, and Corrupt."""
+    from pipeline.report import merged
+
+    try:
+        store.check_seal(paths.merged)
+    except (FileNotFoundError, NotADirectoryError, Corrupt):
+        return Sources()
+    return Sources((paths.merged,), merged.ids_in(paths.merged))
+
+
+def _tell_kept(frames: Frames, work: Work, paths: ReportPaths, ids: frozenset[str]) -> None:
+    """That results are as the report had them before: the work root may be another than meant."""
+    kept = [i for i in frames.ids if i in ids and not work.cell(i).manifest.exists()]
+    if kept:
+        terminal.tell(
+            f"note: {len(kept)} of {len(frames.rows)} results are not in {work.root} and are kept "
+            f"as {paths.folder} had them; NETPRESS_WORK names another work root, and without that "
+            "folder the report has only what the work root has"
+        )
 
 
 def as_json(frames: Frames) -> dict[str, Any]:

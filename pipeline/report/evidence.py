@@ -90,17 +90,18 @@ def is_row_evidence(name: str) -> bool:
     return name not in CLASSES and name != PAIRS and not name.startswith(DIFFERING)
 
 
-def valid_results(
+def in_work(
     cell_id: str,
     paths: CellPaths,
     wanted: Mapping[str, Any],
     *,
     also: Callable[[bytes, store.Result, dict], None] = lambda content, result, manifest: None,
     also_measured: Callable[[bytes, store.Result, str], None] = lambda content, result, name: None,
-) -> list[Measured]:
-    """A cell as each machine measured it, without its history: what a manifest vouches for (by
-    size, and HDF5 files by their checksum). `wanted`: `done.record` of the cell. `also` as in
-    store.read_result, with the manifest; `also_measured`: the same of measurements, by name.
+) -> tuple[store.Result, list[measured.Measurement]]:
+    """A cell's result, without its history, and the measurements beside it that are shown: what a
+    manifest vouches for (by size, and HDF5 files by their checksum). `wanted`: `done.record` of the
+    cell. `also` as in store.read_result, with the manifest; `also_measured`: the same of
+    measurements, by name.
 
     Raises FileNotFoundError where it is not trained, or has no measurement, and Corrupt.
     The artifact's checksum is left to `netpress export` and `run`: a report reads no weights.
@@ -121,9 +122,8 @@ def valid_results(
     whole, more = _measurements(
         measured.chosen(done.of_this_artifact(entries, manifest), wanted), cell_id, also_measured
     )
-    measurements = list(measured.combined(result, whole))
-    if measurements:
-        return check_results(measurements, paths.result)
+    if any("accuracy" in values for values in (result.measured, *(m.measured for m in whole))):
+        return result, whole
     if damaged or more:
         raise (*damaged, *more)[-1]
     raise FileNotFoundError(paths.measurements)

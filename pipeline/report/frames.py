@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,7 +126,7 @@ def _values(row: Row) -> dict[str, Any]:
     }
 
 
-def read(sweep: Sweep, work: Work, earlier: Path | None = None) -> Frames:
+def read(sweep: Sweep, work: Work, earlier: Sequence[Path] = ()) -> Frames:
     """Everything valid that there is of `sweep`; a damaged result is a gap. `earlier`: as in
     `reading.from_work`."""
     cells = in_order(sweep)

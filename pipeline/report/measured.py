@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline import done, hardware, store
 from pipeline.measure.series import KINDS
@@ -17,6 +17,8 @@ from pipeline.store import MeasurementEntry
 REQUIRED = ("accuracy", "stored_bytes")
 IN_RESULT = ""  # the name of the measurement in result.h5
 TIMES = (*(f"{kind}/" for kind in KINDS), "test_set_seconds", "base_test_set_seconds")
+# What else the CPU decides, and nobody else's stands for; predictions are lent, and that is said.
+OF_CPU = ("integer_kernels", "integer_share", "runtimes/")
 # Facts that are of the machine that measured, in the place of those of the one that trained.
 OF_MACHINE = (
     "machine",
@@ -31,6 +33,9 @@ TRAINED_ON = "training_hardware"
 CLASSIFIED_ON = "classified_on"  # where accuracy is of another machine than latency
 
 
+AnyMeasurement = TypeVar("AnyMeasurement", "Measurement", MeasurementEntry)
+
+
 @dataclass(frozen=True)
 class Measurement:
     """`name`: of its file, IN_RESULT for the one in result.h5."""
@@ -42,6 +47,12 @@ class Measurement:
     @property
     def machine(self) -> str:
         return machine(self.facts)
+
+    @property
+    def made_with(self) -> Mapping[str, Any]:
+        """As in `pipeline.done`; nothing of what bench.py gave, and of earlier versions."""
+        made = self.facts.get(done.MADE_WITH)
+        return made if isinstance(made, dict) else {}
 
 
 def machine(facts: Mapping[str, Any]) -> str:
@@ -64,35 +75,27 @@ def chosen(
 ) -> list[MeasurementEntry]:
     """The measurement that is shown of each machine, and before it, where that one has times alone,
     the last of the same machine that has accuracy as well; `entries` are oldest first."""
-    best: dict[str, MeasurementEntry] = {}
-    whole: dict[str, MeasurementEntry] = {}
-    fits: set[str] = set()
-    for entry in entries:
-        fit = done.outdated(entry.made_with, wanted) is None
-        if fit or entry.machine not in fits:
-            best[entry.machine] = entry
-        if fit:
-            fits.add(entry.machine)
-        if done.is_whole(entry.made_with):
-            whole[entry.machine] = entry
+    entries = list(entries)
+    best = _of_machines(entries, wanted)
+    whole = {e.machine: e for e in entries if done.is_whole(e.made_with)}
     times_alone = [m for m, entry in best.items() if not done.is_whole(entry.made_with)]
     lent = [whole[machine] for machine in times_alone if machine in whole]
     return [*lent, *best.values()]
 
 
 def combined(
-    result: store.Result, measurements: Sequence[Measurement]
+    result: store.Result, measurements: Sequence[Measurement], wanted: Mapping[str, Any]
 ) -> Iterator[tuple[Measurement, store.Result]]:
     """The result as each machine measured it, that of result.h5 first; of several of one machine,
-    oldest first, the last. What it could not measure, since it had no images, is of an earlier one
-    of the same machine, or else of the first machine that could."""
+    oldest first, as in `chosen`. What it could not measure, since it had no images, is of another
+    one of the same machine, or else of the first machine that could."""
     own = in_result(result)
     if own and not measurements:
         yield own, result
         return
     every = [*([own] if own else []), *measurements]
-    complete = _of_machines(m for m in every if "accuracy" in m.measured)
-    for one in _of_machines(every).values():
+    complete = _in_order(_of_machines((m for m in every if "accuracy" in m.measured), wanted))
+    for one in _in_order(_of_machines(every, wanted)).values():
         if "accuracy" in one.measured:
             yield one, _with(result, one)
         elif complete:
@@ -100,11 +103,24 @@ def combined(
             yield one, _with(result, one, same or next(iter(complete.values())))
 
 
-def _of_machines(measurements: Iterable[Measurement]) -> dict[str, Measurement]:
-    """The last of each machine, that of result.h5 first, then by name: the same from a work root
-    and from a report."""
-    every = {m.machine: m for m in measurements}
-    return dict(sorted(every.items(), key=lambda item: (item[1].name != IN_RESULT, item[0])))
+def _of_machines(
+    each: Iterable[AnyMeasurement], wanted: Mapping[str, Any]
+) -> dict[str, AnyMeasurement]:
+    """By machine, the newest that was made as wanted, else the newest; `each` oldest first."""
+    best: dict[str, AnyMeasurement] = {}
+    fits: set[str] = set()
+    for one in each:
+        fit = done.outdated(one.made_with, wanted) is None
+        if fit or one.machine not in fits:
+            best[one.machine] = one
+        if fit:
+            fits.add(one.machine)
+    return best
+
+
+def _in_order(best: Mapping[str, Measurement]) -> dict[str, Measurement]:
+    """That of result.h5 first, then by name: the same from a work root and from a report."""
+    return dict(sorted(best.items(), key=lambda item: (item[1].name != IN_RESULT, item[0])))
 
 
 def _with(
@@ -112,7 +128,7 @@ def _with(
 ) -> store.Result:
     if one.name == IN_RESULT:
         return result
-    lent = {} if classified is None else _without_times(classified.measured)
+    lent = {} if classified is None else _lent(classified, one.machine)
     static = {} if in_result(result) else result.measured
     facts = {**result.facts, TRAINED_ON: result.facts.get("hardware")}
     facts |= {name: one.facts[name] for name in OF_MACHINE if name in one.facts}
@@ -125,8 +141,9 @@ def _with(
     return replace(result, facts=facts, measured={**static, **lent, **one.measured})
 
 
-def _without_times(measured: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in measured.items() if not name.startswith(TIMES)}
+def _lent(classified: Measurement, to: str) -> dict[str, Any]:
+    own = TIMES if classified.machine == to else (*TIMES, *OF_CPU)
+    return {n: value for n, value in classified.measured.items() if not n.startswith(own)}
 
 
 def _sum(*seconds: float | None) -> float | None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,7 @@ from pipeline.paths import Work, checked_name
 from pipeline.report import content, evidence, frames, reading, tuned
 from pipeline.report.evidence import Evidence
 from pipeline.report.frames import Frames
+from pipeline.report.measured import Measurement
 from pipeline.report.reading import Chunk, Parts, Read
 from pipeline.report.row import identity
 from pipeline.store import hdf5, typed
@@ -84,6 +85,11 @@ class Published:
             results = reading.results_of(file, cell_id, everything=True)
         return next(result for one, result in results if one.name == measurement)
 
+    def measurements(self, cell_id: str) -> list[Measurement]:
+        """All of a cell that has a result, without what is large. Raises Corrupt."""
+        with store.open_hdf5(self.path, checked=True) as file:
+            return reading.measurements_of(file, cell_id)
+
     @property
     def used(self) -> Used | None:
         return usage.total(self.usages.values())
@@ -110,12 +116,12 @@ def write(
     sweep: Sweep,
     work: Work,
     path: Path,
-    earlier: Path | None = None,
+    earlier: Sequence[Path] = (),
     machine: str | None = None,
     similarity_of: str | None = None,
 ) -> Published:
     """Publish `path` from what there is of `sweep`, and return what is in it. `earlier`: as in
-    `reading.from_work`; it can be `path` itself. `machine`: by its whole name, the one shown.
+    `reading.from_work`; one can be `path` itself. `machine`: by its whole name, the one shown.
 
     The same results give the same bytes, whatever the order in which they came. Raises OSError
     where it cannot be written, UserError where layers of `similarity_of` were not compared; what
@@ -224,15 +230,18 @@ def _gap_json(gap: Gap) -> dict[str, Any]:
 
 
 def show(published: Published, machine: str | None, similarity_of: str | None) -> Published:
-    """Have results.h5 remember which machine, and whose layers, are shown; raises as `Frames.on`
-    and `write`."""
-    name = None if machine is None else published.frames.named(machine)
+    """Have results.h5 remember which machine, and whose layers, are shown; "" forgets it. Raises as
+    `Frames.on` and `write`."""
+    name = machine and published.frames.named(machine)
 
     def put(file: h5py.File) -> None:
-        if name is not None:
+        for key, value in ((MACHINE, name), (SIMILARITY_OF, similarity_of)):
+            if value == "":
+                file.attrs.pop(key, None)
+        if name:
             file.attrs[MACHINE] = name
-        if similarity_of is not None:
-            _put_similarity_of(file, published.on(name).frames, similarity_of)
+        if similarity_of:
+            _put_similarity_of(file, read(published.path, name).frames, similarity_of)
 
     store.change_hdf5(published.path, put)
     return read(published.path)
@@ -255,18 +264,20 @@ def _put_similarity_of(file: h5py.File, shown: Frames, cell_id: str) -> None:
 # --- reading ---------------------------------------------------------------------------------
 
 
-def read(path: Path) -> Published:
-    """What `write` put into `path`, without a work root.
+def read(path: Path, shown: str | None = None) -> Published:
+    """What `write` put into `path`, without a work root. `shown`: the machine, as `Frames.on`; ""
+    for the one that measured most, None for the one that the file remembers.
 
     Raises FileNotFoundError; UserError where another version of netpress wrote it; Corrupt for
     everything else that is not such a file, whole.
     """
     with store.open_hdf5(path) as file:
         _check(file, path)
-        machine, similarity_of = (
+        remembered, similarity_of = (
             hdf5.attribute(file.id, name.encode()) if name in file.attrs else None
             for name in (MACHINE, SIMILARITY_OF)
         )
+        machine = remembered if shown is None else shown or None
         missing, usages = _json(file, "gaps"), _json(file, "usage")
         sweep = _sweep(file, path, {gap["cell"]["id"]: gap["cell"] for gap in missing})
     gaps = {gap["cell"]["id"]: gap["reason"] for gap in missing}
@@ -274,6 +285,13 @@ def read(path: Path) -> Published:
     rows = reading.from_results(path, [identity(c) for c in cells if c.id not in gaps])
     result = Frames.of(rows, [Gap(c, gaps[c.id]) for c in cells if c.id in gaps])
     return Published(path, sweep, result, usages, similarity_of).on(machine)
+
+
+def ids_in(path: Path) -> frozenset[str]:
+    """Of the cells with a result, in a file whose seal was checked; raises as `read`."""
+    with store.open_hdf5(path, checked=True) as file:
+        _check(file, path)
+        return frozenset(hdf5.members(file["cells"].id))
 
 
 def _check(file: h5py.File, path: Path) -> None:

@@ -20,8 +20,10 @@ from pathlib import Path
 from pipeline import store
 from pipeline.errors import Corrupt, UserError
 from pipeline.paths import CELL_ID, ReportPaths
+from pipeline.store import typed
 
 KEY = "netpress_report"
+MOST_BYTES = 1 << 24  # of the list: 100,000 models have fewer
 # The list may be a stranger's, too: whatever it says, no other names are the report's.
 IN_FOLDERS = re.compile(
     r"figures/[A-Za-z0-9._-]+\.(svg|pdf)|tables/[A-Za-z0-9._-]+\.tex|artifacts/[0-9a-f]{16}/.+"
@@ -145,12 +147,14 @@ class Owned:
 def read(paths: ReportPaths) -> set[str] | None:
     """The names in the list, None without one; UserError where it is no such list."""
     try:
-        names = json.loads(paths.listing.read_bytes())[KEY]
+        text = store.read_regular(paths.listing, MOST_BYTES).decode()
+        typed.check_json("it", text)
+        names = json.loads(text)[KEY]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(KEY)
     except FileNotFoundError:
         return None
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (Corrupt, ValueError, LookupError, TypeError, RecursionError):
         raise UserError(
             f"{paths.listing}: is not the list of a report's files; move it away"
         ) from None

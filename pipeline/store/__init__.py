@@ -39,7 +39,7 @@ from pipeline.store.files import (
     sha256,
     sync_folder,
 )
-from pipeline.store.locks import Busy, lock_cell
+from pipeline.store.locks import Busy, lock_cell, lock_folder
 from pipeline.store.manifest import (
     damaged_parts,
     fingerprint,
@@ -128,6 +128,7 @@ __all__ = [
     "json_bytes",
     "last_attempt",
     "lock_cell",
+    "lock_folder",
     "make_folder",
     "manifest_bytes",
     "new_attempt",

@@ -1,4 +1,4 @@
-"""Locks a cell for one process at a time, and clears what a dead process left behind."""
+"""Locks a cell, or a folder, for one process at a time; clears what a dead process left behind."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pipeline.paths import CellPaths
 from pipeline.store import files, modes
 from pipeline.store.claims import OWNER, FileLock, IsGone, lives_here, this_process
 
+WAIT_S, LOOK_S = 600.0, 0.1  # for the lock of a folder
 SUPERSEDE_S = 60.0  # for an earlier run of the same job to notice that it has to end
 
 
@@ -68,6 +69,71 @@ def lock_cell(
             lock.release()
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def lock_folder(lock: Path) -> Iterator[None]:
+    """Hold a folder alone, by the file `lock` in it, which is there only meanwhile; waits for
+    another process, and raises UserError where that takes longer than WAIT_S. The folder is made
+    where there is none, and goes again where nothing came into it."""
+    is_new = not lock.parent.exists()
+    try:
+        with _held(lock):
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                lock.parent.rmdir()
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        with _opened(path) as descriptor:
+            lock = FileLock(path, descriptor, this_process())
+            if lock.take():
+                try:
+                    if _is_at(path, descriptor):  # its last holder may have removed it since
+                        with contextlib.suppress(OSError):  # it is for the message alone
+                            _sign(descriptor, lock.owner)
+                        yield
+                        return
+                finally:
+                    lock.release()
+            elif time.monotonic() > deadline:
+                by = f"{_holder(descriptor) or 'another process'}{lock.remedy}"
+                raise UserError(f"{path.parent}: is being changed by {by}")
+            else:
+                time.sleep(LOOK_S)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    try:
+        descriptor = files.again_if_cleared(_open_in_folder, path)
+    except OSError as error:
+        error.filename = str(path.parent)  # the name that the user knows
+        raise
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_in_folder(path: Path) -> int:
+    files.make_folder(path.parent)
+    return modes.open_own(path, os.O_RDWR)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _supersede(lock: FileLock, is_gone: IsGone) -> bool:

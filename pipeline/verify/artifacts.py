@@ -109,7 +109,8 @@ def _kernels(what: str, loaded: Artifact, result: store.Result) -> Check:
     if same(recorded, share):
         return Check(what, OK, f"{share:.1%} of the work")
     shares = f"{share:.1%} of the work here, {_share(recorded)} recorded"
-    if other := _other_machine(result):
+    timed_elsewhere = "of a machine that only timed it" if recorded is None else ""
+    if other := _other_machine(result) or (CLASSIFIED_ON in result.facts and timed_elsewhere):
         return Check(what, UNCHECKED, f"{shares}; {other}")
     return Check(what, DIFFERS, shares)
 
@@ -162,8 +163,13 @@ def _accuracy(bench: Bench, what: str, cell: Cell, loaded: Artifact, result: sto
         f"{share:.2%} here, {float(numpy.mean(recorded == known)):.2%} recorded; "
         f"{changed} of {len(known)} predictions differ"
     )
-    other = _other_machine(result) or _lent(result)
+    other = elsewhere(result)
     return Check(what, *_judged(changed, len(known), loaded, other, message))
+
+
+def elsewhere(result: store.Result) -> str:
+    """Why predictions here may differ from the recorded ones; "" where none may."""
+    return _other_machine(result) or _lent(result)
 
 
 def _lent(result: store.Result) -> str:
@@ -317,15 +323,22 @@ class Bench:
             self._splits[key] = split
         return self._splits[key]
 
-    def base(self, cell: Cell, loaded: Artifact) -> tuple[Artifact, str]:
-        """What an artifact is timed against, and what to call it."""
+    def own_base(self, cell: Cell) -> Artifact | None:
+        """The base's artifact; None where it is not in the report."""
         from pipeline import artifact
 
         own = self.paths.artifact(cell.base_id)
         if own.is_dir() and not report_artifacts.differs(
             own, self.published.artifact(cell.base_id)
         ):
-            return artifact.load(own), "its base"
+            return artifact.load(own)
+        return None
+
+    def base(self, cell: Cell, loaded: Artifact) -> tuple[Artifact, str]:
+        """What an artifact is timed against, and what to call it."""
+        own = self.own_base(cell)
+        if own is not None:
+            return own, "its base"
         if cell.base_id not in self._bases:
             self._bases[cell.base_id] = _random_base(cell, loaded)
         return self._bases[cell.base_id], "a base of its shape with random weights"

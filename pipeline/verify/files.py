@@ -93,6 +93,7 @@ def _others(paths: ReportPaths, known: Container[Path]) -> Iterator[Check]:
         for root, folders, names in os.walk(paths.folder)
         for name in (*names, *(f for f in folders if (Path(root) / f).is_symlink()))
         if Path(root) / name not in known and paths.artifacts not in (Path(root) / name).parents
+        if not (Path(root) == paths.folder and name.startswith(paths.lock.name))
     ]
     for path in sorted(others)[:MOST_OTHERS]:
         yield Check(paths.name(path), NOTE, "is not part of this report")
