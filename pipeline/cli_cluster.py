@@ -77,7 +77,7 @@ def status(
         watching.watch(sweep, work, data_root, interval_s)
         return
     states = state.find(sweep, work)
-    for note in (*states.notes, *images.notes(states.done, work, data_root)):
+    for note in (*states.notes, *images.notes(states.trained, work, data_root)):
         warn(note)
     if as_json:
         show(state.to_json(states.cells, states.report))

@@ -35,10 +35,11 @@ Progress = Callable[[dict], None]
 def measure_cell(
     cell: Cell, work: Work, split: Split, device: torch.device, progress: Progress
 ) -> store.MeasurementEntry:
-    """Measures a cell that is trained. The caller holds its lock. Raises trained.NoBase,
-    Corrupt, measure.cell.NotInteger."""
+    """Measures a cell that is trained. The caller holds its lock. Raises trained.NoBase, Corrupt,
+    measure.cell.NotInteger, and UserError where the images are not those that it was trained on."""
     paths, began = work.cell(cell.id), time.time()
     digest = store.artifact_sha256(store.verify(paths, deep=False)["files"])
+    trained.require_images(paths, split, f"{cell.name} ({cell.id})")
     mine = _candidate(paths)
     base, base_digest = mine, digest
     if not cell.is_base:

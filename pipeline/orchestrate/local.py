@@ -46,7 +46,7 @@ def run(
     missing = [cell for cell in sweep.cells if cell.id not in ids]
     if missing:
         slots = _slots(device, workers, threads)
-    images.check(done, work, data_root, say, remedy)
+    images.check(sweep.cells, work, data_root, say, remedy)
     if missing:
         _prepare_data(missing, work, data_root)
         require_channels(sweep, missing, data_root)

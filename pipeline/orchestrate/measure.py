@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline import done, paths, plugins, store, streams, terminal
 from pipeline.errors import UserError
-from pipeline.orchestrate import plan
+from pipeline.orchestrate import images, plan
 from pipeline.orchestrate.display import described
 from pipeline.orchestrate.local import require_data
 from pipeline.sweep import Cell, Sweep
@@ -22,7 +22,7 @@ def run(sweep: Sweep, work: paths.Work, data_root: Path, say: Say = terminal.tel
     """Measures every trained cell of the sweep, then builds the report; returns the exit code.
 
     0: every one was measured. 1: one failed, whose earlier measurements are still there. Raises
-    UserError where none is trained.
+    UserError where none is trained, or where images changed since they were.
     """
     cells = [cell for cell in sweep.cells if done.is_trained(cell, work)]
     if not cells:
@@ -31,6 +31,7 @@ def run(sweep: Sweep, work: paths.Work, data_root: Path, say: Say = terminal.tel
             "or `submit` before"
         )
     require_data(cells, data_root)
+    images.check(cells, work, data_root, say)
     plugins.keep(sweep.plugins, work)
     plugins.keep_own([cell.model for cell in sweep.cells], work)
     ended = [_one(cell, i, cells, work, data_root, say) for i, cell in enumerate(cells)]

@@ -112,7 +112,7 @@ def run(
         states = state.find(sweep, work, patient=True, known=known)
         picked = pick(states) if pick else Picked(is_missing)
         chosen = _chosen(target, states, picked)
-        _require_images(target, states, chosen)
+        _require_images(target, chosen)
         room = _room(target.cluster, chosen)
         batch = make(target, states, known, chosen, room, picked.reports_again)
         if batch.prepared:
@@ -135,11 +135,11 @@ def _chosen(target: Target, states: state.SweepState, picked: Picked) -> Chosen:
     return Chosen(cells, measured, picked.request, picked.measure_request)
 
 
-def _require_images(target: Target, states: state.SweepState, chosen: Chosen) -> None:
-    """Raises UserError where images of what is done changed, or data of what is chosen lacks."""
+def _require_images(target: Target, chosen: Chosen) -> None:
+    """Raises UserError where images of what is made changed, or data of what is chosen lacks."""
     from pipeline.orchestrate import local  # here, since `plan` needs no workers
 
-    images.check(states.done, target.work, target.data_root, local.say, decode=False)
+    images.check(target.sweep.cells, target.work, target.data_root, local.say, decode=False)
     local.require_data([*chosen.cells, *chosen.measured], target.data_root)
     local.require_channels(target.sweep, chosen.cells, target.data_root)
 
