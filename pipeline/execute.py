@@ -106,7 +106,7 @@ class _Run:
         self.began = time.time()
         self.origin = origin.loaded()
         self.split = data.load(cell.dataset, cell.recipe, cell.seed, data_root, work.cache)
-        self.checkpoints = Checkpointer(paths.checkpoint, paths.metrics)
+        self.checkpoints = Checkpointer(paths.checkpoint, paths.metrics, self.split.fingerprint)
         self.stages = cell.stages or (Stage("train", train.Settings()),)
         self.trained_s = 0.0  # by the attempts before this one
         self._base: network.ModelState | None = None
@@ -124,6 +124,8 @@ class _Run:
             if self.paths.cell_json.read_bytes() != content:
                 done.replace_cell_json(self.paths, content)
             return
+        if self.paths.manifest.exists():  # only its artifact is outdated
+            trained.require_images(self.paths, self.split, f"{self.cell.name} ({self.cell.id})")
         if not self.paths.cell_json.exists():
             store.publish_bytes(self.paths.cell_json, content)
         state, history = self.staged()

@@ -22,7 +22,7 @@ import torch
 from pipeline import artifact, catalog, execute, failure_kinds, origin, store, trained
 from pipeline.errors import Corrupt, UserError
 from pipeline.paths import CODE, Work
-from pipeline.sweep import Dataset
+from pipeline.sweep import Cell, Dataset
 from pipeline.techniques import STAGES
 from pipeline.training import checkpoint
 from tests import cells
@@ -249,6 +249,39 @@ def test_a_damaged_checkpoint_costs_the_epochs_since_the_one_before(bench, work)
     assert "state-2.safetensors.corrupt-1" in os.listdir(paths.checkpoint)
 
 
+def test_training_begins_anew_where_images_changed(bench, work, tmp_path, capsys):
+    cell, events = of_pictures(tmp_path, ["base"], 2)["base"], []
+    paths = work.cell(cell.id)
+
+    def listen(event):
+        if event.get("epoch") == 1 and "loss" in event:
+            until((paths.checkpoint / "state-1.safetensors").exists)
+            raise Killed
+
+    with pytest.raises(Killed):
+        cells.run(cell, work, listen)
+    draw(tmp_path / "pictures", 14)
+    cells.run(cell, work, events.append)
+    assert epochs_of(events) == [1, 2] and [e["epoch"] for e in events if "epoch" in e][0] == 0
+    aside = "state-1.safetensors: was trained on other images than those that are there now; set"
+    assert aside in capsys.readouterr().err
+    as_new = beside(bench, "never-killed")
+    cells.run(cell, as_new)
+    assert paths.model.read_bytes() == as_new.cell(cell.id).model.read_bytes()
+
+
+def test_weights_that_are_published_are_not_made_of_other_images_as_well(bench, work, tmp_path):
+    cell = of_pictures(tmp_path, ["base"], 1)["base"]
+    cells.run(cell, work)
+    paths = work.cell(cell.id)
+    store.write_manifest(paths, {"made_with": {"artifact": 0}})  # by an earlier version
+    draw(tmp_path / "pictures", 14)
+    before = paths.manifest.read_bytes(), paths.model.read_bytes()
+    with pytest.raises(UserError, match=rf"changed since {cell.name} \({cell.id}\) was trained"):
+        cells.run(cell, work)
+    assert before == (paths.manifest.read_bytes(), paths.model.read_bytes())
+
+
 # --- the base --------------------------------------------------------------------------------
 
 
@@ -268,30 +301,33 @@ def test_a_damaged_base_is_not_built_upon(bench, work, damaged):
         cells.run(cell, work)
 
 
-def test_a_base_that_saw_other_images_is_not_built_upon(bench, work, tmp_path):
+def draw(folder: Path, count: int) -> None:
     """What a folder holds is no part of a cell's id."""
     from PIL import Image
 
-    folder = tmp_path / "pictures"
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(count)
+    for part in ("train", "test"):
+        for name in ("dark", "bright"):
+            (folder / part / name).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                pixels = random.integers(0, 100, (16, 16), np.uint8) + 100 * (name == "bright")
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / part / name / f"{i}.png")
 
-    def draw(count: int) -> None:
-        for part in ("train", "test"):
-            for name in ("dark", "bright"):
-                (folder / part / name).mkdir(parents=True, exist_ok=True)
-                for i in range(count):
-                    pixels = random.integers(0, 100, (16, 16), np.uint8) + 100 * (name == "bright")
-                    Image.fromarray(pixels.astype(np.uint8)).save(folder / part / name / f"{i}.png")
 
-    draw(12)
-    by_technique = cells.cells(
-        tmp_path,
-        ["base", "ptq-int8"],
-        datasets=[{"name": "mine", "folder": str(folder)}],
-        training={"epochs": 1, "batch_size": 4, "crop": 0},
+def of_pictures(folder: Path, techniques: list[str], epochs: int) -> dict[str, Cell]:
+    draw(folder / "pictures", 12)
+    return cells.cells(
+        folder,
+        techniques,
+        datasets=[{"name": "mine", "folder": str(folder / "pictures")}],
+        training={"epochs": epochs, "batch_size": 4, "crop": 0},
     )
+
+
+def test_a_base_that_saw_other_images_is_not_built_upon(bench, work, tmp_path):
+    by_technique = of_pictures(tmp_path, ["base", "ptq-int8"], 1)
     cells.run(by_technique["base"], work)
-    draw(14)
+    draw(tmp_path / "pictures", 14)
     with pytest.raises(UserError, match="mine: its images changed since the base") as told:
         cells.run(by_technique["ptq-int8"], work)
     kind, reason = failure_kinds.failure_of(told.value)

@@ -38,6 +38,7 @@ from pipeline.training.loop import Buffers, Training
 
 KEPT = 2
 GRACE, SHARE = 0.3, 0.03  # see Checkpointer
+IMAGES = "images"  # in a header
 BITS = "bits"  # in a file's text: name -> shape of each tensor of truth values
 NAME = re.compile(r"(state-[0-9]+|model)\.safetensors")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -82,10 +83,13 @@ class Checkpointer:
 
     Where epochs are shorter than a writing, some are not kept: of all the time, the loop spends
     GRACE seconds and the part SHARE waiting for the snapshot before.
+
+    ``images``: the fingerprint of those that the cell is trained on, since a folder's are in no
+    cell's id. States of others are as good as damaged; those of earlier versions do not say.
     """
 
-    def __init__(self, folder: Path, metrics: Path):
-        self.folder, self.metrics = folder, metrics
+    def __init__(self, folder: Path, metrics: Path, images: str | None = None):
+        self.folder, self.metrics, self.images = folder, metrics, images
         self._began, self._waited = time.monotonic(), 0.0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -97,7 +101,7 @@ class Checkpointer:
             return
         self.wait()
         # All three are copies: the loop goes on changing what they were made from.
-        work = _Copies(_tensors(snapshot)), _header(snapshot), full_history(snapshot)
+        work = _Copies(_tensors(snapshot)), self._header(snapshot), full_history(snapshot)
         self._thread = threading.Thread(target=self._write, args=work)
         self._thread.start()
         if wait:
@@ -116,7 +120,7 @@ class Checkpointer:
         """Puts the final weights at ``path`` in place of all states; raises OSError."""
         self.wait()
         data = model_bytes(snapshot.training.state)
-        self._publish(path.name, data, kept=1, state=_header(snapshot))
+        self._publish(path.name, data, kept=1, state=self._header(snapshot))
 
     def close(self) -> None:
         """Until nothing is written any more, whatever became of it."""
@@ -140,7 +144,8 @@ class Checkpointer:
         for entry in reversed(list(self._index)):
             path = self.folder / entry["file"]
             try:
-                return _snapshot(_checked(path, entry["sha256"]), path, entry.get("state"))
+                data = _checked(path, entry["sha256"])
+                return _snapshot(data, path, entry.get("state"), self.images)
             except Corrupt as error:
                 terminal.tell(f"{error}; set aside", begin="")
                 self._index.remove(entry)  # else it would take the place of one that is whole
@@ -155,6 +160,9 @@ class Checkpointer:
             store.publish_bytes(self.metrics, store.history_bytes(history))
         except BaseException as error:  # handed to the loop, which raises it
             self._error = error
+
+    def _header(self, snapshot: Snapshot) -> dict[str, Any]:
+        return {**_header(snapshot), IMAGES: self.images}
 
     def _next(self) -> int:
         return self._index[-1]["number"] + 1 if self._index else 1
@@ -270,8 +278,11 @@ def _entry(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _snapshot(data: bytes, path: Path, header: dict[str, Any] | None = None) -> Snapshot:
-    """The state in a file; ``header`` where it holds plain weights, and is described elsewhere."""
+def _snapshot(
+    data: bytes, path: Path, header: dict[str, Any] | None = None, images: str | None = None
+) -> Snapshot:
+    """The state in a file; ``header`` where it holds plain weights, and is described elsewhere.
+    Corrupt where it is none, or says that it is of other ``images``."""
     try:
         buffers, averages = Buffers(), dict[str, torch.Tensor]()
         if header is None:
@@ -279,6 +290,8 @@ def _snapshot(data: bytes, path: Path, header: dict[str, Any] | None = None) -> 
             tensors, buffers, averages = _parts(tensors)
         else:
             _, tensors = _content(data, "spec")
+        if None not in (images, header.get(IMAGES)) and header[IMAGES] != images:
+            raise Corrupt(f"{path}: was trained on other images than those that are there now")
         state = restore(NetworkSpec.from_json(header["spec"]), tensors)
         _check_fit(buffers, averages, state)
         training = Training(
