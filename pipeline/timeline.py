@@ -52,6 +52,13 @@ def phase_of(event: Mapping[str, Any]) -> str | None:
     return "train" if "epoch" in event or event.get("what") == "train" else "prepare"
 
 
+def together(timelines: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Phase -> seconds of all, of those that there were."""
+    every = list(timelines)
+    there = {phase for one in every for phase in one}
+    return {p: round(sum(one.get(p, 0.0) for one in every), 2) for p in PHASES if p in there}
+
+
 def mean(timelines: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Phase -> mean seconds a cell."""
     every = list(timelines)

@@ -172,13 +172,47 @@ def test_what_is_damaged_is_set_aside_and_made_again_without_training(bench, spo
 def test_the_seconds_of_a_cell_are_those_of_all_its_attempts(bench, spoiled, monkeypatch):
     cell = quick(bench)
     result = spoiled.cell(cell.id).result
-    result.unlink()
+    before = store.read_result(result)
+    index = spoiled.cell(cell.id).checkpoint / "index.json"
+    (entry,) = json.loads(index.read_bytes())
+    kept = entry["state"]["facts"]
+    trained_s = sum(s for stage in before.history for s in stage.columns["seconds"])
+    assert 0 < trained_s < kept["seconds"] < before.facts["seconds"]
     clock = SimpleNamespace(time=lambda: 1e9, strftime=time.strftime, gmtime=time.gmtime)
-    monkeypatch.setattr(execute, "time", clock)  # this attempt only measures, in no time
+    monkeypatch.setattr(execute, "time", clock)  # this attempt only writes, in no time
+    for expected_s in (kept["seconds"], trained_s):
+        result.unlink()
+        cells.run(cell, spoiled)
+        assert store.read_result(result).facts["seconds"] == pytest.approx(expected_s)
+        entry["state"].pop("facts", None)  # as in earlier versions
+        index.write_text(json.dumps([entry]))
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_writing_an_artifact_anew_leaves_the_facts_of_the_training(bench, spoiled, earlier):
+    cell = quick(bench)
+    paths = spoiled.cell(cell.id)
+    before = store.read_result(paths.result)
+    trainers = {**before.facts, "device": "cuda", "threads": 9, "started": "2026-01-01T00:00:00Z"}
+    index = paths.checkpoint / "index.json"
+    (entry,) = json.loads(index.read_bytes())
+    if earlier:  # its result alone says how the weights were trained
+        del entry["state"]["facts"]
+        data = store.result_bytes(before.cell, trainers, before.history, before.measured)
+        paths.result.write_bytes(data)
+        store.write_manifest(paths, store.read_manifest(paths)["extra"])
+    else:
+        entry["state"]["facts"] |= {name: trainers[name] for name in ("device", "threads")}
+        entry["state"]["facts"]["started"] = trainers["started"]
+        paths.result.unlink()
+    index.write_text(json.dumps([entry]))
+    flip_a_bit(paths.artifact / "model.onnx")
     cells.run(cell, spoiled)
-    again = store.read_result(result)
-    trained_s = sum(s for stage in again.history for s in stage.columns["seconds"])
-    assert again.facts["seconds"] == pytest.approx(trained_s) and trained_s > 0
+    after = store.read_result(paths.result).facts
+    assert (after["device"], after["threads"]) == ("cuda", 9)
+    assert after["started"] == trainers["started"]
+    assert {"prepare", "train", "export"} <= after["phases"].keys()
+    assert after["phases"]["train"] == pytest.approx(before.facts["phases"]["train"], abs=2)
 
 
 def test_damaged_weights_are_trained_anew_and_come_out_the_same(bench, spoiled):

@@ -18,7 +18,7 @@ import json
 import re
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from pipeline import store, terminal
 from pipeline.errors import Corrupt, first_line
 from pipeline.models.network import ModelState, restore
 from pipeline.models.spec import NetworkSpec
-from pipeline.store import StageHistory
+from pipeline.store import StageHistory, typed
 from pipeline.training import bits
 from pipeline.training.lookahead import Tensors
 from pipeline.training.loop import Buffers, Training
@@ -49,13 +49,15 @@ UNREADABLE = (SafetensorError, RuntimeError, ValueError, LookupError, TypeError,
 @dataclass(frozen=True)
 class Snapshot:
     """Where a cell stands: ``training.epoch`` epochs are done (0: not begun) of training number
-    ``part`` (from 0) of the stage."""
+    ``part`` (from 0) of the stage. ``facts``: of the training, for the result, once all of it is
+    done; earlier versions kept none."""
 
     index: int
     stage: str
     training: Training
     history: tuple[StageHistory, ...]  # of the trainings before this one
     part: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def model_bytes(state: ModelState) -> bytes:
@@ -257,6 +259,7 @@ def _header(snapshot: Snapshot) -> dict[str, Any]:
         "spec": snapshot.training.state.spec.to_json(),
         "columns": {k: list(v) for k, v in snapshot.training.columns.items()},
         "history": [[h.index, h.stage, h.columns] for h in snapshot.history],
+        "facts": snapshot.facts,
     }
 
 
@@ -302,7 +305,8 @@ def _snapshot(
             for index, stage, columns in header["history"]
         )
         index, part = _count(header["index"]), _count(header["part"])
-        return Snapshot(index, str(header["stage"]), training, history, part)
+        facts = typed.parsed("facts", json.dumps(header.get("facts", {})))
+        return Snapshot(index, str(header["stage"]), training, history, part, facts)
     except UNREADABLE as error:
         raise Corrupt(f"{path}: not a readable checkpoint ({_told(error)})") from error
 
