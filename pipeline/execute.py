@@ -21,6 +21,7 @@ import torch
 
 from pipeline import (
     artifact,
+    clock,
     data,
     done,
     hardware,
@@ -114,7 +115,7 @@ class _Run:
         self.machine: Machine = machine(cell.recipe, device)
         if self.machine.compiled:
             compiling.use_cache(work)
-        self.began = time.time()
+        self.began, self.began_s = time.time(), clock.now()
         self.origin = origin.loaded()
         self.split = data.load(cell.dataset, cell.recipe, cell.seed, data_root, work.cache)
         self.checkpoints = Checkpointer(paths.checkpoint, paths.metrics, self.split.fingerprint)
@@ -279,7 +280,7 @@ class _Run:
         before_s = self.kept.get("seconds") or self.trained_s
         before = self.kept.get("phases") or {"train": self.trained_s}
         return {
-            "seconds": before_s + time.time() - self.began,
+            "seconds": before_s + clock.now() - self.began_s,
             "phases": timeline.together([before, self.timeline.seconds()]),
         }
 

@@ -178,8 +178,8 @@ def test_the_seconds_of_a_cell_are_those_of_all_its_attempts(bench, spoiled, mon
     kept = entry["state"]["facts"]
     trained_s = sum(s for stage in before.history for s in stage.columns["seconds"])
     assert 0 < trained_s < kept["seconds"] < before.facts["seconds"]
-    clock = SimpleNamespace(time=lambda: 1e9, strftime=time.strftime, gmtime=time.gmtime)
-    monkeypatch.setattr(execute, "time", clock)  # this attempt only writes, in no time
+    clock = SimpleNamespace(now=lambda: 1e9)
+    monkeypatch.setattr(execute, "clock", clock)  # this attempt only writes, in no time
     for expected_s in (kept["seconds"], trained_s):
         result.unlink()
         cells.run(cell, spoiled)

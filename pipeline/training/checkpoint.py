@@ -17,7 +17,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 
-from pipeline import store, terminal
+from pipeline import clock, store, terminal
 from pipeline.errors import Corrupt, first_line
 from pipeline.models.network import ModelState, restore
 from pipeline.models.spec import NetworkSpec
@@ -92,7 +91,7 @@ class Checkpointer:
 
     def __init__(self, folder: Path, metrics: Path, images: str | None = None):
         self.folder, self.metrics, self.images = folder, metrics, images
-        self._began, self._waited = time.monotonic(), 0.0
+        self._began, self._waited = clock.now(), 0.0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._index = self._read_index()
@@ -113,9 +112,9 @@ class Checkpointer:
         """Whether the snapshot before is on disk, waited for as long as the loop may."""
         if self._thread is None:
             return True
-        began = time.monotonic()
+        began = clock.now()
         self._thread.join(max(0.0, GRACE + SHARE * (began - self._began) - self._waited))
-        self._waited += time.monotonic() - began
+        self._waited += clock.now() - began
         return not self._thread.is_alive()
 
     def finish(self, snapshot: Snapshot, path: Path) -> None:
