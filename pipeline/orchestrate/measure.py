@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline import done, paths, plugins, store, streams, terminal
 from pipeline.errors import UserError
-from pipeline.orchestrate import images, plan
+from pipeline.orchestrate import images, plan, writable
 from pipeline.orchestrate.display import described
 from pipeline.orchestrate.local import require_data
 from pipeline.sweep import Cell, Sweep
@@ -30,6 +30,8 @@ def run(sweep: Sweep, work: paths.Work, data_root: Path, say: Say = terminal.tel
             f"{sweep.name}: nothing is trained yet, expected `netpress run {plan.quoted(sweep)}` "
             "or `submit` before"
         )
+    writable.require_work(work)
+    writable.require_report(paths.reports_root(), sweep.name)
     require_data(cells, data_root)
     images.check(cells, work, data_root, say)
     plugins.keep(sweep.plugins, work)

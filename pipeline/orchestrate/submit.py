@@ -21,7 +21,6 @@ from pipeline.orchestrate import (
     measure_jobs,
     plan,
     put_off,
-    report_job,
     settle,
     slurm,
     snapshot,
@@ -101,6 +100,8 @@ def run(
     what is in it. `live`: jobs run the code of the checkout, not a snapshot of it; those that a job
     submits run what its own submission chose.
     """
+    from pipeline.orchestrate import writable  # here, since `plan` writes nothing
+
     sweep, work = target.sweep, target.work
     live = live or (in_job and checkout.snapshot_id() is None)
     _require(target, in_job)
@@ -117,7 +118,7 @@ def run(
         batch = make(target, states, known, chosen, room, picked.reports_again)
         if batch.prepared:
             _require_known(sweep, work, known, states)
-            report_job.require_writable(batch.reports, sweep.name)
+            writable.require_report(batch.reports, sweep.name)
             snapshot.make(target.cluster.code)
             if not in_job:  # which has no home of its own
                 submitted.remember(sweep, work)
@@ -147,9 +148,12 @@ def _require_images(target: Target, chosen: Chosen) -> None:
 def _require(target: Target, in_job: bool) -> None:
     """Raises UserError where the roots, the threads or a tracker are not as they have to be; a user
     is told what of their variables is ignored."""
+    from pipeline.orchestrate import writable
+
     sweep, cluster = target.sweep, target.cluster
     if not in_job:
         _require_roots(cluster, target.work)
+        writable.require_work(target.work)
         for note in cluster.profile.ignored():
             tell(f"note: {note}")
     _require_threads(sweep, cluster)
