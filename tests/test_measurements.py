@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import done, remeasure, report, same_kind, store
+from pipeline import cli, done, remeasure, report, same_kind, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import bench as benches
 from pipeline.orchestrate import measure, plan
@@ -297,6 +297,33 @@ def test_a_reports_models_are_measured_again_and_one_that_cannot_be_costs_itself
         assert not remeasure.report(paths.folder, work.root, work.cache, lines.append)
         assert lines[-1].endswith(f"not measured: {error}")
     assert [row] == list(report.read_folder(paths.folder).rows)
+
+
+def test_nothing_is_measured_or_added_where_one_of_several_is_wrong(
+    mine, elsewhere, tmp_path, monkeypatch, capsys
+):
+    sweep, work = mine
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NETPRESS_WORK", str(work.root))
+    other = json.loads(elsewhere.read_text())
+    other["cells"][0]["model_sha256"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    (tmp_path / "empty.yaml").write_text((tmp_path / "test.yaml").read_text().replace("700", "699"))
+    before = store.measurements(work.cell(sweep.cells[0].id))[0]
+    paths, _ = report.build(sweep, work, tmp_path / "out", artifact_bytes=10**9)
+    page, folder = paths.page.read_bytes(), str(paths.folder)
+    for arguments, said in (
+        (["test.yaml", "nosuch"], "nosuch: no such sweep"),
+        (["test.yaml", "empty.yaml"], "nothing is trained yet"),
+        ([folder, "test.yaml", "--add", str(elsewhere), "--add", "nosuch"], "nosuch: cannot be re"),
+        (["test.yaml", "--add", str(elsewhere), "--add", "other.json"], "is of another model"),
+    ):
+        assert cli.main(["measure", *arguments]) == 2
+        assert said in capsys.readouterr().err
+        assert store.measurements(work.cell(sweep.cells[0].id))[0] == before
+        assert paths.page.read_bytes() == page and not (tmp_path / "reports").exists()
+    assert cli.main(["measure", folder, "--add", str(elsewhere), "--add", "other.json"]) == 2
+    assert b"my-board" in paths.page.read_bytes()  # as results.h5 has it
 
 
 def test_a_model_that_cannot_run_elsewhere_costs_itself(mine, tmp_path):

@@ -24,12 +24,7 @@ def run(sweep: Sweep, work: paths.Work, data_root: Path, say: Say = terminal.tel
     0: every one was measured. 1: one failed, whose earlier measurements are still there. Raises
     UserError where none is trained, or where images changed since they were.
     """
-    cells = [cell for cell in sweep.cells if done.is_trained(cell, work)]
-    if not cells:
-        raise UserError(
-            f"{sweep.name}: nothing is trained yet, expected `netpress run {plan.quoted(sweep)}` "
-            "or `submit` before"
-        )
+    cells = trained(sweep, work)
     writable.require_work(work)
     writable.require_report(paths.reports_root(), sweep.name)
     require_data(cells, data_root)
@@ -39,6 +34,17 @@ def run(sweep: Sweep, work: paths.Work, data_root: Path, say: Say = terminal.tel
     ended = [_one(cell, i, cells, work, data_root, say) for i, cell in enumerate(cells)]
     report_of(sweep, work)
     return 0 if all(ended) else 1
+
+
+def trained(sweep: Sweep, work: paths.Work) -> list[Cell]:
+    """What can be measured; raises UserError where that is nothing."""
+    cells = [cell for cell in sweep.cells if done.is_trained(cell, work)]
+    if not cells:
+        raise UserError(
+            f"{sweep.name}: nothing is trained yet, expected `netpress run {plan.quoted(sweep)}` "
+            "or `submit` before"
+        )
+    return cells
 
 
 def _one(
