@@ -50,7 +50,10 @@ def submit(
         show(planned.to_json() if as_json else planned.lines())
         return
     submitted = submit.run(target, job_functions(), live=live)
-    show(line.text for line in submit.lines(submitted))
+    if as_json:
+        show(submit.plan_of(target, submitted.batch, submitted.states).to_json())
+    else:
+        show(line.text for line in submit.lines(submitted))
     submitted.sent.check()
 
 

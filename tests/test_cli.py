@@ -143,6 +143,16 @@ def test_plan_and_status_as_one_json_object(ask, mine):
     assert status["cells"][1]["reason"] == "exception: ValueError: no"
 
 
+def test_submit_as_one_json_object_where_nothing_is_left(ask, mine):
+    cells, work = mine
+    for cell in cells:
+        results.publish(cell, work)
+    code, out, err = ask("submit", "mine.yaml", "--json")
+    submitted = json.loads(out)
+    assert (code, submitted["jobs"]) == (0, []) and len(submitted["cells"]) == 2
+    assert submitted == json.loads(ask("submit", "mine.yaml", "--dry-run", "--json")[1])
+
+
 def test_status_for_people(ask, mine):
     cells, work = mine
     results.publish(cells[0], work)

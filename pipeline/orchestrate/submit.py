@@ -215,6 +215,11 @@ def planned(target: Target, live: bool = False) -> plan.Plan:
     known = states.view.known if states.view else ledger.read(work.sweep(sweep.name))
     chosen = _chosen(target, states, Picked(is_missing))
     batch = make(target, states, known, chosen, _room(target.cluster, chosen))
+    return plan_of(target, batch, states)
+
+
+def plan_of(target: Target, batch: Batch, states: state.SweepState) -> plan.Plan:
+    """A batch with its cost; `states`: those before it."""
     names = {item.array.name: item.name for item in batch.prepared}
     jobs = tuple(
         plan.Job(
@@ -228,7 +233,8 @@ def planned(target: Target, live: bool = False) -> plan.Plan:
         for item in batch.prepared
     )
     state_names = {s.cell.id: s.state for s in states.cells}
-    return plan.Plan(sweep, jobs, **batch_cost.of(batch, work, target.cluster), states=state_names)
+    cost = batch_cost.of(batch, target.work, target.cluster)
+    return plan.Plan(target.sweep, jobs, **cost, states=state_names)
 
 
 def _on(names: Mapping[str, str], array: Array) -> Iterator[str]:
