@@ -173,6 +173,17 @@ def test_a_long_json_is_printed_without_being_held_in_memory(tmp_path, monkeypat
     assert json.loads(text) == result and peak < len(text) / 2
 
 
+def test_logs_show_a_last_line_without_an_end(ask, mine):
+    cells, work = mine
+    attempt = store.new_attempt(work.cell(cells[0].id))
+    attempt.log.write_text("begun\nMemoryError: on the w")
+    results.publish(cells[0], work)
+    for more in ([], ["--follow"]):
+        code, out, _ = ask("logs", "mine.yaml", cells[0].id, *more)
+        assert code == 0 and out.splitlines()[1:3] == ["begun", "MemoryError: on the w"]
+        assert out.count("MemoryError") == 1
+
+
 def test_watch_ends_when_nothing_is_left_to_do(ask, mine):
     cells, work = mine
     for cell in cells:
