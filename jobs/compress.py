@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pipeline import garbage, streams, terminal
+from pipeline import clock, garbage, streams, terminal
 
 if TYPE_CHECKING:
     from pipeline.paths import AttemptPaths, CellPaths, Work
@@ -74,6 +74,7 @@ def main(
     act = act or partial(_train_and_measure, measures=not options.train_only)
     if options.die_with_parent:
         die_with(options.die_with_parent)
+    clock.follow(options.stops)
     garbage.seldom()
     from pipeline import hardware, store
     from pipeline.paths import Work
@@ -255,6 +256,7 @@ def _parser(name: str, about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--sweep", default="", help="the sweep's name, for trackers")
     parser.add_argument("--track", action="append", default=[], help="a tracker; may be repeated")
     parser.add_argument("--die-with-parent", type=int, metavar="PID", help=argparse.SUPPRESS)
+    parser.add_argument("--stops", type=Path, metavar="FILE", help=argparse.SUPPRESS)
     parser.add_argument("ids", nargs="+", metavar="ID", help="cells, by id")
     return parser
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from pipeline import store, terminal
+from pipeline import clock, store, terminal
 from pipeline.paths import AttemptPaths
 from pipeline.timeline import Timeline
 
@@ -74,7 +74,7 @@ class Monitor:
         if event.get("epoch") is None:
             self._last = None
             return
-        stage, epoch, now = event["stage"], float(event["epoch"]), time.monotonic()
+        stage, epoch, now = event["stage"], float(event["epoch"]), clock.now()
         if self._last and self._last[0] == stage:
             self.training_s += now - self._last[2]
             self.epochs += int(epoch) - int(self._last[1])

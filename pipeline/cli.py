@@ -36,6 +36,7 @@ from pipeline.cli_output import (
     open_page,
     show,
     show_line,
+    user_folders,
     warn,
 )
 from pipeline.errors import Corrupt, UserError
@@ -193,7 +194,7 @@ def report(
     SWEEP can also be a report's folder: it is then built again from its results.h5 alone.
     """
     from pipeline import paths, report
-    from pipeline.orchestrate import images, plan
+    from pipeline.orchestrate import images, plan, writable
 
     for option, given in (("--open", opens), ("--similarity", similarity_of)):
         if given and as_json:
@@ -222,6 +223,8 @@ def report(
     if as_json:
         show(report.as_json(look()))
         return
+    if not folder:
+        writable.require_report(to or paths.reports_root(), sweep.name)
     made, frames = make()
     with streams.at_best():
         report.print_summary(frames)
@@ -344,7 +347,8 @@ def fetch(name: str) -> None:
 
     sweep = load(name)
     work, data_root = roots(sweep)
-    plan.fetch(sweep, data_root, work.cache)
+    with user_folders(data_root, work.root):
+        plan.fetch(sweep, data_root, work.cache)
 
 
 def _listing(what: str, about: str) -> None:

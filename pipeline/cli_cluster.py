@@ -50,7 +50,10 @@ def submit(
         show(planned.to_json() if as_json else planned.lines())
         return
     submitted = submit.run(target, job_functions(), live=live)
-    show(line.text for line in submit.lines(submitted))
+    if as_json:
+        show(submit.plan_of(target, submitted.batch, submitted.states).to_json())
+    else:
+        show(line.text for line in submit.lines(submitted))
     submitted.sent.check()
 
 
@@ -77,7 +80,7 @@ def status(
         watching.watch(sweep, work, data_root, interval_s)
         return
     states = state.find(sweep, work)
-    for note in (*states.notes, *images.notes(states.done, work, data_root)):
+    for note in (*states.notes, *images.notes(states.trained, work, data_root)):
         warn(note)
     if as_json:
         show(state.to_json(states.cells, states.report))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from pipeline import paths, terminal
@@ -13,43 +14,54 @@ from pipeline.errors import UserError
 
 def run(targets: Sequence[str], files: Sequence[Path]) -> int:
     """A folder with a results.h5 is a report, one with a manifest.json an artifact; all else is a
-    sweep. Returns the exit code; the worst of all targets."""
-    return max(_one(target, files) for target in targets)
+    sweep. Returns the exit code; the worst of all targets. All of them and all files are read
+    before anything is measured or added, so that a wrong one costs none of that."""
+    from pipeline.orchestrate import bench
+
+    for file in files:
+        bench.read(file)
+    return max([act() for act in [_resolved(target, files) for target in targets]])
 
 
-def _one(target: str, files: Sequence[Path]) -> int:
+def _resolved(target: str, files: Sequence[Path]) -> Callable[[], int]:
+    """What is done with a target; raises UserError where that is nothing."""
     if folder := paths.published_report(target):
-        return _report(folder, files)
+        return partial(_report, folder, files)
     if paths.is_artifact(target):
         if files:
             raise UserError(f"--add: expected a sweep or a report, {target} is an artifact")
-        return _artifact(paths.expanded(target))
-    return _sweep(target, files)
+        return partial(_artifact, paths.expanded(target))
+    return _of_sweep(target, files)
 
 
-def _sweep(name: str, files: Sequence[Path]) -> int:
+def _of_sweep(name: str, files: Sequence[Path]) -> Callable[[], int]:
     from pipeline.orchestrate import bench, measure
 
     sweep = load(name)
     work, data_root = roots(sweep)
     if not files:
-        return measure.run(sweep, work, data_root)
-    for file in files:
-        machine, cells = bench.add(sweep, work, file)
-        terminal.tell(f"{file}: added {cells} cells, measured on {machine}", begin="")
-    measure.report_of(sweep, work)
-    return 0
+        measure.trained(sweep, work)
+        return partial(measure.run, sweep, work, data_root)
+    additions = {file: bench.addition(sweep, work, file) for file in files}
+
+    def add() -> int:
+        for file, addition in additions.items():
+            machine, cells = addition.publish(work)
+            terminal.tell(f"{file}: added {cells} cells, measured on {machine}", begin="")
+        measure.report_of(sweep, work)
+        return 0
+
+    return add
 
 
 def _report(folder: Path, files: Sequence[Path]) -> int:
     from pipeline import remeasure
 
-    data_root, cache = paths.data_root(), paths.Work(paths.work_root()).cache
     whole = True
     if files:
-        for file in files:
-            remeasure.add(folder, file)
+        remeasure.add(folder, files)
     else:
+        data_root, cache = paths.data_root(), paths.Work(paths.work_root()).cache
         whole = remeasure.report(folder, data_root, cache, terminal.tell)
     from pipeline import report
 

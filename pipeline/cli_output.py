@@ -14,10 +14,12 @@ from typing import Any
 import click
 
 from pipeline import streams, terminal
+from pipeline.errors import UserError
 
 LINES = 1000  # of JSON that are printed at a time
 # A path of the wrong kind: the input is wrong, not the machine.
 WRONG_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)  # the same in a folder of the user
 
 
 def show(result: dict[str, Any] | Iterable[str]) -> None:
@@ -84,6 +86,22 @@ def fail_of_system(error: OSError) -> int:
     return fail(_system_error(error), 2 if error.errno in WRONG_PATH else 1)
 
 
+@contextlib.contextmanager
+def user_folders(*folders: Path) -> Iterator[None]:
+    """What the system refuses in folders that the user chose is an error of the input."""
+    try:
+        yield
+    except OSError as error:
+        named = _paths_of(error)
+        if error.errno in REFUSED and named and _is_in(named[0], folders):
+            raise UserError(_system_error(error)) from error
+        raise
+
+
+def _is_in(path: Path, folders: Iterable[Path]) -> bool:
+    return any(path.is_relative_to(folder) or folder.is_relative_to(path) for folder in folders)
+
+
 def fail_of_usage(error: click.ClickException) -> int:
     """Print an error in the arguments; returns the exit code."""
     return fail(_usage_error(error))
@@ -91,13 +109,18 @@ def fail_of_usage(error: click.ClickException) -> int:
 
 def _system_error(error: OSError) -> str:
     """The path and the system's message; for a rename, the path is the new name."""
-    named = [path for path in (error.filename2, error.filename) if isinstance(path, (str, bytes))]
+    named = _paths_of(error)
     problem = " ".join((error.strerror or str(error) or type(error).__name__).split())
     if error.filename == streams.STANDARD_OUTPUT:
         streams.abandon()
     if named:
-        return f"{os.fsdecode(named[0])}: {problem}"
+        return f"{named[0]}: {problem}"
     return f"{problem} (the system does not name the file)"
+
+
+def _paths_of(error: OSError) -> list[Path]:
+    names = (error.filename2, error.filename)
+    return [Path(os.fsdecode(name)) for name in names if isinstance(name, (str, bytes))]
 
 
 def _usage_error(error: click.ClickException) -> str:

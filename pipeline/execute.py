@@ -13,12 +13,25 @@ import platform
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline import artifact, data, done, hardware, measuring, origin, runtimes, store, trained
+from pipeline import (
+    artifact,
+    clock,
+    data,
+    done,
+    hardware,
+    measuring,
+    origin,
+    runtimes,
+    store,
+    timeline,
+    trained,
+)
 from pipeline.artifact.float import refuse_unexportable
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure.inference import require_threads
@@ -27,7 +40,6 @@ from pipeline.paths import CellPaths, Work
 from pipeline.store import StageHistory
 from pipeline.sweep import Cell, Recipe, Stage
 from pipeline.techniques import context, stage_module, train
-from pipeline.timeline import Timeline
 from pipeline.training import compiling
 from pipeline.training.checkpoint import Checkpointer, Snapshot
 from pipeline.training.loop import Course, Hooks, Training, fit
@@ -98,17 +110,18 @@ class _Run:
         progress: Progress,
     ):
         self.cell, self.work, self.paths = cell, work, paths
-        self.timeline = Timeline()
+        self.timeline = timeline.Timeline()
         self.progress = self._told(progress)
         self.machine: Machine = machine(cell.recipe, device)
         if self.machine.compiled:
             compiling.use_cache(work)
-        self.began = time.time()
+        self.began, self.began_s = time.time(), clock.now()
         self.origin = origin.loaded()
         self.split = data.load(cell.dataset, cell.recipe, cell.seed, data_root, work.cache)
-        self.checkpoints = Checkpointer(paths.checkpoint, paths.metrics)
+        self.checkpoints = Checkpointer(paths.checkpoint, paths.metrics, self.split.fingerprint)
         self.stages = cell.stages or (Stage("train", train.Settings()),)
         self.trained_s = 0.0  # by the attempts before this one
+        self.kept: dict[str, Any] = {}  # facts of the training, where it was over before
         self._base: network.ModelState | None = None
 
     def _told(self, progress: Progress) -> Progress:
@@ -124,6 +137,8 @@ class _Run:
             if self.paths.cell_json.read_bytes() != content:
                 done.replace_cell_json(self.paths, content)
             return
+        if self.paths.manifest.exists():  # only its artifact is outdated
+            trained.require_images(self.paths, self.split, f"{self.cell.name} ({self.cell.id})")
         if not self.paths.cell_json.exists():
             store.publish_bytes(self.paths.cell_json, content)
         state, history = self.staged()
@@ -154,6 +169,8 @@ class _Run:
         if snapshot:
             columns = (*(stage.columns for stage in history), snapshot.training.columns)
             self.trained_s = sum(sum(column.get("seconds", ())) for column in columns)
+        if snapshot and index == len(self.stages):
+            self.kept = snapshot.facts or self.earlier_facts()
         for i in range(index, len(self.stages)):
             here = snapshot if snapshot and snapshot.index == i else None
             state = self.stage(i, state, history, here)
@@ -161,7 +178,7 @@ class _Run:
             if i + 1 < len(self.stages):
                 self.checkpoints.save(done, wait=True)
             else:
-                self.checkpoints.finish(done, self.paths.model)
+                self.checkpoints.finish(replace(done, facts=self.of_training()), self.paths.model)
         state.network.to("cpu").to(memory_format=torch.contiguous_format)  # as one that was read
         return state, history
 
@@ -228,29 +245,54 @@ class _Run:
         }
         artifact.write(state, self.paths.artifact, facts, sample.pixels.numpy(), self.split.classes)
 
-    def phases(self) -> dict[str, float]:
-        """With the training of earlier attempts."""
-        seconds = self.timeline.seconds()
-        return {**seconds, "train": round(seconds.get("train", 0.0) + self.trained_s, 2)}
+    # --- facts -----------------------------------------------------------------------------------
 
-    def facts(self) -> dict:
+    def facts(self) -> dict[str, Any]:
+        """For the result. What only writes an artifact of weights that are there adds its time; all
+        else is of the machine and the code that trained them."""
+        mine = self.of_training()
+        return {
+            **mine,
+            **{name: self.kept[name] for name in mine if name in self.kept},
+            **self.spent(),
+            done.MADE_WITH: done.of_artifact(done.record(self.cell)),
+            "needs": artifact.load(self.paths.artifact).manifest["needs"],
+            "all_threads": self.cell.measure.threads or hardware.cores(),
+            "dataset_fingerprint": self.split.fingerprint,
+            **({"image_notes": list(self.split.notes)} if self.split.notes else {}),
+        }
+
+    def of_training(self) -> dict[str, Any]:
         return {
             **self.origin.facts(),
-            done.MADE_WITH: done.of_artifact(done.record(self.cell)),
             "hardware": hardware.describe(),
-            "needs": artifact.load(self.paths.artifact).manifest["needs"],
             "device": str(self.machine.device),
             "precision": self.machine.precision,
             "threads": torch.get_num_threads(),
-            "all_threads": self.cell.measure.threads or hardware.cores(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
-            "seconds": self.trained_s + time.time() - self.began,
-            "phases": self.phases(),
-            "dataset_fingerprint": self.split.fingerprint,
-            **({"image_notes": list(self.split.notes)} if self.split.notes else {}),
             "peak_memory_bytes": peak_memory_bytes(),
             "peak_gpu_memory_bytes": peak_gpu_memory_bytes(self.machine.device),
+            **self.spent(),
         }
+
+    def spent(self) -> dict[str, Any]:
+        """The time so far, with that of the training in earlier attempts."""
+        before_s = self.kept.get("seconds") or self.trained_s
+        before = self.kept.get("phases") or {"train": self.trained_s}
+        return {
+            "seconds": before_s + clock.now() - self.began_s,
+            "phases": timeline.together([before, self.timeline.seconds()]),
+        }
+
+    def earlier_facts(self) -> dict[str, Any]:
+        """Those of the result that is there, where the weights have none, as in earlier versions;
+        without the time where that was of a measurement as well."""
+        try:
+            result = store.read_result(self.paths.result, with_history=False)
+        except (FileNotFoundError, Corrupt):
+            return {}
+        unknown = ("seconds", "phases") if "accuracy" in result.measured else ()
+        return {name: value for name, value in result.facts.items() if name not in unknown}
 
 
 class _Trainings:

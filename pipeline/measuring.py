@@ -5,13 +5,23 @@ All that it needs is on disk; whatever goes wrong, the training and every earlie
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline import artifact, data, done, hardware, origin, runtimes, same_kind, store, trained
+from pipeline import (
+    artifact,
+    clock,
+    data,
+    done,
+    hardware,
+    origin,
+    runtimes,
+    same_kind,
+    store,
+    trained,
+)
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import gpu
 from pipeline.measure.cell import Candidate, measure, size
@@ -35,10 +45,11 @@ Progress = Callable[[dict], None]
 def measure_cell(
     cell: Cell, work: Work, split: Split, device: torch.device, progress: Progress
 ) -> store.MeasurementEntry:
-    """Measures a cell that is trained. The caller holds its lock. Raises trained.NoBase,
-    Corrupt, measure.cell.NotInteger."""
-    paths, began = work.cell(cell.id), time.time()
+    """Measures a cell that is trained. The caller holds its lock. Raises trained.NoBase, Corrupt,
+    measure.cell.NotInteger, and UserError where the images are not those that it was trained on."""
+    paths, began = work.cell(cell.id), clock.now()
     digest = store.artifact_sha256(store.verify(paths, deep=False)["files"])
+    trained.require_images(paths, split, f"{cell.name} ({cell.id})")
     mine = _candidate(paths)
     base, base_digest = mine, digest
     if not cell.is_base:
@@ -63,7 +74,7 @@ def measure_cell(
     ran = gpu.ran(cell.measure.runtimes, measured)
     facts = {**_facts(cell, ran), **inputs}  # the time, and what changed meanwhile
     facts |= {} if known is None else {same_kind.ACCURACY_OF: known.name}
-    facts = {**facts, "seconds": time.time() - began, "phases": timeline.seconds()}
+    facts = {**facts, "seconds": clock.now() - began, "phases": timeline.seconds()}
     data = store.result_bytes(cell.to_json(), facts, [], measured)
     return store.publish_measurement(paths, facts["machine"], data, digest, done.record(cell))
 

@@ -173,12 +173,13 @@ def _put(path: Path, measurements: Iterable[Found]) -> None:
 
 
 @store.shared()
-def add(folder: Path, path: Path) -> None:
-    """What bench.py measured of models that lie in the report; raises UserError where the file is
-    none, or is of other models."""
-    paths, file = ReportPaths(folder), benches.read(path)
+def add(folder: Path, files: Iterable[Path]) -> None:
+    """What bench.py measured of models that lie in the report; all of the files or, raising
+    UserError, none of them where one is no such file, or is of other models."""
+    paths, read = ReportPaths(folder), {path: benches.read(path) for path in files}
     with store.lock_folder(paths.lock):
-        _put(paths.merged, _checked(file, paths, path))
+        found = [one for path, file in read.items() for one in _checked(file, paths, path)]
+        _put(paths.merged, found)
 
 
 def _checked(file: benches.Measured, paths: ReportPaths, path: Path) -> list[Found]:

@@ -6,7 +6,6 @@ Imports nothing heavy.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,8 +16,11 @@ class Timeline:
     """Seconds of each phase so far. `event` gets the events of the cell's progress: each begins a
     phase, which lasts until the next one."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self.clock, self.phase, self.since = clock, PHASES[0], clock()
+    def __init__(self, now: Callable[[], float] | None = None):
+        from pipeline import clock  # here, since `plan` needs none
+
+        self.now = now or clock.now
+        self.phase, self.since = PHASES[0], self.now()
         self._seconds: dict[str, float] = {}
 
     def event(self, event: Mapping[str, Any]) -> None:
@@ -33,7 +35,7 @@ class Timeline:
         return {p: round(self._seconds[p], 2) for p in PHASES if p in self._seconds}
 
     def _pass(self) -> None:
-        now = self.clock()
+        now = self.now()
         self._seconds[self.phase] = self._seconds.get(self.phase, 0.0) + now - self.since
         self.since = now
 
@@ -50,6 +52,13 @@ def phase_of(event: Mapping[str, Any]) -> str | None:
     if not stage[:1].isdecimal():
         return None
     return "train" if "epoch" in event or event.get("what") == "train" else "prepare"
+
+
+def together(timelines: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Phase -> seconds of all, of those that there were."""
+    every = list(timelines)
+    there = {phase for one in every for phase in one}
+    return {p: round(sum(one.get(p, 0.0) for one in every), 2) for p in PHASES if p in there}
 
 
 def mean(timelines: Iterable[Mapping[str, float]]) -> dict[str, float]:

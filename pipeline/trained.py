@@ -30,15 +30,22 @@ def base(cell: Cell, work: Work, split: Split) -> ModelState:
     paths = work.cell(cell.base_id)
     try:
         store.verify(paths)
-        state, fingerprint = read_model(paths.model), images_of(paths)
+        state = read_model(paths.model)
+        require_images(paths, split, f"the base {paths.id}")
     except Corrupt as error:
         raise NoBase(f"its base {paths.id} is not there or damaged: {error}") from error
-    if fingerprint != split.fingerprint:
+    return state
+
+
+def require_images(paths: CellPaths, split: Split, whose: str) -> None:
+    """Raises UserError where a cell, called ``whose``, was trained on other images than those of
+    the split; Corrupt where its result is damaged."""
+    facts = store.read_result(paths.result, with_history=False).facts
+    if facts.get("dataset_fingerprint") != split.fingerprint:
         raise UserError(
-            f"{split.name}: its images changed since the base {paths.id} was trained; "
+            f"{split.name}: its images changed since {whose} was trained; "
             "expected the same, or another name for this data set in the sweep file"
         )
-    return state
 
 
 def started(fresh: ModelState, cell: Cell, work: Work) -> ModelState:
@@ -79,9 +86,3 @@ def _start(cell: Cell, work: Work) -> dict[str, torch.Tensor]:
         raise NoBase(
             f"{cell.ground} ({start.source}, {start.cell}) is not there or damaged: {error}"
         ) from error
-
-
-def images_of(paths: CellPaths) -> str | None:
-    """The fingerprint of the images that a cell was trained on."""
-    facts = store.read_result(paths.result, with_history=False).facts
-    return facts.get("dataset_fingerprint")

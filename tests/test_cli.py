@@ -143,6 +143,16 @@ def test_plan_and_status_as_one_json_object(ask, mine):
     assert status["cells"][1]["reason"] == "exception: ValueError: no"
 
 
+def test_submit_as_one_json_object_where_nothing_is_left(ask, mine):
+    cells, work = mine
+    for cell in cells:
+        results.publish(cell, work)
+    code, out, err = ask("submit", "mine.yaml", "--json")
+    submitted = json.loads(out)
+    assert (code, submitted["jobs"]) == (0, []) and len(submitted["cells"]) == 2
+    assert submitted == json.loads(ask("submit", "mine.yaml", "--dry-run", "--json")[1])
+
+
 def test_status_for_people(ask, mine):
     cells, work = mine
     results.publish(cells[0], work)
@@ -161,6 +171,17 @@ def test_a_long_json_is_printed_without_being_held_in_memory(tmp_path, monkeypat
     sys.stdout.flush()
     text = (tmp_path / "out").read_text()
     assert json.loads(text) == result and peak < len(text) / 2
+
+
+def test_logs_show_a_last_line_without_an_end(ask, mine):
+    cells, work = mine
+    attempt = store.new_attempt(work.cell(cells[0].id))
+    attempt.log.write_text("begun\nMemoryError: on the w")
+    results.publish(cells[0], work)
+    for more in ([], ["--follow"]):
+        code, out, _ = ask("logs", "mine.yaml", cells[0].id, *more)
+        assert code == 0 and out.splitlines()[1:3] == ["begun", "MemoryError: on the w"]
+        assert out.count("MemoryError") == 1
 
 
 def test_watch_ends_when_nothing_is_left_to_do(ask, mine):
@@ -297,7 +318,9 @@ def test_a_root_that_is_no_folder_is_one_sentence(
         (["export", "mine.yaml", "digits/vgg16_bn/base/0", "--to", "x" * 300], "File name too lo"),
         (["plan", "mine.yaml", "--profile", "~nobody-of-this-name"], "no such home folder"),
         (["plan", "mine.yaml", "--profile", "x" * 300], "File name too long"),
-        (["report", "mine.yaml", "--to", "mine.yaml"], "Not a directory"),
+        (["report", "mine.yaml", "--to", "mine.yaml"], "mine.yaml is not a folder; remove it"),
+        (["report", "mine.yaml", "--to", "/proc/x"], "in /proc; run this in a folder that you may"),
+        (["report", "mine.yaml", "--to", "/proc/1/x"], "/proc/1/x/mine: the report cannot be wr"),
         (["report", "mine.yaml", "--to", "loop"], "loop"),
         (["report", "mine.yaml", "--to", "x" * 300], "File name too long"),
         (["report", "mine.yaml", "--artifacts", "nan"], "'nan' is not a number of megabytes"),
@@ -321,6 +344,20 @@ def test_what_a_path_or_a_value_cannot_be_is_one_sentence(ask, here, mine, argum
     code, out, err = ask(*arguments)
     assert (code, out) == (2, "") and said in sentence(err) and len(err) < 1000
     assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("root", ["/proc/x", "/proc/1/x", "/sys/x"])
+def test_a_work_root_that_cannot_be_written_changes_nothing(ask, here, mine, monkeypatch, root):
+    cells, work = mine
+    for cell in cells:
+        results.publish(cell, work)
+    assert ask("report", "mine.yaml")[0] == 0
+    before = {p: p.stat().st_mtime_ns for p in here.rglob("*") if p.is_file()}
+    monkeypatch.setenv("NETPRESS_WORK", root)
+    for command in ("run", "submit", "fetch", "rehearse"):
+        code, out, err = ask(command, "mine.yaml")
+        assert (code, out) == (2, "") and root in err.splitlines()[-1], command
+        assert {p: p.stat().st_mtime_ns for p in here.rglob("*") if p.is_file()} == before
 
 
 def test_a_home_folder_of_nobody_as_a_root_is_one_sentence(ask, mine, monkeypatch):

@@ -22,7 +22,7 @@ import torch
 from pipeline import artifact, catalog, execute, failure_kinds, origin, store, trained
 from pipeline.errors import Corrupt, UserError
 from pipeline.paths import CODE, Work
-from pipeline.sweep import Dataset
+from pipeline.sweep import Cell, Dataset
 from pipeline.techniques import STAGES
 from pipeline.training import checkpoint
 from tests import cells
@@ -172,13 +172,47 @@ def test_what_is_damaged_is_set_aside_and_made_again_without_training(bench, spo
 def test_the_seconds_of_a_cell_are_those_of_all_its_attempts(bench, spoiled, monkeypatch):
     cell = quick(bench)
     result = spoiled.cell(cell.id).result
-    result.unlink()
-    clock = SimpleNamespace(time=lambda: 1e9, strftime=time.strftime, gmtime=time.gmtime)
-    monkeypatch.setattr(execute, "time", clock)  # this attempt only measures, in no time
+    before = store.read_result(result)
+    index = spoiled.cell(cell.id).checkpoint / "index.json"
+    (entry,) = json.loads(index.read_bytes())
+    kept = entry["state"]["facts"]
+    trained_s = sum(s for stage in before.history for s in stage.columns["seconds"])
+    assert 0 < trained_s < kept["seconds"] < before.facts["seconds"]
+    clock = SimpleNamespace(now=lambda: 1e9)
+    monkeypatch.setattr(execute, "clock", clock)  # this attempt only writes, in no time
+    for expected_s in (kept["seconds"], trained_s):
+        result.unlink()
+        cells.run(cell, spoiled)
+        assert store.read_result(result).facts["seconds"] == pytest.approx(expected_s)
+        entry["state"].pop("facts", None)  # as in earlier versions
+        index.write_text(json.dumps([entry]))
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_writing_an_artifact_anew_leaves_the_facts_of_the_training(bench, spoiled, earlier):
+    cell = quick(bench)
+    paths = spoiled.cell(cell.id)
+    before = store.read_result(paths.result)
+    trainers = {**before.facts, "device": "cuda", "threads": 9, "started": "2026-01-01T00:00:00Z"}
+    index = paths.checkpoint / "index.json"
+    (entry,) = json.loads(index.read_bytes())
+    if earlier:  # its result alone says how the weights were trained
+        del entry["state"]["facts"]
+        data = store.result_bytes(before.cell, trainers, before.history, before.measured)
+        paths.result.write_bytes(data)
+        store.write_manifest(paths, store.read_manifest(paths)["extra"])
+    else:
+        entry["state"]["facts"] |= {name: trainers[name] for name in ("device", "threads")}
+        entry["state"]["facts"]["started"] = trainers["started"]
+        paths.result.unlink()
+    index.write_text(json.dumps([entry]))
+    flip_a_bit(paths.artifact / "model.onnx")
     cells.run(cell, spoiled)
-    again = store.read_result(result)
-    trained_s = sum(s for stage in again.history for s in stage.columns["seconds"])
-    assert again.facts["seconds"] == pytest.approx(trained_s) and trained_s > 0
+    after = store.read_result(paths.result).facts
+    assert (after["device"], after["threads"]) == ("cuda", 9)
+    assert after["started"] == trainers["started"]
+    assert {"prepare", "train", "export"} <= after["phases"].keys()
+    assert after["phases"]["train"] == pytest.approx(before.facts["phases"]["train"], abs=2)
 
 
 def test_damaged_weights_are_trained_anew_and_come_out_the_same(bench, spoiled):
@@ -249,6 +283,39 @@ def test_a_damaged_checkpoint_costs_the_epochs_since_the_one_before(bench, work)
     assert "state-2.safetensors.corrupt-1" in os.listdir(paths.checkpoint)
 
 
+def test_training_begins_anew_where_images_changed(bench, work, tmp_path, capsys):
+    cell, events = of_pictures(tmp_path, ["base"], 2)["base"], []
+    paths = work.cell(cell.id)
+
+    def listen(event):
+        if event.get("epoch") == 1 and "loss" in event:
+            until((paths.checkpoint / "state-1.safetensors").exists)
+            raise Killed
+
+    with pytest.raises(Killed):
+        cells.run(cell, work, listen)
+    draw(tmp_path / "pictures", 14)
+    cells.run(cell, work, events.append)
+    assert epochs_of(events) == [1, 2] and [e["epoch"] for e in events if "epoch" in e][0] == 0
+    aside = "state-1.safetensors: was trained on other images than those that are there now; set"
+    assert aside in capsys.readouterr().err
+    as_new = beside(bench, "never-killed")
+    cells.run(cell, as_new)
+    assert paths.model.read_bytes() == as_new.cell(cell.id).model.read_bytes()
+
+
+def test_weights_that_are_published_are_not_made_of_other_images_as_well(bench, work, tmp_path):
+    cell = of_pictures(tmp_path, ["base"], 1)["base"]
+    cells.run(cell, work)
+    paths = work.cell(cell.id)
+    store.write_manifest(paths, {"made_with": {"artifact": 0}})  # by an earlier version
+    draw(tmp_path / "pictures", 14)
+    before = paths.manifest.read_bytes(), paths.model.read_bytes()
+    with pytest.raises(UserError, match=rf"changed since {cell.name} \({cell.id}\) was trained"):
+        cells.run(cell, work)
+    assert before == (paths.manifest.read_bytes(), paths.model.read_bytes())
+
+
 # --- the base --------------------------------------------------------------------------------
 
 
@@ -268,30 +335,33 @@ def test_a_damaged_base_is_not_built_upon(bench, work, damaged):
         cells.run(cell, work)
 
 
-def test_a_base_that_saw_other_images_is_not_built_upon(bench, work, tmp_path):
+def draw(folder: Path, count: int) -> None:
     """What a folder holds is no part of a cell's id."""
     from PIL import Image
 
-    folder = tmp_path / "pictures"
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(count)
+    for part in ("train", "test"):
+        for name in ("dark", "bright"):
+            (folder / part / name).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                pixels = random.integers(0, 100, (16, 16), np.uint8) + 100 * (name == "bright")
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / part / name / f"{i}.png")
 
-    def draw(count: int) -> None:
-        for part in ("train", "test"):
-            for name in ("dark", "bright"):
-                (folder / part / name).mkdir(parents=True, exist_ok=True)
-                for i in range(count):
-                    pixels = random.integers(0, 100, (16, 16), np.uint8) + 100 * (name == "bright")
-                    Image.fromarray(pixels.astype(np.uint8)).save(folder / part / name / f"{i}.png")
 
-    draw(12)
-    by_technique = cells.cells(
-        tmp_path,
-        ["base", "ptq-int8"],
-        datasets=[{"name": "mine", "folder": str(folder)}],
-        training={"epochs": 1, "batch_size": 4, "crop": 0},
+def of_pictures(folder: Path, techniques: list[str], epochs: int) -> dict[str, Cell]:
+    draw(folder / "pictures", 12)
+    return cells.cells(
+        folder,
+        techniques,
+        datasets=[{"name": "mine", "folder": str(folder / "pictures")}],
+        training={"epochs": epochs, "batch_size": 4, "crop": 0},
     )
+
+
+def test_a_base_that_saw_other_images_is_not_built_upon(bench, work, tmp_path):
+    by_technique = of_pictures(tmp_path, ["base", "ptq-int8"], 1)
     cells.run(by_technique["base"], work)
-    draw(14)
+    draw(tmp_path / "pictures", 14)
     with pytest.raises(UserError, match="mine: its images changed since the base") as told:
         cells.run(by_technique["ptq-int8"], work)
     kind, reason = failure_kinds.failure_of(told.value)

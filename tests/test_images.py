@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import catalog, data, report, store, sweep
+from pipeline import catalog, data, measuring, report, store, sweep
 from pipeline.errors import UserError
 from pipeline.orchestrate import images
 from pipeline.paths import Work
@@ -85,6 +85,24 @@ def test_changed_images_are_named_by_every_command(lab, trained):
     }
     for command in ("status", "report"):  # which now know it by the pixels
         assert f"mine: the images in {place} changed since" in lab.ask(command, "test.yaml").stderr
+
+
+def test_what_lacks_only_a_measurement_is_not_measured_on_other_images(lab):
+    draw(lab.folder / "images", seed=1)
+    asked = lab.folder / "test.yaml"
+    measured = lab.ask("measure", "test.yaml")
+    asked.write_text(asked.read_text().replace("repeats: 1", "repeats: 2"))
+    status, ran = lab.ask("status", "test.yaml"), lab.run("test.yaml")
+    assert "1 trained" in status.stdout
+    assert f"mine: the images in {lab.folder / 'images'} changed since" in status.stderr
+    for refused in (measured, ran):
+        assert refused.returncode == 2 and refused.stdout == ""
+        assert "changed since 1 cell was made" in refused.stderr.splitlines()[-1]
+    (cell,), work, root = looked(lab)
+    with store.lock_cell(work.cell(cell.id)), pytest.raises(UserError) as told:  # as a job does
+        measuring.measure_again(cell, work, root, "cpu", 1, pytest.fail)
+    assert f"changed since {cell.name} ({cell.id}) was trained" in str(told.value)
+    assert len(store.measurements(work.cell(cell.id))[0]) == 1
 
 
 def test_the_same_pixels_in_new_files_are_no_change(lab):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -92,7 +94,11 @@ def lives(pid: int) -> bool:
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return Bench(tmp_path)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    yield Bench(tmp_path)
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 ASKED = results.sweep(techniques=("half", "third"))
@@ -185,6 +191,21 @@ def test_who_measures_has_the_machine_for_itself(bench):
     assert not [t for a, b in spans for t in steps if a + settled < t < b]
 
 
+@pytest.mark.alone
+def test_the_time_that_workers_stand_still_is_none_of_theirs(bench):
+    bench.let(half="measure", third="work")
+    assert bench.run(SIX, workers=4, threads=1) == 0
+    steps = bench.trace("works")
+    for pid in {step["pid"] for step in steps}:
+        mine = [step for step in steps if step["pid"] == pid]
+        longest = {
+            clock: max(b[clock] - a[clock] for a, b in itertools.pairwise(mine))
+            for clock in ("time", "clock")
+        }
+        assert longest["time"] > 0.5 and 0 < longest["clock"] < longest["time"] / 2
+        assert all(a["clock"] < b["clock"] for a, b in itertools.pairwise(mine))
+
+
 def test_a_signal_ends_workers_that_stand_still(bench):
     parent, workers = _one_measures_three_stand_still(bench)
     parent.send_signal(signal.SIGTERM)
@@ -215,7 +236,7 @@ def test_a_worker_runs_this_checkout_wherever_the_user_stands(bench):
     assert bench.run(ASKED, threads=7) == 0
     [line, *_] = bench.trace()
     assert line["cwd"] == str(paths.CODE) and line["path"].split(":")[0] == str(paths.CODE)
-    assert line["options"] == ["--device", "cpu", "--threads", "7"]
+    assert line["options"][:-2] == ["--device", "cpu", "--threads", "7"]
 
 
 def test_the_command_of_a_worker_is_the_one_of_the_plan(bench):

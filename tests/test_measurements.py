@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import done, remeasure, report, same_kind, store
+from pipeline import cli, done, remeasure, report, same_kind, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import bench as benches
 from pipeline.orchestrate import measure, plan
@@ -342,8 +342,8 @@ def elsewhere(mine, tmp_path):
 def test_the_same_file_is_taken_by_a_report_with_models(mine, elsewhere, tmp_path):
     sweep, work = mine
     paths, _ = report.build(sweep, work, tmp_path / "out", artifact_bytes=10**9)
-    remeasure.add(paths.folder, elsewhere)
-    remeasure.add(paths.folder, elsewhere)  # which counts once
+    remeasure.add(paths.folder, [elsewhere])
+    remeasure.add(paths.folder, [elsewhere])  # which counts once
     rows = {row.machine: row for row in report.read_folder(paths.folder).every}
     assert set(rows) == {*report.read(sweep, work).machines, "my-board"}
     assert rows["my-board"].measurement == "my-board-1"
@@ -352,7 +352,7 @@ def test_the_same_file_is_taken_by_a_report_with_models(mine, elsewhere, tmp_pat
         content["cells"][0][name] = "0" * 64
         (tmp_path / "wrong.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match="is of another model than that of"):
-            remeasure.add(paths.folder, tmp_path / "wrong.json")
+            remeasure.add(paths.folder, [tmp_path / "wrong.json"])
         content = json.loads(elsewhere.read_text())
 
 
@@ -379,8 +379,8 @@ def test_a_file_is_shown_in_a_report_as_in_the_work_root_and_overrides_no_other_
     first["artifact/all/batch1"] = [1e-6] * len(first["artifact/all/batch1"])
     (tmp_path / "other-values.json").write_text(json.dumps(content))
     adds = (
-        lambda path: benches.add(sweep, work, path),
-        lambda path: remeasure.add(paths.folder, path),
+        lambda path: benches.addition(sweep, work, path).publish(work),
+        lambda path: remeasure.add(paths.folder, [path]),
     )
     for add in adds:
         with pytest.raises(UserError, match="is called .*, as another that measured cell"):
@@ -475,6 +475,32 @@ def test_a_reports_models_are_measured_again_and_one_that_cannot_be_costs_itself
     assert [row] == list(report.read_folder(paths.folder).rows)
 
 
+def test_nothing_is_measured_or_added_where_one_of_several_is_wrong(
+    mine, elsewhere, tmp_path, monkeypatch, capsys
+):
+    sweep, work = mine
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NETPRESS_WORK", str(work.root))
+    other = json.loads(elsewhere.read_text())
+    other["cells"][0]["model_sha256"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    (tmp_path / "empty.yaml").write_text((tmp_path / "test.yaml").read_text().replace("700", "699"))
+    before = store.measurements(work.cell(sweep.cells[0].id))[0]
+    paths, _ = report.build(sweep, work, tmp_path / "out", artifact_bytes=10**9)
+    page, folder = paths.page.read_bytes(), str(paths.folder)
+    for arguments, said in (
+        (["test.yaml", "nosuch"], "nosuch: no such sweep"),
+        (["test.yaml", "empty.yaml"], "nothing is trained yet"),
+        ([folder, "test.yaml", "--add", str(elsewhere), "--add", "nosuch"], "nosuch: cannot be re"),
+        (["test.yaml", "--add", str(elsewhere), "--add", "other.json"], "is of another model"),
+        ([folder, "--add", str(elsewhere), "--add", "other.json"], "is of another model"),
+    ):
+        assert cli.main(["measure", *arguments]) == 2
+        assert said in capsys.readouterr().err
+        assert store.measurements(work.cell(sweep.cells[0].id))[0] == before
+        assert paths.page.read_bytes() == page and not (tmp_path / "reports").exists()
+
+
 def test_a_model_that_cannot_run_elsewhere_costs_itself(mine, tmp_path):
     sweep, work = mine
     folder = benches.export(sweep, work, tmp_path / "bench")
@@ -488,14 +514,14 @@ def test_a_model_that_cannot_run_elsewhere_costs_itself(mine, tmp_path):
     command = [sys.executable, "-I", "-c", ALONE, path]
     ran = subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True)
     assert ran.returncode == 1 and ran.stderr.count("  not measured: ") == 2
-    assert benches.add(sweep, work, path) == ("my-board", 1)
+    assert benches.addition(sweep, work, path).publish(work) == ("my-board", 1)
 
 
 def test_a_folder_without_netpress_measures_and_its_file_is_taken(mine, elsewhere, tmp_path):
     sweep, work = mine
     [base] = sweep.cells
-    assert benches.add(sweep, work, elsewhere) == ("my-board", 1)
-    benches.add(sweep, work, elsewhere)  # which counts once
+    assert benches.addition(sweep, work, elsewhere).publish(work) == ("my-board", 1)
+    benches.addition(sweep, work, elsewhere).publish(work)  # which counts once
     entries, _ = store.measurements(work.cell(base.id))
     assert sorted(e.machine for e in entries if e.machine == "my-board") == ["my-board"]
     assert done.is_done(base, work)  # by the measurement that it had
@@ -517,10 +543,10 @@ def test_a_folder_without_netpress_measures_and_its_file_is_taken(mine, elsewher
         change(wrong)
         (tmp_path / "wrong.json").write_text(json.dumps(wrong))
         with pytest.raises(UserError, match=why):
-            benches.add(sweep, work, tmp_path / "wrong.json")
+            benches.addition(sweep, work, tmp_path / "wrong.json").publish(work)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="not a regular file"):
-        benches.add(sweep, work, tmp_path / "pipe")
+        benches.addition(sweep, work, tmp_path / "pipe").publish(work)
     assert store.measurements(work.cell(base.id))[0] == entries
 
 

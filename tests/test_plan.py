@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.orchestrate import estimate, plan, state
 from pipeline.paths import Work
 from pipeline.report import controls
+from pipeline.sweep import Measure
 from pipeline.techniques import CONTROLS
 from tests import cost, results
 
@@ -150,6 +152,17 @@ def test_what_is_done_costs_no_job(tmp_path):
     assert after.jobs[0].depends_on == () and after.gpu_hours < before.gpu_hours
     assert len(after.to_json()["cells"]) == 2
     assert sum(line.endswith("done") for line in after.lines()) == 1
+
+
+def test_what_lacks_only_a_measurement_costs_no_training(tmp_path):
+    sweep_, work = results.sweep(techniques=("half",)), Work(tmp_path / "work")
+    for cell in sweep_.cells:
+        results.publish(cell, work)
+    other = [replace(cell, measure=Measure(repeats=7)) for cell in sweep_.cells]
+    asked = replace(sweep_, cells=tuple(other))
+    assert {s.state for s in state.states(asked, work)} == {"trained"}
+    planned = plan.plan(asked, work, tmp_path)
+    assert len(planned.jobs) == 3 and planned.gpu_hours == 0
 
 
 def test_the_script_of_a_job_runs_as_it_stands(planned):

@@ -39,6 +39,7 @@ from pipeline.orchestrate import (
     submit,
     submitted,
     watch,
+    writable,
 )
 from pipeline.orchestrate.graph import Queued, Request
 from pipeline.orchestrate.slurm import Row
@@ -1467,15 +1468,15 @@ def test_a_report_that_ran_out_gets_more():
 
 
 def test_where_the_report_goes_is_tried_before_anything_is_sent(tmp_path):
-    report_job.require_writable(tmp_path / "reports", "s")
+    writable.require_report(tmp_path / "reports", "s")
     assert list(tmp_path.iterdir()) == []
     folder = tmp_path / "reports" / "s"
     folder.mkdir(parents=True)
     (folder / "figures").write_text("in the way")
     with pytest.raises(UserError, match="figures is not a folder; remove it"):
-        report_job.require_writable(tmp_path / "reports", "s")
+        writable.require_report(tmp_path / "reports", "s")
     with pytest.raises(UserError, match="cannot be written there, .* in /proc; run this in"):
-        report_job.require_writable(Path("/proc/reports"), "s")
+        writable.require_report(Path("/proc/reports"), "s")
 
 
 def test_the_job_of_a_report_says_what_became_of_it(tmp_path):

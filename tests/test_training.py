@@ -495,6 +495,25 @@ def test_a_damaged_state_is_set_aside_and_the_one_before_is_used(kept):
     assert whole == ["state-2.safetensors", "state-3.safetensors"]
 
 
+def test_a_state_of_other_images_is_as_good_as_a_damaged_one(tmp_path, capsys):
+    folder, start = tmp_path / "checkpoint", Training(network.new(SPEC, 0))
+
+    def opened(images: str | None) -> Checkpointer:
+        return Checkpointer(folder, tmp_path / "metrics.h5", images)
+
+    opened(None).save(Snapshot(0, "train", start, ()), wait=True)  # as in earlier versions
+    assert opened("a").load() is not None
+    opened("a").save(Snapshot(0, "train", start, ()), wait=True)
+    assert opened("a").load() is not None and capsys.readouterr().err == ""
+    changed = opened("b")
+    assert changed.load().stage == "train"  # the one that does not say
+    assert states(tmp_path)[1:] == ["state-1.safetensors", "state-2.safetensors.corrupt-1"]
+    told = "state-2.safetensors: was trained on other images than those that are there now; set"
+    assert told in capsys.readouterr().err
+    changed.finish(Snapshot(1, "done", start, ()), folder / "model.safetensors")
+    assert opened("b").load() is not None and opened("a").load() is None
+
+
 def test_a_missing_state_is_as_good_as_a_damaged_one(kept):
     (kept / "checkpoint" / "state-3.safetensors").unlink()
     assert open_again(kept).load().training.epoch == 2

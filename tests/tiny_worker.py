@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.compress import die_with  # noqa: E402
-from pipeline import store  # noqa: E402
+from pipeline import clock, store  # noqa: E402
 from pipeline.catalog import Catalog  # noqa: E402
 from pipeline.paths import Work  # noqa: E402
 from pipeline.sweep import Cell  # noqa: E402
@@ -37,13 +37,20 @@ def command(work: Work, actions: Path, trace: Path):
 def work_on(root: str, actions: str, trace: str, *rest: str) -> int:
     *options, parent, cell_id = rest
     die_with(int(parent))
+    clock.follow(Path(options[options.index("--stops") + 1]))
     paths = Work(Path(root)).cell(cell_id)
     cell = Cell.from_json(json.loads(paths.cell_json.read_bytes()), CATALOG)
     action = json.loads(Path(actions).read_text()).get(cell.technique, "finish")
 
     def note(what: str) -> str:
         """Returns all that was noted so far."""
-        facts = {"cell": cell.name, "what": what, "time": time.time(), "pid": os.getpid()}
+        facts = {
+            "cell": cell.name,
+            "what": what,
+            "time": time.time(),
+            "clock": clock.now(),
+            "pid": os.getpid(),
+        }
         facts |= {"cwd": os.getcwd(), "options": options, "path": os.environ["PYTHONPATH"]}
         facts |= {"gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
         with open(trace, "a") as file:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -147,14 +148,25 @@ def read(path: Path) -> Measured:
     raise UserError(f"{problem}; expected the file that bench.py writes")
 
 
-def add(sweep: Sweep, work: paths.Work, path: Path) -> tuple[str, int]:
-    """Publishes what the file has of the sweep's cells; returns (the machine, how many cells).
-    Raises UserError, before anything is published, where the file is none, has no cell of the
-    sweep, or is of other models."""
+@dataclass(frozen=True)
+class Addition:
+    """A file, and what it has of the cells of a sweep."""
+
+    file: Measured
+    cells: tuple[tuple[Cell, _Cell], ...]
+
+    def publish(self, work: paths.Work) -> tuple[str, int]:
+        """Returns (the machine, how many cells)."""
+        for cell, measured in self.cells:
+            _publish(cell, measured, self.file, work)
+        return facts_of(self.file)["machine"], len(self.cells)
+
+
+def addition(sweep: Sweep, work: paths.Work, path: Path) -> Addition:
+    """What a file adds to a sweep; publishes nothing. Raises UserError where the file is none, has
+    a cell that is not the sweep's, or is of other models."""
     file = read(path)
-    for cell, measured in list(_checked(file, sweep, work, path)):
-        _publish(cell, measured, file, work)
-    return facts_of(file)["machine"], len(file.cells)
+    return Addition(file, tuple(_checked(file, sweep, work, path)))
 
 
 def _checked(

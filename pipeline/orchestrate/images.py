@@ -61,21 +61,21 @@ def notes(cells: Iterable[Cell], work: Work, data_root: Path) -> list[str]:
 
 
 def check(
-    done: Iterable[Cell],
+    cells: Iterable[Cell],
     work: Work,
     data_root: Path,
     say: Callable[[str], None],
     remedy: str = OTHER_NAME,
     decode: bool = True,
 ) -> None:
-    """Raises UserError where images are not those that the finished cells were made from; `remedy`:
-    the alternative for the user. Where names, sizes or times of files differ, all images are
-    decoded; with `decode` False (as on a login node) the difference is only reported."""
-    for dataset, cells in _by_folder(done).items():
-        now = data.current(dataset, data_root, work.cache)
+    """Raises UserError where images are not those that cells were made from, measured or not;
+    `remedy`: the alternative for the user. Where names, sizes or times of files differ, all images
+    are decoded; with `decode` False (as on a login node) the difference is only reported."""
+    for dataset, members in _by_folder(cells).items():
+        records = {c: recorded for c in members if (recorded := _recorded(c, work))}
+        now = data.current(dataset, data_root, work.cache) if records else None
         if now is None:
             continue
-        records = {cell: _in_manifest(cell, work) or _in_result(cell, work) for cell in cells}
         if (
             decode
             and now.fingerprint is None
@@ -97,6 +97,20 @@ def _by_folder(cells: Iterable[Cell]) -> dict[Dataset, list[Cell]]:
     return folders
 
 
+def _recorded(cell: Cell, work: Work) -> dict[str, Any]:
+    """As `_in_manifest`; where that has nothing, as in result.h5, which always did. Empty of a cell
+    without a manifest: the states of its training say themselves what they were made from."""
+    if recorded := _in_manifest(cell, work):
+        return recorded
+    paths = work.cell(cell.id)
+    try:
+        paths.manifest.stat()
+        facts = store.read_result(paths.result, with_history=False).facts
+    except (FileNotFoundError, PermissionError, Corrupt):
+        return {}
+    return {"fingerprint": facts.get("dataset_fingerprint")}
+
+
 def _in_manifest(cell: Cell, work: Work) -> dict[str, Any]:
     """The key and the fingerprint of the images that a cell was made from; empty where its manifest
     has none, as in earlier versions."""
@@ -106,11 +120,6 @@ def _in_manifest(cell: Cell, work: Work) -> dict[str, Any]:
         return {}
     recorded = (manifest or {"extra": {}})["extra"].get("images")
     return recorded if isinstance(recorded, dict) else {}
-
-
-def _in_result(cell: Cell, work: Work) -> dict[str, Any]:
-    facts = store.read_result(work.cell(cell.id).result, with_history=False).facts
-    return {"fingerprint": facts.get("dataset_fingerprint")}
 
 
 def _compared(

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline import hardware, paths, plugins, streams, terminal, tracking
 from pipeline.done import is_done
 from pipeline.errors import UserError
-from pipeline.orchestrate import images, plan
+from pipeline.orchestrate import images, plan, writable
 from pipeline.orchestrate.display import display
 from pipeline.orchestrate.launch import Command, Commands, Forks, Launcher
 from pipeline.orchestrate.pool import Pool, Slot
@@ -36,7 +36,8 @@ def run(
 
     0: every cell has its result. 1: some failed. 130: it was interrupted, and can be called again.
     Raises UserError, before anything runs, where a device or data is missing, an image is damaged,
-    or images changed since results were made (`remedy`: the alternative for the user).
+    a folder cannot be written, or images changed since results were made (`remedy`: the alternative
+    for the user).
     """
     tracking.require(sweep.tracking)
     if conclude is None:
@@ -46,7 +47,8 @@ def run(
     missing = [cell for cell in sweep.cells if cell.id not in ids]
     if missing:
         slots = _slots(device, workers, threads)
-    images.check(done, work, data_root, say, remedy)
+        writable.require_work(work)
+    images.check(sweep.cells, work, data_root, say, remedy)
     if missing:
         _prepare_data(missing, work, data_root)
         require_channels(sweep, missing, data_root)
@@ -186,6 +188,7 @@ def _check_report(sweep: Sweep) -> None:
     from pipeline import report
 
     report.check_folder(sweep)
+    writable.require_report(paths.reports_root(), sweep.name)
 
 
 def _print_best(sweep: Sweep, work: paths.Work, cell: Cell) -> None:

@@ -21,13 +21,14 @@ LOOK_S = 15.0  # how often --follow checks whether the cell has ended
 
 @dataclass
 class _Tail:
-    """A growing file: yields the complete lines added since the last call."""
+    """A growing file: yields the complete lines added since the last call, and with `all_of_it`
+    also the beginning of one, since no more is awaited."""
 
     path: Path
     offset: int = 0
     rest: bytes = b""
 
-    def lines(self) -> Iterator[str]:
+    def lines(self, all_of_it: bool = False) -> Iterator[str]:
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
@@ -36,6 +37,8 @@ class _Tail:
             return
         self.offset += len(data) - len(self.rest)
         *whole, self.rest = data.split(b"\n")
+        if all_of_it and self.rest:
+            whole, self.rest = [*whole, self.rest], b""
         for line in whole:
             yield line.decode(errors="replace")
 
@@ -44,7 +47,7 @@ def show(sweep: Sweep, work: Work, cell: Cell, follow: bool = False) -> Iterator
     """The log lines of a cell; with `follow`, until it is neither running nor in the queue, nor to
     be measured by a job that is."""
     tails: dict[Path, _Tail] = {}
-    yield from _new(sweep, work, cell, tails)
+    yield from _new(sweep, work, cell, tails, ends=not follow)
     if not tails:
         now, ended = _now(sweep, work, cell)
         if not follow or ended:
@@ -57,7 +60,7 @@ def show(sweep: Sweep, work: Work, cell: Cell, follow: bool = False) -> Iterator
             looked = time.monotonic()
             now, ended = _now(sweep, work, cell)
             if ended:
-                yield from _new(sweep, work, cell, tails)
+                yield from _new(sweep, work, cell, tails, ends=True)
                 yield f"==> {now.state}" + (f": {now.reason}" if now.reason else "")
                 return
 
@@ -70,13 +73,16 @@ def _now(sweep: Sweep, work: Work, cell: Cell) -> tuple[state.CellState, bool]:
     return now, now.state not in ("running", "queued", "waiting") and not waits
 
 
-def _new(sweep: Sweep, work: Work, cell: Cell, tails: dict[Path, _Tail]) -> Iterator[str]:
+def _new(
+    sweep: Sweep, work: Work, cell: Cell, tails: dict[Path, _Tail], ends: bool = False
+) -> Iterator[str]:
+    """What is new in the logs; `ends`: this is the last look at them."""
     for path in _files(sweep, work, cell):
         if path not in tails and path.exists():
             tails[path] = _Tail(path)
             yield f"==> {path}"
         if path in tails:
-            for line in tails[path].lines():
+            for line in tails[path].lines(ends):
                 if (text := _readable(line, cell)) is not None:
                     yield text
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline import done, paths, plugins, store, streams, terminal
 from pipeline.errors import UserError
-from pipeline.orchestrate import plan
+from pipeline.orchestrate import images, plan, writable
 from pipeline.orchestrate.display import described
 from pipeline.orchestrate.local import require_data
 from pipeline.sweep import Cell, Sweep
@@ -22,20 +22,29 @@ def run(sweep: Sweep, work: paths.Work, data_root: Path, say: Say = terminal.tel
     """Measures every trained cell of the sweep, then builds the report; returns the exit code.
 
     0: every one was measured. 1: one failed, whose earlier measurements are still there. Raises
-    UserError where none is trained.
+    UserError where none is trained, or where images changed since they were.
     """
+    cells = trained(sweep, work)
+    writable.require_work(work)
+    writable.require_report(paths.reports_root(), sweep.name)
+    require_data(cells, data_root)
+    images.check(cells, work, data_root, say)
+    plugins.keep(sweep.plugins, work)
+    plugins.keep_own([cell.model for cell in sweep.cells], work)
+    ended = [_one(cell, i, cells, work, data_root, say) for i, cell in enumerate(cells)]
+    report_of(sweep, work)
+    return 0 if all(ended) else 1
+
+
+def trained(sweep: Sweep, work: paths.Work) -> list[Cell]:
+    """What can be measured; raises UserError where that is nothing."""
     cells = [cell for cell in sweep.cells if done.is_trained(cell, work)]
     if not cells:
         raise UserError(
             f"{sweep.name}: nothing is trained yet, expected `netpress run {plan.quoted(sweep)}` "
             "or `submit` before"
         )
-    require_data(cells, data_root)
-    plugins.keep(sweep.plugins, work)
-    plugins.keep_own([cell.model for cell in sweep.cells], work)
-    ended = [_one(cell, i, cells, work, data_root, say) for i, cell in enumerate(cells)]
-    report_of(sweep, work)
-    return 0 if all(ended) else 1
+    return cells
 
 
 def _one(

@@ -211,8 +211,9 @@ def plan(sweep: Sweep, work: paths.Work, data_root: Path) -> Plan:
     ]
     command = f"netpress report {quoted(sweep)}"
     report = Job(REPORT, (), tuple(job.name for job in jobs), command)
-    gpu_s = sum(map(estimate.gpu_seconds, missing))
-    notes = tuple(estimate.notes(missing))
+    to_train = [cell for cell in missing if not done.is_trained(cell, work)]
+    gpu_s = sum(map(estimate.gpu_seconds, to_train))
+    notes = tuple(estimate.notes(to_train))
     return Plan(sweep, (*jobs, report), gpu_s / 3600, estimate.SOURCE, notes=notes)
 
 

@@ -6,7 +6,7 @@ get its process id and request a parent-death signal from the kernel; each leads
 that its own child processes are killed with it.
 
 A cell is measured alone: the other workers are stopped until it is done, since otherwise its
-latencies would be those of a busy machine.
+latencies would be those of a busy machine. They are told for how long (`pipeline.clock`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pipeline import done, gaps, paths, store
 from pipeline.orchestrate import ended, state
 from pipeline.orchestrate.display import Lines
 from pipeline.orchestrate.launch import Launcher, Process
+from pipeline.orchestrate.stops import Stops
 from pipeline.sweep import Cell
 
 POLL_S = 0.2
@@ -52,6 +53,7 @@ class _Worker:
     attempts_before: int
     kills_before: int
     began: float
+    stops: Stops
     unread: bytes = b""
     silent: bool = False  # it closed its end of the pipe
     paused: bool = False
@@ -79,9 +81,20 @@ class _Worker:
         return self.last.get("stage") == "measure"
 
     def pause(self, wanted: bool) -> None:
-        if wanted != self.paused:
-            self.signal(signal.SIGSTOP if wanted else signal.SIGCONT)
-            self.paused = wanted
+        if wanted == self.paused:
+            return
+        self.paused = wanted
+        if wanted:
+            self.signal(signal.SIGSTOP)
+            self.stops.begin()
+        else:
+            self.stops.end()  # before it goes on, so that it never sees half of the stop
+            self.signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """Nothing is read of it or told to it any more."""
+        self.errors.close()
+        self.stops.close()
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -176,8 +189,13 @@ class Pool:
         done.publish_cell(folder, store.json_bytes(cell.to_json()))
         attempt = store.last_attempt(folder)
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
-        slot = self.free[0]
-        process = self.launcher.start(cell, slot.options, slot.environment, errors)
+        slot, stops = self.free[0], Stops()
+        options = (*slot.options, "--stops", str(stops.path))
+        try:
+            process = self.launcher.start(cell, options, slot.environment, errors)
+        except OSError:
+            stops.close()
+            raise
         worker = _Worker(
             cell,
             process,
@@ -186,6 +204,7 @@ class Pool:
             attempt.number if attempt else 0,
             ended.kills(),
             time.monotonic(),
+            stops,
         )
         self.workers.append(worker)
         os.set_blocking(worker.output.fileno(), False)
@@ -209,7 +228,7 @@ class Pool:
             self._hear(worker)
             self._forget(worker)
             self._judge(worker)
-            worker.errors.close()
+            worker.close()
 
     def _make_quiet(self) -> None:
         """While a worker measures, stop all others. A worker without an event yet may not have
@@ -283,7 +302,7 @@ class Pool:
         for worker in list(self.workers):
             self._forget(worker)
             worker.process.wait()
-            worker.errors.close()
+            worker.close()
 
 
 def _failure(worker: _Worker) -> store.Failure:

@@ -7,8 +7,6 @@ counts, too.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline import paths, store
-from pipeline.errors import Corrupt, UserError
+from pipeline.errors import Corrupt
 from pipeline.orchestrate import ledger, slurm
 from pipeline.orchestrate.graph import Request
 from pipeline.orchestrate.retry import Cause, cause, escalated
@@ -178,25 +176,3 @@ def end_of(path: Path) -> str:
             return file.read().decode(errors="replace").strip()
     except OSError:
         return ""
-
-
-def require_writable(reports: Path, sweep: str) -> None:
-    """Raises UserError where a report of this sweep could not be written from here; leaves no
-    files behind."""
-    report = paths.report(sweep, reports)
-    for folder in (report.folder, report.tables, report.figures, report.artifacts):
-        if os.path.lexists(folder) or folder is report.folder:
-            _require_writable(folder)
-
-
-def _require_writable(folder: Path) -> None:
-    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    what = f"{folder}: the report cannot be written there"
-    remedy = "run this in a folder that you may write to"
-    if not nearest.is_dir():
-        raise UserError(f"{what}, since {nearest} is not a folder; remove it, or {remedy}")
-    try:
-        with tempfile.TemporaryDirectory(prefix=".netpress-probe-", dir=nearest):
-            pass
-    except OSError as error:
-        raise UserError(f"{what}, {error.strerror} in {nearest}; {remedy}") from None

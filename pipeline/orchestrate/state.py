@@ -59,8 +59,9 @@ class SweepState:
         return {s.cell.id: s for s in self.cells}
 
     @property
-    def done(self) -> list[Cell]:
-        return [s.cell for s in self.cells if s.state == "done"]
+    def trained(self) -> list[Cell]:
+        """Those with weights and artifact, measured or not."""
+        return [s.cell for s in self.cells if s.trained]
 
     @property
     def codes(self) -> list[Mapping[str, Any] | None]:

@@ -21,7 +21,6 @@ from pipeline.orchestrate import (
     measure_jobs,
     plan,
     put_off,
-    report_job,
     settle,
     slurm,
     snapshot,
@@ -101,6 +100,8 @@ def run(
     what is in it. `live`: jobs run the code of the checkout, not a snapshot of it; those that a job
     submits run what its own submission chose.
     """
+    from pipeline.orchestrate import writable  # here, since `plan` writes nothing
+
     sweep, work = target.sweep, target.work
     live = live or (in_job and checkout.snapshot_id() is None)
     _require(target, in_job)
@@ -112,12 +113,12 @@ def run(
         states = state.find(sweep, work, patient=True, known=known)
         picked = pick(states) if pick else Picked(is_missing)
         chosen = _chosen(target, states, picked)
-        _require_images(target, states, chosen)
+        _require_images(target, chosen)
         room = _room(target.cluster, chosen)
         batch = make(target, states, known, chosen, room, picked.reports_again)
         if batch.prepared:
             _require_known(sweep, work, known, states)
-            report_job.require_writable(batch.reports, sweep.name)
+            writable.require_report(batch.reports, sweep.name)
             snapshot.make(target.cluster.code)
             if not in_job:  # which has no home of its own
                 submitted.remember(sweep, work)
@@ -135,11 +136,11 @@ def _chosen(target: Target, states: state.SweepState, picked: Picked) -> Chosen:
     return Chosen(cells, measured, picked.request, picked.measure_request)
 
 
-def _require_images(target: Target, states: state.SweepState, chosen: Chosen) -> None:
-    """Raises UserError where images of what is done changed, or data of what is chosen lacks."""
+def _require_images(target: Target, chosen: Chosen) -> None:
+    """Raises UserError where images of what is made changed, or data of what is chosen lacks."""
     from pipeline.orchestrate import local  # here, since `plan` needs no workers
 
-    images.check(states.done, target.work, target.data_root, local.say, decode=False)
+    images.check(target.sweep.cells, target.work, target.data_root, local.say, decode=False)
     local.require_data([*chosen.cells, *chosen.measured], target.data_root)
     local.require_channels(target.sweep, chosen.cells, target.data_root)
 
@@ -147,9 +148,12 @@ def _require_images(target: Target, states: state.SweepState, chosen: Chosen) ->
 def _require(target: Target, in_job: bool) -> None:
     """Raises UserError where the roots, the threads or a tracker are not as they have to be; a user
     is told what of their variables is ignored."""
+    from pipeline.orchestrate import writable
+
     sweep, cluster = target.sweep, target.cluster
     if not in_job:
         _require_roots(cluster, target.work)
+        writable.require_work(target.work)
         for note in cluster.profile.ignored():
             tell(f"note: {note}")
     _require_threads(sweep, cluster)
@@ -211,6 +215,11 @@ def planned(target: Target, live: bool = False) -> plan.Plan:
     known = states.view.known if states.view else ledger.read(work.sweep(sweep.name))
     chosen = _chosen(target, states, Picked(is_missing))
     batch = make(target, states, known, chosen, _room(target.cluster, chosen))
+    return plan_of(target, batch, states)
+
+
+def plan_of(target: Target, batch: Batch, states: state.SweepState) -> plan.Plan:
+    """A batch with its cost; `states`: those before it."""
     names = {item.array.name: item.name for item in batch.prepared}
     jobs = tuple(
         plan.Job(
@@ -224,7 +233,8 @@ def planned(target: Target, live: bool = False) -> plan.Plan:
         for item in batch.prepared
     )
     state_names = {s.cell.id: s.state for s in states.cells}
-    return plan.Plan(sweep, jobs, **batch_cost.of(batch, work, target.cluster), states=state_names)
+    cost = batch_cost.of(batch, target.work, target.cluster)
+    return plan.Plan(target.sweep, jobs, **cost, states=state_names)
 
 
 def _on(names: Mapping[str, str], array: Array) -> Iterator[str]:

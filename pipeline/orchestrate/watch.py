@@ -49,7 +49,7 @@ def watch(sweep: Sweep, work: Work, data_root: Path, interval_s: float | None = 
     while True:
         states = find(sweep, work)
         if changes is None:
-            changes = images.notes(states.done, work, data_root)
+            changes = images.notes(states.trained, work, data_root)
         every = [*states.notes, *changes, *everything(sweep, states, work)]
         shown = "\n".join(map(printable, every))
         with streams.naming():

@@ -17,8 +17,7 @@ import hashlib
 import json
 import re
 import threading
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 
-from pipeline import store, terminal
+from pipeline import clock, store, terminal
 from pipeline.errors import Corrupt, first_line
 from pipeline.models.network import ModelState, restore
 from pipeline.models.spec import NetworkSpec
-from pipeline.store import StageHistory
+from pipeline.store import StageHistory, typed
 from pipeline.training import bits
 from pipeline.training.lookahead import Tensors
 from pipeline.training.loop import Buffers, Training
 
 KEPT = 2
 GRACE, SHARE = 0.3, 0.03  # see Checkpointer
+IMAGES = "images"  # in a header
 BITS = "bits"  # in a file's text: name -> shape of each tensor of truth values
 NAME = re.compile(r"(state-[0-9]+|model)\.safetensors")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -48,13 +48,15 @@ UNREADABLE = (SafetensorError, RuntimeError, ValueError, LookupError, TypeError,
 @dataclass(frozen=True)
 class Snapshot:
     """Where a cell stands: ``training.epoch`` epochs are done (0: not begun) of training number
-    ``part`` (from 0) of the stage."""
+    ``part`` (from 0) of the stage. ``facts``: of the training, for the result, once all of it is
+    done; earlier versions kept none."""
 
     index: int
     stage: str
     training: Training
     history: tuple[StageHistory, ...]  # of the trainings before this one
     part: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def model_bytes(state: ModelState) -> bytes:
@@ -82,11 +84,14 @@ class Checkpointer:
 
     Where epochs are shorter than a writing, some are not kept: of all the time, the loop spends
     GRACE seconds and the part SHARE waiting for the snapshot before.
+
+    ``images``: the fingerprint of those that the cell is trained on, since a folder's are in no
+    cell's id. States of others are as good as damaged; those of earlier versions do not say.
     """
 
-    def __init__(self, folder: Path, metrics: Path):
-        self.folder, self.metrics = folder, metrics
-        self._began, self._waited = time.monotonic(), 0.0
+    def __init__(self, folder: Path, metrics: Path, images: str | None = None):
+        self.folder, self.metrics, self.images = folder, metrics, images
+        self._began, self._waited = clock.now(), 0.0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._index = self._read_index()
@@ -97,7 +102,7 @@ class Checkpointer:
             return
         self.wait()
         # All three are copies: the loop goes on changing what they were made from.
-        work = _Copies(_tensors(snapshot)), _header(snapshot), full_history(snapshot)
+        work = _Copies(_tensors(snapshot)), self._header(snapshot), full_history(snapshot)
         self._thread = threading.Thread(target=self._write, args=work)
         self._thread.start()
         if wait:
@@ -107,16 +112,16 @@ class Checkpointer:
         """Whether the snapshot before is on disk, waited for as long as the loop may."""
         if self._thread is None:
             return True
-        began = time.monotonic()
+        began = clock.now()
         self._thread.join(max(0.0, GRACE + SHARE * (began - self._began) - self._waited))
-        self._waited += time.monotonic() - began
+        self._waited += clock.now() - began
         return not self._thread.is_alive()
 
     def finish(self, snapshot: Snapshot, path: Path) -> None:
         """Puts the final weights at ``path`` in place of all states; raises OSError."""
         self.wait()
         data = model_bytes(snapshot.training.state)
-        self._publish(path.name, data, kept=1, state=_header(snapshot))
+        self._publish(path.name, data, kept=1, state=self._header(snapshot))
 
     def close(self) -> None:
         """Until nothing is written any more, whatever became of it."""
@@ -140,7 +145,8 @@ class Checkpointer:
         for entry in reversed(list(self._index)):
             path = self.folder / entry["file"]
             try:
-                return _snapshot(_checked(path, entry["sha256"]), path, entry.get("state"))
+                data = _checked(path, entry["sha256"])
+                return _snapshot(data, path, entry.get("state"), self.images)
             except Corrupt as error:
                 terminal.tell(f"{error}; set aside", begin="")
                 self._index.remove(entry)  # else it would take the place of one that is whole
@@ -155,6 +161,9 @@ class Checkpointer:
             store.publish_bytes(self.metrics, store.history_bytes(history))
         except BaseException as error:  # handed to the loop, which raises it
             self._error = error
+
+    def _header(self, snapshot: Snapshot) -> dict[str, Any]:
+        return {**_header(snapshot), IMAGES: self.images}
 
     def _next(self) -> int:
         return self._index[-1]["number"] + 1 if self._index else 1
@@ -249,6 +258,7 @@ def _header(snapshot: Snapshot) -> dict[str, Any]:
         "spec": snapshot.training.state.spec.to_json(),
         "columns": {k: list(v) for k, v in snapshot.training.columns.items()},
         "history": [[h.index, h.stage, h.columns] for h in snapshot.history],
+        "facts": snapshot.facts,
     }
 
 
@@ -270,8 +280,11 @@ def _entry(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _snapshot(data: bytes, path: Path, header: dict[str, Any] | None = None) -> Snapshot:
-    """The state in a file; ``header`` where it holds plain weights, and is described elsewhere."""
+def _snapshot(
+    data: bytes, path: Path, header: dict[str, Any] | None = None, images: str | None = None
+) -> Snapshot:
+    """The state in a file; ``header`` where it holds plain weights, and is described elsewhere.
+    Corrupt where it is none, or says that it is of other ``images``."""
     try:
         buffers, averages = Buffers(), dict[str, torch.Tensor]()
         if header is None:
@@ -279,6 +292,8 @@ def _snapshot(data: bytes, path: Path, header: dict[str, Any] | None = None) -> 
             tensors, buffers, averages = _parts(tensors)
         else:
             _, tensors = _content(data, "spec")
+        if None not in (images, header.get(IMAGES)) and header[IMAGES] != images:
+            raise Corrupt(f"{path}: was trained on other images than those that are there now")
         state = restore(NetworkSpec.from_json(header["spec"]), tensors)
         _check_fit(buffers, averages, state)
         training = Training(
@@ -289,7 +304,8 @@ def _snapshot(data: bytes, path: Path, header: dict[str, Any] | None = None) -> 
             for index, stage, columns in header["history"]
         )
         index, part = _count(header["index"]), _count(header["part"])
-        return Snapshot(index, str(header["stage"]), training, history, part)
+        facts = typed.parsed("facts", json.dumps(header.get("facts", {})))
+        return Snapshot(index, str(header["stage"]), training, history, part, facts)
     except UNREADABLE as error:
         raise Corrupt(f"{path}: not a readable checkpoint ({_told(error)})") from error
 

@@ -6,7 +6,6 @@ Images are uint8 [N, C, H, W] and stay where the device is; labels int64 [N].
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline import data
+from pipeline import clock, data
 from pipeline.models.initial import image_layers
 from pipeline.models.network import ModelState, normalized
 from pipeline.sweep import Recipe
@@ -160,11 +159,11 @@ class _Loop:
 
     def _row(self) -> dict[str, float]:
         """One epoch, and what is recorded of it: a value for each of METRICS."""
-        began = time.perf_counter()
+        began = clock.now()
         row = self._epoch()
         if self.training.epoch + 1 == self.course.epochs:
             self.lookahead.finish()
-        seconds = time.perf_counter() - began
+        seconds = clock.now() - began
         loss, accuracy = self.evaluated()
         if len(self.held_out) and not math.isfinite(loss):  # the last step may have done it
             raise _diverged(loss, self.training.epoch, self.course.recipe)
@@ -186,13 +185,13 @@ class _Loop:
         until the end: asking for a number each step would make a GPU wait."""
         self.step.begin()
         epoch, state = self.training.epoch, self.training.state
-        told, began = time.perf_counter(), time.perf_counter()
+        told, began = clock.now(), clock.now()
         for step, _ in enumerate(self.stepping(self._draws()), 1):
             with torch.no_grad():
                 done = epoch * self.steps + step
                 self.hooks.after_step(state, done, self.course.epochs * self.steps)
                 self.lookahead.after_step(done, self.course.epochs * self.steps)
-            now = time.perf_counter()
+            now = clock.now()
             if now - told > 1.0:
                 told = now
                 there = {"step": step, "steps": self.steps}

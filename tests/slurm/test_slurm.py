@@ -513,6 +513,18 @@ def test_doctor_asks_the_cluster(desk):
     assert desk.box.ask("squeue", "-h") == ""
 
 
+def test_what_was_submitted_is_one_json_object(desk):
+    sweep = desk.sweep("told", techniques="[base, ptq-int8]", seeds="[6]")
+    planned = json.loads(desk.submit(sweep, *LATER, "--dry-run", "--json")[0])
+    sent = json.loads(desk.submit(sweep, *LATER, "--json")[0])
+    assert sent.keys() == planned.keys() and sent["cells"] == planned["cells"]
+    assert [job["cells"] for job in sent["jobs"]] == [job["cells"] for job in planned["jobs"]]
+    queued = set(desk.box.ask("squeue", "-h", "-o", "%j").split())
+    assert {job["name"] for job in sent["jobs"]} == queued and len(queued) > 1
+    assert json.loads(desk.submit(sweep, *LATER, "--json")[0])["jobs"] == []
+    desk.netpress("cancel", sweep)
+
+
 def test_two_users(desk):
     """What another user has in the queue is neither seen as ours nor touched, whatever its name."""
     desk.box.ask(
