@@ -24,7 +24,7 @@ from pipeline.paths import Work
 from pipeline.report import content, json_rows, latex, provenance, views
 from pipeline.report import gpu as reported
 from pipeline.report.frames import Frames
-from pipeline.report.measured import _without_times
+from pipeline.report.measured import Measurement, _lent
 from pipeline.report.row import _runtime_notes, identity, row
 from pipeline.runtimes import onnxruntime as on_onnxruntime
 from pipeline.runtimes import onnxruntime_gpu, tensorrt
@@ -432,7 +432,8 @@ def test_a_report_names_a_runtime_of_a_gpu_that_was_skipped():
 def test_speed_and_energy_are_lent_to_no_other_machine():
     one = Series("pytorch-cuda-bf16", "artifact", "all", 64, "cuda")
     values = {one.name: 1, one.named(ENERGY): 2, one.named(THROUGHPUT): 3, "accuracy": 0.9}
-    assert _without_times(values) == {"accuracy": 0.9}
+    classified = Measurement("board-1", {"machine": "board"}, values)
+    assert _lent(classified, "other") == _lent(classified, "board") == {"accuracy": 0.9}
     assert [n for n in values if same_kind._is_taken(n, ["onnxruntime"])] == ["accuracy"]
 
 

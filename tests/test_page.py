@@ -269,6 +269,7 @@ def test_figures_and_tables_of_an_earlier_report_go(tmp_path):
         path.write_text("x")
     mine = paths.folder / "notes.txt"
     mine.write_text("mine")
+    paths.merged.unlink()
     for cell in sweep.cells:
         work.cell(cell.id).manifest.unlink()
     report.build(sweep, work, tmp_path)

@@ -177,8 +177,10 @@ def test_a_plug_in_is_part_of_the_cells_that_use_it_alone(tmp_path):
     copied(tmp_path)
     text = (tmp_path / "own.yaml").read_text().replace("models: [residual]", "models: [vgg11]")
     text = text.replace("datasets: [stripes]", "datasets: [digits]")
-    text += "    - distill: {student: residual}\n  plain-kd:\n    - distill: {student: vgg13}\n"
-    (tmp_path / "own.yaml").write_text(text.replace("base-longer, ", "base-longer, plain-kd, "))
+    text += "  own-kd:\n    - distill: {student: residual}\n    - finetune\n"
+    text += "  plain-kd:\n    - distill: {student: vgg13}\n"
+    kd = "base-longer, plain-kd, own-kd, "
+    (tmp_path / "own.yaml").write_text(text.replace("base-longer, ", kd))
     cells = {cell.technique: cell for cell in loaded(tmp_path).cells}
     (tmp_path / "plain.yaml").write_text(
         text.replace("plugins: [my_plugin.py]\n", "")
@@ -189,8 +191,8 @@ def test_a_plug_in_is_part_of_the_cells_that_use_it_alone(tmp_path):
     assert cells["base"].id == plain["base"].id == cells["half-zeros"].base_id
     assert cells["base-longer"].id == plain["base-longer"].id
     assert "plugins" not in json.dumps(cells["plain-kd"].to_json())
-    used = [bool(stage.plugins) for stage in cells["zeros-int8"].stages]
-    assert used == [True, False, True]
+    for name, used in (("zeros-int8", [True, False]), ("own-kd", [True, False])):
+        assert [bool(stage.plugins) for stage in cells[name].stages] == used
 
 
 def test_a_rehearsal_is_of_the_same_plug_in(ran):

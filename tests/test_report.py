@@ -596,6 +596,7 @@ def test_numbers_are_shown_in_their_unit(key, value, shown):
 
 def test_a_deviation_has_the_decimals_of_its_mean():
     assert METRIC["stored_bytes"].show(14_800_000, 31_000) == "14.8 ± 0.0"
+    assert METRIC["stored_ratio"].show(10_736.2) == "10,700"
     assert METRIC["accuracy"].show(0.98765, 0.0123) == "98.77 ± 1.23"
     assert METRIC["accuracy"].show(0.98765, 0.0) == "98.77"
     assert METRIC["stored_ratio"].say(4.0) == "4.00×"

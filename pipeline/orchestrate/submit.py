@@ -153,7 +153,8 @@ def _require(target: Target, in_job: bool) -> None:
     sweep, cluster = target.sweep, target.cluster
     if not in_job:
         _require_roots(cluster, target.work)
-        writable.require_work(target.work)
+        if not _is_of_another(target.work):  # whose it is, and what that allows, the ledger says
+            writable.require_work(target.work)
         for note in cluster.profile.ignored():
             tell(f"note: {note}")
     _require_threads(sweep, cluster)
@@ -308,6 +309,13 @@ def _require_known(
             f"for sweep {sweep.name}; was it deleted or moved? Put it back, or end them with "
             f"`scancel {jobs}`; nothing was submitted"
         )
+
+
+def _is_of_another(work: paths.Work) -> bool:
+    try:
+        return work.root.stat().st_uid != os.geteuid()
+    except OSError:  # there is none
+        return False
 
 
 def _require_roots(cluster: Cluster, work: paths.Work) -> None:

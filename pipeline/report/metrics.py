@@ -65,8 +65,10 @@ class Metric:
         """`value` in this unit, without it; `± deviation` where there is one; "" for a gap."""
         if value is None or math.isnan(value):
             return ""
-        spec = _spec(self.format, self.scaled(value))
-        text = _unsigned_zero(format(self.scaled(value), spec))
+        scaled = self.scaled(value)
+        if self.format == SIGNIFICANT and math.isfinite(scaled):
+            scaled = float(f"{scaled:.2e}")  # also above a thousand
+        text = _unsigned_zero(format(scaled, _spec(self.format, scaled)))
         spread = self.show_deviation(value, deviation)
         return f"{text} ± {spread}" if spread else text
 
