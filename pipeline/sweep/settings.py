@@ -222,7 +222,7 @@ class Model(Frozen):
         return self.name if self.width == 1 else f"{self.name}-w{self.width}"
 
 
-def _young(default: Any, **bounds: Any) -> Any:
+def young(default: Any, **bounds: Any) -> Any:
     """A setting that is younger than many results: at its default no id and no cell.json has it."""
     return Field(default, exclude_if=lambda value: value == default, **bounds)
 
@@ -262,14 +262,14 @@ class Recipe(Frozen):
     compile: Literal["auto", "on", "off"] = "auto"
     train_images: int | None = Field(None, ge=1)
     test_images: int | None = Field(None, ge=1)
-    flips: Literal["random", "alternating"] = _young("random")
-    cutout: int = _young(0, ge=0, le=1024)
-    resized_crop: float = _young(0.0, ge=0, le=1)
-    whitening: float = _young(0.0, ge=0, le=1)
-    dirac: bool = _young(False)
-    bias_rate: float = _young(1.0, gt=0, le=1000)
-    lookahead: bool = _young(False)
-    mixup: float = _young(0.0, ge=0, le=100)
+    flips: Literal["random", "alternating"] = young("random")
+    cutout: int = young(0, ge=0, le=1024)
+    resized_crop: float = young(0.0, ge=0, le=1)
+    whitening: float = young(0.0, ge=0, le=1)
+    dirac: bool = young(False)
+    bias_rate: float = young(1.0, gt=0, le=1000)
+    lookahead: bool = young(False)
+    mixup: float = young(0.0, ge=0, le=100)
 
     _named = model_validator(mode="before")(recipes.expanded)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.errors import UserError
+from pipeline.sweep.settings import young
 from pipeline.techniques import filters, prune, refuse_settled
 
 if TYPE_CHECKING:
@@ -63,10 +64,9 @@ class Settings(filters.Budget):
     per_class: bool = Field(
         False, description="so many images of each class, or all that it has, not in all"
     )
-    solve: Literal["outputs", "weights"] = Field(
+    solve: Literal["outputs", "weights"] = young(
         "outputs",
         description="for a 1x1 convolution after each layer, or for all of its weights",
-        exclude_if=lambda value: value == "outputs",  # as cells before there was a choice have it
     )
 
     def references(self) -> tuple[str, ...]:

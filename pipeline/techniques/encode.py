@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from pipeline.errors import UserError
+from pipeline.sweep.settings import young
 from pipeline.techniques.settings import StageSettings
 
 if TYPE_CHECKING:
@@ -26,12 +27,10 @@ class Settings(StageSettings):
     codec: Literal["npk", "xz"] = Field(
         "npk", description="npk: weights by what is known of their neighbours; xz: LZMA2"
     )
-    # Left out where it is the default: cells that are older keep their ids.
-    rounding: float = Field(
+    rounding: float = young(
         0.0,
         ge=0,
         le=1e6,
-        exclude_if=lambda value: value == 0,
         description="lambda: the part of the logits' square that may change to save one bit a "
         "weight; 0: integers stay as they are",
     )

@@ -14,6 +14,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from pipeline import terminal
 from pipeline.errors import UserError
+from pipeline.sweep.settings import young
 from pipeline.techniques.settings import StageSettings
 
 if TYPE_CHECKING:
@@ -27,12 +28,10 @@ class Size(StageSettings):
     """How much of the base stays, in parameters or in MACs."""
 
     parameters_kept: float = Field(0.25, gt=0, le=1, description="part of the base's parameters")
-    # Left out where it is the default, as `groups` below: cells that are older keep their ids.
-    macs_kept: float | None = Field(
+    macs_kept: float | None = young(
         None,
         gt=0,
         le=1,
-        exclude_if=lambda value: value is None,
         description="part of the base's MACs, in place of parameters_kept",
     )
     multiple: int = Field(
@@ -78,9 +77,8 @@ class Size(StageSettings):
 class Budget(Size):
     """And what may be cut for it."""
 
-    groups: Literal["all", "inner"] = Field(
+    groups: Literal["all", "inner"] = young(
         "all",
-        exclude_if=lambda value: value == "all",
         description="inner: not the channels of residual sums (Li et al. 2017, section 3.3: the "
         "first layers of blocks); all: these too, in all layers that are summed at once",
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipeline.errors import UserError
+from pipeline.sweep.settings import young
 from pipeline.techniques import filters, refuse_settled
 
 if TYPE_CHECKING:
@@ -40,11 +41,10 @@ class Settings(filters.Budget):
     scope: Literal["global", "layer"] = Field(
         "global", description="one ranking over all layers, or the same part of each"
     )
-    images: int = Field(
+    images: int = young(
         1024,
         ge=1,
         le=1_000_000,
-        exclude_if=lambda value: value == 1024,
         description="of the training set, on which taylor looks at gradients",
     )
     steps: int = Field(1, ge=1, le=50, description="more than one: prune, fine-tune, prune ...")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
-
+from pipeline.sweep.settings import young
 from pipeline.techniques import coarse
 
 if TYPE_CHECKING:
@@ -20,12 +19,10 @@ class Settings(coarse.CoarseSettings):
 
     cites: ClassVar[tuple[str, ...]] = ("li2016ternary",)
 
-    # Left out where it is the default: cells that are older keep their ids.
-    threshold: float = Field(
+    threshold: float = young(
         0.7,
         ge=0,
         le=10,
-        exclude_if=lambda value: value == 0.7,
         description="part of the mean |w| up to which a weight is zero; 0.7: least squared error",
     )
 
