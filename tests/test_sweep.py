@@ -247,6 +247,45 @@ def test_a_page_of_unknown_keys_is_one_sentence_with_the_first_three(load):
     assert len(sentence) < 400 and len(sentence.splitlines()) == 1
 
 
+def test_overrides_change_the_training_of_a_model_on_a_data_set(load):
+    text = """name: sweep
+models: [vgg16_bn, {name: vgg16_bn, width: 0.5}, vgg11]
+datasets: [mnist, {name: cifar10-jpeg, training: {epochs: 9, crop: 2}}]
+techniques: [base, ptq-int8]
+training: {epochs: 3, learning_rate: 0.2}
+"""
+    overrides = """overrides:
+  - {model: vgg16_bn, training: {learning_rate: 0.1, momentum: 0.8}}
+  - {dataset: cifar10-jpeg, model: [vgg16_bn-w1, vgg11], training: {recipe: fast, batch_size: 32}}
+"""
+    plain, loaded = load(text), load(text + overrides)
+    trained = {
+        (cell.dataset.name, cell.model.label, cell.technique): cell.recipe for cell in loaded.cells
+    }
+    full = trained["mnist", "vgg16_bn", "base"]
+    assert (full.epochs, full.learning_rate, full.momentum, full.crop) == (3, 0.1, 0.8, 4)
+    half = trained["cifar10-jpeg", "vgg16_bn-w0.5", "ptq-int8"]
+    assert (half.epochs, half.learning_rate, half.momentum, half.crop) == (9, 0.1, 0.8, 2)
+    fast = trained["cifar10-jpeg", "vgg16_bn", "ptq-int8"]
+    assert (fast.epochs, fast.learning_rate, fast.momentum, fast.crop) == (8, 0.2, 0.8, 2)
+    assert (fast.batch_size, fast.dirac) == (32, True)
+    assert trained["cifar10-jpeg", "vgg11", "base"].momentum == 0.9
+    same = {cell.id for cell in plain.cells} & {cell.id for cell in loaded.cells}
+    assert same == {
+        cell.id
+        for cell in loaded.cells
+        if (cell.dataset.name, cell.model.label) == ("mnist", "vgg11")
+    }
+
+
+def test_overrides_give_the_ids_of_a_sweep_that_says_the_same_of_all(load):
+    text = "name: sweep\nmodels: [vgg16_bn]\ndatasets: [mnist]\ntechniques: [ptq-int8]\n"
+    recipe = "{recipe: fast, learning_rate: 0.1}"
+    everywhere = load(f"{text}training: {recipe}\n")
+    there = load(f"{text}overrides: [{{dataset: mnist, training: {recipe}}}]\n")
+    assert [cell.id for cell in there.cells] == [cell.id for cell in everywhere.cells]
+
+
 def test_exclude_matches_a_family_and_a_point(load):
     grid = "grid: {prune-filters: {prune.parameters_kept: [0.5, 0.25]}}\n"
     one = load(HEAD + grid + "exclude: [{technique: prune-filters-0.5}]\n")
@@ -377,13 +416,39 @@ WRONG = [
     ("colour: red", "5: colour: unknown key; valid: datasets, define, exclude, grid, measure"),
     ("name: other", "5: the key 'name' stands here twice; keep one"),
     ("training: {epochs: 1, epochs: 2}", "5: training: the key 'epochs' stands here twice"),
+    ("overrides: 3", "5: overrides: expected a list, got 3"),
+    ("overrides: [{}]", "5: overrides[0]: the key 'training' is missing; add it"),
+    (
+        "overrides: [{dataset: mnist, training: {}}]",
+        "5: overrides[0].training: says nothing",
+    ),
+    (
+        "overrides: [{training: {epochs: 3}}]",
+        "5: overrides[0]: is for no data set and no model; give",
+    ),
+    (
+        "overrides: [{model: vgg16, training: {epochs: 3}}]",
+        "5: overrides[0].model: 'vgg16' is not in this sweep; did you mean 'vgg16_bn'?",
+    ),
+    (
+        "overrides: [{dataset: mnist, training: {epoch: 3}}]",
+        "5: overrides[0].training.epoch: unknown key; did you mean 'epochs'?",
+    ),
+    (
+        "overrides: [{dataset: mnist, training: {recipe: quick}}]",
+        "5: overrides[0].training: unknown recipe 'quick'",
+    ),
+    (
+        "overrides: [{dataset: [], training: {epochs: 3}}]",
+        "5: overrides[0].dataset: names nothing; expected a dataset, or a list of them",
+    ),
     ("exclude: 3", "5: exclude: expected a list, got 3"),
     ("exclude: [{}]", "5: exclude[0]: names nothing; expected dataset, model, technique or seed"),
     ("exclude: [{data: mnist}]", "5: exclude[0].data: unknown key; did you mean 'dataset'?"),
     ("exclude: [{dataset: mnst}]", "5: exclude[0].dataset: 'mnst' is not in this sweep; did you"),
     (
         "exclude: [{seed: []}]",
-        "5: exclude[0]: names nothing; expected dataset, model, technique or",
+        "5: exclude[0].seed: names nothing; expected a seed, or a list of them",
     ),
     ("exclude: [{model: [1]}]", "5: exclude[0].model[0]: expected text, got 1"),
     ("exclude: [{seed: 7}]", "5: exclude[0].seed: 7 is not in this sweep; valid: 0"),

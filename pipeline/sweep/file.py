@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,14 @@ class Exclude(Frozen):
     seed: OneOrMore[int] | None = None
 
 
+class Override(Frozen):
+    """What of the training differs on a data set, for a model, or for a model on a data set."""
+
+    dataset: OneOrMore[str] | None = None
+    model: OneOrMore[str] | None = None
+    training: dict[str, Any]
+
+
 class SweepFile(Frozen):
     """The keys of a sweep file; what depends on the catalog is checked after this."""
 
@@ -57,6 +66,7 @@ class SweepFile(Frozen):
     seeds: list[Seed] = Field([0], min_length=1)
     techniques: list[str] = Field(min_length=1)
     training: Recipe = Recipe()
+    overrides: list[Override] = []
     measure: Measure = Measure()
     exclude: list[Exclude] = []
     define: dict[str, Any] = {}
@@ -124,7 +134,7 @@ def read_config(document: Document) -> SweepFile:
     for at, part, value in _parts(data):  # on their own, so that each can name its nearest key
         document.check(at, part, value)
     config = document.check((), SweepFile, data)
-    for key in ("models", "datasets", "seeds", "techniques", "exclude"):
+    for key in ("models", "datasets", "seeds", "techniques", "overrides", "exclude"):
         refuse_twins(document, (key,), data.get(key, []))
     return config
 
@@ -151,9 +161,12 @@ def _parts(data: dict[str, Any]) -> Iterator[tuple[Key, type[Frozen], Any]]:
     for key, part in (("training", Recipe), ("measure", Measure), ("pack", Pack)):
         if key in data:
             yield (key,), part, data[key]
-    if isinstance(data.get("exclude"), list):
-        for i, entry in enumerate(data["exclude"]):
-            yield ("exclude", i), Exclude, entry
+    of_lists: tuple[tuple[str, type[Frozen]], ...]
+    of_lists = (("overrides", Override), ("exclude", Exclude))
+    for key, entries in of_lists:
+        if isinstance(data.get(key), list):
+            for i, entry in enumerate(data[key]):
+                yield (key, i), entries, entry
 
 
 def refuse_twins(document: Document, at: Key, values: Sequence[Any]) -> None:
@@ -216,15 +229,69 @@ def read_datasets(source: Source) -> tuple[list[Dataset], dict[str, Recipe]]:
         if dataset.name in datasets:
             raise source.error(at, f"{shown(dataset.name)} stands here already; names must differ")
         datasets[dataset.name] = dataset
-        recipes[dataset.name] = _recipe(source, (*at, "training"), entry.training)
+        recipes[dataset.name] = _recipe(
+            source, (*at, "training"), source.config.training, entry.training
+        )
     return list(datasets.values()), recipes
 
 
-def _recipe(source: Source, at: Key, differs: dict[str, Any]) -> Recipe:
+Recipes = Mapping[tuple[str, str], Recipe]  # by the data set's name and the model's label
+
+
+def read_recipes(
+    source: Source, on: Mapping[str, Recipe], datasets: list[Dataset], models: list[Model]
+) -> Recipes:
+    """The recipe of each model on each data set: `on` that data set, with what `overrides` says."""
+    recipes = {(d.name, m.label): on[d.name] for d in datasets for m in models}
+    axes = {
+        "dataset": {dataset.name for dataset in datasets},
+        "model": {name for model in models for name in model.names},
+    }
+    for i, override in enumerate(source.config.overrides):
+        at = ("overrides", i)
+        named, of_models = named_on(source, at, axes, override)
+        if named is None and of_models is None:
+            raise source.error(at, "is for no data set and no model; give `dataset` or `model`")
+        if not override.training:
+            raise source.error((*at, "training"), "says nothing; expected settings that differ")
+        for dataset, model in itertools.product(datasets, models):
+            if (named is None or dataset.name in named) and (
+                of_models is None or not model.names.isdisjoint(of_models)
+            ):
+                point = dataset.name, model.label
+                recipes[point] = _recipe(
+                    source, (*at, "training"), recipes[point], override.training
+                )
+    return recipes
+
+
+def named_on(
+    source: Source, at: Key, axes: Mapping[str, set[Any]], entry: Frozen
+) -> list[list[Any] | None]:
+    """What an entry names on each axis; None: nothing, so that it is about all of the axis. Raises
+    UserError for an empty list, and for what is not on the axis."""
+    values = [_each(getattr(entry, key)) for key in axes]
+    for (key, axis), names in zip(axes.items(), values, strict=True):
+        if names == []:
+            raise source.error((*at, key), f"names nothing; expected a {key}, or a list of them")
+        for name in names or ():
+            if name not in axis:
+                raise source.error(
+                    (*at, key),
+                    f"{shown(name)} is not in this sweep; {nearest(name, map(str, axis))}",
+                )
+    return values
+
+
+def _each(named: Any) -> list[Any] | None:
+    return named if named is None or isinstance(named, list) else [named]
+
+
+def _recipe(source: Source, at: Key, of_more: Recipe, differs: dict[str, Any]) -> Recipe:
     if not differs:
-        return source.config.training
+        return of_more
     source.document.check(at, Recipe, differs)
-    return Recipe(**{**source.config.training.model_dump(), **recipes.expanded(differs)})
+    return Recipe(**{**of_more.model_dump(), **recipes.expanded(differs)})
 
 
 def _entry(document: Document, at: Key, part: type[Frozen], value: Any) -> Any:

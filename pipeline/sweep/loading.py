@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 from pipeline import strict_yaml
 from pipeline.sweep.cell import Cell
-from pipeline.sweep.file import Source, read_config, read_datasets, read_models, with_plugins
+from pipeline.sweep.file import (
+    Source,
+    read_config,
+    read_datasets,
+    read_models,
+    read_recipes,
+    with_plugins,
+)
 from pipeline.sweep.matrix import build_cells
 from pipeline.sweep.settings import Pack, Plugin
 from pipeline.sweep.techniques import resolve_techniques
@@ -70,8 +77,10 @@ def load(
     known = {path: sha256 for path, (_, sha256) in (copies or {}).items()}
     source = Source(document, read_config(document), catalog, known)
     techniques = resolve_techniques(source)
-    datasets, recipes = read_datasets(source)
-    cells = build_cells(source, datasets, recipes, read_models(source), techniques)
+    datasets, on_each = read_datasets(source)
+    models = read_models(source)
+    recipes = read_recipes(source, on_each, datasets, models)
+    cells = build_cells(source, datasets, recipes, models, techniques)
     config = source.config
     return Sweep(
         name=config.name,

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.strict_yaml import nearest, shown
 from pipeline.sweep.cell import BASE, Cell
-from pipeline.sweep.file import MAX_CELLS, Source
-from pipeline.sweep.settings import Dataset, Model, Recipe
+from pipeline.sweep.file import MAX_CELLS, Recipes, Source, named_on
+from pipeline.sweep.settings import Dataset, Model
 from pipeline.sweep.start import Bases
 from pipeline.sweep.techniques import Technique
 
@@ -21,7 +20,7 @@ Names = tuple[Any, ...]  # all that an entry of `exclude` may call a point of an
 def build_cells(
     source: Source,
     datasets: list[Dataset],
-    recipes: Mapping[str, Recipe],
+    recipes: Recipes,
     models: list[Model],
     techniques: list[Technique],
 ) -> tuple[Cell, ...]:
@@ -34,7 +33,7 @@ def build_cells(
     bases = _bases(source, datasets, recipes, models, exclusions)
     cells: list[Cell] = []
     for dataset, model, seed in itertools.product(datasets, models, config.seeds):
-        names = _model_names(model)
+        names = tuple(model.names)
         here = [
             technique
             for technique in techniques
@@ -61,7 +60,7 @@ def build_cells(
 def _bases(
     source: Source,
     datasets: list[Dataset],
-    recipes: Mapping[str, Recipe],
+    recipes: Recipes,
     models: list[Model],
     exclusions: _Exclusions,
 ) -> Bases:
@@ -69,13 +68,14 @@ def _bases(
     measure, points = source.config.measure, {}
     for dataset, model in itertools.product(datasets, models):
         used = source.catalog.of_base(dataset.name, model.name, measure.runtimes)
+        recipe = recipes[dataset.name, model.label]
         for seed in source.config.seeds:
             points[dataset.name, model.label, seed] = Cell(
-                dataset, model, BASE, BASE, seed, (), recipes[dataset.name], measure, plugins=used
+                dataset, model, BASE, BASE, seed, (), recipe, measure, plugins=used
             )
 
     def excluded(cell: Cell) -> bool:
-        names = _model_names(cell.model)
+        names = tuple(cell.model.names)
         return exclusions.entry(cell.dataset.name, names, (BASE,), cell.seed) is not None
 
     at = {model.label: ("models", i) for i, model in enumerate(models)}
@@ -112,41 +112,22 @@ def _exclusions(
 ) -> _Exclusions:
     axes: dict[str, set[Any]] = {
         "dataset": {dataset.name for dataset in datasets},
-        "model": {name for model in models for name in _model_names(model)},
+        "model": {name for model in models for name in model.names},
         "technique": {name for technique in techniques for name in _technique_names(technique)},
         "seed": set(source.config.seeds),
     }
     patterns: dict[tuple[bool, ...], dict[tuple[Any, ...], int]] = {}
     for i, entry in enumerate(source.config.exclude):
-        values = [_each(getattr(entry, key)) for key in axes]
-        if [] in values or not any(values):
+        values = named_on(source, ("exclude", i), axes, entry)
+        if not any(values):
             raise source.error(
                 ("exclude", i), "names nothing; expected dataset, model, technique or seed"
             )
-        for (key, axis), names in zip(axes.items(), values, strict=True):
-            for name in names or ():
-                if name not in axis:
-                    raise source.error(
-                        ("exclude", i, key),
-                        f"{shown(name)} is not in this sweep; {nearest(name, map(str, axis))}",
-                    )
         named = tuple(names is not None for names in values)
         entries = patterns.setdefault(named, {})
         for point in itertools.product(*(dict.fromkeys(names or [None]) for names in values)):
             entries.setdefault(point, i)
     return _Exclusions(patterns)
-
-
-def _each(named: Any) -> list[Any] | None:
-    """What an entry of `exclude` names on an axis; None: nothing, so that it is about all of it."""
-    return named if named is None or isinstance(named, list) else [named]
-
-
-def _model_names(model: Model) -> Names:
-    """What an entry may call it: `vgg16_bn` stands for each of its widths, `vgg16_bn-w1` for the
-    full one alone, whose label has no width."""
-    full = {f"{model.name}-w1"} if model.label == model.name else set()
-    return tuple({model.name, model.label, *full})
 
 
 def _technique_names(technique: Technique) -> Names:

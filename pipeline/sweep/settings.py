@@ -221,6 +221,13 @@ class Model(Frozen):
         """The label of the same network from fresh weights."""
         return self.name if self.width == 1 else f"{self.name}-w{self.width}"
 
+    @property
+    def names(self) -> frozenset[str]:
+        """What an entry of `overrides` or `exclude` may call it: `vgg16_bn` stands for each of its
+        widths, `vgg16_bn-w1` for the full one alone, whose label has no width."""
+        full = {f"{self.name}-w1"} if self.label == self.name else set()
+        return frozenset({self.name, self.label, *full})
+
 
 def young(default: Any, **bounds: Any) -> Any:
     """A setting that is younger than many results: at its default no id and no cell.json has it."""
