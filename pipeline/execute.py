@@ -167,6 +167,9 @@ class _Run:
         history = list(snapshot.history) if snapshot else []
         state = snapshot.training.state if snapshot else self.first()
         if snapshot:
+            # As it was without the interruption: sums differ in their last bits by where they are
+            # made, and what a stage chooses by them may, too.
+            state.network.to(self.machine.device if snapshot.on_gpu else "cpu")
             columns = (*(stage.columns for stage in history), snapshot.training.columns)
             self.trained_s = sum(sum(column.get("seconds", ())) for column in columns)
         if snapshot and index == len(self.stages):

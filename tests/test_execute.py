@@ -251,6 +251,34 @@ def test_killed_after_training_it_goes_on_from_there(bench, done, work, at):
     assert curves(mine) == curves(whole)
 
 
+IN_STEPS = {
+    "chosen": [
+        {"prune": {"criterion": "taylor", "parameters_kept": 0.25, "steps": 2, "images": 100}},
+        {"finetune": {"epochs": 1}},
+    ],
+    "rounded": [{"quantize": {"aware": True, "epochs": 1}}, {"encode": {"rounding": 0.001}}],
+}
+
+
+@pytest.mark.parametrize("technique", IN_STEPS)
+def test_killed_between_stages_it_ends_with_the_same_weights(bench, technique):
+    cell = bench.cells([technique], define=IN_STEPS)[technique]
+    whole = beside(bench, f"{technique}-whole")
+    cells.run(cell, whole)
+    for index in range(1, len(cell.stages)):
+
+        def listen(event, index=index):
+            if str(event["stage"]).startswith(f"{index}-"):
+                raise Killed
+
+        work = beside(bench, f"{technique}-killed-{index}")
+        with pytest.raises(Killed):
+            cells.run(cell, work, listen)
+        cells.run(cell, work)
+        weights = [one.cell(cell.id).model.read_bytes() for one in (whole, work)]
+        assert weights[0] == weights[1], cell.stages[index].name
+
+
 def curves(paths) -> list:
     return [
         (h.index, h.stage, {k: v for k, v in h.columns.items() if k not in CLOCKS})

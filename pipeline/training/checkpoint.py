@@ -17,6 +17,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from pipeline.training.loop import Buffers, Training
 KEPT = 2
 GRACE, SHARE = 0.3, 0.03  # see Checkpointer
 IMAGES = "images"  # in a header
+LAYOUT = "channels_last"  # in a header: names of the tensors that lie so in memory; absent: none
 BITS = "bits"  # in a file's text: name -> shape of each tensor of truth values
 NAME = re.compile(r"(state-[0-9]+|model)\.safetensors")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -57,6 +59,7 @@ class Snapshot:
     history: tuple[StageHistory, ...]  # of the trainings before this one
     part: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+    on_gpu: bool = False  # where the network was
 
 
 def model_bytes(state: ModelState) -> bytes:
@@ -250,16 +253,32 @@ def _content(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, torch.Te
 
 
 def _header(snapshot: Snapshot) -> dict[str, Any]:
+    state = snapshot.training.state
     return {
         "index": snapshot.index,
         "stage": snapshot.stage,
         "part": snapshot.part,
         "epoch": snapshot.training.epoch,
-        "spec": snapshot.training.state.spec.to_json(),
+        "spec": state.spec.to_json(),
         "columns": {k: list(v) for k, v in snapshot.training.columns.items()},
         "history": [[h.index, h.stage, h.columns] for h in snapshot.history],
         "facts": snapshot.facts,
+        "on_gpu": any(t.is_cuda for t in state.network.parameters()),
+        LAYOUT: [n for n, t in state.network.state_dict().items() if _channels_last(t)],
     }
+
+
+def _channels_last(tensor: torch.Tensor) -> bool:
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return channels_last and not tensor.is_contiguous()
+
+
+def _lay_out(state: ModelState, names: Collection[str]) -> None:
+    """Brings tensors into the layout that they had when a snapshot was taken. Files have one layout
+    for all, but sums over a tensor, and so what a stage chooses by them, depend on it."""
+    for name, tensor in (*state.network.named_parameters(), *state.network.named_buffers()):
+        if name in names:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
 
 def _checked(path: Path, expected: str) -> bytes:
@@ -296,6 +315,7 @@ def _snapshot(
             raise Corrupt(f"{path}: was trained on other images than those that are there now")
         state = restore(NetworkSpec.from_json(header["spec"]), tensors)
         _check_fit(buffers, averages, state)
+        _lay_out(state, frozenset(header.get(LAYOUT, ())))
         training = Training(
             state, _count(header["epoch"]), buffers, averages, _columns(header["columns"])
         )
@@ -305,7 +325,8 @@ def _snapshot(
         )
         index, part = _count(header["index"]), _count(header["part"])
         facts = typed.parsed("facts", json.dumps(header.get("facts", {})))
-        return Snapshot(index, str(header["stage"]), training, history, part, facts)
+        on_gpu = header.get("on_gpu") is True
+        return Snapshot(index, str(header["stage"]), training, history, part, facts, on_gpu)
     except UNREADABLE as error:
         raise Corrupt(f"{path}: not a readable checkpoint ({_told(error)})") from error
 
