@@ -19,6 +19,8 @@ from PIL import Image
 from pipeline import artifact, hardware, remeasure, report, store, verify
 from pipeline.cli import main
 from pipeline.errors import Corrupt
+from pipeline.measure import complexity
+from pipeline.models.spec import NetworkSpec
 from pipeline.orchestrate import plan
 from pipeline.paths import CODE, ReportPaths, Work
 from pipeline.report import artifacts, merged, reading
@@ -381,6 +383,32 @@ def test_fewer_bytes_than_there_are_are_found(shared):
     assert [why for what, why in differences.items() if what.endswith("stored_bytes")]
 
 
+@pytest.mark.parametrize("name", ["parameters", "macs", "subnormals"])
+def test_what_is_counted_on_the_network_is_counted_again(shared, name):
+    shared.change(lambda cell: put(cell, f"measure/{name}", 10))
+    ((what, why),) = shared.wrong(accuracy=False).items()
+    assert what.endswith(f"ptq-int8/0 {name}") and why.endswith(" here, 10 recorded")
+
+
+@pytest.mark.parametrize("name", ["stored_bytes", "runnable_bytes", "parameters", "macs"])
+def test_a_larger_base_than_there_is_is_found(shared, name):
+    shared.change(lambda cell: put(cell, f"measure/base_{name}", 10**9))
+    ((what, why),) = shared.wrong(accuracy=False).items()
+    assert what == f"{shared.small} base_{name}"
+    assert why.startswith("1000000000 recorded, the base's own is ")
+
+
+def test_a_base_whose_artifact_was_made_anew_since_may_have_other_bytes(shared):
+    def other_base(cell):
+        facts = json.loads(measured(cell).attrs["facts"])
+        measured(cell).attrs["facts"] = json.dumps({**facts, "base_artifact": "0" * 64})
+        put(cell, "measure/base_stored_bytes", 10**9)
+
+    shared.change(other_base)
+    [check] = [c for c in shared.checks(accuracy=False) if c.what.endswith("base_stored_bytes")]
+    assert check.outcome == UNCHECKED and "another artifact" in check.why
+
+
 def test_integer_kernels_that_did_not_run_are_found(shared):
     shared.change(lambda cell: put(cell, "measure/integer_share", 0.5))
     differences = shared.wrong(accuracy=False)
@@ -402,7 +430,6 @@ def test_a_model_that_is_slower_than_recorded_is_found(shared):
     from dataclasses import replace
 
     from pipeline.models import network
-    from pipeline.models.spec import NetworkSpec
 
     mine = shared.paths.artifact(cell.id)
     manifest = artifact.load(shared.paths.artifact(cell.base_id)).manifest
@@ -416,6 +443,8 @@ def test_a_model_that_is_slower_than_recorded_is_found(shared):
         group.attrs["artifact"] = json.dumps(files)
         for name in ("stored_bytes", "runnable_bytes"):
             put(group, f"measure/{name}", artifact.load(mine).stored_bytes)
+        for name, number in zip(("parameters", "macs"), complexity.count(large), strict=True):
+            put(group, f"measure/{name}", number)
         put(group, "measure/integer_share", 0.0)
         for threads in ("one", "all"):
             for batch in ("batch1", "batch64"):

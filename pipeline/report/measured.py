@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from pipeline import done, hardware, store
+from pipeline import done, hardware, same_kind, store
 from pipeline.measure.series import KINDS
 from pipeline.store import MeasurementEntry
 
@@ -28,6 +28,7 @@ OF_MACHINE = (
     "runtimes",
     "measured_at",
     "accuracy_of",
+    same_kind.BASE_ARTIFACT,
 )
 TRAINED_ON = "training_hardware"
 CLASSIFIED_ON = "classified_on"  # where accuracy is of another machine than latency

@@ -46,6 +46,7 @@ def checks(
     bench = artifacts.Bench(published, paths, data_root, cache)
     try:
         yield from files.numbers(published)
+        yield from files.bases(published)
         yield from files.files(published, paths)
         yield from artifacts.artifacts(bench, accuracy, speed)
     except Corrupt as error:  # a file of somebody who sealed what netpress never writes

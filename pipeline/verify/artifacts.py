@@ -83,6 +83,7 @@ def _measured(
 ) -> Iterator[Check]:
     result = bench.published.result(cell.id)
     yield from _stored(what, loaded, result)
+    yield from _counted(what, loaded, result)
     yield _kernels(what, loaded, result)
     if accuracy:
         yield _accuracy(bench, what, cell, loaded, result)
@@ -101,6 +102,44 @@ def _stored(what: str, loaded: Artifact, result: store.Result) -> Iterator[Check
             yield Check(f"{what} {name}", DIFFERS, f"{value} here, {recorded} recorded")
     if result.measured.get("stored_bytes") == loaded.stored_bytes:
         yield Check(what, OK, f"loads, {loaded.stored_bytes:,} bytes stored as recorded")
+
+
+def _counted(what: str, loaded: Artifact, result: store.Result) -> Iterator[Check]:
+    """Parameters and MACs of the network that the artifact says it is of, and the subnormal numbers
+    in its model."""
+    from pipeline.measure import complexity
+
+    counted = {"subnormals": complexity.subnormals(loaded.model)}
+    try:
+        counted["parameters"], counted["macs"] = _complexity(loaded)
+    except UserError as error:
+        yield Check(f"{what} parameters and MACs", UNCHECKED, str(error))
+    recorded = {name: result.measured.get(name) for name in counted}
+    wrong = [name for name, number in counted.items() if not same(recorded[name], number)]
+    for name in wrong:
+        numbers = f"{counted[name]:,} here, {_number(recorded[name])} recorded"
+        yield Check(f"{what} {name}", DIFFERS, numbers)
+    if not wrong:
+        yield Check(f"{what} {', '.join(counted)}", OK, "counted again")
+
+
+def _complexity(loaded: Artifact) -> tuple[int, int]:
+    """(parameters, MACs an image); UserError where they cannot be counted."""
+    from pipeline.measure import complexity
+    from pipeline.models import MODELS
+    from pipeline.models.spec import NetworkSpec
+
+    try:
+        spec = NetworkSpec.from_json(loaded.manifest["network"])
+        if spec.model not in MODELS:
+            raise UserError("it is of an own network, whose code is not run")
+        return complexity.count(spec)
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UserError("another version describes its network in another way") from error
+
+
+def _number(recorded: Any) -> str:
+    return f"{recorded:,}" if isinstance(recorded, (int, float)) else "nothing"
 
 
 def _kernels(what: str, loaded: Artifact, result: store.Result) -> Check:

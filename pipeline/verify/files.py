@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy
 
-from pipeline import store
+from pipeline import same_kind, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import accuracy
 from pipeline.paths import ReportPaths
 from pipeline.report import made, owned, reading
 from pipeline.report.merged import Published
+from pipeline.report.row import Row
 from pipeline.verify.check import DIFFERS, NOTE, OK, UNCHECKED, Check, same
 
 DRAWN_BY = re.compile(rb"Matplotlib v([0-9][\w.]*)")
 OTHER_DRAWING_BYTES = 64 << 20  # that a file can have more than ours: another matplotlib's figures
 MOST_OTHERS = 20
+OF_ARTIFACT = ("stored_bytes", "runnable_bytes", "parameters", "macs")
 IN_PAGE = re.compile(rb"data:image/svg\+xml;base64,([A-Za-z0-9+/]*)=*")
 
 
@@ -71,6 +73,49 @@ def _from_predictions(measured: dict[str, Any]) -> dict[str, float]:
         return {}
     own, base, labels = arrays
     return accuracy.of_predictions(own, base, labels)
+
+
+def bases(published: Published) -> Iterator[Check]:
+    """What a result says of its base is what the base's own says. Where the base's artifact was
+    made anew since, bytes differ: its manifest names the versions that made it."""
+    rows = {row.id: row for row in published.frames.rows}
+    compared, without = 0, 0
+    wrong: list[Check] = []
+    for row in rows.values():
+        base = rows.get(published.sweep.by_id[row.id].base_id)
+        if base is None:
+            without += 1
+            continue
+        compared += 1
+        different = [name for name in OF_ARTIFACT if _of_base(row, name) != getattr(base, name)]
+        outcome, since = DIFFERS, ""
+        if different and _base_was_another(published, row, base):
+            outcome, since = UNCHECKED, "; it may have been measured beside another artifact of it"
+        wrong += [
+            Check(
+                f"{row.id} base_{name}",
+                outcome,
+                f"{_of_base(row, name)} recorded, the base's own is {getattr(base, name)}{since}",
+            )
+            for name in different
+        ]
+    yield from wrong
+    if compared and not any(check.outcome == DIFFERS for check in wrong):
+        yield Check("sizes of bases", OK, f"are the bases' own in {compared} results")
+    if without:
+        yield Check("sizes of bases", UNCHECKED, f"{without} results are here without their base")
+
+
+def _of_base(row: Row, name: str) -> int | None:
+    size: int | None = getattr(row, f"base_{name}")
+    return size
+
+
+def _base_was_another(published: Published, row: Row, base: Row) -> bool:
+    """Whether the base's artifact was another than the one that is recorded now, or may have been:
+    results of earlier versions do not say."""
+    now = store.artifact_sha256(published.artifact(base.id), folder="")
+    return published.result(row.id).facts.get(same_kind.BASE_ARTIFACT) != now
 
 
 def files(published: Published, paths: ReportPaths) -> Iterator[Check]:
