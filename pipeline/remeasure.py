@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pipeline.artifact import Artifact
 
 Say = Callable[[str], None]
+FROM_PREDICTIONS = ("differing/", "simulated_agreement")
 Found = tuple[str, dict[str, Any], dict[str, Any]]  # cell's id, facts, what was measured
 
 
@@ -89,7 +90,7 @@ def _measured(bench: Bench, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]
         "test_set_seconds": own_s,
         **({} if theirs_s is None else {"base_test_set_seconds": theirs_s}),
     }
-    return _facts(cell, began, values), {**_kept(result), **values}
+    return _facts(cell, began, values), {**_kept(result, own, theirs), **values}
 
 
 def _classified(model: Artifact, images: numpy.ndarray) -> tuple[numpy.ndarray, float]:
@@ -125,10 +126,13 @@ def _own(bench: Bench, cell: Cell) -> Artifact:
     return artifact.load(folder)
 
 
-def _kept(result: store.Result) -> dict[str, Any]:
-    """What no machine decides, and what only the network in PyTorch yields."""
-    own = (*TIMES, *OF_CPU)
-    return {name: value for name, value in result.measured.items() if not name.startswith(own)}
+def _kept(result: store.Result, own: numpy.ndarray, base: numpy.ndarray) -> dict[str, Any]:
+    """What no machine decides, and what only the network in PyTorch yields. What was derived from
+    predictions stays where these are the same: classes [N] here, of the model and of its base."""
+    classes = {"predictions": own, "base_predictions": base}
+    same = all(numpy.array_equal(result.measured.get(n, []), c) for n, c in classes.items())
+    other = (*TIMES, *OF_CPU, *(() if same else FROM_PREDICTIONS))
+    return {name: value for name, value in result.measured.items() if not name.startswith(other)}
 
 
 def _facts(cell: Cell, began: float, values: dict[str, Any]) -> dict[str, Any]:

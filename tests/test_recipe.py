@@ -276,6 +276,16 @@ def test_with_lookahead_the_network_ends_as_the_average_of_its_weights_and_stati
         assert not torch.allclose(done[name], values[-1], atol=1e-6)
 
 
+def test_a_training_too_short_for_an_average_keeps_what_it_learned(monkeypatch):
+    monkeypatch.setattr(lookahead, "EVERY", 13)  # of 12 steps
+
+    def ends(looks: bool):
+        return fitted(recipe(lookahead=looks)).state.network.state_dict()
+
+    plain = ends(False)
+    assert all(torch.equal(plain[name], tensor) for name, tensor in ends(True).items())
+
+
 def test_lookahead_goes_back_to_the_average_every_few_steps():
     with_lookahead = recipe(lookahead=True)
     net = network.new(SPEC, 0).network

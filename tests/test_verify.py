@@ -136,6 +136,18 @@ def test_a_drop_that_is_measured_again_is_of_one_machine(shared):
     assert result["base_test_set_seconds"] > 0
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_what_follows_from_predictions_is_kept_with_the_same_alone(shared, same):
+    def derived(result: store.Result) -> set[str]:
+        return {n for n in result.measured if n.startswith(remeasure.FROM_PREDICTIONS)}
+
+    recorded = derived(merged.read(shared.paths.merged).result(shared.small))
+    assert "simulated_agreement" in recorded
+    if not same:
+        shared.change(of_another_cpu)
+    assert derived(measured_here(shared)) == (recorded if same else set())
+
+
 def test_without_the_base_a_drop_is_that_of_the_same_kind_of_cpu(shared):
     shutil.rmtree(shared.paths.artifact(shared.sweep.cells[0].id))
     recorded = merged.read(shared.paths.merged).result(shared.small).measured["base_predictions"]

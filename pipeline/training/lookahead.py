@@ -42,8 +42,9 @@ class Lookahead:
             torch._foreach_copy_(self._live, self._slow)
 
     @torch.no_grad()
-    def finish(self) -> None:
-        if self._slow:
+    def finish(self, steps: int) -> None:
+        """After all ``steps``. Where they were too few for an average, the network stays."""
+        if self._slow and steps >= EVERY:
             torch._foreach_copy_(self._live, self._slow)
 
     def kept(self) -> Tensors:

@@ -162,7 +162,7 @@ class _Loop:
         began = clock.now()
         row = self._epoch()
         if self.training.epoch + 1 == self.course.epochs:
-            self.lookahead.finish()
+            self.lookahead.finish(self.course.epochs * self.steps)
         seconds = clock.now() - began
         loss, accuracy = self.evaluated()
         if len(self.held_out) and not math.isfinite(loss):  # the last step may have done it
