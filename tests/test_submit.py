@@ -615,6 +615,24 @@ def test_no_damage_to_a_ledger_passes_for_another_one(tmp_path):
         ledger.read(place)
 
 
+def test_a_line_that_is_added_while_a_ledger_is_read_is_no_damage(tmp_path, monkeypatch):
+    """A reader has no lock: `status` while a job submits."""
+    place = Work(tmp_path).sweep("s")
+    with ledger.locked(place) as known:
+        intend(known)
+    read_bytes = Path.read_bytes
+
+    def read_then_append(path):
+        data = read_bytes(path)
+        monkeypatch.undo()
+        with ledger.locked(place) as known:
+            known.append("submitted", intent="a1", job=7)
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", read_then_append)
+    assert ledger.read(place).jobs == [7]
+
+
 def test_a_ledger_of_before_there_were_checksums_is_read_and_goes_on(tmp_path):
     place = Work(tmp_path).sweep("s")
     with ledger.locked(place) as known:

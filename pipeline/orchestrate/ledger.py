@@ -227,10 +227,11 @@ def read(paths: SweepPaths) -> Ledger:
     a lost line could cause a job to be submitted twice.
     """
     ledger = Ledger(paths)
+    least = _count(paths)  # before the lines, since a writer may add some in between
     try:
         data = paths.ledger.read_bytes()
     except FileNotFoundError:
-        if _count(paths):
+        if least:
             raise _damaged(paths, f"{paths.ledger}: is missing") from None
         return ledger
     except PermissionError:
@@ -243,7 +244,7 @@ def read(paths: SweepPaths) -> Ledger:
             ledger.take_text(text)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise _damaged(paths, f"{paths.ledger}:{number}: damaged") from None
-    if ledger.checked < (least := _count(paths)):
+    if ledger.checked < least:
         raise _damaged(paths, f"{paths.ledger}: {least - ledger.checked} lines are missing")
     return ledger
 
