@@ -115,7 +115,7 @@ class View:
         """Whether `entry` was submitted after `other`; of two sweeps, in its second at least."""
         if {entry.intent, other.intent} <= self.known.entries.keys():
             return entry.number > other.number
-        return entry.at >= other.at
+        return ledger.when(entry) >= ledger.when(other)
 
     def in_own_queue(self, cell_id: str) -> bool:
         """The same, but only for a job that was submitted for this sweep."""
@@ -275,7 +275,7 @@ def _adopt(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
     not record it."""
     for entry in known.entries.values():
         if entry.open:
-            entry.job = slurm.find(rows, entry.name, entry.at)
+            entry.job = slurm.find(rows, entry.name, ledger.when(entry))
 
 
 def _account(view: View, sweep: Sweep, done: set[str], trained: set[str]) -> None:

@@ -27,7 +27,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from pipeline import store
@@ -49,7 +49,7 @@ class Entry:
     name: str
     kind: str  # cells | measure | report | follow-up
     tasks: Mapping[int, tuple[str, ...]]
-    at: str  # local time, as squeue gives submit times: 2026-11-25T10:00:00
+    at: str  # 2026-11-25T10:00:00+00:00; without the offset, of older ledgers, local time
     user: str
     request: Mapping[str, Any]
     after: tuple[str, ...] = ()
@@ -205,7 +205,7 @@ def when(entry: Entry) -> float:
 
 
 def now() -> str:
-    return datetime.now().isoformat(timespec="seconds")
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def others(paths: SweepPaths, cells: Iterable[str]) -> list[Ledger]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -164,7 +163,7 @@ def _ended_s(job: paths.JobPaths, entry: ledger.Entry) -> float:
             return path.stat().st_mtime
         except OSError:
             continue
-    return datetime.fromisoformat(entry.at).timestamp()
+    return ledger.when(entry)
 
 
 def end_of(path: Path) -> str:

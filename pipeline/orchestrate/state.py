@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -275,8 +274,7 @@ def is_newer(cell: Cell, work: Work, view: cluster.View) -> bool:
     attempt = store.last_attempt(work.cell(cell.id))
     if attempt is None or cluster.job_of(attempt) is not None or not attempt.failure.exists():
         return False
-    submitted = datetime.fromisoformat(view.last[cell.id].entry.at)
-    return attempt.failure.stat().st_mtime > submitted.timestamp()
+    return attempt.failure.stat().st_mtime > ledger.when(view.last[cell.id].entry)
 
 
 def _unreachable(
