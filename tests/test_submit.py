@@ -1484,7 +1484,7 @@ def test_what_became_of_the_report(tmp_path):
     assert lost.state == "failed" and "Slurm has no record" in lost.reason
     by_hand = look(known, {"1_0": Row(1, 0, "CANCELLED", by="1000")}, True)
     assert (by_hand.state, by_hand.reason) == ("failed", "cancelled by 1000")
-    assert report_job.unsettled(known) == "1_0"
+    assert report_job.unsettled(known).job == 1
 
     job = known.paths.job("i1")
     job.folder.mkdir(parents=True)

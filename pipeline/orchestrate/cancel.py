@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from pipeline.orchestrate import graph, ledger, slurm, state, withdrawn
+from pipeline.orchestrate import elsewhere, graph, ledger, slurm, state, withdrawn
 from pipeline.orchestrate.cluster import View, is_ours
 from pipeline.orchestrate.plan import called
 from pipeline.orchestrate.state import CellState
@@ -19,8 +19,11 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
     The ledger records it before scancel is called: SLURM keeps no record of a pending array task
     that was cancelled.
     """
+    here = slurm.cluster_name()
     with ledger.locked(work.sweep(sweep.name)) as known:
+        elsewhere.refuse_intents(known, here)
         states = state.find(sweep, work, patient=True, known=known)
+        elsewhere.refuse_jobs(states, here)
         view = states.view
         if view is None:
             yield f"Nothing of {sweep.name} was ever submitted."

@@ -230,8 +230,7 @@ def look(
     _read_queue(view, others, patient)
     _adopt(known, view.queue)
     view.last, view.measuring = known.last, known.measuring
-    jobs = set(known.jobs)
-    view.rows = {row.task: row for row in view.queue if row.job in jobs}
+    view.rows = _rows_of(known, view.queue)
     for other in others:
         _share(view, other, left)
     _account(view, sweep, done, trained)
@@ -259,7 +258,11 @@ def _share(view: View, other: ledger.Ledger, cells: Iterable[str]) -> None:
     """Adds cells that are in no job of this sweep but in one of another sweep, mostly bases."""
     _adopt(other, view.queue)
     last, measuring = other.last, other.measuring
-    rows = {row.task: row for row in view.queue if row.state not in slurm.FINAL}
+    rows = {
+        task: row
+        for task, row in _rows_of(other, view.queue).items()
+        if row.state not in slurm.FINAL
+    }
     for cell in cells:
         at = last.get(cell)
         if at is not None and at.task in rows and not view.in_queue(cell):
@@ -268,6 +271,13 @@ def _share(view: View, other: ledger.Ledger, cells: Iterable[str]) -> None:
         at = measuring.get(cell)
         if at is not None and at.task in rows and not view.will_measure(cell):
             view.measuring[cell], view.rows[at.task] = at, rows[at.task]
+
+
+def _rows_of(known: ledger.Ledger, rows: Iterable[slurm.Row]) -> dict[str, slurm.Row]:
+    """By task, those of the ledger's jobs. Another cluster counts from one, too, as this one does
+    where it lost its state, so ids alone would take a stranger's job for ours."""
+    ours = {(entry.job, entry.name) for entry in known.entries.values()}
+    return {row.task: row for row in rows if (row.job, row.name) in ours}
 
 
 def _adopt(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
@@ -280,7 +290,7 @@ def _adopt(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
 
 def _account(view: View, sweep: Sweep, done: set[str], trained: set[str]) -> None:
     """Call sacct, once, for the jobs of cells that are neither done nor in the queue."""
-    gone = set()
+    gone: dict[int, ledger.Entry] = {}
     for cell in sweep.cells:
         if cell.id in done:
             continue
@@ -290,11 +300,12 @@ def _account(view: View, sweep: Sweep, done: set[str], trained: set[str]) -> Non
         row = view.rows.get(at.task)
         # A job that has just ended is still in the queue, but only sacct reports its memory.
         if row is None or row.state in slurm.FINAL:
-            gone.add(at.entry.job)
-    if task := report_job.unsettled(view.known):
-        row = view.rows.get(task)
+            gone[at.entry.job] = at.entry
+    report = report_job.unsettled(view.known)
+    if report is not None and report.job is not None:
+        row = view.rows.get(report.task(0))
         if row is None or row.state in slurm.FINAL - {"COMPLETED"}:
-            gone.add(int(task.partition("_")[0]))
+            gone[report.job] = report
     if not gone:
         return
     try:
@@ -304,6 +315,8 @@ def _account(view: View, sweep: Sweep, done: set[str], trained: set[str]) -> Non
         view.notes.append(f"{error}; how jobs ended is taken from their logs")
         return
     for row in rows:
+        if row.job not in gone or row.name != gone[row.job].name:
+            continue
         now = view.rows.get(row.task)
         if now is None:
             view.rows[row.task] = row

@@ -57,6 +57,7 @@ class Entry:
     reports: str = ""  # the folder of reports; empty in older ledgers
     profile: Mapping[str, Any] | None = None  # see submitted.py; None in older ledgers
     code: Mapping[str, Any] | None = None  # what its jobs run; None in older ledgers
+    cluster: str = ""  # that it was sent to; empty in older ledgers, and where Slurm does not tell
     single: bool = False  # a job without tasks, on a cluster without arrays
     apart: bool = False  # of cells: they are only trained
     number: int = 0  # in the order of submission
@@ -160,6 +161,7 @@ class Ledger:
                 line.get("reports", ""),
                 line.get("profile"),
                 line.get("code"),
+                line.get("cluster", ""),
                 line.get("single", False),
                 line.get("apart", False),
                 len(self.entries),

@@ -63,12 +63,12 @@ def follow_up_failure(known: ledger.Ledger) -> str | None:
     )
 
 
-def unsettled(known: ledger.Ledger) -> str | None:
-    """The task of the last report, where it has one and no file shows that the report was made."""
+def unsettled(known: ledger.Ledger) -> ledger.Entry | None:
+    """The last report, where it has a job and no file shows that the report was made."""
     entry = _last(known)
     if entry is None or entry.kind != KIND or entry.job is None or _is_made(known, entry):
         return None
-    return entry.task(0)
+    return entry
 
 
 def look(

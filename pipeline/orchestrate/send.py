@@ -306,6 +306,7 @@ def _send(
         single=item.array.single,
         apart=_act(batch, item.array) == TRAIN,
         code=batch.cluster.code.to_json(),
+        cluster=batch.cluster.slurm_name,
     )
     cells = {i: batch.sweep.by_id[i].to_json() for i in item.array.cells}
     plugins.keep(batch.sweep.plugins, batch.work)

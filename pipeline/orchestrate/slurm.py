@@ -133,13 +133,23 @@ def _read(rows: Callable[[str], list[Read]], command: Sequence[str], patient: bo
         ) from None
 
 
-def config() -> dict[str, str]:
+def config(patient: bool = False) -> dict[str, str]:
     """The controller's settings (`scontrol show config`), such as MaxArraySize."""
     settings = {}
-    for line in _output(["scontrol", "show", "config"], patient=False).splitlines():
+    for line in _output(["scontrol", "show", "config"], patient).splitlines():
         if setting := re.fullmatch(r"(\w+)\s*=\s?(.*)", line.strip()):
             settings[setting[1]] = setting[2].strip()
     return settings
+
+
+def cluster_name() -> str:
+    """The cluster's name; empty where it does not tell. Raises Unreachable, after retries."""
+    try:
+        return config(patient=True).get("ClusterName", "")
+    except Unreachable:
+        raise
+    except UserError:  # without scontrol, as in some containers
+        return ""
 
 
 def associations() -> list[str]:

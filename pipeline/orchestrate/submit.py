@@ -16,6 +16,7 @@ from pipeline import checkout, paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
     batch_cost,
+    elsewhere,
     images,
     ledger,
     measure_jobs,
@@ -106,11 +107,14 @@ def run(
     live = live or (in_job and checkout.snapshot_id() is None)
     _require(target, in_job)
     _share(target.cluster, work)
-    target = replace(target, cluster=replace(target.cluster, code=snapshot.of(work, live)))
+    code, here = snapshot.of(work, live), slurm.cluster_name()
+    target = replace(target, cluster=replace(target.cluster, code=code, slurm_name=here))
     with ledger.locked(work.sweep(sweep.name)) as known:
+        elsewhere.refuse_intents(known, here)
         if any(entry.open for entry in known.entries.values()):
             settle.settle(known, slurm.squeue(_owners(known), patient=True))
         states = state.find(sweep, work, patient=True, known=known)
+        elsewhere.refuse_jobs(states, here)
         picked = pick(states) if pick else Picked(is_missing)
         chosen = _chosen(target, states, picked)
         _require_images(target, chosen)

@@ -1,0 +1,162 @@
+"""What commands make of Slurm's answers, which small programs on PATH give here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from jobs.follow_up import functions
+from pipeline.errors import UserError
+from pipeline.orchestrate import (
+    batch,
+    cancel,
+    ledger,
+    profile,
+    slurm,
+    slurm_lines,
+    state,
+    submit,
+)
+from pipeline.paths import Work
+from tests import results
+from tests.test_submit import QUEUE_HEADER, intend, table_of
+
+PROGRAM = """#!/bin/sh
+cd {folder}
+echo "{name} $*" >>calls
+[ -e down ] && {{ echo "Unable to contact slurm controller (connect failure)" >&2; exit 1; }}
+{does}
+"""
+DOES = {
+    "squeue": "cat queue",
+    "sacct": "cat records",
+    "scontrol": '[ "$2" = config ] && cat config',
+    "scancel": "true",
+    "sbatch": "echo >>sent; wc -l <sent",
+}
+
+
+@dataclass
+class Slurm:
+    """Its answers, in files of this folder, and its `calls`."""
+
+    folder: Path
+
+    def queue(self, *jobs: tuple[int, str, str]) -> None:
+        """Task 0 of these in the queue: (job, state, name)."""
+        rows = [
+            (str(job), "0", now, "None", "n1", "2026-01-01T00:00:00", "(null)", name)
+            for job, now, name in jobs
+        ]
+        (self.folder / "queue").write_text(table_of(QUEUE_HEADER, *rows))
+
+    def records(self, *jobs: tuple[int, str, str]) -> None:
+        """The same in accounting."""
+        rows = [
+            (f"{job}_0", now, "None", "n1", "0:0", "", "2G", "9", name) for job, now, name in jobs
+        ]
+        (self.folder / "records").write_text(table_of(slurm_lines.RECORD_FIELDS, *rows))
+
+    def named(self, cluster: str) -> None:
+        (self.folder / "config").write_text(f"ClusterName             = {cluster}\n")
+
+    def down(self) -> None:
+        (self.folder / "down").touch()
+
+    def calls(self, name: str) -> list[str]:
+        lines = (self.folder / "calls").read_text().splitlines()
+        return [line.partition(" ")[2] for line in lines if line.split()[0] == name]
+
+
+@pytest.fixture
+def answers(tmp_path, monkeypatch):
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name, does in DOES.items():
+        (folder / name).write_text(PROGRAM.format(folder=folder, name=name, does=does))
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setattr(slurm, "PAUSES_S", ())
+    made = Slurm(folder)
+    made.queue()
+    made.records()
+    made.named("here")
+    return made
+
+
+@pytest.fixture
+def work(tmp_path):
+    return Work(tmp_path / "runs")
+
+
+ASKED = {"memory_gib": 1, "minutes": 1, "exclude": []}
+
+
+def sent(work, cell, job, intent="a1", name="test", **more):
+    """A cell in a job of its own."""
+    with ledger.locked(work.sweep(name)) as known:
+        facts = {"request": ASKED, "user": slurm.user(), **more}
+        intend(known, intent, (cell.id,) if cell else (), **facts)
+        known.append("submitted", intent=intent, job=job)
+
+
+def states(sweep, work):
+    return {s.cell.technique: s.state for s in state.find(sweep, work).cells}
+
+
+def target(sweep, work):
+    generic = profile.load("generic", ["gpu=null", "cores=1", "memory_gib=2"])
+    return batch.Target(sweep, work, work.root / "data", generic, work.root / "reports")
+
+
+def test_a_job_of_this_number_with_another_name_is_a_strangers(answers, work):
+    """Of another cluster that sees the work root, or of this one after it lost its state."""
+    sweep = results.sweep(techniques=())
+    other = results.sweep("other", techniques=())
+    [cell] = sweep.cells
+    sent(work, cell, 17)
+    sent(work, cell, 18, "b2", "other")
+    for row in ((17, "RUNNING", "netpress-other"), (18, "RUNNING", "netpress-other")):
+        answers.queue(row)
+        answers.records(row)
+        assert states(sweep, work) == states(other, work) == {"base": "missing"}
+        assert list(cancel.run(sweep, work))[0] == "0 cells cancelled"
+        assert "scancel" not in (answers.folder / "calls").read_text()
+    answers.queue((17, "RUNNING", "netpress-a1"))
+    assert states(sweep, work) == states(other, work) == {"base": "running"}
+
+
+def test_jobs_of_another_cluster_are_neither_cancelled_nor_sent_again(answers, work):
+    sweep = results.sweep(techniques=())
+    [cell] = sweep.cells
+    sent(work, cell, 17, cluster="there")
+    said = "job 17 was sent to cluster there .* cannot be seen from cluster here: continue there"
+    with pytest.raises(UserError, match=said):
+        list(cancel.run(sweep, work))
+    with pytest.raises(UserError, match=said):
+        submit.run(target(sweep, work), functions(), live=True)
+    assert "sbatch" not in (answers.folder / "calls").read_text()
+    # Not where it is in the queue here, or has ended, or this or that name is not known.
+    answers.queue((17, "RUNNING", "netpress-a1"))
+    list(cancel.run(sweep, work))
+    answers.queue()
+    list(cancel.run(sweep, work))  # cancelled it is
+    for here, there in (("here", ""), ("", "there"), ("here", "here")):
+        sent(work, cell, 17, cluster=there)
+        answers.named(here)
+        list(cancel.run(sweep, work))
+    answers.named("here")
+    with ledger.locked(work.sweep("test")) as known:
+        intend(known, "b2", (cell.id,), cluster="there")
+    with pytest.raises(UserError, match="a job named netpress-b2 was sent to cluster there"):
+        list(cancel.run(sweep, work))
+
+
+def test_a_submission_records_its_cluster(answers, work):
+    sweep = results.sweep(techniques=())
+    sent_now = submit.run(target(sweep, work), functions(), live=True)
+    assert sent_now.sent.jobs
+    entries = ledger.read(work.sweep("test")).entries.values()
+    assert entries and {entry.cluster for entry in entries} == {"here"}
