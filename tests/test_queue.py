@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,10 @@ from pipeline.errors import UserError
 from pipeline.orchestrate import (
     batch,
     cancel,
+    cluster,
     ledger,
     profile,
+    resume,
     slurm,
     slurm_lines,
     state,
@@ -160,3 +162,65 @@ def test_a_submission_records_its_cluster(answers, work):
     assert sent_now.sent.jobs
     entries = ledger.read(work.sweep("test")).entries.values()
     assert entries and {entry.cluster for entry in entries} == {"here"}
+
+
+def put_off(work, cells, by=None, **more):
+    with ledger.locked(work.sweep("test")) as known:
+        left = {"requests": [[ASKED, [cell.id for cell in cells]]], **more}
+        known.append("put_off", reason="limit of 4", by=by or {}, **left)
+
+
+def test_a_cell_that_was_put_off_can_be_cancelled(answers, work):
+    sweep = results.sweep(techniques=(), seeds=(0, 1, 2))
+    first, second, third = sweep.cells
+    sent(work, first, 7)
+    answers.queue((7, "RUNNING", "netpress-a1"))
+    put_off(work, (second, third))
+    assert list(cancel.run(sweep, work, [second])) == [
+        "1 cell cancelled, 1 of them not submitted yet"
+    ]
+    known = ledger.read(work.sweep("test"))
+    assert known.put_off.keys() == known.not_submitted.keys() == {third.id}
+    now = state.find(sweep, work).by_id
+    assert (now[second.id].state, now[second.id].reason) == ("cancelled", cluster.CANCELLED)
+    assert now[third.id].reason == "not submitted: limit of 4"
+    gone = replace(sweep, cells=(first, second))  # the third was taken out of the file
+    assert list(cancel.run(gone, work))[1] == "1 cell no longer in test.yaml cancelled"
+    assert not ledger.read(work.sweep("test")).put_off
+    answers.queue()
+    # `resume` submits it, and `submit` does not.
+    assert not submit.run(target(gone, work), functions(), live=True).batch.report.cells
+    chosen = resume.run(target(gone, work), functions(), [second], live=True)
+    assert [*chosen.submitted.batch.prepared[0].array.cells] == [second.id]
+
+
+def test_a_follow_up_job_that_was_cancelled_submits_nothing(answers, work):
+    """It waited for the lock of `netpress cancel`; and a later submission has put off more."""
+    sweep = results.sweep(techniques=(), seeds=(0, 1))
+    sent(work, None, 7, "f1", kind="follow-up", tasks={"0": []})
+    put_off(work, sweep.cells)
+    answers.queue((7, "RUNNING", "netpress-f1"))
+    assert list(cancel.run(sweep, work)) == ["2 cells cancelled, 2 of them not submitted yet"]
+    assert answers.calls("scancel") == ["7"]
+    answers.queue((7, "COMPLETING", "netpress-f1"))
+    put_off(work, sweep.cells)
+    with pytest.raises(submit.Cancelled):
+        submit.go_on(target(sweep, work), functions(), {}, "f1")
+    sent(work, None, 8, "f2", kind="follow-up", tasks={"0": []})
+    submit.go_on(target(sweep, work), functions(), {}, "f2")
+    assert not ledger.read(work.sweep("test")).put_off
+
+
+def test_a_follow_up_job_of_another_user_is_named_and_left_alone(answers, work, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    sweep = results.sweep(techniques=())
+    sent(work, None, 7, "f1", kind="follow-up", tasks={"0": []}, user="bob")
+    sent(work, sweep.cells[0], 8)
+    answers.queue((7, "PENDING", "netpress-f1"), (8, "PENDING", "netpress-a1"))
+    lines = list(cancel.run(sweep, work))
+    assert lines == [
+        "1 cell cancelled",
+        "job 7, which submits what there was no room for, is of user bob, who alone can cancel it",
+    ]
+    assert answers.calls("scancel") == ["8_[0]"]
+    assert not ledger.read(work.sweep("test")).cancelled_jobs

@@ -23,6 +23,7 @@ from pipeline.paths import AttemptPaths, CellPaths, Work
 from pipeline.store import Failure
 from pipeline.sweep import Cell, Sweep
 
+CANCELLED = "cancelled by `netpress cancel`"
 PENDING = {  # Slurm's reasons in plain words; all others are shown unchanged
     "None": "",
     "Priority": "behind jobs of higher priority",
@@ -184,7 +185,7 @@ class View:
         ended_itself = made.failure is not None and made.failure.kind != "killed"  # as scancel does
         was_cancelled = cell.id in self.known.cancelled and not ended_itself
         if was_cancelled and (row is None or row.state == "CANCELLED"):
-            return Cause("cancelled", "cancelled by `netpress cancel`")
+            return Cause("cancelled", CANCELLED)
         job = self.known.paths.job(at.entry.intent)
         result = cause(
             row,

@@ -6,7 +6,8 @@
     {"event": "void", "intent": ID, "reason": ...}          no such job in the queue
     {"event": "put_off", "reason": ..., "by": ..., "requests": [[request, [cell, ...]], ...],
      "measures": [[request, [cell, ...]], ...]}             there is no room for these now
-    {"event": "cancelled", "cells": [...], "reports": [...]}  by `netpress cancel`
+    {"event": "cancelled", "cells": [...], "reports": [...]}  by `netpress cancel`; what was put off
+                                                            of these is not submitted any more
 
 An intent contains the profile that it was made with, for later commands that name none.
 
@@ -92,7 +93,7 @@ class Ledger:
     paths: SweepPaths
     entries: dict[str, Entry] = field(default_factory=dict)
     cancelled: dict[str, str] = field(default_factory=dict)  # cell -> when, since its last intent
-    cancelled_jobs: set[int] = field(default_factory=set)  # of reports
+    cancelled_jobs: set[int] = field(default_factory=set)  # of reports, and follow-up jobs
     # Since the last intent of a cell: why it was not submitted, and what it was to request.
     not_submitted: dict[str, str] = field(default_factory=dict)
     put_off: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -169,6 +170,8 @@ class Ledger:
             self.entries[entry.intent] = entry
             self._submits(entry)
         elif event == "cancelled":
+            for cell in line["cells"]:
+                self._leaves_out(cell, training=True, measuring=True)
             self.cancelled.update(dict.fromkeys(line["cells"], line["at"]))
             self.cancelled_jobs.update(line.get("reports", ()))
         elif event == "put_off":
@@ -193,12 +196,16 @@ class Ledger:
         """Take what is no longer so of its cells."""
         for cell in (cell for ids in entry.tasks.values() for cell in ids):
             self.cancelled.pop(cell, None)
-            if entry.kind != MEASURE:
-                self.not_submitted.pop(cell, None)
-                self.put_off.pop(cell, None)
-            if not entry.apart:
-                self.not_measured.pop(cell, None)
-                self.measuring_put_off.pop(cell, None)
+            self._leaves_out(cell, training=entry.kind != MEASURE, measuring=not entry.apart)
+
+    def _leaves_out(self, cell: str, training: bool, measuring: bool) -> None:
+        """Of what is not submitted."""
+        if training:
+            self.not_submitted.pop(cell, None)
+            self.put_off.pop(cell, None)
+        if measuring:
+            self.not_measured.pop(cell, None)
+            self.measuring_put_off.pop(cell, None)
 
 
 def when(entry: Entry) -> float:

@@ -186,8 +186,11 @@ def _state(
         if is_held(folder):
             return made("running")
         state, reason = _without_job(cell, work, base, attempt)
-        if view and state in ("missing", "waiting") and cell.id in view.known.not_submitted:
-            state, reason = "missing", f"not submitted: {view.known.not_submitted[cell.id]}"
+        if view and state in ("missing", "waiting"):
+            if cell.id in view.known.cancelled:
+                state, reason = "cancelled", cluster.CANCELLED
+            elif cell.id in view.known.not_submitted:
+                state, reason = "missing", f"not submitted: {view.known.not_submitted[cell.id]}"
         return made(state, reason)
     row = view.row(cell.id)
     if row is not None and view.reachable and view.in_queue(cell.id):
