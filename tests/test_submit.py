@@ -1498,7 +1498,39 @@ def test_what_became_of_the_report(tmp_path):
     os.utime(page, (then - 60, then - 60))
     assert look(known, {}, True).state == "failed"
     os.utime(page, (then + 60, then + 60))  # made by hand since
-    assert look(known, {}, True).state == "made" and report_job.unsettled(known) is None
+    assert look(known, {}, True).state == "made"
+    assert look(known, {"1_0": Row(1, 0, "RUNNING")}, True).state == "running"
+
+
+def test_a_report_by_hand_counts_until_another_cell_has_ended(tmp_path):
+    """Made while jobs run, it lacks what they make; and the job that would add it has failed."""
+    sweep, work = results.sweep(techniques=()), Work(tmp_path)
+    known = reported(work)
+    job = known.paths.job("i1")
+    job.folder.mkdir(parents=True)
+    store.write_failure(job.report, Failure("exception", "PermissionError: /x"))
+    page = paths.report("test", tmp_path / "reports").page
+    page.parent.mkdir(parents=True)
+    page.touch()
+    now = time.time()
+    os.utime(page, (now + 60, now + 60))
+
+    def made():
+        begun = frozenset([sweep.cells[0].id])
+        return report_job.look(known, {}, True, lambda: state._last_end(sweep, work, begun)).state
+
+    assert made() == "made"
+    attempt = store.new_attempt(work.cell(sweep.cells[0].id))
+    store.write_failure(attempt, Failure("exception", "x"))
+    for later, expected in ((30, "made"), (90, "failed")):
+        os.utime(attempt.failure, (now + later, now + later))
+        assert made() == expected
+    os.utime(attempt.failure, (now, now))
+    results.publish(sweep.cells[0], work)
+    os.utime(work.cell(sweep.cells[0].id).manifest, (now + 90, now + 90))
+    assert made() == "failed"
+    os.utime(page, (now + 120, now + 120))
+    assert made() == "made"
 
 
 def test_a_report_that_says_that_it_is_made_needs_no_scheduler(tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from pipeline import done as finished
@@ -24,7 +26,7 @@ from pipeline.orchestrate import (
 from pipeline.orchestrate.held import is_held
 from pipeline.orchestrate.plan import aligned, identity, quoted
 from pipeline.orchestrate.there import State, failed_since_trained, unmeasured
-from pipeline.paths import AttemptPaths, Work
+from pipeline.paths import AttemptPaths, CellPaths, Work
 from pipeline.sweep import Cell, Sweep
 
 OVER = ("failed", "cancelled", "missing")
@@ -119,10 +121,33 @@ def find(
             # It was published after `published`, and its job left the queue before squeue.
             now = _state(cell, work, True, base, view)
         states[cell.id] = _or_older(now, work, begun)
-    report = report_job.look(view.known, view.rows, view.reachable) if view else None
+    report = None
     if view:
+        last = partial(_last_end, sweep, work, begun)
+        report = report_job.look(view.known, view.rows, view.reachable, last)
         view.notes.extend(withdrawn.note(sweep, view))
     return SweepState(tuple(states.values()), view, frozenset(now_there.hidden), report)
+
+
+def _last_end(sweep: Sweep, work: Work, begun: frozenset[str]) -> float:
+    """When the last of its cells was done, measured or failed, as time.time() says it."""
+    folders = [work.cell(cell.id) for cell in sweep.cells if cell.id in begun]
+    return max((_written(place) for folder in folders for place in _ends(folder)), default=0.0)
+
+
+def _ends(folder: CellPaths) -> Iterator[Path]:
+    """What is written when the cell is done, measured or has failed."""
+    yield from (folder.manifest, folder.measurements)
+    with contextlib.suppress(PermissionError):  # another user's, and private
+        if attempt := store.last_attempt(folder):
+            yield attempt.failure
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # not yet, or we may not see it
+        return 0.0
 
 
 def _or_older(now: CellState, work: Work, begun: frozenset[str]) -> CellState:
