@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from jobs.follow_up import functions
+from pipeline import store
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
     batch,
@@ -224,3 +226,26 @@ def test_a_follow_up_job_of_another_user_is_named_and_left_alone(answers, work, 
     ]
     assert answers.calls("scancel") == ["8_[0]"]
     assert not ledger.read(work.sweep("test")).cancelled_jobs
+
+
+def test_a_job_without_an_end_in_accounting_does_not_run_for_ever(answers, work, monkeypatch):
+    """Where slurmdbd missed it: the queue knows better, but of jobs that it may hide."""
+    sweep = results.sweep(techniques=())
+    [cell] = sweep.cells
+    sent(work, cell, 7)
+    answers.records((7, "RUNNING", "netpress-a1"))
+    [now] = state.find(sweep, work).cells
+    assert now.state == "missing"
+    assert now.reason == (
+        "job 7_0 is not in the queue any more, though accounting still says RUNNING of it"
+    )
+    log = work.sweep("test").job("a1").out("7_0")
+    store.make_folder(log.parent)
+    log.touch()  # it has just ended, and accounting is late
+    assert states(sweep, work) == {"base": "running"}
+    os.utime(log, (0, 0))
+    assert states(sweep, work) == {"base": "missing"}
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    sent(work, cell, 8, "b2", user="bob")
+    answers.records((8, "RUNNING", "netpress-b2"))
+    assert states(sweep, work) == {"base": "running"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -35,6 +36,8 @@ PENDING = {  # Slurm's reasons in plain words; all others are shown unchanged
     "PartitionDown": "its partition is down",
     "ReqNodeNotAvail": "the nodes it could run on are not available",
 }
+
+LATE_S = 60.0  # that accounting may be behind the controller
 
 HELD = {  # states in which a job waits for somebody
     "SPECIAL_EXIT": "held after its exit code, which the site lists as special: "
@@ -62,7 +65,8 @@ class View:
 
     `last`, `measuring`: the task in which each cell was last submitted, to be trained and to be
     measured apart. `shared`: cells that a job of another sweep makes or will make, with that
-    sweep's name.
+    sweep's name. `runaway`: tasks that have left the queue though accounting has no end of them,
+    with the state that it has.
     """
 
     known: ledger.Ledger
@@ -73,6 +77,7 @@ class View:
     reachable: bool = True  # the controller answered
     accounting: bool = True  # sacct answered, or was not needed
     shared: dict[str, str] = field(default_factory=dict)
+    runaway: dict[str, str] = field(default_factory=dict)
 
     def task(self, cell_id: str) -> str | None:
         """The task in which the cell was last submitted, once its job is known."""
@@ -198,6 +203,9 @@ class View:
             busy="" if made.failure else _busy(job.out(task), cell.id),
             log_file=job.out(task),
         )
+        if result.kind == "lost" and task in self.runaway:
+            said = f"accounting still says {self.runaway[task]} of it"
+            return Cause("lost", f"job {task} is not in the queue any more, though {said}")
         if row is None and made.failure is None and not self.accounting:
             return Cause(result.kind, f"{result.reason} (accounting is not available)")
         return result
@@ -319,10 +327,24 @@ def _account(view: View, sweep: Sweep, done: set[str], trained: set[str]) -> Non
         if row.job not in gone or row.name != gone[row.job].name:
             continue
         now = view.rows.get(row.task)
-        if now is None:
+        if now is None and row.state not in slurm.FINAL and _is_over(view, gone[row.job], row.task):
+            view.runaway[row.task] = row.state
+        elif now is None:
             view.rows[row.task] = row
         elif now.state in slurm.FINAL and row.state in slurm.FINAL:
             view.rows[row.task] = replace(row, reason=row.reason or now.reason)
+
+
+def _is_over(view: View, entry: ledger.Entry, task: str) -> bool:
+    """Whether a job of which squeue has no row will have no end in accounting, either, where that
+    is late: not soon after it has written its last line. Jobs of others, squeue may hide."""
+    if not view.reachable or not is_ours(entry):
+        return False
+    try:
+        log = view.known.paths.job(entry.intent).out(task)
+        return time.time() - log.stat().st_mtime > LATE_S
+    except OSError:  # it has written nothing
+        return True
 
 
 def in_job(folder: CellPaths, task: str) -> InJob:
