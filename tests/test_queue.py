@@ -249,3 +249,34 @@ def test_a_job_without_an_end_in_accounting_does_not_run_for_ever(answers, work,
     sent(work, cell, 8, "b2", user="bob")
     answers.records((8, "RUNNING", "netpress-b2"))
     assert states(sweep, work) == {"base": "running"}
+
+
+@pytest.mark.parametrize("job", [None, "99"])
+def test_a_failure_outside_of_its_job_is_newer_than_that_wherever_it_was(answers, work, job):
+    """Of `netpress run` on a login node, or within an allocation (salloc)."""
+    sweep = results.sweep(techniques=())
+    [cell] = sweep.cells
+    sent(work, cell, 7)
+    answers.records((7, "NODE_FAIL", "netpress-a1"))
+    attempt = store.new_attempt(work.cell(cell.id))
+    store.write_usage(attempt, store.Usage(wall_s=1.0, job=job))
+    store.write_failure(attempt, store.Failure("exception", "ValueError: x"))
+    then = ledger.when(ledger.read(work.sweep("test")).entries["a1"])
+    for later, expected in ((60, "ValueError: x"), (-60, "node n1 failed")):
+        os.utime(attempt.failure, (then + later, then + later))
+        [now] = state.find(sweep, work).cells
+        assert now.state == "failed" and expected in now.reason
+    answers.down()
+    assert states(sweep, work) == {"base": "queued"}
+    os.utime(attempt.failure, (then + 60, then + 60))
+    assert states(sweep, work) == {"base": "failed"}
+
+
+def test_what_was_cancelled_is_known_while_slurm_does_not_answer(answers, work):
+    sweep = results.sweep(techniques=(), seeds=(0, 1))
+    sent(work, sweep.cells[0], 7)
+    sent(work, sweep.cells[1], 8, "b2")
+    answers.queue((7, "PENDING", "netpress-a1"), (8, "PENDING", "netpress-b2"))
+    list(cancel.run(sweep, work, sweep.cells[:1]))
+    answers.down()
+    assert [s.state for s in state.find(sweep, work).cells] == ["cancelled", "queued"]

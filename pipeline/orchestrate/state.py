@@ -223,7 +223,8 @@ def _state(
     if is_held(folder):
         return made("running")
     ended = row is not None and not view.in_queue(cell.id)
-    if view.task(cell.id) and (view.reachable or ended):
+    known_end = ended or cell.id in view.known.cancelled
+    if view.task(cell.id) and (view.reachable or known_end):
         return made(*_after_job(cell, work, base, view, attempt))
     if not view.reachable:
         return made(*_unreachable(cell, work, view, attempt))
@@ -298,11 +299,12 @@ def _after_job(
 
 
 def is_newer(cell: Cell, work: Work, view: cluster.View) -> bool:
-    """Whether the cell failed outside of SLURM after its job, such as in `netpress run`."""
-    attempt = store.last_attempt(work.cell(cell.id))
-    if attempt is None or cluster.job_of(attempt) is not None or not attempt.failure.exists():
+    """Whether the cell failed after it was submitted, but not in its job: in `netpress run`, which
+    may be called in another job (salloc)."""
+    attempt, at = store.last_attempt(work.cell(cell.id)), view.last[cell.id]
+    if attempt is None or cluster.job_of(attempt) == at.task or not attempt.failure.exists():
         return False
-    return attempt.failure.stat().st_mtime > ledger.when(view.last[cell.id].entry)
+    return attempt.failure.stat().st_mtime > ledger.when(at.entry)
 
 
 def _unreachable(
@@ -310,7 +312,8 @@ def _unreachable(
 ) -> tuple[State, str]:
     """The state of a submitted cell by its files alone."""
     task = view.task(cell.id)
-    if attempt and attempt.failure.exists() and cluster.job_of(attempt) in (task, None):
+    in_its_job = attempt is not None and cluster.job_of(attempt) == view.last[cell.id].task
+    if is_newer(cell, work, view) or (in_its_job and attempt and attempt.failure.exists()):
         return "failed", gaps.reason(cell, work)
     where = f"job {task}" if task else "a job whose submission is not settled"
     return "queued", f"{where}, when it was submitted; Slurm does not answer"
