@@ -15,9 +15,12 @@ from pipeline.orchestrate import (
     batch,
     cancel,
     cluster,
+    in_queue,
     ledger,
     profile,
     resume,
+    room,
+    send,
     slurm,
     slurm_lines,
     state,
@@ -280,3 +283,20 @@ def test_what_was_cancelled_is_known_while_slurm_does_not_answer(answers, work):
     list(cancel.run(sweep, work, sweep.cells[:1]))
     answers.down()
     assert [s.state for s in state.find(sweep, work).cells] == ["cancelled", "queued"]
+
+
+def test_why_there_was_no_room_is_recorded_as_it_is_in_the_end(answers, work):
+    """Not as it was before anything was sent; and of all that are put off."""
+    sweep = results.sweep(techniques=(), seeds=(0, 1, 2, 3))
+    for most, used, left in ((3, 0, 3), (4, 3, 2)):  # the first sends a follow-up job and a report
+        known = ledger.read(work.sweep("test"))
+        cells = [cell for cell in sweep.cells if cell.id not in known.last]
+        now = in_queue.InQueue(follow_up=1, has_report=True) if used else None
+        limit = room.Limit("a limit", most, used)
+        chosen = batch.Chosen(cells)
+        made = batch.prepare(target(sweep, work), chosen, known, room=limit, now=now)
+        with ledger.locked(work.sweep("test")) as known:
+            send.send(made, known, functions())
+        known = ledger.read(work.sweep("test"))
+        reason = f"a limit is {most}, {most} of it used"
+        assert [*known.not_submitted.values()] == [reason] * left

@@ -5,7 +5,8 @@
     {"event": "refused", "intent": ID, "reason": ...}       Slurm refused it, finally
     {"event": "void", "intent": ID, "reason": ...}          no such job in the queue
     {"event": "put_off", "reason": ..., "by": ..., "requests": [[request, [cell, ...]], ...],
-     "measures": [[request, [cell, ...]], ...]}             there is no room for these now
+     "measures": [[request, [cell, ...]], ...]}             there is no room for these now; the
+                                                            reason is that of all put off before
     {"event": "cancelled", "cells": [...], "reports": [...]}  by `netpress cancel`; what was put off
                                                             of these is not submitted any more
 
@@ -177,11 +178,11 @@ class Ledger:
         elif event == "put_off":
             self.put_off_by = line["by"]
             for request, cells in line["requests"]:
-                self.not_submitted.update(dict.fromkeys(cells, line["reason"]))
                 self.put_off.update(dict.fromkeys(cells, request))
             for request, cells in line.get("measures", ()):
-                self.not_measured.update(dict.fromkeys(cells, line["reason"]))
                 self.measuring_put_off.update(dict.fromkeys(cells, request))
+            self.not_submitted.update(dict.fromkeys(self.put_off, line["reason"]))
+            self.not_measured.update(dict.fromkeys(self.measuring_put_off, line["reason"]))
         elif entry is not None and event == "submitted":
             entry.job, entry.ended = line["job"], None
         elif entry is not None and event in ("refused", "void"):
