@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.follow_up import functions
-from pipeline import store
+from pipeline import cli, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
     batch,
@@ -300,3 +300,16 @@ def test_why_there_was_no_room_is_recorded_as_it_is_in_the_end(answers, work):
         known = ledger.read(work.sweep("test"))
         reason = f"a limit is {most}, {most} of it used"
         assert [*known.not_submitted.values()] == [reason] * left
+
+
+@pytest.mark.parametrize("command", ["submit", "cancel"])
+def test_that_slurm_does_not_answer_is_a_failure_and_no_bad_input(
+    answers, tmp_path, monkeypatch, capsys, command
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NETPRESS_WORK", str(tmp_path / "runs"))
+    settings = "name: s\nmodels: [vgg16_bn]\ndatasets: [digits]\ntechniques: [base]\n"
+    (tmp_path / "s.yaml").write_text(settings)
+    answers.down()
+    assert cli.main([command, "s.yaml", "--profile", "generic"]) == 1
+    assert "could not reach Slurm: Unable to contact slurm controller" in capsys.readouterr().err

@@ -85,6 +85,8 @@ class NoRoom(Refused):
 class Unreachable(UserError):
     """Slurm did not answer; the request may have been executed all the same."""
 
+    exit_code = 1
+
 
 def available() -> bool:
     """Whether this machine has Slurm's commands."""
