@@ -304,10 +304,11 @@ def test_why_there_was_no_room_is_recorded_as_it_is_in_the_end(answers, work):
 
 @pytest.mark.parametrize("command", ["submit", "cancel"])
 def test_that_slurm_does_not_answer_is_a_failure_and_no_bad_input(
-    answers, tmp_path, monkeypatch, capsys, command
+    answers, work, tmp_path, monkeypatch, capsys, command
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NETPRESS_WORK", str(tmp_path / "runs"))
+    monkeypatch.setenv("NETPRESS_WORK", str(work.root))
+    sent(work, results.sweep().cells[0], 7, name="s")
     settings = "name: s\nmodels: [vgg16_bn]\ndatasets: [digits]\ntechniques: [base]\n"
     (tmp_path / "s.yaml").write_text(settings)
     answers.down()

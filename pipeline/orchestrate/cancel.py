@@ -19,8 +19,8 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
     The ledger records it before scancel is called: SLURM keeps no record of a pending array task
     that was cancelled.
     """
-    here = slurm.cluster_name()
     with ledger.locked(work.sweep(sweep.name)) as known:
+        here = slurm.cluster_name() if known.entries else ""
         elsewhere.refuse_intents(known, here)
         states = state.find(sweep, work, patient=True, known=known)
         elsewhere.refuse_jobs(states, here)
