@@ -299,10 +299,13 @@ def _after_job(
 
 
 def is_newer(cell: Cell, work: Work, view: cluster.View) -> bool:
-    """Whether the cell failed after it was submitted, but not in its job: in `netpress run`, which
-    may be called in another job (salloc)."""
+    """Whether the cell failed after it was submitted, but not in a job that trains or measures it:
+    in `netpress run`, which may be called in another job (salloc)."""
     attempt, at = store.last_attempt(work.cell(cell.id)), view.last[cell.id]
-    if attempt is None or cluster.job_of(attempt) == at.task or not attempt.failure.exists():
+    if attempt is None or not attempt.failure.exists():
+        return False
+    measuring = view.measuring.get(cell.id)
+    if cluster.job_of(attempt) in (at.task, *([measuring.task] if measuring else [])):
         return False
     return attempt.failure.stat().st_mtime > ledger.when(at.entry)
 
