@@ -59,11 +59,13 @@ class FollowUp(Report):
             last = ledger.read(place).put_off_by
             target = self._target(work, last)
             try:
-                batch = submit.go_on(target, functions(), last)
+                batch = submit.go_on(target, functions(), last, Path(self.folder).name)
                 if batch.left_over:
                     left = batch.limit.line if batch.limit else "no room for more jobs"
             except submit.Superseded:  # read and locked are not one step
                 continue
+            except submit.Cancelled:
+                return
             except slurm.Unreachable as error:  # for a while
                 left = str(error)
             break

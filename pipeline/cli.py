@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return fail_of_usage(error)
     except UserError as error:
-        return fail(str(error))
+        return fail(str(error), error.exit_code)
     except Corrupt as error:
         return fail(str(error), code=1)
     except (click.Abort, KeyboardInterrupt):

@@ -2,7 +2,10 @@
 
 
 class UserError(ValueError):
-    """Bad input: one clear sentence for the person at the keyboard; the command exits with 2."""
+    """Bad input: one clear sentence for the person at the keyboard; the command exits with 2, or
+    with the `exit_code` of a kind that is nobody's input."""
+
+    exit_code = 2
 
 
 class Corrupt(Exception):

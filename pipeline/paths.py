@@ -456,6 +456,8 @@ def references() -> Path:
 def sweep_file(name_or_path: str | Path) -> Path:
     """The YAML file meant by a path, or by the name of a sweep that ships; UserError if neither."""
     text = str(name_or_path)
+    if not text.strip():
+        raise UserError(f"{text!r}: expected a sweep file (YAML), or the name of one that ships")
     shipped = shipped_sweeps() / f"{text}.yaml"
     if NAME.fullmatch(text) and shipped.is_file():
         return shipped

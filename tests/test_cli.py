@@ -74,6 +74,7 @@ def sentence(err: str) -> str:
         ("plan nothing", "nothing: no such sweep file, and no shipped sweep of this name ("),
         ("plan ../nothing.yaml", "no such sweep file"),
         ("status .", ".: is a folder, expected a sweep file"),
+        ("status ''", "'': expected a sweep file (YAML), or the name of one that ships"),
         ("export quickstart digits/vgg16_bn/kdd/0", "did you mean 'digits/vgg16_bn-w0.25/kd/0'?"),
         ("export quickstart kd", "no cell 'kd' in sweep quickstart; did you mean 'digits/vgg16_"),
         ("export quickstart digits/vgg16_bn/kd/0", "has no model to export yet: not run yet"),
@@ -81,7 +82,7 @@ def sentence(err: str) -> str:
     ],
 )
 def test_wrong_usage_is_one_sentence_and_exit_code_2(ask, here, arguments, said):
-    code, out, err = ask(*arguments.split())
+    code, out, err = ask(*shlex.split(arguments))
     assert (code, out) == (2, "") and said in sentence(err)
     assert list(here.iterdir()) == []
 

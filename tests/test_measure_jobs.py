@@ -388,8 +388,12 @@ def test_what_there_is_no_room_to_measure_is_left_to_the_follow_up_job(tmp_path)
         assert line.startswith(
             "4 cells not submitted yet (a limit is 4, 0 of it used): `netpress s"
         )
+        known.append("cancelled", cells=trained[:1])
+        now = state._state(sweep.cells[0], work, False, None, view, "no", True)
+        assert now.state == "cancelled" and now.reason.endswith("cancel`; its training is kept")
+        assert known.measuring_put_off.keys() == {*trained[1:]}
         known.append("intent", intent="b", kind="measure", tasks={"0": trained}, **entry)
-        assert not known.measuring_put_off and not known.not_measured
+        assert not known.measuring_put_off and not known.not_measured and not known.cancelled
 
 
 def test_what_was_refused_is_not_waited_for_and_not_measured(tmp_path):

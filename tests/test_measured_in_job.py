@@ -181,7 +181,8 @@ def test_jobs_of_cells_that_the_sweep_has_no_more_are_shown_and_cancelled(desk, 
         desk.submit("d", 10, "cells", [desk.base.id, desk.tiny.id], TRAINING, apart=True, **user)
         desk.submit("e", 11, "measure", [desk.tiny.id], MEASURING, **user)
         desk.submit("f", 12, "cells", [desk.tiny.id], TRAINING, apart=True, user="another")
-    rows = [Row(n, 0, "RUNNING" if n < 11 else "PENDING", nodes="n1") for n in (9, 10, 11, 12)]
+    named = zip((9, 10, 11, 12), "cdef", strict=True)
+    rows = [Row(n, 0, "RUNNING" if n < 11 else "PENDING", nodes="n1", name=i) for n, i in named]
     monkeypatch.setattr(slurm, "squeue", lambda *arguments, **more: rows)
     monkeypatch.setattr(slurm, "sacct", lambda *arguments, **more: [])
     monkeypatch.setattr(cluster, "is_ours", lambda entry: entry.user != "another")
@@ -210,7 +211,7 @@ def test_the_report_waits_for_a_job_of_another_sweep_that_measures(tmp_path, mon
     for cell in desk.asked.cells:
         train(cell, desk.work)
     mine = replace(desk.asked, name="mine")
-    waits = Row(8, 0, "PENDING")
+    waits = Row(8, 0, "PENDING", name="b")
     monkeypatch.setattr(slurm, "squeue", lambda *arguments, **more: [waits])
     monkeypatch.setattr(slurm, "sacct", lambda *arguments, **more: [])
     states = state.find(mine, desk.work)
@@ -219,7 +220,7 @@ def test_the_report_waits_for_a_job_of_another_sweep_that_measures(tmp_path, mon
     only = results.sweep(name="only", techniques=("half",))
     with ledger.locked(desk.work.sweep("other")) as known:
         facts = {"tasks": {"0": [c.id for c in only.cells]}, "request": {}, "after": []}
-        known.append("intent", intent="m", kind="measure", user="me", name="m", **facts)
+        known.append("intent", intent="m", kind="measure", user="me", name="b", **facts)
         known.append("submitted", intent="m", job=8)
     desk.work.sweep("test").ledger.unlink()
     desk.work.sweep("test").ledger_count.unlink()

@@ -8,7 +8,9 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -615,6 +617,24 @@ def test_no_damage_to_a_ledger_passes_for_another_one(tmp_path):
         ledger.read(place)
 
 
+def test_a_line_that_is_added_while_a_ledger_is_read_is_no_damage(tmp_path, monkeypatch):
+    """A reader has no lock: `status` while a job submits."""
+    place = Work(tmp_path).sweep("s")
+    with ledger.locked(place) as known:
+        intend(known)
+    read_bytes = Path.read_bytes
+
+    def read_then_append(path):
+        data = read_bytes(path)
+        monkeypatch.undo()
+        with ledger.locked(place) as known:
+            known.append("submitted", intent="a1", job=7)
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", read_then_append)
+    assert ledger.read(place).jobs == [7]
+
+
 def test_a_ledger_of_before_there_were_checksums_is_read_and_goes_on(tmp_path):
     place = Work(tmp_path).sweep("s")
     with ledger.locked(place) as known:
@@ -643,10 +663,60 @@ def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
         ledger.read(place)
 
 
-def test_an_older_job_of_the_same_name_is_not_ours():
-    rows = [Row(5, 0, "PENDING", name="n", submitted="2026-01-01T00:00:00")]
-    assert slurm.find(rows, "n", "2026-01-02T00:00:00") is None
-    assert slurm.find(rows, "n", "2026-01-01T00:00:30") == 5
+def in_zone(monkeypatch, name):
+    monkeypatch.setenv("TZ", name)
+    time.tzset()
+
+
+@pytest.fixture
+def zones(monkeypatch):
+    yield lambda name: in_zone(monkeypatch, name)
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_an_ended_job_of_before_of_the_same_name_is_not_ours(zones):
+    """One that has not ended is: its name is its own. squeue prints local time."""
+    rows = [Row(5, 0, "COMPLETED", name="n", submitted="2026-01-01T00:00:00")]
+    for zone, hours in (("UTC", 0), ("America/Phoenix", 7), ("Asia/Tokyo", -9)):
+        zones(zone)
+        made = datetime(2026, 1, 1, tzinfo=timezone.utc).timestamp() + hours * 3600
+        assert slurm.find(rows, "n", made + 86_400) is None
+        assert slurm.find(rows, "n", made + 30) == 5
+        alive = Row(6, 0, "PENDING", name="n", submitted="2026-01-01T00:00:00")
+        assert slurm.find([*rows, alive], "n", made + 86_400) == 6
+
+
+def test_an_intent_is_as_old_in_every_time_zone(tmp_path, zones):
+    """On another machine, or where the clocks are put back: of 1:30 there are two, and a job of
+    the second is not older than an intent of ten minutes before."""
+    place, began = Work(tmp_path).sweep("s"), time.time()
+    zones("America/Phoenix")
+    with ledger.locked(place) as known:
+        intend(known)
+    zones("Asia/Tokyo")
+    assert abs(ledger.when(ledger.read(place).entries["a1"]) - began) < 60
+    old = replace(known.entries["a1"], at="2026-11-25T10:00:00")
+    assert ledger.when(old) == datetime(2026, 11, 25, 1, tzinfo=timezone.utc).timestamp()
+    zones("Europe/Berlin")
+    second = Row(5, 0, "FAILED", name="n", submitted="2026-10-25T02:30:00")
+    made = datetime(2026, 10, 25, 1, 20, tzinfo=timezone.utc).timestamp()
+    assert slurm.find([second], "n", made) == 5
+
+
+def test_a_job_of_an_intent_that_was_given_up_is_not_known(tmp_path):
+    """It is in the queue all the same, and its cells must not be sent again."""
+    sweep, work = results.sweep(techniques=()), Work(tmp_path)
+    sol = profile.load("sol")
+    with ledger.locked(work.sweep("test")) as known:
+        target = batch.Target(sweep, work, tmp_path, sol)
+        [item, *_] = batch.prepare(target, batch.Chosen.all_of(sweep.cells), known).prepared
+        rows = [Row(5, 0, "PENDING", name=item.name)]
+        assert batch.unknown_jobs(sweep, work, known, rows) == [5]
+        intend(known, item.intent, name=item.name)
+        assert batch.unknown_jobs(sweep, work, known, rows) == []
+        known.append("void", intent=item.intent, reason="no job of this name in the queue")
+        assert batch.unknown_jobs(sweep, work, known, rows) == [5]
 
 
 def sent_with(cluster, work, name="test", intent="a1", **more):
@@ -1414,7 +1484,7 @@ def test_what_became_of_the_report(tmp_path):
     assert lost.state == "failed" and "Slurm has no record" in lost.reason
     by_hand = look(known, {"1_0": Row(1, 0, "CANCELLED", by="1000")}, True)
     assert (by_hand.state, by_hand.reason) == ("failed", "cancelled by 1000")
-    assert report_job.unsettled(known) == "1_0"
+    assert report_job.unsettled(known).job == 1
 
     job = known.paths.job("i1")
     job.folder.mkdir(parents=True)
@@ -1428,7 +1498,39 @@ def test_what_became_of_the_report(tmp_path):
     os.utime(page, (then - 60, then - 60))
     assert look(known, {}, True).state == "failed"
     os.utime(page, (then + 60, then + 60))  # made by hand since
-    assert look(known, {}, True).state == "made" and report_job.unsettled(known) is None
+    assert look(known, {}, True).state == "made"
+    assert look(known, {"1_0": Row(1, 0, "RUNNING")}, True).state == "running"
+
+
+def test_a_report_by_hand_counts_until_another_cell_has_ended(tmp_path):
+    """Made while jobs run, it lacks what they make; and the job that would add it has failed."""
+    sweep, work = results.sweep(techniques=()), Work(tmp_path)
+    known = reported(work)
+    job = known.paths.job("i1")
+    job.folder.mkdir(parents=True)
+    store.write_failure(job.report, Failure("exception", "PermissionError: /x"))
+    page = paths.report("test", tmp_path / "reports").page
+    page.parent.mkdir(parents=True)
+    page.touch()
+    now = time.time()
+    os.utime(page, (now + 60, now + 60))
+
+    def made():
+        begun = frozenset([sweep.cells[0].id])
+        return report_job.look(known, {}, True, lambda: state._last_end(sweep, work, begun)).state
+
+    assert made() == "made"
+    attempt = store.new_attempt(work.cell(sweep.cells[0].id))
+    store.write_failure(attempt, Failure("exception", "x"))
+    for later, expected in ((30, "made"), (90, "failed")):
+        os.utime(attempt.failure, (now + later, now + later))
+        assert made() == expected
+    os.utime(attempt.failure, (now, now))
+    results.publish(sweep.cells[0], work)
+    os.utime(work.cell(sweep.cells[0].id).manifest, (now + 90, now + 90))
+    assert made() == "failed"
+    os.utime(page, (now + 120, now + 120))
+    assert made() == "made"
 
 
 def test_a_report_that_says_that_it_is_made_needs_no_scheduler(tmp_path):

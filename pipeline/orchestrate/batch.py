@@ -348,15 +348,17 @@ def unknown_jobs(
     sweep: Sweep, work: paths.Work, known: ledger.Ledger, rows: Iterable[slurm.Row]
 ) -> list[int]:
     """Jobs in the queue that were sent for this sweep from this work root, and of which the ledger
-    knows nothing: the work root was deleted, or is another one under the same name."""
+    knows nothing, or that there was none: the work root was deleted, or is another one under the
+    same name, or the queue was not shown in full when the intent was settled."""
     named = re.compile(rf"netpress-({_tag(sweep, work)}[0-9a-f]{{10}})-{re.escape(sweep.name)}-")
+    there = {entry.intent for entry in known.entries.values() if entry.ended is None}
     return sorted(
         {
             row.job
             for row in rows
             if row.state not in slurm.FINAL
             and (match := named.match(row.name))
-            and match[1] not in known.entries
+            and match[1] not in there
         }
     )
 

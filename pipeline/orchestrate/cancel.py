@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from pipeline.orchestrate import graph, ledger, slurm, state, withdrawn
+from pipeline.orchestrate import elsewhere, graph, ledger, slurm, state, withdrawn
 from pipeline.orchestrate.cluster import View, is_ours
 from pipeline.orchestrate.plan import called
 from pipeline.orchestrate.state import CellState
@@ -20,7 +20,10 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
     that was cancelled.
     """
     with ledger.locked(work.sweep(sweep.name)) as known:
+        here = slurm.cluster_name() if known.entries else ""
+        elsewhere.refuse_intents(known, here)
         states = state.find(sweep, work, patient=True, known=known)
+        elsewhere.refuse_jobs(states, here)
         view = states.view
         if view is None:
             yield f"Nothing of {sweep.name} was ever submitted."
@@ -30,6 +33,9 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
         queued = [cell for cell in cells or sweep.cells if ending[cell.id]]
         ours = {c.id: [at for at in ending[c.id] if is_ours(at.entry)] for c in queued}
         chosen = [cell for cell in queued if ours[cell.id]]
+        left = _put_off(known)
+        waited = [c for c in cells or sweep.cells if c.id in left and not ending[c.id]]
+        waited = [cell for cell in waited if states.by_id[cell.id].state != "done"]
         yield from _of_others(c for c in queued if len(ours[c.id]) < len(ending[c.id]))
         places_of = {at.task: at for cell in chosen for at in ours[cell.id]}
         gone = [] if cells else [at for at in withdrawn.alone(sweep, view) if is_ours(at.entry)]
@@ -38,21 +44,36 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
         old = {cell for at in places_of.values() for cell in withdrawn.ids(sweep, at)}
         shared = [c for c in sweep.cells if tasks & {at.task for at in places[c.id]}]
         reports = [] if cells else view.alive_reports
-        reports += [] if cells else [e.job for e in view.follow_ups if e.job is not None]
-        if shared or old or reports:
-            ids = [*(cell.id for cell in shared), *sorted(old)]
+        follow_ups = [] if cells else view.follow_ups
+        reports += [e.job for e in follow_ups if e.job is not None and is_ours(e)]
+        old |= set() if cells else left - sweep.by_id.keys()
+        ids = [*(cell.id for cell in (*shared, *waited)), *sorted(old)]
+        if ids or reports:
             known.append("cancelled", cells=ids, reports=reports)
         slurm.scancel([*_grouped(tasks), *map(str, reports)])
-    others = len(shared) - len(chosen)
-    yield f"{len(chosen)} cell{'s' * (len(chosen) != 1)} cancelled" + (
-        f", and {others} more that shared their jobs" if others else ""
+    others, count = len(shared) - len(chosen), len(chosen) + len(waited)
+    yield (
+        f"{count} cell{'s' * (count != 1)} cancelled"
+        + (f", {len(waited)} of them not submitted yet" if waited else "")
+        + (f", and {others} more that shared their jobs" if others else "")
     )
     if old:
         yield f"{len(old)} cell{'s' * (len(old) != 1)} no longer in {called(sweep)} cancelled"
-    idle = [cell for cell in cells if cell not in queued]
+    for entry in follow_ups:
+        if not is_ours(entry):
+            yield (
+                f"job {entry.job}, which submits what there was no room for, is of user "
+                f"{entry.user}, who alone can cancel it"
+            )
+    idle = [cell for cell in cells if cell not in queued and cell not in waited]
     for cell in idle:
         other = view.shared.get(cell.id)
         yield f"{cell.name} was in no job" + (f" of this sweep, but of sweep {other}" * bool(other))
+
+
+def _put_off(known: ledger.Ledger) -> set[str]:
+    """Those for which there was no room, and which the follow-up job would submit."""
+    return {*known.put_off, *known.measuring_put_off}
 
 
 def _places(now: CellState, view: View, named: bool = False) -> list[ledger.At]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -23,6 +24,7 @@ from pipeline.paths import AttemptPaths, CellPaths, Work
 from pipeline.store import Failure
 from pipeline.sweep import Cell, Sweep
 
+CANCELLED = "cancelled by `netpress cancel`"
 PENDING = {  # Slurm's reasons in plain words; all others are shown unchanged
     "None": "",
     "Priority": "behind jobs of higher priority",
@@ -34,6 +36,8 @@ PENDING = {  # Slurm's reasons in plain words; all others are shown unchanged
     "PartitionDown": "its partition is down",
     "ReqNodeNotAvail": "the nodes it could run on are not available",
 }
+
+LATE_S = 60.0  # that accounting may be behind the controller
 
 HELD = {  # states in which a job waits for somebody
     "SPECIAL_EXIT": "held after its exit code, which the site lists as special: "
@@ -61,7 +65,8 @@ class View:
 
     `last`, `measuring`: the task in which each cell was last submitted, to be trained and to be
     measured apart. `shared`: cells that a job of another sweep makes or will make, with that
-    sweep's name.
+    sweep's name. `runaway`: tasks that have left the queue though accounting has no end of them,
+    with the state that it has.
     """
 
     known: ledger.Ledger
@@ -72,6 +77,7 @@ class View:
     reachable: bool = True  # the controller answered
     accounting: bool = True  # sacct answered, or was not needed
     shared: dict[str, str] = field(default_factory=dict)
+    runaway: dict[str, str] = field(default_factory=dict)
 
     def task(self, cell_id: str) -> str | None:
         """The task in which the cell was last submitted, once its job is known."""
@@ -115,7 +121,7 @@ class View:
         """Whether `entry` was submitted after `other`; of two sweeps, in its second at least."""
         if {entry.intent, other.intent} <= self.known.entries.keys():
             return entry.number > other.number
-        return entry.at >= other.at
+        return ledger.when(entry) >= ledger.when(other)
 
     def in_own_queue(self, cell_id: str) -> bool:
         """The same, but only for a job that was submitted for this sweep."""
@@ -184,7 +190,7 @@ class View:
         ended_itself = made.failure is not None and made.failure.kind != "killed"  # as scancel does
         was_cancelled = cell.id in self.known.cancelled and not ended_itself
         if was_cancelled and (row is None or row.state == "CANCELLED"):
-            return Cause("cancelled", "cancelled by `netpress cancel`")
+            return Cause("cancelled", CANCELLED)
         job = self.known.paths.job(at.entry.intent)
         result = cause(
             row,
@@ -197,6 +203,9 @@ class View:
             busy="" if made.failure else _busy(job.out(task), cell.id),
             log_file=job.out(task),
         )
+        if result.kind == "lost" and task in self.runaway:
+            said = f"accounting still says {self.runaway[task]} of it"
+            return Cause("lost", f"job {task} is not in the queue any more, though {said}")
         if row is None and made.failure is None and not self.accounting:
             return Cause(result.kind, f"{result.reason} (accounting is not available)")
         return result
@@ -230,8 +239,7 @@ def look(
     _read_queue(view, others, patient)
     _adopt(known, view.queue)
     view.last, view.measuring = known.last, known.measuring
-    jobs = set(known.jobs)
-    view.rows = {row.task: row for row in view.queue if row.job in jobs}
+    view.rows = _rows_of(known, view.queue)
     for other in others:
         _share(view, other, left)
     _account(view, sweep, done, trained)
@@ -259,7 +267,11 @@ def _share(view: View, other: ledger.Ledger, cells: Iterable[str]) -> None:
     """Adds cells that are in no job of this sweep but in one of another sweep, mostly bases."""
     _adopt(other, view.queue)
     last, measuring = other.last, other.measuring
-    rows = {row.task: row for row in view.queue if row.state not in slurm.FINAL}
+    rows = {
+        task: row
+        for task, row in _rows_of(other, view.queue).items()
+        if row.state not in slurm.FINAL
+    }
     for cell in cells:
         at = last.get(cell)
         if at is not None and at.task in rows and not view.in_queue(cell):
@@ -270,17 +282,24 @@ def _share(view: View, other: ledger.Ledger, cells: Iterable[str]) -> None:
             view.measuring[cell], view.rows[at.task] = at, rows[at.task]
 
 
+def _rows_of(known: ledger.Ledger, rows: Iterable[slurm.Row]) -> dict[str, slurm.Row]:
+    """By task, those of the ledger's jobs. Another cluster counts from one, too, as this one does
+    where it lost its state, so ids alone would take a stranger's job for ours."""
+    ours = {(entry.job, entry.name) for entry in known.entries.values()}
+    return {row.task: row for row in rows if (row.job, row.name) in ours}
+
+
 def _adopt(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
     """In memory only: an intent whose job is in the queue was submitted, even if the ledger does
     not record it."""
     for entry in known.entries.values():
         if entry.open:
-            entry.job = slurm.find(rows, entry.name, entry.at)
+            entry.job = slurm.find(rows, entry.name, ledger.when(entry))
 
 
 def _account(view: View, sweep: Sweep, done: set[str], trained: set[str]) -> None:
     """Call sacct, once, for the jobs of cells that are neither done nor in the queue."""
-    gone = set()
+    gone: dict[int, ledger.Entry] = {}
     for cell in sweep.cells:
         if cell.id in done:
             continue
@@ -290,11 +309,12 @@ def _account(view: View, sweep: Sweep, done: set[str], trained: set[str]) -> Non
         row = view.rows.get(at.task)
         # A job that has just ended is still in the queue, but only sacct reports its memory.
         if row is None or row.state in slurm.FINAL:
-            gone.add(at.entry.job)
-    if task := report_job.unsettled(view.known):
-        row = view.rows.get(task)
+            gone[at.entry.job] = at.entry
+    report = report_job.unsettled(view.known)
+    if report is not None and report.job is not None:
+        row = view.rows.get(report.task(0))
         if row is None or row.state in slurm.FINAL - {"COMPLETED"}:
-            gone.add(int(task.partition("_")[0]))
+            gone[report.job] = report
     if not gone:
         return
     try:
@@ -304,11 +324,27 @@ def _account(view: View, sweep: Sweep, done: set[str], trained: set[str]) -> Non
         view.notes.append(f"{error}; how jobs ended is taken from their logs")
         return
     for row in rows:
+        if row.job not in gone or row.name != gone[row.job].name:
+            continue
         now = view.rows.get(row.task)
-        if now is None:
+        if now is None and row.state not in slurm.FINAL and _is_over(view, gone[row.job], row.task):
+            view.runaway[row.task] = row.state
+        elif now is None:
             view.rows[row.task] = row
         elif now.state in slurm.FINAL and row.state in slurm.FINAL:
             view.rows[row.task] = replace(row, reason=row.reason or now.reason)
+
+
+def _is_over(view: View, entry: ledger.Entry, task: str) -> bool:
+    """Whether a job of which squeue has no row will have no end in accounting, either, where that
+    is late: not soon after it has written its last line. Jobs of others, squeue may hide."""
+    if not view.reachable or not is_ours(entry):
+        return False
+    try:
+        log = view.known.paths.job(entry.intent).out(task)
+        return time.time() - log.stat().st_mtime > LATE_S
+    except OSError:  # it has written nothing
+        return True
 
 
 def in_job(folder: CellPaths, task: str) -> InJob:

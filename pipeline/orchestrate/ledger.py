@@ -5,8 +5,10 @@
     {"event": "refused", "intent": ID, "reason": ...}       Slurm refused it, finally
     {"event": "void", "intent": ID, "reason": ...}          no such job in the queue
     {"event": "put_off", "reason": ..., "by": ..., "requests": [[request, [cell, ...]], ...],
-     "measures": [[request, [cell, ...]], ...]}             there is no room for these now
-    {"event": "cancelled", "cells": [...], "reports": [...]}  by `netpress cancel`
+     "measures": [[request, [cell, ...]], ...]}             there is no room for these now; the
+                                                            reason is that of all put off before
+    {"event": "cancelled", "cells": [...], "reports": [...]}  by `netpress cancel`; what was put off
+                                                            of these is not submitted any more
 
 An intent contains the profile that it was made with, for later commands that name none.
 
@@ -27,7 +29,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from pipeline import store
@@ -49,7 +51,7 @@ class Entry:
     name: str
     kind: str  # cells | measure | report | follow-up
     tasks: Mapping[int, tuple[str, ...]]
-    at: str  # local time, as squeue gives submit times: 2026-11-25T10:00:00
+    at: str  # 2026-11-25T10:00:00+00:00; without the offset, of older ledgers, local time
     user: str
     request: Mapping[str, Any]
     after: tuple[str, ...] = ()
@@ -57,6 +59,7 @@ class Entry:
     reports: str = ""  # the folder of reports; empty in older ledgers
     profile: Mapping[str, Any] | None = None  # see submitted.py; None in older ledgers
     code: Mapping[str, Any] | None = None  # what its jobs run; None in older ledgers
+    cluster: str = ""  # that it was sent to; empty in older ledgers, and where Slurm does not tell
     single: bool = False  # a job without tasks, on a cluster without arrays
     apart: bool = False  # of cells: they are only trained
     number: int = 0  # in the order of submission
@@ -91,7 +94,7 @@ class Ledger:
     paths: SweepPaths
     entries: dict[str, Entry] = field(default_factory=dict)
     cancelled: dict[str, str] = field(default_factory=dict)  # cell -> when, since its last intent
-    cancelled_jobs: set[int] = field(default_factory=set)  # of reports
+    cancelled_jobs: set[int] = field(default_factory=set)  # of reports, and follow-up jobs
     # Since the last intent of a cell: why it was not submitted, and what it was to request.
     not_submitted: dict[str, str] = field(default_factory=dict)
     put_off: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -160,6 +163,7 @@ class Ledger:
                 line.get("reports", ""),
                 line.get("profile"),
                 line.get("code"),
+                line.get("cluster", ""),
                 line.get("single", False),
                 line.get("apart", False),
                 len(self.entries),
@@ -167,16 +171,18 @@ class Ledger:
             self.entries[entry.intent] = entry
             self._submits(entry)
         elif event == "cancelled":
+            for cell in line["cells"]:
+                self._leaves_out(cell, training=True, measuring=True)
             self.cancelled.update(dict.fromkeys(line["cells"], line["at"]))
             self.cancelled_jobs.update(line.get("reports", ()))
         elif event == "put_off":
             self.put_off_by = line["by"]
             for request, cells in line["requests"]:
-                self.not_submitted.update(dict.fromkeys(cells, line["reason"]))
                 self.put_off.update(dict.fromkeys(cells, request))
             for request, cells in line.get("measures", ()):
-                self.not_measured.update(dict.fromkeys(cells, line["reason"]))
                 self.measuring_put_off.update(dict.fromkeys(cells, request))
+            self.not_submitted.update(dict.fromkeys(self.put_off, line["reason"]))
+            self.not_measured.update(dict.fromkeys(self.measuring_put_off, line["reason"]))
         elif entry is not None and event == "submitted":
             entry.job, entry.ended = line["job"], None
         elif entry is not None and event in ("refused", "void"):
@@ -191,12 +197,16 @@ class Ledger:
         """Take what is no longer so of its cells."""
         for cell in (cell for ids in entry.tasks.values() for cell in ids):
             self.cancelled.pop(cell, None)
-            if entry.kind != MEASURE:
-                self.not_submitted.pop(cell, None)
-                self.put_off.pop(cell, None)
-            if not entry.apart:
-                self.not_measured.pop(cell, None)
-                self.measuring_put_off.pop(cell, None)
+            self._leaves_out(cell, training=entry.kind != MEASURE, measuring=not entry.apart)
+
+    def _leaves_out(self, cell: str, training: bool, measuring: bool) -> None:
+        """Of what is not submitted."""
+        if training:
+            self.not_submitted.pop(cell, None)
+            self.put_off.pop(cell, None)
+        if measuring:
+            self.not_measured.pop(cell, None)
+            self.measuring_put_off.pop(cell, None)
 
 
 def when(entry: Entry) -> float:
@@ -205,7 +215,7 @@ def when(entry: Entry) -> float:
 
 
 def now() -> str:
-    return datetime.now().isoformat(timespec="seconds")
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def others(paths: SweepPaths, cells: Iterable[str]) -> list[Ledger]:
@@ -227,10 +237,11 @@ def read(paths: SweepPaths) -> Ledger:
     a lost line could cause a job to be submitted twice.
     """
     ledger = Ledger(paths)
+    least = _count(paths)  # before the lines, since a writer may add some in between
     try:
         data = paths.ledger.read_bytes()
     except FileNotFoundError:
-        if _count(paths):
+        if least:
             raise _damaged(paths, f"{paths.ledger}: is missing") from None
         return ledger
     except PermissionError:
@@ -243,7 +254,7 @@ def read(paths: SweepPaths) -> Ledger:
             ledger.take_text(text)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise _damaged(paths, f"{paths.ledger}:{number}: damaged") from None
-    if ledger.checked < (least := _count(paths)):
+    if ledger.checked < least:
         raise _damaged(paths, f"{paths.ledger}: {least - ledger.checked} lines are missing")
     return ledger
 

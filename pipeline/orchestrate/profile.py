@@ -214,7 +214,7 @@ class Cluster:
     """A profile with its name, as used by the commands that deal with SLURM.
 
     `source`: the name for `load` in any folder. `settings`: the given KEY=VALUE overrides. `code`:
-    what jobs run.
+    what jobs run. `slurm_name`: Slurm's own name of the cluster that they are sent to.
     """
 
     name: str
@@ -222,6 +222,7 @@ class Cluster:
     source: str = ""
     settings: tuple[str, ...] = ()
     code: Code = Code()
+    slurm_name: str = ""
 
 
 def load(name: str, settings: Sequence[str] = ()) -> Cluster:

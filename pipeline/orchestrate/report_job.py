@@ -1,15 +1,14 @@
 """The state of the job that builds a sweep's report; of a failed one, the cause and the log.
 
 The job records it in its folder: made.json when the report is published, failure.json when it
-failed. Without either, Slurm's records and the log decide. A report made later on the command line
-counts, too.
+failed. Without either, Slurm's records and the log decide. A report made on the command line
+counts, too, where it is newer than the ends of the job and of all cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -64,22 +63,32 @@ def follow_up_failure(known: ledger.Ledger) -> str | None:
     )
 
 
-def unsettled(known: ledger.Ledger) -> str | None:
-    """The task of the last report, where it has one and no file shows that the report was made."""
+def unsettled(known: ledger.Ledger) -> ledger.Entry | None:
+    """The last report, where it has a job that has not recorded that the report was made."""
     entry = _last(known)
-    if entry is None or entry.kind != KIND or entry.job is None or _is_made(known, entry):
+    if entry is None or entry.kind != KIND or entry.job is None or _has_made(known, entry):
         return None
-    return entry.task(0)
+    return entry
 
 
 def look(
-    known: ledger.Ledger, rows: Mapping[str, slurm.Row], reachable: bool
+    known: ledger.Ledger,
+    rows: Mapping[str, slurm.Row],
+    reachable: bool,
+    cells_ended_s: Callable[[], float] = lambda: 0.0,
 ) -> ReportState | None:
-    """The state of the sweep's report; None where nothing of the sweep was submitted."""
+    """The state of the sweep's report; None where nothing of the sweep was submitted.
+    `cells_ended_s`: when the last of its cells was done or failed, as time.time() says it."""
     entry = _last(known)
     if entry is None:
         return None
-    if _is_made(known, entry):
+    if _has_made(known, entry):
+        return ReportState("made")
+    row = rows.get(entry.task(0)) if entry.kind == KIND and entry.job is not None else None
+    if row is not None and row.state not in slurm.FINAL:
+        waits = slurm.IN_QUEUE.get(row.state) == "queued"
+        return ReportState("queued" if waits else "running")
+    if _is_made_by_hand(known, entry, cells_ended_s):
         return ReportState("made")
     if entry.kind != KIND:
         if (early := _replaced_later(known, rows)) is not None:
@@ -89,11 +98,6 @@ def look(
         if entry.ended is None:
             return ReportState("unknown")
         return ReportState("failed", Cause("lost", entry.ended))
-    task = entry.task(0)
-    row = rows.get(task)
-    if row is not None and row.state not in slurm.FINAL:
-        waits = slurm.IN_QUEUE.get(row.state) == "queued"
-        return ReportState("queued" if waits else "running")
     if row is not None and row.state == "COMPLETED":
         return ReportState("made")
     return _ended(known, entry, row, reachable)
@@ -145,16 +149,19 @@ def _last(known: ledger.Ledger) -> ledger.Entry | None:
     return None
 
 
-def _is_made(known: ledger.Ledger, entry: ledger.Entry) -> bool:
-    job = known.paths.job(entry.intent)
-    if entry.kind == KIND and job.made.exists():
-        return True
+def _has_made(known: ledger.Ledger, entry: ledger.Entry) -> bool:
+    return entry.kind == KIND and known.paths.job(entry.intent).made.exists()
+
+
+def _is_made_by_hand(
+    known: ledger.Ledger, entry: ledger.Entry, cells_ended_s: Callable[[], float]
+) -> bool:
     page = paths.report(known.paths.folder.name, Path(entry.reports)).page
     try:
         made_s = page.stat().st_mtime
     except OSError:
         return False
-    return made_s > _ended_s(job, entry)
+    return made_s > _ended_s(known.paths.job(entry.intent), entry) and made_s > cells_ended_s()
 
 
 def _ended_s(job: paths.JobPaths, entry: ledger.Entry) -> float:
@@ -164,7 +171,7 @@ def _ended_s(job: paths.JobPaths, entry: ledger.Entry) -> float:
             return path.stat().st_mtime
         except OSError:
             continue
-    return datetime.fromisoformat(entry.at).timestamp()
+    return ledger.when(entry)
 
 
 def end_of(path: Path) -> str:

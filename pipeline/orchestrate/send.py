@@ -110,7 +110,7 @@ def send(batch: Batch, known: ledger.Ledger, functions: JobFunctions) -> Sent:
         except UserError as error:
             sent.problem = error
             break
-    _put_off(batch, known, sent)
+    _put_off(batch, known, sent, last=True)
     if batch.left_over and not sent.follow_up and not sent.jobs and sent.problem is None:
         sent.problem = slurm.NoRoom(reason(batch, sent))
     return sent
@@ -194,14 +194,18 @@ def _fill(
     return [cell for ids in tasks.values() for cell in ids]
 
 
-def _put_off(batch: Batch, known: ledger.Ledger, sent: Sent) -> None:
+def _put_off(batch: Batch, known: ledger.Ledger, sent: Sent, last: bool = False) -> None:
     """Record which cells there was no room for, for `status`, and of which text of the sweep and
-    with which profile the follow-up job submits them."""
+    with which profile the follow-up job submits them. `last`: all is sent, so that the reason is
+    as `status` is to have it."""
     by = {"about": _about(batch), "profile": submitted.profile_json(batch.cluster)}
     requests = _by_request(batch.rest, known.put_off)
     measures = _by_request(batch.unmeasured, known.measuring_put_off)
-    if requests or measures or (batch.left_over and known.put_off_by != by):
-        why = reason(batch, sent)
+    why = reason(batch, sent)
+    told = [known.not_submitted.get(cell) for cell in batch.rest]
+    told += [known.not_measured.get(cell) for cell in batch.unmeasured]
+    is_new = known.put_off_by != by or (last and set(told) != {why})
+    if requests or measures or (batch.left_over and is_new):
         known.append("put_off", reason=why, requests=requests, measures=measures, by=by)
 
 
@@ -306,6 +310,7 @@ def _send(
         single=item.array.single,
         apart=_act(batch, item.array) == TRAIN,
         code=batch.cluster.code.to_json(),
+        cluster=batch.cluster.slurm_name,
     )
     cells = {i: batch.sweep.by_id[i].to_json() for i in item.array.cells}
     plugins.keep(batch.sweep.plugins, batch.work)

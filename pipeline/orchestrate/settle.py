@@ -15,7 +15,7 @@ SEND_PAUSES_S = (2.0, 5.0, 15.0)
 
 def submitted(item: Prepared, known: ledger.Ledger) -> int:
     """Call sbatch until the outcome is known: a call that timed out may have created the job."""
-    since = known.entries[item.intent].at
+    since = ledger.when(known.entries[item.intent])
     for pause_s in (*SEND_PAUSES_S, None):
         try:
             return slurm.sbatch(item.job.script)
@@ -36,7 +36,7 @@ def submitted(item: Prepared, known: ledger.Ledger) -> int:
     raise AssertionError("the last pass either returned or raised")
 
 
-def _look(name: str, since: str) -> int | None:
+def _look(name: str, since: float) -> int | None:
     """The job of this name, submitted since then. Looks twice: a hung controller may process
     earlier requests only after it has answered."""
     for pause_s in (GHOST_S, 0):
@@ -55,10 +55,11 @@ def settle(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
     not run any more, and its cells' folders show whether they are done.
     """
     for entry in [entry for entry in known.entries.values() if entry.open]:
-        job = slurm.find(rows, entry.name, entry.at)
+        since = ledger.when(entry)
+        job = slurm.find(rows, entry.name, since)
         if job is None:
             time.sleep(GHOST_S)
-            job = slurm.find(slurm.squeue(entry.user, patient=True), entry.name, entry.at)
+            job = slurm.find(slurm.squeue(entry.user, patient=True), entry.name, since)
         if job is None:
             known.append("void", intent=entry.intent, reason="no job of this name in the queue")
         else:

@@ -15,7 +15,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,7 +64,7 @@ FULL = re.compile(
 )
 REPEATS = re.compile(r"unable to accept job, sleeping and retrying|job queue full")
 GONE = "Invalid job id specified"
-CLOCKS_APART = timedelta(minutes=5)
+CLOCKS_APART_S = 300.0
 NO_NODE = "node configuration is not available"  # no node has all that is requested
 # Lines of Slurm's own among those of wrappers: `sbatch: lua: ...`, `slurm_load_jobs error: ...`.
 OWN_LINE = r"(sbatch|squeue|sacct|sacctmgr|scancel|scontrol): |.*\b(error|fatal|failure): "
@@ -84,6 +84,8 @@ class NoRoom(Refused):
 
 class Unreachable(UserError):
     """Slurm did not answer; the request may have been executed all the same."""
+
+    exit_code = 1
 
 
 def available() -> bool:
@@ -133,13 +135,23 @@ def _read(rows: Callable[[str], list[Read]], command: Sequence[str], patient: bo
         ) from None
 
 
-def config() -> dict[str, str]:
+def config(patient: bool = False) -> dict[str, str]:
     """The controller's settings (`scontrol show config`), such as MaxArraySize."""
     settings = {}
-    for line in _output(["scontrol", "show", "config"], patient=False).splitlines():
+    for line in _output(["scontrol", "show", "config"], patient).splitlines():
         if setting := re.fullmatch(r"(\w+)\s*=\s?(.*)", line.strip()):
             settings[setting[1]] = setting[2].strip()
     return settings
+
+
+def cluster_name() -> str:
+    """The cluster's name; empty where it does not tell. Raises Unreachable, after retries."""
+    try:
+        return config(patient=True).get("ClusterName", "")
+    except Unreachable:
+        raise
+    except UserError:  # without scontrol, as in some containers
+        return ""
 
 
 def associations() -> list[str]:
@@ -235,14 +247,25 @@ def _seconds(text: str) -> int | None:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def find(rows: Iterable[Row], name: str, since: str) -> int | None:
-    """The job with this name that is not older than its intent; an older one belongs to a work root
-    that was deleted since. The controller's clock may differ; munge allows at most CLOCKS_APART."""
-    earliest = (datetime.fromisoformat(since) - CLOCKS_APART).isoformat(timespec="seconds")
-    for row in rows:
-        if row.name == name and (not row.submitted or row.submitted >= earliest):
+def find(rows: Iterable[Row], name: str, since: float) -> int | None:
+    """The job with this name, which is unique among the jobs that have not ended; one that has
+    ended before `since`, when its intent was written, belongs to a work root that was deleted."""
+    named = [row for row in rows if row.name == name]
+    for row in sorted(named, key=lambda row: row.state in FINAL):
+        if row.state not in FINAL or _is_since(row, since):
             return row.job
     return None
+
+
+def _is_since(row: Row, since: float) -> bool:
+    """Whether it was submitted since then. squeue prints local time, of which an hour comes twice
+    in autumn: the later one counts. The controller's clock may differ; munge allows at most
+    CLOCKS_APART_S."""
+    try:
+        submitted = datetime.fromisoformat(row.submitted).replace(fold=1)
+    except ValueError:  # it prints none
+        return True
+    return submitted.timestamp() >= since - CLOCKS_APART_S
 
 
 # --- commands --------------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from pipeline import done as finished
@@ -25,7 +26,7 @@ from pipeline.orchestrate import (
 from pipeline.orchestrate.held import is_held
 from pipeline.orchestrate.plan import aligned, identity, quoted
 from pipeline.orchestrate.there import State, failed_since_trained, unmeasured
-from pipeline.paths import AttemptPaths, Work
+from pipeline.paths import AttemptPaths, CellPaths, Work
 from pipeline.sweep import Cell, Sweep
 
 OVER = ("failed", "cancelled", "missing")
@@ -120,10 +121,33 @@ def find(
             # It was published after `published`, and its job left the queue before squeue.
             now = _state(cell, work, True, base, view)
         states[cell.id] = _or_older(now, work, begun)
-    report = report_job.look(view.known, view.rows, view.reachable) if view else None
+    report = None
     if view:
+        last = partial(_last_end, sweep, work, begun)
+        report = report_job.look(view.known, view.rows, view.reachable, last)
         view.notes.extend(withdrawn.note(sweep, view))
     return SweepState(tuple(states.values()), view, frozenset(now_there.hidden), report)
+
+
+def _last_end(sweep: Sweep, work: Work, begun: frozenset[str]) -> float:
+    """When the last of its cells was done, measured or failed, as time.time() says it."""
+    folders = [work.cell(cell.id) for cell in sweep.cells if cell.id in begun]
+    return max((_written(place) for folder in folders for place in _ends(folder)), default=0.0)
+
+
+def _ends(folder: CellPaths) -> Iterator[Path]:
+    """What is written when the cell is done, measured or has failed."""
+    yield from (folder.manifest, folder.measurements)
+    with contextlib.suppress(PermissionError):  # another user's, and private
+        if attempt := store.last_attempt(folder):
+            yield attempt.failure
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # not yet, or we may not see it
+        return 0.0
 
 
 def _or_older(now: CellState, work: Work, begun: frozenset[str]) -> CellState:
@@ -187,8 +211,11 @@ def _state(
         if is_held(folder):
             return made("running")
         state, reason = _without_job(cell, work, base, attempt)
-        if view and state in ("missing", "waiting") and cell.id in view.known.not_submitted:
-            state, reason = "missing", f"not submitted: {view.known.not_submitted[cell.id]}"
+        if view and state in ("missing", "waiting"):
+            if cell.id in view.known.cancelled:
+                state, reason = "cancelled", cluster.CANCELLED
+            elif cell.id in view.known.not_submitted:
+                state, reason = "missing", f"not submitted: {view.known.not_submitted[cell.id]}"
         return made(state, reason)
     row = view.row(cell.id)
     if row is not None and view.reachable and view.in_queue(cell.id):
@@ -196,7 +223,8 @@ def _state(
     if is_held(folder):
         return made("running")
     ended = row is not None and not view.in_queue(cell.id)
-    if view.task(cell.id) and (view.reachable or ended):
+    known_end = ended or cell.id in view.known.cancelled
+    if view.task(cell.id) and (view.reachable or known_end):
         return made(*_after_job(cell, work, base, view, attempt))
     if not view.reachable:
         return made(*_unreachable(cell, work, view, attempt))
@@ -271,12 +299,15 @@ def _after_job(
 
 
 def is_newer(cell: Cell, work: Work, view: cluster.View) -> bool:
-    """Whether the cell failed outside of SLURM after its job, such as in `netpress run`."""
-    attempt = store.last_attempt(work.cell(cell.id))
-    if attempt is None or cluster.job_of(attempt) is not None or not attempt.failure.exists():
+    """Whether the cell failed after it was submitted, but not in a job that trains or measures it:
+    in `netpress run`, which may be called in another job (salloc)."""
+    attempt, at = store.last_attempt(work.cell(cell.id)), view.last[cell.id]
+    if attempt is None or not attempt.failure.exists():
         return False
-    submitted = datetime.fromisoformat(view.last[cell.id].entry.at)
-    return attempt.failure.stat().st_mtime > submitted.timestamp()
+    measuring = view.measuring.get(cell.id)
+    if cluster.job_of(attempt) in (at.task, *([measuring.task] if measuring else [])):
+        return False
+    return attempt.failure.stat().st_mtime > ledger.when(at.entry)
 
 
 def _unreachable(
@@ -284,7 +315,8 @@ def _unreachable(
 ) -> tuple[State, str]:
     """The state of a submitted cell by its files alone."""
     task = view.task(cell.id)
-    if attempt and attempt.failure.exists() and cluster.job_of(attempt) in (task, None):
+    in_its_job = attempt is not None and cluster.job_of(attempt) == view.last[cell.id].task
+    if is_newer(cell, work, view) or (in_its_job and attempt and attempt.failure.exists()):
         return "failed", gaps.reason(cell, work)
     where = f"job {task}" if task else "a job whose submission is not settled"
     return "queued", f"{where}, when it was submitted; Slurm does not answer"

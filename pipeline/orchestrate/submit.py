@@ -16,6 +16,7 @@ from pipeline import checkout, paths, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
     batch_cost,
+    elsewhere,
     images,
     ledger,
     measure_jobs,
@@ -106,11 +107,14 @@ def run(
     live = live or (in_job and checkout.snapshot_id() is None)
     _require(target, in_job)
     _share(target.cluster, work)
-    target = replace(target, cluster=replace(target.cluster, code=snapshot.of(work, live)))
+    code, here = snapshot.of(work, live), slurm.cluster_name()
+    target = replace(target, cluster=replace(target.cluster, code=code, slurm_name=here))
     with ledger.locked(work.sweep(sweep.name)) as known:
+        elsewhere.refuse_intents(known, here)
         if any(entry.open for entry in known.entries.values()):
             settle.settle(known, slurm.squeue(_owners(known), patient=True))
         states = state.find(sweep, work, patient=True, known=known)
+        elsewhere.refuse_jobs(states, here)
         picked = pick(states) if pick else Picked(is_missing)
         chosen = _chosen(target, states, picked)
         _require_images(target, chosen)
@@ -178,15 +182,24 @@ class Superseded(Exception):
     """Another submission has left cells over meanwhile, with another sweep or profile."""
 
 
-def go_on(target: Target, functions: JobFunctions, by: Mapping[str, Any] | None) -> Batch:
+class Cancelled(Exception):
+    """`netpress cancel` has cancelled the follow-up job that submits; Slurm ends it soon."""
+
+
+def go_on(
+    target: Target, functions: JobFunctions, by: Mapping[str, Any] | None, intent: str
+) -> Batch:
     """For the follow-up job: submit the cells that there was no room for, with the requests that
     they were to have, as far as there is room now. What still does not fit is the batch's rest.
-    `by`: the record of the submission that left them over, of which the target was made. Raises
-    Superseded where it is no longer the last one."""
+    `by`: the record of the submission that left them over, of which the target was made; `intent`:
+    of the job itself. Raises Superseded where that submission is no longer the last one, Cancelled
+    where the job was cancelled: it may have waited for the lock of `netpress cancel`."""
 
     def pick(states: state.SweepState) -> Picked:
         assert states.view is not None  # this job is in the ledger
         known = states.view.known
+        if known.entries[intent].job in known.cancelled_jobs:
+            raise Cancelled
         if known.put_off_by != by:
             raise Superseded
         put_off, unmeasured = known.put_off, known.measuring_put_off

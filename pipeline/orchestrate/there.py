@@ -86,6 +86,8 @@ def unmeasured(
         ended = _without_measurement(view, cell)
         if ended is not None:
             return ended
+    if view and not left and cell.id in view.known.cancelled:  # before it was in a job
+        return _cancelled(cluster.CANCELLED)
     if view and cell.id in view.known.not_measured:
         return "trained", f"its measurement is not submitted: {view.known.not_measured[cell.id]}"
     return "trained", lacks
@@ -98,9 +100,13 @@ def _without_measurement(view: cluster.View, cell: Cell) -> tuple[State, str] | 
     if cause.kind == "lost" or (row and row.state == "COMPLETED") or _did_its_work(view, cell):
         return None
     if cause.kind == "cancelled":
-        return "cancelled", f"its measurement was {cause.reason}; its training is kept"
+        return _cancelled(cause.reason)
     advice = f"; {cause.rule.advice}" if cause.rule.advice else ""
     return "failed", f"its measurement failed: {cause.reason}{advice}; its training is kept"
+
+
+def _cancelled(reason: str) -> tuple[State, str]:
+    return "cancelled", f"its measurement was {reason}; its training is kept"
 
 
 def _did_its_work(view: cluster.View, cell: Cell) -> bool:
