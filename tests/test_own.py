@@ -284,6 +284,24 @@ def test_what_cannot_be_deployed_is_refused_before_it_is_trained(tmp_path):
     assert measured["integer_share"] >= 0.9 and measured["simulated_agreement"] >= 0.97
 
 
+@pytest.mark.parametrize(
+    ("pool", "average"),
+    [
+        *((pool, True) for pool in ("whole", "sides", "side", "beyond")),
+        *((pool, False) for pool in ("corner", "rows", "padded", "sum")),
+    ],
+)
+def test_a_pool_is_the_average_of_a_map_only_where_it_averages_all_of_it(tmp_path, pool, average):
+    state = network.new(known(tmp_path, "pooled", pool=pool), 0)
+    written = module_of("mine").made().eval()
+    written.load_state_dict(state.network.module.state_dict())
+    x = state.network.normalize(images((1, 32, 32)))
+    with torch.no_grad():
+        torch.testing.assert_close(state.network.module.eval()(x), written(x))
+    averages = [m for m in state.network.modules() if type(m) is torch.nn.AdaptiveAvgPool2d]
+    assert len(averages) == average
+
+
 def test_functional_dropouts_drop_in_training(tmp_path):
     state = network.new(known(tmp_path, "dropping"), 0)
     kinds = {type(module) for module in state.network.module.modules()}

@@ -85,6 +85,16 @@ class _Tracer(fx.Tracer):
         return m.act(m.drop(made)) if id(m) in self.parted else made
 
 
+class _Sizes(ShapeProp):
+    """Notes the shapes of tensors, and the numbers that are computed from these."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        if isinstance(made, (int, tuple)):
+            n.meta["numbers"] = made
+        return made
+
+
 def _part(module: nn.Module) -> list[nn.Module]:
     """Layers that do more than their names become what these denote: normalizations with an
     activation in them only normalize; returns these."""
@@ -111,7 +121,7 @@ def traced(module: nn.Module, shape: Shape) -> Traced:
         graph = _Tracer(parted).trace(module.eval())
         whole = fx.GraphModule(module, graph)
         with torch.no_grad():
-            ShapeProp(whole).propagate(torch.zeros((2, *shape), device="meta"))
+            _Sizes(whole).propagate(torch.zeros((2, *shape), device="meta"))
     except Exception as error:  # whatever a user's code raises when its values are not there
         raise NotTraceable(first_line(error)) from error
     made = _Rewriter(whole, {id(part) for norm in parted for part in norm.children()})
@@ -196,8 +206,9 @@ def _average(made: _Rewriter, node: fx.Node) -> fx.Node | None:
     if before is None or after is None or len(before) != 4 or not isinstance(source, fx.Node):
         return None
     module = made.module(node)
-    pools = (nn.AdaptiveAvgPool2d, nn.AvgPool2d)
-    pooled = isinstance(module, pools) or _calls(node, (F.adaptive_avg_pool2d, F.avg_pool2d))
+    pooled = isinstance(module, nn.AdaptiveAvgPool2d) or _calls(node, (F.adaptive_avg_pool2d,))
+    if isinstance(module, nn.AvgPool2d) or _calls(node, (F.avg_pool2d,)):
+        pooled = _covers(module, node, before[2:])
     if _calls(node, ("mean", torch.mean)):
         dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         dims = dims if isinstance(dims, (list, tuple)) else ()
@@ -212,6 +223,32 @@ def _average(made: _Rewriter, node: fx.Node) -> fx.Node | None:
     average.meta = {"tensor_meta": SimpleNamespace(shape=(*before[:2], 1, 1))}
     with made.graph.inserting_after(average):
         return made.graph.call_function(torch.flatten, (average, 1))
+
+
+WINDOW = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+
+
+def _covers(module: nn.Module | None, node: fx.Node, sides: Shape) -> bool:
+    """Whether a pool's first window averages a whole map [H, W]: nothing is left out, no padding
+    is counted, and it is divided by the number of pixels."""
+    written = fx.map_arg(node.args[1:], _number), fx.map_arg(node.kwargs, _number)
+    given = dict(zip(WINDOW, written[0], strict=False)) | written[1] if module is None else {}
+    kernel, padding, divisor = (
+        given.get(name, getattr(module, name, None))
+        for name in ("kernel_size", "padding", "divisor_override")
+    )
+    covered = all(k >= side for k, side in zip(_two(kernel), sides, strict=True))
+    return covered and _two(padding or 0) == (0, 0) and divisor is None
+
+
+def _number(node: fx.Node) -> Any:
+    return node.meta.get("numbers", node)
+
+
+def _two(sides: Any) -> tuple[int, int]:
+    """Of both sides of a window, which PyTorch takes as one number where they are the same."""
+    numbers = tuple(sides) if isinstance(sides, (list, tuple)) else (sides,)
+    return (numbers[0], numbers[-1])
 
 
 def _flat(made: _Rewriter, node: fx.Node) -> fx.Node | None:

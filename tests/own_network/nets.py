@@ -3,6 +3,8 @@ makes layers hang together. `factory: nets.py:build` in a sweep file names it.""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -206,6 +208,34 @@ class Separable(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.depthwise(torch.relu(self.stem(x)))
         return self.head(torch.relu(self.last(self.act(x))).mean((2, 3)))
+
+
+POOLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "whole": nn.AvgPool2d(8),
+    "sides": lambda x: F.avg_pool2d(x, x.size()[2:]),
+    "side": lambda x: F.avg_pool2d(x, kernel_size=x.shape[-1], stride=1),
+    "beyond": nn.AvgPool2d((8, 9), ceil_mode=True),
+    "corner": nn.AvgPool2d(5),
+    "rows": lambda x: F.avg_pool2d(x, (8, 6)),
+    "padded": nn.AvgPool2d(10, padding=1),
+    "sum": nn.AvgPool2d(8, divisor_override=1),
+}
+
+
+class Pooled(nn.Module):
+    """Ends with a pool of 8 x 8 pixels to one or ``side`` squared; [N, C, 32, 32] as images."""
+
+    def __init__(self, colours: int, classes: int, pool: str, side: int):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(colours, 8, 4, 4), nn.Linear(8 * side**2, classes)
+        self.pool = POOLS[pool]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.pool(torch.relu(self.stem(x))).flatten(1))
+
+
+def pooled(pool: str, colours: int = 1, classes: int = 10, side: int = 1) -> nn.Module:
+    return Pooled(colours, classes, pool, side)
 
 
 class Disordered(nn.Module):
