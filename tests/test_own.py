@@ -19,7 +19,7 @@ from pipeline.data import Images
 from pipeline.errors import UserError
 from pipeline.measure import complexity, similarity
 from pipeline.models import module_of, network, own
-from pipeline.models.transforms import gated
+from pipeline.models.transforms import calibration, fakequant, gated
 from pipeline.models.transforms.binary import Binary
 from pipeline.models.transforms.factored import Factored
 from pipeline.models.transforms.fakequant import FakeQuantized
@@ -300,6 +300,21 @@ def test_a_pool_is_the_average_of_a_map_only_where_it_averages_all_of_it(tmp_pat
         torch.testing.assert_close(state.network.module.eval()(x), written(x))
     averages = [m for m in state.network.modules() if type(m) is torch.nn.AdaptiveAvgPool2d]
     assert len(averages) == average
+
+
+@pytest.mark.parametrize("small_first", [True, False])
+def test_one_range_holds_a_concatenation_and_its_parts(tmp_path, small_first):
+    state = lively(known(tmp_path, "joined", small_first=small_first))
+    made = network.with_transform(state, FakeQuantized())
+    batch = made.network.normalize(images((1, 32, 32), 16))
+    calibration.calibrate(made.network.module, [batch], "minmax", (120, 1 / 64))
+    points = fakequant.points(made.network.module)
+    assert points["small"] is points["wide"]
+    read = []
+    made.network.module.wide.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    made.network.module.eval()(batch)
+    most = (255 - points["wide"].zero_point) * points["wide"].scale
+    torch.testing.assert_close(most, read[0].max(), rtol=0.02, atol=0)
 
 
 def test_functional_dropouts_drop_in_training(tmp_path):

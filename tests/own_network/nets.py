@@ -238,6 +238,28 @@ def pooled(pool: str, colours: int = 1, classes: int = 10, side: int = 1) -> nn.
     return Pooled(colours, classes, pool, side)
 
 
+class Joined(nn.Module):
+    """A small tensor is read by itself, and beside a large one; which of the two first is up to
+    ``small_first``."""
+
+    def __init__(self, colours: int, classes: int, small_first: bool):
+        super().__init__()
+        self.small_first = small_first
+        self.stem, self.middle = nn.Conv2d(colours, 8, 4, 4), nn.Conv2d(8, 8, 3, 1, 1)
+        self.wide, self.small = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        y = torch.cat([x, 8 * F.relu(self.middle(x))], 1)
+        made = [self.small(x), self.wide(y)] if self.small_first else [self.wide(y), self.small(x)]
+        return self.head((made[0] + made[1]).mean((2, 3)))
+
+
+def joined(colours: int = 1, classes: int = 10, small_first: bool = False) -> nn.Module:
+    return Joined(colours, classes, small_first)
+
+
 class Disordered(nn.Module):
     """Normalizes the image itself; what runs last is registered first."""
 
