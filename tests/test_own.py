@@ -9,12 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import onnxruntime
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
 from pipeline import catalog, plugins, registry, sweep
+from pipeline.artifact.format import INPUT
+from pipeline.artifact.int8 import int8_model
 from pipeline.data import Images
 from pipeline.errors import UserError
 from pipeline.measure import complexity, similarity
@@ -315,6 +318,28 @@ def test_one_range_holds_a_concatenation_and_its_parts(tmp_path, small_first):
     made.network.module.eval()(batch)
     most = (255 - points["wide"].zero_point) * points["wide"].scale
     torch.testing.assert_close(most, read[0].max(), rtol=0.02, atol=0)
+
+
+def test_weights_that_layers_share_are_folded_apart(tmp_path):
+    """Shared until then; stored, restored, quantized and deployed as two."""
+    state = lively(known(tmp_path, "shared"))
+    assert state.network.module.second.weight is state.network.module.first.weight
+    again = network.restore(state.spec, state.network.state_dict()).network.module
+    assert again.second.weight is again.first.weight
+    pixels = images((1, 32, 32), 32)
+    logits = state.network.eval()(pixels)
+    folded = network.fold(state)
+    restored = network.restore(folded.spec, folded.network.state_dict())
+    for each in (folded, restored):
+        torch.testing.assert_close(each.network.eval()(pixels), logits, rtol=1e-4, atol=1e-4)
+    made = network.with_transform(restored, FakeQuantized())
+    batches = [made.network.normalize(pixels)]
+    calibration.calibrate(made.network.module, batches, "minmax", (120, 1 / 64))
+    simulated = made.network.eval()(pixels).detach()
+    assert (simulated - logits).abs().max() < 0.1 * logits.std()
+    deployed = int8_model(made, network.integers(made), pixels.numpy()).SerializeToString()
+    given = onnxruntime.InferenceSession(deployed).run(None, {INPUT: pixels.numpy()})[0]
+    assert (simulated - torch.from_numpy(given)).abs().max() < 0.05 * logits.std()
 
 
 def test_functional_dropouts_drop_in_training(tmp_path):

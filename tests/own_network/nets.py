@@ -260,6 +260,27 @@ def joined(colours: int = 1, classes: int = 10, small_first: bool = False) -> nn
     return Joined(colours, classes, small_first)
 
 
+class Shared(nn.Module):
+    """Two convolutions with one weight, and a normalization of each."""
+
+    def __init__(self, colours: int, classes: int):
+        super().__init__()
+        self.stem = nn.Conv2d(colours, 8, 4, 4)
+        self.first, self.second = (nn.Conv2d(8, 8, 3, 1, 1, bias=False) for _ in range(2))
+        self.second.weight = self.first.weight
+        self.first_norm, self.second_norm = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.first_norm(self.first(self.stem(x))))
+        x = F.relu(self.second_norm(self.second(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def shared(colours: int = 1, classes: int = 10) -> nn.Module:
+    return Shared(colours, classes)
+
+
 class Disordered(nn.Module):
     """Normalizes the image itself; what runs last is registered first."""
 
