@@ -16,6 +16,8 @@ import yaml
 from safetensors.torch import save_file
 
 from pipeline import catalog, plugins, registry, sweep
+from pipeline.artifact import bounds
+from pipeline.artifact.float import refuse_unexportable
 from pipeline.artifact.format import INPUT
 from pipeline.artifact.int8 import int8_model
 from pipeline.data import Images
@@ -84,6 +86,18 @@ def known(folder: Path, function: str = "build", **arguments):
     plugins.keep_own([cell.model], work)
     catalog.built_in().of_cell(json.loads(json.dumps(cell.to_json())), work.cell(cell.id))
     return module_of("mine").spec("mine", 1.0, (1, 32, 32), 10, 120, 1 / 64)
+
+
+def deployed(state: network.ModelState, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the network in int8: as it is simulated, and as its artifact gives them."""
+    made = network.with_transform(state, FakeQuantized())
+    batches = [made.network.normalize(pixels)]
+    calibration.calibrate(made.network.module, batches, "minmax", (120, 1 / 64))
+    model = int8_model(made, network.integers(made), pixels.numpy())
+    bounds.cost(model, state.spec.shape)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    simulated = made.network.eval()(pixels).detach()
+    return simulated, torch.from_numpy(session.run(None, {INPUT: pixels.numpy()})[0])
 
 
 @pytest.mark.parametrize("solve", ["outputs", "weights"])
@@ -305,6 +319,30 @@ def test_a_pool_is_the_average_of_a_map_only_where_it_averages_all_of_it(tmp_pat
     assert len(averages) == average
 
 
+@pytest.mark.parametrize("pool", ["overlapping", "several", "repeated"])
+def test_adaptive_averages_of_uneven_windows_are_deployed(tmp_path, pool):
+    """Of maps that are no multiple of what they become, or smaller, as VGG's for small images."""
+    state = lively(known(tmp_path, "pooled", pool=pool, side=7))
+    assert [group.whole for group in network.graph_of(state.spec).groups].count(False) == 1
+    written = module_of("mine").made().eval()
+    written.load_state_dict(state.network.module.state_dict())
+    pixels = images((1, 32, 32))
+    with torch.no_grad():
+        logits = state.network.eval()(pixels)
+        torch.testing.assert_close(logits, written(state.network.normalize(pixels)))
+    refuse_unexportable(state, "mine")
+    simulated, given = deployed(state, pixels)
+    assert (simulated - logits).abs().max() < 0.1 * logits.std()
+    assert (simulated - given).abs().max() < 0.05 * logits.std()
+
+
+def test_what_takes_no_single_image_is_refused_before_it_is_trained(tmp_path):
+    state = network.new(known(tmp_path, "pooled", pool="squeezed"), 0)
+    words = r"^model mine: the graph .* could not be run: its shapes do not fit together"
+    with pytest.raises(UserError, match=words):
+        refuse_unexportable(state, "mine")
+
+
 @pytest.mark.parametrize("small_first", [True, False])
 def test_one_range_holds_a_concatenation_and_its_parts(tmp_path, small_first):
     state = lively(known(tmp_path, "joined", small_first=small_first))
@@ -332,14 +370,9 @@ def test_weights_that_layers_share_are_folded_apart(tmp_path):
     restored = network.restore(folded.spec, folded.network.state_dict())
     for each in (folded, restored):
         torch.testing.assert_close(each.network.eval()(pixels), logits, rtol=1e-4, atol=1e-4)
-    made = network.with_transform(restored, FakeQuantized())
-    batches = [made.network.normalize(pixels)]
-    calibration.calibrate(made.network.module, batches, "minmax", (120, 1 / 64))
-    simulated = made.network.eval()(pixels).detach()
+    simulated, given = deployed(restored, pixels)
     assert (simulated - logits).abs().max() < 0.1 * logits.std()
-    deployed = int8_model(made, network.integers(made), pixels.numpy()).SerializeToString()
-    given = onnxruntime.InferenceSession(deployed).run(None, {INPUT: pixels.numpy()})[0]
-    assert (simulated - torch.from_numpy(given)).abs().max() < 0.05 * logits.std()
+    assert (simulated - given).abs().max() < 0.05 * logits.std()
 
 
 def test_functional_dropouts_drop_in_training(tmp_path):

@@ -22,7 +22,7 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from pipeline.errors import first_line
-from pipeline.models.layers import Parts, Sum
+from pipeline.models.layers import Parts, Sum, UnevenAverage
 from pipeline.models.operations import (
     CONCATENATIONS,
     RESHAPES,
@@ -138,7 +138,7 @@ class _Rewriter:
     def rewrite(self) -> None:
         positional(self.whole)
         for node in list(self.graph.nodes):
-            for rule in (_sum, _average, _flat, _dropout, _pool, _behind_norm, _split, _slice):
+            for rule in RULES:
                 made = rule(self, node)
                 if made is not None:
                     made.meta = dict(node.meta)
@@ -283,6 +283,20 @@ def _pool(made: _Rewriter, node: fx.Node) -> fx.Node | None:
     return made.put(node, "same", nn.Identity(), (source,))
 
 
+def _uneven(made: _Rewriter, node: fx.Node) -> fx.Node | None:
+    """An adaptive average whose windows overlap, or are of several sizes."""
+    source = node.args[0] if node.args else None
+    before, after = shape_of(source), shape_of(node)
+    adaptive = isinstance(made.module(node), nn.AdaptiveAvgPool2d)
+    if not (adaptive or _calls(node, (F.adaptive_avg_pool2d,))) or before is None or after is None:
+        return None
+    if len(before) != 4 or (before[2] % after[2], before[3] % after[3]) == (0, 0):
+        return None
+    assert isinstance(source, fx.Node)
+    sides = (before[2], before[3]), (after[2], after[3])
+    return made.put(node, "uneven", UnevenAverage(*sides), (source,))
+
+
 def _behind_norm(made: _Rewriter, node: fx.Node) -> fx.Node | None:
     """A part of a normalization, which stands for itself: the normalization may be folded."""
     module, source = made.module(node), node.args[0] if node.args else None
@@ -326,6 +340,9 @@ def _slice(made: _Rewriter, node: fx.Node) -> fx.Node | None:
     parts.meta = {"tensor_meta": tuple(SimpleNamespace(shape=shape) for shape in shapes)}
     with made.graph.inserting_after(parts):
         return made.graph.call_function(operator.getitem, (parts, 1 if start else 0))
+
+
+RULES = (_sum, _average, _flat, _dropout, _pool, _uneven, _behind_norm, _split, _slice)
 
 
 def _calls(node: fx.Node, targets: tuple[Any, ...]) -> bool:

@@ -219,6 +219,10 @@ POOLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "rows": lambda x: F.avg_pool2d(x, (8, 6)),
     "padded": nn.AvgPool2d(10, padding=1),
     "sum": nn.AvgPool2d(8, divisor_override=1),
+    "overlapping": nn.AdaptiveAvgPool2d((7, 7)),
+    "several": lambda x: F.adaptive_avg_pool2d(F.max_pool2d(x, (2, 4)), 7),
+    "repeated": nn.Sequential(nn.MaxPool2d(8), nn.AdaptiveAvgPool2d(7)),
+    "squeezed": lambda x: F.adaptive_avg_pool2d(x, 1).squeeze()[..., None],
 }
 
 
