@@ -375,6 +375,17 @@ def test_weights_that_layers_share_are_folded_apart(tmp_path):
     assert (simulated - given).abs().max() < 0.05 * logits.std()
 
 
+def test_layers_that_the_graph_of_the_logits_lacks_do_not_keep_it_from_int8(tmp_path):
+    """They stay in the network, whose checkpoints have their weights."""
+    state = lively(known(tmp_path, "unread"))
+    assert {"beside.weight", "of_query.weight"} <= set(state.network.module.state_dict())
+    pixels = images((1, 32, 32))
+    logits = state.network.eval()(pixels)
+    simulated, given = deployed(state, pixels)
+    assert (simulated - logits).abs().max() < 0.1 * logits.std()
+    assert (simulated - given).abs().max() < 0.05 * logits.std()
+
+
 def test_functional_dropouts_drop_in_training(tmp_path):
     state = network.new(known(tmp_path, "dropping"), 0)
     kinds = {type(module) for module in state.network.module.modules()}

@@ -285,6 +285,27 @@ def shared(colours: int = 1, classes: int = 10) -> nn.Module:
     return Shared(colours, classes)
 
 
+class Unread(nn.Module):
+    """A head beside the other one, whose logits are computed always and given in training alone;
+    and a layer that reads a parameter, not the image."""
+
+    def __init__(self, colours: int, classes: int):
+        super().__init__()
+        self.stem, self.middle = nn.Conv2d(colours, 8, 4, 4), nn.Conv2d(8, 8, 3, 1, 1)
+        self.beside, self.head = nn.Linear(8, classes), nn.Linear(8, classes)
+        self.query, self.of_query = nn.Parameter(torch.randn(1, 8)), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        x = F.relu(self.stem(x))
+        beside = self.beside(x.mean((2, 3)))
+        logits = self.head(F.relu(self.middle(x)).mean((2, 3)) * self.of_query(self.query))
+        return (logits, beside) if self.training else logits
+
+
+def unread(colours: int = 1, classes: int = 10) -> nn.Module:
+    return Unread(colours, classes)
+
+
 class Disordered(nn.Module):
     """Normalizes the image itself; what runs last is registered first."""
 
