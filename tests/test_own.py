@@ -23,7 +23,7 @@ from pipeline.artifact.int8 import int8_model
 from pipeline.data import Images
 from pipeline.errors import UserError
 from pipeline.measure import complexity, similarity
-from pipeline.models import module_of, network, own
+from pipeline.models import module_of, network, own, weights
 from pipeline.models.transforms import calibration, fakequant, gated
 from pipeline.models.transforms.binary import Binary
 from pipeline.models.transforms.factored import Factored
@@ -667,6 +667,19 @@ def test_weights_of_another_network_are_a_sentence(tmp_path, keep, sentence):
     (tmp_path / "other.pt").write_bytes(b"")
     with pytest.raises(UserError, match="changed since the sweep was loaded"):
         own.brought(cell.model.own)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_are_taken_by_their_names_in_the_network(prefix, inside):
+    """Without what PyTorch put before all of them; a network may have a part of that name."""
+    made, other = (torch.nn.ModuleDict({"stem": torch.nn.Conv2d(1, 8, 3)}) for _ in range(2))
+    if inside:
+        made, other = (torch.nn.ModuleDict({"module": net}) for net in (made, other))
+    tensors = {f"{prefix}{name}": tensor for name, tensor in other.state_dict().items()}
+    weights.fill(made, tensors, "other.pt", "what nets.py:build builds")
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
 
 
 # --- at the edge ---------------------------------------------------------------------------------
