@@ -236,7 +236,9 @@ def _macs(node: onnx.NodeProto, sizes: Sizes) -> int:
             return made * math.prod(second[1:])
         if node.op_type == "ConvTranspose":
             return math.prod(first) * math.prod(second[1:])
-        return made * max(1, *first[-2:] if node.op_type == "Gemm" else first[-1:])
+        if node.op_type == "Gemm":  # either may be transposed
+            return math.prod(sizes[node.output[0]][:1]) * math.prod(second)
+        return made * max(1, *first[-1:])
     read = sum(math.prod(sizes.get(name, ())) for name in node.input if name)
     return read + made * math.prod(_ints(node, "kernel_shape"))
 
