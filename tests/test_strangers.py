@@ -241,6 +241,15 @@ def test_what_grows_with_some_numbers_of_images_alone_is_refused_before_it_runs(
         session.run(images)
 
 
+def test_more_images_than_a_product_has_inputs_are_run(tmp_path):
+    content = strangers.model()
+    product = content.graph.node[2]
+    product.op_type = "Gemm"
+    loaded = artifact.load(strangers.write(tmp_path / "m", content))
+    images = np.zeros((65, *strangers.SHAPE), np.uint8)
+    assert runtimes.session(loaded, threads=1).run(images).shape == (65, 10)
+
+
 def test_a_tensor_with_one_side_for_each_image_is_run(tmp_path):
     loaded = artifact.load(strangers.write(tmp_path / "m", strangers.growing(1)))
     images = np.zeros((7, *strangers.SHAPE), np.uint8)
