@@ -415,10 +415,10 @@ def test_a_folder_with_what_lies_about_in_folders(tmp_path):
 
 def test_linked_folders_are_read_and_each_once(tmp_path):
     top, apart = image_folder(tmp_path / "own"), tmp_path / "apart"
-    for folder, start in ((apart, 70), (tmp_path / "eels", 80), (tmp_path / "test-eels", 90)):
-        folder.mkdir()
+    for place, start in ((apart, 70), (tmp_path / "eels", 80), (tmp_path / "test-eels", 90)):
+        place.mkdir()
         for i in range(5):
-            picture(start + i).save(folder / f"{i}.png")
+            picture(start + i).save(place / f"{i}.png")
     (apart / "back").symlink_to(apart)
     (top / "train/cat/more").symlink_to(apart)
     (top / "train/cat/same").symlink_to(apart)

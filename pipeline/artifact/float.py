@@ -39,7 +39,8 @@ def refuse_unexportable(state: ModelState, label: str) -> None:
         bounds.cost(model, state.spec.shape)
     except ValueError as error:
         raise UserError(
-            f"model {label}: the graph that PyTorch's exporter makes of it could not be run: {error}"
+            f"model {label}: the graph that PyTorch's exporter makes of it could not be run: "
+            f"{error}"
         ) from error
 
 
