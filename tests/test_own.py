@@ -711,6 +711,18 @@ def test_what_is_wrong_with_an_entry_is_a_sentence_with_its_place(tmp_path, entr
         cells_of(tmp_path, **entry)
 
 
+@pytest.mark.parametrize(
+    ("when", "words"),
+    [
+        ("built", "raises SystemExit: no such option"),
+        ("called", "raises SystemExit when called: no such image"),
+    ],
+)
+def test_a_network_that_ends_the_process_is_a_sentence(tmp_path, when, words):
+    with pytest.raises(UserError, match=rf"^factory nets\.py:leaving: {words}$"):
+        known(tmp_path, "leaving", when=when)
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")  # which users still have
 @pytest.mark.parametrize(
     ("function", "arguments", "sentence"),

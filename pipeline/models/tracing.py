@@ -122,7 +122,7 @@ def traced(module: nn.Module, shape: Shape) -> Traced:
         whole = fx.GraphModule(module, graph)
         with torch.no_grad():
             _Sizes(whole).propagate(torch.zeros((2, *shape), device="meta"))
-    except Exception as error:  # whatever a user's code raises when its values are not there
+    except (Exception, SystemExit) as error:  # what a user's code raises without its values
         raise NotTraceable(first_line(error)) from error
     made = _Rewriter(whole, {id(part) for norm in parted for part in norm.children()})
     made.rewrite()

@@ -3,6 +3,7 @@ makes layers hang together. `factory: nets.py:build` in a sweep file names it.""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -374,3 +375,13 @@ def normalized(colours: int = 1, classes: int = 10, new: bool = True) -> nn.Modu
 
 def number() -> int:
     return 3
+
+
+class Leaving(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        sys.exit("no such image")
+
+
+def leaving(when: str, colours: int = 1, classes: int = 10) -> nn.Module:
+    """Ends the process, as a script does that is used as a module."""
+    return sys.exit("no such option") if when == "built" else Leaving()
