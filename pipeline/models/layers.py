@@ -37,6 +37,11 @@ class UnevenAverage(nn.Module):
     windows overlap or differ; [N, K, *before] -> [N, K, *after]. PyTorch's exporter writes that one
     by operators that artifacts do not have."""
 
+    rows: torch.Tensor
+    row_shares: torch.Tensor
+    columns: torch.Tensor
+    column_shares: torch.Tensor
+
     def __init__(self, before: tuple[int, int], after: tuple[int, int]):
         super().__init__()
         (rows, row_shares), (columns, column_shares) = map(_windows, before, after)
