@@ -42,7 +42,15 @@ def model(
 
 
 def fails_while_running() -> onnx.ModelProto:
-    """It loads, and takes one image; two do not fit what it does with them."""
+    """It loads, and reads classes that are not there."""
+    made = model(last=(helper.make_node("Gather", ["product", "places"], ["logits"], axis=1),))
+    places = np.full(len(CLASSES), 10**6, np.int64)
+    made.graph.initializer.append(numpy_helper.from_array(places, "places"))
+    return made
+
+
+def one_image_alone() -> onnx.ModelProto:
+    """It takes one; two do not fit what it does with them."""
     made = model(last=(helper.make_node("Reshape", ["product", "one"], ["logits"]),))
     one = np.array([1, len(CLASSES)], np.int64)
     made.graph.initializer.append(numpy_helper.from_array(one, "one"))
@@ -64,6 +72,29 @@ def doubling(times: int) -> onnx.ModelProto:
         last=(*nodes, helper.make_node("Slice", [f"x{times}", "0", "10", "1"], ["logits"]))
     )
     for name, value in (("0", 0), ("10", 10), ("1", 1)):
+        made.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+    return made
+
+
+def growing(sides: int, beyond: int = 0) -> onnx.ModelProto:
+    """A tensor with so many sides, each of as many numbers as there are images, plus
+    (N - 1)(N - 2) times ``beyond``."""
+    make = helper.make_node
+    made = model(
+        last=(
+            make("Shape", ["images"], ["images_of"], start=0, end=1),
+            make("Sub", ["images_of", "1"], ["less1"]),
+            make("Sub", ["images_of", "2"], ["less2"]),
+            make("Mul", ["less1", "less2"], ["none"]),
+            make("Mul", ["none", "beyond"], ["more"]),
+            make("Add", ["images_of", "more"], ["side"]),
+            make("Concat", ["side"] * sides, ["sides"], axis=0),
+            make("ConstantOfShape", ["sides"], ["large"]),
+            make("ReduceMean", ["large"], ["zero"], keepdims=0),
+            make("Add", ["product", "zero"], ["logits"]),
+        )
+    )
+    for name, value in (("1", 1), ("2", 2), ("beyond", beyond)):
         made.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
     return made
 

@@ -415,14 +415,15 @@ def test_a_folder_with_what_lies_about_in_folders(tmp_path):
 
 def test_linked_folders_are_read_and_each_once(tmp_path):
     top, apart = image_folder(tmp_path / "own"), tmp_path / "apart"
-    apart.mkdir()
-    for i in range(5):
-        picture(70 + i).save(apart / f"{i}.png")
+    for place, start in ((apart, 70), (tmp_path / "eels", 80), (tmp_path / "test-eels", 90)):
+        place.mkdir()
+        for i in range(5):
+            picture(start + i).save(place / f"{i}.png")
     (apart / "back").symlink_to(apart)
     (top / "train/cat/more").symlink_to(apart)
     (top / "train/cat/same").symlink_to(apart)
-    (top / "train/eel").symlink_to(apart)
-    (top / "test/eel").symlink_to(apart)
+    (top / "train/eel").symlink_to(tmp_path / "eels")
+    (top / "test/eel").symlink_to(tmp_path / "test-eels")
     split = load(own(top), tmp_path, Recipe(holdout=0.25))
     counts = {name: 0 for name in split.classes}
     for part in (split.train, split.held_out):

@@ -4,6 +4,8 @@ classes that are too small. What is not the default is part of a cell's id."""
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,35 @@ def told(dataset: Dataset, root: Path) -> list[str]:
     lines: list[str] = []
     data.prepare(dataset, root, root / "cache", lines.append)
     return [line for line in lines if "reading all images" not in line]
+
+
+def linked_part(top: Path) -> None:
+    shutil.rmtree(top / "test")
+    (top / "test").symlink_to("train")
+
+
+def linked_class(top: Path) -> None:
+    shutil.rmtree(top / "train" / "dog")
+    (top / "train" / "dog").symlink_to("cat")
+
+
+def linked_file(top: Path) -> None:
+    (top / "test" / "dog" / "1.png").unlink()
+    os.link(top / "train" / "dog" / "3.png", top / "test" / "dog" / "1.png")
+
+
+@pytest.mark.parametrize(
+    ("link", "words"),
+    [
+        (linked_part, r"test/cat/0\.png and /.*/train/cat/0\.png are the same file, expected "),
+        (linked_class, r"train/dog/0\.png and .* expected other images in train/dog than in tr"),
+        (linked_file, r"test/dog/1\.png and .*train/dog/3\.png are the same file"),
+    ],
+)
+def test_one_file_is_no_image_of_two_parts_or_classes(tmp_path, link, words):
+    link(fill(tmp_path / "own"))
+    with pytest.raises(UserError, match=words):
+        load(own(tmp_path / "own"), tmp_path)
 
 
 # --- grey or colour --------------------------------------------------------------------------

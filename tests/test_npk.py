@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import time
 import tracemalloc
 from dataclasses import replace
 
@@ -266,6 +267,27 @@ def test_a_plan_that_no_tensor_has_is_refused_where_it_is_read(hostile):
     assert read_again(sound) == sound
     with pytest.raises(ValueError, match="as none can be"):
         read_again(replace(sound, **hostile))
+
+
+def test_tensors_that_take_longer_than_any_encoder_spends_are_refused_before_they_are_decoded():
+    """A file of 200 bytes: each tensor of 8 kB predicts channels from many, block after block."""
+    plan = npk.Plan(8, 1024, first=1, groups=2, predictors=128, ridge=1, alphabet=(1,))
+    count = 2000
+    streams = [npk.Stream(0, (plan,))] * count
+    spans = [npk.Span(0, plan.size, i + 1) for i in range(count)]
+    words = npk.Words(memoryview(b""))
+    before = time.process_time()
+    with pytest.raises(ValueError, match="take longer to decode than any"):
+        npk.filled(b"", streams, spans, count * plan.size, words)
+    assert time.process_time() - before < 2
+    assert npk.filled(b"", streams[:1], spans[:1], plan.size, words) == b"\1" * plan.size
+
+
+def test_a_model_whose_tensors_would_take_too_long_is_stored_as_a_whole(monkeypatch):
+    monkeypatch.setattr(npk, "NS_AT_MOST", 0.0)
+    monkeypatch.setattr(npk, "NS_PER_VALUE_AT_MOST", 1.0)
+    model = onnx_bytes(w=normal(np.random.default_rng(0), (64, 16, 3, 3)))
+    assert npk.decode(encode(model)) == model
 
 
 def test_what_a_plan_takes_is_what_it_was_estimated_to_take():

@@ -9,17 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import onnxruntime
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
 from pipeline import catalog, plugins, registry, sweep
+from pipeline.artifact import bounds
+from pipeline.artifact.float import refuse_unexportable
+from pipeline.artifact.format import INPUT
+from pipeline.artifact.int8 import int8_model
 from pipeline.data import Images
 from pipeline.errors import UserError
 from pipeline.measure import complexity, similarity
-from pipeline.models import module_of, network, own
-from pipeline.models.transforms import gated
+from pipeline.models import module_of, network, own, weights
+from pipeline.models.transforms import calibration, fakequant, gated
 from pipeline.models.transforms.binary import Binary
 from pipeline.models.transforms.factored import Factored
 from pipeline.models.transforms.fakequant import FakeQuantized
@@ -81,6 +86,18 @@ def known(folder: Path, function: str = "build", **arguments):
     plugins.keep_own([cell.model], work)
     catalog.built_in().of_cell(json.loads(json.dumps(cell.to_json())), work.cell(cell.id))
     return module_of("mine").spec("mine", 1.0, (1, 32, 32), 10, 120, 1 / 64)
+
+
+def deployed(state: network.ModelState, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the network in int8: as it is simulated, and as its artifact gives them."""
+    made = network.with_transform(state, FakeQuantized())
+    batches = [made.network.normalize(pixels)]
+    calibration.calibrate(made.network.module, batches, "minmax", (120, 1 / 64))
+    model = int8_model(made, network.integers(made), pixels.numpy())
+    bounds.cost(model, state.spec.shape)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    simulated = made.network.eval()(pixels).detach()
+    return simulated, torch.from_numpy(session.run(None, {INPUT: pixels.numpy()})[0])
 
 
 @pytest.mark.parametrize("solve", ["outputs", "weights"])
@@ -282,6 +299,91 @@ def test_what_cannot_be_deployed_is_refused_before_it_is_trained(tmp_path):
     run("base", values=False)
     measured = run("ptq-int8", values=False)
     assert measured["integer_share"] >= 0.9 and measured["simulated_agreement"] >= 0.97
+
+
+@pytest.mark.parametrize(
+    ("pool", "average"),
+    [
+        *((pool, True) for pool in ("whole", "sides", "side", "beyond")),
+        *((pool, False) for pool in ("corner", "rows", "padded", "sum")),
+    ],
+)
+def test_a_pool_is_the_average_of_a_map_only_where_it_averages_all_of_it(tmp_path, pool, average):
+    state = network.new(known(tmp_path, "pooled", pool=pool), 0)
+    written = module_of("mine").made().eval()
+    written.load_state_dict(state.network.module.state_dict())
+    x = state.network.normalize(images((1, 32, 32)))
+    with torch.no_grad():
+        torch.testing.assert_close(state.network.module.eval()(x), written(x))
+    averages = [m for m in state.network.modules() if type(m) is torch.nn.AdaptiveAvgPool2d]
+    assert len(averages) == average
+
+
+@pytest.mark.parametrize("pool", ["overlapping", "several", "repeated"])
+def test_adaptive_averages_of_uneven_windows_are_deployed(tmp_path, pool):
+    """Of maps that are no multiple of what they become, or smaller, as VGG's for small images."""
+    state = lively(known(tmp_path, "pooled", pool=pool, side=7))
+    assert [group.whole for group in network.graph_of(state.spec).groups].count(False) == 1
+    written = module_of("mine").made().eval()
+    written.load_state_dict(state.network.module.state_dict())
+    pixels = images((1, 32, 32))
+    with torch.no_grad():
+        logits = state.network.eval()(pixels)
+        torch.testing.assert_close(logits, written(state.network.normalize(pixels)))
+    refuse_unexportable(state, "mine")
+    simulated, given = deployed(state, pixels)
+    assert (simulated - logits).abs().max() < 0.1 * logits.std()
+    assert (simulated - given).abs().max() < 0.05 * logits.std()
+
+
+def test_what_takes_no_single_image_is_refused_before_it_is_trained(tmp_path):
+    state = network.new(known(tmp_path, "pooled", pool="squeezed"), 0)
+    words = r"^model mine: the graph .* could not be run: its shapes do not fit together"
+    with pytest.raises(UserError, match=words):
+        refuse_unexportable(state, "mine")
+
+
+@pytest.mark.parametrize("small_first", [True, False])
+def test_one_range_holds_a_concatenation_and_its_parts(tmp_path, small_first):
+    state = lively(known(tmp_path, "joined", small_first=small_first))
+    made = network.with_transform(state, FakeQuantized())
+    batch = made.network.normalize(images((1, 32, 32), 16))
+    calibration.calibrate(made.network.module, [batch], "minmax", (120, 1 / 64))
+    points = fakequant.points(made.network.module)
+    assert points["small"] is points["wide"]
+    read = []
+    made.network.module.wide.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    made.network.module.eval()(batch)
+    most = (255 - points["wide"].zero_point) * points["wide"].scale
+    torch.testing.assert_close(most, read[0].max(), rtol=0.02, atol=0)
+
+
+def test_weights_that_layers_share_are_folded_apart(tmp_path):
+    """Shared until then; stored, restored, quantized and deployed as two."""
+    state = lively(known(tmp_path, "shared"))
+    assert state.network.module.second.weight is state.network.module.first.weight
+    again = network.restore(state.spec, state.network.state_dict()).network.module
+    assert again.second.weight is again.first.weight
+    pixels = images((1, 32, 32), 32)
+    logits = state.network.eval()(pixels)
+    folded = network.fold(state)
+    restored = network.restore(folded.spec, folded.network.state_dict())
+    for each in (folded, restored):
+        torch.testing.assert_close(each.network.eval()(pixels), logits, rtol=1e-4, atol=1e-4)
+    simulated, given = deployed(restored, pixels)
+    assert (simulated - logits).abs().max() < 0.1 * logits.std()
+    assert (simulated - given).abs().max() < 0.05 * logits.std()
+
+
+def test_layers_that_the_graph_of_the_logits_lacks_do_not_keep_it_from_int8(tmp_path):
+    """They stay in the network, whose checkpoints have their weights."""
+    state = lively(known(tmp_path, "unread"))
+    assert {"beside.weight", "of_query.weight"} <= set(state.network.module.state_dict())
+    pixels = images((1, 32, 32))
+    logits = state.network.eval()(pixels)
+    simulated, given = deployed(state, pixels)
+    assert (simulated - logits).abs().max() < 0.1 * logits.std()
+    assert (simulated - given).abs().max() < 0.05 * logits.std()
 
 
 def test_functional_dropouts_drop_in_training(tmp_path):
@@ -567,6 +669,19 @@ def test_weights_of_another_network_are_a_sentence(tmp_path, keep, sentence):
         own.brought(cell.model.own)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_are_taken_by_their_names_in_the_network(prefix, inside):
+    """Without what PyTorch put before all of them; a network may have a part of that name."""
+    made, other = (torch.nn.ModuleDict({"stem": torch.nn.Conv2d(1, 8, 3)}) for _ in range(2))
+    if inside:
+        made, other = (torch.nn.ModuleDict({"module": net}) for net in (made, other))
+    tensors = {f"{prefix}{name}": tensor for name, tensor in other.state_dict().items()}
+    weights.fill(made, tensors, "other.pt", "what nets.py:build builds")
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
+
+
 # --- at the edge ---------------------------------------------------------------------------------
 
 
@@ -594,6 +709,18 @@ def test_weights_of_another_network_are_a_sentence(tmp_path, keep, sentence):
 def test_what_is_wrong_with_an_entry_is_a_sentence_with_its_place(tmp_path, entry, sentence):
     with pytest.raises(UserError, match=sentence):
         cells_of(tmp_path, **entry)
+
+
+@pytest.mark.parametrize(
+    ("when", "words"),
+    [
+        ("built", "raises SystemExit: no such option"),
+        ("called", "raises SystemExit when called: no such image"),
+    ],
+)
+def test_a_network_that_ends_the_process_is_a_sentence(tmp_path, when, words):
+    with pytest.raises(UserError, match=rf"^factory nets\.py:leaving: {words}$"):
+        known(tmp_path, "leaving", when=when)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")  # which users still have

@@ -5,7 +5,7 @@ compute a tensor from tensors, no control flow, no functions, no domain but ONNX
 is known, and their sizes bound the memory and the arithmetic. A kilobyte of nodes that double a
 tensor each is refused here, not by the machine's memory.
 
-Shapes are those for one image; C channels, H x W pixels.
+Shapes are those for one image where nothing else is said; N images, C channels, H x W pixels.
 """
 
 from __future__ import annotations
@@ -61,23 +61,47 @@ def cost(model: onnx.ModelProto, shape: tuple[int, int, int]) -> Cost:
     """Of a model that takes images of this shape; ValueError, a short reason, for a model that
     netpress does not write or that costs more than its limits."""
     _check_parts(model)
-    sizes, item_bytes = _inferred(model, shape)
-    for value in model.graph.output:
-        dims = [d.dim_value if d.HasField("dim_value") else 1 for d in _dims(value)]
-        if list(sizes.get(value.name, ())) != dims:
-            gives = list(sizes.get(value.name, ()))
-            raise ValueError(f"it gives {gives} numbers an image, and says {dims}")
-    constants = {tensor.name for tensor in model.graph.initializer}
-    macs = sum(_macs(node, sizes) for node in model.graph.node)
-    total = Cost(macs, *_bytes(model, sizes, item_bytes, constants))
+    total = _cost(model, shape, 1)
     if total.image_bytes > MOST_BYTES:
         needs = f"{total.image_bytes:,} bytes of memory an image"
         raise ValueError(f"it needs {needs}, at most {MOST_BYTES:,}")
-    if macs > MOST_MACS:
-        raise ValueError(f"it needs {macs:,} operations an image, at most {MOST_MACS:,}")
+    if total.macs > MOST_MACS:
+        raise ValueError(f"it needs {total.macs:,} operations an image, at most {MOST_MACS:,}")
     if total.constant_bytes > OF_CONSTANTS * model.ByteSize():
         raise ValueError(f"its constants become {total.constant_bytes:,} bytes")
+    check_batch(model, shape, total, 2)
     return total
+
+
+def check_batch(
+    model: onnx.ModelProto, shape: tuple[int, int, int], one: Cost, images: int
+) -> None:
+    """ValueError where so many images at a time need more than each of them, which is ``one``: a
+    tensor may have a side for each image, and several of them."""
+    all_of_them = _cost(model, shape, images)
+    linear = Cost(images * one.macs, images * one.image_bytes, one.constant_bytes)
+    if any(needed > most for needed, most in zip(all_of_them, linear, strict=True)):
+        raise ValueError(
+            f"{images} images at a time need more than {images} times what one does: "
+            f"{all_of_them.image_bytes:,} bytes of memory and {all_of_them.macs:,} operations"
+        )
+
+
+def _cost(model: onnx.ModelProto, shape: tuple[int, int, int], images: int) -> Cost:
+    """Of so many images together."""
+    sizes, item_bytes = _inferred(model, shape, images)
+    for value in model.graph.output:
+        dims = [d.dim_value if d.HasField("dim_value") else images for d in _dims(value)]
+        if list(sizes.get(value.name, ())) != dims:
+            gives, of = list(sizes.get(value.name, ())), _of(images)
+            raise ValueError(f"it gives {gives} numbers {of}, and says {dims}")
+    constants = {tensor.name for tensor in model.graph.initializer}
+    macs = sum(_macs(node, sizes) for node in model.graph.node)
+    return Cost(macs, *_bytes(model, sizes, item_bytes, constants))
+
+
+def _of(images: int) -> str:
+    return "an image" if images == 1 else f"for {images} images"
 
 
 # --- parts -----------------------------------------------------------------------------------
@@ -132,16 +156,17 @@ def _check_tensor(tensor: onnx.TensorProto) -> None:
 
 
 def _inferred(
-    model: onnx.ModelProto, shape: tuple[int, int, int]
+    model: onnx.ModelProto, shape: tuple[int, int, int], images: int
 ) -> tuple[Sizes, dict[str, float]]:
     """Of every tensor the sizes, and the bytes of a number of it."""
     import onnx
 
-    skeleton = _skeleton(model, shape)
+    skeleton = _skeleton(model, (images, *shape))
     try:
         known = onnx.shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True)
     except Exception as error:  # of several types, by what is wrong
-        raise ValueError(f"its shapes do not fit together ({first_line(error)})") from error
+        of = "" if images == 1 else f" {_of(images)}"
+        raise ValueError(f"its shapes do not fit together{of} ({first_line(error)})") from error
     values = [*known.graph.input, *known.graph.value_info, *known.graph.output]
     sizes: Sizes = {}
     item_bytes: dict[str, float] = {}
@@ -167,8 +192,9 @@ def _dims(value: onnx.ValueInfoProto) -> Iterable[onnx.TensorShapeProto.Dimensio
     return value.type.tensor_type.shape.dim
 
 
-def _skeleton(model: onnx.ModelProto, shape: tuple[int, int, int]) -> onnx.ModelProto:
-    """The model without its large constants, for one image: shapes are inferred in milliseconds."""
+def _skeleton(model: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProto:
+    """The model without its large constants, for images of ``shape`` [N, C, H, W]: shapes are
+    inferred in milliseconds."""
     import onnx
 
     graph = onnx.GraphProto(name="shapes", node=model.graph.node)
@@ -182,7 +208,7 @@ def _skeleton(model: onnx.ModelProto, shape: tuple[int, int, int]) -> onnx.Model
             )
     for value in model.graph.input:
         kind = value.type.tensor_type.elem_type
-        graph.input.append(onnx.helper.make_tensor_value_info(value.name, kind, [1, *shape]))
+        graph.input.append(onnx.helper.make_tensor_value_info(value.name, kind, shape))
     graph.output.extend(
         onnx.ValueInfoProto(name=value.name, type=_free(value)) for value in model.graph.output
     )
@@ -210,7 +236,9 @@ def _macs(node: onnx.NodeProto, sizes: Sizes) -> int:
             return made * math.prod(second[1:])
         if node.op_type == "ConvTranspose":
             return math.prod(first) * math.prod(second[1:])
-        return made * max(1, *first[-2:] if node.op_type == "Gemm" else first[-1:])
+        if node.op_type == "Gemm":  # either may be transposed
+            return math.prod(sizes[node.output[0]][:1]) * math.prod(second)
+        return made * max(1, *first[-1:])
     read = sum(math.prod(sizes.get(name, ())) for name in node.input if name)
     return read + made * math.prod(_ints(node, "kernel_shape"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from pipeline.artifact import operators
+from pipeline.artifact import bounds, operators
 from pipeline.artifact.format import INPUT, OUTPUT
 from pipeline.errors import UserError, first_line
 
@@ -25,14 +25,22 @@ def float_model(state: ModelState) -> onnx.ModelProto:
 
 
 def refuse_unexportable(state: ModelState, label: str) -> None:
-    """UserError where no artifact can be made of such a network: told before it is trained."""
+    """UserError where no artifact can be made of such a network, or none that can be loaded: told
+    before it is trained."""
     try:
-        float_model(state)
+        model = float_model(state)
     except Exception as error:  # whatever the exporter raises at a user's code
         cause = error.__cause__ or error
         raise UserError(
             f"model {label}: PyTorch's exporter cannot make an ONNX graph of it "
             f"({type(cause).__name__}: {first_line(cause)}), so it could not be deployed"
+        ) from error
+    try:
+        bounds.cost(model, state.spec.shape)
+    except ValueError as error:
+        raise UserError(
+            f"model {label}: the graph that PyTorch's exporter makes of it could not be run: "
+            f"{error}"
         ) from error
 
 

@@ -34,6 +34,7 @@ MANIFEST_BYTES = 16 << 20
 DECODED_BYTES, DECODED_RATIO = 128 << 20, 32  # a small file stands for no gigabytes
 CHANNELS = (1, 3)
 PIXELS = 1 << 24  # of an image (4096x4096): a manifest may ask for any
+_NOT_RUN = "is no model that netpress runs"
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,25 @@ class Artifact:
             "its 8-bit products saturate on this CPU, which has no VNNI: classes may be wrong; "
             "expected a CPU with VNNI, or a model made with quantize.reduce_range: auto"
         )
+
+    @cached_property
+    def _batches(self) -> set[int]:
+        """Numbers of images that were found to need no more than each of them does."""
+        return {1, 2}
+
+    def check_batch(self, images: int) -> None:
+        """Corrupt where so many images at a time need more than each of them, which may be so for
+        one number of images alone."""
+        import onnx
+
+        if images in self._batches:
+            return
+        try:
+            model = onnx.load_model_from_string(self.model)
+            bounds.check_batch(model, self.shape, self.cost, images)
+        except ValueError as error:
+            raise Corrupt(f"{self.model_path}: {_NOT_RUN}: {error}") from error
+        self._batches.add(images)
 
     @property
     def runnable_bytes(self) -> int:
@@ -167,6 +187,7 @@ def _well_formed(manifest: dict) -> bool:
         and len(shape) == 3
         and all(type(n) is int and n > 0 for n in shape)
         and isinstance(classes, list)
+        and len(classes) > 0
         and all(isinstance(c, str) for c in classes)
         and manifest["kind"] in ("int8", "float32")
         and COLOUR.fullmatch(manifest.get("background", "white")) is not None
@@ -208,7 +229,7 @@ def _check_model(path: Path, data: bytes, manifest: dict) -> Cost:
     try:
         return bounds.cost(model, (channels, height, width))
     except ValueError as error:
-        raise Corrupt(f"{path}: is no model that netpress runs: {error}") from error
+        raise Corrupt(f"{path}: {_NOT_RUN}: {error}") from error
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:

@@ -108,7 +108,12 @@ def _overrides(model: ir.Model, integers: Integers) -> dict[str, list[dict]]:
 
     readers = _readers(model.graph, {name.partition(":")[0] for name in integers.inputs})
     overrides: dict[str, list[dict]] = {}
+    # The exporter leaves out layers of which the logits do not depend, and computes those that read
+    # no image once and for all.
+    there = set(model.graph.initializers)
     for name, weight in integers.weights.items():
+        if f"{PREFIX}{name}.weight" not in there:
+            continue
         assert min(weight.scale) > 0, f"{name}: a weight scale is not positive"
         overrides[f"{PREFIX}{name}.weight"] = [
             {"quant_type": QuantType.QInt8, "axis": 0, "scale": _f32(s), "zero_point": _i8(0)}
@@ -116,6 +121,8 @@ def _overrides(model: ir.Model, integers: Integers) -> dict[str, list[dict]]:
         ]
     for name, point in integers.inputs.items():
         layer, _, operand = name.partition(":")
+        if layer not in readers:
+            continue
         decided = [
             {
                 "quant_type": QuantType.QUInt8,

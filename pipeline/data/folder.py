@@ -131,6 +131,7 @@ def search(name: str, top: Path) -> Folder:
     passed: dict[str, Unread] = {}
     files = {part: _by_class(top, part, passed) for part in PARTS}
     _check_classes(name, top, files, passed)
+    _check_apart(name, files)
     return Folder(str(top), tuple(files["train"]), files, passed)
 
 
@@ -280,3 +281,20 @@ def _check_classes(
                 raise UserError(f"{name}: class folder {top / part / label} has no images{but}")
             if not label.isprintable():
                 raise UserError(f"{name}: class name {label!r} is not printable, rename its folder")
+
+
+def _check_apart(name: str, files: dict[str, dict[str, list[os.DirEntry[str]]]]) -> None:
+    """By links, or by folders that are links, one file can be an image of both parts, or of two
+    classes of one."""
+    found: dict[tuple[int, int], tuple[str, str, str]] = {}
+    for part in PARTS:
+        for label, images in files[part].items():
+            for image in images:
+                if not _stat(image).st_ino:  # on a disk that numbers no files
+                    continue
+                before = found.setdefault(_identity(_stat(image)), (part, label, image.path))
+                if before[:2] != (part, label):
+                    raise UserError(
+                        f"{name}: {image.path} and {before[2]} are the same file, expected other "
+                        f"images in {part}/{label} than in {'/'.join(before[:2])}"
+                    )

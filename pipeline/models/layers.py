@@ -32,6 +32,48 @@ class Parts(nn.Module):
         return x.split(self.sizes, 1)
 
 
+class UnevenAverage(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` from maps of one size to sides that do not divide theirs, so that
+    windows overlap or differ; [N, K, *before] -> [N, K, *after]. PyTorch's exporter writes that one
+    by operators that artifacts do not have."""
+
+    rows: torch.Tensor
+    row_shares: torch.Tensor
+    columns: torch.Tensor
+    column_shares: torch.Tensor
+
+    def __init__(self, before: tuple[int, int], after: tuple[int, int]):
+        super().__init__()
+        (rows, row_shares), (columns, column_shares) = map(_windows, before, after)
+        # Not persistent: a state dict holds what the factory's module has, and nothing else.
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("row_shares", row_shares[..., None], persistent=False)
+        self.register_buffer("columns", columns, persistent=False)
+        self.register_buffer("column_shares", column_shares, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for dim, at, shares in (
+            (2, self.rows, self.row_shares),
+            (3, self.columns, self.column_shares),
+        ):
+            windows = x.index_select(dim, at).unflatten(dim, shares.shape[:2])
+            x = (windows * shares).sum(dim + 1)
+        return x
+
+
+def _windows(before: int, after: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """For windows of a side that become one number each, all as long as the longest: the pixels
+    int64 [after * longest], and what part of its number each is, float32 [after, longest]."""
+    starts = [i * before // after for i in range(after)]
+    sizes = [-(-(i + 1) * before // after) - start for i, start in enumerate(starts)]
+    longest = range(max(sizes))
+    pixels = [
+        start + min(i, size - 1) for start, size in zip(starts, sizes, strict=True) for i in longest
+    ]
+    shares = [[1 / size if i < size else 0.0 for i in longest] for size in sizes]
+    return torch.tensor(pixels, device="cpu"), torch.tensor(shares, device="cpu")
+
+
 def multiple_of_eight(channels: float) -> int:
     """To the nearest multiple, at least 8: other counts waste vector lanes."""
     return multiple_of(8, channels)

@@ -71,8 +71,22 @@ def restore(spec: NetworkSpec, tensors: dict[str, torch.Tensor]) -> ModelState:
         build(spec).load_state_dict({n: t.to("meta") for n, t in tensors.items()})
     with torch.random.fork_rng(devices=[]):
         network = build(spec)
-    network.load_state_dict(tensors)
+    _load(network, tensors)
     return ModelState(spec, network)
+
+
+@torch.no_grad()
+def _load(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """``tensors`` into a module. A parameter that several layers share, as a factory may write it,
+    becomes one of each where these have other values by now: each was folded or rounded alone."""
+    names: dict[nn.Parameter, str] = {}
+    for name, parameter in [*module.named_parameters(remove_duplicate=False)]:
+        first = names.setdefault(parameter, name)
+        if first != name and not torch.equal(tensors[first], tensors[name]):
+            owner, _, attribute = name.rpartition(".")
+            own = nn.Parameter(torch.empty_like(parameter), parameter.requires_grad)
+            setattr(module.get_submodule(owner), attribute, own)
+    module.load_state_dict(tensors)
 
 
 def parameter_count(spec: NetworkSpec) -> int:
@@ -193,7 +207,7 @@ def fold(state: ModelState) -> ModelState:
         tensors = {n: t for n, t in tensors.items() if not n.startswith(f"{norm_name}.")}
         for transform in state.spec.transforms:
             tensors = transform.scaled(tensors, conv_name, factor)
-    network.module.load_state_dict(tensors)
+    _load(network.module, tensors)
     return ModelState(spec, network)
 
 

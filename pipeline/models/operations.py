@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from pipeline.models.layers import UnevenAverage
+
 Shape = tuple[int, ...]
 
 # One tensor in, one out, number by number, or channel by channel.
@@ -25,7 +27,7 @@ POINTWISE = (
 UNARY_MODULES = (
     *POINTWISE,
     *(nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
-    *(nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d),
+    *(nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d, UnevenAverage),
 )
 POINTWISE_CALLS: tuple[Any, ...] = (
     *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.hardswish),

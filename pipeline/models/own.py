@@ -141,7 +141,7 @@ class OwnModel:
         with torch.no_grad():
             try:
                 logits = module(torch.zeros(2, *shape))
-            except Exception as error:  # whatever a user's code raises
+            except (Exception, SystemExit) as error:  # whatever a user's code raises
                 self._refuse(f"raises {type(error).__name__} when called: {first_line(error)}")
         return tuple(logits.shape) if isinstance(logits, torch.Tensor) else None, _ends(ran)
 
@@ -166,7 +166,7 @@ class OwnModel:
                 on = torch.empty(0).device
                 with torch.device("cpu"):
                     module = factory(**self.own.arguments).to(on)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"factory {self.own.label}: raises {type(error).__name__}: {first_line(error)}"
             ) from error

@@ -22,7 +22,7 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from pipeline.errors import first_line
-from pipeline.models.layers import Parts, Sum
+from pipeline.models.layers import Parts, Sum, UnevenAverage
 from pipeline.models.operations import (
     CONCATENATIONS,
     RESHAPES,
@@ -85,6 +85,16 @@ class _Tracer(fx.Tracer):
         return m.act(m.drop(made)) if id(m) in self.parted else made
 
 
+class _Sizes(ShapeProp):
+    """Notes the shapes of tensors, and the numbers that are computed from these."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        if isinstance(made, (int, tuple)):
+            n.meta["numbers"] = made
+        return made
+
+
 def _part(module: nn.Module) -> list[nn.Module]:
     """Layers that do more than their names become what these denote: normalizations with an
     activation in them only normalize; returns these."""
@@ -111,8 +121,8 @@ def traced(module: nn.Module, shape: Shape) -> Traced:
         graph = _Tracer(parted).trace(module.eval())
         whole = fx.GraphModule(module, graph)
         with torch.no_grad():
-            ShapeProp(whole).propagate(torch.zeros((2, *shape), device="meta"))
-    except Exception as error:  # whatever a user's code raises when its values are not there
+            _Sizes(whole).propagate(torch.zeros((2, *shape), device="meta"))
+    except (Exception, SystemExit) as error:  # what a user's code raises without its values
         raise NotTraceable(first_line(error)) from error
     made = _Rewriter(whole, {id(part) for norm in parted for part in norm.children()})
     made.rewrite()
@@ -128,7 +138,7 @@ class _Rewriter:
     def rewrite(self) -> None:
         positional(self.whole)
         for node in list(self.graph.nodes):
-            for rule in (_sum, _average, _flat, _dropout, _pool, _behind_norm, _split, _slice):
+            for rule in RULES:
                 made = rule(self, node)
                 if made is not None:
                     made.meta = dict(node.meta)
@@ -196,8 +206,9 @@ def _average(made: _Rewriter, node: fx.Node) -> fx.Node | None:
     if before is None or after is None or len(before) != 4 or not isinstance(source, fx.Node):
         return None
     module = made.module(node)
-    pools = (nn.AdaptiveAvgPool2d, nn.AvgPool2d)
-    pooled = isinstance(module, pools) or _calls(node, (F.adaptive_avg_pool2d, F.avg_pool2d))
+    pooled = isinstance(module, nn.AdaptiveAvgPool2d) or _calls(node, (F.adaptive_avg_pool2d,))
+    if isinstance(module, nn.AvgPool2d) or _calls(node, (F.avg_pool2d,)):
+        pooled = _covers(module, node, before[2:])
     if _calls(node, ("mean", torch.mean)):
         dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         dims = dims if isinstance(dims, (list, tuple)) else ()
@@ -212,6 +223,32 @@ def _average(made: _Rewriter, node: fx.Node) -> fx.Node | None:
     average.meta = {"tensor_meta": SimpleNamespace(shape=(*before[:2], 1, 1))}
     with made.graph.inserting_after(average):
         return made.graph.call_function(torch.flatten, (average, 1))
+
+
+WINDOW = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+
+
+def _covers(module: nn.Module | None, node: fx.Node, sides: Shape) -> bool:
+    """Whether a pool's first window averages a whole map [H, W]: nothing is left out, no padding
+    is counted, and it is divided by the number of pixels."""
+    written = fx.map_arg(node.args[1:], _number), fx.map_arg(node.kwargs, _number)
+    given = dict(zip(WINDOW, written[0], strict=False)) | written[1] if module is None else {}
+    kernel, padding, divisor = (
+        given.get(name, getattr(module, name, None))
+        for name in ("kernel_size", "padding", "divisor_override")
+    )
+    covered = all(k >= side for k, side in zip(_two(kernel), sides, strict=True))
+    return covered and _two(padding or 0) == (0, 0) and divisor is None
+
+
+def _number(node: fx.Node) -> Any:
+    return node.meta.get("numbers", node)
+
+
+def _two(sides: Any) -> tuple[int, int]:
+    """Of both sides of a window, which PyTorch takes as one number where they are the same."""
+    numbers = tuple(sides) if isinstance(sides, (list, tuple)) else (sides,)
+    return (numbers[0], numbers[-1])
 
 
 def _flat(made: _Rewriter, node: fx.Node) -> fx.Node | None:
@@ -244,6 +281,20 @@ def _pool(made: _Rewriter, node: fx.Node) -> fx.Node | None:
         return None
     assert isinstance(source, fx.Node)
     return made.put(node, "same", nn.Identity(), (source,))
+
+
+def _uneven(made: _Rewriter, node: fx.Node) -> fx.Node | None:
+    """An adaptive average whose windows overlap, or are of several sizes."""
+    source = node.args[0] if node.args else None
+    before, after = shape_of(source), shape_of(node)
+    adaptive = isinstance(made.module(node), nn.AdaptiveAvgPool2d)
+    if not (adaptive or _calls(node, (F.adaptive_avg_pool2d,))) or before is None or after is None:
+        return None
+    if len(before) != 4 or (before[2] % after[2], before[3] % after[3]) == (0, 0):
+        return None
+    assert isinstance(source, fx.Node)
+    sides = (before[2], before[3]), (after[2], after[3])
+    return made.put(node, "uneven", UnevenAverage(*sides), (source,))
 
 
 def _behind_norm(made: _Rewriter, node: fx.Node) -> fx.Node | None:
@@ -289,6 +340,9 @@ def _slice(made: _Rewriter, node: fx.Node) -> fx.Node | None:
     parts.meta = {"tensor_meta": tuple(SimpleNamespace(shape=shape) for shape in shapes)}
     with made.graph.inserting_after(parts):
         return made.graph.call_function(operator.getitem, (parts, 1 if start else 0))
+
+
+RULES = (_sum, _average, _flat, _dropout, _pool, _uneven, _behind_norm, _split, _slice)
 
 
 def _calls(node: fx.Node, targets: tuple[Any, ...]) -> bool:

@@ -15,6 +15,8 @@ from pipeline.models.network import ModelState
 from pipeline.terminal import tell
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which training scripts keep weights
+# What networks that run on several GPUs, or compiled ones, put before the names.
+PREFIXES = ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.")
 
 
 def read(path: Path, sha256: str | None) -> dict[str, torch.Tensor]:
@@ -44,7 +46,16 @@ def read(path: Path, sha256: str | None) -> dict[str, torch.Tensor]:
             tensors = tensors[wrapper]
     if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
         raise UserError(f"{path}: expected a state dict, names and tensors")
-    return {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return {str(name): tensor for name, tensor in tensors.items()}
+
+
+def _renamed(
+    tensors: Mapping[str, torch.Tensor], wanted: Collection[str]
+) -> Mapping[str, torch.Tensor]:
+    """Without the prefixes that PyTorch gave the names, where more of them are ``wanted`` so: a
+    network may have a submodule of that name."""
+    without = [{n.removeprefix(p): t for n, t in tensors.items()} for p in PREFIXES]
+    return max((tensors, *without), key=lambda names: len(names.keys() & wanted))
 
 
 def other_head(state: ModelState, tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
@@ -53,6 +64,7 @@ def other_head(state: ModelState, tensors: Mapping[str, torch.Tensor]) -> tuple[
     module, classes = state.network.module, state.spec.classes
     layers = [n for n, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     own = module.state_dict()
+    tensors = _renamed(tensors, own)
     last = tuple(name for name in own if layers and name.rpartition(".")[0] == layers[-1])
     if not all(name in tensors and tensors[name].dim() for name in last):
         return ()
@@ -71,6 +83,7 @@ def fill(
     """The tensors into a module, but for those named in ``left``; UserError where they are not
     those of its layers. ``source``: where they are from; ``builds``: what the module is."""
     wanted = module.state_dict()
+    tensors = _renamed(tensors, wanted)
     required = [name for name in wanted if name not in left]
     lacking = [n for n in required if n not in tensors and not n.endswith("num_batches_tracked")]
     wrong = [n for n in required if n in tensors and tensors[n].shape != wanted[n].shape]

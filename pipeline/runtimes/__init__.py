@@ -6,7 +6,7 @@ library makes of a stranger's model is one sentence. The libraries are loaded wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -113,7 +113,8 @@ def session(
     chosen, where = get(runtime), str(artifact.model_path)
     model = _model(runtime, artifact, network)
     inner = _loaded(chosen, model, threads, where)
-    return Checked(inner, chosen.LABEL, where, len(artifact.classes), artifact.cost.images)
+    classes, batches = len(artifact.classes), artifact.check_batch
+    return Checked(inner, chosen.LABEL, where, classes, artifact.cost.images, batches)
 
 
 def _model(runtime: str, artifact: Artifact, network: ModelState | None) -> object:
@@ -209,8 +210,10 @@ class Checked:
     where: str
     classes: int
     images: int = BATCH  # at a time, as memory allows
+    check_batch: Callable[[int], None] = lambda _: None
 
     def run(self, images: np.ndarray) -> np.ndarray:
+        self.check_batch(len(images))
         try:
             scores = self.inner.run(images)
         except MemoryError:

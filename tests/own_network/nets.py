@@ -3,6 +3,9 @@ makes layers hang together. `factory: nets.py:build` in a sweep file names it.""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -208,6 +211,102 @@ class Separable(nn.Module):
         return self.head(torch.relu(self.last(self.act(x))).mean((2, 3)))
 
 
+POOLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "whole": nn.AvgPool2d(8),
+    "sides": lambda x: F.avg_pool2d(x, x.size()[2:]),
+    "side": lambda x: F.avg_pool2d(x, kernel_size=x.shape[-1], stride=1),
+    "beyond": nn.AvgPool2d((8, 9), ceil_mode=True),
+    "corner": nn.AvgPool2d(5),
+    "rows": lambda x: F.avg_pool2d(x, (8, 6)),
+    "padded": nn.AvgPool2d(10, padding=1),
+    "sum": nn.AvgPool2d(8, divisor_override=1),
+    "overlapping": nn.AdaptiveAvgPool2d((7, 7)),
+    "several": lambda x: F.adaptive_avg_pool2d(F.max_pool2d(x, (2, 4)), 7),
+    "repeated": nn.Sequential(nn.MaxPool2d(8), nn.AdaptiveAvgPool2d(7)),
+    "squeezed": lambda x: F.adaptive_avg_pool2d(x, 1).squeeze()[..., None],
+}
+
+
+class Pooled(nn.Module):
+    """Ends with a pool of 8 x 8 pixels to one or ``side`` squared; [N, C, 32, 32] as images."""
+
+    def __init__(self, colours: int, classes: int, pool: str, side: int):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(colours, 8, 4, 4), nn.Linear(8 * side**2, classes)
+        self.pool = POOLS[pool]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.pool(torch.relu(self.stem(x))).flatten(1))
+
+
+def pooled(pool: str, colours: int = 1, classes: int = 10, side: int = 1) -> nn.Module:
+    return Pooled(colours, classes, pool, side)
+
+
+class Joined(nn.Module):
+    """A small tensor is read by itself, and beside a large one; which of the two first is up to
+    ``small_first``."""
+
+    def __init__(self, colours: int, classes: int, small_first: bool):
+        super().__init__()
+        self.small_first = small_first
+        self.stem, self.middle = nn.Conv2d(colours, 8, 4, 4), nn.Conv2d(8, 8, 3, 1, 1)
+        self.wide, self.small = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        y = torch.cat([x, 8 * F.relu(self.middle(x))], 1)
+        made = [self.small(x), self.wide(y)] if self.small_first else [self.wide(y), self.small(x)]
+        return self.head((made[0] + made[1]).mean((2, 3)))
+
+
+def joined(colours: int = 1, classes: int = 10, small_first: bool = False) -> nn.Module:
+    return Joined(colours, classes, small_first)
+
+
+class Shared(nn.Module):
+    """Two convolutions with one weight, and a normalization of each."""
+
+    def __init__(self, colours: int, classes: int):
+        super().__init__()
+        self.stem = nn.Conv2d(colours, 8, 4, 4)
+        self.first, self.second = (nn.Conv2d(8, 8, 3, 1, 1, bias=False) for _ in range(2))
+        self.second.weight = self.first.weight
+        self.first_norm, self.second_norm = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.first_norm(self.first(self.stem(x))))
+        x = F.relu(self.second_norm(self.second(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def shared(colours: int = 1, classes: int = 10) -> nn.Module:
+    return Shared(colours, classes)
+
+
+class Unread(nn.Module):
+    """A head beside the other one, whose logits are computed always and given in training alone;
+    and a layer that reads a parameter, not the image."""
+
+    def __init__(self, colours: int, classes: int):
+        super().__init__()
+        self.stem, self.middle = nn.Conv2d(colours, 8, 4, 4), nn.Conv2d(8, 8, 3, 1, 1)
+        self.beside, self.head = nn.Linear(8, classes), nn.Linear(8, classes)
+        self.query, self.of_query = nn.Parameter(torch.randn(1, 8)), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        x = F.relu(self.stem(x))
+        beside = self.beside(x.mean((2, 3)))
+        logits = self.head(F.relu(self.middle(x)).mean((2, 3)) * self.of_query(self.query))
+        return (logits, beside) if self.training else logits
+
+
+def unread(colours: int = 1, classes: int = 10) -> nn.Module:
+    return Unread(colours, classes)
+
+
 class Disordered(nn.Module):
     """Normalizes the image itself; what runs last is registered first."""
 
@@ -276,3 +375,13 @@ def normalized(colours: int = 1, classes: int = 10, new: bool = True) -> nn.Modu
 
 def number() -> int:
     return 3
+
+
+class Leaving(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        sys.exit("no such image")
+
+
+def leaving(when: str, colours: int = 1, classes: int = 10) -> nn.Module:
+    """Ends the process, as a script does that is used as a module."""
+    return sys.exit("no such option") if when == "built" else Leaving()

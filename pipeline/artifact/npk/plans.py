@@ -17,7 +17,7 @@ from pipeline.artifact.npk.decode import (
     TAP,
     WEIGHT,
     Plan,
-    most_filters,
+    decoding_ns,
 )
 from pipeline.artifact.npk.decode import NUMBERS as MOST
 from pipeline.artifact.npk.known import Features, bits
@@ -114,17 +114,6 @@ def _sorted(plans: Iterable[Plan], part: np.ndarray, filters: int = 0) -> list[O
         cost = bits(plan, part) * scale + 8 * _plan_bytes(plan)
         made.append(Option(whole, cost, decoding_ns(whole)))
     return sorted(made, key=lambda option: option.bits)
-
-
-def decoding_ns(plan: Plan) -> float:
-    """On one core of 2.6 GHz. A rule that all encoders share: they make the same file."""
-    blocks, done, most = 0, 0, most_filters(plan)
-    while done < plan.filters:
-        done += min(max(plan.first, done), most, plan.filters - done)
-        blocks += 1
-    slices = blocks * plan.positions * plan.groups
-    solving = (blocks - 1) * plan.predictors * (10_000 + 0.5 * plan.predictors * plan.channels)
-    return 50.0 * plan.size + 100_000.0 * slices + solving
 
 
 def _plan_bytes(plan: Plan) -> int:

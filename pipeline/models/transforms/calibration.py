@@ -18,6 +18,7 @@ from pipeline.models.transforms.fakequant import (
     SMALLEST_NORMAL,
     FakeQuantConv2d,
     FakeQuantLinear,
+    InputQuantizer,
     layers,
     points,
 )
@@ -38,12 +39,25 @@ def calibrate(
     seen = _observe(module, batches)
     for layer in layers(module).values():
         layer.weight_quantizer.scale.copy_(_weight_scale(layer, method))
+    names: dict[InputQuantizer, list[str]] = {}
     for name, point in points(module).items():
+        names.setdefault(point, []).append(name)
+    for point, readers in names.items():
         zero_point, scale = image
         if not point.exact:
-            scale, zero_point = _range(seen[name], method)
+            scale, zero_point = _range(_together([seen[name] for name in readers]), method)
         point.scale.fill_(scale)
         point.zero_point.fill_(zero_point)
+
+
+def _together(samples: list[torch.Tensor]) -> torch.Tensor:
+    """What readers of one quantizer see, each tensor once: those of a concatenation see other
+    numbers than those of its parts."""
+    different: list[torch.Tensor] = []
+    for sample in samples:
+        if not any(torch.equal(sample, other) for other in different):
+            different.append(sample)
+    return torch.cat(different)
 
 
 SAMPLE = 16384  # values kept of each input and batch: enough for a histogram, small in memory
