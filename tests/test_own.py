@@ -527,23 +527,24 @@ def test_an_id_has_the_bytes_and_the_arguments_but_not_the_place(tmp_path):
     assert read.id == first.id and read.to_json() == first.to_json()
 
 
-def test_how_it_is_taken_apart_is_in_the_id_of_all_but_its_base(tmp_path, monkeypatch):
-    """Cells of the first way do not say it, and are read as they were."""
+def test_how_it_is_taken_apart_is_in_the_ids(tmp_path, monkeypatch):
+    """Cells of the first way, and bases before the sixth, do not say it, and are read as they
+    were."""
     latest = SHARED["tracing"]
     now = cells_of(tmp_path, ("base", "prune-filters"))
-    assert (
-        now["prune-filters"].versions["tracing"] == SHARED["tracing"]
-        and "tracing" not in now["base"].versions
-    )
+    assert all(cell.versions["tracing"] == SHARED["tracing"] for cell in now.values())
     monkeypatch.setitem(SHARED, "tracing", 1)
     before = cells_of(tmp_path, ("base", "prune-filters"))
-    monkeypatch.setitem(SHARED, "tracing", latest - 1)
+    monkeypatch.setitem(SHARED, "tracing", 5)
     lately = cells_of(tmp_path, ("base", "prune-filters"))
-    monkeypatch.undo()
-    assert before["base"].id == now["base"].id == now["prune-filters"].base_id
+    monkeypatch.setitem(SHARED, "tracing", latest)
+    assert before["base"].id == lately["base"].id == lately["prune-filters"].base_id
+    assert now["base"].id == now["prune-filters"].base_id != before["base"].id
+    assert before["base"].id in {cell.id for cell in now["base"].older()}
+    assert "tracing" not in lately["base"].versions
     assert before["prune-filters"].id != now["prune-filters"].id
     assert lately["prune-filters"].id in {cell.id for cell in now["prune-filters"].older()}
-    for cell in (*before.values(), *now.values()):
+    for cell in (*before.values(), *lately.values(), *now.values()):
         data = json.loads(json.dumps(cell.to_json()))
         again = Cell.from_json(data, catalog.built_in())
         assert again.id == cell.id and again.versions == cell.versions

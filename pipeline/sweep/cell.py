@@ -119,10 +119,14 @@ def plugins_of(data: Mapping[str, Any]) -> Plugins:
     return tuple(dict.fromkeys(plugin for part in parts for plugin in _plugins_in(part)))
 
 
+BASES_TRACED = 6  # the version of tracing from which ids of bases have it: it changes what they do
+
+
 @dataclass(frozen=True)
 class Core:
     """Versions of what every cell goes through before it has weights; `tracing`: what a network of
-    the user's own alone goes through, in all stages after its base."""
+    the user's own alone goes through, in all stages after its base, and since BASES_TRACED in its
+    base as well."""
 
     data: int = field(default_factory=lambda: SHARED["data"])
     training: int = field(default_factory=lambda: SHARED["training"])
@@ -200,8 +204,7 @@ class Cell:
     def _canonical(self, stages: tuple[Stage, ...]) -> str:
         # The canonical JSON of the whole, put together from its parts, keys in sorted order.
         plugins = canonical_json(_decided(self.plugins))[1:-1] + "," if self.plugins else ""
-        traced = stages and self.model.own is not None
-        core = self.core.canonical_traced if traced else self.core.canonical
+        core = self.core.canonical_traced if self._traced(stages) else self.core.canonical
         return (
             f'{{"core":{core},"dataset":{self.dataset.canonical},'
             f'"format":{self.format},"model":{self.model.canonical},'
@@ -263,7 +266,11 @@ class Cell:
     @property
     def is_traced(self) -> bool:
         """Whether what is done to it depends on how a network of the user's own is taken apart."""
-        return bool(self.stages) and self.model.own is not None
+        return self._traced(self.stages)
+
+    def _traced(self, stages: tuple[Stage, ...]) -> bool:
+        since = 1 if stages else BASES_TRACED
+        return self.model.own is not None and self.core.tracing >= since
 
     @property
     def name(self) -> str:
@@ -335,8 +342,10 @@ class _Named(Frozen):
 
 def _core(data: Mapping[str, Any]) -> Core:
     versions = data["core"]
-    traced = data["stages"] and data["model"].get("own") is not None
-    tracing = versions.get("tracing", 1) if traced else SHARED["tracing"]
+    if data["model"].get("own") is None:
+        tracing = SHARED["tracing"]
+    else:
+        tracing = versions.get("tracing", 1 if data["stages"] else BASES_TRACED - 1)
     return Core(*map(_version, (versions["data"], versions["training"], tracing)))
 
 
