@@ -210,7 +210,7 @@ def report(
             partial(report.rebuild, folder, machine, chosen),
         )
     else:
-        sweep = load(name)
+        sweep = load(name, paths.OR_REPORT)
         work, data_root = roots(sweep)
         for note in images.notes(sweep.cells, work, data_root):
             warn(note)

@@ -73,6 +73,13 @@ def sentence(err: str) -> str:
         ("run quickstart --device tpu", "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
         ("plan nothing", "nothing: no such sweep file, and no shipped sweep of this name ("),
         ("plan ../nothing.yaml", "no such sweep file"),
+        ("plan quickstrat", "no shipped sweep of this name (did you mean 'quickstart'?)"),
+        (
+            "report nothing",
+            "; expected a sweep file (YAML), or a report's folder (with results.h5)",
+        ),
+        ("export . x", ".: is a folder, expected a sweep file (YAML), or a report's folder"),
+        ("measure /nothing", "a report's folder (with results.h5) or an exported model's"),
         ("status .", ".: is a folder, expected a sweep file"),
         ("export quickstart digits/vgg16_bn/kdd/0", "did you mean 'digits/vgg16_bn-w0.25/kd/0'?"),
         ("export quickstart kd", "no cell 'kd' in sweep quickstart; did you mean 'digits/vgg16_"),
@@ -105,6 +112,19 @@ def test_no_command_shows_the_commands_in_their_order(ask):
     names = [line.split()[0] for line in out.split("Commands:\n")[1].splitlines()]
     assert names[:5] == ["run", "plan", "rehearse", "submit", "status"]
     assert "..." not in out.split("Commands:")[1]  # every line fits into 80 columns
+
+
+@pytest.mark.parametrize("command", ["run", "status", "report", "measure", "export"])
+def test_an_empty_name_is_shown_in_quotes(ask, command):
+    cell = ["x"] if command == "export" else []
+    code, out, err = ask(command, "", *cell)
+    assert (code, out) == (2, "") and sentence(err).startswith("netpress: '': is no name, expected")
+
+
+def test_what_is_missing_is_fetched_for_the_sweep_by_its_name(ask, here, monkeypatch):
+    monkeypatch.setenv("NETPRESS_DATA", str(here / "data"))
+    code, _, err = ask("run", "mnist-cpu")
+    assert code == 2 and "is missing; `netpress fetch mnist-cpu` brings it" in sentence(err)
 
 
 def test_help_and_version(ask):

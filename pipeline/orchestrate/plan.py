@@ -5,11 +5,13 @@ Neither this module nor what it imports needs torch: `netpress plan` answers in 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,10 +147,15 @@ class Plan:
             yield from textwrap.wrap(f"note: {note}", 80, subsequent_indent="  ")
 
 
-def load_sweep(name_or_path: str | Path) -> Sweep:
+def wrapped(sentence: str) -> list[str]:
+    """A sentence in lines of 80 columns; what is broken off is indented."""
+    return textwrap.wrap(sentence, 80, subsequent_indent="  ")
+
+
+def load_sweep(name_or_path: str | Path, expected: str = paths.SWEEP_FILE) -> Sweep:
     """The sweep in a file, or the one that ships under this name; raises UserError if it is
-    invalid."""
-    return sweep.load(paths.sweep_file(name_or_path), catalog.built_in())
+    invalid. `expected`: as in `paths.sweep_file`."""
+    return sweep.load(paths.sweep_file(name_or_path, expected), catalog.built_in())
 
 
 def load_again(
@@ -290,8 +297,19 @@ def fetch(sweep: Sweep, data_root: Path, cache_root: Path) -> None:
     """Download and verify the data sets of the sweep; progress goes to standard error."""
     from pipeline import data
 
-    for dataset in datasets(sweep):
-        data.fetch(dataset, data_root, cache_root)
+    with naming(sweep):
+        for dataset in datasets(sweep):
+            data.fetch(dataset, data_root, cache_root)
+
+
+@contextlib.contextmanager
+def naming(sweep: Sweep) -> Iterator[None]:
+    """Errors about a data set, which can be any sweep's, with this one in the command to call."""
+    try:
+        yield
+    except UserError as error:
+        command = f"`netpress fetch {quoted(sweep)}`"
+        raise type(error)(str(error).replace("`netpress fetch SWEEP`", command)) from error
 
 
 def datasets(sweep: Sweep) -> tuple[Dataset, ...]:
