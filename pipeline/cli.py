@@ -297,23 +297,14 @@ def verify(report: Path, as_json: bool, accuracy: bool, speed: bool) -> int:
     help="Instead, all models with a script that measures them elsewhere.",
 )
 def export(name: str, cell: str | None, to: Path | None, encoded: bool, bench: Path | None) -> None:
-    """The deployable model of a cell, as a folder of its own."""
-    from pipeline.orchestrate import bench as benches
-    from pipeline.orchestrate import export, plan
+    """The deployable model of a cell, as a folder of its own.
 
-    sweep = load(name)
-    work, _ = roots(sweep)
-    if bench is not None:
-        if cell or to or encoded:
-            raise UserError("--bench has all models: expected no CELL, --to or --encoded")
-        show_line(benches.export(sweep, work, bench))
-        terminal.tell(benches.advice(sweep))
-        return
-    if cell is None:
-        raise UserError("expected a CELL, or --bench FOLDER for all models of the sweep")
-    chosen = plan.find_cell(sweep, cell)
-    target = to or Path(chosen.name.replace("/", "-"))
-    show_line(export.export(sweep, chosen, work, target, encoded))
+    SWEEP can also be a report's folder. A model that the work root does not have is taken from the
+    report of the sweep, ./reports/NAME or the one that ships, if that has it.
+    """
+    from pipeline import cli_export
+
+    cli_export.run(name, cell, to, encoded, bench)
 
 
 @netpress.command()

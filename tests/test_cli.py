@@ -286,6 +286,45 @@ def test_run_gives_its_exit_code_and_finds_what_is_done(ask, mine):
 def test_notes_go_to_standard_error(ask, here):
     (here / "noted.yaml").write_text(SWEEP + "define: {tiny: [finetune]}\n")
     code, out, err = ask("plan", "noted.yaml", "--json")
+def test_export_takes_what_only_a_report_has(ask, here, mine):
+    """The work root is gone: what the report has is checked against its results.h5."""
+    cells, work = mine
+    for cell in cells:
+        results.publish(cell, work)
+    assert ask("report", "mine.yaml", "--artifacts", "50")[0] == 0
+    shutil.rmtree(work.root)
+    for source in ("mine.yaml", "reports/mine"):
+        code, out, err = ask("export", source, cells[1].id, "--to", "model")
+        assert (code, out, err) == (0, f"{here}/model\n", "")
+        assert (here / "model" / "model.onnx").read_bytes() == b"a model"
+        shutil.rmtree(here / "model")
+        assert ask("export", source, cells[1].name, "--to", "model", "--encoded")[0] == 0
+        shutil.rmtree(here / "model")
+    lies = here / "reports" / "mine" / "artifacts" / cells[1].id
+    (lies / "model.onnx").write_bytes(b"b model")
+    code, out, err = ask("export", "reports/mine", cells[1].id, "--to", "model")
+    assert (code, out) == (2, "") and "model.onnx was changed, its SHA-256" in sentence(err)
+    shutil.rmtree(lies)
+    code, out, err = ask("export", "mine.yaml", cells[1].id, "--to", "model")
+    assert code == 2 and "the report reports/mine has its result without the model" in sentence(err)
+    code, out, err = ask("export", "reports/mine", "--bench", "bench")
+    assert code == 2 and "reports/mine: has no model beside its base's" in sentence(err)
+    (here / "reports" / "mine" / "results.h5").write_bytes(b"x")
+    code, out, err = ask("export", "reports/mine", cells[1].id, "--to", "model")
+    assert code == 2 and "`netpress verify reports/mine` checks the report" in sentence(err)
+    assert not (here / "model").exists()
+
+
+def test_a_report_that_ships_gives_its_models_away(ask, here):
+    """The command in its page, in a fresh clone and in whichever folder."""
+    page = (paths.shipped_reports() / "frontier" / "report.md").read_text()
+    given = {path.name for path in (paths.shipped_reports() / "frontier" / "artifacts").iterdir()}
+    commands = [part for part in page.split("`") if part.startswith("netpress export")]
+    [command, *_] = [line for line in commands if line.split()[-1] in given]
+    code, out, err = ask(*command.split()[1:], "--to", "model")
+    assert (code, err) == (0, "") and (here / "model" / "model.onnx").is_file()
+
+
     assert code == 0 and json.loads(out)["cells"]
     assert sentence(err).startswith("netpress: note: noted.yaml:5: define.tiny: defined, but no")
 
