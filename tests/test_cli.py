@@ -217,6 +217,28 @@ def test_report(ask, here, mine):
     code, out, _ = ask("report", "mine.yaml")
     assert code == 0 and f"Report: {here}/reports/mine/index.html" in out
     assert "digits/vgg16_bn/kd/0" in out and "not run yet" in out
+@pytest.mark.parametrize("configured", [True, False])
+def test_resume_without_a_cluster_says_how_to_go_on(ask, here, monkeypatch, configured):
+    """Slurm's commands as they end without a configuration; and a machine without them."""
+    (here / "bin").mkdir()
+    for name in ("squeue", "sbatch", "scontrol") if configured else ():
+        (here / "bin" / name).write_text(
+            f"#!/bin/sh\necho '{name}: error: resolve_ctls_from_dns_srv: Unknown host' >&2\n"
+            f"echo '{name}: fatal: Could not establish a configuration source' >&2\nexit 1\n"
+        )
+        (here / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(here / "bin"))
+    code, out, err = ask("resume", "quickstart")
+    why = "no cluster is configured for them" if configured else "squeue is not on PATH"
+    said = "nothing of quickstart was submitted; on this machine `netpress run quickstart` continue"
+    assert (code, out) == (2, "") and said in sentence(err)
+    assert why in err and "resolve_ctls" not in err
+    if configured:
+        code, out, _ = ask("doctor", "--profile", "generic")
+        [bad] = [line for line in out.splitlines() if line.startswith("BAD")]
+        assert code == 1 and "no cluster is configured" in bad and "resolve_ctls" not in bad
+
+
     listed = json.loads(ask("report", "mine.yaml", "--json")[1])
     assert [row["id"] for row in listed["rows"]] == [cells[0].id]
     assert [gap["id"] for gap in listed["gaps"]] == [cells[1].id]
