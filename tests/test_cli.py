@@ -193,6 +193,19 @@ def test_a_long_json_is_printed_without_being_held_in_memory(tmp_path, monkeypat
     assert json.loads(text) == result and peak < len(text) / 2
 
 
+def test_logs_without_a_line_say_what_shows_progress(ask, mine):
+    cells, work = mine
+    attempt = store.new_attempt(work.cell(cells[0].id))
+    attempt.log.touch()
+    results.publish(cells[0], work)
+    code, out, _ = ask("logs", "mine.yaml", cells[0].id)
+    _, line = out.splitlines()
+    assert code == 0 and line.startswith("nothing was logged; ")
+    assert "`netpress status mine.yaml --watch` and `netpress top mine.yaml` show progr" in line
+    attempt.log.write_text("a warning\n")
+    assert "nothing was logged" not in ask("logs", "mine.yaml", cells[0].id)[1]
+
+
 def test_logs_show_a_last_line_without_an_end(ask, mine):
     cells, work = mine
     attempt = store.new_attempt(work.cell(cells[0].id))
