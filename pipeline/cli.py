@@ -122,7 +122,7 @@ def plan(name: str, as_json: bool, profile: str | None, settings: tuple[str, ...
         from pipeline.orchestrate import submit
 
         planned = submit.planned(submit.Target(sweep, *roots(sweep, cluster), cluster))
-    show(planned.to_json() if as_json else planned.lines())
+    show(planned.to_json() if as_json else planned.lines(terminal.columns()))
 
 
 @netpress.command()
@@ -348,7 +348,8 @@ def _listing(what: str, about: str) -> None:
 
         descriptions = plan.listing(what, name, files)
         rows = list(descriptions.items())
-        show({what: descriptions} if as_json else plan.aligned(("", ""), rows))
+        lines = plan.aligned(("", ""), rows, terminal.columns())
+        show({what: descriptions} if as_json else lines)
 
     if what != "sweeps":
         command = optional_sweep_argument(plugins_option(command))
