@@ -217,19 +217,6 @@ def test_logs_show_a_last_line_without_an_end(ask, mine):
         assert out.count("MemoryError") == 1
 
 
-def test_watch_ends_when_nothing_is_left_to_do(ask, mine):
-    cells, work = mine
-    for cell in cells:
-        results.publish(cell, work)
-    assert "2 done" in ask("status", "mine.yaml", "--watch")[1]
-
-
-def test_report(ask, here, mine):
-    cells, work = mine
-    results.publish(cells[0], work)
-    code, out, _ = ask("report", "mine.yaml")
-    assert code == 0 and f"Report: {here}/reports/mine/index.html" in out
-    assert "digits/vgg16_bn/kd/0" in out and "not run yet" in out
 @pytest.mark.parametrize("configured", [True, False])
 def test_resume_without_a_cluster_says_how_to_go_on(ask, here, monkeypatch, configured):
     """Slurm's commands as they end without a configuration; and a machine without them."""
@@ -252,6 +239,19 @@ def test_resume_without_a_cluster_says_how_to_go_on(ask, here, monkeypatch, conf
         assert code == 1 and "no cluster is configured" in bad and "resolve_ctls" not in bad
 
 
+def test_watch_ends_when_nothing_is_left_to_do(ask, mine):
+    cells, work = mine
+    for cell in cells:
+        results.publish(cell, work)
+    assert "2 done" in ask("status", "mine.yaml", "--watch")[1]
+
+
+def test_report(ask, here, mine):
+    cells, work = mine
+    results.publish(cells[0], work)
+    code, out, _ = ask("report", "mine.yaml")
+    assert code == 0 and f"Report: {here}/reports/mine/index.html" in out
+    assert "digits/vgg16_bn/kd/0" in out and "not run yet" in out
     listed = json.loads(ask("report", "mine.yaml", "--json")[1])
     assert [row["id"] for row in listed["rows"]] == [cells[0].id]
     assert [gap["id"] for gap in listed["gaps"]] == [cells[1].id]
@@ -286,41 +286,6 @@ def test_export(ask, here, mine):
     assert ask("export", "mine.yaml", cells[0].name, "--to", "model")[0] == 2
 
 
-def test_what_is_given_away_can_be_read_and_work_stays_private(ask, here, mine):
-    cells, work = mine
-    results.publish(cells[0], work)
-    before = os.umask(0o022)
-    try:
-        assert ask("export", "mine.yaml", cells[0].id)[0] == 0
-        assert ask("report", "mine.yaml", "--artifacts", "50")[0] == 0
-        assert ask("report", "reports/mine")[0] == 0
-    finally:
-        os.umask(before)
-    given = [here / "digits-vgg16_bn-base-0", here / "reports"]
-    paths = [path for top in given for path in (top, *top.rglob("*"))]
-    assert {"index.html", "results.h5", "files.json", "model.onnx"} <= {p.name for p in paths}
-    for path in paths:
-        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
-    kept = [path for path in work.root.rglob("*") if path.stat().st_mode & 0o077]
-    assert kept == []
-
-
-def test_fetch_of_what_ships(ask, mine):
-    code, out, err = ask("fetch", "mine.yaml")
-    assert (code, out) == (0, "") and "digits: nothing to download" in err
-
-
-def test_run_gives_its_exit_code_and_finds_what_is_done(ask, mine):
-    cells, work = mine
-    for cell in cells:
-        results.publish(cell, work)
-    code, out, err = ask("run", "mine.yaml")
-    assert code == 0 and "Smallest good model: digits/vgg16_bn/kd/0" in out and err == ""
-
-
-def test_notes_go_to_standard_error(ask, here):
-    (here / "noted.yaml").write_text(SWEEP + "define: {tiny: [finetune]}\n")
-    code, out, err = ask("plan", "noted.yaml", "--json")
 def test_export_takes_what_only_a_report_has(ask, here, mine):
     """The work root is gone: what the report has is checked against its results.h5."""
     cells, work = mine
@@ -360,6 +325,41 @@ def test_a_report_that_ships_gives_its_models_away(ask, here):
     assert (code, err) == (0, "") and (here / "model" / "model.onnx").is_file()
 
 
+def test_what_is_given_away_can_be_read_and_work_stays_private(ask, here, mine):
+    cells, work = mine
+    results.publish(cells[0], work)
+    before = os.umask(0o022)
+    try:
+        assert ask("export", "mine.yaml", cells[0].id)[0] == 0
+        assert ask("report", "mine.yaml", "--artifacts", "50")[0] == 0
+        assert ask("report", "reports/mine")[0] == 0
+    finally:
+        os.umask(before)
+    given = [here / "digits-vgg16_bn-base-0", here / "reports"]
+    paths = [path for top in given for path in (top, *top.rglob("*"))]
+    assert {"index.html", "results.h5", "files.json", "model.onnx"} <= {p.name for p in paths}
+    for path in paths:
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+    kept = [path for path in work.root.rglob("*") if path.stat().st_mode & 0o077]
+    assert kept == []
+
+
+def test_fetch_of_what_ships(ask, mine):
+    code, out, err = ask("fetch", "mine.yaml")
+    assert (code, out) == (0, "") and "digits: nothing to download" in err
+
+
+def test_run_gives_its_exit_code_and_finds_what_is_done(ask, mine):
+    cells, work = mine
+    for cell in cells:
+        results.publish(cell, work)
+    code, out, err = ask("run", "mine.yaml")
+    assert code == 0 and "Smallest good model: digits/vgg16_bn/kd/0" in out and err == ""
+
+
+def test_notes_go_to_standard_error(ask, here):
+    (here / "noted.yaml").write_text(SWEEP + "define: {tiny: [finetune]}\n")
+    code, out, err = ask("plan", "noted.yaml", "--json")
     assert code == 0 and json.loads(out)["cells"]
     assert sentence(err).startswith("netpress: note: noted.yaml:5: define.tiny: defined, but no")
 
