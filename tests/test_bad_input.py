@@ -146,7 +146,7 @@ def test_a_damaged_download_is_named_before_anything_runs(lab):
     assert (completed.returncode, completed.stdout) == (2, "") and lab.times() == before
     [line] = completed.stderr.splitlines()
     assert line.startswith("netpress: ") and "train-images-idx3-ubyte: damaged" in line
-    assert "`netpress fetch SWEEP` brings it anew" in line
+    assert f"`netpress fetch {sweep}` brings it anew" in line
 
 
 def test_images_and_models_for_predict(lab, smoke):
