@@ -122,7 +122,7 @@ def plan(name: str, as_json: bool, profile: str | None, settings: tuple[str, ...
         from pipeline.orchestrate import submit
 
         planned = submit.planned(submit.Target(sweep, *roots(sweep, cluster), cluster))
-    show(planned.to_json() if as_json else planned.lines())
+    show(planned.to_json() if as_json else planned.lines(terminal.columns()))
 
 
 @netpress.command()
@@ -210,7 +210,7 @@ def report(
             partial(report.rebuild, folder, machine, chosen),
         )
     else:
-        sweep = load(name)
+        sweep = load(name, paths.OR_REPORT)
         work, data_root = roots(sweep)
         for note in images.notes(sweep.cells, work, data_root):
             warn(note)
@@ -297,23 +297,14 @@ def verify(report: Path, as_json: bool, accuracy: bool, speed: bool) -> int:
     help="Instead, all models with a script that measures them elsewhere.",
 )
 def export(name: str, cell: str | None, to: Path | None, encoded: bool, bench: Path | None) -> None:
-    """The deployable model of a cell, as a folder of its own."""
-    from pipeline.orchestrate import bench as benches
-    from pipeline.orchestrate import export, plan
+    """The deployable model of a cell, as a folder of its own.
 
-    sweep = load(name)
-    work, _ = roots(sweep)
-    if bench is not None:
-        if cell or to or encoded:
-            raise UserError("--bench has all models: expected no CELL, --to or --encoded")
-        show_line(benches.export(sweep, work, bench))
-        terminal.tell(benches.advice(sweep))
-        return
-    if cell is None:
-        raise UserError("expected a CELL, or --bench FOLDER for all models of the sweep")
-    chosen = plan.find_cell(sweep, cell)
-    target = to or Path(chosen.name.replace("/", "-"))
-    show_line(export.export(sweep, chosen, work, target, encoded))
+    SWEEP can also be a report's folder. A model that the work root does not have is taken from the
+    report of the sweep, ./reports/NAME or the one that ships, if that has it.
+    """
+    from pipeline import cli_export
+
+    cli_export.run(name, cell, to, encoded, bench)
 
 
 @netpress.command()
@@ -357,7 +348,8 @@ def _listing(what: str, about: str) -> None:
 
         descriptions = plan.listing(what, name, files)
         rows = list(descriptions.items())
-        show({what: descriptions} if as_json else plan.aligned(("", ""), rows))
+        lines = plan.aligned(("", ""), rows, terminal.columns())
+        show({what: descriptions} if as_json else lines)
 
     if what != "sweeps":
         command = optional_sweep_argument(plugins_option(command))

@@ -6,6 +6,7 @@ import os
 
 import click
 
+from pipeline import terminal
 from pipeline.cli_options import (
     cell_argument,
     cells_argument,
@@ -47,7 +48,7 @@ def submit(
     target = submit.Target(sweep, *roots(sweep, cluster), cluster)
     if dry_run:
         planned = submit.planned(target, live)
-        show(planned.to_json() if as_json else planned.lines())
+        show(planned.to_json() if as_json else planned.lines(terminal.columns()))
         return
     submitted = submit.run(target, job_functions(), live=live)
     if as_json:

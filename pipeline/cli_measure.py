@@ -37,7 +37,7 @@ def _resolved(target: str, files: Sequence[Path]) -> Callable[[], int]:
 def _of_sweep(name: str, files: Sequence[Path]) -> Callable[[], int]:
     from pipeline.orchestrate import bench, measure
 
-    sweep = load(name)
+    sweep = load(name, paths.OR_MODEL)
     work, data_root = roots(sweep)
     if not files:
         measure.trained(sweep, work)

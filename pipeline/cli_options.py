@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import click
 
+from pipeline import paths
 from pipeline.cli_output import warn
 
 if TYPE_CHECKING:
@@ -96,11 +97,11 @@ json_option = click.option(
 )
 
 
-def load(name: str) -> Sweep:
-    """The sweep; notes about it go to standard error."""
+def load(name: str, expected: str = paths.SWEEP_FILE) -> Sweep:
+    """The sweep; notes about it go to standard error. `expected`: what the command takes."""
     from pipeline.orchestrate import plan
 
-    sweep = plan.load_sweep(name)
+    sweep = plan.load_sweep(name, expected)
     for note in sweep.notes:
         warn(f"note: {note}")
     return sweep

@@ -61,6 +61,7 @@ class Document:
         except ValidationError as error:
             every = error.errors(include_url=False)
             first = min(every, key=lambda item: self.line(at + tuple(item["loc"])))
+            first = _misspelt(first, every) or first
             loc, problem = _sentence(first, model)
             if first["type"] == "extra_forbidden":
                 problem = _also(first, every) + problem
@@ -338,6 +339,16 @@ def _sentence(error: Any, model: type[BaseModel]) -> tuple[Key, str]:
     if kind == "string_pattern_mismatch":
         return loc, f"{shown(value)} cannot be used as a name; {NAME_RULE}"
     return loc, error["msg"].removeprefix("Value error, ")
+
+
+def _misspelt(first: Any, every: Sequence[Any]) -> Any | None:
+    """Where a key is missing: the error of an unknown one beside it that is probably meant for it,
+    whose line says what to correct."""
+    if first["type"] != "missing":
+        return None
+    *place, name = first["loc"]
+    unknown = [e for e in every if e["type"] == "extra_forbidden" and [*e["loc"][:-1]] == place]
+    return next((e for e in unknown if nearest(e["loc"][-1], [name]).startswith("did")), None)
 
 
 def _also(first: Any, every: Sequence[Any]) -> str:

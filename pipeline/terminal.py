@@ -6,10 +6,17 @@ bidirectional one shows a name in another order than it has.
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 LONGEST = 500  # characters of a sentence
 _ENDING = 200  # of them, those from its end, which says what would be right
+
+
+def columns() -> int | None:
+    """Of the terminal that standard output is; None for a file or a pipe, whose lines may be of any
+    length."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def printable(text: object) -> str:

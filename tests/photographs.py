@@ -1,6 +1,6 @@
 """A folder of large images for examples: parts of the two photographs that scikit-learn ships.
 
-`python -m tests.photographs FOLDER [--train 120] [--test 40]` writes 240 x 240 pixels to
+`env/run python -m tests.photographs FOLDER [--train 120] [--test 40]` writes 240 x 240 pixels to
 FOLDER/{train,test}/{flower,temple}/N.jpg. The test images are of the right quarter of each
 photograph, the training images of the rest.
 """

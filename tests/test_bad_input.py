@@ -146,7 +146,7 @@ def test_a_damaged_download_is_named_before_anything_runs(lab):
     assert (completed.returncode, completed.stdout) == (2, "") and lab.times() == before
     [line] = completed.stderr.splitlines()
     assert line.startswith("netpress: ") and "train-images-idx3-ubyte: damaged" in line
-    assert "`netpress fetch SWEEP` brings it anew" in line
+    assert f"`netpress fetch {sweep}` brings it anew" in line
 
 
 def test_images_and_models_for_predict(lab, smoke):
@@ -181,8 +181,7 @@ def test_export_of_what_is_not_there_or_was_changed(lab, smoke):
     sentence = refused(lab, "export", "smoke", cell.id[:8])
     assert "kd/0" in sentence and "is damaged" in sentence and "`netpress run smoke`" in sentence
     assert "did you mean" in refused(lab, "export", "smoke", "digits/vgg16_bn-w0.125/kb/0")
-    assert "exists already" in refused(
-        lab, "export", "smoke", smoke.ids["base"], "--to", "mine.yaml"
-    )
+    taken = put(lab, {})
+    assert "exists already" in refused(lab, "export", "smoke", smoke.ids["base"], "--to", taken)
     shutil.rmtree(lab.work.root)
     assert "no model to export yet: not run yet" in refused(lab, "export", "smoke", cell.id)

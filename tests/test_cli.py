@@ -73,6 +73,13 @@ def sentence(err: str) -> str:
         ("run quickstart --device tpu", "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
         ("plan nothing", "nothing: no such sweep file, and no shipped sweep of this name ("),
         ("plan ../nothing.yaml", "no such sweep file"),
+        ("plan quickstrat", "no shipped sweep of this name (did you mean 'quickstart'?)"),
+        (
+            "report nothing",
+            "; expected a sweep file (YAML), or a report's folder (with results.h5)",
+        ),
+        ("export . x", ".: is a folder, expected a sweep file (YAML), or a report's folder"),
+        ("measure /nothing", "a report's folder (with results.h5) or an exported model's"),
         ("status .", ".: is a folder, expected a sweep file"),
         ("status ''", "'': expected a sweep file (YAML), or the name of one that ships"),
         ("export quickstart digits/vgg16_bn/kdd/0", "did you mean 'digits/vgg16_bn-w0.25/kd/0'?"),
@@ -106,6 +113,19 @@ def test_no_command_shows_the_commands_in_their_order(ask):
     names = [line.split()[0] for line in out.split("Commands:\n")[1].splitlines()]
     assert names[:5] == ["run", "plan", "rehearse", "submit", "status"]
     assert "..." not in out.split("Commands:")[1]  # every line fits into 80 columns
+
+
+@pytest.mark.parametrize("command", ["run", "status", "report", "measure", "export"])
+def test_an_empty_name_is_shown_in_quotes(ask, command):
+    cell = ["x"] if command == "export" else []
+    code, out, err = ask(command, "", *cell)
+    assert (code, out) == (2, "") and sentence(err).startswith("netpress: '': is no name, expected")
+
+
+def test_what_is_missing_is_fetched_for_the_sweep_by_its_name(ask, here, monkeypatch):
+    monkeypatch.setenv("NETPRESS_DATA", str(here / "data"))
+    code, _, err = ask("run", "mnist-cpu")
+    assert code == 2 and "is missing; `netpress fetch mnist-cpu` brings it" in sentence(err)
 
 
 def test_help_and_version(ask):
@@ -174,6 +194,19 @@ def test_a_long_json_is_printed_without_being_held_in_memory(tmp_path, monkeypat
     assert json.loads(text) == result and peak < len(text) / 2
 
 
+def test_logs_without_a_line_say_what_shows_progress(ask, mine):
+    cells, work = mine
+    attempt = store.new_attempt(work.cell(cells[0].id))
+    attempt.log.touch()
+    results.publish(cells[0], work)
+    code, out, _ = ask("logs", "mine.yaml", cells[0].id)
+    _, line = out.splitlines()
+    assert code == 0 and line.startswith("nothing was logged; ")
+    assert "`netpress status mine.yaml --watch` and `netpress top mine.yaml` show progr" in line
+    attempt.log.write_text("a warning\n")
+    assert "nothing was logged" not in ask("logs", "mine.yaml", cells[0].id)[1]
+
+
 def test_logs_show_a_last_line_without_an_end(ask, mine):
     cells, work = mine
     attempt = store.new_attempt(work.cell(cells[0].id))
@@ -183,6 +216,28 @@ def test_logs_show_a_last_line_without_an_end(ask, mine):
         code, out, _ = ask("logs", "mine.yaml", cells[0].id, *more)
         assert code == 0 and out.splitlines()[1:3] == ["begun", "MemoryError: on the w"]
         assert out.count("MemoryError") == 1
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_resume_without_a_cluster_says_how_to_go_on(ask, here, monkeypatch, configured):
+    """Slurm's commands as they end without a configuration; and a machine without them."""
+    (here / "bin").mkdir()
+    for name in ("squeue", "sbatch", "scontrol") if configured else ():
+        (here / "bin" / name).write_text(
+            f"#!/bin/sh\necho '{name}: error: resolve_ctls_from_dns_srv: Unknown host' >&2\n"
+            f"echo '{name}: fatal: Could not establish a configuration source' >&2\nexit 1\n"
+        )
+        (here / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(here / "bin"))
+    code, out, err = ask("resume", "quickstart")
+    why = "no cluster is configured for them" if configured else "squeue is not on PATH"
+    said = "nothing of quickstart was submitted; on this machine `netpress run quickstart` continue"
+    assert (code, out) == (2, "") and said in sentence(err)
+    assert why in err and "resolve_ctls" not in err
+    if configured:
+        code, out, _ = ask("doctor", "--profile", "generic")
+        [bad] = [line for line in out.splitlines() if line.startswith("BAD")]
+        assert code == 1 and "no cluster is configured" in bad and "resolve_ctls" not in bad
 
 
 def test_watch_ends_when_nothing_is_left_to_do(ask, mine):
@@ -230,6 +285,45 @@ def test_export(ask, here, mine):
     assert (code, out) == (0, f"{folder}\n") and (folder / "model.onnx").is_file()
     assert ask("export", "mine.yaml", cells[0].name, "--to", "model")[0] == 0
     assert ask("export", "mine.yaml", cells[0].name, "--to", "model")[0] == 2
+
+
+def test_export_takes_what_only_a_report_has(ask, here, mine):
+    """The work root is gone: what the report has is checked against its results.h5."""
+    cells, work = mine
+    for cell in cells:
+        results.publish(cell, work)
+    assert ask("report", "mine.yaml", "--artifacts", "50")[0] == 0
+    shutil.rmtree(work.root)
+    for source in ("mine.yaml", "reports/mine"):
+        code, out, err = ask("export", source, cells[1].id, "--to", "model")
+        assert (code, out, err) == (0, f"{here}/model\n", "")
+        assert (here / "model" / "model.onnx").read_bytes() == b"a model"
+        shutil.rmtree(here / "model")
+        assert ask("export", source, cells[1].name, "--to", "model", "--encoded")[0] == 0
+        shutil.rmtree(here / "model")
+    lies = here / "reports" / "mine" / "artifacts" / cells[1].id
+    (lies / "model.onnx").write_bytes(b"b model")
+    code, out, err = ask("export", "reports/mine", cells[1].id, "--to", "model")
+    assert (code, out) == (2, "") and "model.onnx was changed, its SHA-256" in sentence(err)
+    shutil.rmtree(lies)
+    code, out, err = ask("export", "mine.yaml", cells[1].id, "--to", "model")
+    assert code == 2 and "the report reports/mine has its result without the model" in sentence(err)
+    code, out, err = ask("export", "reports/mine", "--bench", "bench")
+    assert code == 2 and "reports/mine: has no model beside its base's" in sentence(err)
+    (here / "reports" / "mine" / "results.h5").write_bytes(b"x")
+    code, out, err = ask("export", "reports/mine", cells[1].id, "--to", "model")
+    assert code == 2 and "`netpress verify reports/mine` checks the report" in sentence(err)
+    assert not (here / "model").exists()
+
+
+def test_a_report_that_ships_gives_its_models_away(ask, here):
+    """The command in its page, in a fresh clone and in whichever folder."""
+    page = (paths.shipped_reports() / "frontier" / "report.md").read_text()
+    given = {path.name for path in (paths.shipped_reports() / "frontier" / "artifacts").iterdir()}
+    commands = [part for part in page.split("`") if part.startswith("netpress export")]
+    [command, *_] = [line for line in commands if line.split()[-1] in given]
+    code, out, err = ask(*command.split()[1:], "--to", "model")
+    assert (code, err) == (0, "") and (here / "model" / "model.onnx").is_file()
 
 
 def test_what_is_given_away_can_be_read_and_work_stays_private(ask, here, mine):

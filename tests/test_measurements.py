@@ -18,7 +18,7 @@ import pytest
 from pipeline import cli, done, remeasure, report, same_kind, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import bench as benches
-from pipeline.orchestrate import measure, plan
+from pipeline.orchestrate import measure, plan, reported
 from pipeline.paths import CODE, Work
 from pipeline.report import content, figures, frames, measured, merged
 from pipeline.report.metrics import METRIC
@@ -342,6 +342,11 @@ def elsewhere(mine, tmp_path):
 def test_the_same_file_is_taken_by_a_report_with_models(mine, elsewhere, tmp_path):
     sweep, work = mine
     paths, _ = report.build(sweep, work, tmp_path / "out", artifact_bytes=10**9)
+    given, nothing = reported.Reported(paths), Work(tmp_path / "nothing")
+    folder, target = benches.export_of(sweep, nothing, tmp_path / "again", None, [given])
+    assert target == str(paths.folder)  # where measurements of its models can be added
+    for file in (path.relative_to(folder) for path in folder.rglob("*") if path.is_file()):
+        assert (folder / file).read_bytes() == (tmp_path / "bench" / file).read_bytes()
     remeasure.add(paths.folder, [elsewhere])
     remeasure.add(paths.folder, [elsewhere])  # which counts once
     rows = {row.machine: row for row in report.read_folder(paths.folder).every}

@@ -456,7 +456,7 @@ def test_the_answers_are_cards_whose_command_is_copied(small, opened):
     cards.nth(1).get_by_text("Copied").wait_for()
     command = tab.evaluate("navigator.clipboard.readText()")
     assert command == cards.nth(1).locator("code").text_content()
-    assert re.fullmatch(r"netpress export test.yaml [0-9a-f]{16}", command)
+    assert re.fullmatch(r"netpress export reports/test [0-9a-f]{16}", command)
 
 
 def test_data_set_and_model_are_chosen_once_for_the_whole_page(small, opened):

@@ -50,7 +50,7 @@ def test_the_method_is_that_of_the_sweep(tmp_path):
     text = made(load_sweep(file))[0]
     assert "7 epochs, batches of 128" in text
     assert r"\texttt{tiny}: prune (parameters kept 0.125), then quantize (ranges learned)" in text
-    assert "esser2020lsq" in text and r"netpress export own.yaml" in text
+    assert "esser2020lsq" in text and r"netpress export reports/own" in text
 
 
 def test_a_table_of_many_lines_is_cut_to_the_frontier_and_says_so():

@@ -42,7 +42,9 @@ def test_every_shipped_sweep_is_valid_and_opens_with_its_header(name):
     head = sweep_.text.split("\nname:")[0].splitlines()
     assert all(line.startswith("#") for line in head)
     assert f"netpress run {name}" in "\n".join(head)
-    assert plan.listing("sweeps")[name] == head[0].removeprefix("# ")
+    sentence = plan.listing("sweeps")[name]
+    said = " ".join(line.removeprefix("#").strip() for line in head)
+    assert said.startswith(f"{sentence} ") and sentence.endswith(".") and len(sentence) < 120
 
 
 def test_the_shipped_sweeps_are_those_of_the_design():
@@ -152,6 +154,28 @@ def test_what_is_done_costs_no_job(tmp_path):
     assert after.jobs[0].depends_on == () and after.gpu_hours < before.gpu_hours
     assert len(after.to_json()["cells"]) == 2
     assert sum(line.endswith("done") for line in after.lines()) == 1
+
+
+def test_a_plan_without_a_profile_is_about_this_machine(planned):
+    """No command that nobody types, and no time of a GPU that is not there."""
+    lines = list(planned().lines())
+    assert lines[-3:] == [
+        "7 cells, 0 done; `netpress run quickstart` makes the other 7 and then the",
+        "  report, on this machine",
+        "for a SLURM cluster, --profile NAME shows the jobs and their cost",
+    ]
+    assert planned().to_json()["jobs"][0]["script"] and planned().to_json()["gpu_hours"] > 0
+
+
+def test_lines_of_a_table_end_where_the_terminal_does(planned):
+    every, narrow = list(planned("paper").lines()), list(planned("paper").lines(80))
+    assert max(map(len, every)) > 80 >= max(map(len, narrow))
+    assert " ".join(" ".join(every).split()) == " ".join(" ".join(narrow).split())
+    rows = narrow[: narrow.index("")]
+    assert all(len(line.split()[0]) == 16 or line.startswith(18 * " ") for line in rows[1:])
+    listed = list(plan.listing("techniques").items())
+    assert list(plan.aligned(("", ""), listed)) == list(plan.aligned(("", ""), listed, 1000))
+    assert max(map(len, plan.aligned(("", ""), listed, 60))) <= 60
 
 
 def test_what_lacks_only_a_measurement_costs_no_training(tmp_path):

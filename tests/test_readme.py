@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import yaml
@@ -52,6 +53,19 @@ def test_the_commands_are_those_that_there_are():
     named = set(re.findall(r"netpress ([a-z]+) (?:SWEEP|ARTIFACT|REPORT)", README))
     named |= {"doctor", "techniques", "models", "datasets", "sweeps"}
     assert named == set(netpress.commands)
+
+
+def test_the_alias_makes_the_commands_that_are_printed_work_in_every_folder(tmp_path):
+    """Pasted in the checkout; bash expands an alias from the next line on."""
+    [alias] = re.findall(r"^    (alias netpress=.*)$", README, re.MULTILINE)
+    script = f"shopt -s expand_aliases\n{alias}\ncd {tmp_path}\nnetpress sweeps\n"
+    ran = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "") and "quickstart " in ran.stdout
+
+
+def test_the_images_of_the_example_are_made_before_they_are_read():
+    made = README.index("    env/run python -m tests.photographs photos\n")
+    assert made < README.index("netpress fetch photos.yaml")
 
 
 def test_the_two_commands_of_the_beginning_work_as_they_are_written():

@@ -289,7 +289,7 @@ def test_the_answer_is_computed(work, tmp_path):
         ("Fastest within one percentage point", "fast"),
     ):
         line = next(line for line in text.splitlines() if question in line)
-        assert f"`{technique}`" in line and f"export test.yaml {ids[technique]}`" in line
+        assert f"`{technique}`" in line and f"export reports/test {ids[technique]}`" in line
     assert "compression ratio 16.0" in text and "0.90 percentage points below its base" in text
     assert report.best(report.read(sweep, work).rows).technique == "small"
 

@@ -131,8 +131,7 @@ def test_export_and_report_copy_no_such_file(bench, tmp_path, put):
     with pytest.raises(Corrupt, match=r"model\.onnx: is not a regular file"):
         report_artifacts._copy(copied.artifact, files, tmp_path / "new")
     with pytest.raises(Corrupt, match=r"model\.onnx: is not a regular file"):
-        inside = {"artifact/model.onnx": files["model.onnx"]}
-        export._copy(copied, inside, tmp_path / "exported")
+        export._copy(export._Model(copied.artifact, files), tmp_path / "exported")
 
 
 def test_a_copy_stops_where_the_manifest_says_that_the_file_ends(found, tmp_path):

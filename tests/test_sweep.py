@@ -502,6 +502,7 @@ def test_an_addition_that_is_wrong(load, added, said):
 
 REPLACED = [
     ("name: mine\n", "", "1: the key 'name' is missing; add it"),
+    ("models: [vgg16_bn]", "model: [vgg16_bn]", "2: model: unknown key; did you mean 'models'?"),
     ("name: mine", "name: 3", "1: name: expected text, got 3"),
     ("name: mine", "name: ..", "1: name: '..' cannot be used as a name"),
     ("name: mine", "name: a/b", "1: name: 'a/b' cannot be used as a name"),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -25,6 +25,7 @@ from pipeline.errors import Corrupt, UserError
 from pipeline.measure.series import Model, Series, Threads
 from pipeline.orchestrate.export import new_folder, taken
 from pipeline.orchestrate.plan import quoted
+from pipeline.orchestrate.reported import Reported
 from pipeline.report.measured import Measurement, in_result
 from pipeline.store import typed
 from pipeline.sweep import Cell, Sweep
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 FILE_BYTES = 64 << 20
 RUNTIME = "onnxruntime"
+
+Load = Callable[[str], "Artifact"]  # a cell's id -> its model
 
 Sample = Annotated[float, Field(gt=0, le=1e9)]
 Short = Annotated[str, Field(max_length=200)]
@@ -78,17 +81,48 @@ _ADAPTER = TypeAdapter(Measured)
 def export(sweep: Sweep, work: paths.Work, to: Path) -> Path:
     """Writes the folder, completely or not at all; returns its absolute path. Raises UserError
     where nothing is trained, an artifact is damaged, or `to` exists."""
-    target = new_folder(to)
     cells = [cell for cell in sweep.cells if done.is_trained(cell, work)]
     if not cells:
         raise UserError(
             f"{sweep.name}: nothing is trained yet, expected `netpress run {quoted(sweep)}` before"
         )
+    again = f"`netpress run {quoted(sweep)}` makes it again"
+    return _export(cells, lambda cell_id: _artifact(work.cell(cell_id)), to, again)
+
+
+def export_reported(report: Reported, to: Path) -> Path:
+    """The same of the models that lie in a report together with their bases'."""
+    if not (cells := report.cells):
+        raise UserError(
+            f"{report.paths.folder}: has no model beside its base's, which it is timed with; "
+            "`netpress report SWEEP --artifacts MB` adds models"
+        )
+    again = f"`netpress verify {report.word}` checks the report"
+    return _export(cells, report.artifact, to, again)
+
+
+def export_of(
+    sweep: Sweep,
+    work: paths.Work,
+    to: Path,
+    given: Reported | None,
+    reports: Sequence[Reported],
+) -> tuple[Path, str]:
+    """(the folder, whose `measure --add` takes what it yields): of the report that is given, else
+    of what the sweep has trained, else of a report of the sweep."""
+    if given is None and not any(done.is_trained(cell, work) for cell in sweep.cells):
+        given = next((report for report in reports if report.cells), None)
+    if given is not None:
+        return export_reported(given, to), given.word
+    return export(sweep, work, to), quoted(sweep)
+
+
+def _export(cells: Sequence[Cell], load: Load, to: Path, again: str) -> Path:
+    target = new_folder(to)
     try:
         with store.shared():
-            store.publish_new_folder(target, lambda folder: _fill(folder, cells, work))
+            store.publish_new_folder(target, lambda folder: _fill(folder, cells, load))
     except Corrupt as error:
-        again = f"`netpress run {quoted(sweep)}` makes it again"
         raise UserError(f"{error}; {again}") from error
     except FileExistsError:  # made while models were copied
         raise taken(to) from None
@@ -97,18 +131,19 @@ def export(sweep: Sweep, work: paths.Work, to: Path) -> Path:
     return target
 
 
-def advice(sweep: Sweep) -> str:
-    again = f"`netpress measure {quoted(sweep)} --add measured.json`"
+def advice(target: str) -> str:
+    """`target`: the sweep or report, as a word for the shell."""
+    again = f"`netpress measure {target} --add measured.json`"
     return f"run `python bench.py` in it on any machine, then {again} here"
 
 
-def _fill(folder: Path, cells: Sequence[Cell], work: paths.Work) -> None:
+def _fill(folder: Path, cells: Sequence[Cell], load: Load) -> None:
     for script in paths.bench_scripts():
         shutil.copyfile(script, folder / script.name)
     models = store.make_folder(folder / "models")
     written: dict[str, dict[str, Any]] = {}
     for cell_id in dict.fromkeys(i for cell in cells for i in (cell.base_id, cell.id)):
-        artifact = _artifact(work.cell(cell_id))
+        artifact = load(cell_id)
         digest = hashlib.sha256(artifact.model).hexdigest()
         (models / f"{digest}.onnx").write_bytes(artifact.model)
         written[cell_id] = {"model": digest, "shape": list(artifact.shape)}

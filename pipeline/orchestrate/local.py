@@ -50,7 +50,8 @@ def run(
         writable.require_work(work)
     images.check(sweep.cells, work, data_root, say, remedy)
     if missing:
-        _prepare_data(missing, work, data_root)
+        with plan.naming(sweep):
+            _prepare_data(missing, work, data_root)
         require_channels(sweep, missing, data_root)
         plugins.keep(sweep.plugins, work)
         plugins.keep_own([cell.model for cell in sweep.cells], work)

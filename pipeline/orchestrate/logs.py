@@ -12,6 +12,7 @@ from pipeline import store
 from pipeline.errors import UserError
 from pipeline.orchestrate import ledger, state
 from pipeline.orchestrate.display import described
+from pipeline.orchestrate.plan import quoted
 from pipeline.paths import Work
 from pipeline.sweep import Cell, Sweep
 
@@ -47,7 +48,13 @@ def show(sweep: Sweep, work: Work, cell: Cell, follow: bool = False) -> Iterator
     """The log lines of a cell; with `follow`, until it is neither running nor in the queue, nor to
     be measured by a job that is."""
     tails: dict[Path, _Tail] = {}
-    yield from _new(sweep, work, cell, tails, ends=not follow)
+    seen = list(_new(sweep, work, cell, tails, ends=not follow))
+    yield from seen
+    if tails and len(seen) == len(tails):  # the names of the files alone
+        yield (
+            f"nothing was logged; `netpress status {quoted(sweep)} --watch` and "
+            f"`netpress top {quoted(sweep)}` show progress"
+        )
     if not tails:
         now, ended = _now(sweep, work, cell)
         if not follow or ended:

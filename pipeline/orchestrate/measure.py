@@ -27,7 +27,8 @@ def run(sweep: Sweep, work: paths.Work, data_root: Path, say: Say = terminal.tel
     cells = trained(sweep, work)
     writable.require_work(work)
     writable.require_report(paths.reports_root(), sweep.name)
-    require_data(cells, data_root)
+    with plan.naming(sweep):
+        require_data(cells, data_root)
     images.check(cells, work, data_root, say)
     plugins.keep(sweep.plugins, work)
     plugins.keep_own([cell.model for cell in sweep.cells], work)

@@ -5,11 +5,14 @@ Neither this module nor what it imports needs torch: `netpress plan` answers in 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,27 +88,27 @@ class Plan:
             "notes": list(self.notes),
         }
 
-    def lines(self) -> Iterable[str]:
-        """The plan as text: the matrix and what each cell needs, the jobs, the cost."""
+    def lines(self, columns: int | None = None) -> Iterable[str]:
+        """The plan as text: the matrix, and what makes it; on a cluster the jobs and their cost.
+        `columns`: of the terminal, None for lines of any length."""
         missing = {cell_id for job in self.jobs if not job.measures for cell_id in job.cells}
-        head = ("CELL", "DATASET/MODEL/TECHNIQUE/SEED", "STAGES", "EPOCHS", "STARTS FROM", "")
+        head = ("CELL", "DATASET/MODEL/TECHNIQUE/SEED", "EPOCHS", "STAGES", "")
         rows = [
             (
                 cell.id,
                 cell.name,
-                " > ".join(stages(cell)),
                 str(estimate.epochs(cell)),
-                cell.stands_on or "",
+                " > ".join(stages(cell)),
                 "" if cell.id in missing else self.states.get(cell.id, "done"),
             )
             for cell in self.sweep.cells
         ]
-        yield from aligned(head, rows)
+        yield from aligned(head, rows, columns)
         yield ""
         yield from self._on_cluster() if self.profile else self._here()
-        yield from textwrap.wrap(
-            f"{self.gpu_hours:.2f} GPU-hours ({self.gpu_hours_source})", 80, subsequent_indent="  "
-        )
+
+    def _cost(self) -> Iterable[str]:
+        yield from wrapped(f"{self.gpu_hours:.2f} GPU-hours ({self.gpu_hours_source})")
         if self.cpu_hours is not None:
             yield f"{self.cpu_hours:.2f} CPU-hours (cores x time)"
         if self.measure_cpu_hours:
@@ -113,13 +116,16 @@ class Plan:
         if self.training_share is not None:
             yield f"{self.training_share:.0%} of the time is training"
         for line in self.savings:
-            yield from textwrap.wrap(f"cheaper: {line}", 80, subsequent_indent="  ")
+            yield from wrapped(f"cheaper: {line}")
 
     def _here(self) -> Iterable[str]:
-        done = len(self.sweep.cells) - sum(len(job.cells) for job in self.jobs)
-        yield f"{len(self.sweep.cells)} cells, {done} done; {len(self.jobs)} jobs, such as"
-        yield f"  {self.jobs[0].script}"
-        yield from self._notes()
+        """Without the cost: no arithmetic knows how long this machine takes."""
+        missing = sum(len(job.cells) for job in self.jobs)
+        run = f"`netpress run {quoted(self.sweep)}`"
+        makes = f"makes the other {missing} and then the report" if missing else "builds the report"
+        done = f"{len(self.sweep.cells)} cells, {len(self.sweep.cells) - missing} done"
+        yield from wrapped(f"{done}; {run} {makes}, on this machine")
+        yield from wrapped("for a SLURM cluster, --profile NAME shows the jobs and their cost")
 
     def _on_cluster(self) -> Iterable[str]:
         """Every script as it would be submitted, and the total cost."""
@@ -139,16 +145,22 @@ class Plan:
             yield cost.shown(self.charge, self.charge_parts)
         if self.wall_hours is not None:
             yield f"{self.wall_hours:.2f} hours from start to end, without waiting in the queue"
+        yield from self._cost()
 
     def _notes(self) -> Iterable[str]:
         for note in self.notes:
-            yield from textwrap.wrap(f"note: {note}", 80, subsequent_indent="  ")
+            yield from wrapped(f"note: {note}")
 
 
-def load_sweep(name_or_path: str | Path) -> Sweep:
+def wrapped(sentence: str) -> list[str]:
+    """A sentence in lines of 80 columns; what is broken off is indented."""
+    return textwrap.wrap(sentence, 80, subsequent_indent="  ")
+
+
+def load_sweep(name_or_path: str | Path, expected: str = paths.SWEEP_FILE) -> Sweep:
     """The sweep in a file, or the one that ships under this name; raises UserError if it is
-    invalid."""
-    return sweep.load(paths.sweep_file(name_or_path), catalog.built_in())
+    invalid. `expected`: as in `paths.sweep_file`."""
+    return sweep.load(paths.sweep_file(name_or_path, expected), catalog.built_in())
 
 
 def load_again(
@@ -290,8 +302,19 @@ def fetch(sweep: Sweep, data_root: Path, cache_root: Path) -> None:
     """Download and verify the data sets of the sweep; progress goes to standard error."""
     from pipeline import data
 
-    for dataset in datasets(sweep):
-        data.fetch(dataset, data_root, cache_root)
+    with naming(sweep):
+        for dataset in datasets(sweep):
+            data.fetch(dataset, data_root, cache_root)
+
+
+@contextlib.contextmanager
+def naming(sweep: Sweep) -> Iterator[None]:
+    """Errors about a data set, which can be any sweep's, with this one in the command to call."""
+    try:
+        yield
+    except UserError as error:
+        command = f"`netpress fetch {quoted(sweep)}`"
+        raise type(error)(str(error).replace("`netpress fetch SWEEP`", command)) from error
 
 
 def datasets(sweep: Sweep) -> tuple[Dataset, ...]:
@@ -314,13 +337,30 @@ def listing(
 
 
 def _headline(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("#").strip()
+    """The first sentence of the comment that it opens with."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = itertools.takewhile(bool, (line.removeprefix("#").strip() for line in lines))
+    return re.split(r"(?<=\.) (?=[A-Z`])", " ".join(first))[0]
 
 
-def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    """A header and rows as lines of text, in columns."""
+def aligned(
+    head: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None = None
+) -> Iterable[str]:
+    """A header and rows as lines of text, in columns. Lines that are longer than `columns` (None:
+    of any length) go on below the second column."""
     table = [head, *rows] if any(head) else list(rows)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)] if table else []
+    indent = " " * (widths[0] + 2) if widths else ""
     for row in table:
-        yield "  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
+        cells = zip(row, widths, strict=True)
+        line = "  ".join(f"{text:{width}}" for text, width in cells).rstrip()
+        if columns is None or len(line) <= columns:
+            yield line
+        else:
+            yield from textwrap.wrap(
+                line,
+                max(columns, 2 * len(indent)),
+                subsequent_indent=indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline import store
+from pipeline.errors import UserError
 from pipeline.orchestrate import cluster as clusters
-from pipeline.orchestrate import ledger, state, submit
+from pipeline.orchestrate import ledger, slurm, state, submit
 from pipeline.orchestrate.batch import REPORTS_AGAIN, Target, durations
 from pipeline.orchestrate.durations import Durations
 from pipeline.orchestrate.graph import Request
+from pipeline.orchestrate.plan import quoted
 from pipeline.orchestrate.retry import Cause, escalated
 from pipeline.orchestrate.send import JobFunctions
 from pipeline.paths import Work
@@ -44,7 +46,8 @@ def run(
     exceptions: bool = False,
     live: bool = False,
 ) -> Resumed:
-    """As `submit.run`, of failed cells.
+    """As `submit.run`, of failed cells; where there is no cluster and was none, the error says how
+    to go on without.
 
     cells: only these and the bases that they need, whatever ended them. exceptions: also cells
     that an exception ended.
@@ -63,7 +66,15 @@ def run(
             lambda cell: choice.measures.get(cell.id) or times.measuring(cell),
         )
 
-    return Resumed(submit.run(target, functions, pick=pick, live=live), choice.decisions)
+    try:
+        return Resumed(submit.run(target, functions, pick=pick, live=live), choice.decisions)
+    except slurm.NoCluster as error:
+        if ledger.read(target.work.sweep(target.sweep.name)).entries:
+            raise
+        again = f"`netpress run {quoted(target.sweep)}` continues"
+        raise UserError(
+            f"nothing of {target.sweep.name} was submitted; on this machine {again} ({error})"
+        ) from error
 
 
 def _decide(

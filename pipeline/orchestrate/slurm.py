@@ -64,6 +64,7 @@ FULL = re.compile(
 )
 REPEATS = re.compile(r"unable to accept job, sleeping and retrying|job queue full")
 GONE = "Invalid job id specified"
+NO_CLUSTER = "Could not establish a configuration source"
 CLOCKS_APART_S = 300.0
 NO_NODE = "node configuration is not available"  # no node has all that is requested
 # Lines of Slurm's own among those of wrappers: `sbatch: lua: ...`, `slurm_load_jobs error: ...`.
@@ -73,6 +74,10 @@ _PASSED_ON: set[str] = set()
 
 class Refused(UserError):
     """Slurm refused the request, finally; has Slurm's message."""
+
+
+class NoCluster(Refused):
+    """This machine has no Slurm, or its commands without a cluster to ask."""
 
 
 class NoRoom(Refused):
@@ -370,7 +375,7 @@ def _run(command: Sequence[str], umask: int = -1) -> subprocess.CompletedProcess
             umask=umask,
         )
     except FileNotFoundError:
-        raise UserError(
+        raise NoCluster(
             f"{command[0]} is not on PATH: this machine has no Slurm; `netpress run` needs none"
         ) from None
     with process:
@@ -416,6 +421,11 @@ def environment() -> dict[str, str]:
 def _error(name: str, ended: subprocess.CompletedProcess[str]) -> UserError:
     output = _own(f"{ended.stderr}\n{ended.stdout}")
     words = _words(output) or f"exit code {ended.returncode} and no message"
+    if NO_CLUSTER in output:  # rather than where it was looked for
+        return NoCluster(
+            f"{name}: Slurm's commands are on this machine, but no cluster is configured for them "
+            "(no slurm.conf, no SLURM_CONF); `netpress run` needs none"
+        )
     if FULL.search(output):
         return NoRoom(f"{name}: {words}")
     if TRANSIENT.search(output):

@@ -145,7 +145,8 @@ def _require_images(target: Target, chosen: Chosen) -> None:
     from pipeline.orchestrate import local  # here, since `plan` needs no workers
 
     images.check(target.sweep.cells, target.work, target.data_root, local.say, decode=False)
-    local.require_data([*chosen.cells, *chosen.measured], target.data_root)
+    with plan.naming(target.sweep):
+        local.require_data([*chosen.cells, *chosen.measured], target.data_root)
     local.require_channels(target.sweep, chosen.cells, target.data_root)
 
 

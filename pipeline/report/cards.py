@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from pipeline import runtimes
 from pipeline.measure.series import Series
-from pipeline.paths import shell_word
 from pipeline.report import content
 from pipeline.report.answer import (
     ONE_POINT,
@@ -103,7 +102,7 @@ def _card(
         return Card(question, _of_base(group, limit, better, near))
     cell = group.cell(limit)
     seed = f" (seed {cell.seed})" if len(group.rows) > 1 else ""
-    command = f"netpress export {shell_word(content.name(sweep))} {cell.id}"
+    command = content.export(sweep, cell.id)
     sentence = (
         Code(group.technique),
         f", {_numbers(group)}, {_gains(group)}. To export it: ",

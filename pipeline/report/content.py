@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from pipeline import runtimes
 from pipeline.errors import UserError
 from pipeline.measure.series import BATCHES, THREADS, Series, Threads
-from pipeline.paths import shell_word, sweep_file
+from pipeline.paths import shell_word, shipped_sweeps, sweep_file
 from pipeline.report import images, points, versions
 from pipeline.report.answer import Group, groups, settings
 from pipeline.report.document import Column, Line, Section, Sentence, Table, Value, spread, table_of
@@ -314,6 +314,14 @@ def _range(seeds: list[int]) -> str:
 def repeat(sweep: Sweep) -> str:
     """The command that makes all of it again."""
     return f"netpress run {shell_word(name(sweep))}"
+
+
+def export(sweep: Sweep, cell_id: str) -> str:
+    """The command that exports a model. A shipped sweep has one name everywhere; the file of
+    another may lie anywhere, while its report is where netpress is called."""
+    called = name(sweep)
+    ships = (shipped_sweeps() / f"{called}.yaml").is_file()
+    return f"netpress export {shell_word(called if ships else f'reports/{sweep.name}')} {cell_id}"
 
 
 def name(sweep: Sweep) -> str:
