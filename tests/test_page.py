@@ -19,11 +19,12 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy
 import pytest
 
-from pipeline import report
+from pipeline import report, store
 from pipeline.paths import CODE, Work
-from pipeline.report import frames, page, plot, row, sections, views
+from pipeline.report import cards, frames, page, plot, row, sections, views
 from pipeline.report.document import Column, Value
 from pipeline.report.owned import Owned
 from tests import results
@@ -323,6 +324,31 @@ def test_a_first_click_brings_the_best_up():
         "ascending",
     ]
     assert [h["classes"] for h in heads] == ["name", "n", "n", "n", "text"]
+
+
+def test_the_fastest_card_has_the_lowest_latency_of_all_cards():
+    """Each model was timed in turns with a base of its own run, and these ran at other speeds."""
+    sweep = results.sweep(techniques=("small", "quick"))
+    kinds = {"base": (1.0, 0.0, 1.0), "small": (10.0, 0.0, 1.0), "quick": (5.0, 0.005, 3.0)}
+    rows = []
+    for cell in sweep.cells:
+        ratio, drop, slow = kinds[cell.technique]
+        values = results.measured(cell, ratio, drop)
+        speed = {"small": 2.0, "quick": 2.5}.get(cell.technique, 1.0)
+        for model, ms in (("artifact", 4.0 / speed), ("base", 4.0)):
+            values[f"latency/onnxruntime/{model}/all/batch1"] = numpy.full(20, slow * ms)
+        rows.append(row.row(row.identity(cell), store.Result(cell.id, {}, {}, [], values)))
+    [answer] = cards.answers(sweep, rows)
+    speeds = [card.facts[1] for card in answer.cards]
+    assert [card.group.technique for card in answer.cards] == ["small", "small", "quick"]
+    assert [(fact.value, fact.change) for fact in speeds] == [
+        ("2.00 ms", "2.00× faster"),
+        ("2.00 ms", "2.00× faster"),
+        ("1.60 ms", "2.50× faster"),  # its own median is 4.80 ms
+    ]
+    elsewhere = [replace(one, machine="board") if one.is_base else one for one in rows]
+    [answer] = cards.answers(sweep, elsewhere)
+    assert [card.facts[1].value for card in answer.cards] == ["2.00 ×", "2.00 ×", "2.50 ×"]
 
 
 def test_very_many_lines_are_rows_at_first_and_text_after(tmp_path):

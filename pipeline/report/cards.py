@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -21,12 +22,13 @@ from pipeline.report.answer import (
     smallest,
 )
 from pipeline.report.document import Code, Sentence
-from pipeline.report.metrics import METRIC, Metric, latency_key, of_size
+from pipeline.report.metrics import METRIC, SPEEDUP, Metric, latency_key, of_size, speedup_key
 from pipeline.report.row import Row
 from pipeline.sweep import Sweep
 
 WORSE = ("larger", "slower", "lower")
 LATENCY = METRIC[latency_key(Series(runtimes.DEFAULT, "artifact", "all", 1), 50)]
+SPEED = METRIC[speedup_key(SPEEDUP, "all", 1)]
 
 
 @dataclass(frozen=True)
@@ -85,17 +87,28 @@ def _answer(sweep: Sweep, dataset: str, model: str, rows: list[Row]) -> Answer:
         ("Fastest within one percentage point", fastest(rows), ONE_POINT, "faster"),
     )
     near = nearest(rows)
-    base = next((group for group in groups(rows) if group.is_base), None)
+    base = base_of(rows)
     return Answer(
         dataset,
         model,
-        tuple(facts(base)) if base else (),
-        tuple(_card(sweep, *question, near) for question in questions),
+        tuple(facts(base, base)) if base else (),
+        tuple(_card(sweep, *question, near, base) for question in questions),
     )
 
 
+def base_of(rows: Iterable[Row]) -> Group | None:
+    """Of one data set and model."""
+    return next((group for group in groups(rows) if group.is_base), None)
+
+
 def _card(
-    sweep: Sweep, question: str, group: Group | None, limit: float, better: str, near: Group | None
+    sweep: Sweep,
+    question: str,
+    group: Group | None,
+    limit: float,
+    better: str,
+    near: Group | None,
+    base: Group | None,
 ) -> Card:
     if group is None:
         return Card(question, ("no measured model qualifies", *_nearest(near)))
@@ -110,19 +123,17 @@ def _card(
         Code(command),
         f"{seed}.",
     )
-    return Card(question, sentence, group, tuple(facts(group)), command, seed.strip(" ()"))
+    return Card(question, sentence, group, tuple(facts(group, base)), command, seed.strip(" ()"))
 
 
 # --- in numbers ------------------------------------------------------------------------------
 
 
-def facts(group: Group) -> Iterator[Fact]:
+def facts(group: Group, base: Group | None = None) -> Iterator[Fact]:
     """Size, speed and accuracy; what was not measured is left out."""
     stored = group.stored_bytes
     yield _fact("size", of_size(stored), stored, _ratio(group))
-    took = mean(LATENCY.of(row) for row in group.rows)
-    if took == took:
-        yield _fact("latency, batch 1", LATENCY, took, _speed(group))
+    yield from _speed(group, base)
     accuracies = [row.accuracy for row in group.rows]
     change = "" if group.is_base else _points(group)
     yield _fact("accuracy", METRIC["accuracy"], mean(accuracies), change, deviation(accuracies))
@@ -140,8 +151,24 @@ def _ratio(group: Group) -> str:
     return "" if group.is_base else times(ratio, "smaller", "larger")
 
 
-def _speed(group: Group) -> str:
-    return "" if group.is_base else times(group.speedup, "faster", "slower")
+def _speed(group: Group, base: Group | None) -> Iterator[Fact]:
+    """As models are ranked: by their speedup, for which each was timed in turns with the base. A
+    latency beside it is the base's divided by that, since the times of two runs, and so their
+    order, are another matter; there is none where other machines timed the base."""
+    change = "" if group.is_base else times(group.speedup, "faster", "slower")
+    took = _latency(base) / group.speedup if base and _same_machines(group, base) else math.nan
+    if took == took:
+        yield _fact("latency, batch 1", LATENCY, took, change)
+    elif change:
+        yield _fact("speedup, batch 1", SPEED, group.speedup, change)
+
+
+def _latency(group: Group) -> float:
+    return mean(LATENCY.of(row) for row in group.rows)
+
+
+def _same_machines(group: Group, other: Group) -> bool:
+    return {row.machine for row in group.rows} == {row.machine for row in other.rows}
 
 
 def times(ratio: float, better: str, worse: str) -> str:

@@ -247,6 +247,7 @@ class _Drawing:
         scale: Scale,
     ):
         self.answer, self.scale, self.row_ids = answer, scale, row_ids
+        self.base = cards.base_of(rows)
         self.best = {id(point) for point in frontier(every)}
         self.far = points.far_below(every)
         self.looks = dict(list(_looks(rows).items())[:MOST_FAMILIES])
@@ -266,7 +267,7 @@ class _Drawing:
             self.scale.y(y),
             NAMES[shape],
             f"{classes} front" if id(point) in self.best else classes,
-            tuple(_lines(point.group, id(point) in self.best)),
+            tuple(_lines(point.group, self.base, id(point) in self.best)),
             f"#{self.row_ids[point.group.technique]}",
             low,
             high,
@@ -374,9 +375,9 @@ def _looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
 # --- in words --------------------------------------------------------------------------------
 
 
-def _lines(group: Group, best: bool) -> Iterator[str]:
+def _lines(group: Group, base: Group | None, best: bool) -> Iterator[str]:
     yield group.technique
-    for fact in cards.facts(group):
+    for fact in cards.facts(group, base):
         yield f"{fact.value}, {fact.change}" if fact.change else fact.value
     hints = [
         f"n = {len(group.rows)} seeds" if len(group.rows) > 1 else "",
