@@ -36,12 +36,16 @@ UNITS = {
     "GiB": 2**-30,
 }
 SIGNIFICANT = "three significant digits"
+# From how many calls on a percentile is printed: one outlier of ten would be the 99th.
+LEAST_CALLS = {90: 20, 99: 100}
+LEAST_OF_RATIO = 5  # calls of the two medians of the network in PyTorch, which is slow
 
 
 @dataclass(frozen=True)
 class Metric:
     """One kind of number. `better`: higher, lower or ""; `format`: SIGNIFICANT or a format spec;
-    `read`: how a row has it, where that is not an attribute named `key`."""
+    `read`: how a row has it, where that is not an attribute named `key`; `timed`: the series that
+    a row's is made of, and `least_calls`: from how many calls of each on it is printed."""
 
     key: str
     label: str
@@ -49,10 +53,17 @@ class Metric:
     better: str
     format: str = SIGNIFICANT
     read: Callable[[Row], float | None] | None = None
+    timed: Callable[[Row], tuple[Series, ...]] = lambda row: ()
+    least_calls: int = 1
 
     def of(self, row: Row) -> float | None:
         """What a row has of it; None where it was not measured."""
         return getattr(row, self.key) if self.read is None else self.read(row)
+
+    def is_few(self, row: Row) -> bool:
+        """Whether a row has it of too few calls to be printed; files for programs have it."""
+        few = any(row.calls.get(series, 0) < self.least_calls for series in self.timed(row))
+        return few and self.of(row) is not None
 
     @property
     def heading(self) -> str:
@@ -114,6 +125,8 @@ def _latency(series: Series, percentile: int) -> Metric:
         "ms",
         "lower",
         read=lambda row: row.latency_ms(series, percentile),
+        timed=lambda row: (series,),
+        least_calls=LEAST_CALLS.get(percentile, 1),
     )
 
 
@@ -140,6 +153,8 @@ def _speedups() -> tuple[Metric, ...]:
             "×",
             "higher",
             read=partial(_speedup, read, threads, batch),
+            timed=partial(_in_pytorch, kind, threads, batch),
+            least_calls=LEAST_OF_RATIO,
         )
         for kind, (label, read) in kinds.items()
         for threads in THREADS
@@ -149,6 +164,16 @@ def _speedups() -> tuple[Metric, ...]:
 
 def _speedup(read: Callable, threads: Threads, batch: int, row: Row) -> float | None:
     return read(row, threads, batch)
+
+
+def _in_pytorch(kind: str, threads: Threads, batch: int, row: Row) -> tuple[Series, ...]:
+    """What a speedup is made of that was timed there; a base's simulated one is 1 by definition."""
+    of: dict[str, tuple[Model, ...]] = {
+        OVER_REFERENCE: (row.reference_model,),
+        SIMULATED: () if row.is_base else ("simulated", "base"),
+    }
+    models = of.get(kind, ())
+    return tuple(Series(runtimes.REFERENCE, model, threads, batch) for model in models)
 
 
 def joules_key(batch: int) -> str:
