@@ -720,6 +720,32 @@ def test_paper_has_every_line_and_no_controls(opened, tmp_path):
     assert data.startswith(b"%PDF") and len(data) > 50_000
 
 
+def test_every_page_of_paper_names_the_columns_of_its_table(opened, tmp_path):
+    tab = opened(many(tmp_path, techniques=200, seeds=1))
+    tab.pdf(path=tmp_path / "page.pdf", prefer_css_page_size=True)
+    tab.emulate_media(media="print")
+    shown = tab.locator("thead .columns th button").evaluate_all(
+        "(all) => all.map((button) => getComputedStyle(button).display)"
+    )
+    assert set(shown) == {"contents"}  # a button is not drawn again at the head of another page
+    if shutil.which("pdftotext"):
+        command = ["pdftotext", "-layout", tmp_path / "page.pdf", "-"]
+        pages = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        lines = [text for text in pages.split("\f") if "technique-00100" in text]
+        assert lines and all("agreement" in text for text in lines)
+
+
+def test_a_narrow_screen_shows_the_whole_name_of_each_card(opened, tmp_path):
+    name = "small-dense-rate-longer-0.03125-0.3"
+    tab = opened(built(tmp_path, {name: (10.0, 0.0)}), width=390)
+    model = tab.locator("article.card .model").first
+    button = tab.locator("article.card button").first.bounding_box()
+    box = model.bounding_box()
+    assert model.text_content() == name
+    assert model.evaluate("(p) => p.scrollWidth <= p.clientWidth")
+    assert box["y"] + box["height"] <= button["y"]
+
+
 def test_no_table_is_wider_than_the_paper(small, opened):
     a4 = {"portrait": 794 - 2 * 53, "landscape": 1123 - 2 * 38}  # pixels between the margins
     for kind, width in a4.items():
