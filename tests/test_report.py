@@ -621,6 +621,23 @@ def test_numbers_are_shown_in_their_unit(key, value, shown):
     assert METRIC[key].show(value) == shown
 
 
+def test_a_size_has_the_same_digits_in_the_card_and_in_the_table(work, tmp_path):
+    sweep = results.sweep(techniques=("tiny", "half"))
+    for cell in sweep.cells:
+        small = {"stored_bytes": 5485} if cell.technique == "tiny" else {}
+        results.publish(cell, work, results.measured(cell, 2.0, 0.0, **small))
+    paths, text = built(sweep, work, tmp_path)
+    in_kb, in_mb = METRIC["stored_kilobytes"].show(5485), METRIC["stored_bytes"].show(5485)
+    assert float(in_kb) == pytest.approx(1000 * float(in_mb))
+    assert f"in {in_kb} kB, as accurate as its base" in text
+    head = next(line for line in text.splitlines() if "stored size, " in line).split("|")
+    at = next(i for i, cell in enumerate(head) if "stored size, " in cell)
+    assert head[at] == " stored size, kB " and " runnable size, MB " in head
+    cells = [line.split("|") for line in text.splitlines() if line.startswith(("| base", "| tiny"))]
+    assert [line[at].strip() for line in cells[:2]] == ["58,900", in_kb]
+    assert "5485" in paths.csv.read_text()
+
+
 def test_a_deviation_has_the_decimals_of_its_mean():
     assert METRIC["stored_bytes"].show(14_800_000, 31_000) == "14.8 ± 0.0"
     assert METRIC["stored_ratio"].show(10_736.2) == "10,700"

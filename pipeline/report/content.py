@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from pipeline import runtimes
 from pipeline.errors import UserError
@@ -18,7 +19,9 @@ from pipeline.report.document import Column, Line, Section, Sentence, Table, Val
 from pipeline.report.frames import Frames
 from pipeline.report.measured import CLASSIFIED_ON
 from pipeline.report.metrics import (
+    IN_KILOBYTES,
     LEAST_CALLS,
+    LEAST_IN_MB,
     LEAST_OF_RATIO,
     METRIC,
     OVER_REFERENCE,
@@ -245,11 +248,26 @@ def _table_of_rows(
     older, best = versions.behind(rows), points.on_frontier(rows)
     known = [*rows, *others]
     present = [c for c in columns if any(_is_shown(METRIC[c.key], row) for row in known)]
+    present = [_in_its_unit(column, known) for column in present]
     head = (Column("technique"), Column("n"), *present)
     every = groups(rows)
     lines = (line(group, present, older) for group in every)
     about = (Line(group, group.technique in best) for group in every)
     return table_of(dataset, model, head, lines, about)
+
+
+def _in_its_unit(column: Column, rows: Iterable[Row]) -> Column:
+    """A size in kB, where one of them would begin with zeros in MB."""
+    key = in_its_unit(column.key, rows)
+    if key == column.key:
+        return column
+    return replace(column, key=key, heading=column.heading.replace("MB", "kB"))
+
+
+def in_its_unit(key: str, rows: Iterable[Row]) -> str:
+    values = [value for row in rows if (value := METRIC[key].of(row)) is not None]
+    small = min(values, default=LEAST_IN_MB) < LEAST_IN_MB
+    return IN_KILOBYTES.get(key, key) if small else key
 
 
 def line(group: Group, columns: Iterable[Column], older: Container[str]) -> tuple[Value, ...]:

@@ -35,6 +35,7 @@ UNITS = {
     "min": 1 / 60,
     "GiB": 2**-30,
 }
+SIZES = ("MB", "kB")
 SIGNIFICANT = "three significant digits"
 # From how many calls on a percentile is printed: one outlier of ten would be the 99th.
 LEAST_CALLS = {90: 20, 99: 100}
@@ -76,6 +77,8 @@ class Metric:
         """`value` in this unit, without it; `± deviation` where there is one; "" for a gap."""
         if value is None or math.isnan(value):
             return ""
+        if self.format == SIGNIFICANT and self.unit in SIZES and math.isfinite(value):
+            value = float(f"{value:.2e}")  # of the bytes: the same digits in whatever unit
         scaled = self.scaled(value)
         if self.format == SIGNIFICANT and math.isfinite(scaled):
             scaled = float(f"{scaled:.2e}")  # also above a thousand
@@ -231,6 +234,8 @@ METRICS = (
 )
 # Of two cells, of two numbers of one, or of one GPU: no columns of results.csv, but in tables.
 COMPARED = (
+    Metric("stored_kilobytes", "stored size", "kB", "lower", read=lambda row: row.stored_bytes),
+    Metric("runnable_kilobytes", "runnable size", "kB", "lower", read=lambda row: row.runnable_bytes),
     Metric("gpu_ms", "latency on a GPU", "ms", "lower"),
     Metric("gpu_speedup", "speedup on a GPU", "×", "higher"),
     Metric("images_per_s", "throughput on a GPU", "images/s", "higher", ",.0f"),
@@ -246,9 +251,13 @@ COMPARED = (
     Metric("share_of_base", "share of the base", "%", "lower", ".1f"),
 )
 METRIC = {metric.key: metric for metric in (*METRICS, *COMPARED)}
+# A size in MB -> the same in kB, for a table in which one of them is below so many bytes.
+IN_KILOBYTES = {"stored_bytes": "stored_kilobytes", "runnable_bytes": "runnable_kilobytes"}
+LEAST_IN_MB = 0.0995e6
 
 
 def of_size(stored_bytes: float) -> Metric:
-    """The stored size for a sentence about one model: in kB below 1 MB. Tables have one unit."""
+    """The stored size for a sentence about one model: in kB below 1 MB. A column of a table has one
+    unit, see `IN_KILOBYTES`."""
     metric = METRIC["stored_bytes"]
     return replace(metric, unit="kB") if stored_bytes < 0.9995e6 else metric

@@ -302,7 +302,7 @@ def _reasons(gaps: Sequence[Gap]) -> Sentence:
 
 
 def every_cell(frames: Frames) -> View:
-    every = [METRIC[key] for key in EVERY_CELL]
+    every = [METRIC[content.in_its_unit(key, frames.rows)] for key in EVERY_CELL]
     metrics = [m for m in every if any(m.of(row) is not None for row in frames.rows)]
     columns = (Column("cell"), *(Column(m.heading, m.key) for m in metrics), Column("id"))
     lines = (
