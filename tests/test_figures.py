@@ -417,6 +417,17 @@ def test_lines_of_few_calls_reach_from_the_fastest_to_the_slowest(calls):
     assert f"{calls} calls)" in made.caption
 
 
+def test_the_ticks_of_a_narrow_panel_are_apart():
+    with look.style():
+        _, [axis] = look.grid(1, 1, (3, 3))
+        axis.set_xscale("log")
+        axis.set_xlim(18, 55)
+        look.log_ticks(axis.xaxis, points.duration, apart=0.2)
+        ticks = axis.get_xticks()
+    least = (55 / 18) ** 0.2
+    assert len(ticks) >= 2 and all(b / a >= least for a, b in zip(ticks, ticks[1:], strict=False))
+
+
 def test_the_change_of_a_class_is_in_points():
     def values(cell):
         labels = numpy.array([0, 0, 0, 0, 1, 1, 3], dtype=numpy.uint16)

@@ -23,6 +23,8 @@ MOST_LINES = 12, 24  # of techniques in a panel, in a figure
 LINE_INCHES, AROUND_INCHES = 0.36, 0.95
 WIDTH_INCHES = 9.2
 BOX_HEIGHT = 0.32
+TICKS_APART = 0.16  # of a panel's width
+MOST_LETTERS = 42  # of a heading
 ARTIFACT = {"color": "#0072B2", "marker": "o", "markersize": 5}
 OF_BASE = {"color": "#444444", "marker": "D", "markersize": 4.5, "markerfacecolor": "white"}
 QUARTILES = (25, 50, 75)
@@ -127,7 +129,7 @@ def _draw(panels: dict[tuple[str, str], Panel]) -> Canvas:
     for line, (setting, panel) in zip(axes, panels.items(), strict=True):
         timed = [batch for batch in batches if panel[batch]]
         for axis, batch in zip(line, timed, strict=False):
-            look.heading(axis, ", ".join(setting), f": batch {batch}")
+            look.heading(axis, ", ".join(setting), f": batch {batch}", MOST_LETTERS)
             _panel(axis, panel[batch], _names(panel), named=axis is line[0])
         for axis in line[len(timed) :]:
             axis.remove()
@@ -155,7 +157,7 @@ def _panel(axis: Axes, pairs: Samples, names: Sequence[chosen.Line], named: bool
     axis.set_yticks(range(len(names)), [shown if named else "" for _, shown in names])
     axis.tick_params(axis="y", length=0)
     axis.grid(False, axis="y")
-    look.log_ticks(axis.xaxis, duration)
+    look.log_ticks(axis.xaxis, duration, apart=TICKS_APART)
     axis.set_xlabel("one call (log scale)")
 
 
