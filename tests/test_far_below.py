@@ -92,7 +92,9 @@ def test_names_of_answers_stand_where_nothing_else_is(size):
     lines = [(0.0, 25.5, 100.0, 25.5), (50.0, 25.0, 70.0, 25.0), (70.0, 25.0, 70.0, 22.0)]
     boxes = _boxes(named, labels.places(named, marks, lines), size)
     for i, box in enumerate(boxes):
-        assert 0 <= box[0] and box[2] <= size[0] and 0 <= box[1] and box[3] <= size[1]
+        assert labels._overlap(box, (0, 0, *size)) == pytest.approx(
+            (box[2] - box[0]) * (box[3] - box[1])
+        )
         assert not any(labels._overlap(box, other) for other in boxes[:i])
         scaled = [(x * size[0] / 100, y * size[1] / 100) for x, y in marks]
         around = [(x - 7, y - 7, x + 7, y + 7) for x, y in scaled]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from pipeline import runtimes
 from pipeline.measure.series import Series
@@ -64,6 +65,22 @@ class Card:
     command: str = ""
     seed: str = ""
 
+    @property
+    def id(self) -> str:
+        """Of the cell that the command exports."""
+        return self.command.rpartition(" ")[2]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Cards that are all about one model: their numbers and questions."""
+
+    cards: tuple[tuple[int, Card], ...]
+
+    @property
+    def first(self) -> Card:
+        return self.cards[0][1]
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -73,6 +90,24 @@ class Answer:
     model: str
     base: tuple[Fact, ...]
     cards: tuple[Card, ...]
+
+    @property
+    def merged(self) -> list[Merged]:
+        """Neighbours that would say the same are one."""
+        numbered = groupby(enumerate(self.cards, 1), lambda one: replace(one[1], question=""))
+        return [Merged(tuple(same)) for _, same in numbered]
+
+    @property
+    def gist(self) -> str:
+        """How much smaller and faster at which loss: `10,700× smaller at −0.69 points; ...`; ""
+        where no compressed model is within one percentage point."""
+        groups = [card.group for card in self.cards[1:]]
+        parts = [
+            f"{change} at {_loss(group)}"
+            for group, of in zip(groups, (_ratio, _faster), strict=False)
+            if group is not None and not group.is_base and (change := of(group))
+        ]
+        return "; ".join(parts)
 
 
 def answers(sweep: Sweep, rows: Iterable[Row]) -> list[Answer]:
@@ -146,6 +181,15 @@ def _fact(
     return Fact(label, shown, metric.unit, change, deviation)
 
 
+def _loss(group: Group) -> str:
+    """`−0.69 points`, with the sign of the change."""
+    shown = METRIC["accuracy_drop"].show(-group.drop)
+    if float(shown) == 0:
+        return "the same accuracy"
+    sign = "\u2212" if group.drop > 0 else "+"
+    return f"{sign}{shown.lstrip('-')} points"
+
+
 def _ratio(group: Group) -> str:
     ratio = mean(row.stored_ratio for row in group.rows)
     return "" if group.is_base else times(ratio, "smaller", "larger")
@@ -155,12 +199,16 @@ def _speed(group: Group, base: Group | None) -> Iterator[Fact]:
     """As models are ranked: by their speedup, for which each was timed in turns with the base. A
     latency beside it is the base's divided by that, since the times of two runs, and so their
     order, are another matter; there is none where other machines timed the base."""
-    change = "" if group.is_base else times(group.speedup, "faster", "slower")
+    change = _faster(group)
     took = _latency(base) / group.speedup if base and _same_machines(group, base) else math.nan
     if took == took:
         yield _fact("latency, batch 1", LATENCY, took, change)
     elif change:
         yield _fact("speedup, batch 1", SPEED, group.speedup, change)
+
+
+def _faster(group: Group) -> str:
+    return "" if group.is_base else times(group.speedup, "faster", "slower")
 
 
 def _latency(group: Group) -> float:

@@ -235,7 +235,9 @@ METRICS = (
 # Of two cells, of two numbers of one, or of one GPU: no columns of results.csv, but in tables.
 COMPARED = (
     Metric("stored_kilobytes", "stored size", "kB", "lower", read=lambda row: row.stored_bytes),
-    Metric("runnable_kilobytes", "runnable size", "kB", "lower", read=lambda row: row.runnable_bytes),
+    Metric(
+        "runnable_kilobytes", "runnable size", "kB", "lower", read=lambda row: row.runnable_bytes
+    ),
     Metric("gpu_ms", "latency on a GPU", "ms", "lower"),
     Metric("gpu_speedup", "speedup on a GPU", "×", "higher"),
     Metric("images_per_s", "throughput on a GPU", "images/s", "higher", ",.0f"),

@@ -125,6 +125,8 @@ def _why(dataset: str, model: str, rows: Sequence[Row]) -> Sentence:
         f"(relative latency {_range(theirs)})."
     ]
     by_row = _by_row(rows)
+    if not any(by_row[name] for name in STUDY[dataset] if name != BASE):
+        sentences.append("None of its techniques is in this report.")
     for name, text in WHY.items():
         simulated = _averages(_simulated, by_row[name])
         deployed = _averages(_deployed, by_row[name])

@@ -199,7 +199,8 @@ class View(Table):
             if group.name:
                 of = f":nth-child(n+{first}):nth-child(-n+{last})"
                 table = f"#{self.name}-table.no-{slug(group.name)}"
-                yield f"{table} .columns>{of},{table} tbody>tr>{of}{{display:none}}\n"
+                hidden = f"{table} .columns>{of},{table} tbody>tr>{of}{{display:none}}"
+                yield f"@media screen{{{hidden}}}\n"
 
 
 @dataclass(frozen=True)
