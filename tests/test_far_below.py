@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.report import answer, cards, frames, page, plot, points, sections, views
+from pipeline.report import answer, cards, frames, labels, page, plot, points, sections, views
 from pipeline.report.figures import look, tradeoff
 from tests import results
 
@@ -80,13 +80,43 @@ def test_the_page_has_it_at_the_lower_edge_and_says_so():
     assert shown.plot.far == ""
 
 
-def test_names_of_answers_near_to_each_other_stand_at_different_heights():
-    near = plot.Mark("20", "20", "m", "k0", ("a",), numbers="1")
-    marks = [near, replace(near, x="30", numbers="2"), replace(near, x="40", numbers="")]
-    marks += [replace(near, x="50", numbers="3"), replace(near, y="60", numbers="4")]
-    heights = [mark.name_dy for mark in plot._named_apart(marks)]
-    first, second, *_ = plot.NAME_HEIGHTS
-    assert heights == [first, second, first, plot.NAME_HEIGHTS[2], first]
+def _boxes(named, places, size):
+    return [labels._box(*one, place, size) for one, place in zip(named, places, strict=True)]
+
+
+@pytest.mark.parametrize("size", labels.SIZES)
+def test_names_of_answers_stand_where_nothing_else_is(size):
+    named = [(50.0, 25.0, "1 deep-compression-0.97"), (8.0, 30.0, "3 small-dense-rate-0.0625-0.3")]
+    named += [(7.0, 50.0, "2 small-dense-rate-0.03125-0.3"), (93.0, 27.0, "4 inq-5")]
+    marks = [(x, y) for x, y, _ in named] + [(70.0, 22.0), (66.0, 25.0), (30.0, 27.0), (95.0, 25.0)]
+    lines = [(0.0, 25.5, 100.0, 25.5), (50.0, 25.0, 70.0, 25.0), (70.0, 25.0, 70.0, 22.0)]
+    boxes = _boxes(named, labels.places(named, marks, lines), size)
+    for i, box in enumerate(boxes):
+        assert labels._overlap(box, (0, 0, *size)) == pytest.approx(
+            (box[2] - box[0]) * (box[3] - box[1])
+        )
+        assert not any(labels._overlap(box, other) for other in boxes[:i])
+        scaled = [(x * size[0] / 100, y * size[1] / 100) for x, y in marks]
+        around = [(x - 7, y - 7, x + 7, y + 7) for x, y in scaled]
+        assert not any(labels._overlap(box, mark) for mark in around)
+        level = 25.5 * size[1] / 100
+        assert not box[1] < level < box[3]
+
+
+def test_the_scale_of_the_page_follows_the_marks_not_their_deviations():
+    _, found = rows([0.01, 0.02], seeds=(0, 1))
+    wild = [
+        replace(one, accuracy=one.accuracy + (0.05 if one.seed else -0.05))
+        if one.technique == "t1"
+        else one
+        for one in found
+    ]
+    every = points.points(wild, points.STORED)
+    means = [point.at[1] for point in every]
+    scale = plot.Scale.of(every, [])
+    assert scale.low > min(means) - 1 and scale.high < max(means) + 1
+    widest = max(every, key=lambda point: point.spread)
+    assert float(scale.y(widest.at[1] - widest.spread, 100.0)) == 100 > float(plot.EDGE)
 
 
 def test_a_card_has_the_deviation_apart():

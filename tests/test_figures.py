@@ -23,7 +23,7 @@ from pipeline.measure.series import Series
 from pipeline.orchestrate import plan
 from pipeline.paths import CODE, Work
 from pipeline.report import figures, points
-from pipeline.report.figures import chosen, look, tradeoff
+from pipeline.report.figures import chosen, look, spread, tradeoff
 from tests import results
 
 
@@ -397,6 +397,35 @@ def test_boxes_are_the_percentiles_of_artifact_and_base():
         x, y = marks(axis, marker)[-1]
         box = next(patch for patch in axis.patches if patch.get_y() < y < patch.get_y() + 0.32)
         assert [box.get_x(), x, box.get_x() + box.get_width()] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("calls", [10, 100])
+def test_lines_of_few_calls_reach_from_the_fastest_to_the_slowest(calls):
+    samples = numpy.linspace(1, 2, calls) ** 4
+
+    def timed(cell):
+        values = results.recorded(cell)
+        return {name: samples if "latency/" in name else v for name, v in values.items()}
+
+    rows, evidence = results.in_memory(results.sweep(), timed)
+    made = drawn(rows, evidence)["latency"]
+    ends = {tuple(line.get_xdata()) for line in made.canvas.axes[0].lines if line.get_zorder() == 2}
+    few = calls < 100
+    assert ends == {tuple(numpy.percentile(samples, (0, 100) if few else (1, 99)))}
+    assert (f"lines {spread.FASTEST_TO_SLOWEST}." in made.caption) == few
+    assert (f"lines {spread.INNER}." in made.caption) != few
+    assert f"{calls} calls)" in made.caption
+
+
+def test_the_ticks_of_a_narrow_panel_are_apart():
+    with look.style():
+        _, [axis] = look.grid(1, 1, (3, 3))
+        axis.set_xscale("log")
+        axis.set_xlim(18, 55)
+        look.log_ticks(axis.xaxis, points.duration, apart=0.2)
+        ticks = axis.get_xticks()
+    least = (55 / 18) ** 0.2
+    assert len(ticks) >= 2 and all(b / a >= least for a, b in zip(ticks, ticks[1:], strict=False))
 
 
 def test_the_change_of_a_class_is_in_points():

@@ -19,11 +19,12 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy
 import pytest
 
-from pipeline import report
+from pipeline import report, store
 from pipeline.paths import CODE, Work
-from pipeline.report import frames, page, plot, row, sections, views
+from pipeline.report import cards, frames, page, plot, row, sections, views
 from pipeline.report.document import Column, Value
 from pipeline.report.owned import Owned
 from tests import results
@@ -325,6 +326,31 @@ def test_a_first_click_brings_the_best_up():
     assert [h["classes"] for h in heads] == ["name", "n", "n", "n", "text"]
 
 
+def test_the_fastest_card_has_the_lowest_latency_of_all_cards():
+    """Each model was timed in turns with a base of its own run, and these ran at other speeds."""
+    sweep = results.sweep(techniques=("small", "quick"))
+    kinds = {"base": (1.0, 0.0, 1.0), "small": (10.0, 0.0, 1.0), "quick": (5.0, 0.005, 3.0)}
+    rows = []
+    for cell in sweep.cells:
+        ratio, drop, slow = kinds[cell.technique]
+        values = results.measured(cell, ratio, drop)
+        speed = {"small": 2.0, "quick": 2.5}.get(cell.technique, 1.0)
+        for model, ms in (("artifact", 4.0 / speed), ("base", 4.0)):
+            values[f"latency/onnxruntime/{model}/all/batch1"] = numpy.full(20, slow * ms)
+        rows.append(row.row(row.identity(cell), store.Result(cell.id, {}, {}, [], values)))
+    [answer] = cards.answers(sweep, rows)
+    speeds = [card.facts[1] for card in answer.cards]
+    assert [card.group.technique for card in answer.cards] == ["small", "small", "quick"]
+    assert [(fact.value, fact.change) for fact in speeds] == [
+        ("2.00 ms", "2.00× faster"),
+        ("2.00 ms", "2.00× faster"),
+        ("1.60 ms", "2.50× faster"),  # its own median is 4.80 ms
+    ]
+    elsewhere = [replace(one, machine="board") if one.is_base else one for one in rows]
+    [answer] = cards.answers(sweep, elsewhere)
+    assert [card.facts[1].value for card in answer.cards] == ["2.00 ×", "2.00 ×", "2.50 ×"]
+
+
 def test_very_many_lines_are_rows_at_first_and_text_after(tmp_path):
     text = many(tmp_path, techniques=1000, seeds=1).read_text()
     assert text.count("<tr>") < 1500
@@ -408,6 +434,7 @@ def test_it_filters_by_words_and_group_of_columns(small, opened):
     tab.locator("#results [name=filter]").fill("")
     stored = head(tab, "stored size, MB")
     assert stored.is_visible()
+    assert not head(tab, "MACs, M").is_visible()  # on request
     tab.get_by_label("size", exact=True).uncheck()
     assert not stored.is_visible() and head(tab, "accuracy, %").is_visible()
     shown = tab.locator("#results-0-table tbody tr").first.locator("td:visible").count()
@@ -447,7 +474,8 @@ def test_without_script_all_is_there_but_the_controls(small, opened):
 def test_the_answers_are_cards_whose_command_is_copied(small, opened):
     tab = opened(small, permissions=["clipboard-read", "clipboard-write"])
     cards = tab.locator("#shown-0 article.card")
-    assert cards.count() == 3
+    assert cards.count() == 2  # ten is the answer to two questions
+    assert cards.nth(1).locator(".number").all_text_contents() == ["2", "3"]
     shown = [" ".join(text.split()) for text in cards.all_inner_texts()]
     assert "Smallest without accuracy loss" in shown[0] and "two" in shown[0]
     assert " ten size 5.89 MB 10.0× smaller latency, batch 1 " in shown[1]
@@ -457,6 +485,9 @@ def test_the_answers_are_cards_whose_command_is_copied(small, opened):
     command = tab.evaluate("navigator.clipboard.readText()")
     assert command == cards.nth(1).locator("code").text_content()
     assert re.fullmatch(r"netpress export reports/test [0-9a-f]{16}", command)
+    assert command[-16:] in cards.nth(1).get_by_role("button").get_attribute("aria-label")
+    gist = tab.locator("header .gist span").first.text_content()
+    assert gist.startswith("digits: 10.0× smaller at \u22120.22 points; ")
 
 
 def test_data_set_and_model_are_chosen_once_for_the_whole_page(small, opened):
@@ -472,6 +503,26 @@ def test_data_set_and_model_are_chosen_once_for_the_whole_page(small, opened):
     tab.evaluate("location.hash = ''")
     tab.evaluate("document.querySelector('#shown-1 .model a').click()")
     assert tab.locator("#results-1").is_visible() and not tab.locator("#results-0").is_visible()
+
+
+def test_a_section_with_nothing_on_the_chosen_data_set_says_so(small, opened):
+    tab = opened(small)
+    published, study = tab.locator("#published"), tab.locator("#study")
+    tab.get_by_label("Data set").select_option("digits")
+    assert published.inner_text().split("\n")[-1] == "None for digits, vgg16_bn."
+    assert not published.locator("table").is_visible() and not study.locator("p.key").is_visible()
+    tab.get_by_label("Data set").select_option("mnist")
+    assert published.locator("table").is_visible() and study.locator("p.key").is_visible()
+    assert not tab.get_by_text("None for").first.is_visible()
+    heads = published.locator("thead th").all_inner_texts()
+    cells = published.locator("tbody tr").evaluate_all(
+        "(rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent))"
+    )
+    assert all(any(texts) for texts in zip(*cells, strict=True)) and len(heads) > 2
+    shown = tab.locator(".ratios td.dots").first
+    mark, value = shown.locator("use").last.bounding_box(), shown.locator("text").last
+    box = value.bounding_box()
+    assert box["x"] - 2 <= mark["x"] + mark["width"] / 2 <= box["x"] + box["width"] + 2
 
 
 def test_marks_are_read_with_the_pointer_and_with_the_keyboard(small, opened):
@@ -542,7 +593,7 @@ def test_answers_and_marks_are_of_the_machine_that_is_chosen(opened, tmp_path):
         results.measure(cell, work, "board", "Cortex-A72", **values | times)
     path = report.build(sweep, work, tmp_path / "reports")[0].page
     tab = opened(path)
-    fastest = tab.locator(".shown:visible article").nth(2)
+    fastest = tab.locator(".shown:visible article").last
     assert fastest.locator(".model").text_content() == "ten"
     here = fastest.locator("dd").nth(1).text_content()
     tab.locator("select[name=machine]").select_option(label="board (Cortex-A72, 4 cores)")
@@ -619,7 +670,7 @@ def test_what_a_machine_did_not_measure_is_said(opened, tmp_path):
     text = tab.locator(".shown:visible").text_content()
     assert "Nothing of it was measured on board (Cortex-A72, 4 cores)." in text
     tab.get_by_label("Data set").select_option("digits")
-    assert tab.locator(".shown:visible article").count() == 3
+    assert tab.locator(".shown:visible article .number").count() == 3
 
 
 def test_it_opens_with_the_first_that_has_an_answer(opened, tmp_path):
@@ -643,8 +694,11 @@ def test_text_can_be_read_in_light_and_dark(small, opened, scheme, width):
     assert len(seen) > 3
     poor = [(text, fore, back) for text, fore, back in seen if _contrast(fore, back) < CONTRAST]
     assert poor == []
-    card = tab.locator("figure a.card").first
-    assert card.evaluate("(c) => getComputedStyle(c).backgroundColor") == "rgb(255, 255, 255)"
+    image = tab.locator("figure:not(#figure-pictures) img").first
+    inverted = "invert" in image.evaluate("(i) => getComputedStyle(i).filter")
+    assert inverted == (scheme == "dark")
+    tab.emulate_media(media="print")
+    assert image.evaluate("(i) => getComputedStyle(i).filter") == "none"
 
 
 # Every pair of colours in which text stands: [some of the text, its colour, what is behind it].
@@ -692,6 +746,32 @@ def test_paper_has_every_line_and_no_controls(opened, tmp_path):
     assert len(column(tab, 1)) < 450
     data = (tmp_path / "page.pdf").read_bytes()
     assert data.startswith(b"%PDF") and len(data) > 50_000
+
+
+def test_every_page_of_paper_names_the_columns_of_its_table(opened, tmp_path):
+    tab = opened(many(tmp_path, techniques=200, seeds=1))
+    tab.pdf(path=tmp_path / "page.pdf", prefer_css_page_size=True)
+    tab.emulate_media(media="print")
+    shown = tab.locator("thead .columns th button").evaluate_all(
+        "(all) => all.map((button) => getComputedStyle(button).display)"
+    )
+    assert set(shown) == {"contents"}  # a button is not drawn again at the head of another page
+    if shutil.which("pdftotext"):
+        command = ["pdftotext", "-layout", tmp_path / "page.pdf", "-"]
+        pages = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        lines = [text for text in pages.split("\f") if "technique-00100" in text]
+        assert lines and all("agreement" in text for text in lines)
+
+
+def test_a_narrow_screen_shows_the_whole_name_of_each_card(opened, tmp_path):
+    name = "small-dense-rate-longer-0.03125-0.3"
+    tab = opened(built(tmp_path, {name: (10.0, 0.0)}), width=390)
+    model = tab.locator("article.card .model").first
+    button = tab.locator("article.card button").first.bounding_box()
+    box = model.bounding_box()
+    assert model.text_content() == name
+    assert model.evaluate("(p) => p.scrollWidth <= p.clientWidth")
+    assert box["y"] + box["height"] <= button["y"]
 
 
 def test_no_table_is_wider_than_the_paper(small, opened):

@@ -369,6 +369,33 @@ def test_the_markdown_has_spread_hardware_simulation_and_how_to_repeat(work, tmp
     assert text.endswith("````yaml\nname: test\n# ```\n````\n")  # a longer fence than the file's
 
 
+def test_no_percentile_or_ratio_of_too_few_calls_is_printed(work, tmp_path):
+    sweep = results.sweep(techniques=("half", "few"))
+    artifact = "latency/onnxruntime/artifact/all/batch1"
+    for cell in sweep.cells:
+        values = results.measured(cell)
+        values[artifact] = numpy.linspace(1, 2, 10 if cell.technique == "few" else 99)
+        if cell.technique == "few":
+            values["latency/pytorch/base/all/batch1"] = numpy.full(4, 3.0)
+        results.publish(cell, work, values)
+    _, text = built(sweep, work, tmp_path)
+    shown = [line for line in text.splitlines() if line.startswith(("| few", "| technique | n |"))]
+    cells = [[cell.strip() for cell in line.split("|")] for line in shown]
+    timed, beside = (dict(zip(*cells[i : i + 2], strict=True)) for i in (2, 4))
+    assert not any("p99" in head for head in timed)
+    assert timed["all threads, batch 1, p50"] == "1.50"
+    assert timed["all threads, batch 1, p90"] == "\u2013"
+    assert timed["all threads, batch 64, p90"] not in ("", "\u2013")
+    assert "single calls (10 to 99 calls a series)." in text
+    assert "(in PyTorch 4 to 20 calls a series)" in text
+    over = "speedup over the base in PyTorch, ×"
+    ratios = [beside[f"{what}: {over}"] for what in ("simulated, in PyTorch", "deployed artifact")]
+    assert ratios == ["\u2013", "\u2013"] and beside["simulated, in PyTorch: ms"] != "\u2013"
+    row = report.as_json(report.read(sweep, work))["rows"][2]
+    assert row["latency_ms"]["batch1"]["p99"] == numpy.percentile(numpy.linspace(1, 2, 10), 99)
+    assert row["simulated_speedup"]["batch1"] > 0  # for programs, as it was measured
+
+
 @pytest.mark.parametrize("seeds", [1, 5])
 @pytest.mark.parametrize("techniques", [0, 2, 30])
 def test_n_and_deviation_are_stated_as_far_as_there_are_any(work, seeds, techniques):
@@ -592,6 +619,23 @@ def test_the_markdown_begins_with_the_picture_and_the_answers(work, tmp_path):
 )
 def test_numbers_are_shown_in_their_unit(key, value, shown):
     assert METRIC[key].show(value) == shown
+
+
+def test_a_size_has_the_same_digits_in_the_card_and_in_the_table(work, tmp_path):
+    sweep = results.sweep(techniques=("tiny", "half"))
+    for cell in sweep.cells:
+        small = {"stored_bytes": 5485} if cell.technique == "tiny" else {}
+        results.publish(cell, work, results.measured(cell, 2.0, 0.0, **small))
+    paths, text = built(sweep, work, tmp_path)
+    in_kb, in_mb = METRIC["stored_kilobytes"].show(5485), METRIC["stored_bytes"].show(5485)
+    assert float(in_kb) == pytest.approx(1000 * float(in_mb))
+    assert f"in {in_kb} kB, as accurate as its base" in text
+    head = next(line for line in text.splitlines() if "stored size, " in line).split("|")
+    at = next(i for i, cell in enumerate(head) if "stored size, " in cell)
+    assert head[at] == " stored size, kB " and " runnable size, MB " in head
+    cells = [line.split("|") for line in text.splitlines() if line.startswith(("| base", "| tiny"))]
+    assert [line[at].strip() for line in cells[:2]] == ["58,900", in_kb]
+    assert "5485" in paths.csv.read_text()
 
 
 def test_a_deviation_has_the_decimals_of_its_mean():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from pipeline import runtimes
 from pipeline.measure.series import Series
@@ -20,12 +22,13 @@ from pipeline.report.answer import (
     smallest,
 )
 from pipeline.report.document import Code, Sentence
-from pipeline.report.metrics import METRIC, Metric, latency_key, of_size
+from pipeline.report.metrics import METRIC, SPEEDUP, Metric, latency_key, of_size, speedup_key
 from pipeline.report.row import Row
 from pipeline.sweep import Sweep
 
 WORSE = ("larger", "slower", "lower")
 LATENCY = METRIC[latency_key(Series(runtimes.DEFAULT, "artifact", "all", 1), 50)]
+SPEED = METRIC[speedup_key(SPEEDUP, "all", 1)]
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,22 @@ class Card:
     command: str = ""
     seed: str = ""
 
+    @property
+    def id(self) -> str:
+        """Of the cell that the command exports."""
+        return self.command.rpartition(" ")[2]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Cards that are all about one model: their numbers and questions."""
+
+    cards: tuple[tuple[int, Card], ...]
+
+    @property
+    def first(self) -> Card:
+        return self.cards[0][1]
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -70,6 +89,24 @@ class Answer:
     model: str
     base: tuple[Fact, ...]
     cards: tuple[Card, ...]
+
+    @property
+    def merged(self) -> list[Merged]:
+        """Neighbours that would say the same are one."""
+        numbered = groupby(enumerate(self.cards, 1), lambda one: replace(one[1], question=""))
+        return [Merged(tuple(same)) for _, same in numbered]
+
+    @property
+    def gist(self) -> str:
+        """How much smaller and faster at which loss: `10,700× smaller at −0.69 points; ...`; ""
+        where no compressed model is within one percentage point."""
+        groups = [card.group for card in self.cards[1:]]
+        parts = [
+            f"{change} at {_loss(group)}"
+            for group, of in zip(groups, (_ratio, _faster), strict=False)
+            if group is not None and not group.is_base and (change := of(group))
+        ]
+        return "; ".join(parts)
 
 
 def answers(sweep: Sweep, rows: Iterable[Row]) -> list[Answer]:
@@ -84,17 +121,28 @@ def _answer(sweep: Sweep, dataset: str, model: str, rows: list[Row]) -> Answer:
         ("Fastest within one percentage point", fastest(rows), ONE_POINT, "faster"),
     )
     near = nearest(rows)
-    base = next((group for group in groups(rows) if group.is_base), None)
+    base = base_of(rows)
     return Answer(
         dataset,
         model,
-        tuple(facts(base)) if base else (),
-        tuple(_card(sweep, *question, near) for question in questions),
+        tuple(facts(base, base)) if base else (),
+        tuple(_card(sweep, *question, near, base) for question in questions),
     )
 
 
+def base_of(rows: Iterable[Row]) -> Group | None:
+    """Of one data set and model."""
+    return next((group for group in groups(rows) if group.is_base), None)
+
+
 def _card(
-    sweep: Sweep, question: str, group: Group | None, limit: float, better: str, near: Group | None
+    sweep: Sweep,
+    question: str,
+    group: Group | None,
+    limit: float,
+    better: str,
+    near: Group | None,
+    base: Group | None,
 ) -> Card:
     if group is None:
         return Card(question, ("no measured model qualifies", *_nearest(near)))
@@ -109,19 +157,17 @@ def _card(
         Code(command),
         f"{seed}.",
     )
-    return Card(question, sentence, group, tuple(facts(group)), command, seed.strip(" ()"))
+    return Card(question, sentence, group, tuple(facts(group, base)), command, seed.strip(" ()"))
 
 
 # --- in numbers ------------------------------------------------------------------------------
 
 
-def facts(group: Group) -> Iterator[Fact]:
+def facts(group: Group, base: Group | None = None) -> Iterator[Fact]:
     """Size, speed and accuracy; what was not measured is left out."""
     stored = group.stored_bytes
     yield _fact("size", of_size(stored), stored, _ratio(group))
-    took = mean(LATENCY.of(row) for row in group.rows)
-    if took == took:
-        yield _fact("latency, batch 1", LATENCY, took, _speed(group))
+    yield from _speed(group, base)
     accuracies = [row.accuracy for row in group.rows]
     change = "" if group.is_base else _points(group)
     yield _fact("accuracy", METRIC["accuracy"], mean(accuracies), change, deviation(accuracies))
@@ -134,13 +180,42 @@ def _fact(
     return Fact(label, shown, metric.unit, change, deviation)
 
 
+def _loss(group: Group) -> str:
+    """`−0.69 points`, with the sign of the change."""
+    shown = METRIC["accuracy_drop"].show(-group.drop)
+    if float(shown) == 0:
+        return "the same accuracy"
+    sign = "\u2212" if group.drop > 0 else "+"
+    return f"{sign}{shown.lstrip('-')} points"
+
+
 def _ratio(group: Group) -> str:
     ratio = mean(row.stored_ratio for row in group.rows)
     return "" if group.is_base else times(ratio, "smaller", "larger")
 
 
-def _speed(group: Group) -> str:
+def _speed(group: Group, base: Group | None) -> Iterator[Fact]:
+    """As models are ranked: by their speedup, for which each was timed in turns with the base. A
+    latency beside it is the base's divided by that, since the times of two runs, and so their
+    order, are another matter; there is none where other machines timed the base."""
+    change = _faster(group)
+    took = _latency(base) / group.speedup if base and _same_machines(group, base) else math.nan
+    if took == took:
+        yield _fact("latency, batch 1", LATENCY, took, change)
+    elif change:
+        yield _fact("speedup, batch 1", SPEED, group.speedup, change)
+
+
+def _faster(group: Group) -> str:
     return "" if group.is_base else times(group.speedup, "faster", "slower")
+
+
+def _latency(group: Group) -> float:
+    return mean(LATENCY.of(row) for row in group.rows)
+
+
+def _same_machines(group: Group, other: Group) -> bool:
+    return {row.machine for row in group.rows} == {row.machine for row in other.rows}
 
 
 def times(ratio: float, better: str, worse: str) -> str:

@@ -13,6 +13,7 @@ from pipeline.report.metrics import METRIC
 from pipeline.report.row import Row
 from pipeline.report.study import Pair, Ratios
 
+NEAR = 45.0  # % of a scale's width
 EDGE = 6.0  # % of a scale's width that stay free at its ends
 
 
@@ -47,6 +48,24 @@ class Dots:
     theirs_text: str
     ours_text: str
 
+    @property
+    def are_near(self) -> bool:
+        """Whether the two numbers would cover each other below their marks."""
+        return abs(float(self.theirs) - float(self.ours)) < NEAR
+
+    @property
+    def theirs_anchor(self) -> str:
+        return _anchor(float(self.theirs))
+
+    @property
+    def ours_anchor(self) -> str:
+        return _anchor(float(self.ours))
+
+
+def _anchor(x: float) -> str:
+    """Which part of a number is below its mark, so that none leaves its scale."""
+    return "start" if x < 30 else "end" if x > 70 else "middle"
+
 
 @dataclass(frozen=True)
 class ChartLine:
@@ -66,15 +85,19 @@ class Chart:
 
 
 def charts(rows: Iterable[Row]) -> list[Chart]:
-    """One a (data set, model) that the study is about, all with the same scales."""
+    """One a (data set, model) with a technique of the study, all with the same scales."""
     every = {setting: study.ratios(members) for setting, members in settings(rows).items()}
-    known = {setting: lines for setting, lines in every.items() if lines}
+    known = {setting: lines for setting, lines in every.items() if any(map(_is_theirs, lines))}
     scales = _scales([line for lines in known.values() for line in lines])
     headings = tuple(scale.heading for scale in scales)
     return [
         Chart(*setting, headings, tuple(_line(line, scales) for line in lines))
         for setting, lines in known.items()
     ]
+
+
+def _is_theirs(line: Ratios) -> bool:
+    return any(pair.theirs is not None for pair in (line.size, line.time, line.accuracy))
 
 
 def _scales(lines: Sequence[Ratios]) -> list[Scale]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from pipeline import runtimes
 from pipeline.errors import UserError
@@ -18,10 +19,15 @@ from pipeline.report.document import Column, Line, Section, Sentence, Table, Val
 from pipeline.report.frames import Frames
 from pipeline.report.measured import CLASSIFIED_ON
 from pipeline.report.metrics import (
+    IN_KILOBYTES,
+    LEAST_CALLS,
+    LEAST_IN_MB,
+    LEAST_OF_RATIO,
     METRIC,
     OVER_REFERENCE,
     SIMULATED,
     SPEEDUP,
+    Metric,
     joules_key,
     latency_key,
     speedup_key,
@@ -48,6 +54,7 @@ def _latency_columns() -> Iterator[Column]:
 
 
 ENERGY = "energy"
+FEW = "\u2013"  # in the place of a number of too few calls
 RESULTS = (
     *_columns("accuracy", "accuracy", "accuracy_drop", "agreement"),
     *_columns("size", "stored_bytes", "stored_ratio", "runnable_bytes"),
@@ -137,13 +144,23 @@ def _about_spread(frames: Frames) -> str:
 
 
 def latency(frames: Frames, every: Iterable[Row] = ()) -> Section:
+    timed = [Series(runtimes.DEFAULT, "artifact", t, b) for t in THREADS for b in BATCHES]
+    calls = _calls((*frames.rows, *every), timed)
     about = (
-        "Latency is in milliseconds for one batch on ONNX Runtime, as median (p50), 90th and 99th "
-        "percentile of single calls."
+        "Latency is in milliseconds for one batch on ONNX Runtime, as median (p50) of single "
+        f"calls{f' ({calls})' if calls else ''}. The 90th percentile (p90) is shown from "
+        f"{LEAST_CALLS[90]} calls on, the 99th (p99) from {LEAST_CALLS[99]} on."
     )
     return Section(
         "latency", "Latency of the artifact", ((about,),), tables(frames, LATENCY, every)
     )
+
+
+def _calls(rows: Iterable[Row], timed: Container[Series]) -> str:
+    """`10 calls a series`, or `7 to 10 calls a series`; "" where none was timed."""
+    counts = {n for row in rows for series, n in row.calls.items() if series in timed}
+    span = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)})) if counts else ""
+    return f"{span} call{'s' * (counts != {1})} a series" if counts else ""
 
 
 def simulated(frames: Frames) -> Section | None:
@@ -154,9 +171,12 @@ def simulated(frames: Frames) -> Section | None:
         "The network of training emulates the compressed one in full precision, in PyTorch: its "
         "latency does not predict that of the deployed artifact."
     )
+    timed = [Series(runtimes.REFERENCE, model, "all", 1) for model in ("simulated", "base")]
     note = (
-        "It is listed because it is often reported instead. Medians at batch 1, all threads; each "
-        "speedup is over the base on the runtime that the column names."
+        "It is listed because it is often reported instead. Medians at batch 1, all threads "
+        f"(in PyTorch {_calls(frames.rows, timed)}); each speedup is over the base on the runtime "
+        f"that the column names, {FEW} where one of the two has fewer than {LEAST_OF_RATIO} calls "
+        "in PyTorch."
     )
     fewer = [int(row.simulated_images) for row in frames.rows if row.simulated_images]
     few = f" Its agreement is of {min(fewer):,} images or more, where it is slow." if fewer else ""
@@ -213,8 +233,8 @@ def several_seeds(frames: Frames) -> bool:
 def tables(
     frames: Frames, columns: Sequence[Column], every: Iterable[Row] = ()
 ) -> tuple[Table, ...]:
-    """One a (data set, model); a line a technique, a column each that has any number, in `every` as
-    well."""
+    """One a (data set, model); a line a technique, a column each that has any number to print, in
+    `every` as well."""
     others = settings(every)
     return tuple(
         _table_of_rows(*setting, rows, columns, others.get(setting, ()))
@@ -227,12 +247,27 @@ def _table_of_rows(
 ) -> Table:
     older, best = versions.behind(rows), points.on_frontier(rows)
     known = [*rows, *others]
-    present = [c for c in columns if any(METRIC[c.key].of(row) is not None for row in known)]
+    present = [c for c in columns if any(_is_shown(METRIC[c.key], row) for row in known)]
+    present = [_in_its_unit(column, known) for column in present]
     head = (Column("technique"), Column("n"), *present)
     every = groups(rows)
     lines = (line(group, present, older) for group in every)
     about = (Line(group, group.technique in best) for group in every)
     return table_of(dataset, model, head, lines, about)
+
+
+def _in_its_unit(column: Column, rows: Iterable[Row]) -> Column:
+    """A size in kB, where one of them would begin with zeros in MB."""
+    key = in_its_unit(column.key, rows)
+    if key == column.key:
+        return column
+    return replace(column, key=key, heading=column.heading.replace("MB", "kB"))
+
+
+def in_its_unit(key: str, rows: Iterable[Row]) -> str:
+    values = [value for row in rows if (value := METRIC[key].of(row)) is not None]
+    small = min(values, default=LEAST_IN_MB) < LEAST_IN_MB
+    return IN_KILOBYTES.get(key, key) if small else key
 
 
 def line(group: Group, columns: Iterable[Column], older: Container[str]) -> tuple[Value, ...]:
@@ -242,8 +277,18 @@ def line(group: Group, columns: Iterable[Column], older: Container[str]) -> tupl
     return (
         Value(shown(group.technique, group.family) + mark),
         Value(str(n), n),
-        *(spread([metric.of(row) for row in group.rows], metric.key) for metric in metrics),
+        *(_value(metric, group.rows) for metric in metrics),
     )
+
+
+def _value(metric: Metric, rows: Sequence[Row]) -> Value:
+    if any(metric.is_few(row) for row in rows):
+        return Value(FEW)
+    return spread([metric.of(row) for row in rows], metric.key)
+
+
+def _is_shown(metric: Metric, row: Row) -> bool:
+    return metric.of(row) is not None and not metric.is_few(row)
 
 
 def shown(technique: str, family: str) -> str:

@@ -35,13 +35,18 @@ UNITS = {
     "min": 1 / 60,
     "GiB": 2**-30,
 }
+SIZES = ("MB", "kB")
 SIGNIFICANT = "three significant digits"
+# From how many calls on a percentile is printed: one outlier of ten would be the 99th.
+LEAST_CALLS = {90: 20, 99: 100}
+LEAST_OF_RATIO = 5  # calls of the two medians of the network in PyTorch, which is slow
 
 
 @dataclass(frozen=True)
 class Metric:
     """One kind of number. `better`: higher, lower or ""; `format`: SIGNIFICANT or a format spec;
-    `read`: how a row has it, where that is not an attribute named `key`."""
+    `read`: how a row has it, where that is not an attribute named `key`; `timed`: the series that
+    a row's is made of, and `least_calls`: from how many calls of each on it is printed."""
 
     key: str
     label: str
@@ -49,10 +54,17 @@ class Metric:
     better: str
     format: str = SIGNIFICANT
     read: Callable[[Row], float | None] | None = None
+    timed: Callable[[Row], tuple[Series, ...]] = lambda row: ()
+    least_calls: int = 1
 
     def of(self, row: Row) -> float | None:
         """What a row has of it; None where it was not measured."""
         return getattr(row, self.key) if self.read is None else self.read(row)
+
+    def is_few(self, row: Row) -> bool:
+        """Whether a row has it of too few calls to be printed; files for programs have it."""
+        few = any(row.calls.get(series, 0) < self.least_calls for series in self.timed(row))
+        return few and self.of(row) is not None
 
     @property
     def heading(self) -> str:
@@ -65,6 +77,8 @@ class Metric:
         """`value` in this unit, without it; `± deviation` where there is one; "" for a gap."""
         if value is None or math.isnan(value):
             return ""
+        if self.format == SIGNIFICANT and self.unit in SIZES and math.isfinite(value):
+            value = float(f"{value:.2e}")  # of the bytes: the same digits in whatever unit
         scaled = self.scaled(value)
         if self.format == SIGNIFICANT and math.isfinite(scaled):
             scaled = float(f"{scaled:.2e}")  # also above a thousand
@@ -114,6 +128,8 @@ def _latency(series: Series, percentile: int) -> Metric:
         "ms",
         "lower",
         read=lambda row: row.latency_ms(series, percentile),
+        timed=lambda row: (series,),
+        least_calls=LEAST_CALLS.get(percentile, 1),
     )
 
 
@@ -140,6 +156,8 @@ def _speedups() -> tuple[Metric, ...]:
             "×",
             "higher",
             read=partial(_speedup, read, threads, batch),
+            timed=partial(_in_pytorch, kind, threads, batch),
+            least_calls=LEAST_OF_RATIO,
         )
         for kind, (label, read) in kinds.items()
         for threads in THREADS
@@ -149,6 +167,16 @@ def _speedups() -> tuple[Metric, ...]:
 
 def _speedup(read: Callable, threads: Threads, batch: int, row: Row) -> float | None:
     return read(row, threads, batch)
+
+
+def _in_pytorch(kind: str, threads: Threads, batch: int, row: Row) -> tuple[Series, ...]:
+    """What a speedup is made of that was timed there; a base's simulated one is 1 by definition."""
+    of: dict[str, tuple[Model, ...]] = {
+        OVER_REFERENCE: (row.reference_model,),
+        SIMULATED: () if row.is_base else ("simulated", "base"),
+    }
+    models = of.get(kind, ())
+    return tuple(Series(runtimes.REFERENCE, model, threads, batch) for model in models)
 
 
 def joules_key(batch: int) -> str:
@@ -206,6 +234,10 @@ METRICS = (
 )
 # Of two cells, of two numbers of one, or of one GPU: no columns of results.csv, but in tables.
 COMPARED = (
+    Metric("stored_kilobytes", "stored size", "kB", "lower", read=lambda row: row.stored_bytes),
+    Metric(
+        "runnable_kilobytes", "runnable size", "kB", "lower", read=lambda row: row.runnable_bytes
+    ),
     Metric("gpu_ms", "latency on a GPU", "ms", "lower"),
     Metric("gpu_speedup", "speedup on a GPU", "×", "higher"),
     Metric("images_per_s", "throughput on a GPU", "images/s", "higher", ",.0f"),
@@ -221,9 +253,13 @@ COMPARED = (
     Metric("share_of_base", "share of the base", "%", "lower", ".1f"),
 )
 METRIC = {metric.key: metric for metric in (*METRICS, *COMPARED)}
+# A size in MB -> the same in kB, for a table in which one of them is below so many bytes.
+IN_KILOBYTES = {"stored_bytes": "stored_kilobytes", "runnable_bytes": "runnable_kilobytes"}
+LEAST_IN_MB = 0.0995e6
 
 
 def of_size(stored_bytes: float) -> Metric:
-    """The stored size for a sentence about one model: in kB below 1 MB. Tables have one unit."""
+    """The stored size for a sentence about one model: in kB below 1 MB. A column of a table has one
+    unit, see `IN_KILOBYTES`."""
     metric = METRIC["stored_bytes"]
     return replace(metric, unit="kB") if stored_bytes < 0.9995e6 else metric

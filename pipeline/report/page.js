@@ -181,8 +181,9 @@
     }
     form.addEventListener("submit", (event) => event.preventDefault());
     filter.addEventListener("input", update);
+    const first = groups.filter((box) => "first" in box.dataset);
     for (const box of groups) {
-      box.checked = matchMedia("(min-width: 60rem)").matches || "narrow" in box.dataset;
+      box.checked = !first.length || first.includes(box);
       box.addEventListener("change", hide);
     }
     if (groups.length) hide();
@@ -205,6 +206,16 @@
         model.value = first.dataset.model;
       }
       for (const node of about) node.classList.toggle("gone", !fits(node));
+      for (const section of document.querySelectorAll("main > section")) {
+        const own = [...section.querySelectorAll(".setting[data-dataset]")];
+        const none = section.querySelector(".none");
+        const empty = Boolean(none) && own.length > 0 && own.every((one) => !fits(one));
+        section.classList.toggle("empty", empty);
+        if (!none) continue;
+        none.hidden = !empty;
+        const names = [dataset, model].filter((select) => select && select.value);
+        none.textContent = `None for ${names.map((select) => select.value).join(", ")}.`;
+      }
       MACHINE.chosen = machine ? machine.value : "";
       for (const one of shown)
         one.classList.toggle("elsewhere", (one.dataset.on || "") !== MACHINE.chosen);
@@ -339,9 +350,10 @@
   }
   for (const button of document.querySelectorAll("button.copy")) {
     button.hidden = false;
+    const label = button.textContent;
     button.addEventListener("click", async () => {
       button.textContent = await copied(button.previousElementSibling) ? "Copied" : "Selected";
-      setTimeout(() => { button.textContent = "Copy command"; }, 2000);
+      setTimeout(() => { button.textContent = label; }, 2000);
     });
   }
 

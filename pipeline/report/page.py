@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
 MOST_LINES = (200, 2000)  # that are rows of one table, and of all of them
 LARGE_LINES = 500  # of all tables: from here on those out of sight are not laid out
-NARROW_GROUPS = ("accuracy", "size", "speed")  # what a narrow screen shows at first
+MOST_GISTS = 6
+FIRST_GROUPS = ("accuracy", "size", "speed")  # what a screen has room for, and shows at first
 SHORT_TITLES = {  # by the id of a section
     "study": "Study",
     "machines": "Machines",
@@ -101,6 +103,7 @@ def html(
             shown=shown,
             shapes={plot.NAMES[name]: path for name, path in plot.SHAPES.items()},
             opened=_opened([one for one in shown if one.on == machines.first] or whole),
+            gists=_gists(whole),
             plots_left_out=len(whole) - sum(one.plot is not None for one in whole),
             datasets=list(dict.fromkeys(one.answer.dataset for one in whole)),
             models=list(dict.fromkeys(one.answer.model for one in whole)),
@@ -119,7 +122,7 @@ def html(
             sweep_text=sweep.text,
             files=files,
             first_lines=_first_lines(len(tables)),
-            narrow_groups=NARROW_GROUPS,
+            first_groups=FIRST_GROUPS,
             short_titles=SHORT_TITLES,
             large=sum(len(view.lines) for view in tables) > LARGE_LINES,
         )
@@ -143,6 +146,17 @@ def _shown(
             answer = next(iter(cards.answers(sweep, rows)), Answer(*setting, (), ()))
             drawn = plot.plot(rows, answer, ids, plots) if i < most else None
             yield Shown(f"shown-{i}{number and '-'}{number}", answer, drawn, ids, number)
+
+
+def _gists(shown: Sequence[Shown]) -> list[tuple[str, str]]:
+    """(data set, and model where it has several; the answer in short), of the first ones."""
+    answers = [one.answer for one in shown[:MOST_GISTS]]
+    often = Counter(answer.dataset for answer in answers)
+    return [
+        (a.dataset if often[a.dataset] == 1 else f"{a.dataset}, {a.model}", a.gist)
+        for a in answers
+        if a.gist
+    ]
 
 
 def _opened(shown: Sequence[Shown]) -> Shown | None:

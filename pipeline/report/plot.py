@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from pipeline.report import cards, points
+from pipeline.report import cards, labels, points
 from pipeline.report.answer import Group
 from pipeline.report.cards import Answer
 from pipeline.report.figures import look
@@ -25,9 +25,6 @@ MOST_FAMILIES = 30  # with a look of their own
 BASE_SHAPE, DOT_SHAPE, FAR_SHAPE = "star", "dot", "far"
 LEFT, RIGHT, ROOM = 5.0, 95.0, 0.08  # of the width; of the height above and below
 EDGE = 98.0  # from above: where what is below the scale is drawn
-NAMED_TO_THE_LEFT = 62.0  # from here on
-NAME_HEIGHTS = (-8, 19, -23, 34)  # pixels below the mark: names that would cover each other differ
-NAME_REACH = 35.0, 6.0  # of the plot: nearer marks have names at different heights
 
 
 # --- shapes ----------------------------------------------------------------------------------
@@ -74,7 +71,7 @@ NAMES = {name: f"mark-{i}" for i, name in enumerate(SHAPES)}  # as ids
 class Mark:
     """`x`, `y`, `low`, `high` in % of the plot, from the left and from above; `low` and `high` are
     the deviation's, "" without one. `lines`: what it stands for; `href`: its row, "" where it has
-    none; `numbers`: of the answers that it is; `name_dy`: of its name."""
+    none; `numbers`: of the answers that it is; `place`: of its name then."""
 
     x: str
     y: str
@@ -85,12 +82,11 @@ class Mark:
     low: str = ""
     high: str = ""
     numbers: str = ""
-    name_dy: int = NAME_HEIGHTS[0]
+    place: labels.Place = labels.PLACES[0]
 
     @property
-    def to_the_left(self) -> bool:
-        """Whether its name stands to the left of it."""
-        return float(self.x) > NAMED_TO_THE_LEFT
+    def at(self) -> tuple[float, float]:
+        return float(self.x), float(self.y)
 
 
 @dataclass(frozen=True)
@@ -100,6 +96,10 @@ class Segment:
     x2: str
     y2: str
     look: str = ""
+
+    @property
+    def ends(self) -> labels.Line:
+        return float(self.x1), float(self.y1), float(self.x2), float(self.y2)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ class Scale:
     @classmethod
     def of(cls, every: Sequence[Point], anchors: Sequence[Placed]) -> Scale:
         sizes = [point.at[0] for point in every] + [placed.cost for placed in anchors]
-        ys = [*points.least_and_most(every), *(a.accuracy for a in anchors if not a.below)]
+        ys = [point.at[1] for point in points.in_view(every)]
+        ys += [placed.accuracy for placed in anchors if not placed.below]
         room = max(ROOM * (max(ys) - min(ys)), 0.03)
         ratio = max(1.0, (1.2 * min(sizes) / max(sizes)) ** 0.5)  # at least a factor of 1.2
         return cls(min(sizes) / ratio, max(sizes) * ratio, min(ys) - 1.6 * room, max(ys) + room)
@@ -151,8 +152,9 @@ class Scale:
         part = math.log(stored / self.least_bytes) / math.log(self.most_bytes / self.least_bytes)
         return _place(LEFT + (RIGHT - LEFT) * part)
 
-    def y(self, accuracy: float) -> str:
-        return _place(min(EDGE, 100 * (self.high - accuracy) / (self.high - self.low)))
+    def y(self, accuracy: float, edge: float = EDGE) -> str:
+        """`edge`: where it is drawn that is below the scale; what is above it is at the top."""
+        return _place(min(edge, max(0.0, 100 * (self.high - accuracy) / (self.high - self.low))))
 
     @property
     def x_ticks(self) -> Iterator[tuple[str, str]]:
@@ -206,16 +208,23 @@ def plot(
     chosen = _chosen(every, answer, max(20, MOST_MARKS // plots))
     best = points.thinned(frontier(every), len(chosen))
     base, scale = base_accuracy(every), drawing.scale
+    place = "" if base is None else scale.y(base)
+    marks = list(map(drawing.mark, sorted(chosen, key=lambda p: p.at)))
+    around = tuple(map(drawing.anchor, anchors))
+    steps, joins = tuple(drawing.steps(best)), tuple(drawing.joins(chosen))
+    deviations = (Segment(mark.x, mark.low, mark.x, mark.high) for mark in marks if mark.low)
+    lines = [segment.ends for segment in (*steps, *joins, *deviations)]
+    lines += [Segment("0", place, "100", place).ends] if place else []
     changes = () if base is None else ((p, _change(v, scale)) for p, v in scale.y_ticks(base))
     return Plot(
-        marks=tuple(_named_apart(map(drawing.mark, sorted(chosen, key=lambda p: p.at)))),
-        anchors=tuple(map(drawing.anchor, anchors)),
+        marks=tuple(_named_apart(marks, around, lines)),
+        anchors=around,
         x_ticks=tuple(scale.x_ticks),
         y_ticks=tuple((place, f"{v:.{scale.decimals}f}") for place, v in scale.y_ticks()),
         changes=tuple(changes),
-        steps=tuple(drawing.steps(best)),
-        joins=tuple(drawing.joins(chosen)),
-        base="" if base is None else scale.y(base),
+        steps=steps,
+        joins=joins,
+        base=place,
         legend=tuple(drawing.legend(chosen, anchors)),
         words=_words(answer, best),
         left_out=_left_out(len(chosen), len(every)),
@@ -247,6 +256,7 @@ class _Drawing:
         scale: Scale,
     ):
         self.answer, self.scale, self.row_ids = answer, scale, row_ids
+        self.base = cards.base_of(rows)
         self.best = {id(point) for point in frontier(every)}
         self.far = points.far_below(every)
         self.looks = dict(list(_looks(rows).items())[:MOST_FAMILIES])
@@ -255,7 +265,7 @@ class _Drawing:
         x, y = point.at
         spread, far = point.spread, point.group.technique in self.far
         low, high = (
-            (self.scale.y(y - spread), self.scale.y(min(100.0, y + spread)))
+            (self.scale.y(y - spread, 100.0), self.scale.y(min(100.0, y + spread)))
             if spread > 0 and not far
             else ("", "")
         )
@@ -266,7 +276,7 @@ class _Drawing:
             self.scale.y(y),
             NAMES[shape],
             f"{classes} front" if id(point) in self.best else classes,
-            tuple(_lines(point.group, id(point) in self.best)),
+            tuple(_lines(point.group, self.base, id(point) in self.best)),
             f"#{self.row_ids[point.group.technique]}",
             low,
             high,
@@ -342,21 +352,14 @@ class _Drawing:
         return ", ".join(str(i) for i, c in cards if c.group and c.group.technique == wanted)
 
 
-def _named_apart(marks: Iterable[Mark]) -> Iterator[Mark]:
-    """Each named mark near to others at the first height that none of these has."""
-    named: list[Mark] = []
+def _named_apart(
+    marks: Sequence[Mark], anchors: Iterable[Mark], lines: Sequence[labels.Line]
+) -> Iterator[Mark]:
+    """With places for the names of those that have one."""
+    named = [(*mark.at, f"{mark.numbers} {mark.lines[0]}") for mark in marks if mark.numbers]
+    places = iter(labels.places(named, [mark.at for mark in (*marks, *anchors)], lines))
     for mark in marks:
-        if mark.numbers:
-            taken = {other.name_dy for other in named if _near(mark, other)}
-            free = (height for height in NAME_HEIGHTS if height not in taken)
-            mark = replace(mark, name_dy=next(free, NAME_HEIGHTS[0]))
-            named.append(mark)
-        yield mark
-
-
-def _near(mark: Mark, other: Mark) -> bool:
-    across, down = float(mark.x) - float(other.x), float(mark.y) - float(other.y)
-    return abs(across) < NAME_REACH[0] and abs(down) < NAME_REACH[1]
+        yield replace(mark, place=next(places)) if mark.numbers else mark
 
 
 def _looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
@@ -374,9 +377,9 @@ def _looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
 # --- in words --------------------------------------------------------------------------------
 
 
-def _lines(group: Group, best: bool) -> Iterator[str]:
+def _lines(group: Group, base: Group | None, best: bool) -> Iterator[str]:
     yield group.technique
-    for fact in cards.facts(group):
+    for fact in cards.facts(group, base):
         yield f"{fact.value}, {fact.change}" if fact.change else fact.value
     hints = [
         f"n = {len(group.rows)} seeds" if len(group.rows) > 1 else "",

@@ -125,6 +125,7 @@ COLUMNS = (
     Column("MACs, of its base, %", "share_of_base"),
     Column("source"),
 )
+Lines = tuple[tuple[Value, ...], ...]
 ABOUT: Sentence = (
     "Results of others on the same data, each with its own base and recipe; compare the drop, not "
     "the accuracy. Those with a stored size and a base are in the figure.",
@@ -141,12 +142,18 @@ def section(rows: Iterable[Row]) -> Section | None:
     """None where nothing is known of the data sets of these rows."""
     names = dict.fromkeys(row.dataset for row in rows)
     tables = tuple(
-        Table(name, name, COLUMNS, lines, dataset=name) for name in names if (lines := _lines(name))
+        Table(name, name, *_known(lines), dataset=name) for name in names if (lines := _lines(name))
     )
     return Section("published", "Published results", (ABOUT,), tables, NOTES) if tables else None
 
 
-def _lines(dataset: str) -> tuple[tuple[Value, ...], ...]:
+def _known(lines: Lines) -> tuple[tuple[Column, ...], Lines]:
+    """The columns in which a line has something, and the lines with these alone."""
+    kept = [i for i in range(len(COLUMNS)) if any(line[i].text for line in lines)]
+    return tuple(COLUMNS[i] for i in kept), tuple(tuple(line[i] for i in kept) for line in lines)
+
+
+def _lines(dataset: str) -> Lines:
     name = SAME_IMAGES.get(dataset, dataset)
     return tuple(map(_line, (anchor for anchor in every() if anchor.dataset == name)))
 

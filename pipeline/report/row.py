@@ -87,6 +87,7 @@ class Row(Identity):
     macs: int | None
     base_macs: int | None
     latencies: Mapping[Series, Latency]
+    calls: Mapping[Series, int] = field(default_factory=dict)  # that a latency is of
     images_per_s: Mapping[Series, float] = field(default_factory=dict)
     joules_per_image: Mapping[Series, float] = field(default_factory=dict)
     runtime_notes: tuple[str, ...] = ()
@@ -136,9 +137,13 @@ class Row(Identity):
 
     def speedup_over_reference(self, threads: Threads, batch: int) -> float | None:
         """Median latency of the base's network on the reference runtime over the artifact's."""
-        model: Model = "simulated" if self.is_base else "base"
-        reference = self._reference_ms(model, threads, batch)
+        reference = self._reference_ms(self.reference_model, threads, batch)
         return ratio(reference, self._deployed_ms("artifact", threads, batch))
+
+    @property
+    def reference_model(self) -> Model:
+        """As whose series the base's network on the reference runtime was timed."""
+        return "simulated" if self.is_base else "base"
 
     def simulated_speedup(self, threads: Threads, batch: int) -> float | None:
         """Of the network that training works with, against the base's; both on the reference."""
@@ -175,13 +180,15 @@ def row(cell: Identity, result: store.Result, one: Measurement | None = None) ->
         measured |= {f"base_{name}": measured[name] for name in OF_BASE}
     numbers: dict[str, Any] = {name: _typed(name, value) for name, value in measured.items()}
     kinds = _by_kind(result.measured)
+    samples = _samples(kinds.get(naming.LATENCY, {}))
     return Row(
         **vars(cell),
         **numbers,
         facts=result.facts,
         machine=machine(result.facts),
         measurement=one.name if one else IN_RESULT,
-        latencies=_latencies(kinds.get(naming.LATENCY, {})),
+        latencies=_latencies(samples),
+        calls={series: ms.size for series, ms in samples.items()},
         images_per_s=_numbers(kinds.get(naming.THROUGHPUT, {}), naming.THROUGHPUT),
         joules_per_image=_numbers(kinds.get(naming.ENERGY, {}), naming.ENERGY),
         runtime_notes=_runtime_notes(kinds.get("runtimes", {})),
@@ -205,6 +212,7 @@ MEASURED = tuple(
         "measurement",
         "other_images_of",
         "latencies",
+        "calls",
         "images_per_s",
         "joules_per_image",
         "runtime_notes",
@@ -237,16 +245,17 @@ def _by_kind(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return kinds
 
 
-def _latencies(measured: Mapping[str, Any]) -> dict[Series, Latency]:
-    """Of every series in which something was measured, and nothing that is not finite."""
+def _samples(measured: Mapping[str, Any]) -> dict[Series, numpy.ndarray]:
+    """Of every series in which something was measured, and nothing that is not finite; ms."""
+    named = {naming.parse(name): value for name, value in measured.items()}
+    arrays = {s: numpy.asarray(v, dtype=float).ravel() for s, v in named.items() if s is not None}
+    return {s: ms for s, ms in arrays.items() if ms.size and numpy.isfinite(ms).all()}
+
+
+def _latencies(samples: Mapping[Series, numpy.ndarray]) -> dict[Series, Latency]:
     same_length: dict[int, dict[Series, numpy.ndarray]] = {}
-    for name, value in measured.items():
-        series = naming.parse(name)
-        if series is None:
-            continue
-        samples = numpy.asarray(value, dtype=float).ravel()
-        if samples.size and numpy.isfinite(samples).all():
-            same_length.setdefault(samples.size, {})[series] = samples
+    for series, ms in samples.items():
+        same_length.setdefault(ms.size, {})[series] = ms
     latencies: dict[Series, Latency] = {}
     for group in same_length.values():  # together, since a call costs more than its work
         values = numpy.percentile(list(group.values()), PERCENTILES, axis=1).T.tolist()

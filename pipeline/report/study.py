@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.report.answer import Group, groups, mean, settings
 from pipeline.report.document import Code, Column, Section, Sentence, Table, Value, spread, table_of
-from pipeline.report.metrics import METRIC
+from pipeline.report.metrics import METRIC, SIMULATED, speedup_key
 from pipeline.report.row import Row, ratio
 
 
@@ -125,6 +125,8 @@ def _why(dataset: str, model: str, rows: Sequence[Row]) -> Sentence:
         f"(relative latency {_range(theirs)})."
     ]
     by_row = _by_row(rows)
+    if not any(by_row[name] for name in STUDY[dataset] if name != BASE):
+        sentences.append("None of its techniques is in this report.")
     for name, text in WHY.items():
         simulated = _averages(_simulated, by_row[name])
         deployed = _averages(_deployed, by_row[name])
@@ -202,7 +204,8 @@ def _test_set(row: Row) -> float | None:
 
 
 def _simulated(row: Row) -> float | None:
-    return _inverse(row.simulated_speedup("all", 64))
+    metric = METRIC[speedup_key(SIMULATED, "all", 64)]
+    return None if metric.is_few(row) else _inverse(metric.of(row))
 
 
 def _deployed(row: Row) -> float | None:

@@ -199,7 +199,8 @@ class View(Table):
             if group.name:
                 of = f":nth-child(n+{first}):nth-child(-n+{last})"
                 table = f"#{self.name}-table.no-{slug(group.name)}"
-                yield f"{table} .columns>{of},{table} tbody>tr>{of}{{display:none}}\n"
+                hidden = f"{table} .columns>{of},{table} tbody>tr>{of}{{display:none}}"
+                yield f"@media screen{{{hidden}}}\n"
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ def _reasons(gaps: Sequence[Gap]) -> Sentence:
 
 
 def every_cell(frames: Frames) -> View:
-    every = [METRIC[key] for key in EVERY_CELL]
+    every = [METRIC[content.in_its_unit(key, frames.rows)] for key in EVERY_CELL]
     metrics = [m for m in every if any(m.of(row) is not None for row in frames.rows)]
     columns = (Column("cell"), *(Column(m.heading, m.key) for m in metrics), Column("id"))
     lines = (

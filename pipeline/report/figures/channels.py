@@ -24,6 +24,7 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     names = chosen.techniques(smaller, chosen.room(rows, *heat.MOST_LINES))
     panels: list[Heat] = []
     counts: list[int] = []
+    drawn: set[str] = set()
     for setting, members in chosen.panels(rows).items():
         base = _channels(chosen.bases(members), read)
         lines = (seeds for name in names if (seeds := chosen.seeds(members, name)))
@@ -32,13 +33,16 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
         if left:
             panels.append(_heat(", ".join(setting), base, left))
             counts += map(len, left.values())
+            drawn |= {name for name, _ in left}
     if not panels:
         return None
     canvas = heat.draw(
         panels, "cividis", (0.0, 1.0), "layer", "left, %", lambda share: f"{100 * share:g}"
     )
     caption = CAPTION.format(n=chosen.several(counts))
-    left_out = chosen.left_out([r for r in rows if r.is_base] + smaller, names)
+    left_out = chosen.left_out(
+        [r for r in rows if r.is_base] + smaller, [n for n in names if n in drawn]
+    )
     return Drawn(
         canvas, "Channels left in each layer", f"{caption} {left_out}".strip(), _alt(panels)
     )

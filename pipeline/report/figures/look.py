@@ -352,14 +352,29 @@ def heading(axis: Axes, text: str, more: str = "", most: int = LONGEST_HEADING) 
     axis.set_title(text, loc="left", fontsize=10, fontweight="bold")
 
 
-def log_ticks(axis: Axis, say: Callable[[float], str], mirrored_at: float | None = None) -> None:
+def log_ticks(
+    axis: Axis,
+    say: Callable[[float], str],
+    mirrored_at: float | None = None,
+    apart: float = 0.0,
+) -> None:
     """Ticks of a log axis that has its limits: round numbers, as many as have room, formatted by
-    `say`. `mirrored_at`: a tick is at this number less a round one."""
+    `say`. `mirrored_at`: a tick is at this number less a round one; `apart`: at least so far from
+    the one before it, as a part of the axis."""
     low, high = sorted(axis.get_view_interval())
     inside = [tick for tick in _round_numbers(low, high, mirrored_at) if low <= tick <= high]
-    axis.set_major_locator(FixedLocator(inside))
+    axis.set_major_locator(FixedLocator(_apart(inside, (high / low) ** apart)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: say(value)))
     axis.set_minor_locator(NullLocator())
+
+
+def _apart(ticks: Iterable[float], factor: float) -> list[float]:
+    """Each at least `factor` times the one that is kept before it."""
+    kept: list[float] = []
+    for tick in ticks:
+        if not kept or tick >= kept[-1] * factor:
+            kept.append(tick)
+    return kept
 
 
 def _round_numbers(low: float, high: float, mirrored_at: float | None) -> list[float]:

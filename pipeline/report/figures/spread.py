@@ -15,6 +15,7 @@ from pipeline.measure.series import BATCHES, Model, Series
 from pipeline.report.figures import chosen, look
 from pipeline.report.figures.chosen import Read
 from pipeline.report.figures.look import Canvas, Drawn
+from pipeline.report.metrics import LEAST_CALLS
 from pipeline.report.points import duration
 from pipeline.report.row import Row
 
@@ -22,15 +23,19 @@ MOST_LINES = 12, 24  # of techniques in a panel, in a figure
 LINE_INCHES, AROUND_INCHES = 0.36, 0.95
 WIDTH_INCHES = 9.2
 BOX_HEIGHT = 0.32
+TICKS_APART = 0.16  # of a panel's width
+MOST_LETTERS = 42  # of a heading
 ARTIFACT = {"color": "#0072B2", "marker": "o", "markersize": 5}
 OF_BASE = {"color": "#444444", "marker": "D", "markersize": 4.5, "markerfacecolor": "white"}
-PERCENTILES = (1, 25, 50, 75, 99)
+QUARTILES = (25, 50, 75)
 CAPTION = (
     "Time of single calls on ONNX Runtime with all threads, for one batch: marks are medians, "
-    "boxes reach from the 25th to the 75th percentile, lines from the 1st to the 99th. Filled is "
-    "the artifact, hollow its base, timed in turns in one process; samples of the seeds together "
-    "({n})."
+    "boxes reach from the 25th to the 75th percentile, lines {ends}. Filled is the artifact, "
+    "hollow its base, timed in turns in one process; samples of the seeds together ({n}; {calls} "
+    "calls)."
 )
+FASTEST_TO_SLOWEST = "from the fastest to the slowest call"
+INNER = "from the 1st to the 99th"
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,27 @@ def draw(rows: Sequence[Row], read: Read) -> Drawn | None:
     if not panels:
         return None
     canvas = _draw(panels)
-    caption = f"{CAPTION.format(n=chosen.several(counts))} {chosen.left_out(rows, names)}"
+    about = CAPTION.format(n=chosen.several(counts), **_about_calls(panels.values()))
+    caption = f"{about} {chosen.left_out(rows, names)}"
     return Drawn(canvas, "Latency of single calls", caption.strip(), _alt(panels))
+
+
+def _about_calls(panels: Iterable[Panel]) -> dict[str, str]:
+    """How many calls there are, and from where to where lines reach."""
+    pairs = (pair for panel in panels for samples in panel.values() for pair in samples.values())
+    counts = [samples.size for pair in pairs for samples in pair.timed]
+    few, most = min(counts), max(counts)
+    ends = FASTEST_TO_SLOWEST if few < LEAST_CALLS[99] else INNER
+    if few < LEAST_CALLS[99] <= most:
+        ends = f"{INNER} (of fewer than {LEAST_CALLS[99]} calls {ends})"
+    return {"ends": ends, "calls": f"{few:,}" if few == most else f"{few:,} to {most:,}"}
+
+
+def _ends(samples: numpy.ndarray) -> tuple[float, float]:
+    """Of the line: percentiles that calls are too few for would be the outliers themselves."""
+    inner = samples.size >= LEAST_CALLS[99]
+    low, high = numpy.percentile(samples, (1, 99) if inner else (0, 100))
+    return float(low), float(high)
 
 
 def _lines(rows: Sequence[Row], names: Sequence[str]) -> Iterable[list[Row]]:
@@ -105,7 +129,7 @@ def _draw(panels: dict[tuple[str, str], Panel]) -> Canvas:
     for line, (setting, panel) in zip(axes, panels.items(), strict=True):
         timed = [batch for batch in batches if panel[batch]]
         for axis, batch in zip(line, timed, strict=False):
-            look.heading(axis, ", ".join(setting), f": batch {batch}")
+            look.heading(axis, ", ".join(setting), f": batch {batch}", MOST_LETTERS)
             _panel(axis, panel[batch], _names(panel), named=axis is line[0])
         for axis in line[len(timed) :]:
             axis.remove()
@@ -126,23 +150,22 @@ def _panel(axis: Axes, pairs: Samples, names: Sequence[chosen.Line], named: bool
             _box(axis, samples, i + (0.19 * side if len(both) > 1 else 0), mark)
         axis.axhline(i + 0.5, color="#DDDDDD", linewidth=0.6, zorder=0.5)
     every = [s for pair in pairs.values() for s in pair.timed]
-    low = min(float(numpy.percentile(s, PERCENTILES[0])) for s in every)
-    high = max(float(numpy.percentile(s, PERCENTILES[-1])) for s in every)
+    low, high = min(_ends(s)[0] for s in every), max(_ends(s)[1] for s in every)
     room = max(high / low, 1.05) ** 0.05
     axis.set_xlim(low / room, high * room)
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set_yticks(range(len(names)), [shown if named else "" for _, shown in names])
     axis.tick_params(axis="y", length=0)
     axis.grid(False, axis="y")
-    look.log_ticks(axis.xaxis, duration)
+    look.log_ticks(axis.xaxis, duration, apart=TICKS_APART)
     axis.set_xlabel("one call (log scale)")
 
 
 def _box(axis: Axes, samples: numpy.ndarray, y: float, mark: dict) -> None:
-    least, low, middle, high, most = numpy.percentile(samples, PERCENTILES)
+    low, middle, high = numpy.percentile(samples, QUARTILES)
     colour = mark["color"]
     inside = "white" if "markerfacecolor" in mark else "#9CCBE8"
-    axis.plot([least, most], [y, y], color=colour, linewidth=1, zorder=2)
+    axis.plot(_ends(samples), [y, y], color=colour, linewidth=1, zorder=2)
     axis.add_patch(
         Rectangle(
             (low, y - BOX_HEIGHT / 2),
