@@ -74,6 +74,32 @@ def test_clusters_of_gaussian_numbers_lose_as_little_as_theory_allows():
         assert float(squared_error) == pytest.approx(distortion, rel=0.02)
 
 
+def test_quantiles_serve_many_small_weights_and_a_few_large_ones():
+    """Two of a hundred are fifty times as large, as in layers that began as identities."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(5000, dtype=torch.float64, generator=generator)
+    values[:100] += 50
+    errors = {}
+    for begin in ("linear", "quantiles"):
+        centres = cluster.kmeans(values, torch.ones_like(values), 16, begin)
+        assert (centres.diff() >= 0).all()
+        small = values[100:]
+        distance = small - centres[cluster.nearest(small, centres)]
+        errors[begin] = float(distance.square().mean())
+    assert errors["quantiles"] < 0.02 < 0.05 < errors["linear"], errors
+
+
+def test_quantiles_of_fewer_numbers_than_centres():
+    values = torch.tensor([1.0, 2.0, 2.0], dtype=torch.float64)
+    centres = cluster.kmeans(values, torch.ones_like(values), 8, "quantiles")
+    assert {*centres.tolist()} == {1.0, 2.0} and (centres.diff() >= 0).all()
+
+
+def test_how_clusters_begin_is_in_an_id_where_it_is_not_the_papers():
+    assert "initialization" not in cluster.Settings().decides()
+    assert cluster.Settings(initialization="quantiles").decides()["initialization"] == "quantiles"
+
+
 @pytest.fixture(scope="module")
 def shared(bench):
     """A sparse network in clusters of 4."""

@@ -5,10 +5,11 @@ weight and codes [K, C, h, w] or [K, C], a scale a filter [K], k values a layer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from pipeline.sweep.settings import young
 from pipeline.techniques import refuse_settled
 from pipeline.techniques.settings import Factor, Trained
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pipeline.models.network import ModelState
     from pipeline.models.transforms.clustered import Codebook
     from pipeline.techniques.context import Context
+
+Initialization = Literal["linear", "quantiles"]
 
 VERSION = 1
 LLOYD, SCALES = 50, 4  # rounds of k-means, and how often scales and clusters take turns
@@ -33,6 +36,11 @@ class Settings(Trained):
 
     k_convolution: int = Field(16, ge=2, le=128, description="values of a convolution: 2, 4, 8 ...")
     k_linear: int = Field(16, ge=2, le=128, description="values of a linear layer: 2, 4, 8 ...")
+    initialization: Initialization = young(
+        "linear",
+        description="where k-means begins: evenly spread values (Han et al.), or quantiles of the "
+        "weights, which suits layers with a few large ones (dirac)",
+    )
     share: float = 0.2
     learning_rate_factor: Factor = 0.02
 
@@ -71,11 +79,11 @@ def _clustered(state: ModelState, settings: Settings, context: Context) -> Model
     shared = network.with_transform(state, transform)
     weighted = layers(shared.network.module)
     for name, book in codebooks(shared.network.module).items():
-        _fit(book, weighted[name].weight.detach())
+        _fit(book, weighted[name].weight.detach(), settings.initialization)
     return shared
 
 
-def _fit(book: Codebook, weight: torch.Tensor) -> None:
+def _fit(book: Codebook, weight: torch.Tensor, begin: Initialization = "linear") -> None:
     """Clusters of the weights as multiples of a scale a filter: k-means and the scales, each best
     in squares for the other, by turns. Weights that are zero are none of k-means' business."""
     import torch
@@ -89,7 +97,7 @@ def _fit(book: Codebook, weight: torch.Tensor) -> None:
     for _ in range(SCALES):
         ratios = flat / scale[:, None]
         weights = scale.square()[:, None].expand_as(flat)
-        values = kmeans(ratios[alive], weights[alive], len(values))
+        values = kmeans(ratios[alive], weights[alive], len(values), begin)
         codes[alive] = nearest(ratios[alive], values) + 1
         centres = torch.cat((values.new_zeros(1), values))[codes]
         scale = _scale((flat * centres).sum(1), centres.square().sum(1))
@@ -112,12 +120,16 @@ def _scale(sums: torch.Tensor, counts: torch.Tensor, root: bool = False) -> torc
     return torch.where(usable, scale, torch.where(largest > 0, largest, 1.0))
 
 
-def kmeans(values: torch.Tensor, weights: torch.Tensor, k: int) -> torch.Tensor:
+def kmeans(
+    values: torch.Tensor, weights: torch.Tensor, k: int, begin: Initialization = "linear"
+) -> torch.Tensor:
     """k centres [k], ascending, of numbers [n] that count as much as their weights [n]; float64.
 
-    Lloyd's rounds from centres that are evenly spread from the smallest to the largest number,
-    which keeps the few large ones represented (Han et al. 2015, section 3.2). A centre without
-    numbers stays where it is.
+    Lloyd's rounds. `linear`: from centres that are evenly spread from the smallest to the largest
+    number, which keeps the few large ones represented (Han et al. 2015, section 3.2). Where most
+    numbers are small and a few are large, as in layers that began as identities, most of these
+    centres stay among the few; `quantiles`: from centres between which there are as many numbers.
+    A centre without numbers stays where it is.
     """
     import torch
 
@@ -128,7 +140,10 @@ def kmeans(values: torch.Tensor, weights: torch.Tensor, k: int) -> torch.Tensor:
     zero = values.new_zeros(1)
     mass = torch.cat((zero, weights.cumsum(0)))
     moment = torch.cat((zero, (weights * values).cumsum(0)))
-    centres = torch.linspace(float(values[0]), float(values[-1]), k, dtype=torch.float64)
+    if begin == "linear":
+        centres = torch.linspace(float(values[0]), float(values[-1]), k, dtype=torch.float64)
+    else:
+        centres = values[(2 * torch.arange(k) + 1) * len(values) // (2 * k)]
     for _ in range(LLOYD):
         bounds = torch.searchsorted(values, (centres[1:] + centres[:-1]) / 2, right=True)
         ends = torch.cat((bounds.new_zeros(1), bounds, bounds.new_full((1,), len(values))))
