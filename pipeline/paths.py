@@ -468,13 +468,11 @@ def sweep_file(name_or_path: str | Path, expected: str = SWEEP_FILE) -> Path:
     from pipeline.strict_yaml import nearest  # here: few of those who ask for paths need it
 
     text = str(name_or_path)
-    if not text.strip():
-        raise UserError(f"{text!r}: expected a sweep file (YAML), or the name of one that ships")
+    if not text.strip():  # as a path it would be the current folder
+        raise UserError(f"{text!r}: is no name, expected {expected}, or the name of one that ships")
     shipped = shipped_sweeps() / f"{text}.yaml"
     if NAME.fullmatch(text) and shipped.is_file():
         return shipped
-    if not text:  # as a path it would be the current folder
-        raise UserError(f"'': is no name, expected {expected}")
     path = expanded(text)
     if path.is_file():
         return path

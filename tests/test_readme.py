@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
 from pipeline.cli import netpress
@@ -84,3 +86,21 @@ def test_the_files_and_sweeps_that_it_names_are_there():
     assert [f for f in files if not (ROOT / f).exists()] == []
     sweeps = {path.stem for path in (ROOT / "jobs" / "sweeps").glob("*.yaml")}
     assert len(sweeps) > 10 and [name for name in sweeps if f"`{name}`" not in README] == []
+
+
+def test_the_results_at_its_beginning_are_those_of_the_report_that_ships():
+    with (ROOT / "reports/frontier/results.csv").open() as file:
+        rows = {(r["dataset"], r["model"], r["technique"]): r for r in csv.DictReader(file)}
+    lines = re.findall(r"^\| (\S+) \| (\S+), (\S+) \| (.*) \|$", README, re.MULTILINE)
+    assert len(lines) >= 3
+    for dataset, model, technique, cells in lines:
+        row = rows[dataset, model, technique]
+        stored, smaller, faster, accuracy = cells.split(" | ")
+        number, unit = stored.split()
+        assert float(number) * {"kB": 1e3, "MB": 1e6}[unit] == pytest.approx(
+            float(row["stored_bytes"]), rel=0.005
+        )
+        for shown, name in ((smaller, "stored_ratio"), (faster, "speedup_all_batch1")):
+            ratio = float(shown.rstrip("\u00d7").replace(",", ""))
+            assert ratio == pytest.approx(float(row[name]), rel=0.005), technique
+        assert float(accuracy) == pytest.approx(-100 * float(row["accuracy_drop"]), abs=0.005)

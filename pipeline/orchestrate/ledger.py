@@ -237,8 +237,9 @@ def read(paths: SweepPaths) -> Ledger:
     a lost line could cause a job to be submitted twice.
     """
     ledger = Ledger(paths)
-    least = _count(paths)  # before the lines, since a writer may add some in between
+    least = 0
     try:
+        least = _count(paths)  # before the lines, since a writer may add some in between
         data = paths.ledger.read_bytes()
     except FileNotFoundError:
         if least:

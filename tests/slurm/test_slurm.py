@@ -280,7 +280,9 @@ def test_cancel_one_cell_and_all(desk):
     job = desk.jobs("cancel")[0]
     desk.box.ask("scancel", f"{job}_1")
     now = desk.until(sweep, lambda c: c["base/1"]["state"] == "missing", 20)["base/1"]
-    assert "Slurm has no record of job" in now["reason"]
+    # Of a task that was never made, accounting may keep a record without an end.
+    known = ("Slurm has no record of job", "is not in the queue any more, though accounting")
+    assert any(line in now["reason"] for line in known)
     desk.netpress("cancel", sweep)
     assert desk.box.ask("squeue", "-h", "-t", "PD,R") == ""
     desk.until_none(sweep, "queued")

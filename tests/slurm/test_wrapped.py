@@ -62,5 +62,5 @@ def test_a_wrapper_that_changes_the_table(desk):
     wrap(desk, UNREADABLE, "squeue", "sacct")
     _, err = desk.netpress("status", sweep)
     assert "squeue did not print the table that was requested, but 'ARRAY_JOB_ID" in err
-    _, err = desk.submit(sweep, *LATER, code=2)
+    _, err = desk.submit(sweep, *LATER, code=1)
     assert "did not print the table" in err and desk.jobs("mangled") == sent
