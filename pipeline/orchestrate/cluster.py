@@ -37,6 +37,7 @@ PENDING = {  # Slurm's reasons in plain words; all others are shown unchanged
     "ReqNodeNotAvail": "the nodes it could run on are not available",
 }
 
+NAMELESS = "allocation"  # to accounting, a job that has ended before it began
 LATE_S = 60.0  # that accounting may be behind the controller
 
 HELD = {  # states in which a job waits for somebody
@@ -324,7 +325,7 @@ def _account(view: View, sweep: Sweep, done: set[str], trained: set[str]) -> Non
         view.notes.append(f"{error}; how jobs ended is taken from their logs")
         return
     for row in rows:
-        if row.job not in gone or row.name != gone[row.job].name:
+        if row.job not in gone or row.name not in (gone[row.job].name, NAMELESS):
             continue
         now = view.rows.get(row.task)
         if now is None and row.state not in slurm.FINAL and _is_over(view, gone[row.job], row.task):
