@@ -113,7 +113,7 @@ def test_out_of_memory_by_control_groups(strict_desk):
 def test_jobs_without_arrays_without_scontrol_and_without_a_log(desk):
     """Single jobs from the submission to the report; one is told to stop where no scontrol is, and
     the log of another cannot be opened."""
-    sweep = desk.sweep("single", techniques="[base, quick]", seeds="[70, 71]", epochs=3)
+    sweep = desk.sweep("single", techniques="[base, quick]", seeds="[70, 71]", epochs=12)
     hidden = desk.folder / "bin"  # on the nodes: all of Slurm but scontrol
     hidden.mkdir()
     for name in ("srun", "squeue", "bash", "ln", "rm", "sh"):
