@@ -84,26 +84,36 @@ def _clustered(state: ModelState, settings: Settings, context: Context) -> Model
 
 
 def _fit(book: Codebook, weight: torch.Tensor, begin: Initialization = "linear") -> None:
-    """Clusters of the weights as multiples of a scale a filter: k-means and the scales, each best
-    in squares for the other, by turns. Weights that are zero are none of k-means' business."""
-    import torch
-
     from pipeline.models.transforms.clustered import LARGEST
+
+    codes, values, scale = shared(weight, len(book.codebook), begin)
+    largest = float(values.abs().max())
+    step = largest / LARGEST if largest else 1.0
+    book.set(codes, values / step, scale * step)
+
+
+def shared(
+    weight: torch.Tensor, k: int, begin: Initialization
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Clusters of the weights as multiples of a scale a filter: k-means and the scales, each best
+    in squares for the other, by turns. Weights that are zero are none of k-means' business.
+
+    (codes as weight, 0: zero, i: value i - 1; values [k]; scales [K]), float64.
+    """
+    import torch
 
     flat = weight.double().cpu().flatten(1)
     alive = flat != 0
     scale = _scale(flat.square().sum(1), alive.sum(1), root=True)
-    values, codes = torch.zeros(len(book.codebook)).double(), torch.zeros_like(flat).long()
+    values, codes = torch.zeros(k).double(), torch.zeros_like(flat).long()
     for _ in range(SCALES):
         ratios = flat / scale[:, None]
         weights = scale.square()[:, None].expand_as(flat)
-        values = kmeans(ratios[alive], weights[alive], len(values), begin)
+        values = kmeans(ratios[alive], weights[alive], k, begin)
         codes[alive] = nearest(ratios[alive], values) + 1
         centres = torch.cat((values.new_zeros(1), values))[codes]
         scale = _scale((flat * centres).sum(1), centres.square().sum(1))
-    largest = float(values.abs().max())
-    step = largest / LARGEST if largest else 1.0
-    book.set(codes.reshape(weight.shape), values / step, scale * step)
+    return codes.reshape(weight.shape), values, scale
 
 
 def _scale(sums: torch.Tensor, counts: torch.Tensor, root: bool = False) -> torch.Tensor:

@@ -23,7 +23,8 @@ from pipeline.verify.check import DIFFERS, NOTE, OK, UNCHECKED, Check, same
 DRAWN_BY = re.compile(rb"Matplotlib v([0-9][\w.]*)")
 OTHER_DRAWING_BYTES = 64 << 20  # that a file can have more than ours: another matplotlib's figures
 MOST_OTHERS = 20
-OF_ARTIFACT = ("stored_bytes", "runnable_bytes", "parameters", "macs")
+BYTES = ("stored_bytes", "runnable_bytes")
+OF_ARTIFACT = (*BYTES, "parameters", "macs")
 IN_PAGE = re.compile(rb"data:image/svg\+xml;base64,([A-Za-z0-9+/]*)=*")
 
 
@@ -88,17 +89,14 @@ def bases(published: Published) -> Iterator[Check]:
             continue
         compared += 1
         different = [name for name in OF_ARTIFACT if _of_base(row, name) != getattr(base, name)]
-        outcome, since = DIFFERS, ""
-        if different and _base_was_another(published, row, base):
-            outcome, since = UNCHECKED, "; it may have been measured beside another artifact of it"
-        wrong += [
-            Check(
-                f"{row.id} base_{name}",
-                outcome,
-                f"{_of_base(row, name)} recorded, the base's own is {getattr(base, name)}{since}",
-            )
-            for name in different
-        ]
+        another = bool(different) and _base_was_another(published, row, base)
+        for name in different:
+            why = f"{_of_base(row, name)} recorded, the base's own is {getattr(base, name)}"
+            outcome = DIFFERS
+            if another and name in BYTES:
+                outcome = UNCHECKED
+                why += "; it may have been measured beside another artifact of it"
+            wrong.append(Check(f"{row.id} base_{name}", outcome, why))
     yield from wrong
     if compared and not any(check.outcome == DIFFERS for check in wrong):
         yield Check("sizes of bases", OK, f"are the bases' own in {compared} results")

@@ -20,23 +20,12 @@ from pipeline.techniques import cluster
 from pipeline.training.checkpoint import read_model
 
 
-class Book:
-    """What ``cluster._fit`` sets."""
-
-    def __init__(self, k: int):
-        self.codebook = torch.zeros(k)
-        self.weight = torch.zeros(0)
-
-    def set(self, codes: torch.Tensor, values: torch.Tensor, scale: torch.Tensor) -> None:
-        centres = torch.cat((values.new_zeros(1), values))[codes]
-        self.weight = centres * scale.view(-1, *[1] * (codes.dim() - 1))
-
-
 def lost(weight: torch.Tensor, k: int, begin: cluster.Initialization) -> float:
     """Of a weight [K, ...]: squared error over the sum of its squares."""
-    book = Book(k)
-    cluster._fit(book, weight, begin)  # type: ignore[arg-type]
-    return float((book.weight - weight.double()).square().sum() / weight.double().square().sum())
+    codes, values, scale = cluster.shared(weight, k, begin)
+    kept = torch.cat((values.new_zeros(1), values))[codes]
+    kept = kept * scale.view(-1, *[1] * (weight.dim() - 1))
+    return float((kept - weight).square().sum() / weight.double().square().sum())
 
 
 def kurtosis(values: torch.Tensor) -> float:
