@@ -121,8 +121,7 @@ def _of_base(
 
 def _own(bench: Bench, cell: Cell) -> Artifact:
     folder = bench.paths.artifact(cell.id)
-    if wrong := artifacts.differs(folder, bench.published.artifact(cell.id)):
-        raise Corrupt(f"{folder}: {wrong}")
+    artifacts.require(folder, bench.published.artifact(cell.id))
     return artifact.load(folder)
 
 

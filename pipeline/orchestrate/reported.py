@@ -64,8 +64,7 @@ class Reported:
         from pipeline.report import artifacts
 
         folder, files = self.paths.artifact(cell_id), self.published.artifact(cell_id)
-        if wrong := artifacts.differs(folder, files):
-            raise Corrupt(f"{folder}: {wrong}")
+        artifacts.require(folder, files)
         return files
 
     def artifact(self, cell_id: str) -> Artifact:

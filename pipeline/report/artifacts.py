@@ -68,6 +68,12 @@ def present(paths: ReportPaths) -> list[Path]:
     return sorted(paths.artifacts.iterdir()) if paths.artifacts.is_dir() else []
 
 
+def require(folder: Path, files: Files) -> None:
+    """Raises Corrupt where a folder is not an artifact of these files."""
+    if wrong := differs(folder, files):
+        raise Corrupt(f"{folder}: {wrong}")
+
+
 def differs(folder: Path, files: Files) -> str | None:
     """How a folder is not an artifact of these files, in a few words; None where it is."""
     if folder.is_symlink() or not folder.is_dir():  # a link may lead to the whole machine
