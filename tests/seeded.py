@@ -60,6 +60,7 @@ CHAINS: dict[str, list[dict[str, dict]]] = {
     "sparsify-by-chance": [
         {"sparsify": {"criterion": "random", "scope": "layer", "schedule": "one-shot", "epochs": 1}}
     ],
+    "sparsify-by-layers": [{"sparsify": {"criterion": "lamp", "updates": 4, "epochs": 1}}],
     "cluster": [{"cluster": {"k_convolution": 8, "learning_rate_factor": 0.02, "epochs": 1}}],
     "quantize-incremental": [{"quantize-incremental": {"learning_rate_factor": 0.02, "epochs": 1}}],
     "lowbits": [{"lowbits": {"bits": 2}}],

@@ -213,6 +213,40 @@ def test_the_largest_weights_stay(bench, scope, ends):
     assert (max(shares) - min(shares) < 0.01) is (scope == "layer")
 
 
+def test_scores_of_lamp_are_a_weights_part_of_what_is_not_smaller():
+    weight = torch.tensor([[1.0, -3.0], [2.0, 0.0]])
+    score = sparsify._lamp(weight)
+    assert torch.equal(score, torch.tensor([[1 / 14, 1.0], [4 / 13, 0.0]], dtype=torch.float64))
+    assert torch.equal(sparsify._lamp(1e6 * weight), score)  # of layers, whatever their scale
+    assert not sparsify._lamp(torch.zeros(3)).any()
+    assert sparsify._lamp(torch.ones(4)).tolist() == [1, 1 / 2, 1 / 3, 1 / 4]
+
+
+def test_lamp_keeps_the_largest_of_each_layer(bench, monkeypatch):
+    monkeypatch.setattr(sparsify, "FLOOR", 0.0)  # one ranking and nothing else
+    by_lamp, by_size = (
+        one_shot(bench, criterion=name, sparsity=0.98, ends="sparse")
+        for name in ("lamp", "magnitude")
+    )
+    base = weights(stages.base_of(bench))
+    assert sum(int(mask.sum()) for mask in by_lamp.values()) == sum(
+        int(mask.sum()) for mask in by_size.values()
+    )
+    for name, mask in by_lamp.items():  # within a layer, the order is that of magnitudes
+        size = base[name].abs()
+        assert size[~mask].max() <= size[mask].min()
+    scores = {name: sparsify._lamp(base[name]) for name in by_lamp}
+    kept = torch.cat([scores[name][mask] for name, mask in by_lamp.items()])
+    gone = torch.cat([scores[name][~mask] for name, mask in by_lamp.items()])
+    assert gone.max() <= kept.min() and not same(by_lamp, by_size)
+
+
+def test_lamp_needs_one_ranking_of_all_layers():
+    with pytest.raises(ValueError, match="lamp compares layers"):
+        sparsify.Settings(criterion="lamp", scope="layer")
+    assert "lee2021layer" in sparsify.Settings(criterion="lamp").references()
+
+
 @given(st.lists(st.integers(-1, 3), min_size=1, max_size=30), st.integers(1, 30))
 def test_as_many_stay_as_were_requested_also_where_weights_are_equal(scores, count):
     score = torch.tensor(scores, dtype=torch.float32)

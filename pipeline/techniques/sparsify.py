@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
 from pipeline.techniques import refuse_settled
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.techniques.context import Context
 
 VERSION = 2  # since 2, no layer loses all of its weights
+REFERENCES = {"lamp": ("lee2021layer",)}
 FLOOR = 0.1  # of the part that is kept of all weights: as much of each layer is kept in any case
 
 
@@ -36,8 +37,10 @@ class Settings(Trained):
     scope: Literal["global", "layer"] = Field(
         "global", description="one ranking over all layers, or the same part of each"
     )
-    criterion: Literal["magnitude", "random"] = Field(
-        "magnitude", description="the smallest weights go; random: the control"
+    criterion: Literal["magnitude", "lamp", "random"] = Field(
+        "magnitude",
+        description="the smallest weights go; lamp: Lee et al. 2021, for scope global; random: the "
+        "control",
     )
     schedule: Literal["cubic", "one-shot"] = Field(
         "cubic", description="step by step in training, or all before it"
@@ -49,8 +52,20 @@ class Settings(Trained):
     )
     learning_rate_factor: Factor = 0.5
 
+    @model_validator(mode="after")
+    def _compared_between_layers(self) -> Settings:
+        if self.criterion == "lamp" and self.scope == "layer":
+            raise ValueError(
+                "criterion lamp compares layers, and within one it is magnitude; expected scope: "
+                "global"
+            )
+        return self
+
     def operating_point(self) -> dict[str, Any]:
         return {"sparsity": self.sparsity}
+
+    def references(self) -> tuple[str, ...]:
+        return (*super().references(), *REFERENCES.get(self.criterion, ()))
 
 
 def apply(state: ModelState, settings: Settings, context: Context) -> ModelState:
@@ -136,8 +151,24 @@ def _scores(layers: Sequence[Any], criterion: str, seed: int) -> list[torch.Tens
         score = weight.abs()
         if criterion == "random":
             score = torch.rand(weight.shape, generator=generator).to(weight.device)
+        elif criterion == "lamp":
+            score = _lamp(weight)
         scores.append(torch.where(masked.mask(layer), score, -1))
     return scores
+
+
+def _lamp(weight: torch.Tensor) -> torch.Tensor:
+    """The LAMP score (Lee et al. 2021, arXiv 2010.07611): a weight's square over the sum of the
+    squares of all of its layer that are not smaller; in [0, 1], of the weight's shape, float64.
+    The order within a layer is that of magnitudes, and a layer's largest weight has 1."""
+    import torch
+
+    squares = weight.flatten().double().square()
+    order = squares.argsort(descending=True, stable=True)
+    remaining = squares[order].cumsum(0).clamp(min=torch.finfo(torch.float64).tiny)
+    scores = torch.empty_like(squares)
+    scores[order] = squares[order] / remaining
+    return scores.reshape(weight.shape)
 
 
 def _kept_of_all(scores: Sequence[torch.Tensor], kept: int) -> list[torch.Tensor]:
