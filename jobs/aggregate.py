@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline import garbage, store, streams, terminal
 from pipeline.errors import UserError
 from pipeline.orchestrate import state
-from pipeline.orchestrate.cluster import job_of
+from pipeline.orchestrate.in_job import job_of
 from pipeline.orchestrate.plan import load_again, load_sweep
 from pipeline.paths import JobPaths, Work
 from pipeline.sweep import Sweep

@@ -35,9 +35,9 @@ from jobs.usage import MINUTES, job, requested
 from pipeline import done, store, terminal
 from pipeline.hardware import training_cores
 from pipeline.orchestrate import slurm
-from pipeline.orchestrate.cluster import job_of
 from pipeline.orchestrate.ended import cause, kills
 from pipeline.orchestrate.graph import ALL, MEASURE, TRAIN
+from pipeline.orchestrate.in_job import job_of
 from pipeline.orchestrate.plan import cell_command, track_options
 from pipeline.orchestrate.retry import out_of_memory
 from pipeline.paths import CODE, AttemptPaths, CellPaths, JobPaths, Work

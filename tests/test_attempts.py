@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import store
 from pipeline.errors import Corrupt
-from pipeline.orchestrate import cluster
+from pipeline.orchestrate import in_job
 from pipeline.paths import Work
 
 FAILURE = store.Failure("out_of_memory", "RuntimeError:\n no memory", "Traceback ...")
@@ -53,7 +53,7 @@ def test_a_damaged_failure_is_named_and_usage_becomes_unknown(attempt, text):
     attempt.failure.write_text(text)
     with pytest.raises(Corrupt, match=r"failure\.json"):
         store.read_failure(attempt)
-    assert cluster.failure_of(attempt) is None
+    assert in_job.failure_of(attempt) is None
     attempt.usage.write_text(text)
     assert store.read_usage(attempt) == store.Usage(None)
 
@@ -93,4 +93,4 @@ def test_a_damaged_value_of_usage_costs_that_value_alone(attempt):
     usage = store.read_usage(attempt)
     assert usage.job == "12_3" and usage.requested == USAGE.requested and usage.training_s == 3.5
     assert (usage.wall_s, usage.epochs, usage.started, usage.used) == (None, None, None, None)
-    assert cluster.job_of(attempt) == "12_3"
+    assert in_job.job_of(attempt) == "12_3"

@@ -15,7 +15,6 @@ from pipeline.errors import UserError
 from pipeline.orchestrate import (
     batch,
     cancel,
-    cluster,
     graph,
     ledger,
     logs,
@@ -185,8 +184,7 @@ def test_jobs_of_cells_that_the_sweep_has_no_more_are_shown_and_cancelled(desk, 
     rows = [Row(n, 0, "RUNNING" if n < 11 else "PENDING", nodes="n1", name=i) for n, i in named]
     monkeypatch.setattr(slurm, "squeue", lambda *arguments, **more: rows)
     monkeypatch.setattr(slurm, "sacct", lambda *arguments, **more: [])
-    monkeypatch.setattr(cluster, "is_ours", lambda entry: entry.user != "another")
-    monkeypatch.setattr(cancel, "is_ours", cluster.is_ours)
+    monkeypatch.setattr(slurm, "is_ours", lambda owner: owner != "another")
     assert not state.find(desk.asked, desk.work).notes
     now = replace(desk.asked, cells=desk.asked.cells[:2])
     [note] = state.find(now, desk.work).notes

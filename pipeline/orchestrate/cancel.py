@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.orchestrate import elsewhere, graph, ledger, slurm, state, withdrawn
-from pipeline.orchestrate.cluster import View, is_ours
+from pipeline.orchestrate.cluster import View
 from pipeline.orchestrate.plan import called
 from pipeline.orchestrate.state import CellState
 from pipeline.paths import Work
@@ -31,21 +31,21 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
         places = {s.cell.id: _places(s, view) for s in states.cells}
         ending = {s.cell.id: _places(s, view, bool(cells)) for s in states.cells}
         queued = [cell for cell in cells or sweep.cells if ending[cell.id]]
-        ours = {c.id: [at for at in ending[c.id] if is_ours(at.entry)] for c in queued}
+        ours = {c.id: [at for at in ending[c.id] if slurm.is_ours(at.entry.user)] for c in queued}
         chosen = [cell for cell in queued if ours[cell.id]]
         left = _put_off(known)
         waited = [c for c in cells or sweep.cells if c.id in left and not ending[c.id]]
         waited = [cell for cell in waited if states.by_id[cell.id].state != "done"]
         yield from _of_others(c for c in queued if len(ours[c.id]) < len(ending[c.id]))
         places_of = {at.task: at for cell in chosen for at in ours[cell.id]}
-        gone = [] if cells else [at for at in withdrawn.alone(sweep, view) if is_ours(at.entry)]
-        places_of |= {at.task: at for at in gone}
+        gone = [] if cells else withdrawn.alone(sweep, view)
+        places_of |= {at.task: at for at in gone if slurm.is_ours(at.entry.user)}
         tasks = places_of.keys()
         old = {cell for at in places_of.values() for cell in withdrawn.ids(sweep, at)}
         shared = [c for c in sweep.cells if tasks & {at.task for at in places[c.id]}]
         reports = [] if cells else view.alive_reports
         follow_ups = [] if cells else view.follow_ups
-        reports += [e.job for e in follow_ups if e.job is not None and is_ours(e)]
+        reports += [e.job for e in follow_ups if e.job is not None and slurm.is_ours(e.user)]
         old |= set() if cells else left - sweep.by_id.keys()
         ids = [*(cell.id for cell in (*shared, *waited)), *sorted(old)]
         if ids or reports:
@@ -60,7 +60,7 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
     if old:
         yield f"{len(old)} cell{'s' * (len(old) != 1)} no longer in {called(sweep)} cancelled"
     for entry in follow_ups:
-        if not is_ours(entry):
+        if not slurm.is_ours(entry.user):
             yield (
                 f"job {entry.job}, which submits what there was no room for, is of user "
                 f"{entry.user}, who alone can cancel it"

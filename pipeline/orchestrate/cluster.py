@@ -7,21 +7,13 @@ never makes a cell done: only a published, valid result does.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from pipeline import store
-from pipeline.errors import Corrupt, UserError
-from pipeline.orchestrate import ledger, report_job, slurm
+from pipeline.errors import UserError
+from pipeline.orchestrate import accounting, in_job, ledger, report_job, slurm
 from pipeline.orchestrate.retry import Cause, cause
-from pipeline.paths import AttemptPaths, CellPaths, Work
-from pipeline.store import Failure
+from pipeline.paths import Work
 from pipeline.sweep import Cell, Sweep
 
 CANCELLED = "cancelled by `netpress cancel`"
@@ -37,26 +29,12 @@ PENDING = {  # Slurm's reasons in plain words; all others are shown unchanged
     "ReqNodeNotAvail": "the nodes it could run on are not available",
 }
 
-NAMELESS = "allocation"  # to accounting, a job that has ended before it began
-LATE_S = 60.0  # that accounting may be behind the controller
-
 HELD = {  # states in which a job waits for somebody
     "SPECIAL_EXIT": "held after its exit code, which the site lists as special: "
     "`scontrol release JOB` lets it run again",
     "REQUEUE_HOLD": "requeued and held: `scontrol release JOB` lets it run again",
     "RESV_DEL_HOLD": "held, since its reservation was deleted: `scontrol release JOB` lets it run",
 }
-
-
-@dataclass(frozen=True)
-class InJob:
-    """A cell's attempts in one job: how many there were, how the last one failed, whether
-    anything was published since it began, and whether it came to its end."""
-
-    rounds: int = 0
-    failure: Failure | None = None
-    progress: bool = False
-    ended: bool = False
 
 
 @dataclass
@@ -140,7 +118,7 @@ class View:
     @property
     def alive_reports(self) -> list[int]:
         """Ids of our jobs in the queue that build this sweep's report."""
-        alive = [entry for entry in self._alive if entry.kind == "report" and is_ours(entry)]
+        alive = (e for e in self._alive if e.kind == "report" and slurm.is_ours(e.user))
         return [entry.job for entry in alive if entry.job is not None]
 
     def has_report(self, sweep: str) -> bool:
@@ -187,7 +165,7 @@ class View:
     def _cause(self, cell: Cell, at: ledger.At) -> Cause:
         task = at.task
         row = self.rows.get(task)
-        made = in_job(self.work.cell(cell.id), task)
+        made = in_job.attempts(self.work.cell(cell.id), task)
         ended_itself = made.failure is not None and made.failure.kind != "killed"  # as scancel does
         was_cancelled = cell.id in self.known.cancelled and not ended_itself
         if was_cancelled and (row is None or row.state == "CANCELLED"):
@@ -201,7 +179,7 @@ class View:
             rounds=made.rounds,
             progress=made.progress,
             task=task,
-            busy="" if made.failure else _busy(job.out(task), cell.id),
+            busy="" if made.failure else in_job.busy(job.out(task), cell.id),
             log_file=job.out(task),
         )
         if result.kind == "lost" and task in self.runaway:
@@ -210,11 +188,6 @@ class View:
         if row is None and made.failure is None and not self.accounting:
             return Cause(result.kind, f"{result.reason} (accounting is not available)")
         return result
-
-
-def is_ours(entry: ledger.Entry) -> bool:
-    """Whether this user may cancel its job."""
-    return entry.user == slurm.user() or os.geteuid() == 0
 
 
 def look(
@@ -243,7 +216,7 @@ def look(
     view.rows = _rows_of(known, view.queue)
     for other in others:
         _share(view, other, left)
-    _account(view, sweep, done, trained)
+    accounting.complete(view, sweep, done, trained)
     return view
 
 
@@ -298,132 +271,8 @@ def _adopt(known: ledger.Ledger, rows: Sequence[slurm.Row]) -> None:
             entry.job = slurm.find(rows, entry.name, ledger.when(entry))
 
 
-def _account(view: View, sweep: Sweep, done: set[str], trained: set[str]) -> None:
-    """Call sacct, once, for the jobs of cells that are neither done nor in the queue."""
-    gone: dict[int, ledger.Entry] = {}
-    for cell in sweep.cells:
-        if cell.id in done:
-            continue
-        at = view.measured_in(cell.id) if cell.id in trained else view.last.get(cell.id)
-        if at is None or at.entry.job is None:
-            continue
-        row = view.rows.get(at.task)
-        # A job that has just ended is still in the queue, but only sacct reports its memory.
-        if row is None or row.state in slurm.FINAL:
-            gone[at.entry.job] = at.entry
-    report = report_job.unsettled(view.known)
-    if report is not None and report.job is not None:
-        row = view.rows.get(report.task(0))
-        if row is None or row.state in slurm.FINAL - {"COMPLETED"}:
-            gone[report.job] = report
-    if not gone:
-        return
-    try:
-        rows = slurm.sacct(gone)
-    except UserError as error:
-        view.accounting = False
-        view.notes.append(f"{error}; how jobs ended is taken from their logs")
-        return
-    for row in rows:
-        if row.job not in gone or row.name not in (gone[row.job].name, NAMELESS):
-            continue
-        now = view.rows.get(row.task)
-        if now is None and row.state not in slurm.FINAL and _is_over(view, gone[row.job], row.task):
-            view.runaway[row.task] = row.state
-        elif now is None:
-            view.rows[row.task] = row
-        elif now.state in slurm.FINAL and row.state in slurm.FINAL:
-            view.rows[row.task] = replace(row, reason=row.reason or now.reason)
-
-
-def _is_over(view: View, entry: ledger.Entry, task: str) -> bool:
-    """Whether a job of which squeue has no row will have no end in accounting, either, where that
-    is late: not soon after it has written its last line. Jobs of others, squeue may hide."""
-    if not view.reachable or not is_ours(entry):
-        return False
-    try:
-        log = view.known.paths.job(entry.intent).out(task)
-        return time.time() - log.stat().st_mtime > LATE_S
-    except OSError:  # it has written nothing
-        return True
-
-
-def in_job(folder: CellPaths, task: str) -> InJob:
-    """The last attempts of a cell, as far back as they were made in this job."""
-    last, attempts = store.last_attempt(folder), []
-    for number in range(last.number if last else 0, 0, -1):
-        attempt = folder.attempt(number)
-        if job_of(attempt) != task:
-            break
-        attempts.append(attempt)
-    if not attempts:
-        return InJob()
-    usage = store.read_usage(attempts[0])
-    ended = usage is not None and usage.ended is not None
-    return InJob(len(attempts), failure_of(attempts[0]), _progress(folder, usage), ended)
-
-
-def _progress(folder: CellPaths, usage: store.Usage | None) -> bool:
-    """Whether the attempt with this usage published something that the next one can continue
-    from."""
-    if usage is None:
-        return False
-    if usage.epochs:
-        return True
-    try:
-        began = datetime.strptime(usage.started or "", "%Y-%m-%dT%H:%M:%SZ")
-        return folder.metrics.stat().st_mtime >= began.replace(tzinfo=timezone.utc).timestamp()
-    except (ValueError, OSError):
-        return False
-
-
-def failure_of(attempt: AttemptPaths) -> Failure | None:
-    """The recorded failure of an attempt. None also where it cannot be read: SLURM's records then
-    show how the job ended."""
-    try:
-        return store.read_failure(attempt)
-    except (Corrupt, OSError):
-        return None
-
-
-def job_of(attempt: AttemptPaths) -> str | None:
-    """The SLURM job that an attempt was made in; None outside of one."""
-    usage = store.read_usage(attempt)
-    return usage.job if usage else None
-
-
-def started(work: Work, cell: Cell, task: str) -> bool:
-    """Whether this task has started the cell: a task runs the cells of a pack one after the
-    other."""
-    return in_job(work.cell(cell.id), task).rounds > 0
-
-
-def failed_in(work: Work, cell: Cell, task: str) -> Failure | None:
-    """The recorded failure of the cell's last attempt in this task."""
-    return in_job(work.cell(cell.id), task).failure
-
-
 def pending(row: slurm.Row) -> str:
     """Why a job in the queue does not run, in plain words for known states and reasons."""
     if row.state in HELD:
         return HELD[row.state].replace("JOB", row.task)
     return PENDING.get(row.reason, row.reason).replace("JOB", row.task)
-
-
-def _busy(events: Path, cell_id: str) -> str:
-    """Why the job skipped the cell because another process held it, from the job's events; empty if
-    it did not.
-
-    Reads the whole file: in a pack, other cells' events follow."""
-    reason = ""
-    with contextlib.suppress(FileNotFoundError), open(events, "rb") as lines:
-        for line in lines:
-            if b'"busy"' not in line:
-                continue
-            try:
-                event = json.loads(line)
-                if event["cell"] == cell_id and event["stage"] == "busy":
-                    reason = str(event["reason"])
-            except (ValueError, KeyError, TypeError, RecursionError):  # not an event
-                continue
-    return reason

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from pipeline.errors import UserError
-from pipeline.orchestrate import cluster, ledger, report_job
+from pipeline.orchestrate import cluster, in_job, ledger, report_job
 from pipeline.orchestrate.state import SweepState
 
 
@@ -41,7 +41,7 @@ def _of_cells(states: SweepState, view: cluster.View) -> Iterator[ledger.Entry]:
             ended = now.state == "done" or now.cell.id in view.known.cancelled
             if at is None or at.entry.job is None or ended or at.task in view.rows:
                 continue
-            made = cluster.in_job(view.work.cell(now.cell.id), at.task)
+            made = in_job.attempts(view.work.cell(now.cell.id), at.task)
             if made.failure is None and not made.ended:
                 yield at.entry
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pipeline import store
 from pipeline.errors import UserError
 from pipeline.orchestrate import cluster as clusters
-from pipeline.orchestrate import ledger, slurm, state, submit
+from pipeline.orchestrate import in_job, ledger, slurm, state, submit
 from pipeline.orchestrate.batch import REPORTS_AGAIN, Target, durations
 from pipeline.orchestrate.durations import Durations
 from pipeline.orchestrate.graph import Request
@@ -167,7 +167,7 @@ def _cause(
     if not apart and view and view.task(cell.id) and not state.is_newer(cell, work, view):
         return view.cause(cell)
     attempt = store.last_attempt(work.cell(cell.id))
-    failure = clusters.failure_of(attempt) if attempt else None
+    failure = in_job.failure_of(attempt) if attempt else None
     if failure is None:  # it failed because its base did
         return Cause("base_failed", "")
     return Cause(failure.kind, "")

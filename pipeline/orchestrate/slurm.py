@@ -107,6 +107,11 @@ def user() -> str:
         return str(os.getuid())
 
 
+def is_ours(owner: str) -> bool:
+    """Whether this user may cancel the jobs of that one."""
+    return owner == user() or os.geteuid() == 0
+
+
 # --- queries ---------------------------------------------------------------------------------
 
 

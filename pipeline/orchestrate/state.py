@@ -15,6 +15,7 @@ from pipeline import done as finished
 from pipeline import gaps, store, timeline, usage
 from pipeline.orchestrate import (
     cluster,
+    in_job,
     ledger,
     put_off,
     report_job,
@@ -256,10 +257,10 @@ def _queued(cell: Cell, work: Work, row: slurm.Row, view: cluster.View) -> tuple
         where = f"{where}: {row.state.lower()}"
     pack = view.last[cell.id].entry.tasks[view.last[cell.id].index]
     if len(pack) > 1 and row.state == "RUNNING" and not is_held(work.cell(cell.id)):
-        failure = cluster.failed_in(work, cell, row.task)
+        failure = in_job.failed_in(work, cell, row.task)
         if failure is not None:
             return "failed", failure.line
-        if not cluster.started(work, cell, row.task):
+        if not in_job.started(work, cell, row.task):
             return "queued", f"in {where}, which runs {len(pack)} cells one after the other"
     return "running", where
 
@@ -305,7 +306,7 @@ def is_newer(cell: Cell, work: Work, view: cluster.View) -> bool:
     if attempt is None or not attempt.failure.exists():
         return False
     measuring = view.measuring.get(cell.id)
-    if cluster.job_of(attempt) in (at.task, *([measuring.task] if measuring else [])):
+    if in_job.job_of(attempt) in (at.task, *([measuring.task] if measuring else [])):
         return False
     return attempt.failure.stat().st_mtime > ledger.when(at.entry)
 
@@ -315,7 +316,7 @@ def _unreachable(
 ) -> tuple[State, str]:
     """The state of a submitted cell by its files alone."""
     task = view.task(cell.id)
-    in_its_job = attempt is not None and cluster.job_of(attempt) == view.last[cell.id].task
+    in_its_job = attempt is not None and in_job.job_of(attempt) == view.last[cell.id].task
     if is_newer(cell, work, view) or (in_its_job and attempt and attempt.failure.exists()):
         return "failed", gaps.reason(cell, work)
     where = f"job {task}" if task else "a job whose submission is not settled"

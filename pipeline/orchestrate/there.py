@@ -8,7 +8,7 @@ from typing import Literal
 from pipeline import done as finished
 from pipeline import store
 from pipeline.errors import Corrupt
-from pipeline.orchestrate import cluster, ledger, slurm
+from pipeline.orchestrate import cluster, in_job, ledger, slurm
 from pipeline.orchestrate.held import is_held
 from pipeline.paths import AttemptPaths, CellPaths, Work
 from pipeline.sweep import Cell, Sweep
@@ -71,7 +71,7 @@ def unmeasured(
     row = view.measuring_row(cell.id) if view else None
     is_queued = view and row and view.reachable and row.state not in slurm.FINAL
     failure = failed_since_trained(folder, attempt)
-    if row and is_queued and attempt and cluster.job_of(attempt) != row.task:
+    if row and is_queued and attempt and in_job.job_of(attempt) != row.task:
         failure = None  # of an earlier job
     if failure is not None and not is_held(folder):
         return "failed", f"its measurement failed: {failure.line}; its training is kept"
@@ -114,7 +114,7 @@ def _did_its_work(view: cluster.View, cell: Cell) -> bool:
     its task, and what is lacking was not requested of it."""
     at, folder = view.measured_in(cell.id), view.work.cell(cell.id)
     assert at is not None  # the job has ended
-    made = cluster.in_job(folder, at.task)
+    made = in_job.attempts(folder, at.task)
     if made.rounds:
         return made.ended and made.failure is None
     try:  # measured by it, or by another one, before the last attempt
