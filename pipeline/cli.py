@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from pipeline import __version__, cli_cluster, garbage, store, streams, terminal
+from pipeline import __version__, arguments, cli_cluster, garbage, store, streams, terminal
 from pipeline.cli_options import (
     Commands,
     FiniteRange,
@@ -199,7 +199,7 @@ def report(
     for option, given in (("--open", opens), ("--similarity", similarity_of)):
         if given and as_json:
             raise UserError(f"{option}: with --json no page is made; expected one of the two")
-    if folder := paths.published_report(name):
+    if folder := arguments.published_report(name):
         _refuse_with_folder(
             name,
             {"--to": to, "--artifacts": artifact_mb, "--with": earlier, "--mlflow": mlflow_folder},
@@ -210,7 +210,7 @@ def report(
             partial(report.rebuild, folder, machine, chosen),
         )
     else:
-        sweep = load(name, paths.OR_REPORT)
+        sweep = load(name, arguments.OR_REPORT)
         work, data_root = roots(sweep)
         for note in images.notes(sweep.cells, work, data_root):
             warn(note)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import paths, terminal
+from pipeline import arguments, paths, terminal
 from pipeline.cli_options import load, roots
 from pipeline.cli_output import show_line
 from pipeline.errors import UserError
@@ -19,11 +19,11 @@ def run(name: str, cell: str | None, to: Path | None, encoded: bool, bench: Path
         raise UserError("--bench has all models: expected no CELL, --to or --encoded")
     if bench is None and cell is None:
         raise UserError("expected a CELL, or --bench FOLDER for all models of the sweep")
-    if folder := paths.published_report(name):
+    if folder := arguments.published_report(name):
         given = reported.Reported(paths.ReportPaths(folder))
         sweep, reports = given.published.sweep, [given]
     else:
-        given, sweep = None, load(name, paths.OR_REPORT)
+        given, sweep = None, load(name, arguments.OR_REPORT)
         reports = reported.of_sweep(sweep)
     work, _ = roots(sweep)
     if bench is not None:

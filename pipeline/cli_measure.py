@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from pipeline import paths, terminal
+from pipeline import arguments, paths, terminal
 from pipeline.cli_options import load, roots
 from pipeline.cli_output import show, show_line
 from pipeline.errors import UserError
@@ -25,9 +25,9 @@ def run(targets: Sequence[str], files: Sequence[Path]) -> int:
 
 def _resolved(target: str, files: Sequence[Path]) -> Callable[[], int]:
     """What is done with a target; raises UserError where that is nothing."""
-    if folder := paths.published_report(target):
+    if folder := arguments.published_report(target):
         return partial(_report, folder, files)
-    if paths.is_artifact(target):
+    if arguments.is_artifact(target):
         if files:
             raise UserError(f"--add: expected a sweep or a report, {target} is an artifact")
         return partial(_artifact, paths.expanded(target))
@@ -37,7 +37,7 @@ def _resolved(target: str, files: Sequence[Path]) -> Callable[[], int]:
 def _of_sweep(name: str, files: Sequence[Path]) -> Callable[[], int]:
     from pipeline.orchestrate import bench, measure
 
-    sweep = load(name, paths.OR_MODEL)
+    sweep = load(name, arguments.OR_MODEL)
     work, data_root = roots(sweep)
     if not files:
         measure.trained(sweep, work)

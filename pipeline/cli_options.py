@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import click
 
-from pipeline import paths
+from pipeline import arguments
 from pipeline.cli_output import warn
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ json_option = click.option(
 )
 
 
-def load(name: str, expected: str = paths.SWEEP_FILE) -> Sweep:
+def load(name: str, expected: str = arguments.SWEEP_FILE) -> Sweep:
     """The sweep; notes about it go to standard error. `expected`: what the command takes."""
     from pipeline.orchestrate import plan
 

@@ -405,24 +405,9 @@ def report(name: str, root: Path | None = None) -> ReportPaths:
     return ReportPaths((root or reports_root()) / checked_name(name))
 
 
-def published_report(text: str) -> Path | None:
-    """The folder of a report that is meant by a path; None where it has no results.h5, or where a
-    shipped sweep has this name."""
-    if not text or NAME.fullmatch(text) and (shipped_sweeps() / f"{text}.yaml").is_file():
-        return None
-    folder = expanded(text)
-    return folder if ReportPaths(folder).merged.is_file() else None
-
-
 def compiled_at_home() -> Path:
     """As `Work.compiled`, where others write to the work root."""
     return expanded("~/.cache/netpress/compiled")
-
-
-def is_artifact(text: str) -> bool:
-    """Whether a path is that of an artifact's folder."""
-    folder = expanded(text)
-    return bool(text) and (folder / "manifest.json").is_file() and any(folder.glob("model.onnx*"))
 
 
 def shipped_reports() -> Path:
@@ -455,34 +440,6 @@ def published_results() -> Path:
 def references() -> Path:
     """BibTeX: the sources of techniques, models and data sets."""
     return CODE / "pipeline" / "report" / "references.bib"
-
-
-SWEEP_FILE = "a sweep file (YAML)"
-OR_REPORT = f"{SWEEP_FILE}, or a report's folder (with results.h5)"
-OR_MODEL = f"{SWEEP_FILE}, a report's folder (with results.h5) or an exported model's"
-
-
-def sweep_file(name_or_path: str | Path, expected: str = SWEEP_FILE) -> Path:
-    """The YAML file meant by a path, or by the name of a sweep that ships; UserError if neither.
-    `expected`: what the command takes, SWEEP_FILE or more."""
-    from pipeline.strict_yaml import nearest  # here: few of those who ask for paths need it
-
-    text = str(name_or_path)
-    if not text.strip():  # as a path it would be the current folder
-        raise UserError(f"{text!r}: is no name, expected {expected}, or the name of one that ships")
-    shipped = shipped_sweeps() / f"{text}.yaml"
-    if NAME.fullmatch(text) and shipped.is_file():
-        return shipped
-    path = expanded(text)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise UserError(f"{text}: is a folder, expected {expected}")
-    if path.exists():
-        raise UserError(f"{text}: is not a plain file, expected {expected}")
-    near = nearest(path.stem, [p.stem for p in shipped_sweeps().glob("*.yaml")])
-    more = "" if expected == SWEEP_FILE else f"; expected {expected}"
-    raise UserError(f"{text}: no such sweep file, and no shipped sweep of this name ({near}){more}")
 
 
 def expanded(text: str | Path) -> Path:

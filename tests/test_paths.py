@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import paths
+from pipeline import arguments, paths
 from pipeline.errors import UserError
 from pipeline.paths import CODE, Work
 
@@ -77,12 +77,12 @@ def test_a_sweep_is_a_file_or_a_shipped_name(tmp_path, monkeypatch):
     (shipped / "quickstart.yaml").write_text("name: quickstart\n")
     (tmp_path / "mine.yaml").write_text("name: mine\n")
     monkeypatch.setattr(paths, "CODE", tmp_path)
-    assert paths.sweep_file("quickstart") == shipped / "quickstart.yaml"
-    assert paths.sweep_file(tmp_path / "mine.yaml") == tmp_path / "mine.yaml"
+    assert arguments.sweep_file("quickstart") == shipped / "quickstart.yaml"
+    assert arguments.sweep_file(tmp_path / "mine.yaml") == tmp_path / "mine.yaml"
     with pytest.raises(UserError, match="quikstart: no such sweep file.*quickstart"):
-        paths.sweep_file("quikstart")
+        arguments.sweep_file("quikstart")
     with pytest.raises(UserError, match="is a folder"):
-        paths.sweep_file(str(tmp_path))
+        arguments.sweep_file(str(tmp_path))
 
 
 def test_shipped_sweeps_lie_next_to_the_code():

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import catalog, done, paths, sweep
+from pipeline import arguments, catalog, done, paths, sweep
 from pipeline.errors import UserError
 from pipeline.orchestrate import estimate
 from pipeline.strict_yaml import nearest, shown
@@ -157,10 +157,10 @@ def wrapped(sentence: str) -> list[str]:
     return textwrap.wrap(sentence, 80, subsequent_indent="  ")
 
 
-def load_sweep(name_or_path: str | Path, expected: str = paths.SWEEP_FILE) -> Sweep:
+def load_sweep(name_or_path: str | Path, expected: str = arguments.SWEEP_FILE) -> Sweep:
     """The sweep in a file, or the one that ships under this name; raises UserError if it is
-    invalid. `expected`: as in `paths.sweep_file`."""
-    return sweep.load(paths.sweep_file(name_or_path, expected), catalog.built_in())
+    invalid. `expected`: as in `arguments.sweep_file`."""
+    return sweep.load(arguments.sweep_file(name_or_path, expected), catalog.built_in())
 
 
 def load_again(

@@ -10,9 +10,10 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from pipeline import runtimes
+from pipeline.arguments import sweep_file
 from pipeline.errors import UserError
 from pipeline.measure.series import BATCHES, THREADS, Series, Threads
-from pipeline.paths import shell_word, shipped_sweeps, sweep_file
+from pipeline.paths import shell_word, shipped_sweeps
 from pipeline.report import images, points, versions
 from pipeline.report.answer import Group, groups, settings
 from pipeline.report.document import Column, Line, Section, Sentence, Table, Value, spread, table_of
