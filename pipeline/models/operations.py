@@ -49,6 +49,12 @@ CONCATENATIONS: tuple[Any, ...] = (torch.cat, torch.concat)
 SPLITS: tuple[Any, ...] = ("chunk", "split", torch.chunk, torch.split)
 RESHAPES: tuple[Any, ...] = ("view", "reshape", torch.reshape)
 
+
+def calls(node: fx.Node, targets: tuple[Any, ...]) -> bool:
+    """Whether a node calls one of these functions or methods."""
+    return node.op in ("call_function", "call_method") and node.target in targets
+
+
 # --- operands ------------------------------------------------------------------------------------
 
 # What PyTorch calls the tensors that a function or method is given, in order.

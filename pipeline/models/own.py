@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import UserError, first_line
-from pipeline.models import coupling, operations, tracing, weights
+from pipeline.models import coupling, operations, points, tracing, weights
 from pipeline.models.layers import Parts, multiple_of
 from pipeline.models.spec import Graph, NetworkSpec
 from pipeline.models.tracing import NotTraceable, Traced
@@ -117,17 +117,17 @@ class OwnModel:
         [gives] = [n for n in traced.graph.nodes if n.op == "output"]
         self._refuse_other(operations.shape_of(gives.args[0]), shape, classes)
         coupled = coupling.coupled(traced.whole)
-        points = tracing.points(traced.whole)
+        read = points.read(traced.whole)
         graph = Graph(
             groups=coupled.groups,
-            norms=tuple(tracing.pairs(traced.whole)),
-            image=points.image,
+            norms=tuple(points.pairs(traced.whole)),
+            image=read.image,
             maps=traced.maps,
-            shared=points.shared,
+            shared=read.shared,
             outputs=coupled.outputs,
             inputs=coupled.inputs,
             left=coupled.left,
-            run_ends=_ends(tracing.weighted(traced.whole)),
+            run_ends=_ends(points.weighted(traced.whole)),
         )
         return _Known(traced, graph, coupled.channels, coupled.parts)
 
