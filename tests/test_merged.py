@@ -19,7 +19,7 @@ from pipeline.errors import Corrupt, UserError
 from pipeline.measure.series import Series
 from pipeline.orchestrate import local, plan
 from pipeline.paths import Work
-from pipeline.report import evidence, frames, merged, reading, row
+from pipeline.report import chunks, evidence, frames, merged, reading, row
 from pipeline.store import hdf5
 from tests import cells, many, results
 
@@ -169,7 +169,7 @@ def test_processes_change_nothing(tmp_path, monkeypatch):
     shutil.rmtree(work.cell(sweep.cells[70].id).folder)
     one = merged.write(sweep, work, tmp_path / "one.h5")
     rows = frames.read(sweep, work)
-    monkeypatch.setattr(reading, "WORTH_PROCESSES", 1)
+    monkeypatch.setattr(chunks, "WORTH_PROCESSES", 1)
     monkeypatch.setattr(hardware, "cores", lambda: 2)
     two = merged.write(sweep, work, tmp_path / "two.h5")
     assert one.path.read_bytes() == two.path.read_bytes()

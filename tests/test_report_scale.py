@@ -32,11 +32,11 @@ from pathlib import Path
 
 from pipeline import hardware, report
 from pipeline.paths import Work
-from pipeline.report import reading
+from pipeline.report import chunks
 from tests import many
 
 count, folder, out = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
-hardware.cores, reading.WORTH_PROCESSES = lambda: 2, 1
+hardware.cores, chunks.WORTH_PROCESSES = lambda: 2, 1
 paths, listed = report.build(many.sweep(count), Work(folder / "work"), out)
 assert len(listed.rows) == count and not listed.gaps
 """

@@ -23,7 +23,7 @@ from pipeline.measure import complexity
 from pipeline.models.spec import NetworkSpec
 from pipeline.orchestrate import plan
 from pipeline.paths import CODE, ReportPaths, Work
-from pipeline.report import artifacts, merged, reading
+from pipeline.report import artifacts, merged, sources
 from pipeline.report.measured import CLASSIFIED_ON
 from pipeline.sweep import Sweep
 from pipeline.verify import DIFFERS, NOTE, OK, UNCHECKED
@@ -122,7 +122,7 @@ def measured_here(shared) -> store.Result:
         nowhere = shared.folder / "nowhere"
         assert remeasure.report(shared.folder, nowhere, shared.work.cache, lambda line: None)
     with store.open_hdf5(shared.paths.merged) as file:
-        every = reading.results_of(file, shared.small, everything=True)
+        every = sources.results_of(file, shared.small, everything=True)
     return next(result for _, result in every if result.facts["machine"] != "other-1c")
 
 

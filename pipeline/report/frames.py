@@ -20,7 +20,7 @@ from pipeline import done, gaps
 from pipeline.errors import Corrupt, UserError
 from pipeline.gaps import Gap
 from pipeline.paths import Work
-from pipeline.report import images, reading
+from pipeline.report import images, reading, sources
 from pipeline.report.measured import CLASSIFIED_ON
 from pipeline.report.metrics import METRICS
 from pipeline.report.reading import Read
@@ -134,8 +134,8 @@ def read(sweep: Sweep, work: Work, earlier: Sequence[Path] = ()) -> Frames:
     return framed(zip(cells, reading.from_work(requests, earlier), strict=True), work)
 
 
-def request(cell: Cell, work: Work) -> reading.Request:
-    return reading.Request(identity(cell), work.cell(cell.id), done.record(cell))
+def request(cell: Cell, work: Work) -> sources.Request:
+    return sources.Request(identity(cell), work.cell(cell.id), done.record(cell))
 
 
 def framed(read: Iterable[tuple[Cell, Read]], work: Work) -> Frames:

@@ -36,7 +36,7 @@ from pipeline import __version__, catalog, store, strict_yaml, usage
 from pipeline.errors import UserError
 from pipeline.gaps import Gap
 from pipeline.paths import Work, checked_name
-from pipeline.report import content, evidence, frames, reading, tuned
+from pipeline.report import content, evidence, frames, reading, sources, tuned
 from pipeline.report.evidence import Evidence
 from pipeline.report.frames import Frames
 from pipeline.report.measured import Measurement
@@ -82,13 +82,13 @@ class Published:
         Corrupt."""
         measurement = self._measurements[cell_id]
         with store.open_hdf5(self.path, checked=True) as file:
-            results = reading.results_of(file, cell_id, everything=True)
+            results = sources.results_of(file, cell_id, everything=True)
         return next(result for one, result in results if one.name == measurement)
 
     def measurements(self, cell_id: str) -> list[Measurement]:
         """All of a cell that has a result, without what is large. Raises Corrupt."""
         with store.open_hdf5(self.path, checked=True) as file:
-            return reading.measurements_of(file, cell_id)
+            return sources.measurements_of(file, cell_id)
 
     @property
     def used(self) -> Used | None:
@@ -251,7 +251,7 @@ def _put_similarity_of(file: h5py.File, shown: Frames, cell_id: str) -> None:
     measurement = {row.id: row.measurement for row in shown.compared().rows}
     if cell_id not in measurement:
         raise UserError(f"--similarity {cell_id}: has no result that is shown")
-    results = reading.results_of(file, cell_id, everything=True)
+    results = sources.results_of(file, cell_id, everything=True)
     result = next(result for one, result in results if one.name == measurement[cell_id])
     if evidence.of(result).similarity_pairs is None:
         raise UserError(

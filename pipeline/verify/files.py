@@ -15,7 +15,7 @@ from pipeline import same_kind, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import accuracy
 from pipeline.paths import ReportPaths
-from pipeline.report import made, owned, reading
+from pipeline.report import chunks, made, owned, sources
 from pipeline.report.merged import Published
 from pipeline.report.row import Row
 from pipeline.verify.check import DIFFERS, NOTE, OK, UNCHECKED, Check, same
@@ -32,7 +32,7 @@ def numbers(published: Published) -> Iterator[Check]:
     """Accuracy and agreement follow from the predictions that were recorded beside them."""
     recorded = [(published.path, cell_id) for cell_id in published.frames.ids]
     known, wrong = 0, False
-    for checked, differences in reading.in_chunks(_numbers_of, recorded):
+    for checked, differences in chunks.in_chunks(_numbers_of, recorded):
         known, wrong = known + checked, wrong or bool(differences)
         yield from differences
     if known and not wrong:
@@ -45,7 +45,7 @@ def _numbers_of(recorded: Sequence[tuple[Path, str]]) -> tuple[int, list[Check]]
     wrong: list[Check] = []
     with store.open_hdf5(recorded[0][0], checked=True) as file:
         for _, cell_id in recorded:
-            every = reading.results_of(file, cell_id, everything=True)
+            every = sources.results_of(file, cell_id, everything=True)
             differences = [_differences(cell_id, result.measured) for _, result in every]
             known += any(one is not None for one in differences)
             wrong += [check for one in differences for check in one or ()]
