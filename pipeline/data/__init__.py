@@ -9,7 +9,8 @@ cheap and torch-free:
     key(dataset, root)                  -> str, changes whenever the decoded pixels would
     verify(dataset, root)               -> whether its files are known to be whole; UserError
                                            where they are damaged
-    decode(dataset, root)               -> cache.Decoded
+    decode(dataset, root)               -> cache.Decoded: of these facts, labels of 0..K-1 with
+                                           every class in the training part (sound.py)
     fetch(dataset, root, say)           brings what is missing, checks what is there
 
 Importing this package imports neither torch nor numpy.
@@ -171,6 +172,7 @@ def load(dataset: Dataset, recipe: Recipe, seed: int, root: Path, cache: Path) -
     module = _module(dataset)
     key = _key(dataset, root)
     whole = decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key, cache))
+    _require_sound(dataset, root, whole.data)  # earlier versions kept anything
     flip = module.FLIP if dataset.flip is None else dataset.flip
     return split(whole, dataset.name, recipe, seed, flip)
 
@@ -278,18 +280,37 @@ def fetch(
 
 
 def _decoded(dataset: Dataset, root: Path, key: str, cache: Path) -> Decoded:
-    """All images, if they are still those of the key: another's would be kept under it."""
+    """All images, if they are still those of the key: another's would be kept under it. UserError
+    where they are no data set."""
     from pipeline.data.cache import scratch
 
     module = _module(dataset)
     with scratch(cache):
         whole = module.decode(dataset, root)
+    _require_sound(dataset, root, whole)
     if _key(dataset, root) != key:
         raise UserError(
             f"{dataset.name}: its files changed while they were read; expected them to stay as "
             "they are, call the same command again"
         )
     return whole
+
+
+def _require_sound(dataset: Dataset, root: Path, whole: Decoded) -> None:
+    """Raises UserError where it is no data set, or not the one of its facts; those of a folder come
+    from the same headers as its pixels, and take long to read."""
+    from pipeline.data import sound
+
+    where = _where(dataset)
+    sound.require(whole, where)
+    if not is_folder(dataset):
+        sound.require_facts(whole, *_module(dataset).facts(dataset, root), where)
+
+
+def _where(dataset: Dataset) -> str:
+    """What a sentence about it begins with; a plug-in's author is who can mend it."""
+    added = registry.added("datasets").get(dataset.name)
+    return dataset.name if added is None else f"data set {dataset.name} of plug-in {added.source}"
 
 
 def names() -> list[str]:
