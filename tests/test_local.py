@@ -391,6 +391,18 @@ def test_a_worker_that_comes_second_is_no_failure(bench):
     assert [line["cell"].split("/")[2] for line in bench.trace()] == ["base", "half", "half"]
 
 
+@pytest.mark.parametrize("times, code, starts", [("once", 0, 2), ("always", 1, 3)])
+def test_a_cell_that_was_measured_as_another_sweep_requests_is_measured_again(
+    bench, times, code, starts
+):
+    """Another run replaced cell.json before the worker had the lock."""
+    bench.let(half=f"another sweep's, {times}")
+    asked = results.sweep(techniques=("half",))
+    results.publish(asked.cells[0], bench.work)
+    assert bench.run(asked) == code and len(bench.trace()) == starts
+    assert done.is_done(asked.cells[1], bench.work) is (code == 0)
+
+
 # --- signals ---------------------------------------------------------------------------------
 
 
