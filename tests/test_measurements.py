@@ -122,6 +122,19 @@ def test_what_is_added_to_a_report_stands_beside_what_it_has(two, tmp_path):
         assert list(file[f"cells/{tiny.id}/measurements"]) == ["board-1", "board-2"]
 
 
+def test_nothing_is_added_to_a_report_that_was_damaged_meanwhile(two, tmp_path):
+    sweep, work = two
+    paths, _ = report.build(sweep, work, tmp_path / "out")
+    content = bytearray(paths.merged.read_bytes())
+    with h5py.File(paths.merged) as file:
+        predictions = file[f"cells/{sweep.cells[0].id}/measure/predictions"]
+        content[predictions.id.get_offset() + store.results.SEAL_BYTES] ^= 1
+    paths.merged.write_bytes(content)
+    with pytest.raises(Corrupt, match="is damaged, its checksum does not match"):
+        put_elsewhere(paths, sweep.cells[2], 2.0)
+    assert paths.merged.read_bytes() == content
+
+
 def test_times_alone_of_a_machine_that_has_accuracy_take_nothing_away(two, tmp_path):
     """As bench.py, or a measurement without the images, gives them on the same kind of machine."""
     sweep, work = two
