@@ -299,6 +299,24 @@ def test_a_plan_says_what_it_does_not_know_the_cost_of(tmp_path):
     assert made.to_json()["notes"] == [note]
 
 
+def test_a_data_set_that_does_not_work_costs_its_own_cells(tmp_path):
+    lab = copied(tmp_path)
+    file = tmp_path / "my_plugin.py"
+    file.write_text(file.read_text().replace('return "stripes-1"', 'return {}["my key"]'))
+    lab.sweep("base", more="plugins: [my_plugin.py]\n")
+    sweep_file = tmp_path / "tiny.yaml"
+    sweep_file.write_text(sweep_file.read_text().replace("[digits]", "[stripes, digits]"))
+    problem = "data set stripes of plug-in my_plugin.py: key: KeyError: 'my key'"
+    done = lab.run("tiny.yaml")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"{problem}; its cells will fail" in done.stderr
+    states = {cell["dataset"]: cell for cell in lab.json("status", "tiny.yaml")["cells"]}
+    assert states["digits"]["state"] == "done" and states["stripes"]["state"] == "failed"
+    assert problem in states["stripes"]["reason"]
+    fetched = lab.ask("fetch", "tiny.yaml")
+    assert fetched.returncode == 2 and problem in fetched.stderr
+
+
 # --- installed ----------------------------------------------------------------------------------
 
 ENTRIES = """\

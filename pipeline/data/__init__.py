@@ -19,13 +19,15 @@ Importing this package imports neither torch nor numpy.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from pipeline import registry
 from pipeline.data import entries
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.terminal import tell
 from pipeline.versions import SHARED
 
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DATASETS",
     "FOLDERS",
+    "PluginError",
     "VERSION",
     "Augmentation",
     "Draws",
@@ -280,7 +283,7 @@ def fetch(
 
 
 def _decoded(dataset: Dataset, root: Path, key: str, cache: Path) -> Decoded:
-    """All images, if they are still those of the key: another's would be kept under it. UserError
+    """All images, if they are still those of the key: another's would be kept under it. PluginError
     where they are no data set."""
     from pipeline.data.cache import scratch
 
@@ -297,8 +300,8 @@ def _decoded(dataset: Dataset, root: Path, key: str, cache: Path) -> Decoded:
 
 
 def _require_sound(dataset: Dataset, root: Path, whole: Decoded) -> None:
-    """Raises UserError where it is no data set, or not the one of its facts; those of a folder come
-    from the same headers as its pixels, and take long to read."""
+    """Raises PluginError where it is no data set, or not the one of its facts; those of a folder
+    come from the same headers as its pixels, and take long to read."""
     from pipeline.data import sound
 
     where = _where(dataset)
@@ -318,8 +321,35 @@ def names() -> list[str]:
     return registry.names("datasets", DATASETS)
 
 
+class PluginError(UserError):
+    """A plug-in's data set does not do what its module has to; no input of the user's can help."""
+
+
+@dataclass(frozen=True)
+class _OfPlugin:
+    """A plug-in's module, whose errors say which data set it is of, and in which function."""
+
+    module: Any
+    where: str
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self.module, name)
+        return partial(self._called, name, member) if callable(member) else member
+
+    def _called(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except UserError:  # its author's own sentence
+            raise
+        except (Exception, SystemExit) as error:
+            problem = f"{type(error).__name__}: {first_line(error)}"
+            raise PluginError(f"{self.where}: {name}: {problem}") from error
+
+
 def _module(dataset: Dataset) -> DataModule:
-    return registry.resolved(_source(dataset))
+    module: DataModule = registry.resolved(_source(dataset))
+    is_added = dataset.name in registry.added("datasets")
+    return cast(DataModule, _OfPlugin(module, _where(dataset))) if is_added else module
 
 
 def _folder_module(dataset: Dataset) -> FolderModule:

@@ -10,14 +10,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from pipeline.data import PluginError
 from pipeline.data.cache import Decoded
-from pipeline.errors import UserError
 
 PARTS = ("train", "test")
 
 
 def require(data: Any, where: str) -> None:
-    """Raises UserError, in which `where` is the data set, for what `decode` must not give."""
+    """Raises PluginError, in which `where` is the data set, for what `decode` must not give."""
     if not isinstance(data, Decoded):
         _refuse(where, f"expected a pipeline.data.cache.Decoded, got {type(data).__name__}")
     for part in PARTS:
@@ -47,7 +47,7 @@ def require(data: Any, where: str) -> None:
 def require_facts(
     data: Decoded, classes: tuple[str, ...], shape: tuple[int, int, int], where: str
 ) -> None:
-    """Raises UserError, as `require`, where its classes and the shape [C, H, W] of its images are
+    """Raises PluginError, as `require`, where its classes and the shape [C, H, W] of its images are
     not those that `facts` gives: networks are planned by these."""
     got = tuple(data.classes), tuple(data.train_pixels.shape[1:])
     expected = tuple(classes), tuple(shape)
@@ -65,4 +65,4 @@ def _require_array(array: Any, dtype: type, dimensions: int, where: str) -> None
 
 
 def _refuse(where: str, problem: str) -> NoReturn:
-    raise UserError(f"{where}: {problem}")
+    raise PluginError(f"{where}: {problem}")
