@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,7 +62,45 @@ def test_each_epoch_is_tracked_once(trained, monkeypatch):
     assert [step for step, _ in first] == list(range(1, cell.recipe.epochs + 1))
     assert "0-train/loss" in first[0][1] and "0-train/held_out_accuracy" in first[0][1]
     assert tracked(trained, monkeypatch, "pass") == first  # a cell that is resumed
-    assert json.loads(work.cell(cell.id).tracked.read_bytes()) == {"wandb": len(first)}
+    paths = work.cell(cell.id)
+    wandb = json.loads(paths.tracked.read_bytes())["wandb"]
+    assert wandb["step"] == len(first) and not paths.tracked_lock.exists()
+    paths.tracked.write_text(json.dumps({"wandb": len(first)}))  # of an earlier version
+    assert tracked(trained, monkeypatch, "pass") == first
+
+
+def test_a_training_that_begins_anew_is_tracked_anew(trained, monkeypatch):
+    """Its states were set aside, since images changed."""
+    cell, work = trained
+    first = tracked(trained, monkeypatch, "pass")
+    metrics = work.cell(cell.id).metrics
+    history = store.read_history(metrics)
+    for stage in history:
+        stage.columns["seconds"] = [s + 1e-3 for s in stage.columns["seconds"]]
+    store.publish_bytes(metrics, store.history_bytes(history))
+    assert tracked(trained, monkeypatch, "pass") == [*first, *first]
+
+
+class Nowhere:
+    """Stands for a tracker's service."""
+
+    def add(self, step, values):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_trackers_that_write_at_once_keep_each_other_s_steps(trained):
+    cell, work = trained
+    paths = work.cell(cell.id)
+    names = [f"tracker-{i}" for i in range(8)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: track._export(Nowhere(), paths, name), names))
+    steps = json.loads(paths.tracked.read_bytes())
+    assert {name: each["step"] for name, each in steps.items()} == dict.fromkeys(
+        names, cell.recipe.epochs
+    )
 
 
 @pytest.mark.parametrize(
