@@ -361,6 +361,20 @@ def test_a_cell_that_cannot_be_started_costs_itself(bench, capsys):
     assert "half/0: failed (exception: its process cannot be started: " in capsys.readouterr().err
 
 
+def test_a_cell_of_another_user_costs_itself(bench, capsys, monkeypatch):
+    theirs, publish = ASKED.cells[1], done.publish_cell
+
+    def refused(folder, data):  # as where its lock cannot be opened, which root always can
+        if folder.id == theirs.id:
+            raise UserError(f"{folder.folder}: not writable, it may belong to another user")
+        publish(folder, data)
+
+    monkeypatch.setattr(done, "publish_cell", refused)
+    assert bench.run(ASKED) == 1
+    assert bench.states(ASKED) == {"base/0": "done", "half/0": "failed", "third/0": "done"}
+    assert "not writable, it may belong to another user" in capsys.readouterr().err
+
+
 def test_a_cell_that_another_process_works_on_is_awaited(bench, capsys):
     cell = ASKED.cells[1]
     paths_ = bench.work.cell(cell.id)

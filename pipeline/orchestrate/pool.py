@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from pipeline import done, gaps, paths, store
+from pipeline.errors import UserError
 from pipeline.orchestrate import ended, state
 from pipeline.orchestrate.display import Lines
 from pipeline.orchestrate.launch import Launcher, Process
@@ -186,6 +187,9 @@ class Pool:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             kind = "disk_full" if full else "exception"
             failure = store.Failure(kind, f"its process cannot be started: {error}")
+            self._end(cell, self._write_down(folder, None, failure), 0)
+        except UserError as error:  # such as a cell of another user's
+            failure = store.Failure("exception", str(error))
             self._end(cell, self._write_down(folder, None, failure), 0)
 
     def _launch(self, cell: Cell, folder: paths.CellPaths) -> None:
