@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import cli, done, remeasure, report, same_kind, store
+from pipeline import cli, clock, done, remeasure, report, same_kind, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import bench as benches
 from pipeline.orchestrate import measure, plan, reported
@@ -133,6 +133,12 @@ def test_nothing_is_added_to_a_report_that_was_damaged_meanwhile(two, tmp_path):
     with pytest.raises(Corrupt, match="is damaged, its checksum does not match"):
         put_elsewhere(paths, sweep.cells[2], 2.0)
     assert paths.merged.read_bytes() == content
+
+
+def test_the_seconds_of_a_measurement_are_by_a_clock_that_nobody_sets(two):
+    sweep, _ = two
+    facts = remeasure._facts(sweep.cells[0], clock.now() - 2, {})
+    assert 2 <= facts["seconds"] < 60
 
 
 def test_times_alone_of_a_machine_that_has_accuracy_take_nothing_away(two, tmp_path):
