@@ -126,7 +126,8 @@ def _begun(
     except store.Busy as busy:
         terminal.tell(busy)
         emit({"stage": "busy", "reason": str(busy)})
-    except Exception as error:  # no attempt to record it in: a full disk, another user's folder
+    # No attempt to record it in: a full disk, another user's folder.
+    except (Exception, SystemExit) as error:
         traceback.print_exc()
         kind, reason = _failure_of(error, work.root)
         emit({"stage": "failed", "kind": kind, "reason": reason})
@@ -174,7 +175,7 @@ def _attempted(
         act(cell, work, data_root, options.device, options.threads, progress)
         progress({"stage": "done", "seconds": time.time() - began})
         return True
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a stage may read a command line that is not its own
         traceback.print_exc()
         kind, reason = _failure_of(error, paths.folder)
         failure = store.Failure(kind, reason, traceback.format_exc())
@@ -186,7 +187,7 @@ def _attempted(
         return False
 
 
-def _failure_of(error: Exception, folder: Path) -> tuple[str, str]:
+def _failure_of(error: BaseException, folder: Path) -> tuple[str, str]:
     try:
         from pipeline.failure_kinds import failure_of
     except Exception as missing:  # torch itself cannot be loaded

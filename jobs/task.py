@@ -140,8 +140,11 @@ class Task(Checkpointable):
         """Publish cell.json of each cell, the input of its process."""
         for cell in self._to_do():
             if not self._is_done(cell):
-                with contextlib.suppress(store.Busy):  # its own process reports this
-                    done.publish_cell(cell, store.json_bytes(self._contents[cell.id]))
+                self._publish_cell(cell)
+
+    def _publish_cell(self, cell: CellPaths) -> None:
+        with contextlib.suppress(store.Busy):  # its own process reports this
+            done.publish_cell(cell, store.json_bytes(self._contents[cell.id]))
 
     @property
     def _contents(self) -> dict[str, Any]:
@@ -169,9 +172,20 @@ class Task(Checkpointable):
         return [cell for cell in self._mine() if self._is_trained(cell)]
 
     def _done(self, cell: CellPaths) -> bool:
-        """Run the cell, unless it is done; returns whether it is done now."""
+        """Run the cell, unless it is done; returns whether it is done now. Twice where the first
+        process made it as another sweep requests it, whose job had replaced cell.json."""
         if self._is_done(cell):
             return True
+        for _ in range(2):
+            self._publish_cell(cell)
+            if self._ran(cell) != 0:
+                return False
+            if self._is_done(cell):
+                return True
+        return False
+
+    def _ran(self, cell: CellPaths) -> int:
+        """Run the cell in a process of its own; returns its exit code."""
         earlier, kills_before = store.last_attempt(cell), kills()
         options = (
             "--die-with-parent",
@@ -201,7 +215,7 @@ class Task(Checkpointable):
             self._end_cell()
         if code < 0:
             _record(cell, earlier, code, kills() > kills_before)
-        return code == 0 and self._is_done(cell)
+        return code
 
     def _end_cell(self) -> None:
         """Kill it without a warning: its state is on disk, and it must not run beside the next

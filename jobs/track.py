@@ -109,13 +109,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _follow(work: Work, sweep: str, name: str, cell: CellPaths) -> None:
-    done = _steps(cell).get(name, 0)
     tracker = tracking.opened(name, _run(work, sweep, name, cell))
     try:
         for _ in sys.stdin:
             time.sleep(PUBLISH_S)
-            done = _export(tracker, cell, name, done)
-        _export(tracker, cell, name, done)
+            _export(tracker, cell, name)
+        _export(tracker, cell, name)
     finally:
         tracker.close()
 
@@ -127,24 +126,37 @@ def _run(work: Work, sweep: str, name: str, cell: CellPaths) -> tracking.Run:
     return tracking.Run(cell.id, label, sweep, folder, tracking.settings_of(facts))
 
 
-def _export(tracker: tracking.Tracker, cell: CellPaths, name: str, done: int) -> int:
+def _export(tracker: tracking.Tracker, cell: CellPaths, name: str) -> None:
+    """Adds the epochs that the tracker lacks: a cell that is resumed adds no step twice, and one
+    whose training begins anew (on other images) adds all of them."""
     try:
         history = store.read_history(cell.metrics)
     except (FileNotFoundError, Corrupt):  # none yet
-        return done
+        return
+    training = tracking.identity(history)
+    done = _step(_tracked(cell).get(name), training)
     last = tracking.add_new(tracker, history, done)
     if last != done:
-        store.publish_json(cell.tracked, {**_steps(cell), name: last})
-    return last
+        with store.lock_folder(cell.tracked_lock):  # other trackers write their steps, too
+            now = {**_tracked(cell), name: {"step": last, "training": training}}
+            store.publish_json(cell.tracked, now)
 
 
-def _steps(cell: CellPaths) -> dict[str, int]:
-    """Tracker -> the last step that it has: a resumed cell adds no step twice."""
+def _tracked(cell: CellPaths) -> dict[str, Any]:
     try:
-        steps = json.loads(cell.tracked.read_bytes())
-        return {str(k): int(v) for k, v in steps.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+        tracked = json.loads(cell.tracked.read_bytes())
+    except (OSError, ValueError):
         return {}
+    return tracked if isinstance(tracked, dict) else {}
+
+
+def _step(tracked: Any, training: str | None) -> int:
+    """The last step of this training that a tracker has; 0 where it has none. Earlier versions
+    recorded the step alone."""
+    step = tracked
+    if isinstance(tracked, dict):
+        step = tracked.get("step") if tracked.get("training") == training else 0
+    return step if isinstance(step, int) else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,10 +9,11 @@ after a kill, it goes on from the last epoch that was kept, and ends with the sa
 from __future__ import annotations
 
 import json
+import math
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,11 +216,18 @@ class _Run:
         snapshot: Snapshot | None,
     ) -> network.ModelState:
         stage, settings = self.stages[index], self.stages[index].settings
-        self.progress({"stage": f"{index}-{stage.name}"})
+        name = f"{index}-{stage.name}"
+        self.progress({"stage": name})
         seed = self.cell.seed * 1009 + index
         trainings = _Trainings(self, index, seed, history, snapshot)
         ctx = context.Context(
-            self.cell, self.split, self.machine, seed, self.teacher, trainings.train, self.progress
+            self.cell,
+            self.split,
+            self.machine,
+            seed,
+            self.teacher,
+            trainings.train,
+            lambda event: self.progress({"stage": name, **_shown(event)}),
         )
         return stage_module(stage.name).apply(state, settings, ctx)
 
@@ -379,6 +387,20 @@ class _Trainings:
             )
 
         return tick
+
+
+def _shown(event: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage may tell of itself, without what nobody who listens could read."""
+    return {
+        key: value
+        for key, value in event.items()
+        if (key in context.NUMBERS and _is_finite(value))
+        or (key == context.WHAT and isinstance(value, str))
+    }
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def peak_memory_bytes() -> int:

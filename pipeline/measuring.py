@@ -114,12 +114,17 @@ def measure_again(
 
 def keep_earlier(paths: CellPaths) -> None:
     """Gives the measurement that an earlier version put into result.h5 a file of its own, before
-    result.h5 is written anew; it stays that of the artifact that lies there now."""
+    result.h5 is written anew; it stays that of the artifact that lies there now. One that has such
+    a file already, of an attempt that was killed before it wrote result.h5, is of the artifact
+    before."""
     try:
         result = store.read_result(paths.result, with_history=False)
     except (FileNotFoundError, Corrupt):
         return
     if "accuracy" not in result.measured or not paths.artifact.is_dir():
+        return
+    kept = (store.read_result(e.path, e.sha256) for e in store.measurements(paths, deep=True)[0])
+    if any(each.facts == result.facts for each in kept):
         return
     described = result.facts.get("hardware") or {}
     machine = hardware.machine_name(described.get("cpu"), described.get("cores"))

@@ -87,6 +87,11 @@ class CellPaths:
         return self.folder / "tracked.json"
 
     @property
+    def tracked_lock(self) -> Path:
+        """There only while `tracked` is written."""
+        return self.folder / "tracked.lock"
+
+    @property
     def attempts(self) -> Path:
         return self.folder / "attempts"
 

@@ -27,6 +27,7 @@ from pipeline.models.transforms import Transform
 from pipeline.paths import NAME, Work
 from pipeline.registry import WORDS, Added
 from pipeline.strict_yaml import shown
+from pipeline.sweep.own import is_editable, module_file
 from pipeline.sweep.settings import Model, Plugin
 from pipeline.techniques.settings import StageSettings
 
@@ -194,20 +195,37 @@ def installed() -> tuple[Loaded, ...]:
 
 
 def _of_distribution(dist: metadata.Distribution) -> Loaded:
-    plugin = Plugin(source=dist.name, version=dist.version)
+    entries = [
+        (kind, entry)
+        for entry in dist.entry_points
+        if (kind := entry.group.removeprefix("netpress.")) != entry.group and kind in WORDS
+    ]
+    version = dist.version
+    if is_editable(dist):
+        version = f"{version}+sha256.{_code_sha256([entry for _, entry in entries])[:16]}"
+    plugin = Plugin(source=dist.name, version=version)
     rows: dict[str, dict[str, Added]] = {kind: {} for kind in WORDS}
-    for entry in dist.entry_points:
-        kind = entry.group.removeprefix("netpress.")
-        if entry.group != kind and kind in WORDS:
-            load = cache(partial(_entry, kind, entry, plugin.label))
-            rows[kind][entry.name] = _added(plugin, load)
+    for kind, entry in entries:
+        load = cache(partial(_entry, kind, entry, plugin.label))
+        rows[kind][entry.name] = _added(plugin, load)
     return Loaded(plugin, rows)
+
+
+def _code_sha256(entries: Iterable[metadata.EntryPoint]) -> str:
+    """Of the files of the modules that entry points name, which their author changes without a new
+    version. Of one that is not there, its name: loading it tells why."""
+    digest = hashlib.sha256()
+    for name in sorted({entry.module for entry in entries}):
+        file = module_file(name)
+        content = store.sha256(file) if file is not None and file.is_file() else ""
+        digest.update(f"{name} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def _entry(kind: str, entry: metadata.EntryPoint, label: str) -> Any:
     try:
         row = entry.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         _refuse(
             label,
             f"its entry point {entry.name} = {entry.value} cannot be imported: "

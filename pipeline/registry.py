@@ -75,8 +75,13 @@ def stamp(kind: str, name: str) -> str | None:
 
 
 def resolved(target: Any) -> Any:
-    """What a row names: `module` or `module:attribute`; an object is itself."""
+    """What a row names: `module` or `module:attribute`; an object is itself. UserError where its
+    module ends the process."""
     if not isinstance(target, str):
         return target
-    module, _, attribute = target.partition(":")
-    return getattr(import_module(module), attribute) if attribute else import_module(module)
+    name, _, attribute = target.partition(":")
+    try:
+        module = import_module(name)
+    except SystemExit as error:  # it would end netpress without a word
+        raise UserError(f"{target}: cannot be imported: SystemExit: {error}") from error
+    return getattr(module, attribute) if attribute else module

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from pipeline import artifact, done, hardware, origin, runtimes, store
+from pipeline import artifact, clock, done, hardware, origin, runtimes, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import accuracy, gpu, inference, latency
 from pipeline.measure.series import BATCHES, THREADS, Model, Series
@@ -70,7 +69,7 @@ def report(folder: Path, data_root: Path, cache: Path, say: Say) -> bool:
 
 
 def _measured(bench: Bench, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]:
-    began, mine = time.time(), _own(bench, cell)
+    began, mine = clock.now(), _own(bench, cell)
     base = mine if cell.is_base else bench.base(cell, mine)[0]
     values = deployed(mine, base, cell.measure)
     result = bench.published.result(cell.id)
@@ -141,7 +140,7 @@ def _facts(cell: Cell, began: float, values: dict[str, Any]) -> dict[str, Any]:
         done.MADE_WITH: done.record(cell),
         **hardware.machine(on_gpu=bool(runtimes.on_gpu(ran))),
         "runtimes": ran,
-        "seconds": time.time() - began,
+        "seconds": clock.now() - began,
     }
 
 

@@ -30,7 +30,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import data, paths
+from pipeline import data, paths, registry
 from pipeline.data import cache, cifar10, downloads, folder, mnist, pictures
 from pipeline.data.split import normalization, ranking, shares, sliver, train_and_held_out
 from pipeline.errors import UserError
@@ -107,6 +107,98 @@ def test_an_unknown_data_set_is_named_with_the_known_ones(tmp_path):
     with pytest.raises(UserError) as caught:
         load(Dataset(name="mnits"), tmp_path)
     assert "mnits" in sentence(caught) and "mnist" in sentence(caught)
+
+
+# --- of a plug-in ----------------------------------------------------------------------------
+
+
+class Foreign:
+    """A plug-in's data set of two classes, as its author means it."""
+
+    FLIP = False
+    arrays = {
+        "train_pixels": np.arange(96, dtype=np.uint8).reshape(6, 1, 4, 4),
+        "train_labels": np.arange(6) % 2,
+        "test_pixels": np.arange(64, dtype=np.uint8).reshape(4, 1, 4, 4),
+        "test_labels": np.arange(4) % 2,
+    }
+
+    def __init__(self, **arrays):
+        self.arrays = self.arrays | arrays
+
+    def facts(self, dataset, root):
+        return ("a", "b"), (1, 4, 4)
+
+    def key(self, dataset, root) -> str:
+        return "foreign-1"
+
+    def verify(self, dataset, root) -> bool:
+        return True
+
+    def fetch(self, dataset, root, say) -> None:
+        pass
+
+    def decode(self, dataset, root):
+        return cache.Decoded(("a", "b"), **self.arrays)
+
+
+@pytest.fixture
+def foreign():
+    """Makes a data set that of a plug-in."""
+
+    def made(module) -> Dataset:
+        added = registry.Added(lambda: (module, "a line"), "mine.py", "stamp")
+        registry.fill({"datasets": {"own": added}})
+        return Dataset(name="own")
+
+    yield made
+    registry.fill({})
+
+
+IMAGES = Foreign.arrays["train_pixels"]
+WRONG = {
+    "labels from 1": ("test_labels", np.arange(4) % 2 + 1, "expected test_labels of 0..1"),
+    "negative": ("train_labels", -(np.arange(6) % 2), "expected train_labels of 0..1"),
+    "few labels": ("train_labels", np.arange(5) % 2, "as many train_labels as train_pixels"),
+    "few test labels": ("test_labels", np.arange(3) % 2, "got 3 and 4"),
+    "int32": ("train_labels", np.arange(6, dtype=np.int32) % 2, "array of int64 [N], got int32"),
+    "float": ("train_pixels", IMAGES / 255, "array of uint8 [N, C, H, W], got float64"),
+    "no channels": ("train_pixels", IMAGES[:, 0], "got uint8 [6, 4, 4]"),
+    "a tensor": ("test_labels", torch.arange(4) % 2, "array of int64 [N], got Tensor"),
+    "another shape": ("test_pixels", IMAGES[:4, :, :3], "one shape, got [1, 4, 4] and [1, 3, 4]"),
+    "one class": ("train_labels", np.zeros(6, np.int64), "class 'b' has no training image"),
+    "no test": ("test_labels", np.zeros(0, np.int64), "at least 1, got 0 and 4"),
+}
+
+
+@pytest.mark.parametrize("part, array, expected", WRONG.values(), ids=WRONG)
+def test_a_plug_in_whose_images_are_no_data_set_is_refused(
+    tmp_path, foreign, part, array, expected
+):
+    assert len(load(foreign(Foreign()), tmp_path / "right").test) == 4
+    with pytest.raises(UserError) as caught:
+        load(foreign(Foreign(**{part: array})), tmp_path / "wrong")
+    assert sentence(caught).startswith("data set own of plug-in mine.py: ")
+    assert expected in sentence(caught)
+    assert not list((tmp_path / "wrong").rglob("*.npy"))
+    key = data._key(Dataset(name="own"), tmp_path)  # one that an earlier version kept
+    kept = Foreign.arrays | {part: array}
+    if isinstance(array, np.ndarray):
+        cache.load(tmp_path / "kept/cache", "own", key, lambda: cache.Decoded(("a", "b"), **kept))
+        with pytest.raises(UserError, match="data set own of plug-in mine.py: "):
+            load(Dataset(name="own"), tmp_path / "kept")
+
+
+def test_a_plug_in_decodes_what_its_facts_say(tmp_path, foreign):
+    module = Foreign(train_pixels=IMAGES[:, :, :2], test_pixels=IMAGES[:4, :, :2])
+    with pytest.raises(UserError) as caught:
+        load(foreign(module), tmp_path)
+    assert "expected images of shape [1, 4, 4], as in facts, got [1, 2, 4]" in sentence(caught)
+    module = Foreign()
+    module.facts = lambda dataset, root: (("a", "c"), (1, 4, 4))
+    with pytest.raises(UserError) as caught:
+        load(foreign(module), tmp_path)
+    assert "expected classes ['a', 'c'], as in facts, got ['a', 'b']" in sentence(caught)
 
 
 # --- digits ----------------------------------------------------------------------------------

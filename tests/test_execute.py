@@ -21,6 +21,7 @@ import torch
 
 from pipeline import artifact, catalog, execute, failure_kinds, origin, store, trained
 from pipeline.errors import Corrupt, UserError
+from pipeline.orchestrate import display
 from pipeline.paths import CODE, Work
 from pipeline.sweep import Cell, Dataset
 from pipeline.techniques import STAGES
@@ -591,6 +592,11 @@ SPOKEN = '''
         subprocess.run(["echo", "said by a child"], check=True)
         if settings.end == "badly":
             raise ValueError("no such\\nfilter")
+        if settings.end == "tells":
+            context.tick({"what": "half", "epochs": 4, "loss": float("nan"), "own": context})
+            context.tick({"stage": "measure", "epoch": 2, "epochs": 4, "seconds_left": "many"})
+        if settings.end == "exits":
+            raise SystemExit(0)
         return state
 '''
 # What a plug-in of a user would do: one line in the registry, before the job begins.
@@ -664,6 +670,33 @@ def test_a_failing_cell_does_not_stop_the_next_and_each_explains_itself(bench, w
 
     ran = job(spoken, work, by_name["good"].id)
     assert ran.returncode == 0 and json.loads(ran.stdout)["stage"] == "done"
+
+
+def test_what_a_stage_tells_of_itself_has_its_name_and_known_keys(bench, work, spoken):
+    chains = {"tells": [{"spoken": {"end": "tells"}}]}
+    cell, events = bench.cells(["tells"], define=chains)["tells"], []
+    run = execute._Run(cell, work, work.cell(cell.id), work.root, "cpu", events.append)
+    run.staged()
+    run.checkpoints.close()
+    assert events[1:] == [
+        {"cell": cell.id, "stage": "0-spoken", "what": "half", "epochs": 4},
+        {"cell": cell.id, "stage": "0-spoken", "epoch": 2, "epochs": 4},
+    ]
+    assert [display.tersely(event) for event in events[1:]] == ["spoken, half", "spoken 2/4"]
+
+
+def test_a_stage_that_ends_its_process_costs_its_own_cell(bench, work, spoken):
+    by_name = bench.cells(
+        ["ends", "good"], define={"ends": [{"spoken": {"end": "exits"}}], "good": [{"spoken": {}}]}
+    )
+    for cell in by_name.values():
+        store.publish_json(work.cell(cell.id).cell_json, cell.to_json())
+    with cells.one_core():
+        ran = job(spoken, work, by_name["ends"].id, by_name["good"].id)
+    assert ran.returncode == 1
+    failure = store.read_failure(work.cell(by_name["ends"].id).attempt(1))
+    assert failure.line == "exception: SystemExit: 0" and "my_spoken.py" in failure.traceback
+    assert store.is_done(work.cell(by_name["good"].id))
 
 
 def test_what_strikes_before_an_attempt_is_an_event_too(tmp_path):

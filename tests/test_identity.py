@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline import catalog, done, store, sweep
+from pipeline import catalog, done, measuring, store, sweep
 from pipeline.orchestrate import plan, state
 from pipeline.paths import Work
 from pipeline.report import frames
@@ -291,17 +291,36 @@ def test_a_damaged_measurement_costs_itself_and_is_named(trained):
     assert [e.number for e in store.measurements(paths)[0]] == [2]
 
 
+def put_into_result(cell: Cell, work: Work, result: store.Result) -> bytes:
+    """Work roots that are older than measurements with files of their own; returns result.h5."""
+    paths = work.cell(cell.id)
+    shutil.rmtree(paths.measurements)
+    facts = {k: v for k, v in result.facts.items() if k not in ("machine", "runtimes")}
+    facts |= {done.MADE_WITH: done.record(cell)}
+    as_it_was = store.result_bytes(cell.to_json(), facts, result.history, result.measured)
+    store.publish_bytes(paths.result, as_it_was)
+    store.write_manifest(paths, {done.MADE_WITH: done.record(cell)})
+    return as_it_was
+
+
+def test_an_earlier_measurement_stays_that_of_its_artifact(trained):
+    """A process was killed between a new artifact and the new result.h5."""
+    work, base = trained
+    paths = work.cell(base.id)
+    put_into_result(base, work, cells.result(paths))
+    artifact = store.artifact_sha256(store.verify(paths)["files"])
+    for model in (b"another", b"a third"):
+        measuring.keep_earlier(paths)
+        (paths.artifact / "model.onnx").write_bytes(model)
+    [entry], _ = store.measurements(paths)
+    assert entry.artifact == artifact
+
+
 def test_what_an_earlier_version_measured_in_result_h5_counts(trained):
-    """Work roots that are older than measurements with files of their own."""
     work, base = trained
     paths = work.cell(base.id)
     result = cells.result(paths)
-    shutil.rmtree(paths.measurements)
-    facts = {k: v for k, v in result.facts.items() if k not in ("machine", "runtimes")}
-    facts |= {done.MADE_WITH: done.record(base)}
-    as_it_was = store.result_bytes(base.to_json(), facts, result.history, result.measured)
-    store.publish_bytes(paths.result, as_it_was)
-    store.write_manifest(paths, {done.MADE_WITH: done.record(base)})
+    as_it_was = put_into_result(base, work, result)
     assert look(base, work) == ("done", None)
     other = replace(base, measure=base.measure.model_copy(update={"repeats": 2}))
     assert look(other, work) == ("trained", "measured with other settings")

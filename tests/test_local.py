@@ -361,6 +361,20 @@ def test_a_cell_that_cannot_be_started_costs_itself(bench, capsys):
     assert "half/0: failed (exception: its process cannot be started: " in capsys.readouterr().err
 
 
+def test_a_cell_of_another_user_costs_itself(bench, capsys, monkeypatch):
+    theirs, publish = ASKED.cells[1], done.publish_cell
+
+    def refused(folder, data):  # as where its lock cannot be opened, which root always can
+        if folder.id == theirs.id:
+            raise UserError(f"{folder.folder}: not writable, it may belong to another user")
+        publish(folder, data)
+
+    monkeypatch.setattr(done, "publish_cell", refused)
+    assert bench.run(ASKED) == 1
+    assert bench.states(ASKED) == {"base/0": "done", "half/0": "failed", "third/0": "done"}
+    assert "not writable, it may belong to another user" in capsys.readouterr().err
+
+
 def test_a_cell_that_another_process_works_on_is_awaited(bench, capsys):
     cell = ASKED.cells[1]
     paths_ = bench.work.cell(cell.id)
@@ -389,6 +403,18 @@ def test_a_worker_that_comes_second_is_no_failure(bench):
     bench.let(half="busy once")
     assert bench.run(results.sweep(techniques=("half",))) == 0
     assert [line["cell"].split("/")[2] for line in bench.trace()] == ["base", "half", "half"]
+
+
+@pytest.mark.parametrize("times, code, starts", [("once", 0, 2), ("always", 1, 3)])
+def test_a_cell_that_was_measured_as_another_sweep_requests_is_measured_again(
+    bench, times, code, starts
+):
+    """Another run replaced cell.json before the worker had the lock."""
+    bench.let(half=f"another sweep's, {times}")
+    asked = results.sweep(techniques=("half",))
+    results.publish(asked.cells[0], bench.work)
+    assert bench.run(asked) == code and len(bench.trace()) == starts
+    assert done.is_done(asked.cells[1], bench.work) is (code == 0)
 
 
 # --- signals ---------------------------------------------------------------------------------

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from dataclasses import replace
 
 import pytest
 
 from jobs import aggregate, task
-from pipeline import measuring, store
+from pipeline import done, measuring, store
 from pipeline.errors import UserError
 from pipeline.orchestrate import (
     batch,
@@ -24,8 +25,8 @@ from pipeline.orchestrate import (
     submit,
 )
 from pipeline.orchestrate.slurm import Row
-from pipeline.paths import JobPaths, Work
-from tests import results
+from pipeline.paths import CODE, JobPaths, Work
+from tests import results, tiny_worker
 from tests.desk import MEASURING, TRAINING, Desk, train
 
 IN_JOB = "measure=in-job"
@@ -273,6 +274,27 @@ def test_a_job_that_comes_to_its_limit_says_what_it_did_not_finish(
     assert job.checkpoint() is None
     failure = store.read_failure(store.last_attempt(desk.work.cell(cell.id)))
     assert failure.kind == "stuck" and f"not finish a single {step} before" in failure.line
+
+
+def test_what_a_job_made_as_another_sweep_requests_is_made_again(tmp_path, monkeypatch):
+    """Which replaced cell.json while the job was at an earlier cell of its pack."""
+    work, cell = Work(tmp_path / "work"), results.sweep().cells[0]
+    actions, trace, stops = (tmp_path / name for name in ("actions", "trace", "stops"))
+    actions.write_text(json.dumps({"base": "another sweep's, once"}))
+
+    def command(_, __, ids, *options, module):
+        stops.write_bytes(bytes(8))
+        paths = [work.root, actions, trace, "--stops", stops]
+        worker = [sys.executable, tiny_worker.__file__, "cell", *paths, os.getpid(), *ids]
+        return list(map(str, worker))
+
+    monkeypatch.setattr(task, "cell_command", command)
+    monkeypatch.setenv("PYTHONPATH", str(CODE))
+    monkeypatch.setenv(task.MINUTES, "0")  # the job sets it: not for other tests
+    store.publish_json(JobPaths(tmp_path / "job").cells, {cell.id: cell.to_json()})
+    task.Task(str(tmp_path / "job"), str(work.root), str(tmp_path), {0: (cell.id,)})()
+    assert done.is_done(cell, work)
+    assert trace.read_text().count('"what": "start"') == 2
 
 
 # --- requests --------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import cli, done, remeasure, report, same_kind, store
+from pipeline import cli, clock, done, remeasure, report, same_kind, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import bench as benches
 from pipeline.orchestrate import measure, plan, reported
@@ -120,6 +120,25 @@ def test_what_is_added_to_a_report_stands_beside_what_it_has(two, tmp_path):
     assert len([row for row in again.every if row.machine == "board"]) == 3
     with h5py.File(paths.merged) as file:
         assert list(file[f"cells/{tiny.id}/measurements"]) == ["board-1", "board-2"]
+
+
+def test_nothing_is_added_to_a_report_that_was_damaged_meanwhile(two, tmp_path):
+    sweep, work = two
+    paths, _ = report.build(sweep, work, tmp_path / "out")
+    content = bytearray(paths.merged.read_bytes())
+    with h5py.File(paths.merged) as file:
+        predictions = file[f"cells/{sweep.cells[0].id}/measure/predictions"]
+        content[predictions.id.get_offset() + store.results.SEAL_BYTES] ^= 1
+    paths.merged.write_bytes(content)
+    with pytest.raises(Corrupt, match="is damaged, its checksum does not match"):
+        put_elsewhere(paths, sweep.cells[2], 2.0)
+    assert paths.merged.read_bytes() == content
+
+
+def test_the_seconds_of_a_measurement_are_by_a_clock_that_nobody_sets(two):
+    sweep, _ = two
+    facts = remeasure._facts(sweep.cells[0], clock.now() - 2, {})
+    assert 2 <= facts["seconds"] < 60
 
 
 def test_times_alone_of_a_machine_that_has_accuracy_take_nothing_away(two, tmp_path):

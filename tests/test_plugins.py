@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import h5py
@@ -299,6 +300,24 @@ def test_a_plan_says_what_it_does_not_know_the_cost_of(tmp_path):
     assert made.to_json()["notes"] == [note]
 
 
+def test_a_data_set_that_does_not_work_costs_its_own_cells(tmp_path):
+    lab = copied(tmp_path)
+    file = tmp_path / "my_plugin.py"
+    file.write_text(file.read_text().replace('return "stripes-1"', 'return {}["my key"]'))
+    lab.sweep("base", more="plugins: [my_plugin.py]\n")
+    sweep_file = tmp_path / "tiny.yaml"
+    sweep_file.write_text(sweep_file.read_text().replace("[digits]", "[stripes, digits]"))
+    problem = "data set stripes of plug-in my_plugin.py: key: KeyError: 'my key'"
+    done = lab.run("tiny.yaml")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"{problem}; its cells will fail" in done.stderr
+    states = {cell["dataset"]: cell for cell in lab.json("status", "tiny.yaml")["cells"]}
+    assert states["digits"]["state"] == "done" and states["stripes"]["state"] == "failed"
+    assert problem in states["stripes"]["reason"]
+    fetched = lab.ask("fetch", "tiny.yaml")
+    assert fetched.returncode == 2 and problem in fetched.stderr
+
+
 # --- installed ----------------------------------------------------------------------------------
 
 ENTRIES = """\
@@ -388,6 +407,38 @@ def test_an_installed_plug_in_that_is_broken_costs_only_those_that_name_it(packa
     told = lab.ask("plan", "plain.yaml", **installed)
     assert told.returncode == 2 and "Traceback" not in told.stderr
     assert "half-zeros = no_such_module:HALF cannot be imported: ModuleNotFoundError" in told.stderr
+
+
+def test_an_installed_plug_in_that_ends_the_process_is_told(package, tmp_path):
+    lab, installed = package
+    (tmp_path / "site" / "my_plugin.py").write_text("import sys\nsys.exit(0)\n")
+    told = lab.ask("plan", "own.yaml", **installed)
+    assert told.returncode == 2 and "Traceback" not in told.stderr
+    assert "half-zeros = my_rows:HALF cannot be imported: SystemExit: 0" in told.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path / "site")
+        with pytest.raises(UserError, match="my_plugin:Zeros: cannot be imported: SystemExit: 0"):
+            registry.resolved("my_plugin:Zeros")  # a path in a row
+
+
+def test_an_editable_plug_in_counts_by_its_code_as_well(tmp_path, monkeypatch):
+    """Its author changes it without a new version."""
+    site = tmp_path / "site"
+    install(site)
+    info = site / "netpress_example-1.0.dist-info"
+    there = metadata.PathDistribution(info)
+    monkeypatch.syspath_prepend(site)
+    assert plugins._of_distribution(there).plugin.version == "1.0"
+    (info / "direct_url.json").write_text('{"url": "file:///h", "dir_info": {"editable": true}}')
+    versions = set()
+    for edit in ("", "# an edit\n", "# another\n"):
+        file = site / "my_plugin.py"
+        file.write_text(file.read_text() + edit)
+        versions.add(plugins._of_distribution(there).plugin.version)
+    assert len(versions) == 3 and all(v.startswith("1.0+sha256.") for v in versions)
+    (site / "my_rows.py").unlink()  # broken: told where one of its rows is used
+    assert plugins._of_distribution(there).plugin.version not in versions
+    assert "my_plugin" not in sys.modules
 
 
 def test_no_file_of_results_names_code_that_netpress_would_run(ran):

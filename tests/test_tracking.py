@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from pipeline import catalog, store, sweep, tracking
 from pipeline.errors import UserError
 from pipeline.orchestrate import plan, state, top
 from pipeline.paths import Work
+from pipeline.tracking import reported
 from tests import cells
 
 STUB = """
@@ -61,7 +65,45 @@ def test_each_epoch_is_tracked_once(trained, monkeypatch):
     assert [step for step, _ in first] == list(range(1, cell.recipe.epochs + 1))
     assert "0-train/loss" in first[0][1] and "0-train/held_out_accuracy" in first[0][1]
     assert tracked(trained, monkeypatch, "pass") == first  # a cell that is resumed
-    assert json.loads(work.cell(cell.id).tracked.read_bytes()) == {"wandb": len(first)}
+    paths = work.cell(cell.id)
+    wandb = json.loads(paths.tracked.read_bytes())["wandb"]
+    assert wandb["step"] == len(first) and not paths.tracked_lock.exists()
+    paths.tracked.write_text(json.dumps({"wandb": len(first)}))  # of an earlier version
+    assert tracked(trained, monkeypatch, "pass") == first
+
+
+def test_a_training_that_begins_anew_is_tracked_anew(trained, monkeypatch):
+    """Its states were set aside, since images changed."""
+    cell, work = trained
+    first = tracked(trained, monkeypatch, "pass")
+    metrics = work.cell(cell.id).metrics
+    history = store.read_history(metrics)
+    for stage in history:
+        stage.columns["seconds"] = [s + 1e-3 for s in stage.columns["seconds"]]
+    store.publish_bytes(metrics, store.history_bytes(history))
+    assert tracked(trained, monkeypatch, "pass") == [*first, *first]
+
+
+class Nowhere:
+    """Stands for a tracker's service."""
+
+    def add(self, step, values):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_trackers_that_write_at_once_keep_each_other_s_steps(trained):
+    cell, work = trained
+    paths = work.cell(cell.id)
+    names = [f"tracker-{i}" for i in range(8)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: track._export(Nowhere(), paths, name), names))
+    steps = json.loads(paths.tracked.read_bytes())
+    assert {name: each["step"] for name, each in steps.items()} == dict.fromkeys(
+        names, cell.recipe.epochs
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,6 +140,60 @@ def test_tensorboard_reads_what_is_written(trained):
     read = accumulator.EventAccumulator(str(run.folder)).Reload()
     losses = [event.value for event in read.Scalars("0-train/loss")]
     assert losses == pytest.approx(list(history[0].columns["loss"]))
+
+
+MLFLOW = """
+from types import SimpleNamespace
+SERVER = {}  # run's id -> what it was given
+class MlflowClient:
+    def __init__(self, tracking_uri): pass
+    def get_experiment_by_name(self, name): return SimpleNamespace(experiment_id="1")
+    def create_run(self, experiment, run_name, tags):
+        run_id = str(len(SERVER))
+        SERVER[run_id] = SimpleNamespace(
+            info=SimpleNamespace(run_id=run_id), data=SimpleNamespace(tags=tags), metrics=[]
+        )
+        return SERVER[run_id]
+    def search_runs(self, experiments, filter_string):
+        cell = filter_string.split("'")[1]
+        return [r for r in SERVER.values() if r and r.data.tags["netpress.cell"] == cell]
+    def delete_run(self, run_id): SERVER[run_id] = None
+    def set_tag(self, run_id, key, value): SERVER[run_id].data.tags[key] = value
+    def set_terminated(self, run_id): pass
+    def log_batch(self, run_id, params=(), metrics=()):
+        if metrics and FULL: raise OSError("disk full")
+        SERVER[run_id].metrics += metrics
+FULL = True
+entities = SimpleNamespace(Param=lambda *given: given, Metric=lambda *given: given)
+"""
+
+
+def test_a_run_that_a_report_began_and_did_not_complete_is_written_anew(
+    trained, tmp_path, monkeypatch
+):
+    cell, work = trained
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "mlflow.py").write_text(MLFLOW)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.delitem(sys.modules, "mlflow", raising=False)
+    package = importlib.import_module("mlflow")
+    asked = sweep.Sweep("test", (cell,), tmp_path / "test.yaml", "")
+    row = {"id": cell.id, "dataset": "digits", "model": "vgg11_bn", "technique": "base", "seed": 0}
+    row["accuracy"] = 0.9
+
+    def write() -> int:
+        return reported.write(asked, work, [row], tmp_path / "to")
+
+    with pytest.raises(OSError, match="disk full"):
+        write()
+    package.FULL = False
+    assert write() == 1 and write() == 0
+    [run] = [run for run in package.SERVER.values() if run]
+    assert [metric[:2] for metric in run.metrics] == [("accuracy", 0.9)]
+    # A live one, or of an earlier version: it is left as it is.
+    del run.data.tags["netpress.report"]
+    assert write() == 0 and [run] == [run for run in package.SERVER.values() if run]
+    monkeypatch.delitem(sys.modules, "mlflow")
 
 
 def test_trackers_are_no_part_of_a_cell(tmp_path):

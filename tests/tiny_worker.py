@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -104,11 +105,17 @@ def act(action: str, cell: Cell, work: Work, note) -> int:
         deadline = time.monotonic() + 20
         while note("gathers").count('"what": "start"') < 5 and time.monotonic() < deadline:
             time.sleep(0.1)
+    if action.startswith("another sweep's"):  # once, or always
+        flag = work.root / "another"
+        if action.endswith("always") or not flag.exists():
+            flag.touch()
+            cell = replace(cell, measure=cell.measure.model_copy(update={"repeats": 9}))
     if action != "nothing":
         if paths.manifest.exists():
             store.withdraw(paths)
         results.publish(cell, work)
     note("end")
+    tell(cell, stage="done", seconds=0.1)
     if action == "linger":
         for stream in (1, 2):
             os.close(stream)

@@ -9,7 +9,8 @@ cheap and torch-free:
     key(dataset, root)                  -> str, changes whenever the decoded pixels would
     verify(dataset, root)               -> whether its files are known to be whole; UserError
                                            where they are damaged
-    decode(dataset, root)               -> cache.Decoded
+    decode(dataset, root)               -> cache.Decoded: of these facts, labels of 0..K-1 with
+                                           every class in the training part (sound.py)
     fetch(dataset, root, say)           brings what is missing, checks what is there
 
 Importing this package imports neither torch nor numpy.
@@ -18,13 +19,15 @@ Importing this package imports neither torch nor numpy.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from pipeline import registry
 from pipeline.data import entries
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.terminal import tell
 from pipeline.versions import SHARED
 
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DATASETS",
     "FOLDERS",
+    "PluginError",
     "VERSION",
     "Augmentation",
     "Draws",
@@ -171,6 +175,7 @@ def load(dataset: Dataset, recipe: Recipe, seed: int, root: Path, cache: Path) -
     module = _module(dataset)
     key = _key(dataset, root)
     whole = decoded.load(cache, dataset.name, key, lambda: _decoded(dataset, root, key, cache))
+    _require_sound(dataset, root, whole.data)  # earlier versions kept anything
     flip = module.FLIP if dataset.flip is None else dataset.flip
     return split(whole, dataset.name, recipe, seed, flip)
 
@@ -278,12 +283,14 @@ def fetch(
 
 
 def _decoded(dataset: Dataset, root: Path, key: str, cache: Path) -> Decoded:
-    """All images, if they are still those of the key: another's would be kept under it."""
+    """All images, if they are still those of the key: another's would be kept under it. PluginError
+    where they are no data set."""
     from pipeline.data.cache import scratch
 
     module = _module(dataset)
     with scratch(cache):
         whole = module.decode(dataset, root)
+    _require_sound(dataset, root, whole)
     if _key(dataset, root) != key:
         raise UserError(
             f"{dataset.name}: its files changed while they were read; expected them to stay as "
@@ -292,13 +299,57 @@ def _decoded(dataset: Dataset, root: Path, key: str, cache: Path) -> Decoded:
     return whole
 
 
+def _require_sound(dataset: Dataset, root: Path, whole: Decoded) -> None:
+    """Raises PluginError where it is no data set, or not the one of its facts; those of a folder
+    come from the same headers as its pixels, and take long to read."""
+    from pipeline.data import sound
+
+    where = _where(dataset)
+    sound.require(whole, where)
+    if not is_folder(dataset):
+        sound.require_facts(whole, *_module(dataset).facts(dataset, root), where)
+
+
+def _where(dataset: Dataset) -> str:
+    """What a sentence about it begins with; a plug-in's author is who can mend it."""
+    added = registry.added("datasets").get(dataset.name)
+    return dataset.name if added is None else f"data set {dataset.name} of plug-in {added.source}"
+
+
 def names() -> list[str]:
     """Of all data sets there are: built-in, and of the plug-ins of this sweep."""
     return registry.names("datasets", DATASETS)
 
 
+class PluginError(UserError):
+    """A plug-in's data set does not do what its module has to; no input of the user's can help."""
+
+
+@dataclass(frozen=True)
+class _OfPlugin:
+    """A plug-in's module, whose errors say which data set it is of, and in which function."""
+
+    module: Any
+    where: str
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self.module, name)
+        return partial(self._called, name, member) if callable(member) else member
+
+    def _called(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except UserError:  # its author's own sentence
+            raise
+        except (Exception, SystemExit) as error:
+            problem = f"{type(error).__name__}: {first_line(error)}"
+            raise PluginError(f"{self.where}: {name}: {problem}") from error
+
+
 def _module(dataset: Dataset) -> DataModule:
-    return registry.resolved(_source(dataset))
+    module: DataModule = registry.resolved(_source(dataset))
+    is_added = dataset.name in registry.added("datasets")
+    return cast(DataModule, _OfPlugin(module, _where(dataset))) if is_added else module
 
 
 def _folder_module(dataset: Dataset) -> FolderModule:

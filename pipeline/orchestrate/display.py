@@ -189,7 +189,7 @@ def described(event: dict[str, Any]) -> str:
 def tersely(event: dict[str, Any]) -> str:
     """The same in half a line: `finetune 3/10, loss 0.512, acc. 97.1 %, 12 s left`."""
     stage = event["stage"].partition("-")[2] or event["stage"]
-    if "epochs" not in event:
+    if "epochs" not in event or "epoch" not in event:
         return ", ".join([stage, *([event["what"]] if "what" in event else [])])
     parts = [f"{stage} {round(event['epoch'], 1):g}/{event['epochs']}"]
     if event.get("loss") is not None:

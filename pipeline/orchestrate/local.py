@@ -94,10 +94,15 @@ def visible_gpus() -> list[str]:
 
 
 def _prepare_data(cells: Sequence[Cell], work: paths.Work, data_root: Path) -> None:
+    """Raises UserError where images are missing or damaged. A plug-in that does not work costs the
+    cells of its data set alone: each of them fails with the same sentence."""
     from pipeline import data
 
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
-        data.prepare(dataset, data_root, work.cache, say)
+        try:
+            data.prepare(dataset, data_root, work.cache, say)
+        except data.PluginError as error:
+            say(f"{error}; its cells will fail")
 
 
 def require_data(cells: Sequence[Cell], data_root: Path) -> None:

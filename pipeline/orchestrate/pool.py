@@ -19,11 +19,13 @@ import selectors
 import signal
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 from pipeline import done, gaps, paths, store
+from pipeline.errors import UserError
 from pipeline.orchestrate import ended, state
 from pipeline.orchestrate.display import Lines
 from pipeline.orchestrate.launch import Launcher, Process
@@ -34,6 +36,7 @@ POLL_S = 0.2
 ENDS = ("done", "failed", "busy")  # last events of a worker; its files on disk decide
 ADVICE = "use fewer --workers, a smaller training.batch_size, or a machine with more memory"
 GRACE_S = 10.0  # from SIGTERM to SIGKILL
+MOST_AGAIN = 2  # for a cell that a worker made as another sweep requests it
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ class Pool:
         self.workers: list[_Worker] = []
         self.alone: _Worker | None = None  # the one that measures
         self.elsewhere: set[str] = set()
+        self.again: Counter[str] = Counter()
         self.work, self.launcher, self.shown = work, launcher, shown
         self.free, self.stopping = list(slots), stopping
         self.selector = selectors.DefaultSelector()
@@ -183,6 +187,9 @@ class Pool:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             kind = "disk_full" if full else "exception"
             failure = store.Failure(kind, f"its process cannot be started: {error}")
+            self._end(cell, self._write_down(folder, None, failure), 0)
+        except UserError as error:  # such as a cell of another user's
+            failure = store.Failure("exception", str(error))
             self._end(cell, self._write_down(folder, None, failure), 0)
 
     def _launch(self, cell: Cell, folder: paths.CellPaths) -> None:
@@ -254,8 +261,18 @@ class Pool:
         elif worker.last.get("stage") == "busy":  # another process was faster
             self.elsewhere.add(cell.id)
             self.pending[cell.id] = cell
+        elif self._was_made_otherwise(worker):
+            self.again[cell.id] += 1
+            self.pending[cell.id] = cell
         else:
             self._end(cell, self._reason(worker, folder), time.monotonic() - worker.began)
+
+    def _was_made_otherwise(self, worker: _Worker) -> bool:
+        """Whether it was as another sweep requests it: whose run may have replaced cell.json before
+        the worker had the lock. It is trained, and only to be measured as we request it."""
+        cell = worker.cell
+        is_made = worker.last.get("stage") == "done" and done.is_trained(cell, self.work)
+        return is_made and self.again[cell.id] < MOST_AGAIN
 
     def _reason(self, worker: _Worker, folder: paths.CellPaths) -> str:
         """Why the worker failed: by its own record, else by its end, which is then recorded

@@ -152,10 +152,11 @@ def publish_hdf5(path: Path, fill: Callable[[Any], None]) -> None:
 
 
 def change_hdf5(path: Path, change: Callable[[Any], None]) -> None:
-    """Publish `path` anew, with what `change` does to an open copy of it; raises as `publish_hdf5`.
-    Its seal was checked before."""
+    """Publish `path` anew, with what `change` does to an open copy of it. Raises as `check_seal`,
+    for a new seal would vouch for the damage, and as `publish_hdf5`."""
     import h5py
 
+    check_seal(path)
     with files.replacing(path) as temporary:
         files.write_synced(temporary, b"")
         shutil.copyfile(path, temporary)

@@ -5,12 +5,14 @@ Nothing of it is imported here: `netpress plan` reads a file's bytes, or finds a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
 from collections.abc import Mapping
 from importlib import metadata
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -117,20 +119,33 @@ def _module(name: str) -> dict[str, Any]:
     """A module that can be imported: of an installed distribution, whose version identifies it, or
     else, as of one that is installed in editable mode, by the bytes of its file. Packages are
     looked into, not imported."""
-    top, *rest = name.split(".")
-    spec = PathFinder.find_spec(top, sys.path)
-    for part in rest:
-        inside = spec.submodule_search_locations if spec is not None else None
-        spec = PathFinder.find_spec(part, inside) if inside else None
-    if spec is None or spec.origin is None:
+    file = module_file(name)
+    if file is None:
         raise UserError(
             f"{shown(name)} cannot be imported here; expected a module, or a file such as "
             "nets.py:build"
         )
-    version = _version(top)
+    version = _version(name.partition(".")[0])
     if version is not None:
         return {"source": name, "version": version}
-    return {"source": name, "sha256": _sha256(Path(spec.origin), "a Python file")}
+    return {"source": name, "sha256": _sha256(file, "a Python file")}
+
+
+def module_file(name: str) -> Path | None:
+    """Where the code of a module that can be imported lies; None where there is none."""
+    top, *rest = name.split(".")
+    spec = _found(top)
+    for part in rest:
+        inside = spec.submodule_search_locations if spec is not None else None
+        spec = PathFinder.find_spec(part, inside) if inside else None
+    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
+
+
+def _found(top: str) -> ModuleSpec | None:
+    """On the path, or by a finder of its own, as an editable install may have."""
+    with contextlib.suppress(ValueError):  # of what is loaded and has no spec
+        return PathFinder.find_spec(top, sys.path) or find_spec(top)
+    return None
 
 
 def _version(distribution: str) -> str | None:
@@ -139,5 +154,9 @@ def _version(distribution: str) -> str | None:
         installed = metadata.distribution(distribution)
     except metadata.PackageNotFoundError:
         return None
+    return None if is_editable(installed) else installed.version
+
+
+def is_editable(installed: metadata.Distribution) -> bool:
     direct = json.loads(installed.read_text("direct_url.json") or "{}")  # PEP 610
-    return None if direct.get("dir_info", {}).get("editable") else installed.version
+    return bool(direct.get("dir_info", {}).get("editable"))

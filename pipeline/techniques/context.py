@@ -20,6 +20,11 @@ if TYPE_CHECKING:  # a stage's Settings are read where there is no torch
     from pipeline.training.recipe import Machine
 
 
+# What a stage may tell by `tick`.
+WHAT = "what"  # it is doing: text
+NUMBERS = frozenset({"epoch", "epochs", "loss", "accuracy", "seconds_left"})  # finite
+
+
 class Train(Protocol):
     """Trains, and gives the trained state. ``start`` makes the state before the first epoch; it is
     not called when a checkpoint of this training is there, so that nothing is pruned, or
@@ -44,7 +49,9 @@ class Train(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """One stage of one cell."""
+    """One stage of one cell. ``tick`` shows how far a stage is that does not train by ``train``,
+    which shows that itself: ``{"what": "clusters the weights"}``, and the numbers in NUMBERS. The
+    name of the stage is added, and other keys are left out."""
 
     cell: Cell
     split: Split

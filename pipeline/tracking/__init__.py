@@ -7,8 +7,10 @@ package is imported when it is opened: none of them is needed for anything else.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,6 +98,13 @@ def add_new(tracker: Tracker, history: Sequence[StageHistory], after: int) -> in
             tracker.add(step, values)
             last = step
     return last
+
+
+def identity(history: Iterable[StageHistory]) -> str | None:
+    """What tells trainings of one cell apart: the SHA-256 of the first epoch, whose seconds no
+    other has; None before it."""
+    first = next(rows(history), None)
+    return first and hashlib.sha256(json.dumps(first, sort_keys=True).encode()).hexdigest()
 
 
 def settings_of(cell: Mapping[str, Any]) -> dict[str, str]:

@@ -15,6 +15,8 @@ from pipeline.tracking import Run
 
 PACKAGE = "mlflow"
 TAG = "netpress.cell"
+REPORT = "netpress.report"  # of a run that a report writes: BEGUN, until all is in it
+BEGUN, COMPLETE = "begun", "complete"
 PAUSES_S = (1.0, 3.0, 9.0)
 LONGEST = 500  # characters of a parameter that every version takes
 
@@ -36,7 +38,10 @@ def local_uri(run: Run) -> str:
 
 
 class Mlflow:
-    def __init__(self, run: Run, uri: str):
+    """One run. `of_report`: what a report writes at once, and calls `complete` then; one that it
+    began and did not complete is deleted, since nobody knows how much is in it."""
+
+    def __init__(self, run: Run, uri: str, of_report: bool = False):
         package: Any = importlib.import_module("mlflow")
         run.folder.mkdir(parents=True, exist_ok=True)
         self.entities: Any = package.entities
@@ -44,11 +49,17 @@ class Mlflow:
         experiment = self.client.get_experiment_by_name(run.sweep)
         own = experiment.experiment_id if experiment else self.client.create_experiment(run.sweep)
         runs = self.client.search_runs([own], filter_string=f"tags.`{TAG}` = '{run.id}'")
+        if of_report:
+            left = [one for one in runs if one.data.tags.get(REPORT) == BEGUN]
+            for one in left:
+                self.client.delete_run(one.info.run_id)
+            runs = [one for one in runs if one not in left]
         self.is_new = not runs
         if runs:
             self.run = runs[0].info.run_id
             return
-        made = self.client.create_run(own, run_name=run.name, tags={TAG: run.id})
+        tags = {TAG: run.id, **({REPORT: BEGUN} if of_report else {})}
+        made = self.client.create_run(own, run_name=run.name, tags=tags)
         self.run = made.info.run_id
         params = [self.entities.Param(k, v[:LONGEST]) for k, v in run.settings.items()]
         for first in range(0, len(params), 100):  # the most that one call takes
@@ -58,6 +69,9 @@ class Mlflow:
         now_ms = int(time.time() * 1000)
         metrics = [self.entities.Metric(key, v, now_ms, step) for key, v in values.items()]
         self.client.log_batch(self.run, metrics=metrics)
+
+    def complete(self) -> None:
+        self.client.set_tag(self.run, REPORT, COMPLETE)
 
     def close(self) -> None:
         self.client.set_terminated(self.run)

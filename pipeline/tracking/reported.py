@@ -13,22 +13,26 @@ from pipeline.paths import Work
 from pipeline.sweep import Sweep
 from pipeline.tracking import mlflow
 
+LOCK = ".netpress.lock"  # there only while runs are written
+
 
 def write(sweep: Sweep, work: Work, rows: Sequence[Mapping[str, Any]], folder: Path) -> int:
     """One run for each row of a report (as in its --json) that `folder` has none of yet; returns
-    how many. Raises UserError where MLflow is missing."""
+    how many. Raises UserError where MLflow is missing, or another process writes there."""
     tracking.require(["mlflow"])
     made = 0
-    for row in rows:
-        cell = sweep.by_id.get(row["id"])
-        settings = tracking.settings_of(cell.to_json()) if cell else {}
-        label = f"{row['dataset']}-{row['model']}-{row['technique']}-{row['seed']}"
-        run = tracking.Run(row["id"], label, sweep.name, folder.absolute(), settings)
-        tracker = mlflow.Mlflow(run, mlflow.local_uri(run))
-        if tracker.is_new:
-            _write(tracker, row, _history(work, row["id"]))
-            made += 1
-        tracker.close()
+    with store.lock_folder(folder / LOCK):
+        for row in rows:
+            cell = sweep.by_id.get(row["id"])
+            settings = tracking.settings_of(cell.to_json()) if cell else {}
+            label = f"{row['dataset']}-{row['model']}-{row['technique']}-{row['seed']}"
+            run = tracking.Run(row["id"], label, sweep.name, folder.absolute(), settings)
+            tracker = mlflow.Mlflow(run, mlflow.local_uri(run), of_report=True)
+            if tracker.is_new:
+                _write(tracker, row, _history(work, row["id"]))
+                tracker.complete()
+                made += 1
+            tracker.close()
     return made
 
 
