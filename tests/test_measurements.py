@@ -555,6 +555,20 @@ def test_a_folder_without_netpress_measures_and_its_file_is_taken(mine, elsewher
     assert store.measurements(work.cell(base.id))[0] == entries
 
 
+def test_what_was_measured_before_is_not_overwritten(mine, elsewhere, tmp_path):
+    before = elsewhere.read_bytes()
+    command, clean = [sys.executable, "-I", "-c", ALONE], {"PATH": os.environ["PATH"]}
+    link = tmp_path / "link.json"
+    link.symlink_to("nowhere")
+    for path in (elsewhere, link):
+        ran = subprocess.run(
+            [*command, path], cwd=tmp_path / "bench", env=clean, capture_output=True, text=True
+        )
+        said = f"{path}: exists already; give another file with --out, or remove this one\n"
+        assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", said)
+    assert elsewhere.read_bytes() == before and not link.exists()
+
+
 def test_adding_a_file_says_how_many_of_its_cells_are_new(
     mine, elsewhere, tmp_path, monkeypatch, capsys
 ):
