@@ -161,8 +161,8 @@ for command in cli_cluster.COMMANDS:
 @click.option(
     "--machine",
     metavar="NAME",
-    help="Whose measurements are shown; a report's folder remembers it, '' restores the default "
-    "[that which measured most].",
+    help="Whose measurements are shown; a report's folder remembers it (not with --json, which "
+    "only reads), '' restores the default [that which measured most].",
 )
 @click.option(
     "--similarity",
@@ -196,14 +196,11 @@ def report(
     from pipeline import paths, report
     from pipeline.orchestrate import images, plan, writable
 
-    for option, given in (("--open", opens), ("--similarity", similarity_of)):
-        if given and as_json:
-            raise UserError(f"{option}: with --json no page is made; expected one of the two")
+    written = {"--artifacts": artifact_mb, "--mlflow": mlflow_folder}
+    if as_json:
+        _refuse_with_json(written | {"--open": opens or None, "--similarity": similarity_of})
     if folder := arguments.published_report(name):
-        _refuse_with_folder(
-            name,
-            {"--to": to, "--artifacts": artifact_mb, "--with": earlier, "--mlflow": mlflow_folder},
-        )
+        _refuse_with_folder(name, written | {"--to": to, "--with": earlier})
         chosen = similarity_of and plan.find_cell(report.sweep_of(folder), similarity_of).id
         look, make = (
             partial(report.read_folder, folder, machine),
@@ -237,6 +234,12 @@ def report(
         show_line(f"{count} new run{'s' * (count != 1)} in {mlflow_folder}; `mlflow ui` shows them")
     if opens:
         open_page(made.page)
+
+
+def _refuse_with_json(options: dict[str, Any]) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise UserError(f"{option}: with --json nothing is written; expected one of the two")
 
 
 def _refuse_with_folder(report: str, options: dict[str, Any]) -> None:

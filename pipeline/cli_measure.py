@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import arguments, paths, terminal
 from pipeline.cli_options import load, roots
 from pipeline.cli_output import show, show_line
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.orchestrate import bench
 
 
 def run(targets: Sequence[str], files: Sequence[Path]) -> int:
@@ -46,8 +50,7 @@ def _of_sweep(name: str, files: Sequence[Path]) -> Callable[[], int]:
 
     def add() -> int:
         for file, addition in additions.items():
-            machine, cells = addition.publish(work)
-            terminal.tell(f"{file}: added {cells} cells, measured on {machine}", begin="")
+            _tell(file, addition.publish(work))
         measure.report_of(sweep, work)
         return 0
 
@@ -59,7 +62,8 @@ def _report(folder: Path, files: Sequence[Path]) -> int:
 
     whole = True
     if files:
-        remeasure.add(folder, files)
+        for file, added in remeasure.add(folder, files).items():
+            _tell(file, added)
     else:
         data_root, cache = paths.data_root(), paths.Work(paths.work_root()).cache
         whole = remeasure.report(folder, data_root, cache, terminal.tell)
@@ -69,6 +73,16 @@ def _report(folder: Path, files: Sequence[Path]) -> int:
     report.print_summary(frames)
     show_line(f"Report: {made.page}")
     return 0 if whole else 1
+
+
+def _tell(file: Path, added: bench.Added) -> None:
+    there = (
+        f", {added.earlier} {'was' if added.earlier == 1 else 'were'} there already"
+        if added.earlier
+        else ""
+    )
+    cells = f"{added.new} cell{'s' * (added.new != 1)} added"
+    terminal.tell(f"{file}, measured on {added.machine}: {cells}{there}", begin="")
 
 
 def _artifact(folder: Path) -> int:

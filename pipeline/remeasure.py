@@ -152,8 +152,9 @@ def put(paths: ReportPaths, measurements: Iterable[Found]) -> None:
         _put(paths.merged, measurements)
 
 
-def _put(path: Path, measurements: Iterable[Found]) -> None:
-    """The same with the lock held."""
+def _put(path: Path, measurements: Iterable[Found]) -> list[bool]:
+    """The same with the lock held; returns of each whether it is new."""
+    are_new: list[bool] = []
 
     def change(file: h5py.File) -> None:
         for cell_id, facts, measured in measurements:
@@ -162,7 +163,8 @@ def _put(path: Path, measurements: Iterable[Found]) -> None:
             group = file["cells"][cell_id].require_group("measurements")
             earlier = [name for name in group if name.rpartition("-")[0] == facts["machine"]]
             described = json.dumps(facts, sort_keys=True, allow_nan=False)
-            if any(group[name].attrs.get("facts") == described for name in earlier):
+            are_new.append(all(group[name].attrs.get("facts") != described for name in earlier))
+            if not are_new[-1]:
                 continue
             number = 1 + max((int(name.rpartition("-")[2]) for name in earlier), default=0)
             one = group.create_group(f"{facts['machine']}-{number}")
@@ -172,16 +174,21 @@ def _put(path: Path, measurements: Iterable[Found]) -> None:
         file.attrs.modify("format", merged.FORMAT)
 
     store.change_hdf5(path, change)
+    return are_new
 
 
 @store.shared()
-def add(folder: Path, files: Iterable[Path]) -> None:
+def add(folder: Path, files: Iterable[Path]) -> dict[Path, benches.Added]:
     """What bench.py measured of models that lie in the report; all of the files or, raising
     UserError, none of them where one is no such file, or is of other models."""
     paths, read = ReportPaths(folder), {path: benches.read(path) for path in files}
     with store.lock_folder(paths.lock):
         found = [one for path, file in read.items() for one in _checked(file, paths, path)]
-        _put(paths.merged, found)
+        are_new = iter(_put(paths.merged, found))
+    return {
+        path: benches.added(file, [next(are_new) for _ in file.cells])
+        for path, file in read.items()
+    }
 
 
 def _checked(file: benches.Measured, paths: ReportPaths, path: Path) -> list[Found]:

@@ -263,10 +263,23 @@ def test_report(ask, here, mine):
     assert (here / "elsewhere" / "mine" / "report.md").is_file()
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--open", "--similarity kd", "--similarity ''", "--artifacts 0", "--mlflow tracked"],
+)
+def test_report_refuses_what_writes_beside_json(ask, here, mine, option):
+    results.publish(mine[0][0], mine[1])
+    code, out, err = ask("report", "mine.yaml", "--json", *shlex.split(option))
+    assert (code, out) == (2, "")
+    assert sentence(err) == (
+        f"netpress: {option.split()[0]}: with --json nothing is written; expected one of the two"
+    )
+    assert sorted(path.name for path in here.iterdir()) == ["mine.yaml", "runs"]
+
+
 def test_the_page_is_opened_in_the_browser_that_is_named(ask, here, mine, monkeypatch):
     cells, work = mine
     results.publish(cells[0], work)
-    assert ask("report", "mine.yaml", "--open", "--json")[0] == 2
     code = (
         "import sys\nfrom pipeline import cli\n"
         "sys.exit(cli.main(['report', 'mine.yaml', '--open']))"

@@ -538,13 +538,13 @@ def test_a_model_that_cannot_run_elsewhere_costs_itself(mine, tmp_path):
     command = [sys.executable, "-I", "-c", ALONE, path]
     ran = subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True)
     assert ran.returncode == 1 and ran.stderr.count("  not measured: ") == 2
-    assert benches.addition(sweep, work, path).publish(work) == ("my-board", 1)
+    assert benches.addition(sweep, work, path).publish(work) == ("my-board", 1, 0)
 
 
 def test_a_folder_without_netpress_measures_and_its_file_is_taken(mine, elsewhere, tmp_path):
     sweep, work = mine
     [base] = sweep.cells
-    assert benches.addition(sweep, work, elsewhere).publish(work) == ("my-board", 1)
+    assert benches.addition(sweep, work, elsewhere).publish(work) == ("my-board", 1, 0)
     benches.addition(sweep, work, elsewhere).publish(work)  # which counts once
     entries, _ = store.measurements(work.cell(base.id))
     assert sorted(e.machine for e in entries if e.machine == "my-board") == ["my-board"]
@@ -572,6 +572,35 @@ def test_a_folder_without_netpress_measures_and_its_file_is_taken(mine, elsewher
     with pytest.raises(UserError, match="not a regular file"):
         benches.addition(sweep, work, tmp_path / "pipe").publish(work)
     assert store.measurements(work.cell(base.id))[0] == entries
+
+
+def test_what_was_measured_before_is_not_overwritten(mine, elsewhere, tmp_path):
+    before = elsewhere.read_bytes()
+    command, clean = [sys.executable, "-I", "-c", ALONE], {"PATH": os.environ["PATH"]}
+    link = tmp_path / "link.json"
+    link.symlink_to("nowhere")
+    for path in (elsewhere, link):
+        ran = subprocess.run(
+            [*command, path], cwd=tmp_path / "bench", env=clean, capture_output=True, text=True
+        )
+        said = f"{path}: exists already; give another file with --out, or remove this one\n"
+        assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", said)
+    assert elsewhere.read_bytes() == before and not link.exists()
+
+
+def test_adding_a_file_says_how_many_of_its_cells_are_new(
+    mine, elsewhere, tmp_path, monkeypatch, capsys
+):
+    sweep, work = mine
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NETPRESS_WORK", str(work.root))
+    paths, _ = report.build(sweep, work, tmp_path / "out", artifact_bytes=10**9)
+    capsys.readouterr()
+    for target in ("test.yaml", str(paths.folder)):
+        for counted in ("1 cell added", "0 cells added, 1 was there already"):
+            assert cli.main(["measure", target, "--add", elsewhere.name]) == 0
+            said = f"measured.json, measured on my-board: {counted}"
+            assert said in capsys.readouterr().err.splitlines()
 
 
 # --- where the time goes ---------------------------------------------------------------------

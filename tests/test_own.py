@@ -697,6 +697,11 @@ def test_weights_are_taken_by_their_names_in_the_network(prefix, inside):
             {"factory": "no_such.place:build"},
             r"models\[0\]\.factory: 'no_such\.place' cannot be imported here",
         ),
+        (
+            {"factory": "nets.py:biuld"},
+            r"own\.yaml:\d+: models\[0\]\.factory: /.*nets\.py: has no 'biuld' at its top level; "
+            r"did you mean 'build'\?$",
+        ),
         ({"factory": "nets.py"}, r"models\[0\]\.factory: expected FILE\.py:FUNCTION or"),
         ({"name": "vgg16_bn"}, r"models\[0\]\.name: 'vgg16_bn' is a model that netpress has"),
         (
@@ -710,6 +715,50 @@ def test_weights_are_taken_by_their_names_in_the_network(prefix, inside):
 def test_what_is_wrong_with_an_entry_is_a_sentence_with_its_place(tmp_path, entry, sentence):
     with pytest.raises(UserError, match=sentence):
         cells_of(tmp_path, **entry)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def build(): ...",
+        "class build: ...",
+        "build = 1",
+        "from functools import partial as build",
+        "import build.parts",
+        "if 1 > 2:\n    pass\nelse:\n    (other, build) = 1, 2",
+        "try:\n    import nothing\nexcept ImportError:\n    def build(): ...",
+        "with open('x') as build: ...",
+        "for build in (): ...",
+        "def set_up():\n    global build\n    build = 1\nset_up()",
+        "from nets import *",
+        "def __getattr__(name): ...",
+        "globals()['build'] = 1",
+        "import sys\nsetattr(sys.modules[__name__], 'build', 1)",
+        "other = " + "1 + " * 20_000 + "1",  # nested too deeply to be looked into
+        "#" * 1_000_000,
+    ],
+)
+def test_a_file_that_may_have_the_factory_is_taken_without_running_it(tmp_path, source):
+    (tmp_path / "nets.py").write_text("raise SystemExit\n" + source)
+    assert cells_of(tmp_path)["base"].model.own.function == "build"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("class Net:\n    def build(self): ...", "has no 'build' at its top level; valid: Net$"),
+        ("def other():\n    build = '\\d'", "has no 'build' at its top level; valid: other$"),
+        ("other = lambda: (build := 1)", "has no 'build' at its top level; valid: none$"),
+        ("\ndef build(:\n", "nets.py:2: cannot be imported: SyntaxError: invalid syntax$"),
+        ("build = 1\nreturn", "nets.py:2: cannot be imported: SyntaxError: 'return' outside"),
+        ("build = '\0'", "nets.py:1: cannot be imported: [A-Za-z]+: .*null bytes"),
+    ],
+)
+def test_a_file_without_the_factory_is_refused_when_the_sweep_is_loaded(tmp_path, source, sentence):
+    (tmp_path / "nets.py").write_text(source)
+    with pytest.raises(UserError, match=sentence):
+        cells_of(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -729,7 +778,7 @@ def test_a_network_that_ends_the_process_is_a_sentence(tmp_path, when, words):
     ("function", "arguments", "sentence"),
     [
         ("number", {}, r"factory nets\.py:number: gives int; expected a torch\.nn\.Module"),
-        ("nothing", {}, r"factory nets\.py:nothing: is not there"),
+        ("POOLS", {}, r"factory nets\.py:POOLS: is not there; expected a function"),
         (
             "build",
             {"classes": 7},

@@ -42,7 +42,7 @@ def test_a_folder_of_images_is_given_as_the_readme_says(tmp_path):
 
 
 def test_an_own_network_is_named_as_the_readme_says(tmp_path):
-    (tmp_path / "nets.py").touch()
+    (tmp_path / "nets.py").write_text("def build(**arguments): ...\n")
     (tmp_path / "ours.safetensors").touch()
     example = {"name": "x", "datasets": ["digits"], "techniques": ["base"], "seeds": [0]}
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(example) + blocks()[2])

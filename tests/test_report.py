@@ -396,6 +396,36 @@ def test_no_percentile_or_ratio_of_too_few_calls_is_printed(work, tmp_path):
     assert row["simulated_speedup"]["batch1"] > 0  # for programs, as it was measured
 
 
+@pytest.mark.parametrize("model", ["base", "simulated"])
+def test_a_speedup_over_pytorch_that_another_load_decides_is_left_out(work, tmp_path, model):
+    sweep = results.sweep(techniques=("half", "busy"))
+    for cell in sweep.cells:
+        values = results.measured(cell)
+        if cell.technique == "busy":
+            values[f"latency/pytorch/{model}/all/batch1"] = numpy.full(20, 1394.0)
+            values[f"latency/pytorch/{model}/all/batch64"] = numpy.full(20, 628.0)
+        results.publish(cell, work, values)
+    rows = report.as_json(report.read(sweep, work))["rows"]
+    row = {row["technique"]: row for row in rows}["busy"]
+    assert row["simulated_speedup"]["batch1"] is None and row["simulated_speedup"]["batch64"] > 0
+    assert (row["speedup_over_pytorch"]["batch1"] is None) is (model == "base")
+    assert row["speedup_over_pytorch"]["batch64"] > 0 and row["speedup"]["batch1"] > 0
+    if model == "simulated":  # as it was measured
+        assert row["simulated_latency_ms"]["batch1"]["p50"] == 1394
+    _, text = built(sweep, work, tmp_path)
+    assert text.count("than for one of 64: the machine was busy with something else.") == 1
+    section = text.split("## Simulated and deployed latency")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith(("| half", "| busy"))]
+    half, busy = ([cell.strip() for cell in line.split("|")] for line in lines)
+    assert "" not in half[1:-1] and busy[1:-1].count("") == (2 if model == "base" else 1)
+
+
+def test_nothing_is_said_of_a_busy_machine_where_none_was(work):
+    sweep = results.sweep()
+    publish_all(sweep, work)
+    assert "busy with something else" not in results.markdown(sweep, work)
+
+
 @pytest.mark.parametrize("seeds", [1, 5])
 @pytest.mark.parametrize("techniques", [0, 2, 30])
 def test_n_and_deviation_are_stated_as_far_as_there_are_any(work, seeds, techniques):

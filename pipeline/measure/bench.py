@@ -4,8 +4,9 @@
 
 Each model is timed in turns with its base, in one process: batches of 1 and of 64 images, one
 thread and all of them. The results are in one file, which `netpress measure SWEEP --add FILE` takes
-into the report of the sweep that the models are of. The file is written after each model; one that
-cannot run here is left out, and the exit status is then 1. Needs Python 3.9 or later and
+into the report of the sweep that the models are of: measured.json or FILE, which must not exist
+yet, so that another run in the same folder needs --out. The file is written after each model; one
+that cannot run here is left out, and the exit status is then 1. Needs Python 3.9 or later and
 `pip install onnxruntime numpy`; nothing is sent anywhere.
 """
 
@@ -49,6 +50,9 @@ FLAGS = (
 
 def main() -> int:
     options = _options()
+    if os.path.lexists(options.out):
+        _tell(f"{options.out}: exists already; give another file with --out, or remove this one")
+        return 2
     sys.path.insert(0, str(FOLDER))  # where an isolated interpreter does not look
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some builds of ONNX Runtime send it
     request = json.loads((FOLDER / "bench.json").read_text(encoding="utf-8"))
@@ -87,7 +91,9 @@ def _write(options: argparse.Namespace, measured: list[dict[str, Any]]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("measured.json"), help="[measured.json]")
+    parser.add_argument(
+        "--out", type=Path, default=Path("measured.json"), help="new [measured.json]"
+    )
     parser.add_argument("--name", help="what to call this machine in the report [after its CPU]")
     parser.add_argument("--seconds", type=float, help="at most so many for each comparison")
     return parser.parse_args()

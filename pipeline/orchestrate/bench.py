@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -183,6 +183,19 @@ def read(path: Path) -> Measured:
     raise UserError(f"{problem}; expected the file that bench.py writes")
 
 
+class Added(NamedTuple):
+    """What became of a file: how many of its cells were new, and how many were there already."""
+
+    machine: str
+    new: int
+    earlier: int
+
+
+def added(file: Measured, are_new: Sequence[bool]) -> Added:
+    new = sum(are_new)
+    return Added(facts_of(file)["machine"], new, len(are_new) - new)
+
+
 @dataclass(frozen=True)
 class Addition:
     """A file, and what it has of the cells of a sweep."""
@@ -190,11 +203,8 @@ class Addition:
     file: Measured
     cells: tuple[tuple[Cell, _Cell], ...]
 
-    def publish(self, work: paths.Work) -> tuple[str, int]:
-        """Returns (the machine, how many cells)."""
-        for cell, measured in self.cells:
-            _publish(cell, measured, self.file, work)
-        return facts_of(self.file)["machine"], len(self.cells)
+    def publish(self, work: paths.Work) -> Added:
+        return added(self.file, [_publish(*cell, self.file, work) for cell in self.cells])
 
 
 def addition(sweep: Sweep, work: paths.Work, path: Path) -> Addition:
@@ -278,17 +288,19 @@ def _model_sha256(cell: paths.CellPaths, path: Path) -> str:
         raise UserError(f"{path}: cannot be compared with the sweep's models: {error}") from error
 
 
-def _publish(cell: Cell, measured: _Cell, file: Measured, work: paths.Work) -> None:
-    """A file that is added twice counts once."""
+def _publish(cell: Cell, measured: _Cell, file: Measured, work: paths.Work) -> bool:
+    """A file that is added twice counts once; returns whether this one is new."""
     folder, facts = work.cell(cell.id), facts_of(file)
     data = store.result_bytes(cell.to_json(), facts, [], latencies(measured))
     digest = hashlib.sha256(data).hexdigest()
     with store.lock_cell(folder):
         entries, _ = store.measurements(folder)
-        if all(entry.sha256 != digest for entry in entries):
-            artifact = store.artifact_sha256(store.verify(folder, deep=False)["files"])
-            made_with = {"measurement": SHARED["measurement"]}  # less than any sweep requests
-            store.publish_measurement(folder, facts["machine"], data, artifact, made_with)
+        if any(entry.sha256 == digest for entry in entries):
+            return False
+        artifact = store.artifact_sha256(store.verify(folder, deep=False)["files"])
+        made_with = {"measurement": SHARED["measurement"]}  # less than any sweep requests
+        store.publish_measurement(folder, facts["machine"], data, artifact, made_with)
+        return True
 
 
 def facts_of(file: Measured) -> dict[str, Any]:

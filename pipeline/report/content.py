@@ -181,8 +181,17 @@ def simulated(frames: Frames) -> Section | None:
     )
     fewer = [int(row.simulated_images) for row in frames.rows if row.simulated_images]
     few = f" Its agreement is of {min(fewer):,} images or more, where it is slow." if fewer else ""
+    disturbed = any(row.is_disturbed(s.model, "all", 1) for row in frames.rows for s in timed)
+    busy = ABOUT_BUSY if disturbed else ""
     title = "Simulated and deployed latency"
-    return Section("simulated", title, ((about,),), tables(frames, BESIDE), ((note + few,),))
+    notes = ((note + few + busy,),)
+    return Section("simulated", title, ((about,),), tables(frames, BESIDE), notes)
+
+
+ABOUT_BUSY = (
+    " A speedup is left out where the network in PyTorch took longer for a batch of 1 than for one "
+    "of 64: the machine was busy with something else."
+)
 
 
 SPEEDUPS = tuple(

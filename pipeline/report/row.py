@@ -15,7 +15,7 @@ import numpy
 
 from pipeline import runtimes, store
 from pipeline.measure import series as naming
-from pipeline.measure.series import Model, Series, Threads
+from pipeline.measure.series import BATCHES, Model, Series, Threads
 from pipeline.report.measured import IN_RESULT, Measurement, machine
 from pipeline.sweep import Cell
 
@@ -155,7 +155,20 @@ class Row(Identity):
     def _deployed_ms(self, model: Model, threads: Threads, batch: int) -> float | None:
         return self.latency_ms(Series(runtimes.DEFAULT, model, threads, batch), 50)
 
+    def is_disturbed(self, model: Model, threads: Threads, batch: int) -> bool:
+        """Whether it took longer on the reference runtime than the largest batch. No network does
+        that, so the machine was busy with something else; the reference, which is slow and timed
+        in few rounds, is what that shows in."""
+        ms, most = (
+            self.latency_ms(Series(runtimes.REFERENCE, model, threads, size), 50)
+            for size in (batch, max(BATCHES))
+        )
+        return ms is not None and most is not None and ms > most
+
     def _reference_ms(self, model: Model, threads: Threads, batch: int) -> float | None:
+        """For a ratio: None where something else than the network decided it."""
+        if self.is_disturbed(model, threads, batch):
+            return None
         return self.latency_ms(Series(runtimes.REFERENCE, model, threads, batch), 50)
 
 

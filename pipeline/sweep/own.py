@@ -1,6 +1,6 @@
 """Entries of `models` that name a factory: where it lies, and what its bytes are.
 
-Nothing of it is imported here: `netpress plan` reads a file's bytes, or finds a module's file.
+Nothing of it is imported here: `netpress plan` parses a file, or finds a module's file.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from pydantic import Field
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.strict_yaml import Document, Key, shown
+from pipeline.strict_yaml import Document, Key, nearest, shown
+from pipeline.sweep import top_level
 from pipeline.sweep.settings import Frozen, Model, Name, Own, Pixels
 
 MAX_BYTES = 10_000_000
+MAX_PARSED_BYTES = 200_000  # in 0.2 s; whether a longer one has the function is seen when it runs
 
 
 class Entry(Frozen):
@@ -41,8 +43,9 @@ Read = Mapping[str, str]  # files that were read before, by their paths -> SHA-2
 
 
 def read(document: Document, at: Key, value: dict[str, Any], known: Read) -> Model:
-    """The model of an entry with a `factory`; UserError where one of its files is not there.
-    Those in `known` are taken as they were then, and need not be there any more."""
+    """The model of an entry with a `factory`; UserError where one of its files is not there, or
+    does not have the function. Those in `known` are taken as they were then, and need not be there
+    any more."""
     entry = document.check(at, Entry, value)
     place, _, function = entry.factory.rpartition(":")
     if not place or not function.isidentifier():
@@ -51,7 +54,10 @@ def read(document: Document, at: Key, value: dict[str, Any], known: Read) -> Mod
             f"expected FILE.py:FUNCTION or MODULE:FUNCTION, got {shown(entry.factory)}",
         )
     try:
-        source = _file(document, place, known) if place.endswith(".py") else _module(place)
+        if place.endswith(".py"):
+            source = _file(document, place, function, known)
+        else:
+            source = _module(place)
     except (UserError, OSError) as error:
         raise document.error((*at, "factory"), _told(error)) from None
     weights: dict[str, Any] = {}
@@ -96,13 +102,31 @@ def files(model: Model) -> dict[str, str]:
     return {path: sha256 for path, sha256 in digests.items() if path and sha256}
 
 
-def _file(document: Document, name: str, known: Read) -> dict[str, Any]:
+def _file(document: Document, name: str, function: str, known: Read) -> dict[str, Any]:
     path = _beside(document, name)
     if str(path) in known:
         return {"source": str(path), "sha256": known[str(path)]}
     if path.is_file() and path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: is larger than {MAX_BYTES:,} bytes; expected a Python file")
-    return {"source": str(path), "sha256": _sha256(path, "a Python file")}
+    digest = _sha256(path, "a Python file")
+    if path.stat().st_size <= MAX_PARSED_BYTES:
+        _require(function, path)
+    return {"source": str(path), "sha256": digest}
+
+
+def _require(function: str, path: Path) -> None:
+    """UserError where the file is no Python, or lacks the function however it runs."""
+    try:
+        names = top_level.names(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        line, problem = getattr(error, "lineno", None) or 1, getattr(error, "msg", error)
+        raise UserError(
+            f"{path}:{line}: cannot be imported: {type(error).__name__}: {problem}"
+        ) from None
+    if names is not None and function not in names.bound:
+        raise UserError(
+            f"{path}: has no {shown(function)} at its top level; {nearest(function, names.made)}"
+        )
 
 
 def _sha256(path: Path, expected: str) -> str:
