@@ -587,7 +587,7 @@ def test_a_sweep_is_loaded_again_where_its_files_are_gone(tmp_path):
 
 
 def test_a_plan_does_not_run_the_file(tmp_path):
-    (tmp_path / "nets.py").write_text("raise SystemExit('it ran')\n")
+    (tmp_path / "nets.py").write_text("raise SystemExit('it ran')\ndef build(): ...\n")
     cell = cells_of(tmp_path)["base"]
     assert estimate.notes([cell]) == [
         "the cost of mine is not known, it counts as a VGG-16 until a cell of it is finished"
