@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import NoGpu, UserError
 from pipeline.trained import NoBase
 
 
@@ -24,6 +24,8 @@ def failure_of(error: BaseException, folder: Path | None = None) -> tuple[str, s
         return "disk_full", _where_full(full, folder)
     if isinstance(error, NoBase):
         return "no_base", line
+    if isinstance(error, NoGpu):
+        return "no_gpu", line
     return "exception", line if isinstance(error, UserError) else named
 
 

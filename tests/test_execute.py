@@ -459,6 +459,19 @@ def test_memory_of_a_gpu_is_told_from_memory_of_the_machine():
     assert failure_kinds.failure_of(MemoryError("of CUDA.bin"))[0] == "out_of_memory"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+def test_a_gpu_that_cannot_be_used_ends_the_cell_and_names_the_node(bench, work):
+    [cell] = bench.cells(["base"], seeds=[5]).values()
+    store.publish_json(work.cell(cell.id).cell_json, cell.to_json())
+    roots = ("--work", str(work.root), "--data", str(work.root), "--threads", "1")
+    command = ("-m", "jobs.compress", *roots, "--device", "cuda", cell.id)
+    ran = cells.python(*command, env={"SLURMD_NODENAME": "n7"})
+    failure = store.read_failure(work.cell(cell.id).attempt(1))
+    assert ran.returncode == 1 and (failure.kind, failure.node) == ("no_gpu", "n7")
+    assert failure.line.startswith("no usable GPU: device: cannot use 'cuda' here (")
+    assert "\n" not in failure.reason and not work.cell(cell.id).metrics.exists()
+
+
 def test_memory_that_ran_out_inside_of_another_error_is_found():
     def wrapped():
         try:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pipeline import hardware
-from pipeline.errors import UserError
+from pipeline.errors import NoGpu, UserError
 from pipeline.sweep import Recipe
 from pipeline.training.small_maps import SmallMaps
 
@@ -48,7 +48,7 @@ class Machine:
 
 
 def machine(recipe: Recipe, device: str = "auto") -> Machine:
-    """UserError for a device that is not there."""
+    """UserError for a device that is not there, NoGpu for a GPU."""
     chosen = _device(device)
     cuda = chosen.type == "cuda"
     native = torch.cuda.is_bf16_supported() if cuda else hardware.has_bf16()
@@ -67,9 +67,10 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
+        kind = NoGpu if name.partition(":")[0] == "cuda" else UserError
+        raise kind(
             f"device: cannot use {name!r} here ({str(error).splitlines()[0]}); "
-            "expected auto, cpu or cuda"
+            "expected auto, cpu or cuda (cpu trains without a GPU)"
         ) from error
     return device
 
