@@ -459,6 +459,30 @@ def test_memory_of_a_gpu_is_told_from_memory_of_the_machine():
     assert failure_kinds.failure_of(MemoryError("of CUDA.bin"))[0] == "out_of_memory"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "Triton Error [CUDA]: out of memory",
+        "CUDA driver error: out of memory",
+    ],
+)
+def test_memory_of_a_gpu_is_known_by_the_words_of_each_library(line):
+    assert failure_kinds.failure_of(RuntimeError(line))[0] == "gpu_out_of_memory"
+    of_host = RuntimeError("CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED")
+    assert failure_kinds.failure_of(of_host)[0] == "exception"
+
+
+def test_a_convolution_without_an_algorithm_lacks_memory_where_the_gpu_is_full(monkeypatch):
+    error = RuntimeError("GET was unable to find an engine to execute this computation")
+    if not torch.cuda.is_available():
+        assert failure_kinds.failure_of(error)[0] == "exception"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for free, kind in ((300 << 20, "gpu_out_of_memory"), (8 << 30, "exception")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80 << 30))
+        assert failure_kinds.failure_of(error)[0] == kind
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
 def test_a_gpu_that_cannot_be_used_ends_the_cell_and_names_the_node(bench, work):
     [cell] = bench.cells(["base"], seeds=[5]).values()
