@@ -4,6 +4,7 @@ what a machine without a GPU makes of a sweep that asks for one. See tests/gpu f
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 from dataclasses import replace
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from pipeline.runtimes import onnxruntime as on_onnxruntime
 from pipeline.runtimes import onnxruntime_gpu, tensorrt
 from pipeline.runtimes.pytorch_cuda import Cuda
 from pipeline.sweep import Measure
+from pipeline.training import compiling
 from tests import cells, results
 from tests.test_techniques import deployed, made, split_of
 
@@ -178,13 +180,16 @@ def test_base_and_compressed_are_measured_in_turns(bench, on_cpu):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
-def test_without_a_gpu_it_costs_a_line_and_nothing_else(bench, tmp_path):
+def test_without_a_gpu_it_costs_a_line_and_nothing_else(bench, tmp_path, monkeypatch):
     told = {"measure": cells.MEASURE | {"runtimes": ["onnxruntime", "pytorch-cuda"]}}
     training = cells.TRAINING | {"epochs": 1, "train_images": 64, "test_images": 64}
     cell = cells.cells(tmp_path, ["base"], training=training, **told)["base"]
     assert cell.measure.runtimes == ("onnxruntime", *ON_GPU)
     work, events = Work(tmp_path / "work"), []
+    monkeypatch.setenv(compiling.CACHE, "")  # so that it is put back
+    monkeypatch.delenv(compiling.CACHE)
     cells.run(cell, work, events.append)
+    assert os.environ[compiling.CACHE] == str(work.compiled)  # not the folder in /tmp
     result = cells.result(work.cell(cell.id))
     for name in ON_GPU:
         why = f"runtime {name}: there is no GPU that CUDA can use"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -18,7 +19,7 @@ from pipeline.paths import Work
 from pipeline.training import compiling, losses, recipe
 from pipeline.training.loop import Course, Hooks, Training, fit
 from pipeline.training.step import Step
-from tests import seeded
+from tests import cells, seeded
 from tests.test_training import SPEC, split
 
 
@@ -139,8 +140,10 @@ def test_what_is_compiled_is_kept_in_a_folder_of_the_user_alone(tmp_path, monkey
     monkeypatch.delenv(compiling.CACHE)
     folder.chmod(0o770)
     compiling.use_cache(work)
-    assert compiling.CACHE not in os.environ and "others can write there" in capsys.readouterr().err
+    assert is_new(os.environ[compiling.CACHE])
+    assert "others can write there" in capsys.readouterr().err
     folder.chmod(0o700)
+    monkeypatch.delenv(compiling.CACHE)
     work.cache.chmod(0o2770)  # a group's: any of it could put another folder in its place
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     compiling.use_cache(work)
@@ -150,7 +153,38 @@ def test_what_is_compiled_is_kept_in_a_folder_of_the_user_alone(tmp_path, monkey
     folder.rmdir()
     folder.symlink_to(work.cache)
     compiling.use_cache(work)
-    assert compiling.CACHE not in os.environ
+    assert is_new(os.environ[compiling.CACHE])
     monkeypatch.setenv(compiling.CACHE, "/chosen")
     compiling.use_cache(work)
     assert os.environ[compiling.CACHE] == "/chosen"
+
+
+def is_new(folder: str) -> bool:
+    """Whether it is an empty folder of this user alone, under a name that nobody can foresee."""
+    status = os.stat(folder)
+    named = Path(folder).name.startswith("netpress-compiled-") and not os.listdir(folder)
+    return named and status.st_uid == os.getuid() and status.st_mode & 0o777 == 0o700
+
+
+USED = """
+import os, sys, torch._dynamo
+from pathlib import Path
+from pipeline.paths import Work
+from pipeline.training import compiling
+before = os.environ[compiling.CACHE]
+compiling.use_cache(Work(Path(sys.argv[1])))
+print(before, os.environ[compiling.CACHE], sep="\\n")
+"""
+
+
+def test_the_folder_that_pytorch_names_by_itself_is_not_used(tmp_path, monkeypatch):
+    """It does so as soon as its compiler is imported, as by the export of a model."""
+    monkeypatch.delenv(compiling.CACHE, raising=False)
+    root = tmp_path / "work"
+    root.mkdir(mode=0o700)
+    environment = {"TMPDIR": str(tmp_path), "HOME": str(tmp_path / "home")}
+    kept = cells.python("-c", USED, str(root), env=environment).stdout.splitlines()
+    assert kept == [kept[0], str(Work(root).compiled)] and "torchinductor_" in kept[0]
+    Work(root).compiled.chmod(0o777)
+    _, own = cells.python("-c", USED, str(root), env=environment).stdout.splitlines()
+    assert Path(own).parent == tmp_path and not Path(own).exists()  # gone with its process
