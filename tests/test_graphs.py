@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +18,8 @@ from pipeline import execute
 from pipeline.models import network
 from pipeline.models.transforms import fakequant
 from pipeline.paths import Work
-from pipeline.training import compiling, losses, recipe
+from pipeline.training import compiling, graphs, losses, recipe
+from pipeline.training.checkpoint import Checkpointer
 from pipeline.training.loop import Course, Hooks, Training, fit
 from pipeline.training.step import Step
 from tests import cells, seeded
@@ -35,6 +38,27 @@ def test_whatever_the_stage_the_weights_are_those_of_the_eager_loop(tmp_path, mo
     resolve = execute.machine
     monkeypatch.setattr(execute, "machine", lambda *given: graphed(resolve(*given)))
     assert seeded.figures(tmp_path / "graphed", chains) == eager
+
+
+def test_no_snapshot_is_written_while_a_step_is_captured(tmp_path, monkeypatch):
+    """The second training of a stage begins while the last state of the first is written."""
+    captures, writing = [], threading.Lock()
+    write, capture, resolve = Checkpointer._write, graphs.Steps.capture, execute.machine
+
+    def slowly(self, *given):
+        with writing:
+            time.sleep(0.5)
+            write(self, *given)
+
+    def captured(self, draws):
+        captures.append(writing.locked())
+        return capture(self, draws)
+
+    monkeypatch.setattr(Checkpointer, "_write", slowly)
+    monkeypatch.setattr(graphs.Steps, "capture", captured)
+    monkeypatch.setattr(execute, "machine", lambda *given: graphed(resolve(*given)))
+    seeded.figures(tmp_path, ["lowbits"], epochs=1)
+    assert len(captures) > 2 and not any(captures)
 
 
 class NothingWaits(TorchDispatchMode):
