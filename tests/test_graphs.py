@@ -18,6 +18,7 @@ from pipeline import execute
 from pipeline.models import network
 from pipeline.models.transforms import fakequant
 from pipeline.paths import Work
+from pipeline.runtimes import graphs as deployed
 from pipeline.training import compiling, graphs, losses, recipe
 from pipeline.training.checkpoint import Checkpointer
 from pipeline.training.loop import Course, Hooks, Training, fit
@@ -59,6 +60,33 @@ def test_no_snapshot_is_written_while_a_step_is_captured(tmp_path, monkeypatch):
     monkeypatch.setattr(execute, "machine", lambda *given: graphed(resolve(*given)))
     seeded.figures(tmp_path, ["lowbits"], epochs=1)
     assert len(captures) > 2 and not any(captures)
+
+
+class Current:
+    """As torch.cuda.stream and torch.cuda.graph of a step that makes the host wait: the graph's end
+    raises, and its stream stays the current one."""
+
+    stream = "the loop's"
+
+    def __init__(self, stream: str, ends: bool = True):
+        self.other, self.ends = stream, ends
+
+    def __enter__(self):
+        self.before, Current.stream = Current.stream, self.other
+
+    def __exit__(self, *_):
+        if not self.ends:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        Current.stream = self.before
+
+
+def test_after_a_capture_that_failed_the_stream_is_what_it_was(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Current.stream)
+    monkeypatch.setattr(torch.cuda, "stream", Current)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **how: Current("the graph's", False))
+    with pytest.raises(RuntimeError, match="previous error"), deployed.capturing(None):
+        assert Current.stream == "the graph's"
+    assert Current.stream == "the loop's"
 
 
 class NothingWaits(TorchDispatchMode):

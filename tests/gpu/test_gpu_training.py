@@ -124,6 +124,7 @@ def test_a_step_that_cannot_be_captured_runs_without_a_graph(capsys):
 
     graphed, eager = weights("auto"), weights("off")
     assert capsys.readouterr().err.count("the training step cannot be captured") == 1
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert not differing(graphed, eager)
 
 
