@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -181,6 +182,29 @@ def test_networks_that_differ_in_hooks_alone_are_compiled_apart(monkeypatch):
     for state in (plain, closed):
         expected = objective(state.network.eval(), pixels, labels)[1]
         assert torch.equal(compiled(state.network.eval(), pixels, labels)[1], expected)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_what_is_compiled_is_not_chosen_by_a_race(tmp_path, monkeypatch):
+    """Forward and backward; what else is compiled in the process stays as fast as it can be."""
+    from torch._inductor import compile_fx, config
+
+    modes, compile_one = [], compile_fx._InProcessFxCompile.codegen_and_compile
+
+    def watched(self, *given, **more):
+        modes.append(config.deterministic)
+        return compile_one(self, *given, **more)
+
+    monkeypatch.setenv(compiling.CACHE, str(tmp_path))  # nothing is there
+    monkeypatch.setattr(compile_fx._InProcessFxCompile, "codegen_and_compile", watched)
+
+    def squares(network, pixels, labels):
+        logits = network(pixels)
+        return (logits.sum(1) - labels).square().sum(), logits
+
+    loss, _ = compiling.compiled(squares)(torch.nn.Linear(3, 2), torch.ones(4, 3), torch.ones(4))
+    loss.backward()
+    assert modes == [True, True] and not config.deterministic
 
 
 def test_what_is_compiled_is_kept_in_a_folder_of_the_user_alone(tmp_path, monkeypatch, capsys):

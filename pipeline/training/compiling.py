@@ -27,12 +27,13 @@ STRUCTURES = 64  # networks of a process that are compiled; later ones would qui
 
 def compiled(objective: Objective) -> Objective:
     """With the network and its teacher in it. Networks of one structure are compiled once a
-    process."""
+    process. The same seed gives the same weights: no kernel whose sums depend on its configuration
+    is chosen by a race between several of them."""
     import torch._dynamo as dynamo
 
     dynamo.config.skip_nnmodule_hook_guards = False  # gates and feature maps are hooks
     dynamo.config.recompile_limit = STRUCTURES
-    return torch.compile(objective, dynamic=False)
+    return torch.compile(objective, dynamic=False, options={"deterministic": True})
 
 
 def use_cache(work: paths.Work) -> None:
