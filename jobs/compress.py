@@ -178,7 +178,8 @@ def _attempted(
     except (Exception, SystemExit) as error:  # a stage may read a command line that is not its own
         traceback.print_exc()
         kind, reason = _failure_of(error, paths.folder)
-        failure = store.Failure(kind, reason, traceback.format_exc())
+        node = os.environ.get("SLURMD_NODENAME") if kind == "no_gpu" else None
+        failure = store.Failure(kind, reason, traceback.format_exc(), node)
         try:
             store.write_failure(attempt, failure)
         except OSError:  # a full disk; the log, the event and the exit code show it

@@ -70,6 +70,7 @@ class Task(Checkpointable):
     lead_s: how long before the time limit USR2 is sent. minutes: that limit, 0 in jobs of earlier
     versions; most_minutes: up to which it is raised for a job that comes to it.
     tracking: the sweep's name, and the trackers that follow its cells. act: what is done to them.
+    device: `cuda` where the job requests a GPU, so that one that cannot be used is a failure.
     """
 
     folder: str
@@ -82,6 +83,7 @@ class Task(Checkpointable):
     most_minutes: int = 0
     tracking: tuple[str, tuple[str, ...]] = ("", ())
     act: str = ALL
+    device: str = "auto"
     running: subprocess.Popen | None = field(default=None, init=False)
     before: dict[Path, int] = field(default_factory=dict, init=False)
 
@@ -190,6 +192,7 @@ class Task(Checkpointable):
         options = (
             "--die-with-parent",
             str(os.getpid()),
+            *("--device", self.device),
             *_threads(),
             *track_options(*(("", ()) if self.act == MEASURE else self.tracking)),
             *(("--train-only",) if self.act == TRAIN else ()),

@@ -1,4 +1,4 @@
-"""The two errors that carry a meaning of their own through the layers."""
+"""The errors that carry a meaning of their own through the layers."""
 
 
 class UserError(ValueError):
@@ -6,6 +6,10 @@ class UserError(ValueError):
     with the `exit_code` of a kind that is nobody's input."""
 
     exit_code = 2
+
+
+class NoGpu(UserError):
+    """A GPU that should be there, and that PyTorch cannot use: another machine may have one."""
 
 
 class Corrupt(Exception):

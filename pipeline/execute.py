@@ -340,7 +340,13 @@ class _Trainings:
         seed = self.seed + 100_003 * self.part
         course = Course(recipe, epochs, objective(training.state), self.run.machine, seed)
         self.run.progress({"stage": self.name, "epoch": training.epoch, "epochs": epochs})
-        own = Hooks(keep=self.keeper(epochs), tick=self.ticker(epochs), phase=self.begun, **hooks)
+        own = Hooks(
+            keep=self.keeper(epochs),
+            tick=self.ticker(epochs),
+            phase=self.begun,
+            settle=self.run.checkpoints.wait,  # it copies tensors from the device
+            **hooks,
+        )
         fit(training, self.run.split, course, own)
         self.history.append(StageHistory(self.index, self.stage, training.columns))
         return training.state

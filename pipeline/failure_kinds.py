@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import NoGpu, UserError
 from pipeline.trained import NoBase
 
 
@@ -24,6 +24,8 @@ def failure_of(error: BaseException, folder: Path | None = None) -> tuple[str, s
         return "disk_full", _where_full(full, folder)
     if isinstance(error, NoBase):
         return "no_base", line
+    if isinstance(error, NoGpu):
+        return "no_gpu", line
     return "exception", line if isinstance(error, UserError) else named
 
 
@@ -52,18 +54,38 @@ _NO_MEMORY = (
 
 
 # How CUDA reports it where PyTorch's allocator takes no part: a context, a kernel that is loaded.
-_NO_GPU_MEMORY = ("ALLOC_FAILED", "CUDA error: out of memory", "CUDA out of memory")
+_NO_GPU_MEMORY = (
+    "ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "CUDA out of memory",
+)
+# PyTorch's convolution tries one algorithm of cuDNN after the other, and goes on where there is no
+# memory for what one needs. That of none could be allocated where this little is free.
+_NO_ALGORITHM = "unable to find an engine to execute this computation"
+_LITTLE_BYTES = 1 << 30
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    own = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return own or any(text in str(error) for text in (*_NO_MEMORY, *_NO_GPU_MEMORY))
+    own = isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY)
+    return own or _gpu_out_of_memory(error)
 
 
 def _gpu_out_of_memory(error: BaseException) -> bool:
     """PyTorch has an error of its own for a GPU's memory; CUDA's libraries have a status."""
     own = isinstance(error, torch.OutOfMemoryError)
-    return own or any(text in str(error) for text in _NO_GPU_MEMORY)
+    told = any(text in str(error) for text in _NO_GPU_MEMORY)
+    return own or told or (_NO_ALGORITHM in str(error) and _gpu_is_full())
+
+
+def _gpu_is_full() -> bool:
+    """Now, which is after the error: what the training had is still taken by PyTorch."""
+    try:
+        return torch.cuda.is_initialized() and torch.cuda.mem_get_info()[0] < _LITTLE_BYTES
+    except RuntimeError:  # a GPU that answers nothing any more
+        return False
 
 
 def _disk_full(error: BaseException) -> bool:

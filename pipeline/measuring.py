@@ -27,6 +27,7 @@ from pipeline.measure import gpu
 from pipeline.measure.cell import Candidate, measure, size
 from pipeline.measure.inference import require_threads
 from pipeline.timeline import Timeline
+from pipeline.training import compiling
 from pipeline.training.checkpoint import read_model
 from pipeline.training.recipe import machine
 
@@ -50,6 +51,8 @@ def measure_cell(
     paths, began = work.cell(cell.id), clock.now()
     digest = store.artifact_sha256(store.verify(paths, deep=False)["files"])
     trained.require_images(paths, split, f"{cell.name} ({cell.id})")
+    if runtimes.on_gpu(cell.measure.runtimes):
+        compiling.use_cache(work)
     mine = _candidate(paths)
     base, base_digest = mine, digest
     if not cell.is_base:

@@ -460,6 +460,43 @@ def test_memory_of_a_gpu_is_told_from_memory_of_the_machine():
     assert failure_kinds.failure_of(MemoryError("of CUDA.bin"))[0] == "out_of_memory"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "Triton Error [CUDA]: out of memory",
+        "CUDA driver error: out of memory",
+    ],
+)
+def test_memory_of_a_gpu_is_known_by_the_words_of_each_library(line):
+    assert failure_kinds.failure_of(RuntimeError(line))[0] == "gpu_out_of_memory"
+    of_host = RuntimeError("CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED")
+    assert failure_kinds.failure_of(of_host)[0] == "exception"
+
+
+def test_a_convolution_without_an_algorithm_lacks_memory_where_the_gpu_is_full(monkeypatch):
+    error = RuntimeError("GET was unable to find an engine to execute this computation")
+    if not torch.cuda.is_available():
+        assert failure_kinds.failure_of(error)[0] == "exception"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for free, kind in ((300 << 20, "gpu_out_of_memory"), (8 << 30, "exception")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80 << 30))
+        assert failure_kinds.failure_of(error)[0] == kind
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+def test_a_gpu_that_cannot_be_used_ends_the_cell_and_names_the_node(bench, work):
+    [cell] = bench.cells(["base"], seeds=[5]).values()
+    store.publish_json(work.cell(cell.id).cell_json, cell.to_json())
+    roots = ("--work", str(work.root), "--data", str(work.root), "--threads", "1")
+    command = ("-m", "jobs.compress", *roots, "--device", "cuda", cell.id)
+    ran = cells.python(*command, env={"SLURMD_NODENAME": "n7"})
+    failure = store.read_failure(work.cell(cell.id).attempt(1))
+    assert ran.returncode == 1 and (failure.kind, failure.node) == ("no_gpu", "n7")
+    assert failure.line.startswith("no usable GPU: device: cannot use 'cuda' here (")
+    assert "\n" not in failure.reason and not work.cell(cell.id).metrics.exists()
+
+
 def test_memory_that_ran_out_inside_of_another_error_is_found():
     def wrapped():
         try:

@@ -4,7 +4,10 @@ what a machine without a GPU makes of a sweep that asks for one. See tests/gpu f
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
+import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,13 +17,13 @@ import pytest
 import torch
 import torch._dynamo
 
-from pipeline import done, hardware, nvml, runtimes, same_kind
+from pipeline import catalog, done, hardware, nvml, runtimes, same_kind, sweep
 from pipeline.errors import Corrupt, UserError
 from pipeline.measure import cell as measuring
 from pipeline.measure import energy, gpu, series
 from pipeline.measure.series import ENERGY, THROUGHPUT, Series
 from pipeline.models.network import fold, plain
-from pipeline.paths import Work
+from pipeline.paths import CODE, Work
 from pipeline.report import content, json_rows, latex, provenance, views
 from pipeline.report import gpu as reported
 from pipeline.report.frames import Frames
@@ -30,6 +33,7 @@ from pipeline.runtimes import onnxruntime as on_onnxruntime
 from pipeline.runtimes import onnxruntime_gpu, tensorrt
 from pipeline.runtimes.pytorch_cuda import Cuda
 from pipeline.sweep import Measure
+from pipeline.training import compiling
 from tests import cells, results
 from tests.test_techniques import deployed, made, split_of
 
@@ -178,13 +182,16 @@ def test_base_and_compressed_are_measured_in_turns(bench, on_cpu):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
-def test_without_a_gpu_it_costs_a_line_and_nothing_else(bench, tmp_path):
+def test_without_a_gpu_it_costs_a_line_and_nothing_else(bench, tmp_path, monkeypatch):
     told = {"measure": cells.MEASURE | {"runtimes": ["onnxruntime", "pytorch-cuda"]}}
     training = cells.TRAINING | {"epochs": 1, "train_images": 64, "test_images": 64}
     cell = cells.cells(tmp_path, ["base"], training=training, **told)["base"]
     assert cell.measure.runtimes == ("onnxruntime", *ON_GPU)
     work, events = Work(tmp_path / "work"), []
+    monkeypatch.setenv(compiling.CACHE, "")  # so that it is put back
+    monkeypatch.delenv(compiling.CACHE)
     cells.run(cell, work, events.append)
+    assert os.environ[compiling.CACHE] == str(work.compiled)  # not the folder in /tmp
     result = cells.result(work.cell(cell.id))
     for name in ON_GPU:
         why = f"runtime {name}: there is no GPU that CUDA can use"
@@ -337,6 +344,62 @@ def test_the_driver_is_called_as_its_library_asks_for(tmp_path, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
 def test_without_a_driver_nothing_is_told():
     assert nvml.driver() is None and nvml.energy("1234") is None and energy.of_gpu() is None
+
+
+# --- tests/gpu -----------------------------------------------------------------------------------
+
+
+SLOW = """
+import time
+
+def test_that_fails():
+    assert "this" == "that"
+
+def test_that_takes_its_time():
+    open("begun", "w").close()
+    time.sleep(600)
+"""
+
+
+def test_tests_whose_time_is_over_tell_what_they_found(tmp_path):
+    (tmp_path / "test_slow.py").write_text(SLOW)
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-v", "--tb=short", "-c", "/dev/null"]
+    process = subprocess.Popen(
+        [*command, "--rootdir", ".", "-p", "tests.gpu.conftest", "test_slow.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(CODE)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    told = process.communicate(timeout=60)[0]
+    assert "FAILED test_slow.py::test_that_fails - AssertionError" in told
+    assert "test_slow.py:5: in test_that_fails" in told
+
+
+def test_what_only_a_gpu_can_show_is_eight_files_at_most(tmp_path):
+    """With a Python that says what it is called with."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "CALLED $*"\n')
+    python.chmod(0o755)
+    (tmp_path / "tmp").mkdir()
+    environment = {"PYTHON": str(python), "PARTS": "3", "TMPDIR": str(tmp_path / "tmp")}
+    ran = subprocess.run(
+        [CODE / "tests/gpu/all", tmp_path / "made"],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    made = {file.name: file.read_text() for file in (tmp_path / "made").iterdir()}
+    logs = {f"{part}.log" for part in ("training", "deployed", "sweep", "recipe", "tests")}
+    assert made.keys() == {"gpu.yaml", *logs} and not any((tmp_path / "tmp").iterdir())
+    calls = {name: text.count("CALLED") for name, text in made.items()}
+    assert [calls[name] for name in sorted(logs)] == [1, 1, 3, 4, 2]
+    assert len(sweep.load(tmp_path / "made/gpu.yaml", catalog.built_in()).cells) == 4
 
 
 # --- a report ------------------------------------------------------------------------------------

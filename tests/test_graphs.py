@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
+import threading
+import time
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -15,10 +19,12 @@ from pipeline import execute
 from pipeline.models import network
 from pipeline.models.transforms import fakequant
 from pipeline.paths import Work
-from pipeline.training import compiling, losses, recipe
+from pipeline.runtimes import graphs as deployed
+from pipeline.training import compiling, graphs, losses, recipe
+from pipeline.training.checkpoint import Checkpointer
 from pipeline.training.loop import Course, Hooks, Training, fit
 from pipeline.training.step import Step
-from tests import seeded
+from tests import cells, seeded
 from tests.test_training import SPEC, split
 
 
@@ -34,6 +40,54 @@ def test_whatever_the_stage_the_weights_are_those_of_the_eager_loop(tmp_path, mo
     resolve = execute.machine
     monkeypatch.setattr(execute, "machine", lambda *given: graphed(resolve(*given)))
     assert seeded.figures(tmp_path / "graphed", chains) == eager
+
+
+def test_no_snapshot_is_written_while_a_step_is_captured(tmp_path, monkeypatch):
+    """The second training of a stage begins while the last state of the first is written."""
+    captures, writing = [], threading.Lock()
+    write, capture, resolve = Checkpointer._write, graphs.Steps.capture, execute.machine
+
+    def slowly(self, *given):
+        with writing:
+            time.sleep(0.5)
+            write(self, *given)
+
+    def captured(self, draws):
+        captures.append(writing.locked())
+        return capture(self, draws)
+
+    monkeypatch.setattr(Checkpointer, "_write", slowly)
+    monkeypatch.setattr(graphs.Steps, "capture", captured)
+    monkeypatch.setattr(execute, "machine", lambda *given: graphed(resolve(*given)))
+    seeded.figures(tmp_path, ["lowbits"], epochs=1)
+    assert len(captures) > 2 and not any(captures)
+
+
+class Current:
+    """As torch.cuda.stream and torch.cuda.graph of a step that makes the host wait: the graph's end
+    raises, and its stream stays the current one."""
+
+    stream = "the loop's"
+
+    def __init__(self, stream: str, ends: bool = True):
+        self.other, self.ends = stream, ends
+
+    def __enter__(self):
+        self.before, Current.stream = Current.stream, self.other
+
+    def __exit__(self, *_):
+        if not self.ends:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        Current.stream = self.before
+
+
+def test_after_a_capture_that_failed_the_stream_is_what_it_was(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Current.stream)
+    monkeypatch.setattr(torch.cuda, "stream", Current)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **how: Current("the graph's", False))
+    with pytest.raises(RuntimeError, match="previous error"), deployed.capturing(None):
+        assert Current.stream == "the graph's"
+    assert Current.stream == "the loop's"
 
 
 class NothingWaits(TorchDispatchMode):
@@ -130,6 +184,29 @@ def test_networks_that_differ_in_hooks_alone_are_compiled_apart(monkeypatch):
         assert torch.equal(compiled(state.network.eval(), pixels, labels)[1], expected)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_what_is_compiled_is_not_chosen_by_a_race(tmp_path, monkeypatch):
+    """Forward and backward; what else is compiled in the process stays as fast as it can be."""
+    from torch._inductor import compile_fx, config
+
+    modes, compile_one = [], compile_fx._InProcessFxCompile.codegen_and_compile
+
+    def watched(self, *given, **more):
+        modes.append(config.deterministic)
+        return compile_one(self, *given, **more)
+
+    monkeypatch.setenv(compiling.CACHE, str(tmp_path))  # nothing is there
+    monkeypatch.setattr(compile_fx._InProcessFxCompile, "codegen_and_compile", watched)
+
+    def squares(network, pixels, labels):
+        logits = network(pixels)
+        return (logits.sum(1) - labels).square().sum(), logits
+
+    loss, _ = compiling.compiled(squares)(torch.nn.Linear(3, 2), torch.ones(4, 3), torch.ones(4))
+    loss.backward()
+    assert modes == [True, True] and not config.deterministic
+
+
 def test_what_is_compiled_is_kept_in_a_folder_of_the_user_alone(tmp_path, monkeypatch, capsys):
     work = Work(tmp_path / "work")
     monkeypatch.delenv(compiling.CACHE, raising=False)
@@ -139,8 +216,10 @@ def test_what_is_compiled_is_kept_in_a_folder_of_the_user_alone(tmp_path, monkey
     monkeypatch.delenv(compiling.CACHE)
     folder.chmod(0o770)
     compiling.use_cache(work)
-    assert compiling.CACHE not in os.environ and "others can write there" in capsys.readouterr().err
+    assert is_new(os.environ[compiling.CACHE])
+    assert "others can write there" in capsys.readouterr().err
     folder.chmod(0o700)
+    monkeypatch.delenv(compiling.CACHE)
     work.cache.chmod(0o2770)  # a group's: any of it could put another folder in its place
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     compiling.use_cache(work)
@@ -150,7 +229,38 @@ def test_what_is_compiled_is_kept_in_a_folder_of_the_user_alone(tmp_path, monkey
     folder.rmdir()
     folder.symlink_to(work.cache)
     compiling.use_cache(work)
-    assert compiling.CACHE not in os.environ
+    assert is_new(os.environ[compiling.CACHE])
     monkeypatch.setenv(compiling.CACHE, "/chosen")
     compiling.use_cache(work)
     assert os.environ[compiling.CACHE] == "/chosen"
+
+
+def is_new(folder: str) -> bool:
+    """Whether it is an empty folder of this user alone, under a name that nobody can foresee."""
+    status = os.stat(folder)
+    named = Path(folder).name.startswith("netpress-compiled-") and not os.listdir(folder)
+    return named and status.st_uid == os.getuid() and status.st_mode & 0o777 == 0o700
+
+
+USED = """
+import os, sys, torch._dynamo
+from pathlib import Path
+from pipeline.paths import Work
+from pipeline.training import compiling
+before = os.environ[compiling.CACHE]
+compiling.use_cache(Work(Path(sys.argv[1])))
+print(before, os.environ[compiling.CACHE], sep="\\n")
+"""
+
+
+def test_the_folder_that_pytorch_names_by_itself_is_not_used(tmp_path, monkeypatch):
+    """It does so as soon as its compiler is imported, as by the export of a model."""
+    monkeypatch.delenv(compiling.CACHE, raising=False)
+    root = tmp_path / "work"
+    root.mkdir(mode=0o700)
+    environment = {"TMPDIR": str(tmp_path), "HOME": str(tmp_path / "home")}
+    kept = cells.python("-c", USED, str(root), env=environment).stdout.splitlines()
+    assert kept == [kept[0], str(Work(root).compiled)] and "torchinductor_" in kept[0]
+    Work(root).compiled.chmod(0o777)
+    _, own = cells.python("-c", USED, str(root), env=environment).stdout.splitlines()
+    assert Path(own).parent == tmp_path and not Path(own).exists()  # gone with its process

@@ -273,6 +273,15 @@ def test_every_gpu_gets_a_worker_of_its_own(monkeypatch):
     assert local._slots("cpu", None, None)[0].environment == {}
 
 
+@pytest.mark.parametrize(
+    "gpus, device, told", [("0", "auto", "cuda"), ("", "auto", "auto"), ("0", "cpu", "cpu")]
+)
+def test_a_worker_that_has_a_gpu_trains_on_nothing_else(monkeypatch, gpus, device, told):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    [slot] = local._slots(device, None, None)
+    assert slot.options[:2] == ("--device", told)
+
+
 def test_a_gpu_that_is_not_there_is_one_sentence(bench, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match="no NVIDIA GPU is visible here; expected cpu or auto"):

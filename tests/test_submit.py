@@ -1022,6 +1022,27 @@ def test_the_functions_of_jobs_are_passed_in(tmp_path):
     assert acts == ["train", "train", "measure", "measure"]
 
 
+@pytest.mark.parametrize(
+    "settings, devices",
+    [
+        ((), {"train": "cuda", "measure": "auto"}),
+        (("measure=in-job",), {"all": "cuda"}),
+        (("gpu=null",), {"all": "auto"}),
+    ],
+)
+def test_a_job_that_requests_a_gpu_trains_on_nothing_else(tmp_path, settings, devices):
+    from jobs.follow_up import functions
+
+    sweep, work = results.sweep(), Work(tmp_path)
+    made = batch.prepare(
+        batch.Target(sweep, work, tmp_path, profile.load("generic", settings)),
+        batch.Chosen.all_of(sweep.cells),
+        ledger.Ledger(work.sweep("test")),
+    )
+    jobs = [send._function(made, functions(), one) for one in made.prepared if one.array.cells]
+    assert {job.act: job.device for job in jobs} == devices
+
+
 def test_orchestrate_does_not_reach_up_into_jobs():
     for file in Path(batch.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -1049,6 +1070,7 @@ def test_what_is_asked_for_next_time():
     at_cap = retry.escalated(retry.Cause("stuck", ""), Request(40, 300), 100, 300)
     assert "300 minutes already" in at_cap
     assert after("node_failure", "cn1") == Request(40, 240, ("cn1",))
+    assert after("no_gpu", "cn1") == Request(40, 240, ("cn1",))
     assert not retry.RULES["exception"].again
 
 

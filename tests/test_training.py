@@ -9,6 +9,7 @@ import math
 import os
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from pipeline.models.transforms.folded import Folded
 from pipeline.store import StageHistory
 from pipeline.sweep import Recipe
 from pipeline.training import checkpoint, losses
+from pipeline.training import recipe as training_recipe
 from pipeline.training.checkpoint import Checkpointer, Snapshot
 from pipeline.training.loop import Course, Diverged, Hooks, Training, evaluate, fit, seeded
 from pipeline.training.recipe import LARGEST_GRADIENT, learning_rate, machine, optimizer
@@ -364,6 +366,23 @@ def test_bf16_and_float32_are_settings_of_the_same_loop():
     assert all(p.dtype == torch.float32 for p in done.state.network.parameters())
     assert done.columns["loss"][0] == pytest.approx(exact.columns["loss"][0], rel=0.1)
     assert done.columns["loss"] != exact.columns["loss"]
+
+
+@pytest.mark.parametrize("capability, precision", [(7, "fp32"), (8, "bf16")])
+def test_bf16_that_a_gpu_only_emulates_is_not_chosen(monkeypatch, capability, precision):
+    """What PyTorch says of a T4 and of an A100: it can emulate bf16 on the first."""
+    card = SimpleNamespace(major=capability)
+    for name, answer in (
+        ("is_available", True),
+        ("current_device", 0),
+        ("get_device_properties", card),
+        ("_check_bf16_tensor_supported", True),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    for name in ("deterministic", "benchmark"):  # which `machine` sets: they are put back
+        monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
+    monkeypatch.setattr(training_recipe, "_device", torch.device)
+    assert machine(Recipe(), "cuda").precision == precision
 
 
 def test_a_device_that_is_not_there_is_one_sentence():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline import paths
 from pipeline.orchestrate import ledger, report_job
 from pipeline.orchestrate.graph import Array
-from pipeline.orchestrate.profile import Cluster
+from pipeline.orchestrate.profile import Cluster, Profile
 
 if TYPE_CHECKING:
     from pipeline.orchestrate.executor import JobRequest
@@ -31,6 +31,13 @@ def _placed(on: str, names: Mapping[str, str]) -> str:
     if name in names:
         return f"@{names[name]}@_{index}"
     return f"@{names[on]}@" if on in names else on
+
+
+def gres(array: Array, profile: Profile) -> str | None:
+    """What an array requests of GPUs; None: its jobs run without one."""
+    if array.name in (FOLLOW_UP, REPORT) or (array.measures and not array.on_gpu):
+        return None
+    return profile.gres
 
 
 def slurm_request(
@@ -56,7 +63,7 @@ def slurm_request(
         dependency=dependency or (profile.dependency if array.cells else None),
         exclude=request.exclude,
         cores=profile.cores,
-        gres=profile.gres,
+        gres=gres(array, profile),
         single=array.single,
         code=cluster.code.folder,
         at_once=array.at_once,
@@ -66,17 +73,16 @@ def slurm_request(
         return replace(
             for_cells,
             cores=profile.follow_up.cores,
-            gres=None,
             part=profile.report,
             begin=f"now+{profile.follow_up.every_s}",
         )
     if array.measures and profile.measure_job is not None:
-        own, gres = profile.measure_job, None
+        own = profile.measure_job
         if array.on_gpu:  # which is where the jobs that train are, not where `measure:` says
             there = {"partition": None, "qos": None, "constraint": profile.constraint}
-            own, gres = own.model_copy(update=there), profile.gres
-        return replace(for_cells, cores=own.cores, gres=gres, part=own)
+            own = own.model_copy(update=there)
+        return replace(for_cells, cores=own.cores, part=own)
     if array.name != REPORT:
         return for_cells
     cores, report = profile.report.cores, profile.report
-    return replace(for_cells, cores=cores, gres=None, part=report, mail_on="END,FAIL")
+    return replace(for_cells, cores=cores, part=report, mail_on="END,FAIL")

@@ -73,7 +73,11 @@ def _slots(device: str, workers: int | None, threads: int | None) -> list[Slot]:
         raise UserError("--device cuda: no NVIDIA GPU is visible here; expected cpu or auto")
     count = workers or max(1, len(gpus))
     cores = hardware.training_cores()
-    options = ("--device", device, "--threads", str(threads or max(1, cores // count)))
+    # Where there is a GPU, `auto` is no way to the CPU: one that cannot be used is a failure.
+    options = (
+        *("--device", "cuda" if gpus else device),
+        *("--threads", str(threads or max(1, cores // count))),
+    )
     return [
         Slot(options, {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})
         for i in range(count)

@@ -35,6 +35,7 @@ RULES = {
     "time_limit": Rule(True),  # it continues from its checkpoint
     "stuck": Rule(True, minutes=2.0),  # a whole job made no progress
     "node_failure": Rule(True, elsewhere=True),
+    "no_gpu": Rule(True, elsewhere=True),
     "preempted": Rule(True),
     "cancelled": Rule(True),
     "lost": Rule(True),

@@ -30,7 +30,7 @@ from pipeline.orchestrate.batch import (
 from pipeline.orchestrate.executor import without_nodes
 from pipeline.orchestrate.graph import ALL, MEASURE, TRAIN, Array, Request
 from pipeline.orchestrate.in_queue import text_id
-from pipeline.orchestrate.job_request import dependency, slurm_request
+from pipeline.orchestrate.job_request import dependency, gres, slurm_request
 from pipeline.sweep import own
 from pipeline.terminal import tell
 
@@ -362,6 +362,7 @@ def _function(batch: Batch, functions: JobFunctions, item: Prepared) -> Any:
         max(item.minutes, job.minutes),
         (batch.sweep.name, batch.sweep.tracking),
         _act(batch, item.array),
+        "cuda" if gres(item.array, profile) else "auto",
     )
 
 

@@ -58,7 +58,7 @@ class Call:
             logits = self._warm()
             if on_gpu:
                 self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):
+                with capturing(self.graph):
                     logits = self.forward(self.pixels)
         self.logits = logits
         self.given = torch.zeros(logits.shape, pin_memory=on_gpu)
@@ -101,6 +101,20 @@ class Call:
 
         if self.graph is not None:
             torch.cuda.current_stream().synchronize()
+
+
+@contextmanager
+def capturing(graph: torch.cuda.CUDAGraph, error_mode: str = "global") -> Iterator[None]:
+    """What is launched meanwhile is captured in the graph. Where that fails, PyTorch leaves the
+    stream on which it captures as the current one: here it is what it was, whatever happens.
+    ``error_mode``: see torch.cuda.graph."""
+    import torch
+
+    with (
+        torch.cuda.stream(torch.cuda.current_stream()),
+        torch.cuda.graph(graph, capture_error_mode=error_mode),
+    ):
+        yield
 
 
 @contextmanager

@@ -17,13 +17,15 @@ from pipeline.errors import Corrupt
 from pipeline.paths import AttemptPaths, CellPaths
 from pipeline.store import files
 
-KIND_WORDS = {"gpu_out_of_memory": "out of memory"}  # all others are shown as they are
+# All other kinds are shown as they are.
+KIND_WORDS = {"gpu_out_of_memory": "out of memory", "no_gpu": "no usable GPU"}
 
 
 @dataclass(frozen=True)
 class Failure:
     """How an attempt failed. The kind decides what `resume` does, the reason is one line for the
-    user. `node`: where it ran, recorded for failures that only SLURM reports."""
+    user. `node`: where it ran, recorded for failures that only SLURM reports, and for those that
+    another node may not have."""
 
     kind: str
     reason: str

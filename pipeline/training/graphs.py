@@ -18,6 +18,7 @@ import torch
 
 from pipeline.data import Draws
 from pipeline.errors import first_line
+from pipeline.runtimes.graphs import capturing
 from pipeline.terminal import tell
 from pipeline.training.step import Step
 
@@ -146,7 +147,7 @@ def _captured(function: Callable[[], Any]) -> Callable[[], Any]:
     torch.cuda.current_stream().wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
     # Other threads may use the device meanwhile: checkpoints are written in one.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with capturing(graph, "thread_local"):
         results = function()
 
     def replay() -> Any:

@@ -81,7 +81,8 @@ class Hooks:
     training being done, without gradients; the state's own transforms come first. ``after_epoch``:
     the training, before it is kept. ``keep``: the training, to be written down: what hooks did by
     then must be in its state, since a resumed training calls none of them again. ``tick``: about
-    once a second, where it stands.
+    once a second, where it stands. ``settle``: before a step is captured; it returns once no other
+    thread uses the device.
     """
 
     after_step: Callable[[ModelState, int, int], None] = _nothing
@@ -89,6 +90,7 @@ class Hooks:
     keep: Callable[[Training], None] = _nothing
     tick: Callable[[dict[str, Any]], None] = _nothing
     phase: Callable[[str], None] = _nothing
+    settle: Callable[[], None] = _nothing
 
 
 def fit(
@@ -243,6 +245,8 @@ class _Loop:
     def _capture(self) -> None:
         """From here on steps and evaluations are replayed, where they can be captured."""
         self.hooks.phase("compile")
+        # PyTorch hands out its streams in turns: another thread's may be that which captures.
+        self.hooks.settle()
         rates = [
             [self._rate(group, step) for step in range(self.course.epochs * self.steps)]
             for group in self.optim.param_groups

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pipeline import hardware
-from pipeline.errors import UserError
+from pipeline.errors import NoGpu, UserError
 from pipeline.sweep import Recipe
 from pipeline.training.small_maps import SmallMaps
 
@@ -48,16 +48,21 @@ class Machine:
 
 
 def machine(recipe: Recipe, device: str = "auto") -> Machine:
-    """UserError for a device that is not there."""
+    """UserError for a device that is not there, NoGpu for a GPU."""
     chosen = _device(device)
     cuda = chosen.type == "cuda"
-    native = torch.cuda.is_bf16_supported() if cuda else hardware.has_bf16()
+    native = _gpu_has_bf16() if cuda else hardware.has_bf16()
     bf16 = native if recipe.precision == "auto" else recipe.precision == "bf16"
     compiled = cuda if recipe.compile == "auto" else recipe.compile == "on"
     if cuda:  # the same seed gives the same weights: no algorithm chosen by a race, or that adds in
         torch.backends.cudnn.deterministic = True  # the order in which threads arrive
         torch.backends.cudnn.benchmark = False
     return Machine(chosen, bf16, compiled, graphed=cuda and recipe.compile != "off")
+
+
+def _gpu_has_bf16() -> bool:
+    """As `hardware.has_bf16`: GPUs before Ampere emulate it."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _device(name: str) -> torch.device:
@@ -67,9 +72,10 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
+        kind = NoGpu if name.partition(":")[0] == "cuda" else UserError
+        raise kind(
             f"device: cannot use {name!r} here ({str(error).splitlines()[0]}); "
-            "expected auto, cpu or cuda"
+            "expected auto, cpu or cuda (cpu trains without a GPU)"
         ) from error
     return device
 

@@ -64,7 +64,19 @@ def main() -> None:
             speeds[name].append(speed)
             if not turn:
                 print(f"{name:16} {speed:10.1f} images/s, set-up {setup:.1f} s", flush=True)
+                _print_first(
+                    {name: values[0] for name, values in speeds.items() if values}, options
+                )
     _print({name: values[1:] or values for name, values in speeds.items()}, options)
+
+
+def _print_first(speeds: dict[str, float], options) -> None:
+    """What the variant that came last shows already: who ends this early has the others."""
+    name = [*speeds][-1]
+    if name == "loop bf16":
+        _print_share(speeds[name], options)
+    elif "loop bf16" in speeds:
+        print(f"loop bf16 / {name}: {speeds['loop bf16'] / speeds[name]:.3f} at first", flush=True)
 
 
 def _print(speeds: dict[str, list[float]], options) -> None:

@@ -72,8 +72,12 @@ def test_a_cell_that_comes_to_the_limit_of_its_estimate_gets_more_time(desk):
         desk.box.ask("scancel", "--signal=USR2", f"{job}_0")
         wait_for(lambda: "Restarts=1" in desk.box.ask(*show))
         wait_for(lambda: "TimeLimit=00:15:00" in desk.box.ask(*show))  # the last that it does
+    # The GPU that it gets is none that torch can use: another node may have one.
     status = desk.settled(sweep)["base/24"]
-    assert status["state"] == "done"
+    assert status["state"] == "failed"
+    assert status["reason"].startswith("no usable GPU: device: cannot use 'cuda' here")
+    assert ", without n" in desk.resume(sweep, *LATER)
+    desk.netpress("cancel", sweep)
 
 
 def test_a_requeue_that_slurm_refuses_is_resumed(desk):
