@@ -149,9 +149,23 @@ def test_tensorrt_is_given_the_artifacts_graph_in_half_precision(bench):
     assert tensorrt.kernels(model.model, model.shape) == (0, 9, 0.0)
 
 
-def test_tensorrt_refuses_what_is_quantized_and_says_why(bench):
-    with pytest.raises(ValueError, match="needs activations that are symmetric around zero"):
-        tensorrt.load(deployed(bench, "ptq-int8").model, 1)
+def test_tensorrt_is_given_what_is_quantized_with_symmetric_activations(bench, monkeypatch):
+    """Its numbers are those of tests/test_symmetric.py; here, that they are what it is given."""
+    model, pixels = deployed(bench, "ptq-int8"), split_of(bench).test.pixels.numpy()
+    graph, note = tensorrt.given(model.model)
+    assert note == "int8 with symmetric activations: 7 to 8 bits where the artifact has 8"
+    onnx.checker.check_model(graph, full_check=True)
+    wanted = runtimes.session(model, 1).run(pixels)
+    logits = on_onnxruntime.load(graph.SerializeToString(), 1).run(pixels)
+    assert 0 < np.abs(logits - wanted).max() <= 0.05 * np.ptp(wanted)
+    kernels, whole = tensorrt.kernels(model.model, model.shape), runtimes.kernels(model)
+    assert (kernels.integer, kernels.total) == (whole.total - 1, whole.total) == (8, 9)
+    given = []
+    monkeypatch.setattr(tensorrt, "_engine", lambda model, shape: given.append(model))
+    loaded = tensorrt.load(model.model, 1)
+    assert given == [graph.SerializeToString()]
+    assert (loaded.note, loaded.shape, loaded.classes) == (note, model.shape, 10)
+    assert tensorrt.load(deployed(bench, "base").model, 1).note is None
 
 
 # --- a measurement -------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline import artifact, runtimes
-from pipeline.artifact import im2col
+from pipeline.artifact import convolutions, im2col
 from pipeline.models.transforms import pairs as pairs_of_weights
 from tests import integers
 from tests.test_techniques import made, split_of
@@ -159,8 +160,55 @@ def test_whatever_the_convolution_the_same_integers_come_out(layers, channels, s
     images = np.random.default_rng(seed).integers(0, 256, (batch, channels, *size), dtype=np.uint8)
     assert np.array_equal(outputs(rewritten, images), outputs(model, images))
     if len(layers) == 1:  # behind a second one, a sum that is rounded up differs by its weight
+        again = restored(rewritten)
+        assert not {"Gemm", "Gather", "Transpose"} & {*kinds(again)}
+        assert np.array_equal(outputs(again, images), outputs(model, images))
         exact = integers.logits(model, images).astype(int)
         assert np.abs(outputs(model, images) - exact).max() <= 1  # float32 rounds half-way sums
+
+
+def restored(model: onnx.ModelProto) -> onnx.ModelProto:
+    whole = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    convolutions.restore(whole)
+    again = ir.to_proto(whole)
+    del again.graph.value_info[:]
+    onnx.checker.check_model(again, full_check=True)
+    return again
+
+
+square = st.builds(
+    lambda filters, side, stride, dilation, pad: Layer(
+        filters, (side,) * 2, (stride,) * 2, (dilation,) * 2, (pad,) * 4, 3
+    ),
+    filters=st.integers(1, 9),
+    side=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    dilation=st.integers(1, 2),
+    pad=st.integers(0, 2),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(layers=st.lists(square, min_size=2, max_size=4), size=st.tuples(*[st.integers(2, 8)] * 2))
+def test_products_behind_one_another_become_convolutions_again(layers, size):
+    assume(fits(layers, size))
+    model = qdq(layers, 3, size)
+    rewritten = im2col.rewritten(model)
+    again = restored(rewritten)
+    assume("Gemm" in kinds(rewritten))  # maps that padding made large stay convolutions
+    assert not {"Gemm", "Gather", "Transpose"} & {*kinds(again)}
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, *size), dtype=np.uint8)
+    assert np.array_equal(outputs(again, images), outputs(model, images))
+
+
+def test_a_product_that_no_convolution_gives_is_not_restored():
+    rewritten = im2col.rewritten(qdq([Layer(8)], 3, (4, 4)))
+    [table] = [t for t in rewritten.graph.initializer if t.name.endswith("_table")]
+    pixels = numpy_helper.to_array(table).copy()
+    pixels[[4, 40]] = pixels[[40, 4]]
+    table.CopyFrom(numpy_helper.from_array(pixels, table.name))
+    with pytest.raises(ValueError, match="reads pixels as no convolution does"):
+        restored(rewritten)
 
 
 def test_between_two_products_nothing_is_moved_and_a_pooling_still_fits():

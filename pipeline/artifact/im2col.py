@@ -15,6 +15,7 @@ convolutions of floats stay what they are.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,12 +58,12 @@ class _Convolution:
 
 
 def _match(conv: ir.Node) -> _Convolution | None:
-    image, weight = (_dequantize(value) for value in conv.inputs[:2])
+    image, weight = (dequantizer(value) for value in conv.inputs[:2])
     readers = conv.outputs[0].consumers()
-    size, output_size = _size(conv.inputs[0]), _size(conv.outputs[0])
+    size, output_size = size_of(conv.inputs[0]), size_of(conv.outputs[0])
     if image is None or weight is None or size is None or output_size is None:
         return None
-    kernel = _constant(weight.inputs[0])
+    kernel = constant_of(weight.inputs[0])
     if (
         len(image.inputs) < 3  # without a zero point: what stands outside is not known
         or [n.op_type for n in readers] != ["QuantizeLinear"]
@@ -77,13 +78,13 @@ def _match(conv: ir.Node) -> _Convolution | None:
     return _Convolution(conv, image, weight, readers[0], kernel, size, output_size)
 
 
-def _dequantize(value: ir.Value | None) -> ir.Node | None:
+def dequantizer(value: ir.Value | None) -> ir.Node | None:
     """The DequantizeLinear that gives this value; None where something else does."""
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
-def _constant(value: ir.Value | None) -> np.ndarray | None:
+def constant_of(value: ir.Value | None) -> np.ndarray | None:
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
@@ -135,16 +136,32 @@ def _replace(graph: ir.Graph, conv: _Convolution, by_pixel: dict[ir.Value, ir.Va
 
 
 def _table(conv: _Convolution) -> np.ndarray:
-    """int32 [P Q, h w] -> which pixel of the input each tap of each output sees; H W: outside."""
     attributes = conv.node.attributes
-    strides = attributes.get_ints("strides", (1, 1))
-    dilations = attributes.get_ints("dilations", (1, 1))
-    before = attributes.get_ints("pads", (0, 0, 0, 0))[:2]
-    height, width = conv.size
+    return table_of(
+        conv.size,
+        conv.output_size,
+        conv.kernel.shape[2:],
+        attributes.get_ints("strides", (1, 1)),
+        attributes.get_ints("dilations", (1, 1)),
+        attributes.get_ints("pads", (0, 0, 0, 0))[:2],
+    )
+
+
+def table_of(
+    size: Sequence[int],
+    output_size: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    before: Sequence[int],
+) -> np.ndarray:
+    """int32 [P Q, h w] -> which pixel of the input each tap of each output sees; H W: outside.
+    (rows, columns) of each: `size` H, W, `output_size` P, Q, `kernel` h, w, padding `before`."""
+    height, width = size
     rows, columns = (
         np.arange(n)[:, None] * stride + np.arange(taps) * dilation - pad
         for n, taps, stride, dilation, pad in zip(
-            conv.output_size, conv.kernel.shape[2:], strides, dilations, before, strict=True
+            output_size, kernel, strides, dilations, before, strict=True
         )
     )
     rows, columns = rows[:, None, :, None], columns[None, :, None, :]  # [P, Q, h, w]
@@ -153,7 +170,7 @@ def _table(conv: _Convolution) -> np.ndarray:
     return seen.reshape(len(rows) * columns.shape[1], -1).astype(np.int32)
 
 
-def _size(value: ir.Value | None) -> tuple[int, int] | None:
+def size_of(value: ir.Value | None) -> tuple[int, int] | None:
     """(H, W) of a tensor [N, C, H, W]; None where they are not known."""
     if value is None or value.shape is None or len(value.shape) != 4:
         return None

@@ -1,12 +1,13 @@
-"""TensorRT on a GPU, in fp16: the artifact's graph with its weights rounded to half precision.
+"""TensorRT on a GPU: float artifacts in fp16, their weights rounded to half precision; quantized
+ones in int8, with activations that are symmetric around zero, as TensorRT needs them.
 
 An engine is built for each artifact at loading, which takes a while; each call is one CUDA graph.
-Quantized artifacts are refused: TensorRT computes on integers only where activations are symmetric
-around zero, and theirs are not. N images, C channels, H x W pixels.
+N images, C channels, H x W pixels.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 LABEL, PACKAGE, READS_ARTIFACTS = "TensorRT", "tensorrt", True
 DEVICE = "cuda"
 PRODUCTS = {"Conv", "Gemm", "MatMul"}
+SYMMETRIC = "int8 with symmetric activations: 7 to 8 bits where the artifact has 8"
 HALF = "_half"  # of the name of the logits before they are float32 again
 
 
@@ -37,30 +39,49 @@ def available() -> str | None:
 
 def load(model: bytes, threads: int) -> Loaded:
     """`threads` is of CPUs, and not used."""
-    half = in_half(_floats(model))
-    shape, classes = _sizes(half)
-    return Loaded(_engine(half.SerializeToString(), shape), shape, classes)
+    parsed, note = given(model)
+    shape, classes = _sizes(parsed)
+    return Loaded(_engine(parsed.SerializeToString(), shape), shape, classes, note)
 
 
 def kernels(model: bytes, shape: Shape) -> Kernels:
-    graph = _floats(model).graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    named = [name for node in graph.node if node.op_type in PRODUCTS for name in node.input[1:2]]
-    tensors = [weights[name] for name in named if name in weights]
-    return share([(False, int(np.prod(tensor.dims))) for tensor in tensors])
-
-
-def _floats(model: bytes) -> onnx.ModelProto:
-    """Raises ValueError for a quantized model."""
+    """By its graph: TensorRT computes a product on integers where both of its inputs are."""
     import onnx
 
-    parsed = onnx.load_model_from_string(model)
-    if any("Quantize" in node.op_type or "Integer" in node.op_type for node in parsed.graph.node):
-        raise ValueError(
-            "it is quantized, and TensorRT needs activations that are symmetric around zero for "
-            "that, which this model's are not"
+    graph = onnx.shape_inference.infer_shapes(given(model)[0]).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    sizes = {
+        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*graph.value_info, *graph.output)
+    } | {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    products = []
+    for node in graph.node:
+        if node.op_type not in PRODUCTS:
+            continue
+        rounded = [name in makers and _dequantizes(makers[name]) for name in node.input[:2]]
+        weight = sizes[node.input[1]]
+        # Without images and channels.
+        places = (
+            sizes[node.output[0]][2:] if node.op_type == "Conv" else sizes[node.output[0]][1:-1]
         )
-    return parsed
+        products.append((all(rounded), math.prod(places) * math.prod(weight)))
+    return share(products)
+
+
+def _dequantizes(node: onnx.NodeProto) -> bool:
+    return node.op_type == "DequantizeLinear"
+
+
+def given(model: bytes) -> tuple[onnx.ModelProto, str | None]:
+    """What TensorRT is given of an artifact, and in which way it is another model than that."""
+    import onnx
+
+    from pipeline.artifact.symmetric import symmetric
+
+    parsed = onnx.load_model_from_string(model)
+    if not any(_dequantizes(node) for node in parsed.graph.node):
+        return in_half(parsed), None
+    return symmetric(parsed), SYMMETRIC
 
 
 def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -125,6 +146,7 @@ class Loaded:
     engine: Any
     shape: Shape
     classes: int
+    note: str | None = None
 
     def __post_init__(self) -> None:
         self.calls = Calls(self._prepared)
