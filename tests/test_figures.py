@@ -22,7 +22,7 @@ from pipeline import cli, report, runtimes, verify
 from pipeline.measure.series import Series
 from pipeline.orchestrate import plan
 from pipeline.paths import CODE, Work
-from pipeline.report import figures, points
+from pipeline.report import cards, figures, plot, points
 from pipeline.report.figures import chosen, look, spread, tradeoff
 from tests import results
 
@@ -101,6 +101,29 @@ def test_controls_are_hollow_and_grey():
     red, green, blue = re.findall("..", to_hex(styles["student-alone"]["color"])[1:])
     assert red == green == blue
     assert look.dashes("student-alone") == look.DASHES and look.dashes("kd") == "-"
+
+
+def test_a_technique_looks_the_same_in_every_figure():
+    """Also where others have several operating points, or are missing."""
+    rows, _ = some(("kd", "half", "prune-0.1", "prune-0.2", "student-alone", "last"))
+    rows = [replace(r, family="prune") if r.technique.startswith("prune") else r for r in rows]
+    styles = look.looks(rows)
+    assert list(styles) == ["kd", "half", "prune", "last", "student-alone"]
+    shown = {name: name for name in ("student-alone", "last", "half")}
+    shown |= {name: "prune" for name in ("prune-0.2", "prune-0.1")}
+    own = look.looks_of(shown, rows)
+    assert {name: own[name] for name in ("student-alone", "last", "half")} == {
+        name: styles[name] for name in ("student-alone", "last", "half")
+    }
+    assert own["prune-0.2"] == styles["prune"]
+    assert own["prune-0.1"] == look.technique_look(4)  # which no family has
+    ids = {row.technique: "there" for row in rows}
+    answer = cards.Answer(rows[0].dataset, rows[0].model, (), ())
+    few = [row for row in rows if row.technique in ("base", "last")]
+    whole, part = (plot.plot(some_rows, answer, ids, 1, rows).marks for some_rows in (rows, few))
+    [before], [after] = ([m for m in marks if m.lines[0] == "last"] for marks in (whole, part))
+    assert (after.shape, after.look.split()[:2]) == (before.shape, before.look.split()[:2])
+    assert "k3" in after.look
 
 
 # --- accuracy against bytes, and against latency ---------------------------------------------

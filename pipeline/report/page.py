@@ -144,7 +144,7 @@ def _shown(
             rows = measured.get(setting, [])
             ids = table.row_ids(machines, number)
             answer = next(iter(cards.answers(sweep, rows)), Answer(*setting, (), ()))
-            drawn = plot.plot(rows, answer, ids, plots) if i < most else None
+            drawn = plot.plot(rows, answer, ids, plots, frames.rows) if i < most else None
             yield Shown(f"shown-{i}{number and '-'}{number}", answer, drawn, ids, number)
 
 

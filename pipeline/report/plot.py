@@ -196,15 +196,20 @@ def _place(percent: float) -> str:
 
 
 def plot(
-    rows: Sequence[Row], answer: Answer, row_ids: Mapping[str, str], plots: int
+    rows: Sequence[Row],
+    answer: Answer,
+    row_ids: Mapping[str, str],
+    plots: int,
+    every_row: Sequence[Row],
 ) -> Plot | None:
-    """`row_ids`: technique -> the row that its mark is a link to; `plots`: of the whole page. None
+    """`row_ids`: technique -> the row that its mark is a link to; `plots`: of the whole page;
+    `every_row`: of the report, so that a technique looks the same in each of its figures. None
     where nothing has both an accuracy and a size."""
     every = points.points(rows, STORED)
     if not every:
         return None
     anchors = points.placed(every, answer.dataset)
-    drawing = _Drawing(rows, every, answer, row_ids, Scale.of(every, anchors))
+    drawing = _Drawing(rows, every, answer, row_ids, Scale.of(every, anchors), every_row)
     chosen = _chosen(every, answer, max(20, MOST_MARKS // plots))
     best = points.thinned(frontier(every), len(chosen))
     base, scale = base_accuracy(every), drawing.scale
@@ -254,12 +259,14 @@ class _Drawing:
         answer: Answer,
         row_ids: Mapping[str, str],
         scale: Scale,
+        every_row: Sequence[Row],
     ):
         self.answer, self.scale, self.row_ids = answer, scale, row_ids
         self.base = cards.base_of(rows)
         self.best = {id(point) for point in frontier(every)}
         self.far = points.far_below(every)
-        self.looks = dict(list(_looks(rows).items())[:MOST_FAMILIES])
+        styles = _looks([*every_row, *rows])  # other machines may have measured more
+        self.looks = {name: styles[name] for name in look.families(rows)[:MOST_FAMILIES]}
 
     def mark(self, point: Point) -> Mark:
         x, y = point.at

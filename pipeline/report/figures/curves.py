@@ -217,7 +217,8 @@ def _marks(rows: Sequence[Row], curves: Iterable[Curves]) -> dict[str, dict]:
     shown = {c.technique: c for c in sorted(curves, key=_order(rows))}
     own = len({c.family for c in shown.values()}) < len(shown)
     if own:
-        marks = look.looks_of({c.technique: c.family for c in shown.values() if not c.is_base})
+        points = {c.technique: c.family for c in shown.values() if not c.is_base}
+        marks = look.looks_of(points, rows)
     else:
         marks = look.looks(rows)
     return {

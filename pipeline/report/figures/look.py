@@ -8,6 +8,7 @@ grey and hollow.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import string
@@ -272,16 +273,31 @@ def families(rows: Iterable[Row]) -> list[str]:
 
 
 def looks(rows: Iterable[Row]) -> dict[str, dict]:
-    """How each family of operating points is drawn, in every figure."""
-    return looks_of({name: name for name in families(rows)})
+    """How each family of operating points is drawn, in every figure: techniques in colours, then
+    controls. `rows`: all of the report."""
+    return _numbered(families(rows))[0]
 
 
-def looks_of(family: Mapping[str, str]) -> dict[str, dict]:
-    """How each of these names, with its family, is drawn: techniques in colours, then controls."""
-    techniques = [name for name in family if family[name] not in CONTROLS]
-    controls = [name for name in family if family[name] in CONTROLS]
-    drawn = {name: technique_look(i) for i, name in enumerate(techniques)}
-    return drawn | {name: control_look(i) for i, name in enumerate(controls)}
+def looks_of(family: Mapping[str, str], rows: Iterable[Row]) -> dict[str, dict]:
+    """How each of these operating points, with its family, is drawn where they differ: the first
+    one of a family as the family, the others as none."""
+    marks, unused = _numbered(families(rows))
+    first: dict[str, str] = {}
+    for name, of in family.items():
+        first.setdefault(of, name)
+    return {
+        name: marks[of] if first[of] == name else next(unused[of in CONTROLS])
+        for name, of in family.items()
+    }
+
+
+def _numbered(names: Sequence[str]) -> tuple[dict[str, dict], tuple[Iterator[dict], ...]]:
+    """The look of each of these families, and the looks of techniques and of controls that are
+    left."""
+    numbers = {which: itertools.count() for which in (False, True)}
+    draw = {False: technique_look, True: control_look}
+    marks = {name: draw[name in CONTROLS](next(numbers[name in CONTROLS])) for name in names}
+    return marks, tuple(map(draw[which], numbers[which]) for which in (False, True))
 
 
 def technique_look(i: int) -> dict:

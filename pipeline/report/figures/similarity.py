@@ -77,7 +77,7 @@ def _marks(rows: Sequence[Row], every: Sequence[Alike]) -> dict[str, dict]:
     one of their own. The band comes last."""
     families = {each.technique: each.family for each in every if each.technique != ANEW}
     own = len({*families.values()}) < len(families)
-    looks = look.looks_of(families) if own else look.looks(rows)
+    looks = look.looks_of(families, rows) if own else look.looks(rows)
     marks = {
         name: {
             **looks[name if own else family],
