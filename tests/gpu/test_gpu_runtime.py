@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import execute, hardware, nvml, runtimes, store
+from pipeline import artifact, execute, hardware, nvml, runtimes, store
 from pipeline.measure import energy, inference, series
 from pipeline.measure.series import ENERGY, THROUGHPUT, Series
 from pipeline.models import module_of, network
@@ -19,6 +19,7 @@ from pipeline.paths import Work
 from pipeline.report import gpu as reported
 from pipeline.report.frames import Frames
 from pipeline.report.row import identity, row
+from pipeline.runtimes import onnxruntime, tensorrt
 from pipeline.runtimes.pytorch_cuda import Cuda, Loaded
 from tests import cells
 
@@ -142,6 +143,27 @@ def test_it_is_a_runtime_by_its_name(name):
     runtime = runtimes.get(name)
     assert runtime.available() is None and not runtime.READS_ARTIFACTS
     assert runtime.kernels(made("vgg11_bn"), SHAPE).integer_share == 0
+
+
+@pytest.mark.parametrize("technique, near", [("base", 0.02), ("ptq-int8", 0.05)])
+def test_tensorrt_computes_the_graph_that_it_is_given(tmp_path, technique, near):
+    """Of int8 in a kernel of its own each half may be rounded to the other side."""
+    pytest.importorskip("tensorrt")
+    of_base = cells.cells(tmp_path, [*dict.fromkeys(["base", technique])])
+    work = Work(tmp_path / "work")
+    for cell in of_base.values():
+        with store.lock_cell(work.cell(cell.id)):
+            execute.run_cell(cell, work, work.root, device="cuda")
+    model = artifact.load(work.cell(of_base[technique].id).artifact)
+    given, note = tensorrt.given(model.model)
+    images = np.random.default_rng(0).integers(0, 256, (64, *model.shape), np.uint8)
+    wanted = onnxruntime.load(given.SerializeToString(), 1).run(images)
+    one = tensorrt.load(model.model, 1)
+    for count in (1, 40, 64):
+        logits = one.run(images[:count])
+        assert logits.shape == (count, len(model.classes)) and logits.dtype == np.float32
+        assert np.abs(logits - wanted[:count]).max() <= near * np.ptp(wanted)
+    assert one.note == note and (note is None) == (technique == "base")
 
 
 def test_energy_is_that_of_a_card():
