@@ -166,6 +166,10 @@ def test_tensorrt_is_given_what_is_quantized_with_symmetric_activations(bench, m
     assert given == [graph.SerializeToString()]
     assert (loaded.note, loaded.shape, loaded.classes) == (note, model.shape, 10)
     assert tensorrt.load(deployed(bench, "base").model, 1).note is None
+    other = onnx.load_model_from_string(model.model)
+    other.graph.node[-1].op_type = "MatMulInteger"
+    with pytest.raises(ValueError, match="it has integer operators that are not between"):
+        tensorrt.load(other.SerializeToString(), 1)
 
 
 # --- a measurement -------------------------------------------------------------------------------

@@ -101,9 +101,7 @@ def _replace(
     graph.insert_before(product.gemm, tape.nodes)
     maps[product.rounding.outputs[0]] = rounded, output_size
     if last is not None:
-        name, last[0].name = last[0].name, None
-        rounded.name, rounded.shape, rounded.type = name, last[0].shape, last[0].type
-        ir.convenience.replace_all_uses_with(last[0], rounded, replace_graph_outputs=True)
+        im2col.take_place(rounded, last[0])
 
 
 def _image(

@@ -84,6 +84,14 @@ def dequantizer(value: ir.Value | None) -> ir.Node | None:
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
+def take_place(new: ir.Value, old: ir.Value) -> None:
+    """``new`` for all readers of ``old``, and as the output of the graph, by its name, where that
+    is one."""
+    name, old.name = old.name, None
+    new.name, new.shape, new.type = name, old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
 def constant_of(value: ir.Value | None) -> np.ndarray | None:
     return None if value is None or value.const_value is None else value.const_value.numpy()
 

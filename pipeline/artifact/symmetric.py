@@ -69,7 +69,7 @@ class _Rewriting:
             elif node.op_type != "Clip" and any(value in self.rounded for value in node.inputs):
                 raise ValueError(f"it has the operator {node.op_type} on integers")
         for node in list(self.graph):
-            if node.op_type in PRODUCTS and not _integers(node.inputs[0]):
+            if node.op_type in PRODUCTS and im2col.dequantizer(node.inputs[0]) is None:
                 self._floats(node)
 
     def _quantize(self, node: ir.Node) -> None:
@@ -142,10 +142,7 @@ class _Rewriting:
         else:
             raise ValueError("it has integers that nothing has rounded")
         self._insert(node, tape)
-        if values.is_graph_output():
-            name, values.name = values.name, None
-            made.name, made.shape, made.type = name, values.shape, values.type
-        ir.convenience.replace_all_uses_with(values, made, replace_graph_outputs=True)
+        im2col.take_place(made, values)
 
     def _floats(self, product: ir.Node) -> None:
         """Gives a product whose input is not rounded weights that are floats."""
@@ -165,10 +162,6 @@ class _Rewriting:
         for value in tape.initializers:
             self.graph.register_initializer(value)
         self.graph.insert_before(before, tape.nodes)
-
-
-def _integers(value: ir.Value | None) -> bool:
-    return im2col.dequantizer(value) is not None
 
 
 def _parameters(node: ir.Node) -> tuple[float, int]:

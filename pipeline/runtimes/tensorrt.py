@@ -73,13 +73,16 @@ def _dequantizes(node: onnx.NodeProto) -> bool:
 
 
 def given(model: bytes) -> tuple[onnx.ModelProto, str | None]:
-    """What TensorRT is given of an artifact, and in which way it is another model than that."""
+    """What TensorRT is given of an artifact, and in which way it is another model than that.
+    Raises ValueError for one that is quantized in another way than artifacts are."""
     import onnx
 
     from pipeline.artifact.symmetric import symmetric
 
     parsed = onnx.load_model_from_string(model)
-    if not any(_dequantizes(node) for node in parsed.graph.node):
+    if any("Integer" in n.op_type or "DynamicQuantize" in n.op_type for n in parsed.graph.node):
+        raise ValueError("it has integer operators that are not between rounding and back")
+    if not any("Quantize" in n.op_type or _dequantizes(n) for n in parsed.graph.node):
         return in_half(parsed), None
     return symmetric(parsed), SYMMETRIC
 
