@@ -84,6 +84,14 @@ class Catalog:
             return False
         return settings.epochs_of(recipe) > 0
 
+    def doubt(self, stages: Sequence[BaseModel], recipe: Recipe) -> str | None:
+        """What the first stage says against its settings with this recipe; stages whose weights
+        one after them throws away are not asked."""
+        known = [each for each in stages if isinstance(each, StageSettings)]
+        fresh = [i for i, each in enumerate(known) if each.starts_fresh()]
+        kept = known[fresh[-1] :] if fresh else known
+        return next((line for each in kept if (line := each.doubt(recipe))), None)
+
     def _origins(self, named: Sequence[tuple[str, str]]) -> tuple[Plugin, ...]:
         owners = (self.origins.get(kind, {}).get(name) for kind, name in named)
         return tuple(dict.fromkeys(plugin for plugin in owners if plugin is not None))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 
 from pipeline import data
 from pipeline.errors import UserError
@@ -94,6 +95,26 @@ def test_a_recipe_by_name_is_its_settings_and_what_is_written_beside_it_counts_f
 def test_the_standard_recipe_takes_back_all_that_another_one_sets():
     assert Recipe(**recipes.NAMED["standard"]) == Recipe()
     assert all({*named} <= {*recipes.NAMED["standard"]} for named in recipes.NAMED.values())
+
+
+def test_pruning_by_weights_is_noted_where_the_base_was_initialized_as_identities(tmp_path):
+    def notes(techniques, **training):
+        path = tmp_path / "noted.yaml"
+        define = {"steps": [{"prune": {"steps": 2, "criterion": "l2"}}]}
+        content = {"name": "x", "models": ["vgg11_bn"], "datasets": ["digits"], "define": define}
+        content |= {"techniques": techniques, "training": training, "seeds": [0, 1]}
+        path.write_text(yaml.safe_dump(content))
+        return cells.sweep.load(path, cells.catalog.built_in()).notes
+
+    named = ["base", "prune-taylor", "pruned-from-scratch", "prune-random", "steps"]
+    [note] = notes(named, recipe="fast")  # once, of two stages and two seeds
+    assert note.endswith(
+        "noted.yaml: steps on digits: prune.criterion l2 ranks filters by their weights, which "
+        "says little where they were initialized as identities (training.dirac); expected taylor"
+    )
+    assert notes(named, recipe="fast", dirac=False) == notes(named) == ()
+    [small, l1] = notes([*named[:3], "small-and-int8", "prune-filters", "steps"], dirac=True)[:2]
+    assert "small-and-int8 on digits: prune.criterion l1" in small and "prune-filters on" in l1
 
 
 @pytest.mark.parametrize("name, hint", [("fest", "did you mean 'fast'?"), (3, "valid: fast, st")])

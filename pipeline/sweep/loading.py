@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -90,7 +90,7 @@ def load(
         profile=config.profile,
         pack=config.pack,
         tracking=tuple(dict.fromkeys(config.tracking)),
-        notes=_notes(source),
+        notes=(*_notes(source), *_doubts(source, cells)),
         plugins=catalog.files,
         tuned={each.label: each.tuned for each in techniques if each.tuned is not None},
     )
@@ -104,3 +104,14 @@ def _notes(source: Source) -> tuple[str, ...]:
         for name in config.define
         if name not in config.techniques
     )
+
+
+def _doubts(source: Source, cells: Iterable[Cell]) -> Iterator[str]:
+    """What stages say against the recipe, once for each technique and data set."""
+    seen = set()
+    for cell in cells:
+        where = f"{cell.technique} on {cell.dataset.name}"
+        settings = [stage.settings for stage in cell.stages]
+        if where not in seen and (line := source.catalog.doubt(settings, cell.recipe)):
+            seen.add(where)
+            yield f"{source.document.path}: {where}: {line}"

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
     from pipeline.models.network import ModelState
     from pipeline.models.spec import Graph
+    from pipeline.sweep import Recipe
     from pipeline.techniques.context import Context
 
 VERSION = 1
 TAYLOR_BATCH = 32
+OF_WEIGHTS = ("l1", "l2", "bn-scale", "fpgm")  # criteria that see no image
 REFERENCES = {
     "l1": ("li2017pruning",),
     "l2": ("li2017pruning",),
@@ -52,6 +54,16 @@ class Settings(filters.Budget):
 
     def references(self) -> tuple[str, ...]:
         return REFERENCES.get(self.criterion, ())
+
+    def doubt(self, recipe: Recipe) -> str | None:
+        """An identity hands its channel on from layer to layer, however small the weights are that
+        it has learned beside it: norms rank such filters last (tests/benchmarks/RESULTS.md)."""
+        if not recipe.dirac or self.criterion not in OF_WEIGHTS:
+            return None
+        return (
+            f"prune.criterion {self.criterion} ranks filters by their weights, which says little "
+            "where they were initialized as identities (training.dirac); expected taylor"
+        )
 
 
 def expand(settings: Settings) -> list[tuple[str, dict[str, Any]]]:

@@ -49,6 +49,11 @@ class StageSettings(Frozen):
         """Keys in ``report/references.bib`` of the sources of what these settings do."""
         return self.cites
 
+    def doubt(self, recipe: Recipe) -> str | None:
+        """Why these settings are a poor choice for networks that were trained by this recipe, and
+        which are better: a note to whoever reads the sweep, and no error."""
+        return None
+
     def rehearsed(self) -> StageSettings:
         """As short as it gets, for a rehearsal, where ``training.epochs`` is 1."""
         return self
