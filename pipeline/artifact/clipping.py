@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from pipeline.artifact.values import constant
+
 SATURATING = ("Relu", "Clip")
 LEAST, MOST = 0, 255  # of uint8
 
@@ -52,7 +54,7 @@ def _bounds(clip: ir.Node) -> tuple[float, float]:
 
 def _number(value: ir.Value | None, otherwise: float) -> float:
     # What is no constant the exporter writes as other operators.
-    return otherwise if value is None else float(_constant(value))
+    return otherwise if value is None else float(constant(value))
 
 
 def restore(graph: ir.Graph, by_name: dict[str, Limits]) -> None:
@@ -63,19 +65,13 @@ def restore(graph: ir.Graph, by_name: dict[str, Limits]) -> None:
         if tensor is None or tensor.name not in by_name:
             continue
         integers = [
-            _rounded(limit, _constant(scale), _constant(zero_point))
-            for limit in by_name[tensor.name]
+            _rounded(limit, constant(scale), constant(zero_point)) for limit in by_name[tensor.name]
         ]
         if integers != [LEAST, MOST]:
             _clip(graph, rounding, integers)
     name = graph.outputs[0].name
     if name in by_name:
         _clip_output(graph, by_name[name])
-
-
-def _constant(value: ir.Value | None) -> np.ndarray:
-    assert value is not None and value.const_value is not None
-    return value.const_value.numpy()
 
 
 def _rounded(limit: float, scale: np.ndarray, zero_point: np.ndarray) -> int:

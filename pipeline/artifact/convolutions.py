@@ -16,6 +16,14 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from pipeline.artifact import im2col
+from pipeline.artifact.values import (
+    constant,
+    constant_of,
+    dequantizer,
+    made_by,
+    size_of,
+    take_place,
+)
 
 
 @dataclass(frozen=True)
@@ -43,28 +51,21 @@ def restore(whole: ir.Model) -> None:
 
 
 def _match(gemm: ir.Node) -> _Product | None:
-    columns, weight = (im2col.dequantizer(value) for value in gemm.inputs[:2])
+    columns, weight = (dequantizer(value) for value in gemm.inputs[:2])
     readers = gemm.outputs[0].consumers()
     if columns is None or weight is None or [n.op_type for n in readers] != ["QuantizeLinear"]:
         return None
-    gathered = _made_by(_made_by(columns, "Reshape"), "Gather")
-    table = None if gathered is None else im2col.constant_of(gathered.inputs[1])
+    reshaped = made_by(columns.inputs[0], "Reshape")
+    gathered = None if reshaped is None else made_by(reshaped.inputs[0], "Gather")
+    table = None if gathered is None else constant_of(gathered.inputs[1])
     if gathered is None or table is None:
         return None
     pixels = gathered.inputs[0]
     assert pixels is not None
-    padded = pixels.producer()
-    if padded is not None and padded.op_type == "Pad":
+    if (padded := made_by(pixels, "Pad")) is not None:
         pixels = padded.inputs[0]
         assert pixels is not None
     return _Product(gemm, columns, weight, readers[0], pixels, table)
-
-
-def _made_by(node: ir.Node | None, operator: str) -> ir.Node | None:
-    """The node of this operator that gives the first input of another one."""
-    value = None if node is None else node.inputs[0]
-    maker = None if value is None else value.producer()
-    return maker if maker is not None and maker.op_type == operator else None
 
 
 def _replace(
@@ -74,8 +75,7 @@ def _replace(
 ) -> None:
     """``maps``: what a product gave as integers [N P Q, K] -> the same [N, K, P, Q], and P, Q."""
     image, size, channels = _image(product.pixels, maps)
-    matrix = im2col.constant_of(product.weight.inputs[0])
-    assert matrix is not None
+    matrix = constant(product.weight.inputs[0])
     taps = len(matrix) // channels
     table = product.table.reshape(-1, taps)
     last = _maps(product.rounding.outputs[0])
@@ -101,7 +101,7 @@ def _replace(
     graph.insert_before(product.gemm, tape.nodes)
     maps[product.rounding.outputs[0]] = rounded, output_size
     if last is not None:
-        im2col.take_place(rounded, last[0])
+        take_place(rounded, last[0])
 
 
 def _image(
@@ -111,13 +111,13 @@ def _image(
     reshaped = pixels.producer()
     source = None if reshaped is None else reshaped.inputs[0]
     assert source is not None, "pixels that nothing gives"
-    shape = im2col.constant_of(reshaped.inputs[1]) if reshaped is not None else None
+    shape = constant_of(reshaped.inputs[1]) if reshaped is not None else None
     assert shape is not None, "pixels of no known shape"
     if source in maps:
         return *maps[source], int(shape[-1])
-    moved = source.producer()
-    image = None if moved is None or moved.op_type != "Transpose" else moved.inputs[0]
-    size = im2col.size_of(image)
+    moved = made_by(source, "Transpose")
+    image = None if moved is None else moved.inputs[0]
+    size = size_of(image)
     if image is None or size is None:
         raise ValueError("the size of a map in it is not known")
     return image, size, int(shape[-1])
@@ -127,7 +127,7 @@ def _maps(rounded: ir.Value) -> tuple[ir.Value, tuple[int, int]] | None:
     """The tensor [N, K, P, Q] that integers [N P Q, K] become, and its (P, Q); None where only
     other products read them."""
     for reshaped in rounded.consumers():
-        shape = im2col.constant_of(reshaped.inputs[1])
+        shape = constant_of(reshaped.inputs[1])
         if shape is not None and len(shape) == 4:
             [moved] = reshaped.outputs[0].consumers()
             return moved.outputs[0], (int(shape[1]), int(shape[2]))

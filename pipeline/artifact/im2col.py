@@ -23,6 +23,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from pipeline.artifact.values import constant_of, dequantizer, size_of
+
 LARGEST = 64  # pixels of a map (8x8): above, copying them costs more than the product saves
 LEAST = 2**18  # weights: below, a few more operators cost more than the product saves
 
@@ -76,24 +78,6 @@ def _match(conv: ir.Node) -> _Convolution | None:
     ):
         return None
     return _Convolution(conv, image, weight, readers[0], kernel, size, output_size)
-
-
-def dequantizer(value: ir.Value | None) -> ir.Node | None:
-    """The DequantizeLinear that gives this value; None where something else does."""
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == "DequantizeLinear" else None
-
-
-def take_place(new: ir.Value, old: ir.Value) -> None:
-    """``new`` for all readers of ``old``, and as the output of the graph, by its name, where that
-    is one."""
-    name, old.name = old.name, None
-    new.name, new.shape, new.type = name, old.shape, old.type
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-
-
-def constant_of(value: ir.Value | None) -> np.ndarray | None:
-    return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def _replace(graph: ir.Graph, conv: _Convolution, by_pixel: dict[ir.Value, ir.Value]) -> None:
@@ -176,11 +160,3 @@ def table_of(
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     seen = np.where(inside, rows * width + columns, height * width)
     return seen.reshape(len(rows) * columns.shape[1], -1).astype(np.int32)
-
-
-def size_of(value: ir.Value | None) -> tuple[int, int] | None:
-    """(H, W) of a tensor [N, C, H, W]; None where they are not known."""
-    if value is None or value.shape is None or len(value.shape) != 4:
-        return None
-    height, width = value.shape[2:]
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None

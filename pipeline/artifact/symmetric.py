@@ -19,8 +19,9 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from pipeline.artifact import convolutions, im2col
+from pipeline.artifact import convolutions
 from pipeline.artifact.clipping import LEAST, MOST
+from pipeline.artifact.values import constant, dequantizer, take_place
 
 LARGEST = 127  # of int8, in both directions
 MIDDLE = 128  # a zero point that is symmetric already: -128..127 at the same scale
@@ -69,7 +70,7 @@ class _Rewriting:
             elif node.op_type != "Clip" and any(value in self.rounded for value in node.inputs):
                 raise ValueError(f"it has the operator {node.op_type} on integers")
         for node in list(self.graph):
-            if node.op_type in PRODUCTS and im2col.dequantizer(node.inputs[0]) is None:
+            if node.op_type in PRODUCTS and dequantizer(node.inputs[0]) is None:
                 self._floats(node)
 
     def _quantize(self, node: ir.Node) -> None:
@@ -142,11 +143,11 @@ class _Rewriting:
         else:
             raise ValueError("it has integers that nothing has rounded")
         self._insert(node, tape)
-        im2col.take_place(made, values)
+        take_place(made, values)
 
     def _floats(self, product: ir.Node) -> None:
         """Gives a product whose input is not rounded weights that are floats."""
-        weight = im2col.dequantizer(product.inputs[1])
+        weight = dequantizer(product.inputs[1])
         if weight is not None:
             tape = ir.tape.Tape()
             made = self._constant(tape, weight.outputs[0], "float", _numbers(weight))
@@ -166,15 +167,13 @@ class _Rewriting:
 
 def _parameters(node: ir.Node) -> tuple[float, int]:
     """Scale and zero point of a node on one of each."""
-    scale, zero = (im2col.constant_of(value) for value in node.inputs[1:3])
-    assert scale is not None and zero is not None
+    scale, zero = (constant(value) for value in node.inputs[1:3])
     return float(scale), int(zero)
 
 
 def _numbers(node: ir.Node) -> np.ndarray:
     """float32: what a DequantizeLinear on a constant gives."""
-    values, scale, zero = (im2col.constant_of(value) for value in node.inputs)
-    assert values is not None and scale is not None and zero is not None
+    values, scale, zero = (constant(value) for value in node.inputs)
     axis = node.attributes.get_int("axis", 1)
     shape = [-1 if place == axis else 1 for place in range(values.ndim)] if scale.ndim else []
     difference = values.astype(np.int64) - zero.astype(np.int64).reshape(shape)
@@ -182,6 +181,5 @@ def _numbers(node: ir.Node) -> np.ndarray:
 
 
 def _ends(clip: ir.Node) -> tuple[int, int]:
-    low, high = (im2col.constant_of(value) for value in clip.inputs[1:3])
-    assert low is not None and high is not None
+    low, high = (constant(value) for value in clip.inputs[1:3])
     return int(low), int(high)
