@@ -86,7 +86,7 @@ class Catalog:
 
     def doubt(self, stages: Sequence[BaseModel], recipe: Recipe) -> str | None:
         """What the first stage says against its settings with this recipe; stages whose weights
-        one after them throws away are not asked."""
+        one after them throws away do not count."""
         known = [each for each in stages if isinstance(each, StageSettings)]
         fresh = [i for i, each in enumerate(known) if each.starts_fresh()]
         kept = known[fresh[-1] :] if fresh else known

@@ -1,8 +1,8 @@
 """A clock that stands still while this process is stopped, for the time that its work takes.
 
 A local run stops its other workers while one of them measures. No clock of the system leaves that
-out, and a process is not told that it was stopped. The one that stops it knows, and writes for how
-long into a file before the process goes on. Imports nothing heavy.
+out, and a process does not notice that it was stopped. The one that stops it writes for how long
+into a file before the process goes on. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _stops: int | None = None  # the file, open
 
 
 def follow(path: Path | None) -> None:
-    """From here on `now` leaves out the stops that are told in `path` (orchestrate.stops), or none.
-    The file loses its name, so that nothing is left of it, however the two processes end."""
+    """From here on `now` leaves out the stops that `path` records (orchestrate.stops), or none. The
+    file loses its name, so that nothing is left of it, however the two processes end."""
     global _stops
     _stops = None
     if path is not None:
@@ -39,5 +39,5 @@ def now() -> float:
 def _stopped_s() -> float:
     if _stops is None:
         return 0.0
-    told = os.pread(_stops, SECONDS.size, 0)
-    return float(SECONDS.unpack(told)[0])
+    record = os.pread(_stops, SECONDS.size, 0)
+    return float(SECONDS.unpack(record)[0])

@@ -76,8 +76,8 @@ def _out_of_memory(error: BaseException) -> bool:
 def _gpu_out_of_memory(error: BaseException) -> bool:
     """PyTorch has an error of its own for a GPU's memory; CUDA's libraries have a status."""
     own = isinstance(error, torch.OutOfMemoryError)
-    told = any(text in str(error) for text in _NO_GPU_MEMORY)
-    return own or told or (_NO_ALGORITHM in str(error) and _gpu_is_full())
+    by_message = any(text in str(error) for text in _NO_GPU_MEMORY)
+    return own or by_message or (_NO_ALGORITHM in str(error) and _gpu_is_full())
 
 
 def _gpu_is_full() -> bool:

@@ -5,7 +5,7 @@ compute a tensor from tensors, no control flow, no functions, no domain but ONNX
 is known, and their sizes bound the memory and the arithmetic. A kilobyte of nodes that double a
 tensor each is refused here, not by the machine's memory.
 
-Shapes are those for one image where nothing else is said; N images, C channels, H x W pixels.
+Shapes are those for one image where nothing else is stated; N images, C channels, H x W pixels.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ def _along(read: np.ndarray, size: int) -> Iterator[tuple[int, int, int, int]]:
 
 def _steps(read: np.ndarray, size: int) -> Iterable[int]:
     """By how many pixels the first axis can go on, as far as two neighbours tell."""
-    told = np.unique(np.diff(read, axis=0)[(read[1:] >= 0) & (read[:-1] >= 0)])
-    if len(told):
-        return [int(step) for step in told if step > 0 and len(told) == 1]
+    steps = np.unique(np.diff(read, axis=0)[(read[1:] >= 0) & (read[:-1] >= 0)])
+    if len(steps):
+        return [int(step) for step in steps if step > 0 and len(steps) == 1]
     return range(1, 2 * size + 2)

@@ -47,7 +47,7 @@ class Read(NamedTuple):
 
 @dataclass
 class _Tally:
-    """What is to be told of the images of both parts."""
+    """What is to be reported of the images of both parts."""
 
     images: int = 0
     odd: int = 0  # of another colour than most

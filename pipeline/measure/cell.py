@@ -241,7 +241,7 @@ def _latency(
 def _energy(
     runs: dict[tuple[str, Model], latency.Run], batch: int, settings: Measure
 ) -> dict[str, float]:
-    """Joules an image of calls back to back on all threads; nothing where this is not told."""
+    """Joules an image of calls back to back on all threads; nothing where it is not reported."""
     meter, values = energy.of_cpu(), {}
     for (runtime, model), run in runs.items() if meter else ():
         steady = energy.steady(run, batch, min(gpu.WINDOW_S, settings.seconds), meter)

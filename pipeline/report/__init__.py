@@ -198,7 +198,7 @@ def sweep_of(folder: Path) -> Sweep:
 
 @dataclass(frozen=True)
 class Sources:
-    """Each a results.h5 whose seal was checked, in the order in which they are asked for a cell;
+    """Each a results.h5 whose seal was checked, in the order in which they are searched for a cell;
     and the ids of the results in them."""
 
     paths: tuple[Path, ...] = ()

@@ -91,7 +91,7 @@ def _by_machine(technique: Group, runtime: tuple[str, str]) -> list[Group]:
 
 
 def _card(row: Row) -> str:
-    return str((row.facts.get("hardware") or {}).get("gpu") or "not told")
+    return str((row.facts.get("hardware") or {}).get("gpu") or "unknown")
 
 
 def _line(

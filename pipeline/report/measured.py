@@ -17,7 +17,7 @@ from pipeline.store import MeasurementEntry
 REQUIRED = ("accuracy", "stored_bytes")
 IN_RESULT = ""  # the name of the measurement in result.h5
 TIMES = (*(f"{kind}/" for kind in KINDS), "test_set_seconds", "base_test_set_seconds")
-# What else the CPU decides, and nobody else's stands for; predictions are lent, and that is said.
+# What else the CPU decides, and nobody else's stands for; predictions are lent, their source named.
 OF_CPU = ("integer_kernels", "integer_share", "runtimes/")
 # Facts that are of the machine that measured, in the place of those of the one that trained.
 OF_MACHINE = (

@@ -240,5 +240,5 @@ _WHERE = ("Exception from ", "Check '", "FrontEnd API failed", "Model wasn't ful
 def reason(error: BaseException) -> str:
     """The first line that says what is wrong."""
     lines = [line.strip("- ") for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(_WHERE)] or lines
-    return (told or [type(error).__name__])[0][:200]
+    telling = [line for line in lines if not line.startswith(_WHERE)] or lines
+    return (telling or [type(error).__name__])[0][:200]

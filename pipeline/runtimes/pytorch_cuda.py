@@ -109,7 +109,7 @@ class Loaded:
         import torch
 
         self.eager, self.shape, self.device = module, shape, device
-        self.not_compiled = None if backend else "not asked for"
+        self.not_compiled = None if backend else "not requested"
         self.forward: Callable[[torch.Tensor], torch.Tensor] = module
         if backend:
             self.forward = torch.compile(module, dynamic=False, fullgraph=True, backend=backend)

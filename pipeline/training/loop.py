@@ -187,15 +187,15 @@ class _Loop:
         until the end: asking for a number each step would make a GPU wait."""
         self.step.begin()
         epoch, state = self.training.epoch, self.training.state
-        told, began = clock.now(), clock.now()
+        reported, began = clock.now(), clock.now()
         for step, _ in enumerate(self.stepping(self._draws()), 1):
             with torch.no_grad():
                 done = epoch * self.steps + step
                 self.hooks.after_step(state, done, self.course.epochs * self.steps)
                 self.lookahead.after_step(done, self.course.epochs * self.steps)
             now = clock.now()
-            if now - told > 1.0:
-                told = now
+            if now - reported > 1.0:
+                reported = now
                 there = {"step": step, "steps": self.steps}
                 self.hooks.tick({**there, "epoch": epoch, "seconds": now - began})
         mean_loss, accuracy = (self.step.total / (self.steps * self.size)).tolist()

@@ -98,7 +98,7 @@ def _race(loaded: dict[str, Loaded], batch: int, options: argparse.Namespace) ->
             f"{steady.images_per_s:,.0f}",
             f"{batch / device_s:,.0f}",
             f"{base / p50:.2f}",
-            "not told" if joules is None else f"{joules:.6f}",
+            "unknown" if joules is None else f"{joules:.6f}",
         )
         yield f"batch {batch:<5}{name:24}" + "".join(f"{number:>17}" for number in numbers)
 
