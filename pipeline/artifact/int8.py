@@ -19,6 +19,7 @@ from onnx_ir.passes import common as passes
 
 from pipeline.artifact.float import exported, strip_metadata
 from pipeline.artifact.format import INPUT
+from pipeline.artifact.values import dequantizer, take_place
 
 if TYPE_CHECKING:
     import onnx
@@ -206,12 +207,9 @@ def _feed_integers(graph: ir.Graph) -> None:
 def _leave_as_floats(graph: ir.Graph) -> None:
     """Takes the last rounding off the logits: an integer product can give floats as it ends."""
     logits = graph.outputs[0]
-    last = logits.producer()
-    if last is None or last.op_type != "DequantizeLinear":
+    last = dequantizer(logits)
+    if last is None:
         return
     rounding = _input(last).producer()
     assert rounding is not None  # QuantizeLinear, which comes in pairs with the other
-    product = _input(rounding)
-    logits.name, product.name = None, logits.name
-    product.shape, product.type = logits.shape, logits.type
-    graph.outputs[0] = product
+    take_place(_input(rounding), logits)

@@ -23,7 +23,7 @@ Meter = Callable[[], float | None]  # joules since some moment
 
 
 class Steady(NamedTuple):
-    """of calls back to back; `joules_per_image`: None where no driver reports it."""
+    """Of calls back to back. `joules_per_image`: None where no driver reports it."""
 
     images_per_s: float
     joules_per_image: float | None
