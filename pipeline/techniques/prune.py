@@ -57,8 +57,8 @@ class Settings(filters.Budget):
 
     def doubt(self, recipe: Recipe) -> str | None:
         """An identity hands its channel on from layer to layer, however small the weights are that
-        it has learned beside it. Of a base by `fast`, l1, l2 and fpgm keep less accuracy than random
-        filters, and bn-scale hardly more (tests/benchmarks/RESULTS.md)."""
+        it has learned beside it. Of a base by `fast`, l1, l2 and fpgm keep less accuracy than a
+        random choice, and bn-scale hardly more (tests/benchmarks/RESULTS.md)."""
         if not recipe.dirac or self.criterion not in OF_WEIGHTS:
             return None
         return (
