@@ -7,9 +7,10 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pipeline import nvml, quota
 
@@ -30,6 +31,19 @@ TELLING_FLAGS = (
     "bf16",
     "sve",
 )
+
+# How CPUs of one name differ, which virtual machines do ("AMD EPYC"): what is the fastest at 8-bit
+# products, else the widest vectors; in a machine's name, and in a report.
+INSTRUCTION_SETS = (
+    {"amx_int8": ("amx", "AMX")},
+    {"avx512_vnni": ("vnni", "AVX-512 VNNI"), "avx_vnni": ("avxvnni", "AVX-VNNI")},
+    {"i8mm": ("i8mm", "I8MM")},
+    {"asimddp": ("dotprod", "DOTPROD")},
+    {"avx512f": ("avx512", "AVX-512")},
+    {"avx2": ("avx2", "AVX2")},
+    {"asimd": ("asimd", "ASIMD")},
+)
+NAME_LENGTH = 64  # of a machine's name, which files have
 
 
 @cache
@@ -99,14 +113,39 @@ def saturates() -> bool:
     return x86 and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(cpu_flags())
 
 
-def machine_name(cpu: str | None, cores: int | None, gpu: str | None = None) -> str:
+def machine_name(
+    cpu: str | None,
+    cores: int | None,
+    gpu: str | None = None,
+    flags: Iterable[str] | str | None = None,
+) -> str:
     """What a machine is called that measured: after its kind, since nodes of one kind measure the
     same; fit for a file name and for a report that is passed on. `gpu`: where it was measured on,
-    too."""
-    name = _as_name(cpu, 30 if gpu else 50)
-    return "-".join(
-        [name, *([f"{cores}c"] if cores else []), *([_as_name(gpu, 24)] if gpu else [])]
-    )
+    too; `flags`: of the CPU, as `cpu_flags`."""
+    kinds = [name for name, _ in instruction_sets(flags)]
+    rest = [*([f"{cores}c"] if cores else []), *kinds, *([_as_name(gpu, 24)] if gpu else [])]
+    most = min(30 if gpu else 50, NAME_LENGTH - len("-".join(["", *rest])))
+    return "-".join([_as_name(cpu, most), *rest])
+
+
+def instruction_sets(flags: Iterable[str] | str | None) -> list[tuple[str, str]]:
+    """(in a machine's name, in a report) of those that tell CPUs of one name apart."""
+    present = set(flags.split() if isinstance(flags, str) else flags or ())
+    for kinds in INSTRUCTION_SETS:
+        if known := [names for flag, names in kinds.items() if flag in present]:
+            return known
+    return []
+
+
+def name_of(facts: Mapping[str, Any]) -> str:
+    """What the machine is called that measured, of the facts of a measurement."""
+    described = facts.get("hardware") or {}
+    cpu, cores, gpu, flags = (described.get(key) for key in ("cpu", "cores", "gpu", "flags"))
+    name = facts.get("machine") or machine_name(cpu, cores)
+    for measured_on in (None, gpu):
+        if name == machine_name(cpu, cores, measured_on):  # of an earlier version
+            return machine_name(cpu, cores, measured_on, flags)
+    return name
 
 
 def _as_name(words: str | None, most: int) -> str:
@@ -120,7 +159,7 @@ def machine(on_gpu: bool = False) -> dict:
     described = describe()
     gpu = described["gpu"] if on_gpu else None
     return {
-        "machine": machine_name(described["cpu"], described["cores"], gpu),
+        "machine": machine_name(described["cpu"], described["cores"], gpu, described["flags"]),
         "hardware": described,
         "threads": described["cores"],
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -129,8 +129,7 @@ def keep_earlier(paths: CellPaths) -> None:
     kept = (store.read_result(e.path, e.sha256) for e in store.measurements(paths, deep=True)[0])
     if any(each.facts == result.facts for each in kept):
         return
-    described = result.facts.get("hardware") or {}
-    machine = hardware.machine_name(described.get("cpu"), described.get("cores"))
+    machine = hardware.name_of(result.facts)
     prefix = paths.artifact.name
     files = {
         f"{prefix}/{file.relative_to(paths.artifact).as_posix()}": store.fingerprint(file)

@@ -15,13 +15,14 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import cli, clock, done, remeasure, report, same_kind, store
+from pipeline import cli, clock, done, hardware, remeasure, report, same_kind, store
 from pipeline.errors import Corrupt, UserError
 from pipeline.orchestrate import bench as benches
 from pipeline.orchestrate import measure, plan, reported
 from pipeline.paths import CODE, Work
 from pipeline.report import content, figures, frames, measured, merged
 from pipeline.report.metrics import METRIC
+from pipeline.report.views import machine_of
 from pipeline.timeline import Timeline, line
 from tests import cells, results
 
@@ -53,8 +54,10 @@ def test_the_machine_that_measured_most_is_shown_and_another_on_request(two):
     sweep, work = two
     _, half, tiny = sweep.cells
     document = report.as_json(report.read(sweep, work))
-    assert [row["machine"] for row in document["rows"]] == ["A-CPU-2c"] * 3 and not document["gaps"]
-    assert [m["name"] for m in document["machines"]] == ["A-CPU-2c", "board"]
+    assert [row["machine"] for row in document["rows"]] == ["A-CPU-2c-vnni"] * 3 and not document[
+        "gaps"
+    ]
+    assert [m["name"] for m in document["machines"]] == ["A-CPU-2c-vnni", "board"]
     board = document["machines"][1]
     assert {"cpu": "Cortex-A72", "flags": ["asimd"], "gpu": None}.items() <= board.items()
     assert board["runtimes"] == ["onnxruntime"]
@@ -63,9 +66,9 @@ def test_the_machine_that_measured_most_is_shown_and_another_on_request(two):
     assert 7 < rows[half.id]["speedup"]["batch1"] < 9 and len(rows) == 2
     elsewhere = {row["id"]: row for row in document["rows"]}[half.id]
     assert rows[half.id]["accuracy"] == elsewhere["accuracy"]  # lent, and reported as such
-    assert rows[half.id]["classified_on"] == "A-CPU-2c" and elsewhere["speedup"]["batch1"] < 5
+    assert rows[half.id]["classified_on"] == "A-CPU-2c-vnni" and elsewhere["speedup"]["batch1"] < 5
     [gap] = there["gaps"]
-    assert gap["id"] == tiny.id and gap["reason"] == "not measured on board, but on A-CPU-2c"
+    assert gap["id"] == tiny.id and gap["reason"] == "not measured on board, but on A-CPU-2c-vnni"
     with pytest.raises(UserError, match=r"--machine 'bord': .*board"):
         report.read(sweep, work, machine="bord")
 
@@ -76,8 +79,9 @@ def test_times_of_several_machines_in_one_table_are_named(two):
     assert "times and speedups are of several" not in content.counts(sweep, read)
     first, *others = read.rows
     apart = frames.Frames.of((*others, dataclasses.replace(first, machine="board")), ())
-    assert "are of several (cells): A-CPU-2c (2), board (1); `--machine NAME`" in content.counts(
-        sweep, apart
+    assert (
+        "are of several (cells): A-CPU-2c-vnni (2), board (1); `--machine NAME`"
+        in content.counts(sweep, apart)
     )
 
 
@@ -86,8 +90,8 @@ def test_a_report_keeps_every_machine_and_compares_them(two, tmp_path):
     paths, frames = report.build(sweep, work, tmp_path / "out")
     text, page = paths.markdown.read_text(), paths.page.read_text()
     assert "Speed by machine" in text and "| kd | board | 1 |" in text
-    assert '<option value="0" selected>A CPU, 2 cores</option>' in page
-    assert "board (Cortex-A72, 4 cores)</option>" in page and "kd on board" in page
+    assert '<option value="0" selected>A CPU, 2 cores, AVX-512 VNNI</option>' in page
+    assert "board (Cortex-A72, 4 cores, ASIMD)</option>" in page and "kd on board" in page
     before = {p: p.read_bytes() for p in paths.folder.rglob("*") if p.is_file()}
     shutil.rmtree(work.root)
     report.rebuild(paths.folder)
@@ -95,7 +99,7 @@ def test_a_report_keeps_every_machine_and_compares_them(two, tmp_path):
     report.rebuild(paths.folder, machine="board")  # from here on
     assert [row.machine for row in report.read_folder(paths.folder).rows] == ["board"] * 2
     text = paths.markdown.read_text()
-    assert "not measured on board" in text and "Accuracy is as A-CPU-2c measured it" in text
+    assert "not measured on board" in text and "Accuracy is as A-CPU-2c-vnni measured it" in text
     for machine, cells_of in (("A-CPU", 3), ("", 3), (None, 2)):
         shown = report.read_folder(paths.folder, machine)
         assert (len(shown.rows), len(shown.gaps)) == (cells_of, 3 - cells_of)
@@ -116,7 +120,7 @@ def test_what_is_added_to_a_report_stands_beside_what_it_has(two, tmp_path):
         at = {"measured_at": f"2026-01-{day}T12:00:00Z"}
         remeasure.put(paths, [(tiny.id, facts | at, values)])
     again = report.read_folder(paths.folder)
-    assert again.machines == ["A-CPU-2c", "board"] and again.rows == frames.rows
+    assert again.machines == ["A-CPU-2c-vnni", "board"] and again.rows == frames.rows
     assert len([row for row in again.every if row.machine == "board"]) == 3
     with h5py.File(paths.merged) as file:
         assert list(file[f"cells/{tiny.id}/measurements"]) == ["board-1", "board-2"]
@@ -147,7 +151,7 @@ def test_times_alone_of_a_machine_that_has_accuracy_take_nothing_away(two, tmp_p
     paths, frames = report.build(sweep, work, tmp_path / "out")
     tiny = sweep.cells[2]
     before = {row.id: row for row in frames.rows}[tiny.id]
-    facts = {"machine": "A-CPU-2c", "hardware": {"cpu": "A CPU", "cores": 2}}
+    facts = {"machine": "A-CPU-2c", "hardware": results.FACTS["hardware"]}
     values = {k: v for k, v in results.measured(tiny, 7.0).items() if k.startswith("latency/")}
     remeasure.put(paths, [(tiny.id, facts, values)])
     after = {row.id: row for row in report.read_folder(paths.folder).rows}[tiny.id]
@@ -155,6 +159,49 @@ def test_times_alone_of_a_machine_that_has_accuracy_take_nothing_away(two, tmp_p
     assert measured.CLASSIFIED_ON not in after.facts and after.measurement == "A-CPU-2c-1"
     speedup = METRIC["speedup_all_batch1"]
     assert speedup.of(after) != speedup.of(before)
+
+
+def test_cpus_of_one_name_but_other_instructions_are_two_machines(two, tmp_path):
+    """As virtual machines call all processors of a maker; a result names one of an earlier
+    version, which had no instructions in it."""
+    sweep, work = two
+    paths, _ = report.build(sweep, work, tmp_path / "out")
+    tiny = sweep.cells[2]
+    hardware_ = {"cpu": "A CPU", "cores": 2, "flags": ["avx2"]}
+    values = {k: v for k, v in results.measured(tiny, 7.0).items() if k.startswith("latency/")}
+    facts = {"machine": hardware.machine_name("A CPU", 2, flags=["avx2"]), "hardware": hardware_}
+    remeasure.put(paths, [(tiny.id, facts, values)])
+    read = report.read_folder(paths.folder)
+    assert {row.machine for row in read.rows} == {"A-CPU-2c-vnni"}
+    assert {row.machine for row in read.every if row.id == tiny.id} == {
+        "A-CPU-2c-vnni",
+        "A-CPU-2c-avx2",
+    }
+    (here,) = report.read_folder(paths.folder, "a-cpu-2c-a").rows
+    assert machine_of(here) == "A CPU, 2 cores, AVX2"
+    assert here.facts[measured.CLASSIFIED_ON] == "A-CPU-2c-vnni"
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ([], "A-CPU-2c"),
+        (["avx2"], "A-CPU-2c-avx2"),
+        (["avx2", "avx512f"], "A-CPU-2c-avx512"),
+        ("avx2 avx512f avx512_vnni", "A-CPU-2c-vnni"),
+        (["avx2", "avx_vnni"], "A-CPU-2c-avxvnni"),
+        (["avx512f", "avx512_vnni", "avx_vnni"], "A-CPU-2c-vnni-avxvnni"),
+        (["avx512_vnni", "avx_vnni", "amx_int8"], "A-CPU-2c-amx"),
+    ],
+)
+def test_what_an_earlier_version_named_has_todays_name(flags, name):
+    described = {"cpu": "A CPU", "cores": 2, "gpu": "G", "flags": flags}
+    assert hardware.machine_name("A CPU", 2, flags=flags) == name
+    for recorded in ("A-CPU-2c", None, name):
+        assert hardware.name_of({"machine": recorded, "hardware": described}) == name
+    on_gpu = hardware.name_of({"machine": "A-CPU-2c-G", "hardware": described})
+    assert on_gpu == f"{name}-G" == hardware.machine_name("A CPU", 2, "G", flags)
+    assert hardware.name_of({"machine": "board", "hardware": described}) == "board"
 
 
 def test_times_of_another_cpu_borrow_nothing_that_a_cpu_decides(two, tmp_path):
@@ -168,7 +215,7 @@ def test_times_of_another_cpu_borrow_nothing_that_a_cpu_decides(two, tmp_path):
     paths, _ = report.build(sweep, work, tmp_path / "out")
     every = report.read_folder(paths.folder).every
     rows = {row.machine: row for row in every if row.id == half.id}
-    own, board = rows["A-CPU-2c"], rows["board"]
+    own, board = rows["A-CPU-2c-vnni"], rows["board"]
     assert (own.integer_share, own.integer_kernels) == (0.75, 3) and own.runtime_notes
     assert (board.integer_share, board.integer_kernels) == (None, None)
     assert not board.runtime_notes and board.accuracy == own.accuracy

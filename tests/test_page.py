@@ -574,9 +574,9 @@ def test_a_machine_is_chosen_where_there_are_several(opened, tmp_path):
     path = tmp_path / "index.html"
     path.write_bytes(page.html(sweep, report_data, {}, {}, sections.measured(sweep, report_data)))
     tab = opened(path)
-    tab.get_by_label("Machine").select_option("B, 2 cores")
+    tab.get_by_label("Machine").select_option("B, 2 cores, AVX-512 VNNI")
     assert column(tab, 1) == ["there"] and tab.locator("a.mark:visible").count() == 1
-    tab.get_by_label("Machine").select_option("A, 2 cores")
+    tab.get_by_label("Machine").select_option("A, 2 cores, AVX-512 VNNI")
     assert len(column(tab, 1)) == 2 and tab.locator("a.mark:visible").count() == 2
     tab.get_by_label("Machine").select_option("")
     assert len(column(tab, 1)) == 3 and tab.locator("a.mark:visible").count() == 3
@@ -596,7 +596,7 @@ def test_answers_and_marks_are_of_the_machine_that_is_chosen(opened, tmp_path):
     fastest = tab.locator(".shown:visible article").last
     assert fastest.locator(".model").text_content() == "ten"
     here = fastest.locator("dd").nth(1).text_content()
-    tab.locator("select[name=machine]").select_option(label="board (Cortex-A72, 4 cores)")
+    tab.locator("select[name=machine]").select_option(label="board (Cortex-A72, 4 cores, ASIMD)")
     assert tab.locator(".shown:visible").count() == 1
     there = fastest.locator("dd").nth(1).text_content()
     assert fastest.locator(".model").text_content() == "ten" and "faster" in here + there
@@ -625,9 +625,9 @@ def test_seeds_of_several_machines_are_told_apart(opened, tmp_path):
             results.measure(cell, work, "board", "Cortex-A72", **values)
     tab = opened(report.build(sweep, work, tmp_path / "reports")[0].page)
     lines = [" ".join(texts) for texts in zip(column(tab, 1), column(tab, 2), strict=True)]
-    assert lines == ["base 3", "ten 3", "two on A-CPU-2c 2"]
+    assert lines == ["base 3", "ten 3", "two on A-CPU-2c-vnni 2"]
     machine = tab.locator("select[name=machine]")
-    machine.select_option(label="board (Cortex-A72, 4 cores)")
+    machine.select_option(label="board (Cortex-A72, 4 cores, ASIMD)")
     assert column(tab, 1) == ["base on board", "two on board"] and column(tab, 2) == ["3", "3"]
     tab.locator("a.mark:visible").first.focus()
     tab.keyboard.press("Enter")
@@ -649,12 +649,15 @@ def test_columns_that_only_another_machine_has_are_there(opened, tmp_path):
     for cell in sweep.cells:
         results.measure(cell, work, "board", "Cortex-A72", **{energy: 0.0123})
     tab = opened(report.build(sweep, work, tmp_path / "reports")[0].page)
-    tab.locator("select[name=machine]").select_option(label="board (Cortex-A72, 4 cores)")
+    tab.locator("select[name=machine]").select_option(label="board (Cortex-A72, 4 cores, ASIMD)")
     heads = tab.locator("#results-0-table tr.columns th").all_text_contents()
     at = 1 + next(i for i, text in enumerate(heads) if text.startswith("energy an image, batch 1,"))
     assert column(tab, at) == ["12.3", "12.3"]
     simulated = tab.locator("#simulated")
-    assert "Measured on A CPU, 2 cores, whichever machine is chosen" in simulated.text_content()
+    assert (
+        "Measured on A CPU, 2 cores, AVX-512 VNNI, whichever machine is chosen"
+        in simulated.text_content()
+    )
     assert column(tab, 1, "#simulated-0-table") == ["base", "two"]
 
 
@@ -666,9 +669,9 @@ def test_what_a_machine_did_not_measure_is_said(opened, tmp_path):
         if cell.dataset.name == "digits":
             results.measure(cell, work, "board", "Cortex-A72")
     tab = opened(report.build(sweep, work, path.parent.parent)[0].page)
-    tab.locator("select[name=machine]").select_option(label="board (Cortex-A72, 4 cores)")
+    tab.locator("select[name=machine]").select_option(label="board (Cortex-A72, 4 cores, ASIMD)")
     text = tab.locator(".shown:visible").text_content()
-    assert "Nothing of it was measured on board (Cortex-A72, 4 cores)." in text
+    assert "Nothing of it was measured on board (Cortex-A72, 4 cores, ASIMD)." in text
     tab.get_by_label("Data set").select_option("digits")
     assert tab.locator(".shown:visible article .number").count() == 3
 

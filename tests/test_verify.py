@@ -16,7 +16,7 @@ import numpy
 import pytest
 from PIL import Image
 
-from pipeline import artifact, hardware, remeasure, report, store, verify
+from pipeline import artifact, remeasure, report, store, verify
 from pipeline.cli import main
 from pipeline.errors import Corrupt
 from pipeline.measure import complexity
@@ -540,8 +540,10 @@ def test_a_few_predictions_may_differ_on_other_hardware_and_none_on_the_same(sha
     assert verify.artifacts._lent(SimpleNamespace(facts={})) == ""
     same_kind = {"classified_on": "n1", "accuracy_of": "n1-1"}
     assert verify.artifacts._lent(SimpleNamespace(facts=same_kind)) == ""
-    beyond = judge(21, 10_000, loaded, "other flags", "")[0]
-    assert beyond == (UNCHECKED if hardware.saturates() else DIFFERS)
+    assert judge(21, 10_000, loaded, "other flags", "")[0] == DIFFERS
+    saturating = SimpleNamespace(unfit=lambda: "8-bit products saturate")
+    assert judge(21, 10_000, saturating, "other flags", "")[0] == UNCHECKED
+    assert judge(21, 10_000, saturating, "", "")[0] == DIFFERS
 
 
 # --- artifacts in a report -------------------------------------------------------------------

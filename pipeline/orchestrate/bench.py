@@ -307,7 +307,8 @@ def facts_of(file: Measured) -> dict[str, Any]:
     """As a measurement's facts, of the machine that the file names."""
     machine = file.machine
     return {
-        "machine": machine.name or hardware.machine_name(machine.cpu, machine.cores),
+        "machine": machine.name
+        or hardware.machine_name(machine.cpu, machine.cores, flags=machine.flags),
         "hardware": {**machine.model_dump(exclude={"name"}), "gpu": None},
         "versions": file.versions,
         "runtimes": [RUNTIME],

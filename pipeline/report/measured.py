@@ -47,21 +47,13 @@ class Measurement:
 
     @property
     def machine(self) -> str:
-        return machine(self.facts)
+        return hardware.name_of(self.facts)
 
     @property
     def made_with(self) -> Mapping[str, Any]:
         """As in `pipeline.done`; nothing of what bench.py gave, and of earlier versions."""
         made = self.facts.get(done.MADE_WITH)
         return made if isinstance(made, dict) else {}
-
-
-def machine(facts: Mapping[str, Any]) -> str:
-    """What the machine is called that measured."""
-    described = facts.get("hardware") or {}
-    return facts.get("machine") or hardware.machine_name(
-        described.get("cpu"), described.get("cores")
-    )
 
 
 def in_result(result: store.Result) -> Measurement | None:
@@ -135,11 +127,17 @@ def _with(
     facts |= {name: one.facts[name] for name in OF_MACHINE if name in one.facts}
     facts["seconds"] = _sum(result.facts.get("seconds"), one.facts.get("seconds"))
     facts["phases"] = {**(one.facts.get("phases") or {}), **(result.facts.get("phases") or {})}
-    borrowed = str(one.facts.get("accuracy_of", "")).rpartition("-")[0]
-    other = borrowed if classified is None else classified.machine
+    other = _borrowed_of(one) if classified is None else classified.machine
     if other not in ("", one.machine):
         facts[CLASSIFIED_ON] = other
     return replace(result, facts=facts, measured={**static, **lent, **one.measured})
+
+
+def _borrowed_of(one: Measurement) -> str:
+    """The machine that its predictions are of, "" for itself. They are reused between CPUs of the
+    same flags alone, so a name of an earlier version means what it means here."""
+    name = str(one.facts.get(same_kind.ACCURACY_OF, "")).rpartition("-")[0]
+    return hardware.name_of({**one.facts, "machine": name}) if name else ""
 
 
 def _lent(classified: Measurement, to: str) -> dict[str, Any]:

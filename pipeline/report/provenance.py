@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline import timeline, usage
+from pipeline.hardware import instruction_sets
 from pipeline.report import content
 from pipeline.report.frames import Frames
 from pipeline.report.jobs import Usage
@@ -136,9 +137,12 @@ def _gpu(hardware: Mapping[str, Any]) -> str:
 
 
 def machine(facts: Mapping[str, Any]) -> str:
-    """What measured a result: `CPU, 2 cores`; "" where it does not say."""
+    """What measured a result: `CPU, 2 cores, AVX2`; "" where it does not say."""
     hardware = facts.get("hardware")
-    return _cpu(hardware) if isinstance(hardware, dict) else ""
+    if not isinstance(hardware, dict):
+        return ""
+    kinds = (label for _, label in instruction_sets(hardware.get("flags")))
+    return ", ".join(part for part in (_cpu(hardware), *kinds) if part)
 
 
 def _listed(flags: Any) -> str:

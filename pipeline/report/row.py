@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from pipeline import runtimes, store
+from pipeline import hardware, runtimes, store
 from pipeline.measure import series as naming
 from pipeline.measure.series import BATCHES, Model, Series, Threads
-from pipeline.report.measured import IN_RESULT, Measurement, machine
+from pipeline.report.measured import IN_RESULT, Measurement
 from pipeline.sweep import Cell
 
 # What a base is compared with is itself.
@@ -198,7 +198,7 @@ def row(cell: Identity, result: store.Result, one: Measurement | None = None) ->
         **vars(cell),
         **numbers,
         facts=result.facts,
-        machine=machine(result.facts),
+        machine=hardware.name_of(result.facts),
         measurement=one.name if one else IN_RESULT,
         latencies=_latencies(samples),
         calls={series: ms.size for series, ms in samples.items()},

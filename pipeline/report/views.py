@@ -77,10 +77,10 @@ class Machines:
 def machine_of(row: Row) -> str:
     """As a reader chooses it: its CPU, after its name where it has one of its own."""
     described, hardware = machine(row.facts), row.facts.get("hardware") or {}
-    cpu, cores, gpu = (hardware.get(key) for key in ("cpu", "cores", "gpu"))
-    if row.machine == machine_name(cpu, cores):
+    cpu, cores, gpu, flags = (hardware.get(key) for key in ("cpu", "cores", "gpu", "flags"))
+    if row.machine == machine_name(cpu, cores, flags=flags):
         return described
-    if gpu and row.machine == machine_name(cpu, cores, gpu):
+    if gpu and row.machine == machine_name(cpu, cores, gpu, flags):
         return f"{described}, {gpu}"
     return f"{row.machine} ({described})" if described else row.machine
 
