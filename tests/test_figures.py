@@ -570,6 +570,16 @@ def test_any_shape_of_sweep_can_be_drawn_and_stays_small(shape):
         assert len(figure.svg) < 300_000, name
 
 
+def test_what_a_figure_refers_to_is_in_it():
+    """Letters, marks and clip paths, whose ids are shortened."""
+    rows, evidence = some(techniques=("-->", "a&b", 'a"b', "#a"))
+    for name, figure in figures.draw(rows, evidence).items():
+        ids = re.findall(rb' id="([^"]*)"', figure.svg)
+        referred = re.findall(rb'(?:href="|url\()#([^")]*)', figure.svg)
+        assert set(ids) == set(referred) and len(ids) == len(set(ids)), name
+        assert len(referred) > 50, name
+
+
 def test_another_process_draws_the_same_bytes():
     script = """
 import hashlib

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.models import strided
+
 
 class Sum(nn.Module):
     """a + b, both [N, K, H, W]: a module of its own, since a residual sum is quantized."""
@@ -127,10 +129,11 @@ class Network(nn.Module):
         """uint8 or float pixels 0..255 [N, C, H, W] -> logits [N, classes]; with ``maps``, (logits,
         [the feature map [N, K, h, w] at the end of each block])."""
         x = self.normalize(images)
-        if not maps:
-            return self.module(x)
-        ends: list[torch.Tensor] = []
-        self._ends = ends
-        logits = self.module(x)
-        self._ends = None
-        return logits, ends
+        with strided.corrected(x):
+            if not maps:
+                return self.module(x)
+            ends: list[torch.Tensor] = []
+            self._ends = ends
+            logits = self.module(x)
+            self._ends = None
+            return logits, ends

@@ -242,7 +242,7 @@ def _compact(svg: bytes) -> bytes:
     unit of their font, of which a point has ten or more. Scales of letters keep their digits."""
     svg = re.sub(rb"<!-- .*? -->\n", b"", re.sub(rb"\n +", b"\n", svg), flags=re.DOTALL)
     svg = re.sub(rb'(?:translate\(| d="| [xy]=")[^")]*', _rounded, svg)
-    svg = re.sub(rb' transform="translate\((-?[\d.]+) 0\)"/>', _beside, svg)
+    svg = re.sub(rb'(<use [^>]*) transform="translate\((-?[\d.]+) 0\)"/>', _beside, svg)
     svg = re.sub(rb' style="[^"]*"', lambda style: re.sub(rb"([:;]) ", rb"\1", style[0]), svg)
     return _with_short_ids(svg)
 
@@ -255,7 +255,7 @@ def _rounded(place: re.Match[bytes]) -> bytes:
 
 
 def _beside(moved: re.Match[bytes]) -> bytes:
-    return b' x="%d"/>' % round(float(moved[1]))
+    return b'%b x="%d"/>' % (moved[1], round(float(moved[2])))
 
 
 def _with_short_ids(svg: bytes) -> bytes:
