@@ -1,10 +1,11 @@
 """1x1 convolutions with a stride and few inputs, where their gradients are needed on a CPU.
 
-oneDNN 3.12, which is in PyTorch 2.14, gathers the pixels of such a convolution in blocks of as many
-channels as its vectors have, and where there are fewer writes past the end of its buffer: gradients
-are wrong by as much as they are large, or the process is aborted
-(github.com/uxlfoundation/oneDNN/issues/6035). Narrow networks with shortcuts have them. The same
-convolution of the pixels that it sees, without a stride, is right.
+oneDNN 3.12, which is in PyTorch 2.14, gathers the pixels that such a convolution sees in a buffer
+for as many channels as there are, but steps through it by whole blocks of 8 (AVX2) or 16 (AVX-512)
+of them. With fewer inputs it writes past the end: gradients are wrong by as much as they are large,
+or the process is aborted (github.com/uxlfoundation/oneDNN/issues/6035). Shortcuts of narrow
+networks are such convolutions. Of the pixels alone that it sees it is one without a stride, and
+right.
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ from torch.overrides import TorchFunctionMode
 
 Sizes = int | tuple[int, ...]  # of rows and columns: one for both, or one for each
 
-FLOATS = 16  # of a block of channels with AVX-512; AVX2 has 8
+BLOCK = 16  # channels, with AVX-512; AVX2 has 8
 
 
 def corrected(images: torch.Tensor) -> AbstractContextManager[Any]:
-    """While it is active, ``F.conv2d`` is right where a gradient may be taken of it. What is on a
-    GPU or in bf16 is computed by other kernels, and stays as it is, as does what is exported."""
+    """While it is active, ``F.conv2d`` is right where a gradient may be taken of it. Nothing is
+    changed on a GPU, which has kernels of its own, nor in what is exported."""
     if images.device.type != "cpu" or torch.compiler.is_exporting():
         return nullcontext()
-    gradients = torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-    return Strided() if gradients else nullcontext()
+    return Strided() if torch.is_grad_enabled() else nullcontext()
 
 
 class Strided(TorchFunctionMode):
@@ -55,7 +55,7 @@ def _conv2d(
     rows, columns = stride if isinstance(stride, tuple) else (stride, stride)
     affected = (
         max(rows, columns) > 1
-        and weight.shape[1] < FLOATS
+        and weight.shape[1] < BLOCK
         and weight.shape[2:] == (1, 1)
         and padding in (0, (0, 0), "valid")
     )
