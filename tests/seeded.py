@@ -102,6 +102,7 @@ def _figures(cell, folder: Path, device: str) -> dict[str, Any]:
 
     from pipeline import execute, store
     from pipeline.paths import Work
+    from pipeline.training.loop import Diverged
     from tests import cells
 
     work = Work(folder / "work")
@@ -111,8 +112,12 @@ def _figures(cell, folder: Path, device: str) -> dict[str, Any]:
         if cell.is_base:
             execute.run_cell(cell, work, work.root, device=device, threads=1, measures=False)
         run = execute._Run(cell, work, work.cell(cell.id), work.root, device, lambda event: None)
-        state, history = run.staged()
-        run.checkpoints.close()
+        try:
+            state, history = run.staged()
+        except Diverged as error:
+            return {"diverged": str(error)}
+        finally:
+            run.checkpoints.close()
     tensors = {n: t.detach().contiguous() for n, t in sorted(state.network.state_dict().items())}
     digest = hashlib.sha256()
     for tensor in tensors.values():  # whatever they are called

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -188,8 +188,17 @@ square = st.builds(
 )
 
 
+ALL_OUTSIDE = [  # a map of one row, of which each kernel reads the rows before and behind it
+    Layer(3, (1, 1), (1, 1), (1, 1), (0,) * 4, 3),
+    Layer(3, (2, 2), (1, 1), (2, 2), (0,) * 4, 3),
+    Layer(3, (2, 2), (1, 1), (2, 2), (1,) * 4, 3),
+    Layer(3, (1, 1), (1, 1), (1, 1), (0,) * 4, 3),
+]
+
+
 @settings(max_examples=60, deadline=None)
 @given(layers=st.lists(square, min_size=2, max_size=4), size=st.tuples(*[st.integers(2, 8)] * 2))
+@example(layers=ALL_OUTSIDE, size=(3, 6))
 def test_products_behind_one_another_become_convolutions_again(layers, size):
     assume(fits(layers, size))
     model = qdq(layers, 3, size)

@@ -90,7 +90,7 @@ def known(folder: Path, function: str = "build", **arguments):
 
 def deployed(state: network.ModelState, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of the network in int8: as it is simulated, and as its artifact gives them."""
-    made = network.with_transform(state, FakeQuantized())
+    made = network.with_transform(state, FakeQuantized(pairs=True))
     batches = [made.network.normalize(pixels)]
     calibration.calibrate(made.network.module, batches, "minmax", (120, 1 / 64))
     model = int8_model(made, network.integers(made), pixels.numpy())

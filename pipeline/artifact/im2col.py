@@ -37,7 +37,7 @@ def rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
     by_pixel: dict[ir.Value, ir.Value] = {}
     for node in [n for n in whole.graph if n.op_type == "Conv"]:
         convolution = _match(node)
-        if convolution is not None:
+        if convolution is not None and _reads_pixels(convolution):
             _replace(whole.graph, convolution, by_pixel)
     passes.RemoveUnusedNodesPass()(whole)
     passes.DeduplicateInitializersPass()(whole)
@@ -78,6 +78,12 @@ def _match(conv: ir.Node) -> _Convolution | None:
     ):
         return None
     return _Convolution(conv, image, weight, readers[0], kernel, size, output_size)
+
+
+def _reads_pixels(conv: _Convolution) -> bool:
+    """Whether it reads any, and not what lies around a map alone, of which nobody could tell the
+    convolution again (convolutions.py)."""
+    return bool((_table(conv) < math.prod(conv.size)).any())
 
 
 def _replace(graph: ir.Graph, conv: _Convolution, by_pixel: dict[ir.Value, ir.Value]) -> None:
