@@ -12,9 +12,9 @@ from tests import seeded
 GOLDEN = json.loads(seeded.GOLDEN.read_text())
 
 # Other CPUs add in another order: each sum differs by about 1e-7, and training multiplies that step
-# after step, until other filters, clusters or candidates of a calibration are chosen. On an AMD EPYC
-# without AVX-512, losses differed by at most 8e-3 (relative), the sum of all weights by 6e-3, and
-# the mean logarithm of a tensor's mean size by 0.02; with oneDNN alone held to AVX2, by a quarter.
+# after step, until other filters, clusters or candidates of a calibration are chosen. On an AMD
+# EPYC without AVX-512, losses differed by at most 8e-3 (relative), the sum of all weights by 6e-3,
+# and the mean logarithm of a tensor's mean size by 0.02; with oneDNN alone held to AVX2, by less.
 LOSSES, WEIGHTS, LOGARITHMS = 1.5e-2, 1e-2, 3e-2
 # A scale that is learned comes close to zero after so short a training; with the kernels of AVX2 on
 # an AMD EPYC it gets there, which ends the run.
