@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pipeline.orchestrate import elsewhere, graph, ledger, slurm, state, withdrawn
 from pipeline.orchestrate.cluster import View
@@ -28,8 +28,9 @@ def run(sweep: Sweep, work: Work, cells: Sequence[Cell] = ()) -> Iterator[str]:
         if view is None:
             yield f"Nothing of {sweep.name} was ever submitted."
             return
-        places = {s.cell.id: _places(s, view) for s in states.cells}
-        ending = {s.cell.id: _places(s, view, bool(cells)) for s in states.cells}
+        measuring = view.known.measuring  # of all cells, made when asked for
+        places = {s.cell.id: _places(s, view, measuring) for s in states.cells}
+        ending = {s.cell.id: _places(s, view, measuring, bool(cells)) for s in states.cells}
         queued = [cell for cell in cells or sweep.cells if ending[cell.id]]
         ours = {c.id: [at for at in ending[c.id] if slurm.is_ours(at.entry.user)] for c in queued}
         chosen = [cell for cell in queued if ours[cell.id]]
@@ -76,7 +77,9 @@ def _put_off(known: ledger.Ledger) -> set[str]:
     return {*known.put_off, *known.measuring_put_off}
 
 
-def _places(now: CellState, view: View, named: bool = False) -> list[ledger.At]:
+def _places(
+    now: CellState, view: View, measuring: Mapping[str, ledger.At], named: bool = False
+) -> list[ledger.At]:
     """The tasks in the queue of which its training or its measurement is part. With `named`, what
     to cancel for this cell alone: the task that trains it, since one that measures others of its
     base then leaves it out; once it is trained, the one that measures it; nothing once it is done,
@@ -87,10 +90,10 @@ def _places(now: CellState, view: View, named: bool = False) -> list[ledger.At]:
     training = [view.last[cell.id]] if view.in_own_queue(cell.id) else []
     if named and training and not now.trained:
         return training
-    at = view.known.measuring.get(cell.id)
+    at = measuring.get(cell.id)
     row = view.rows.get(at.task) if at and at.entry.job is not None else None
-    measuring = [at] if at and row and row.state not in slurm.FINAL else []
-    return measuring if named else [*training, *measuring]
+    measured_by = [at] if at and row and row.state not in slurm.FINAL else []
+    return measured_by if named else [*training, *measured_by]
 
 
 def _of_others(cells: Iterable[Cell]) -> Iterator[str]:

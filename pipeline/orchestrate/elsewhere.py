@@ -35,9 +35,10 @@ def _refuse(entries: Iterable[ledger.Entry], here: str) -> None:
 
 def _of_cells(states: SweepState, view: cluster.View) -> Iterator[ledger.Entry]:
     """The submissions that cells were last part of, as far as their end is not known."""
+    last, measuring = view.known.last, view.known.measuring  # of all cells, made when asked for
     for now in states.cells:
-        training = None if now.trained else view.known.last.get(now.cell.id)
-        for at in (training, view.known.measuring.get(now.cell.id)):
+        training = None if now.trained else last.get(now.cell.id)
+        for at in (training, measuring.get(now.cell.id)):
             ended = now.state == "done" or now.cell.id in view.known.cancelled
             if at is None or at.entry.job is None or ended or at.task in view.rows:
                 continue
