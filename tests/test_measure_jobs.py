@@ -273,7 +273,8 @@ def test_what_is_trained_waits_for_its_measurement(desk):
         "job 8_0 on n2 measures what stands on its base, one after the other"
     )
     assert not desk.measures(states) and not desk.resumed(states).measures
-    assert [at.task for at in cancel._places(states.cells[0], states.view)] == ["8_0"]
+    measuring = states.view.known.measuring
+    assert [at.task for at in cancel._places(states.cells[0], states.view, measuring)] == ["8_0"]
 
 
 def test_a_measurement_that_fails_keeps_the_training_and_is_sent_again_alone(desk):
