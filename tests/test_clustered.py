@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import nn
 
-from pipeline import artifact
+from pipeline import artifact, hardware
 from pipeline.errors import UserError
 from pipeline.models import network
 from pipeline.models.transforms import clustered, fakequant, masked, pairs, powers
@@ -110,12 +110,12 @@ def shared(bench):
 
 def test_a_layer_has_as_many_values_as_it_may_and_zero_where_it_is_masked(shared, bench, tmp_path):
     masks = {n: masked.mask(x) for n, x in masked.layers(shared.network.module).items()}
+    moved = 0 if "avx512f" in hardware.cpu_flags() else 1  # by training, from where it began
     for name, weights in integers(shared).items():
         most = 8 if name == "head" else 4
         assert len(weights[masks[name]].unique()) <= most
         assert not weights[~masks[name]].any()
-        # where clusters began; training moves them by no more than this here
-        assert clustered.LARGEST - 3 <= weights.abs().max() <= clustered.LARGEST
+        assert clustered.LARGEST - moved <= weights.abs().max() <= clustered.LARGEST
         assert pairs.largest(weights).max() <= pairs.LIMIT
     values = [len(np.unique(weight)) for weight in in_artifact(shared, bench, tmp_path / "x")]
     assert len(values) == len(masks) and max(values) <= 9 and sorted(values)[-2] <= 5

@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from pipeline import catalog, plugins, registry, sweep
+from pipeline import catalog, hardware, plugins, registry, sweep
 from pipeline.artifact import bounds
 from pipeline.artifact.float import refuse_unexportable
 from pipeline.artifact.format import INPUT
@@ -90,7 +90,7 @@ def known(folder: Path, function: str = "build", **arguments):
 
 def deployed(state: network.ModelState, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of the network in int8: as it is simulated, and as its artifact gives them."""
-    made = network.with_transform(state, FakeQuantized(pairs=True))
+    made = network.with_transform(state, FakeQuantized(pairs=hardware.saturates()))
     batches = [made.network.normalize(pixels)]
     calibration.calibrate(made.network.module, batches, "minmax", (120, 1 / 64))
     model = int8_model(made, network.integers(made), pixels.numpy())

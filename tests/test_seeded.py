@@ -7,17 +7,23 @@ import json
 
 import pytest
 
+from pipeline import hardware
 from tests import seeded
 
 GOLDEN = json.loads(seeded.GOLDEN.read_text())
 
 # Other CPUs add in another order: each sum differs by about 1e-7, and training multiplies that step
-# after step, until other filters, clusters or candidates of a calibration are chosen. On an AMD
-# EPYC without AVX-512, losses differed by at most 8e-3 (relative), the sum of all weights by 6e-3,
-# and the mean logarithm of a tensor's mean size by 0.02; with oneDNN alone held to AVX2, by less.
-LOSSES, WEIGHTS, LOGARITHMS = 1.5e-2, 1e-2, 3e-2
-# A scale that is learned comes close to zero after so short a training; with the kernels of AVX2 on
-# an AMD EPYC it gets there, which ends the run.
+# after step. With the kernels of AVX2 and SSE in place of AVX-512's, losses differed by at most
+# 1.9e-3 (relative), the sum of all weights by 2e-4, and the mean logarithm of a tensor's mean size
+# by 3e-3 (calibration takes the next of its 32 candidates).
+NEAR = (5e-3, 1e-3, 1e-2)
+# On an AMD EPYC without AVX-512, where all that PyTorch computes is in another order and other
+# filters and clusters are chosen: 8e-3, 6e-3 and 0.02.
+FAR = (1.5e-2, 1e-2, 3e-2)
+# Scales of normalization are nearly tied after two epochs, and other filters stay: 8e-4 and 9e-3.
+TIED, WIDER = {"prune-bn-scale"}, 5
+# A scale that is learned comes close to zero after so short a training; there it gets to zero,
+# which ends the run.
 AT_ZERO = {"quantize-learned", "binary-weights"}
 
 
@@ -26,21 +32,23 @@ def figures(tmp_path_factory):
     return seeded.figures(tmp_path_factory.mktemp("seeded"))
 
 
-def changes(figures: dict, golden: dict, exactly: bool) -> dict[str, list[str]]:
+def changes(figures: dict, golden: dict, exactly: bool, far: bool = False) -> dict[str, list[str]]:
     """Chain -> what is not as it was: one line a figure."""
     told: dict[str, list[str]] = {}
+    losses, of_weights, logarithms = FAR if far else NEAR
     for chain, expected in golden.items():
         mine, lines = figures[chain], []
         if "diverged" in mine:
-            if exactly or chain not in AT_ZERO:
+            if not far or chain not in AT_ZERO:
                 told[chain] = [mine["diverged"]]
             continue
         for name in ("loss", "held_out_loss"):
-            if mine[name] != pytest.approx(expected[name], rel=LOSSES):
+            if mine[name] != pytest.approx(expected[name], rel=losses):
                 lines.append(f"{name} {mine[name]}, was {expected[name]}")
-        if mine["weights"] != pytest.approx(expected["weights"], rel=WEIGHTS):
+        factor = WIDER if chain in TIED and not far else 1
+        if mine["weights"] != pytest.approx(expected["weights"], rel=factor * of_weights):
             lines.append(f"weights {mine['weights']:.6g}, were {expected['weights']:.6g}")
-        if abs(mine["logarithms"] - expected["logarithms"]) > LOGARITHMS:
+        if abs(mine["logarithms"] - expected["logarithms"]) > factor * logarithms:
             lines.append(
                 f"sizes of tensors {mine['logarithms']:.4f} in the mean of their logarithms, were "
                 f"{expected['logarithms']:.4f}"
@@ -75,9 +83,14 @@ def here() -> bool:
     return seeded.machine() == {name: GOLDEN[name] for name in ("cpu", "flags", "torch")}
 
 
+def far() -> bool:
+    """Whether this CPU lacks the vectors of the figures' one."""
+    return "avx512f" in set(GOLDEN["flags"]) - set(hardware.cpu_flags())
+
+
 def test_the_figures_of_every_chain_are_what_they_were(figures):
     assert set(figures) == set(GOLDEN["chains"]) == {"base", *seeded.CHAINS}
-    told = changes(figures, GOLDEN["chains"], exactly=here())
+    told = changes(figures, GOLDEN["chains"], exactly=here(), far=far())
     assert not told, message(told)
 
 
@@ -114,9 +127,9 @@ def test_a_figure_that_changed_is_named_with_the_version_to_raise(chains, expect
     figures = copy.deepcopy(GOLDEN["chains"])
     for chain in chains:
         if name == "loss":
-            figures[chain]["loss"] = [1.02 * value for value in figures[chain]["loss"]] or [1.0]
+            figures[chain]["loss"] = [1.006 * value for value in figures[chain]["loss"]] or [1.0]
         elif name == "weights":
-            figures[chain]["weights"] *= 1.02
+            figures[chain]["weights"] *= 1.006
         elif name == "logarithms":
             figures[chain]["logarithms"] += 0.051
         else:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.models import strided
+from pipeline.models.convolving import Call
 from pipeline.models.layers import Network
 from pipeline.training.recipe import Machine
 
@@ -73,17 +74,16 @@ def test_it_is_active_where_a_gradient_is_taken_on_a_cpu():
     assert not isinstance(strided.corrected(images.to("meta")), strided.Strided)
 
 
-def test_strides_are_taken_before_the_convolution_and_only_with_few_inputs(monkeypatch):
-    seen = []
+@pytest.mark.parametrize(("inputs", "expected"), [(4, ((4, 4), 1)), (strided.BLOCK, ((8, 8), 2))])
+def test_strides_are_taken_before_the_convolution_and_only_with_few_inputs(
+    monkeypatch, inputs, expected
+):
+    seen, convolve = [], F.conv2d
 
     def conv2d(input, weight, bias, stride, *rest):
         seen.append((tuple(input.shape[2:]), stride))
         return convolve(input, weight, bias, stride, *rest)
 
-    convolve = F.conv2d
-    for inputs in (4, strided.BLOCK):
-        with strided.Strided():
-            monkeypatch.setattr(strided.F, "conv2d", conv2d)
-            strided._conv2d(torch.ones(1, inputs, 8, 8), torch.ones(2, inputs, 1, 1), None, 2)
-            monkeypatch.undo()
-    assert seen == [((4, 4), 1), ((8, 8), 2)]
+    monkeypatch.setattr(F, "conv2d", conv2d)
+    call = Call(torch.ones(1, inputs, 8, 8), torch.ones(2, inputs, 1, 1), stride=2)
+    assert strided.Strided().convolve(call).shape == (1, 2, 4, 4) and seen == [expected]

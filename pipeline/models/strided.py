@@ -10,15 +10,12 @@ right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 
-Sizes = int | tuple[int, ...]  # of rows and columns: one for both, or one for each
+from pipeline.models.convolving import Call, Convolving, pair
 
 BLOCK = 16  # channels, with AVX-512; AVX2 has 8
 
@@ -31,34 +28,15 @@ def corrected(images: torch.Tensor) -> AbstractContextManager[Any]:
     return Strided() if torch.is_grad_enabled() else nullcontext()
 
 
-class Strided(TorchFunctionMode):
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        return (_conv2d if function is F.conv2d else function)(*args, **kwargs)
-
-
-def _conv2d(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    stride: Sizes = 1,
-    padding: Sizes | str = 0,
-    dilation: Sizes = 1,
-    groups: int = 1,
-) -> torch.Tensor:
-    rows, columns = stride if isinstance(stride, tuple) else (stride, stride)
-    affected = (
-        max(rows, columns) > 1
-        and weight.shape[1] < BLOCK
-        and weight.shape[2:] == (1, 1)
-        and padding in (0, (0, 0), "valid")
-    )
-    if affected:
-        input, stride = input[..., ::rows, ::columns], 1
-    return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+class Strided(Convolving):
+    def convolve(self, call: Call) -> torch.Tensor:
+        rows, columns = pair(call.stride)
+        affected = (
+            (rows, columns) != (1, 1)
+            and call.weight.shape[1] < BLOCK
+            and call.weight.shape[2:] == (1, 1)
+            and call.padding in (0, (0, 0), "valid")
+        )
+        if affected:
+            call = call._replace(input=call.input[..., ::rows, ::columns], stride=1)
+        return call.plain()

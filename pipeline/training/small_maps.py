@@ -8,57 +8,34 @@ numbers are the same but for the order in which they are added.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.overrides import TorchFunctionMode
 
-Sizes = int | tuple[int, ...]  # of rows and columns: one for both, or one for each
+from pipeline.models.convolving import Call, Convolving, pair
 
 LARGEST = 4  # pixels a side: at 8x8 the convolution is as fast, and the columns cost memory
 
 
-class SmallMaps(TorchFunctionMode):
+class SmallMaps(Convolving):
     """While it is active, ``F.conv2d`` under autocast to bf16 takes the product wherever that is
     the same convolution: stride 1, no dilation, no groups, an odd square kernel whose padding keeps
     the map's size."""
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        return (_conv2d if function is F.conv2d else function)(*args, **kwargs)
-
-
-def _conv2d(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    stride: Sizes = 1,
-    padding: Sizes | str = 0,
-    dilation: Sizes = 1,
-    groups: int = 1,
-) -> torch.Tensor:
-    kernel, half = weight.shape[-1], weight.shape[-1] // 2
-    fits = (
-        torch.is_autocast_enabled("cpu")
-        and input.dim() == 4
-        and max(input.shape[2:]) <= LARGEST
-        and weight.shape[2] == kernel == 2 * half + 1
-        and _pair(padding) == (half, half)
-        and (_pair(stride), _pair(dilation), groups) == ((1, 1), (1, 1), 1)
-    )
-    if not fits:
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    output = _Product.apply(input.to(torch.bfloat16), _taps(weight))
-    return output if bias is None else output + bias.to(torch.bfloat16).view(-1, 1, 1)
+    def convolve(self, call: Call) -> torch.Tensor:
+        kernel, half = call.weight.shape[-1], call.weight.shape[-1] // 2
+        fits = (
+            torch.is_autocast_enabled("cpu")
+            and call.input.dim() == 4
+            and max(call.input.shape[2:]) <= LARGEST
+            and call.weight.shape[2] == kernel == 2 * half + 1
+            and pair(call.padding) == (half, half)
+            and (pair(call.stride), pair(call.dilation), call.groups) == ((1, 1), (1, 1), 1)
+        )
+        if not fits:
+            return call.plain()
+        output = _Product.apply(call.input.to(torch.bfloat16), _taps(call.weight))
+        return output if call.bias is None else output + call.bias.to(torch.bfloat16).view(-1, 1, 1)
 
 
 def _taps(weight: torch.Tensor) -> torch.Tensor:
@@ -112,7 +89,3 @@ def _columns(maps: torch.Tensor, kernel: int) -> torch.Tensor:
 def _as_maps(pixels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     number, _, height, width = like.shape
     return pixels.view(number, height, width, -1).permute(0, 3, 1, 2)
-
-
-def _pair(value: Sizes | str) -> tuple[int | str, ...]:
-    return value if isinstance(value, tuple) else (value, value)
